@@ -1,0 +1,81 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// Run is a whole process as a function: tests call it with an environment and outputs of their own. It returns nil when it did
+// what it was asked for, stopping because ctx ended included.
+type Run func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error
+
+// Main runs the process and exits. SIGINT and SIGTERM end ctx, with the signal as its cause; a second signal kills. An error is
+// printed one line per sentence, each with the program's name in front, and the exit code is 1.
+func Main(run Run) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	os.Exit(exitCode(ctx, run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr), os.Stderr))
+}
+
+func exitCode(ctx context.Context, err error, stderr io.Writer) int {
+	if err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return 0
+	}
+	name := filepath.Base(os.Args[0])
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		fmt.Fprintf(stderr, "%s: %s\n", name, line)
+	}
+	return 1
+}
+
+// Parse reads args into cli, a pointer to a struct with kong's tags. A flag that args do not set takes the value getenv has for
+// its env tag, where there is one. The context is nil when help was asked for and has been printed.
+func Parse(name, description string, cli any, args []string, getenv func(string) string, stdout, stderr io.Writer) (*kong.Context, error) {
+	helped := false
+	environment := kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+		for _, env := range flag.Envs {
+			if v := getenv(env); v != "" {
+				return v, nil
+			}
+		}
+		return nil, nil
+	})
+	parser, err := kong.New(cli, kong.Name(name), kong.Description(description), kong.Writers(stdout, stderr),
+		kong.Resolvers(environment), kong.UsageOnError(), kong.Exit(func(int) { helped = true }))
+	if err != nil {
+		return nil, fmt.Errorf("describe the command line: %w", err)
+	}
+	command, err := parser.Parse(args)
+	switch {
+	case helped:
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("%w (see %s --help)", err, name)
+	}
+	return command, nil
+}
+
+// Version names the build: the module's version where the toolchain knows one, and the revision it was built from.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && !strings.Contains(version, s.Value[:min(12, len(s.Value))]) {
+			version += " " + s.Value
+		}
+	}
+	return version + " " + info.GoVersion
+}
