@@ -1,0 +1,177 @@
+package sql
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"embed"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed orders/*.sql inventory/*.sql
+var files embed.FS
+
+// Database names one of the two schemas; it is also the folder it is kept in.
+type Database string
+
+const (
+	Orders    Database = "orders"
+	Inventory Database = "inventory"
+)
+
+// migrateLock keeps two migrations of one database from running at once; the number has no meaning beyond this.
+const migrateLock = 0x77616c706f7374
+
+// Migrate brings the database at adminURL to the newest schema and gives the role of serviceURL the rights its service needs there
+// and no others. The role is created when missing, and its password becomes the one in serviceURL; without one there the role's
+// password stays. It may run any number of times and at once, and writes a line to out for each thing it did. Neither URL's password appears
+// in an error, in out or in the server's log.
+func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, out io.Writer) error {
+	admin, err := pgx.ParseConfig(adminURL)
+	if err != nil {
+		return fmt.Errorf("administrator's database URL: %w", err)
+	}
+	service, err := pgx.ParseConfig(serviceURL)
+	if err != nil {
+		return fmt.Errorf("service's database URL: %w", err)
+	}
+	if service.User == admin.User {
+		return fmt.Errorf("the service's database URL has the administrator's role %q: give the service a role of its own, as in postgres://%s_service:password@host/%s", service.User, which, admin.Database)
+	}
+	if service.Database != admin.Database {
+		return fmt.Errorf("the service's database is %q and the administrator's %q: both URLs must name the same one", service.Database, admin.Database)
+	}
+	conn, err := pgx.ConnectConfig(ctx, admin)
+	if err != nil {
+		return fmt.Errorf("connect as administrator: %w%s", err, connectHint(err, admin))
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrateLock); err != nil {
+		return fmt.Errorf("wait for another migration: %w", err)
+	}
+	if err := ensureRole(ctx, conn, service.User, service.Password, out); err != nil {
+		return err
+	}
+	if err := migrateSchema(ctx, which, admin, out); err != nil {
+		return err
+	}
+	return grantRights(ctx, conn, which, service.User, out)
+}
+
+// connectHint says what to do about an error people meet before anything works.
+func connectHint(err error, config *pgx.ConnConfig) string {
+	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "3D000" {
+		return fmt.Sprintf(" (create it first: CREATE DATABASE %s)", pgx.Identifier{config.Database}.Sanitize())
+	}
+	return ""
+}
+
+func migrateSchema(ctx context.Context, which Database, admin *pgx.ConnConfig, out io.Writer) error {
+	folder, err := fs.Sub(files, string(which))
+	if err != nil {
+		return fmt.Errorf("open the migrations of %s: %w", which, err)
+	}
+	db := stdlib.OpenDB(*admin)
+	defer db.Close()
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, folder, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return fmt.Errorf("read the migrations of %s: %w", which, err)
+	}
+	done, err := provider.Up(ctx)
+	if err != nil {
+		return fmt.Errorf("migrate %s: %w", which, err)
+	}
+	for _, m := range done {
+		fmt.Fprintf(out, "schema: applied %s\n", m.Source.Path)
+	}
+	version, err := provider.GetDBVersion(ctx)
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
+	}
+	fmt.Fprintf(out, "schema: database %q is at version %d of %s\n", admin.Database, version, which)
+	return nil
+}
+
+// ensureRole creates the role or checks it, and sets its password.
+func ensureRole(ctx context.Context, conn *pgx.Conn, role, password string, out io.Writer) error {
+	name := pgx.Identifier{role}.Sanitize()
+	var mighty bool
+	err := conn.QueryRow(ctx, `SELECT rolsuper OR rolreplication OR rolcreaterole OR rolcreatedb OR rolbypassrls FROM pg_roles WHERE rolname = $1`, role).Scan(&mighty)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		if _, err := conn.Exec(ctx, "CREATE ROLE "+name+" LOGIN"); err != nil {
+			return fmt.Errorf("create the service's role %q: %w", role, err)
+		}
+		fmt.Fprintf(out, "role: created %q\n", role)
+	case err != nil:
+		return fmt.Errorf("look for the service's role %q: %w", role, err)
+	case mighty:
+		return fmt.Errorf("the service's role %q may do more than a service should: ALTER ROLE %s NOSUPERUSER NOREPLICATION NOCREATEROLE NOCREATEDB NOBYPASSRLS, or name another in the service's URL", role, name)
+	}
+	if password == "" {
+		return nil
+	}
+	verifier, err := scramVerifier(password)
+	if err != nil {
+		return fmt.Errorf("password in the service's database URL: %w", err)
+	}
+	if _, err := conn.Exec(ctx, "ALTER ROLE "+name+" LOGIN PASSWORD '"+verifier+"'"); err != nil {
+		return fmt.Errorf("set the password of the service's role %q: %w", role, err)
+	}
+	fmt.Fprintf(out, "role: %q has the password of its URL\n", role)
+	return nil
+}
+
+// grantRights makes the role's rights what rights.sql says, whatever they were.
+func grantRights(ctx context.Context, conn *pgx.Conn, which Database, role string, out io.Writer) error {
+	rights, err := fs.ReadFile(files, string(which)+"/rights.sql")
+	if err != nil {
+		return fmt.Errorf("read the rights of %s: %w", which, err)
+	}
+	name := pgx.Identifier{role}.Sanitize()
+	statements := "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM " + name + ";\n" + strings.ReplaceAll(string(rights), ":service", name)
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, statements)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("grant the service's role %q its rights: %w", role, err)
+	}
+	fmt.Fprintf(out, "rights: %q has those of the %s service and no others in these tables\n", role, which)
+	return nil
+}
+
+// scramVerifier is what the server keeps instead of a password. Computed here, the password itself never reaches the server's log.
+// Only printable ASCII, for which SASLprep, that libpq would apply, changes nothing.
+func scramVerifier(password string) (string, error) {
+	if strings.ContainsFunc(password, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return "", errors.New("use printable ASCII characters only")
+	}
+	salt := make([]byte, 16)
+	_, _ = rand.Read(salt) // never fails
+	const iterations = 4096
+	salted, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
+	if err != nil {
+		return "", fmt.Errorf("derive its key: %w", err)
+	}
+	mac := func(text string) []byte {
+		h := hmac.New(sha256.New, salted)
+		h.Write([]byte(text))
+		return h.Sum(nil)
+	}
+	stored := sha256.Sum256(mac("Client Key"))
+	b64 := base64.StdEncoding.EncodeToString
+	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", iterations, b64(salt), b64(stored[:]), b64(mac("Server Key"))), nil
+}
