@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/inventory"
+	"github.com/walpost/walpost/sql"
+)
+
+const description = "Keeps the stock: applies the order events of a Kafka topic to PostgreSQL, exactly once each, and answers over HTTP."
+
+type cli struct {
+	DatabaseURL string `name:"database-url" env:"INVENTORY_DATABASE_URL" placeholder:"URL" help:"The inventory database, as the service's own role."`
+	LogLevel    string `env:"LOG_LEVEL" default:"info" help:"trace, debug, info, warn or error. At debug there is a line per event."`
+	LogFormat   string `env:"LOG_FORMAT" help:"json or console; console on a terminal when not given."`
+
+	Serve   serve    `cmd:"" default:"withargs" help:"Consume events and answer HTTP (the default)."`
+	Migrate migrate  `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights."`
+	Version struct{} `cmd:"" help:"Print the version."`
+}
+
+type serve struct {
+	Brokers []string `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
+	Topic   string   `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
+	Group   string   `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
+	HTTP    string   `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
+}
+
+type migrate struct {
+	AdminURL string `name:"admin-database-url" env:"INVENTORY_ADMIN_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that may create tables and roles."`
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	var flags cli
+	command, err := app.Parse("inventory", description, &flags, args, getenv, stdout, stderr)
+	if command == nil || err != nil {
+		return err
+	}
+	switch command.Command() {
+	case "version":
+		_, err := fmt.Fprintln(stdout, "inventory", app.Version())
+		return err
+	case "migrate":
+		return flags.migrate(ctx, stdout)
+	default:
+		return flags.serve(ctx, stderr)
+	}
+}
+
+func (c *cli) migrate(ctx context.Context, stdout io.Writer) error {
+	var errs []error
+	if c.DatabaseURL == "" {
+		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory; migrate makes that role and sets its password"))
+	}
+	if c.Migrate.AdminURL == "" {
+		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory"))
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return sql.Migrate(ctx, sql.Inventory, c.Migrate.AdminURL, c.DatabaseURL, stdout)
+}
+
+// serve reports everything that is wrong with the configuration at once. What is only away, PostgreSQL or Kafka, is
+// waited for: /readyz and the log say so.
+func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
+	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
+	pool, poolErr := c.pool(ctx)
+	if poolErr == nil {
+		defer pool.Close()
+	}
+	if err := errors.Join(logErr, poolErr, c.Serve.check()); err != nil {
+		return err
+	}
+	log = log.With().Str("service", "inventory").Logger()
+	ln, err := net.Listen("tcp", c.Serve.HTTP)
+	if err != nil {
+		return fmt.Errorf("--http (INVENTORY_HTTP): %w: choose a free address of this machine", err)
+	}
+	defer ln.Close()
+
+	reg := app.NewRegistry()
+	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
+	consumer, err := inventory.NewConsumer(inventory.ConsumerConfig{
+		Brokers: c.Serve.Brokers, Topic: c.Serve.Topic, Group: c.Serve.Group, Store: store, Metrics: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	app.OpsRoutes(mux, reg, consumer.Ready)
+	inventory.Routes(mux, store, metrics, log)
+
+	if err := store.Ping(ctx); err != nil {
+		log.Warn().Err(err).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return app.Serve(ctx, ln, app.Instrument(reg, mux), log) })
+	group.Go(func() error { return consumer.Run(ctx) })
+	return group.Wait()
+}
+
+func (c *cli) pool(ctx context.Context) (*pgxpool.Pool, error) {
+	if c.DatabaseURL == "" {
+		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory")
+	}
+	pool, err := pgxpool.New(ctx, c.DatabaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+	}
+	return pool, nil
+}
+
+func (s *serve) check() error {
+	var errs []error
+	if len(s.Brokers) == 0 {
+		errs = append(errs, errors.New("--kafka-brokers (INVENTORY_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092"))
+	}
+	for _, broker := range s.Brokers {
+		if err := checkAddress(broker); err != nil {
+			errs = append(errs, fmt.Errorf("--kafka-brokers (INVENTORY_KAFKA_BROKERS): %w", err))
+		}
+	}
+	if !legalTopic(s.Topic) {
+		errs = append(errs, fmt.Errorf("--topic (INVENTORY_TOPIC): %q is no name of a topic: use 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'", s.Topic))
+	}
+	if s.Group == "" || len(s.Group) > 255 {
+		errs = append(errs, errors.New("--group (INVENTORY_GROUP): a consumer group's name has 1 to 255 bytes"))
+	}
+	if err := checkAddress(s.HTTP); err != nil {
+		errs = append(errs, fmt.Errorf("--http (INVENTORY_HTTP): %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%q is not host:port with a number from 0 to 65535 as port", address)
+	}
+	return nil
+}
+
+// legalTopic is Kafka's own rule.
+func legalTopic(name string) bool {
+	const alphabet = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+	return name != "" && name != "." && name != ".." && len(name) <= 249 && strings.Trim(name, alphabet) == ""
+}

@@ -1,0 +1,172 @@
+package inventory
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// The event types that move stock. All others, those of the future among them, are none of inventory's business.
+const (
+	OrderPaid      = "OrderPaid"
+	OrderCancelled = "OrderCancelled"
+)
+
+// Limits of an event. They are wider than what the order service writes and narrower than what could hurt.
+const (
+	maxEventBytes = 1 << 20
+	maxSKUBytes   = 64            // as in the table
+	maxQuantity   = 1_000_000_000 // of a line; the sum over maxEventBytes of lines stays far inside int64
+)
+
+// An Event is what inventory needs to know of a paid or cancelled order.
+type Event struct {
+	ID          string // canonical UUID
+	Type        string // OrderPaid or OrderCancelled
+	OrderID     string // canonical UUID
+	OrderNumber string // for the log; may be empty
+	WasPaid     bool   // of OrderCancelled
+	Items       []Item // at least one; a SKU may come more than once
+}
+
+// An Item is one line of an order.
+type Item struct {
+	SKU      string
+	Quantity int64 // 1 to maxQuantity
+}
+
+// Decode reads the event of a record from its value and its headers `type` and `id`. ok is false when the type is one
+// that inventory skips. An error says what is wrong with the event, without quoting it: such an event can never be
+// applied. Fields that inventory does not use are not looked at.
+func Decode(eventType, id string, value []byte) (ev Event, ok bool, err error) {
+	switch eventType {
+	case OrderPaid, OrderCancelled:
+	case "":
+		return Event{}, false, errors.New("header type is missing")
+	default:
+		return Event{}, false, nil
+	}
+	ev, err = decode(eventType, id, value)
+	return ev, err == nil, err
+}
+
+func decode(eventType, id string, value []byte) (Event, error) {
+	switch {
+	case id == "":
+		return Event{}, errors.New("header id is missing")
+	case len(value) == 0:
+		return Event{}, errors.New("the value is empty")
+	case len(value) > maxEventBytes:
+		return Event{}, fmt.Errorf("the value is %d bytes, more than %d", len(value), maxEventBytes)
+	case !utf8.Valid(value):
+		return Event{}, errors.New("the value is not UTF-8")
+	}
+
+	var body struct {
+		EventID       *string `json:"eventId"`
+		EventType     *string `json:"eventType"`
+		SchemaVersion *int    `json:"schemaVersion"`
+		OrderID       *string `json:"orderId"`
+		OrderNumber   string  `json:"orderNumber"`
+		WasPaid       *bool   `json:"wasPaid"`
+		Items         []struct {
+			SKU      *string `json:"sku"`
+			Quantity *int64  `json:"quantity"`
+		} `json:"items"`
+	}
+	if err := json.Unmarshal(value, &body); err != nil {
+		return Event{}, describe(err)
+	}
+
+	switch {
+	case body.SchemaVersion == nil:
+		return Event{}, errors.New("schemaVersion is missing")
+	case *body.SchemaVersion != 1:
+		return Event{}, fmt.Errorf("schemaVersion is %d and not 1", *body.SchemaVersion)
+	case body.EventID == nil:
+		return Event{}, errors.New("eventId is missing")
+	case body.EventType != nil && *body.EventType != eventType:
+		return Event{}, errors.New("eventType is not that of the header type")
+	case body.OrderID == nil:
+		return Event{}, errors.New("orderId is missing")
+	case eventType == OrderCancelled && body.WasPaid == nil:
+		return Event{}, errors.New("wasPaid is missing")
+	case len(body.Items) == 0:
+		return Event{}, errors.New("items are missing")
+	}
+
+	eventID, err := uuid.Parse(*body.EventID)
+	if err != nil {
+		return Event{}, errors.New("eventId is not a UUID")
+	}
+	if header, err := uuid.Parse(id); err != nil || header != eventID {
+		return Event{}, errors.New("eventId is not that of the header id")
+	}
+	orderID, err := uuid.Parse(*body.OrderID)
+	if err != nil {
+		return Event{}, errors.New("orderId is not a UUID")
+	}
+
+	ev := Event{
+		ID:          eventID.String(),
+		Type:        eventType,
+		OrderID:     orderID.String(),
+		OrderNumber: body.OrderNumber,
+		WasPaid:     eventType == OrderCancelled && *body.WasPaid,
+		Items:       make([]Item, len(body.Items)),
+	}
+	for i, item := range body.Items {
+		at := fmt.Sprintf("items[%d].", i)
+		switch {
+		case item.SKU == nil:
+			return Event{}, errors.New(at + "sku is missing")
+		case item.Quantity == nil:
+			return Event{}, errors.New(at + "quantity is missing")
+		case *item.Quantity < 1 || *item.Quantity > maxQuantity:
+			return Event{}, fmt.Errorf("%squantity is not between 1 and %d", at, maxQuantity)
+		}
+		if err := checkSKU(*item.SKU); err != nil {
+			return Event{}, fmt.Errorf("%ssku %w", at, err)
+		}
+		ev.Items[i] = Item{SKU: *item.SKU, Quantity: *item.Quantity}
+	}
+	return ev, nil
+}
+
+// checkSKU refuses what could not be a row of the table stock.
+func checkSKU(sku string) error {
+	switch {
+	case sku == "":
+		return errors.New("is empty")
+	case len(sku) > maxSKUBytes:
+		return fmt.Errorf("is longer than %d bytes", maxSKUBytes)
+	case strings.ContainsFunc(sku, unicode.IsControl):
+		return errors.New("holds a control character")
+	case !utf8.ValidString(sku):
+		return errors.New("is not UTF-8")
+	}
+	return nil
+}
+
+// describe says what encoding/json found without its quotations from the text, which may be anybody's data.
+func describe(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return fmt.Errorf("not JSON, at byte %d", syntax.Offset)
+	case errors.As(err, &kind):
+		got, _, _ := strings.Cut(kind.Value, " ")
+		if kind.Field == "" {
+			return fmt.Errorf("a JSON %s where an object belongs", got)
+		}
+		return fmt.Errorf("%s is a %s of the wrong kind (at byte %d)", kind.Field, got, kind.Offset)
+	default:
+		return errors.New("not the JSON of an event")
+	}
+}

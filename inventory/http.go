@@ -1,0 +1,234 @@
+package inventory
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/rs/zerolog"
+)
+
+const (
+	requestTimeout = 5 * time.Second // under the server's write timeout, so that a slow database still gets an answer
+	maxBodyBytes   = 4 << 10
+	maxAvailable   = 1_000_000_000_000
+	defaultPage    = 100
+	maxPage        = 1000
+)
+
+// Routes adds the HTTP interface to mux:
+//
+//	GET /stock                      all SKUs, by name                     ?limit=100&after=SKU
+//	GET /stock/{sku}                one
+//	PUT /stock/{sku}                {"available": 10} sets it, also for a SKU that is new
+//	GET /stock/{sku}/movements      why it is what it is, oldest first    ?limit=100&after=ID
+//	GET /shortages                  the movements that could not be made  ?limit=100&after=ID
+//
+// A page has "items" and, when there are more, "next": the value of after for the next page. Errors are
+// application/problem+json (RFC 9457) and have changed nothing.
+func Routes(mux *http.ServeMux, store *Store, metrics *Metrics, log zerolog.Logger) {
+	h := &handler{store, metrics, log}
+	mux.HandleFunc("GET /stock", h.answer(h.list))
+	mux.HandleFunc("GET /stock/{sku}", h.answer(h.get))
+	mux.HandleFunc("PUT /stock/{sku}", h.answer(h.set))
+	mux.HandleFunc("GET /stock/{sku}/movements", h.answer(h.movements))
+	mux.HandleFunc("GET /shortages", h.answer(h.shortages))
+}
+
+type handler struct {
+	store   *Store
+	metrics *Metrics
+	log     zerolog.Logger
+}
+
+// A problem is what a client did wrong. Every other error is ours.
+type problem struct {
+	status int
+	detail string
+}
+
+func (p problem) Error() string { return p.detail }
+
+func (h *handler) answer(handle func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
+		body, err := handle(r)
+		if err == nil {
+			respond(w, http.StatusOK, "application/json", body)
+			return
+		}
+		p := h.problem(r, err)
+		respond(w, p.status, "application/problem+json", map[string]any{
+			"type": "about:blank", "title": http.StatusText(p.status), "status": p.status, "detail": p.detail,
+		})
+	}
+}
+
+func (h *handler) problem(r *http.Request, err error) problem {
+	var p problem
+	var answered *pgconn.PgError
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.Is(err, ErrUnknownSKU):
+		return problem{http.StatusNotFound, "unknown SKU: PUT /stock/{sku} makes it known"}
+	case r.Context().Err() != nil, !errors.As(err, &answered):
+		p = problem{http.StatusServiceUnavailable, "the database does not answer: try again later"}
+	default:
+		p = problem{http.StatusInternalServerError, "internal error: the log of the service has the cause"}
+	}
+	h.log.Error().Err(err).Str("method", r.Method).Str("path", r.Pattern).Int("status", p.status).Msg("request failed")
+	return p
+}
+
+// respond writes the answer; when the client is gone, nobody is left to tell.
+func respond(w http.ResponseWriter, status int, contentType string, body any) {
+	w.Header().Set("Content-Type", contentType)
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+type page[T any] struct {
+	Items []T    `json:"items"`
+	Next  string `json:"next,omitempty"`
+}
+
+// paged cuts a list of which one more than limit was asked for.
+func paged[T any](list []T, limit int, after func(T) string) page[T] {
+	if len(list) <= limit {
+		return page[T]{Items: list}
+	}
+	return page[T]{Items: list[:limit], Next: after(list[limit-1])}
+}
+
+func (h *handler) list(r *http.Request) (any, error) {
+	limit, err := pageLimit(r)
+	if err != nil {
+		return nil, err
+	}
+	after := r.FormValue("after")
+	if after != "" {
+		if err := checkSKU(after); err != nil {
+			return nil, problem{http.StatusBadRequest, "after " + err.Error()}
+		}
+	}
+	list, err := h.store.List(r.Context(), after, limit+1)
+	if err != nil {
+		return nil, err
+	}
+	return paged(list, limit, func(s Stock) string { return s.SKU }), nil
+}
+
+func (h *handler) get(r *http.Request) (any, error) {
+	sku, err := pathSKU(r)
+	if err != nil {
+		return nil, err
+	}
+	return h.store.Get(r.Context(), sku)
+}
+
+func (h *handler) set(r *http.Request) (any, error) {
+	sku, err := pathSKU(r)
+	if err != nil {
+		return nil, err
+	}
+	var body struct {
+		Available *int64 `json:"available"`
+	}
+	if err := readJSON(r.Body, &body); err != nil {
+		return nil, err
+	}
+	if body.Available == nil || *body.Available < 0 || *body.Available > maxAvailable {
+		return nil, problem{http.StatusUnprocessableEntity, fmt.Sprintf("available must be given, from 0 to %d", int64(maxAvailable))}
+	}
+	stock, err := h.store.Set(r.Context(), sku, *body.Available)
+	if err != nil {
+		return nil, err
+	}
+	h.metrics.moved(Set)
+	h.log.Info().Str("sku", sku).Int64("available", stock.Available).Msg("stock set")
+	return stock, nil
+}
+
+func (h *handler) movements(r *http.Request) (any, error) {
+	sku, err := pathSKU(r)
+	if err != nil {
+		return nil, err
+	}
+	// A SKU without a stock may have shortages.
+	answer, err := h.moved(r, sku, "")
+	if err == nil && len(answer.Items) == 0 {
+		_, err = h.store.Get(r.Context(), sku)
+	}
+	return answer, err
+}
+
+func (h *handler) shortages(r *http.Request) (any, error) { return h.moved(r, "", Shortage) }
+
+func (h *handler) moved(r *http.Request, sku, reason string) (page[Movement], error) {
+	var none page[Movement]
+	limit, err := pageLimit(r)
+	if err != nil {
+		return none, err
+	}
+	var after int64
+	if s := r.FormValue("after"); s != "" {
+		if after, err = strconv.ParseInt(s, 10, 64); err != nil {
+			return none, problem{http.StatusBadRequest, "after must be the id of a movement"}
+		}
+	}
+	list, err := h.store.Movements(r.Context(), sku, reason, after, limit+1)
+	if err != nil {
+		return none, err
+	}
+	return paged(list, limit, func(m Movement) string { return strconv.FormatInt(m.ID, 10) }), nil
+}
+
+func pageLimit(r *http.Request) (int, error) {
+	s := r.FormValue("limit")
+	if s == "" {
+		return defaultPage, nil
+	}
+	limit, err := strconv.Atoi(s)
+	if err != nil || limit < 1 || limit > maxPage {
+		return 0, problem{http.StatusBadRequest, fmt.Sprintf("limit must be a number from 1 to %d", maxPage)}
+	}
+	return limit, nil
+}
+
+func pathSKU(r *http.Request) (string, error) {
+	sku := r.PathValue("sku")
+	if err := checkSKU(sku); err != nil {
+		return "", problem{http.StatusBadRequest, "the SKU in the path " + err.Error()}
+	}
+	return sku, nil
+}
+
+// readJSON reads exactly one JSON object with the fields of v and no others.
+func readJSON(body io.Reader, v any) error {
+	decoder := json.NewDecoder(body)
+	decoder.DisallowUnknownFields()
+	err := decoder.Decode(v)
+	if err == nil {
+		if err = decoder.Decode(&struct{}{}); errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("there is more than one object")
+		}
+	}
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+	}
+	return problem{http.StatusBadRequest, "the body is not the JSON object that belongs here: " + err.Error()}
+}
