@@ -1,0 +1,44 @@
+package cdctest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Eventually calls cond until it returns nil and fails the test with its last error when that takes too long. It
+// must run on the test's own goroutine; a cond that may block needs a timeout of its own.
+func Eventually(t testing.TB, within time.Duration, cond func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := cond()
+		if err == nil {
+			return
+		}
+		if !sleep(ctx, pause) {
+			t.Fatalf("not within %v: %v", within, err)
+		}
+	}
+}
+
+// sleep pauses, and reports false when ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func isObjectInUse(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "55006" || pg.Code == "42704") // in use again, or gone
+}

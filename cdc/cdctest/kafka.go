@@ -1,0 +1,181 @@
+package cdctest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// Kafka returns the addresses of the brokers to test with: those of WALPOST_TEST_KAFKA (host:port, comma-separated),
+// or of an in-process cluster of this test's own. Topics are not made by using them.
+func Kafka(t testing.TB) []string {
+	t.Helper()
+	if addrs := os.Getenv("WALPOST_TEST_KAFKA"); addrs != "" {
+		return strings.Split(addrs, ",")
+	}
+	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	return cluster.Brokers()
+}
+
+// CreateTopic makes a topic and returns when every partition has a leader. On a shared broker it is deleted at the
+// end of the test.
+func CreateTopic(t testing.TB, brokers []string, topic string, partitions int) {
+	t.Helper()
+	client := newClient(t, brokers)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := kadm.NewClient(client).CreateTopic(ctx, int32(partitions), 1, nil, topic); err != nil {
+		t.Fatalf("create topic %s: %v", topic, err)
+	}
+	Eventually(t, 30*time.Second, func() error { return hasLeaders(ctx, client, topic, partitions) })
+	if os.Getenv("WALPOST_TEST_KAFKA") != "" {
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			if _, err := kadm.NewClient(client).DeleteTopic(ctx, topic); err != nil {
+				t.Logf("delete topic %s: %v", topic, err)
+			}
+		})
+	}
+}
+
+// hasLeaders asks the broker itself: kadm may answer from its cache.
+func hasLeaders(ctx context.Context, client *kgo.Client, topic string, partitions int) error {
+	req := kmsg.NewPtrMetadataRequest()
+	t := kmsg.NewMetadataRequestTopic()
+	t.Topic = kmsg.StringPtr(topic)
+	req.Topics = append(req.Topics, t)
+	resp, err := req.RequestWith(ctx, client)
+	if err != nil {
+		return err
+	}
+	found := resp.Topics[0]
+	if err := kerr.ErrorForCode(found.ErrorCode); err != nil {
+		return fmt.Errorf("topic %s: %w", topic, err)
+	}
+	if len(found.Partitions) != partitions {
+		return fmt.Errorf("topic %s has %d partitions, want %d", topic, len(found.Partitions), partitions)
+	}
+	for _, p := range found.Partitions {
+		if p.Leader < 0 {
+			return fmt.Errorf("topic %s: partition %d has no leader", topic, p.Partition)
+		}
+	}
+	return nil
+}
+
+// Consume reads a topic from its start, committed records only, until done says that what was read so far is enough.
+// It fails the test when that takes longer than within.
+func Consume(t testing.TB, brokers []string, topic string, within time.Duration, done func([]*kgo.Record) bool) []*kgo.Record {
+	t.Helper()
+	client := newClient(t, brokers, consumeAll(topic)...)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	var records []*kgo.Record
+	for !done(records) {
+		fetches := client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			t.Fatalf("topic %s: %d records within %v are not what is waited for", topic, len(records), within)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			if !r.Attrs.IsControl() {
+				records = append(records, r)
+			}
+		})
+	}
+	return records
+}
+
+// AtLeast is a condition for Consume: n records.
+func AtLeast(n int) func([]*kgo.Record) bool {
+	return func(records []*kgo.Record) bool { return len(records) >= n }
+}
+
+// ReadAll reads a topic from its start to where it ends now, committed records only.
+func ReadAll(t testing.TB, brokers []string, topic string) []*kgo.Record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	client := newClient(t, brokers, consumeAll(topic)...)
+	defer client.Close()
+	ends, err := kadm.NewClient(client).ListCommittedOffsets(ctx, topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		t.Fatalf("find the end of topic %s: %v", topic, err)
+	}
+	starts, err := kadm.NewClient(client).ListStartOffsets(ctx, topic)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		t.Fatalf("find the start of topic %s: %v", topic, err)
+	}
+	open := map[int32]int64{} // partition -> its end, until it is reached
+	ends.Each(func(end kadm.ListedOffset) {
+		if start, _ := starts.Lookup(topic, end.Partition); start.Offset < end.Offset {
+			open[end.Partition] = end.Offset
+		}
+	})
+	var records []*kgo.Record
+	for len(open) > 0 {
+		fetches := client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			t.Fatalf("topic %s: not read to its end within a minute; left: %v", topic, open)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			end, unfinished := open[r.Partition]
+			if !unfinished {
+				return
+			}
+			if !r.Attrs.IsControl() && r.Offset < end {
+				records = append(records, r)
+			}
+			if r.Offset >= end-1 {
+				delete(open, r.Partition)
+			}
+		})
+	}
+	return records
+}
+
+// consumeAll keeps control records: without them the end of a partition that a transaction closed is never seen.
+func consumeAll(topic string) []kgo.Opt {
+	return []kgo.Opt{
+		kgo.ConsumeTopics(topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(),
+		kgo.FetchMaxWait(100 * time.Millisecond),
+	}
+}
+
+// newClient makes a client that ends with the test at the latest.
+func newClient(t testing.TB, brokers []string, opts ...kgo.Opt) *kgo.Client {
+	t.Helper()
+	client, err := kgo.NewClient(append([]kgo.Opt{
+		kgo.SeedBrokers(brokers...),
+		kgo.MetadataMinAge(100 * time.Millisecond),
+	}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return client
+}

@@ -1,0 +1,146 @@
+package cdctest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// startTimeout leaves room for fetching a server that is not installed.
+const startTimeout = 3 * time.Minute
+
+var shared struct {
+	once   sync.Once
+	server *devenv.Postgres
+	err    error
+}
+
+// Main is the body of a package's TestMain: it runs the tests, stops the shared server and fails the run when a
+// goroutine is left. It does not return.
+func Main(m *testing.M) { goleak.VerifyTestMain(run{m}) }
+
+type run struct{ *testing.M }
+
+func (r run) Run() int {
+	code := r.M.Run()
+	shared.once.Do(func() {}) // so that a test left behind cannot start it now
+	if shared.server != nil {
+		if err := shared.server.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "close the shared PostgreSQL:", err)
+			code = max(code, 1)
+		}
+	}
+	return code
+}
+
+// Postgres returns the server that all tests of this binary share, started by the first that asks. Stop it never; a
+// test that must, takes OwnPostgres.
+func Postgres(t testing.TB) *devenv.Postgres {
+	t.Helper()
+	shared.once.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		shared.server, shared.err = devenv.StartPostgres(ctx, devenv.PostgresConfig{Version: version()})
+	})
+	if shared.err != nil {
+		t.Fatalf("start the shared PostgreSQL: %v", shared.err)
+	}
+	if shared.server == nil {
+		t.Fatal("the shared PostgreSQL is closed already")
+	}
+	return shared.server
+}
+
+// OwnPostgres starts a server for this test alone, to be restarted or crashed, and removes it at the end.
+// WALPOST_TEST_POSTGRES holds where cfg names no version.
+func OwnPostgres(t testing.TB, cfg devenv.PostgresConfig) *devenv.Postgres {
+	t.Helper()
+	if cfg.Version == "" {
+		cfg.Version = version()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	server, err := devenv.StartPostgres(ctx, cfg)
+	if err != nil {
+		t.Fatalf("start PostgreSQL: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Errorf("close PostgreSQL: %v", err)
+		}
+	})
+	return server
+}
+
+func version() string { return os.Getenv("WALPOST_TEST_POSTGRES") }
+
+// Database makes an empty database on the shared server and returns the superuser's URL for it. At the end of the
+// test its replication slots and the database itself are dropped, whoever is still connected.
+func Database(t testing.TB) string {
+	t.Helper()
+	server := Postgres(t)
+	name := "test_" + unique()
+	if err := server.CreateDatabase(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := dropDatabase(server, name); err != nil {
+			t.Errorf("drop database %s: %v", name, err)
+		}
+	})
+	return server.URL(name)
+}
+
+func dropDatabase(server *devenv.Postgres, name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, server.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	// A relay that is still there takes its slot again: end the walsender and drop until none is left.
+	for {
+		var left int
+		err := conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(active_pid)) + count(*) FROM pg_replication_slots WHERE database = $1`, name).Scan(&left)
+		if err != nil {
+			return fmt.Errorf("end its walsenders: %w", err)
+		}
+		if left == 0 {
+			break
+		}
+		_, err = conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active`, name)
+		if err != nil && !isObjectInUse(err) {
+			return fmt.Errorf("drop its slots: %w", err)
+		}
+		if !sleep(ctx, 10*time.Millisecond) {
+			return fmt.Errorf("drop its slots: %w", context.Cause(ctx))
+		}
+	}
+	_, err = conn.Exec(ctx, "DROP DATABASE "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)")
+	return err
+}
+
+// Name makes base unique, for what tests share on a real Kafka: topics, groups, pipelines.
+func Name(t testing.TB, base string) string {
+	t.Helper()
+	return base + "-" + unique()
+}
+
+// SlotName is Name for replication slots, whose names may hold no hyphen.
+func SlotName(t testing.TB, base string) string {
+	t.Helper()
+	return base + "_" + unique()
+}
+
+// unique is the random tail of a uuid.
+func unique() string { return uuid.New().String()[24:] }

@@ -1,0 +1,230 @@
+package devenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+)
+
+// BinVariable names the environment variable that holds the folder of PostgreSQL's programs and goes before every
+// other place.
+const BinVariable = "WALPOST_POSTGRES_BIN"
+
+// fetchable are the versions to be had where the wanted major is not installed.
+var fetchable = map[int]embeddedpostgres.PostgresVersion{14: "14.24.0", 15: "15.19.0", 16: "16.15.0", 17: "17.11.0", 18: "18.6.0"}
+
+const (
+	oldestMajor = 14
+	newestMajor = 18
+)
+
+// installation is a folder with postgres and initdb in it.
+type installation struct {
+	dir   string
+	major int
+}
+
+// findPostgres returns the installed server of a major, or the newest for "", and fetches one where there is none.
+func findPostgres(ctx context.Context, version string, user serverUser) (installation, error) {
+	want := 0
+	if version != "" {
+		var err error
+		if want, err = strconv.Atoi(version); err != nil || fetchable[want] == "" {
+			return installation{}, fmt.Errorf("PostgreSQL version %q: give a major from %d to %d", version, oldestMajor, newestMajor)
+		}
+	}
+	if dir := os.Getenv(BinVariable); dir != "" {
+		found, err := inspect(ctx, dir, user)
+		if err != nil {
+			return installation{}, fmt.Errorf("%s=%s: %w: let it name the folder that holds postgres and initdb, or unset it", BinVariable, dir, err)
+		}
+		if want == 0 || want == found.major {
+			return found, nil
+		}
+	}
+	var best installation
+	for _, dir := range folders() {
+		found, err := inspect(ctx, dir, user)
+		if err != nil {
+			continue
+		}
+		if found.major == want || want == 0 && found.major >= oldestMajor && found.major > best.major {
+			best = found
+		}
+	}
+	if best.dir != "" {
+		return best, nil
+	}
+	if want == 0 {
+		want = newestMajor
+	}
+	return fetch(ctx, want, user)
+}
+
+// folders lists where PostgreSQL's programs may be: PATH, what pg_config says, and the usual installation folders.
+func folders() []string {
+	var dirs []string
+	if path, err := exec.LookPath("postgres"); err == nil {
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			dirs = append(dirs, filepath.Dir(real))
+		}
+	}
+	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
+		dirs = append(dirs, strings.TrimSpace(string(out)))
+	}
+	for _, pattern := range []string{
+		"/usr/lib/postgresql/*/bin", // Debian, Ubuntu
+		"/usr/pgsql-*/bin",          // Red Hat, from postgresql.org
+		"/usr/libexec/postgresql*",  // Alpine
+		"/usr/local/pgsql*/bin",     // from source
+		"/opt/homebrew/opt/postgresql*/bin",
+		"/usr/local/opt/postgresql*/bin",
+		"/Applications/Postgres.app/Contents/Versions/*/bin",
+		`C:\Program Files\PostgreSQL\*\bin`,
+	} {
+		found, _ := filepath.Glob(pattern)
+		slices.Reverse(found)
+		dirs = append(dirs, found...)
+	}
+	return slices.Compact(dirs)
+}
+
+// inspect asks the server in dir for its version, as the user it will run as: what that user cannot read is no use.
+func inspect(ctx context.Context, dir string, user serverUser) (installation, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return installation{}, err
+	}
+	if _, err := exec.LookPath(filepath.Join(dir, "initdb")); err != nil {
+		return installation{}, err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version")
+	user.prepare(cmd, "/")
+	out, err := cmd.Output()
+	if err != nil {
+		return installation{}, fmt.Errorf("run %s as user %s: %w", cmd.Path, user.name, err)
+	}
+	text := strings.TrimSpace(string(out)) // postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1), or 18beta1
+	_, number, ok := strings.Cut(text, "(PostgreSQL) ")
+	digits := strings.IndexFunc(number+".", func(r rune) bool { return r < '0' || r > '9' })
+	major, err := strconv.Atoi((number + ".")[:digits])
+	if !ok || err != nil {
+		return installation{}, fmt.Errorf("%s says %q, which names no version", cmd.Path, text)
+	}
+	return installation{dir, major}, nil
+}
+
+// fetch downloads a server into the cache, once. Two processes that fetch at the same time each unpack into a folder
+// of their own, and the first rename wins.
+func fetch(ctx context.Context, major int, user serverUser) (installation, error) {
+	version := fetchable[major]
+	root, err := cacheRoot()
+	if err != nil {
+		return installation{}, err
+	}
+	home := filepath.Join(root, string(version))
+	dir := filepath.Join(home, "bin")
+	if _, err := os.Stat(filepath.Join(dir, "postgres")); errors.Is(err, fs.ErrNotExist) {
+		if err := download(ctx, version, root, home); err != nil {
+			return installation{}, fmt.Errorf("PostgreSQL %d is not installed and could not be fetched: %w: install it, or name the folder of its programs in %s", major, err, BinVariable)
+		}
+	}
+	found, err := inspect(ctx, dir, user)
+	if err != nil {
+		return installation{}, fmt.Errorf("fetched PostgreSQL %s does not run: %w: remove %s to fetch it again, or install PostgreSQL", version, err, home)
+	}
+	return found, nil
+}
+
+func download(ctx context.Context, version embeddedpostgres.PostgresVersion, root, home string) error {
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	temp, err := os.MkdirTemp(root, ".fetch-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(temp) }()
+	port, err := FreePort()
+	if err != nil {
+		return err
+	}
+	// The library unpacks on its way to starting a server. A data path that no system accepts ends it right after
+	// that, before it runs anything: its server would outlive us, and would not start as root.
+	unpacked := filepath.Join(temp, "unpacked")
+	fetcher := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+		Version(version).Port(uint32(port)).Logger(io.Discard).
+		CachePath(filepath.Join(temp, "archive")).BinariesPath(unpacked).
+		RuntimePath(filepath.Join(temp, "run")).DataPath("\x00"))
+	before := fetcherLogs()
+	done := make(chan error, 1)
+	go func() { done <- fetcher.Start() }() // takes no context
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for _, log := range fetcherLogs() {
+		if !slices.Contains(before, log) {
+			_ = os.Remove(log)
+		}
+	}
+	if _, missing := os.Stat(filepath.Join(unpacked, "bin", "postgres")); missing != nil {
+		return err
+	}
+	if err := os.Rename(unpacked, home); err != nil {
+		if _, missing := os.Stat(filepath.Join(home, "bin", "postgres")); missing != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fetcherLogs lists the empty files that the library leaves in the temporary folder.
+func fetcherLogs() []string {
+	found, _ := filepath.Glob(filepath.Join(os.TempDir(), "embedded_postgres_log*"))
+	return found
+}
+
+// cacheRoot is where fetched servers are kept. Root's own cache is no place for them: its home is closed to the user
+// that the server runs as.
+func cacheRoot() (string, error) {
+	root, err := os.UserCacheDir()
+	if os.Getuid() == 0 && runtime.GOOS == "linux" {
+		root, err = "/var/cache", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("find a folder to keep PostgreSQL in: %w: set HOME or XDG_CACHE_HOME", err)
+	}
+	return filepath.Join(root, "walpost", "postgres"), nil
+}
+
+// Tool returns the path of a client program such as psql or pg_recvlogical, from the newest installation that has it.
+// Fetched servers come without clients.
+func Tool(name string) (string, error) {
+	if dir := os.Getenv(BinVariable); dir != "" {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range folders() {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not installed: install PostgreSQL's client programs, or name their folder in %s", name, BinVariable)
+}

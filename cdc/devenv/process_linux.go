@@ -1,0 +1,83 @@
+package devenv
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"runtime"
+	"strconv"
+	"syscall"
+)
+
+// startProcess starts cmd so that it gets SIGQUIT, which is an immediate shutdown, when this process dies. The kernel
+// ties that signal to the thread that forked: it must live as long as the child.
+func startProcess(cmd *exec.Cmd) (*process, error) {
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT
+	p := &process{cmd: cmd, ended: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := cmd.Start(); err != nil {
+			started <- err
+			return
+		}
+		started <- nil
+		if p.err = cmd.Wait(); p.err == nil {
+			p.err = fmt.Errorf("exit status 0")
+		}
+		close(p.ended)
+	}()
+	return p, <-started
+}
+
+// serverUser is whom the server runs as: PostgreSQL refuses root.
+type serverUser struct {
+	name       string
+	credential *syscall.Credential // nil: as ourselves
+}
+
+func findServerUser() (serverUser, error) {
+	if os.Getuid() != 0 {
+		return serverUser{name: "uid " + strconv.Itoa(os.Getuid())}, nil
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+		gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+		if err1 == nil && err2 == nil {
+			return serverUser{name, &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
+		}
+	}
+	return serverUser{}, fmt.Errorf("PostgreSQL does not run as root and there is no user postgres or nobody: add one of them or run as another user")
+}
+
+// own gives a file to the server's user.
+func (u serverUser) own(path string) error {
+	if u.credential == nil {
+		return nil
+	}
+	return os.Chown(path, int(u.credential.Uid), int(u.credential.Gid))
+}
+
+// openFolder lets the server's user enter a folder of ours.
+func (u serverUser) openFolder(path string) error {
+	if u.credential == nil {
+		return nil
+	}
+	if err := os.Chmod(path, 0o755); err != nil {
+		return fmt.Errorf("open PostgreSQL's folder to user %s: %w", u.name, err)
+	}
+	return nil
+}
+
+// prepare sets who runs cmd and where. A process group of its own keeps the
+// terminal's Ctrl-C away from the server: whoever started it decides when it stops.
+func (u serverUser) prepare(cmd *exec.Cmd, folder string) {
+	cmd.Dir = folder
+	cmd.Env = serverEnv()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential, Setpgid: true}
+}
