@@ -1,0 +1,342 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
+// path in capitals (WALPOST_SOURCE_URL); the environment wins.
+type Config struct {
+	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; names the state topic walpost.state.<pipeline>"`
+	Source          SourceConfig  `yaml:"source"`
+	Kafka           KafkaConfig   `yaml:"kafka"`
+	Delivery        string        `yaml:"delivery" doc:"at_least_once: consumers deduplicate by the header id"`
+	Window          WindowConfig  `yaml:"window"`
+	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout" doc:"how long SIGTERM waits for Kafka to take what was received"`
+	HTTP            string        `yaml:"http" doc:"address of /livez, /readyz, /metrics and /status"`
+}
+
+// SourceConfig is where the outbox is.
+type SourceConfig struct {
+	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders"`
+	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
+	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
+	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
+	Columns        ColumnsConfig `yaml:"columns"`
+	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
+	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this halts the relay instead of being read into memory"`
+}
+
+// ColumnsConfig names the columns of the outbox table; other columns are ignored.
+type ColumnsConfig struct {
+	ID            string `yaml:"id" doc:"uuid, bigint or text"`
+	AggregateType string `yaml:"aggregate_type" doc:"text; chooses the topic"`
+	AggregateID   string `yaml:"aggregate_id" doc:"text, uuid or a number; the record's key"`
+	EventType     string `yaml:"event_type" doc:"text; the header type"`
+	Payload       string `yaml:"payload" doc:"jsonb, json, text or bytea; the record's value (jsonb as PostgreSQL renders it, the others byte for byte)"`
+	Headers       string `yaml:"headers" doc:"jsonb, json or text holding a JSON object; the row's own record headers. Empty: headers, if the table has it"`
+	CreatedAt     string `yaml:"created_at" doc:"timestamptz or timestamp; the header created_at. Empty: created_at, if the table has it"`
+}
+
+// KafkaConfig is where records go.
+type KafkaConfig struct {
+	Brokers        []string          `yaml:"brokers" doc:"seed brokers, host:port, required"`
+	TLS            bool              `yaml:"tls" doc:"connect with TLS, with the system's certificates"`
+	SASL           SASLConfig        `yaml:"sasl"`
+	Topic          string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
+	AggregateTypes []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one halts the relay before it is produced"`
+	Rename         map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
+	Partitions     int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
+	Replication    int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
+	Retention      time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
+	Compression    string            `yaml:"compression" doc:"none, snappy, lz4 or zstd"`
+}
+
+// SASLConfig is how to log in to Kafka.
+type SASLConfig struct {
+	Mechanism string `yaml:"mechanism" doc:"plain, scram-sha-256 or scram-sha-512; empty: no login"`
+	Username  string `yaml:"username" doc:"user of the login"`
+	Password  string `yaml:"password" secret:"yes" doc:"password of the login; better in the environment"`
+}
+
+// WindowConfig bounds what is published as one. Two windows are all the row memory the relay uses.
+type WindowConfig struct {
+	Rows  int           `yaml:"rows" doc:"most rows in a window"`
+	Bytes ByteSize      `yaml:"bytes" doc:"most bytes of rows in a window"`
+	Pace  time.Duration `yaml:"pace" doc:"a quiet relay starts at most one window and one read in this time; after a silence the first row goes at once"`
+}
+
+// ByteSize is a number of bytes, written 1048576, 64KiB or 4MiB.
+type ByteSize int64
+
+var byteUnits = []struct {
+	suffix string
+	factor int64
+}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"B", 1}}
+
+// UnmarshalText reads a size with or without a unit.
+func (b *ByteSize) UnmarshalText(text []byte) error {
+	s, factor := string(text), int64(1)
+	for _, u := range byteUnits {
+		if n, ok := strings.CutSuffix(s, u.suffix); ok {
+			s, factor = strings.TrimSpace(n), u.factor
+			break
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || n > (1<<62)/factor {
+		return fmt.Errorf("%q is not a size: write 1048576, 64KiB or 4MiB", text)
+	}
+	*b = ByteSize(n * factor)
+	return nil
+}
+
+func (b ByteSize) String() string {
+	for _, u := range []int{2, 1, 0} {
+		if u := byteUnits[u]; int64(b) >= u.factor && int64(b)%u.factor == 0 {
+			return fmt.Sprintf("%d%s", int64(b)/u.factor, u.suffix)
+		}
+	}
+	return strconv.FormatInt(int64(b), 10)
+}
+
+// DefaultConfig is what holds for keys that are not set.
+func DefaultConfig() Config {
+	return Config{
+		Source: SourceConfig{
+			Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, MaxRowBytes: 16 << 20,
+			Columns: ColumnsConfig{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"},
+		},
+		Kafka:           KafkaConfig{Topic: "outbox.event.{aggregate_type}", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none"},
+		Delivery:        "at_least_once",
+		Window:          WindowConfig{Rows: 5000, Bytes: 4 << 20, Pace: 2 * time.Millisecond},
+		QueueTimeout:    time.Minute,
+		ShutdownTimeout: 10 * time.Second,
+		HTTP:            "127.0.0.1:8080",
+	}
+}
+
+// LoadConfig reads the YAML file (none if path is empty), then the environment, and validates. Everything that is wrong is
+// reported together, each with the key and what to write instead.
+func LoadConfig(path string, getenv func(string) string) (Config, error) {
+	var text []byte
+	if path != "" {
+		var err error
+		if text, err = os.ReadFile(path); err != nil {
+			return Config{}, fmt.Errorf("read configuration: %w: name the file with --config", err)
+		}
+	}
+	return ParseConfig(text, getenv)
+}
+
+// ParseConfig is LoadConfig for text that is at hand.
+func ParseConfig(text []byte, getenv func(string) string) (Config, error) {
+	cfg := DefaultConfig()
+	var errs []error
+	if len(strings.TrimSpace(string(text))) > 0 {
+		if err := yaml.UnmarshalWithOptions(text, &cfg, yaml.Strict()); err != nil {
+			errs = append(errs, yamlError(err))
+		}
+	}
+	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
+		name := envName(path)
+		s := getenv(name)
+		if s == "" {
+			return
+		}
+		if v.Kind() == reflect.Slice && !strings.HasPrefix(s, "[") {
+			s = "[" + s + "]"
+		}
+		var err error
+		if v.Kind() == reflect.String {
+			v.SetString(s)
+		} else {
+			err = yaml.UnmarshalWithOptions([]byte(s), v.Addr().Interface(), yaml.Strict())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("environment %s: %w", name, yamlError(err)))
+		}
+	})
+	// What could not be read has its default or zero value, about which there is nothing to say.
+	if len(errs) == 0 {
+		errs = append(errs, cfg.Validate())
+	}
+	return cfg, errors.Join(errs...)
+}
+
+// yamlError reduces the parser's error to one line: position, message.
+func yamlError(err error) error {
+	var ye yaml.Error
+	if !errors.As(err, &ye) {
+		return err
+	}
+	if t := ye.GetToken(); t != nil {
+		return fmt.Errorf("configuration line %d, near %q: %s", t.Position.Line, t.Value, ye.GetMessage())
+	}
+	return errors.New(ye.GetMessage())
+}
+
+func envName(path []string) string { return "WALPOST_" + strings.ToUpper(strings.Join(path, "_")) }
+
+// eachKey visits the leaves of the configuration.
+func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Value, tag reflect.StructTag)) {
+	for i := range v.NumField() {
+		field := v.Type().Field(i)
+		p := append(slices.Clone(path), field.Tag.Get("yaml"))
+		if v.Field(i).Kind() == reflect.Struct {
+			eachKey(v.Field(i), p, f)
+			continue
+		}
+		f(p, v.Field(i), field.Tag)
+	}
+}
+
+var (
+	namePattern     = regexp.MustCompile(`^[a-z0-9_-]{1,100}$`)
+	slotPattern     = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+	topicPattern    = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+	templateAllowed = regexp.MustCompile(`^(?:[a-zA-Z0-9._-]|\{aggregate_type\}|\{event_type\})+$`)
+)
+
+// LegalTopic says whether Kafka accepts the name and it is not one of Kafka's or our own.
+func LegalTopic(name string) bool {
+	return topicPattern.MatchString(name) && name != "." && name != ".." && !strings.HasPrefix(name, "__") && !strings.HasPrefix(name, "walpost.")
+}
+
+// Validate reports everything that is wrong, each with the key's name and what to do.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !namePattern.MatchString(c.Pipeline) {
+		bad("pipeline: %q: give the pipeline a name of its own of a-z, 0-9, _ and -", c.Pipeline)
+	}
+	if c.Source.URL == "" {
+		bad("source.url: missing: write postgres://walpost@host:5432/database, or set %s", envName([]string{"source", "url"}))
+	} else if _, err := pgconn.ParseConfig(c.Source.URL); err != nil {
+		bad("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	if !slotPattern.MatchString(c.Source.Slot) {
+		bad("source.slot: %q: PostgreSQL takes 1 to 63 of a-z, 0-9 and _ only", c.Source.Slot)
+	}
+	if n := c.Source.Publication; n == "" || len(n) > 63 || strings.ContainsRune(n, 0) {
+		bad("source.publication: %q: a name of 1 to 63 bytes is needed", n)
+	}
+	if schema, table := c.Source.SchemaTable(); schema == "" || table == "" {
+		bad("source.table: %q: write schema.name, public.outbox for example", c.Source.Table)
+	}
+	for _, col := range []struct{ key, value string }{
+		{"id", c.Source.Columns.ID}, {"aggregate_type", c.Source.Columns.AggregateType}, {"aggregate_id", c.Source.Columns.AggregateID},
+		{"event_type", c.Source.Columns.EventType}, {"payload", c.Source.Columns.Payload},
+	} {
+		if col.value == "" {
+			bad("source.columns.%s: empty: name the column", col.key)
+		}
+	}
+	if d := c.Source.StatusInterval; d < 100*time.Millisecond || d > 30*time.Second {
+		bad("source.status_interval: %s: must be between 100ms and 30s, the half of the server's usual wal_sender_timeout", d)
+	}
+	if n := c.Source.MaxRowBytes; n < 1<<20 || n > 1<<30 {
+		bad("source.max_row_bytes: %s: must be between 1MiB and 1GiB", n)
+	}
+	if len(c.Kafka.Brokers) == 0 {
+		bad("kafka.brokers: missing: write [host:9092], or set %s", envName([]string{"kafka", "brokers"}))
+	}
+	for _, b := range c.Kafka.Brokers {
+		if host, port, ok := strings.Cut(b, ":"); !ok || host == "" || port == "" {
+			bad("kafka.brokers: %q: write host:port", b)
+		}
+	}
+	switch m := c.Kafka.SASL.Mechanism; m {
+	case "":
+	case "plain", "scram-sha-256", "scram-sha-512":
+		if c.Kafka.SASL.Username == "" || c.Kafka.SASL.Password == "" {
+			bad("kafka.sasl: username and password are needed with mechanism %s; the password may stand in %s", m, envName([]string{"kafka", "sasl", "password"}))
+		}
+	default:
+		bad("kafka.sasl.mechanism: %q: write plain, scram-sha-256 or scram-sha-512", m)
+	}
+	if !templateAllowed.MatchString(c.Kafka.Topic) || !LegalTopic(strings.NewReplacer("{aggregate_type}", "a", "{event_type}", "e").Replace(c.Kafka.Topic)) {
+		bad("kafka.topic: %q: letters, digits, '.', '_', '-', {aggregate_type} and {event_type} only, and not beginning with __ or walpost.", c.Kafka.Topic)
+	}
+	if len(c.Kafka.AggregateTypes) == 0 {
+		bad("kafka.aggregate_types: missing: list the aggregate types that may be published, [order] for example")
+	}
+	for _, t := range c.Kafka.AggregateTypes {
+		if renamed, ok := c.Kafka.Rename[t]; t == "" || (!ok && !topicPattern.MatchString(t)) || (ok && !topicPattern.MatchString(renamed)) {
+			bad("kafka.aggregate_types: %q cannot stand in a topic's name: give it another under kafka.rename", t)
+		}
+	}
+	if c.Kafka.Partitions < 1 {
+		bad("kafka.partitions: %d: at least 1", c.Kafka.Partitions)
+	}
+	if c.Kafka.Replication < 0 || c.Kafka.Replication > 1<<15-1 {
+		bad("kafka.replication: %d: a number of brokers, or 0 for the brokers' default", c.Kafka.Replication)
+	}
+	if c.Kafka.Retention < 0 {
+		bad("kafka.retention: %s: a duration, or 0 for ever", c.Kafka.Retention)
+	}
+	if !slices.Contains([]string{"none", "snappy", "lz4", "zstd"}, c.Kafka.Compression) {
+		bad("kafka.compression: %q: write none, snappy, lz4 or zstd", c.Kafka.Compression)
+	}
+	if c.Delivery != "at_least_once" {
+		bad("delivery: %q: this version delivers at_least_once", c.Delivery)
+	}
+	if n := c.Window.Rows; n < 1 || n > 1_000_000 {
+		bad("window.rows: %d: between 1 and 1000000", n)
+	}
+	if n := c.Window.Bytes; n < 64<<10 || n > 256<<20 {
+		bad("window.bytes: %s: between 64KiB and 256MiB", n)
+	}
+	if d := c.Window.Pace; d < 0 || d > time.Second {
+		bad("window.pace: %s: between 0 and 1s", d)
+	}
+	if d := c.QueueTimeout; d < time.Second {
+		bad("queue_timeout: %s: at least 1s", d)
+	}
+	if d := c.ShutdownTimeout; d < 0 {
+		bad("shutdown_timeout: %s: not negative", d)
+	}
+	return errors.Join(errs...)
+}
+
+// SchemaTable splits the table's name; both are empty when it is not schema.name.
+func (s *SourceConfig) SchemaTable() (schema, table string) {
+	schema, table, ok := strings.Cut(s.Table, ".")
+	if !ok || strings.Contains(table, ".") || schema == "" || table == "" {
+		return "", ""
+	}
+	return schema, table
+}
+
+// StateTopic is where the pipeline's state record lives.
+func (c *Config) StateTopic() string { return "walpost.state." + c.Pipeline }
+
+// ConfigReference is the table of all keys, as Markdown for the README.
+func ConfigReference() string {
+	var b strings.Builder
+	b.WriteString("| key | default | what it is |\n|---|---|---|\n")
+	cfg := DefaultConfig()
+	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, tag reflect.StructTag) {
+		def := fmt.Sprint(v.Interface())
+		switch {
+		case v.IsZero() && v.Kind() != reflect.Int:
+			def = ""
+		default:
+			def = "`" + def + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", strings.Join(path, "."), def, tag.Get("doc"))
+	})
+	return b.String()
+}

@@ -1,0 +1,47 @@
+// Package cdc is the engine of walpost: it moves rows of an outbox table from PostgreSQL's WAL to Kafka in windows, and
+// confirms an LSN only when everything at or below it is durable.
+//
+// It opens no sockets. The adapters do: cdc/postgres is the [Source], cdc/kafka the [Sink], cdc/route turns a [Row] into a
+// [Record]. A newcomer reads relay.go (the loop over sessions), session.go (the seven steps of a start), reader.go and
+// publisher.go (the two goroutines), window.go (what passes between them).
+//
+//	postgres.Stream ──▶ READER ──▶ queue (the filling window) ──▶ PUBLISHER ──▶ kafka.Publisher
+//	      ▲            tracker                                   route, check, publish, state
+//	      └── Status(confirmed) ◀──────────── confirmed LSN ◀───────────────┘
+//
+// # Windows
+//
+// The publisher takes what is queued, makes every record of it durable, and only then counts the window, and with it every
+// position it covers, as done. The watermark is therefore the last commit end of the last done window; there is no
+// per-event tracking. A failure leaves a clean prefix per partition. Row bytes are copied once, into the window's slab,
+// and the slab is reused.
+//
+// A Kafka transaction (exactly once) has its place in Publisher.Publish: begin, produce the window and its state record,
+// end. At least once leaves begin and end out.
+//
+// # Positions
+//
+// A row's [Position] is (CommitLSN, ordinal of the insert on the wire in its transaction). CommitLSN is the start of the
+// commit record and is known from Begin; the EndLSN of Commit serves for confirming alone. The [State] record in Kafka
+// carries covered, the end of the last commit (or keepalive in order) whose rows are all durable, and the position of the
+// last durable row.
+//
+// # Invariants
+//
+//   - I1 Confirm(L) only when every row of every commit with EndLSN ≤ L is durable in Kafka.
+//   - I2 L is a commit's EndLSN, or the WALEnd of a keepalive that came in order behind it, and a state record with
+//     covered ≥ L is durable. Never CommitLSN, a row's LSN, LSN+length.
+//   - I3 Per partition, first appearances follow commit order; repeats are only contiguous replays of a suffix.
+//   - I4 Only the reader touches the replication connection; while it is open a status update goes out at least every
+//     interval, whatever Kafka does.
+//   - I5 A decode error, a missing publication, an unknown relation: halt, never skip.
+//   - I6 Memory is bounded by configuration in bytes, whatever the transaction, the backlog or the outage.
+//   - I7 Nothing that is not committed is ever published; nothing committed is ever missed.
+//   - I8 Sampled at any instant: everything at or below confirmed_flush_lsn is in Kafka.
+//
+// # Failure
+//
+// Crash-only: every session, first or thousandth, starts the same way (session.go) and reads where it is from the state
+// record and the slot. A session that ends is followed by the next with backoff. A [Halt] is for a human: the slot and the
+// Kafka client are given back, the process stays up, not ready, says what was found, and tries again every 30 s.
+package cdc

@@ -1,0 +1,69 @@
+package cdc
+
+import "time"
+
+// Role is what a relay is doing, in one word.
+type Role string
+
+// The roles. Streaming is the only ready one but Standby, which is ready to take over.
+const (
+	Starting  Role = "starting"
+	Standby   Role = "standby"
+	Streaming Role = "streaming"
+	Retrying  Role = "retrying"
+	Halted    Role = "halted"
+	Stopped   Role = "stopped"
+)
+
+// Observer is told facts; logging and metrics subscribe. Functions that are nil are not called. They are called on the
+// relay's goroutines and must not block.
+type Observer struct {
+	// Role is called at each change; err says why, where there is a reason.
+	Role func(role Role, err error)
+	// Received counts what a gulp held: rows to deliver, rows that were durable already, other messages, bytes.
+	Received func(rows, dropped, others, bytes int)
+	// Published is called when a window is durable, with the time since its first row came.
+	Published func(records []Record, took time.Duration)
+	// Covered is called when a state record is durable.
+	Covered func(st *State)
+	// Confirmed is called when an LSN was sent to the server.
+	Confirmed func(lsn LSN)
+	// Stalled is called when Kafka has not taken a window for a while, and again with false when it has.
+	Stalled func(stalled bool, since time.Duration)
+}
+
+func (o *Observer) role(r Role, err error) {
+	if o.Role != nil {
+		o.Role(r, err)
+	}
+}
+
+func (o *Observer) received(rows, dropped, others, bytes int) {
+	if o.Received != nil {
+		o.Received(rows, dropped, others, bytes)
+	}
+}
+
+func (o *Observer) published(records []Record, took time.Duration) {
+	if o.Published != nil {
+		o.Published(records, took)
+	}
+}
+
+func (o *Observer) covered(st *State) {
+	if o.Covered != nil {
+		o.Covered(st)
+	}
+}
+
+func (o *Observer) confirmed(lsn LSN) {
+	if o.Confirmed != nil {
+		o.Confirmed(lsn)
+	}
+}
+
+func (o *Observer) stalled(s bool, since time.Duration) {
+	if o.Stalled != nil {
+		o.Stalled(s, since)
+	}
+}

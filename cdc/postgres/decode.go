@@ -1,0 +1,295 @@
+package postgres
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// epoch is where PostgreSQL's clock begins; timestamps are microseconds since.
+var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+var errTruncated = errors.New("message ends too early")
+
+// decoder reads pgoutput, protocol 1. It keeps the description of each relation, which the server sends before its first
+// row and again after every change.
+type decoder struct {
+	cfg       cdc.SourceConfig
+	tableOID  uint32 // of the outbox; pinned at the session's start
+	relations map[uint32]*relation
+}
+
+// relation says where in a tuple the outbox's columns are; it is nil in the map for a table that is not the outbox.
+type relation struct {
+	field   []field // of each column on the wire
+	isBytea bool    // the payload
+}
+
+// field is what a column is for.
+type field uint8
+
+const (
+	ignored field = iota
+	fieldID
+	fieldAggregateType
+	fieldAggregateID
+	fieldEventType
+	fieldPayload
+	fieldHeaders
+	fieldCreatedAt
+)
+
+func newDecoder(cfg cdc.SourceConfig, tableOID uint32) *decoder {
+	return &decoder{cfg: cfg, tableOID: tableOID, relations: map[uint32]*relation{}}
+}
+
+// copyData decodes the content of a CopyData frame: a WAL message or a keepalive. Slices in m point into body.
+func (d *decoder) copyData(body []byte, m *cdc.Message) error {
+	if len(body) == 0 {
+		return errTruncated
+	}
+	switch body[0] {
+	case pglogrepl.XLogDataByteID:
+		if len(body) < 26 {
+			return errTruncated
+		}
+		return d.message(body[25:], m)
+	case pglogrepl.PrimaryKeepaliveMessageByteID:
+		if len(body) < 18 {
+			return errTruncated
+		}
+		m.Kind, m.LSN, m.ReplyRequested = cdc.Keepalive, cdc.LSN(binary.BigEndian.Uint64(body[1:])), body[17] != 0
+		return nil
+	}
+	return fmt.Errorf("unknown message %q in the replication stream", body[0])
+}
+
+// message decodes one pgoutput message.
+func (d *decoder) message(b []byte, m *cdc.Message) error {
+	r := cursor{b: b}
+	switch t := pglogrepl.MessageType(r.byte()); t {
+	case pglogrepl.MessageTypeBegin:
+		m.Kind, m.LSN = cdc.Begin, cdc.LSN(r.uint64())
+		m.Row.CommitTime = epoch.Add(time.Duration(r.uint64()) * time.Microsecond)
+		m.Row.XID = r.uint32()
+	case pglogrepl.MessageTypeCommit:
+		r.skip(1 + 8) // flags, the commit record's start
+		m.Kind, m.LSN = cdc.Commit, cdc.LSN(r.uint64())
+		r.skip(8) // commit time
+	case pglogrepl.MessageTypeRelation:
+		m.Kind = cdc.Other
+		return d.relation(&r)
+	case pglogrepl.MessageTypeInsert:
+		return d.insert(&r, m)
+	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate,
+		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeType, pglogrepl.MessageTypeMessage:
+		m.Kind = cdc.Other
+	default:
+		return fmt.Errorf("unknown pgoutput message %q", byte(t))
+	}
+	if r.short {
+		return errTruncated
+	}
+	return nil
+}
+
+// insert decodes the tuple of a row of the outbox. Other tables' rows are Other.
+func (d *decoder) insert(r *cursor, m *cdc.Message) error {
+	oid := r.uint32()
+	rel, known := d.relations[oid]
+	if r.short {
+		return errTruncated
+	}
+	if !known {
+		return &cdc.Halt{Found: fmt.Sprintf("a row of relation %d came before its description", oid), Means: "the stream cannot be understood, and skipping could lose rows", Run: "restart the relay; if it comes back, report it with the PostgreSQL version"}
+	}
+	if rel == nil {
+		m.Kind = cdc.Other
+		return nil
+	}
+	if r.byte() != 'N' {
+		return errors.New("an insert without a new tuple")
+	}
+	m.Kind = cdc.Insert
+	return rel.tuple(r, &m.Row)
+}
+
+// tuple walks the columns and lets row point to those that count. A column that is NULL stays nil.
+func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
+	*row = cdc.Row{}
+	if n := int(r.uint16()); n != len(rel.field) {
+		return fmt.Errorf("a tuple of %d columns, the relation has %d", n, len(rel.field))
+	}
+	for _, f := range rel.field {
+		var value []byte
+		switch kind := r.byte(); kind {
+		case 'n':
+			continue
+		case 't':
+			value = r.bytes(int(r.uint32()))
+		default:
+			if r.short {
+				return errTruncated
+			}
+			return fmt.Errorf("a column of kind %q in an insert", kind)
+		}
+		if r.short {
+			return errTruncated
+		}
+		switch f {
+		case ignored:
+		case fieldID:
+			row.ID = value
+		case fieldAggregateType:
+			row.AggregateType = value
+		case fieldAggregateID:
+			row.AggregateID = value
+		case fieldEventType:
+			row.EventType = value
+		case fieldPayload:
+			if rel.isBytea {
+				var err error
+				if value, err = unhex(value); err != nil {
+					return err
+				}
+			}
+			row.Payload = value
+		case fieldHeaders:
+			row.Headers = value
+		case fieldCreatedAt:
+			row.CreatedAt = value
+		}
+	}
+	if r.short {
+		return errTruncated
+	}
+	return nil
+}
+
+// unhex decodes bytea's text output (\x…) in place.
+func unhex(b []byte) ([]byte, error) {
+	digits, ok := bytes.CutPrefix(b, []byte(`\x`))
+	if !ok {
+		return nil, errors.New(`a bytea that does not begin with \x`)
+	}
+	n, err := hex.Decode(b, digits)
+	if err != nil {
+		return nil, fmt.Errorf("a bytea: %w", err)
+	}
+	return b[:n], nil
+}
+
+// relation takes down a relation's description. The outbox is known by its OID; its name is checked, because a publication
+// goes by OID: a renamed table keeps streaming, and a new one under its name does not.
+func (d *decoder) relation(r *cursor) error {
+	oid := r.uint32()
+	name := r.string() + "." + r.string()
+	r.skip(1) // replica identity
+	columns := make([]column, r.uint16())
+	for i := range columns {
+		r.skip(1) // flags
+		columns[i].name = r.string()
+		columns[i].typeOID = r.uint32()
+		r.skip(4) // type modifier
+		if r.short {
+			return errTruncated
+		}
+	}
+	if r.short {
+		return errTruncated
+	}
+	if (oid == d.tableOID) != (name == d.cfg.Table) {
+		return &cdc.Halt{
+			Found: fmt.Sprintf("relation %d in the stream is called %s; the outbox %s was relation %d when the session began", oid, name, d.cfg.Table, d.tableOID),
+			Means: "the table was renamed or replaced: rows of the new one may not be in the publication",
+			Run:   "make the publication carry the table that is meant; then `walpost init --remove` and `walpost init` begin anew",
+		}
+	}
+	if oid != d.tableOID {
+		d.relations[oid] = nil
+		return nil
+	}
+	rel, problems := mapColumns(d.cfg.Columns, columns)
+	if len(problems) > 0 {
+		return unfit(problems)
+	}
+	d.relations[oid] = rel
+	return nil
+}
+
+// tooLarge names the row whose message was not read because of its size.
+func (d *decoder) tooLarge(head []byte, size int) error {
+	var m cdc.Message
+	reason := fmt.Sprintf("it is %d bytes, source.max_row_bytes is %s", size, d.cfg.MaxRowBytes)
+	if len(head) > 26 {
+		_ = d.message(head[25:], &m) // truncated, but the first columns are there
+	}
+	return cdc.RowHalt(&m.Row, reason)
+}
+
+// cursor reads a message front to back. Beyond its end it returns zeros and remembers.
+type cursor struct {
+	b     []byte
+	short bool
+}
+
+func (c *cursor) bytes(n int) []byte {
+	if n < 0 || n > len(c.b) {
+		c.b, c.short = nil, true
+		return nil
+	}
+	v := c.b[:n:n]
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) skip(n int) { c.bytes(n) }
+
+func (c *cursor) byte() byte {
+	if len(c.b) < 1 {
+		c.short = true
+		return 0
+	}
+	v := c.b[0]
+	c.b = c.b[1:]
+	return v
+}
+
+func (c *cursor) uint16() uint16 {
+	if v := c.bytes(2); v != nil {
+		return binary.BigEndian.Uint16(v)
+	}
+	return 0
+}
+
+func (c *cursor) uint32() uint32 {
+	if v := c.bytes(4); v != nil {
+		return binary.BigEndian.Uint32(v)
+	}
+	return 0
+}
+
+func (c *cursor) uint64() uint64 {
+	if v := c.bytes(8); v != nil {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+func (c *cursor) string() string {
+	i := bytes.IndexByte(c.b, 0)
+	if i < 0 {
+		c.b, c.short = nil, true
+		return ""
+	}
+	v := string(c.b[:i])
+	c.b = c.b[i+1:]
+	return v
+}

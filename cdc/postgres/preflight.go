@@ -1,0 +1,240 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// Source is the outbox of one PostgreSQL database.
+type Source struct {
+	cfg         cdc.SourceConfig
+	application string
+	tableOID    uint32 // pinned by Preflight at the session's start
+}
+
+var _ cdc.Source = (*Source)(nil)
+
+// NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication.
+func NewSource(pipeline string, cfg cdc.SourceConfig) *Source {
+	return &Source{cfg: cfg, application: "walpost " + pipeline}
+}
+
+// connect opens an ordinary connection for questions over SQL.
+func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(s.cfg.URL)
+	if err != nil {
+		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	cfg.RuntimeParams["application_name"] = s.application
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, classify("connect to source.url", err)
+	}
+	return conn, nil
+}
+
+// Preflight checks what a session needs, with the relay's own rights, and reports everything that is wrong at once.
+func (s *Source) Preflight(ctx context.Context) error {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	var problems []string
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+
+	var version int
+	var walLevel, role string
+	var mayReplicate bool
+	err = conn.QueryRow(ctx, `
+		SELECT current_setting('server_version_num')::int, current_setting('wal_level'), current_user,
+		       bool_or(r.rolreplication OR r.rolsuper)
+		FROM pg_roles r
+		WHERE r.rolname = current_user
+		   OR (r.rolname IN ('rds_replication', 'rds_superuser') AND pg_has_role(current_user, r.oid, 'member'))`,
+	).Scan(&version, &walLevel, &role, &mayReplicate)
+	if err != nil {
+		return classify("ask for the server's settings", err)
+	}
+	if version < 140000 {
+		bad("PostgreSQL %d is too old: 14 or newer is needed", version/10000)
+	}
+	if walLevel != "logical" {
+		bad("wal_level is %s: ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL", walLevel)
+	}
+	if !mayReplicate {
+		bad("role %q may not replicate: ALTER ROLE %s REPLICATION", role, pgx.Identifier{role}.Sanitize())
+	}
+	if problem, err := s.checkSlot(ctx, conn); err != nil {
+		return err
+	} else if problem != "" {
+		bad("%s", problem)
+	}
+	table, err := s.checkTable(ctx, conn)
+	if err != nil {
+		return err
+	}
+	problems = append(problems, table...)
+	if s.tableOID != 0 {
+		publication, err := s.checkPublication(ctx, conn)
+		if err != nil {
+			return err
+		}
+		problems = append(problems, publication...)
+	}
+	if len(problems) > 0 {
+		return unfit(problems)
+	}
+	return nil
+}
+
+// checkSlot looks at what the slot is; whether it exists and where it stands is reconciled with the state record.
+func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) {
+	var slotType, plugin, database, here string
+	err := conn.QueryRow(ctx, `
+		SELECT slot_type, coalesce(plugin, ''), coalesce(database, ''), current_database()
+		FROM pg_replication_slots WHERE slot_name = $1`, s.cfg.Slot).Scan(&slotType, &plugin, &database, &here)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return "", nil
+	case err != nil:
+		return "", classify("look at the slot", err)
+	case slotType != "logical" || plugin != "pgoutput":
+		return fmt.Sprintf("slot %q is a %s slot of plugin %q, a logical one of pgoutput is needed: choose another source.slot and run `walpost init`", s.cfg.Slot, slotType, plugin), nil
+	case database != here:
+		return fmt.Sprintf("slot %q belongs to database %q, source.url names %q: choose another source.slot or the other database", s.cfg.Slot, database, here), nil
+	}
+	return "", nil
+}
+
+// checkTable looks for the outbox and its columns, and pins its OID.
+func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (problems []string, err error) {
+	schema, name := s.cfg.SchemaTable()
+	var kind, persistence string
+	s.tableOID = 0
+	err = conn.QueryRow(ctx, `
+		SELECT c.oid, c.relkind::text, c.relpersistence::text
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2`, schema, name).Scan(&s.tableOID, &kind, &persistence)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return []string{fmt.Sprintf("source.table: %s does not exist in this database: name the outbox table, or let `walpost init` create it", s.cfg.Table)}, nil
+	}
+	if err != nil {
+		return nil, classify("look for the table", err)
+	}
+	if kind != "r" && kind != "p" {
+		problems = append(problems, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
+	}
+	if persistence != "p" {
+		problems = append(problems, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, s.cfg.Table))
+	}
+	columns, err := readColumns(ctx, conn, s.tableOID)
+	if err != nil {
+		return nil, err
+	}
+	_, missing := mapColumns(s.cfg.Columns, columns)
+	return append(problems, missing...), nil
+}
+
+func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, error) {
+	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, table)
+	if err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	columns, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (column, error) {
+		var c column
+		return c, r.Scan(&c.name, &c.typeOID)
+	})
+	if err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	return columns, nil
+}
+
+// checkPublication makes sure that every insert into the outbox is in it, whole.
+func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn) (problems []string, err error) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
+	var inserts, viaRoot, partitioned bool
+	err = conn.QueryRow(ctx, `
+		SELECT p.pubinsert, p.pubviaroot, (SELECT relkind = 'p' FROM pg_class WHERE oid = $2)
+		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, s.tableOID).Scan(&inserts, &viaRoot, &partitioned)
+	if errors.Is(err, pgx.ErrNoRows) {
+		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)
+		return problems, nil
+	}
+	if err != nil {
+		return nil, classify("look for the publication", err)
+	}
+	if !inserts {
+		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
+	}
+	if partitioned && !viaRoot {
+		bad("source.publication: %s is partitioned and the publication names its partitions: ALTER PUBLICATION %s SET (publish_via_partition_root = true)", s.cfg.Table, name)
+	}
+	schema, table := s.cfg.SchemaTable()
+	// Row filters and column lists exist from 15 on; to_jsonb lets one query serve every version.
+	var filtered bool
+	var columns []string
+	err = conn.QueryRow(ctx, `
+		SELECT coalesce(to_jsonb(t) ->> 'rowfilter', '') <> '',
+		       coalesce(ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t) -> 'attnames')), '{}')
+		FROM pg_publication_tables t WHERE t.pubname = $1 AND t.schemaname = $2 AND t.tablename = $3`,
+		s.cfg.Publication, schema, table).Scan(&filtered, &columns)
+	if errors.Is(err, pgx.ErrNoRows) {
+		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, s.cfg.Table)
+		return problems, nil
+	}
+	if err != nil {
+		return nil, classify("look at the publication", err)
+	}
+	if filtered {
+		bad("source.publication: %s has a row filter on %s, which hides rows silently: ALTER PUBLICATION %s SET TABLE %s", s.cfg.Publication, s.cfg.Table, name, s.cfg.Table)
+	}
+	c := s.cfg.Columns
+	for _, col := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.Headers, c.CreatedAt} {
+		if col != "" && len(columns) > 0 && !slices.Contains(columns, col) {
+			bad("source.publication: the column list of %s leaves out %q: ALTER PUBLICATION %s SET TABLE %s", s.cfg.Publication, col, name, s.cfg.Table)
+		}
+	}
+	return problems, nil
+}
+
+// Facts reads what is compared with the state record.
+func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return cdc.Facts{}, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	return s.facts(ctx, conn)
+}
+
+func (s *Source) facts(ctx context.Context, conn *pgx.Conn) (cdc.Facts, error) {
+	schema, table := s.cfg.SchemaTable()
+	f := cdc.Facts{Slot: cdc.SlotFacts{Name: s.cfg.Slot}}
+	// oid and xmin of the publication and of its entry for the table change even when a change was undone.
+	err := conn.QueryRow(ctx, `
+		SELECT pg_current_wal_flush_lsn()::text,
+		       s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.confirmed_flush_lsn, '0/0')::text,
+		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''),
+		       format('publication %s/%s entry %s/%s table %s %s.%s',
+		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)
+		FROM (SELECT 1) one
+		LEFT JOIN pg_replication_slots s ON s.slot_name = $1
+		LEFT JOIN pg_publication p ON p.pubname = $2
+		LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON n.nspname = $3 AND c.relname = $4
+		LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = c.oid`,
+		s.cfg.Slot, s.cfg.Publication, schema, table,
+	).Scan(&f.WALEnd, &f.Slot.Exists, &f.Slot.Active, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Fingerprint)
+	if err != nil {
+		return cdc.Facts{}, classify("read slot and publication", err)
+	}
+	return f, nil
+}

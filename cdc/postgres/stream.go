@@ -1,0 +1,325 @@
+package postgres
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+const (
+	gulp         = 256 << 10 // bytes read from the socket at most in one Fill
+	writeTimeout = 10 * time.Second
+	closeTimeout = time.Second
+)
+
+// stream is one replication connection. pgconn connects, logs in and identifies; from START_REPLICATION on the frames are
+// read here, straight from the socket into one buffer, because a row should cost neither a copy nor a system call.
+type stream struct {
+	cfg     cdc.SourceConfig
+	conn    net.Conn
+	decoder *decoder
+
+	buf  []byte
+	r, w int // buf[r:w] is received and not decoded
+
+	interrupted atomic.Bool
+	closeOnce   sync.Once
+	started     bool
+}
+
+var _ cdc.Stream = (*stream)(nil)
+
+// Connect opens the replication connection and asks the server who it is.
+func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) {
+	pg, err := s.connectReplication(ctx)
+	if err != nil {
+		return nil, cdc.Identity{}, err
+	}
+	sys, err := pglogrepl.IdentifySystem(ctx, pg)
+	if err != nil {
+		_ = pg.Close(ctx)
+		return nil, cdc.Identity{}, classify("identify the server", err)
+	}
+	hijacked, err := pg.Hijack()
+	if err != nil {
+		_ = pg.Close(ctx)
+		return nil, cdc.Identity{}, fmt.Errorf("take over the replication connection: %w", err)
+	}
+	st := newStream(s.cfg, hijacked.Conn, newDecoder(s.cfg, s.tableOID))
+	return st, cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline}, nil
+}
+
+func newStream(cfg cdc.SourceConfig, conn net.Conn, d *decoder) *stream {
+	return &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, gulp)}
+}
+
+// connectReplication opens a connection in replication mode. The settings fix how values are rendered.
+func (s *Source) connectReplication(ctx context.Context) (*pgconn.PgConn, error) {
+	cfg, err := pgconn.ParseConfig(s.cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	for k, v := range map[string]string{
+		"replication": "database", "application_name": s.application, "client_encoding": "UTF8", "DateStyle": "ISO",
+		"TimeZone": "UTC", "bytea_output": "hex", "extra_float_digits": "3",
+	} {
+		cfg.RuntimeParams[k] = v
+	}
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &gulpConn{Conn: c}, nil
+	}
+	pg, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, classify("open the replication connection", err)
+	}
+	return pg, nil
+}
+
+// Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
+func (s *stream) Start(ctx context.Context) error {
+	publications := strings.ReplaceAll(pgx.Identifier{s.cfg.Publication}.Sanitize(), "'", "''")
+	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s')`, s.cfg.Slot, publications)
+	query, err := (&pgproto3.Query{String: command}).Encode(nil)
+	if err != nil {
+		return fmt.Errorf("encode START_REPLICATION: %w", err)
+	}
+	if err := s.write(query); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, s.Interrupt)()
+	for {
+		typ, body, ok := s.frame()
+		if !ok {
+			if _, err := s.Fill(time.Now().Add(time.Second)); err != nil {
+				return err
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		switch typ {
+		case 'W': // CopyBothResponse
+			s.started = true
+			return nil
+		case 'E':
+			return classify("start replication", errorResponse(body))
+		}
+	}
+}
+
+// Fill takes one gulp from the socket. Its deadline is set anew each time: an expired one would spin.
+func (s *stream) Fill(deadline time.Time) (int, error) {
+	if err := s.makeRoom(); err != nil {
+		return 0, err
+	}
+	if err := s.conn.SetReadDeadline(deadline); err != nil {
+		return 0, lost(err)
+	}
+	if s.interrupted.Swap(false) {
+		return 0, nil
+	}
+	total := 0
+	for {
+		n, err := s.conn.Read(s.buf[s.w:])
+		s.w += n
+		total += n
+		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return total, nil
+			}
+			return total, lost(err)
+		}
+		// Behind TLS a read ends with a record; take what has been received with it.
+		if c, ok := s.raw().(*gulpConn); !ok || c.Buffered() == 0 || s.w == len(s.buf) {
+			return total, nil
+		}
+	}
+}
+
+// raw is the connection below TLS, if any.
+func (s *stream) raw() net.Conn {
+	if t, ok := s.conn.(interface{ NetConn() net.Conn }); ok {
+		return t.NetConn()
+	}
+	return s.conn
+}
+
+// makeRoom moves the incomplete message to the front, and makes the buffer as large as that message needs, no larger than
+// a row may be.
+func (s *stream) makeRoom() error {
+	need := 0
+	if s.w-s.r >= 5 {
+		need = 1 + int(binary.BigEndian.Uint32(s.buf[s.r+1:]))
+		if need < 5 {
+			return fmt.Errorf("a frame of %d bytes in the replication stream", need)
+		}
+	}
+	if limit := int(s.cfg.MaxRowBytes) + gulp; need > limit {
+		if s.w-s.r < gulp/2 {
+			need = gulp // its first columns are enough to name it
+		} else {
+			return s.decoder.tooLarge(s.buf[s.r+5:s.w], need)
+		}
+	}
+	size := max(gulp, need)
+	if size == len(s.buf) && s.r == 0 {
+		return nil
+	}
+	buf := s.buf
+	if size != len(s.buf) {
+		buf = make([]byte, size)
+	}
+	s.w = copy(buf, s.buf[s.r:s.w])
+	s.r, s.buf = 0, buf
+	return nil
+}
+
+// frame returns the next whole frame of the buffer: type and body.
+func (s *stream) frame() (typ byte, body []byte, ok bool) {
+	if s.w-s.r < 5 {
+		return 0, nil, false
+	}
+	end := s.r + 1 + int(binary.BigEndian.Uint32(s.buf[s.r+1:]))
+	if end > s.w || end < s.r+5 {
+		return 0, nil, false
+	}
+	typ, body = s.buf[s.r], s.buf[s.r+5:end]
+	s.r = end
+	return typ, body, true
+}
+
+// Next decodes the next message. Whatever is no CopyData ends the stream or is a notice.
+func (s *stream) Next(m *cdc.Message) (bool, error) {
+	for {
+		typ, body, ok := s.frame()
+		if !ok {
+			return false, nil
+		}
+		switch typ {
+		case 'd':
+			return true, s.decoder.copyData(body, m)
+		case 'E':
+			return false, classify("stream", errorResponse(body))
+		case 'N':
+			if err := notice(body); err != nil {
+				return false, err
+			}
+		case 'S': // ParameterStatus: a reload of the server's settings
+		case 'c', 'C', 'Z':
+			return false, errors.New("the server ended the stream (it is shutting down)")
+		default:
+			return false, fmt.Errorf("unexpected frame %q in the replication stream", typ)
+		}
+	}
+}
+
+// Status sends a standby status update with all three positions set: pglogrepl's own encoder turns a zero flush position
+// into the written one, and confirms what is not durable.
+func (s *stream) Status(confirmed cdc.LSN, ping bool) error {
+	var f [39]byte
+	f[0] = 'd'
+	binary.BigEndian.PutUint32(f[1:], 38)
+	f[5] = pglogrepl.StandbyStatusUpdateByteID
+	for i := range 3 { // written, flushed, applied
+		binary.BigEndian.PutUint64(f[6+8*i:], uint64(confirmed))
+	}
+	binary.BigEndian.PutUint64(f[30:], uint64(time.Since(epoch).Microseconds()))
+	if ping {
+		f[38] = 1
+	}
+	return s.write(f[:])
+}
+
+func (s *stream) write(b []byte) error {
+	if err := s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return lost(err)
+	}
+	if _, err := s.conn.Write(b); err != nil {
+		return lost(err)
+	}
+	return nil
+}
+
+// Interrupt lets the flag win over a deadline that Fill is about to set.
+func (s *stream) Interrupt() {
+	s.interrupted.Store(true)
+	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// Close ends the copy and waits for a moment until the server has read so far: closing over unread data would reset the
+// connection and could take the last status update with it.
+func (s *stream) Close() error {
+	var err error
+	s.closeOnce.Do(func() {
+		if s.started && s.write([]byte{'c', 0, 0, 0, 4}) == nil {
+			s.awaitCopyDone(time.Now().Add(closeTimeout))
+		}
+		_ = s.write([]byte{'X', 0, 0, 0, 4})
+		err = s.conn.Close()
+	})
+	return err
+}
+
+// awaitCopyDone discards what is still coming until the server has ended the copy too.
+func (s *stream) awaitCopyDone(deadline time.Time) {
+	s.interrupted.Store(false)
+	for {
+		switch typ, _, ok := s.frame(); {
+		case ok && typ != 'd' && typ != 'N' && typ != 'S' && typ != 'c':
+			return
+		case !ok:
+			if n, err := s.Fill(deadline); n == 0 || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// gulpConn reads ahead below TLS, whose records are small.
+type gulpConn struct {
+	net.Conn
+	buf  []byte
+	r, w int
+}
+
+// Buffered is how many bytes were received and not yet read.
+func (c *gulpConn) Buffered() int { return c.w - c.r }
+
+func (c *gulpConn) Read(p []byte) (int, error) {
+	if c.r == c.w {
+		if len(p) >= gulp/2 {
+			return c.Conn.Read(p)
+		}
+		if c.buf == nil {
+			c.buf = make([]byte, gulp)
+		}
+		n, err := c.Conn.Read(c.buf)
+		c.r, c.w = 0, n
+		if n == 0 {
+			return 0, err
+		}
+	}
+	n := copy(p, c.buf[c.r:c.w])
+	c.r += n
+	return n, nil
+}

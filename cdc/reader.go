@@ -1,0 +1,200 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	replyEvery = 10 * time.Millisecond // a server that wants to stop asks thousands of times a second
+	pingAfter  = 10 * time.Second      // of silence: ask for a sign of life
+	deadAfter  = 60 * time.Second      // of silence: a huge commit answers a ping only every wal_sender_timeout/2
+)
+
+// reader is the state of the read loop: the only user of the replication connection.
+type reader struct {
+	*session
+	tracker *tracker
+	breath  breath
+	msg     Message
+	held    bool // msg is a row for which the window had no room
+
+	lastStatus  time.Time
+	lastSent    LSN
+	replyWanted bool
+	heard       time.Time // when bytes last came
+	pinged      time.Time
+	fullSince   time.Time
+}
+
+// read takes rows off the wire into the queue until ctx ends, the stream fails or the publisher does. Until the publisher
+// says that the state is reconciled it only answers the server, with 0/0, which confirms nothing.
+func (s *session) read(ctx context.Context) error {
+	now := time.Now()
+	r := &reader{session: s, breath: breath{pace: s.cfg.Window.Pace}, heard: now}
+	tick := time.NewTicker(s.cfg.Source.StatusInterval)
+	defer tick.Stop()
+	for r.tracker == nil {
+		select {
+		case st := <-s.started:
+			r.tracker = newTracker(st)
+			s.enter(Streaming, nil)
+		case err := <-s.ended:
+			s.ended <- nil
+			return err
+		case <-tick.C:
+			if err := s.stream.Status(0, false); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	if err := r.answer(true); err != nil {
+		return err
+	}
+	for {
+		select {
+		case err := <-s.ended:
+			s.ended <- nil
+			return err
+		case <-ctx.Done():
+			return nil
+		default:
+		}
+		if err := r.answer(false); err != nil {
+			return err
+		}
+		var err error
+		if r.held {
+			err = r.waitForRoom(ctx, tick.C)
+		} else {
+			err = r.gulp()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// answer sends a status update when it is due: every interval, and soon after the server asked.
+func (r *reader) answer(now bool) error {
+	t := time.Now()
+	since := t.Sub(r.lastStatus)
+	moved := LSN(r.confirmed.Load()) != r.lastSent
+	if !now && since < r.cfg.Source.StatusInterval && (!r.replyWanted || (since < replyEvery && !moved)) {
+		return nil
+	}
+	silent := t.Sub(r.heard)
+	if silent > deadAfter && r.pinged.After(r.heard) && !r.held {
+		return fmt.Errorf("the server has sent nothing for %s, not even an answer: connection given up", silent.Round(time.Second))
+	}
+	ping := silent > pingAfter && !r.held
+	if ping && !r.pinged.After(r.heard) {
+		r.pinged = t
+	}
+	r.replyWanted, r.lastStatus, r.lastSent = false, t, LSN(r.confirmed.Load())
+	return r.status(ping)
+}
+
+func (s *session) status(ping bool) error {
+	lsn := LSN(s.confirmed.Load())
+	if err := s.stream.Status(lsn, ping); err != nil {
+		return err
+	}
+	s.observer.confirmed(lsn)
+	return nil
+}
+
+// gulp lets the socket fill, takes what is there and decodes it.
+func (r *reader) gulp() error {
+	if wait := r.breath.pause(time.Now()); wait > 0 {
+		time.Sleep(wait)
+	}
+	deadline := r.lastStatus.Add(r.cfg.Source.StatusInterval)
+	if r.replyWanted {
+		deadline = r.lastStatus.Add(replyEvery)
+	}
+	n, err := r.stream.Fill(deadline)
+	if n > 0 {
+		r.heard = time.Now()
+		r.breath.took(n, r.heard)
+		if err := r.decode(n); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// waitForRoom waits until the publisher has taken the full window, but never longer than the next status update.
+func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
+	if r.fullSince.IsZero() {
+		r.fullSince = time.Now()
+	}
+	select {
+	case <-r.queue.room:
+		r.fullSince = time.Time{}
+		r.heard = time.Now()
+		return r.decode(0)
+	case <-tick:
+		if time.Since(r.fullSince) >= r.cfg.QueueTimeout {
+			return errQueueFull
+		}
+	case err := <-r.ended:
+		r.ended <- err
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// decode moves what was read into the queue, as far as there is room.
+func (r *reader) decode(bytes int) error {
+	var rows, dropped, others int
+	_, err := r.queue.fill(r.breath.busy, func(w *Window) (bool, error) {
+		for {
+			if r.held {
+				if !w.add(&r.msg.Row) {
+					return false, nil
+				}
+				r.held = false
+				rows++
+			}
+			ok, err := r.stream.Next(&r.msg)
+			if err != nil || !ok {
+				return true, err
+			}
+			switch m := &r.msg; m.Kind {
+			case Insert:
+				deliver, err := r.tracker.row(&m.Row)
+				if err != nil {
+					return true, err
+				}
+				if r.held = deliver; !deliver {
+					dropped++
+				}
+			case Begin:
+				if err := r.tracker.begin(m); err != nil {
+					return true, err
+				}
+			case Commit:
+				if w.covered, err = r.tracker.commit(m); err != nil {
+					return true, err
+				}
+			case Keepalive:
+				w.covered = r.tracker.keepalive(m)
+				if m.ReplyRequested {
+					r.replyWanted, w.asked = true, true
+				}
+			default:
+				others++
+			}
+		}
+	})
+	r.observer.received(rows, dropped, others, bytes)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,106 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	haltRetry    = 30 * time.Second
+	standbyRetry = time.Second
+	backoffMin   = 200 * time.Millisecond
+	backoffMax   = 10 * time.Second
+)
+
+// Relay moves one pipeline's rows from its source to its sink.
+type Relay struct {
+	cfg      Config
+	source   Source
+	sink     Sink
+	route    Route
+	observer Observer
+	instance string
+
+	mu   sync.Mutex
+	role Role
+	err  error
+}
+
+// NewRelay makes a relay of a valid configuration. It holds nothing until Run.
+func NewRelay(cfg Config, source Source, sink Sink, route Route, observer Observer) *Relay {
+	host, _ := os.Hostname()
+	return &Relay{
+		cfg: cfg, source: source, sink: sink, route: route, observer: observer, role: Starting,
+		instance: fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
+	}
+}
+
+// Run relays until ctx ends, through any number of sessions. It returns nil when everything received was delivered and
+// confirmed, and an error when shutdown_timeout was over before.
+func (r *Relay) Run(ctx context.Context) error {
+	backoff := backoffMin
+	for {
+		began := time.Now()
+		err := r.session(ctx)
+		if ctx.Err() != nil {
+			r.enter(Stopped, err)
+			if errors.Is(err, context.Canceled) {
+				return nil
+			}
+			return err
+		}
+		var halt *Halt
+		var wait time.Duration
+		switch {
+		case errors.As(err, &halt):
+			r.enter(Halted, halt)
+			wait = haltRetry
+		case errors.Is(err, ErrSlotInUse):
+			r.enter(Standby, err)
+			wait = standbyRetry
+		default:
+			if time.Since(began) > backoffMax {
+				backoff = backoffMin
+			}
+			r.enter(Retrying, err)
+			wait = backoff/2 + rand.N(backoff/2)
+			backoff = min(2*backoff, backoffMax)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			r.enter(Stopped, nil)
+			return nil
+		}
+	}
+}
+
+// Role says what the relay is doing, and why where it is not streaming.
+func (r *Relay) Role() (Role, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.role, r.err
+}
+
+// enter tells of a change once: a cause that repeats at every attempt is not news.
+func (r *Relay) enter(role Role, err error) {
+	r.mu.Lock()
+	same := r.role == role && text(r.err) == text(err)
+	r.role, r.err = role, err
+	r.mu.Unlock()
+	if !same {
+		r.observer.role(role, err)
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

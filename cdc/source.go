@@ -1,0 +1,88 @@
+package cdc
+
+import (
+	"context"
+	"time"
+)
+
+// Source is where rows come from. Its methods are called in the order of a session start.
+type Source interface {
+	// Preflight checks over SQL what a session needs and reports everything that is wrong together, as a Halt.
+	Preflight(ctx context.Context) error
+	// Connect opens the replication connection and identifies the server behind it.
+	Connect(ctx context.Context) (Stream, Identity, error)
+	// Facts reads over SQL, now, what Reconcile compares with the state record.
+	Facts(ctx context.Context) (Facts, error)
+}
+
+// Identity is the server's answer to IDENTIFY_SYSTEM.
+type Identity struct {
+	SystemID string
+	Timeline int32
+}
+
+// Stream is one replication connection. Only the reader uses it, but for Interrupt.
+type Stream interface {
+	// Start begins streaming at 0/0 and owns the slot from then on. ErrSlotInUse says that somebody else does.
+	Start(ctx context.Context) error
+	// Fill waits until the deadline for bytes and takes one gulp of them. It returns 0 and no error when there were none.
+	Fill(deadline time.Time) (int, error)
+	// Next decodes the next whole message of the gulp into m, or reports false when there is none left. The slices in m
+	// are valid until the next Fill.
+	Next(m *Message) (bool, error)
+	// Status tells the server that everything up to confirmed is durable; ping asks for an answer. Zero confirms nothing.
+	Status(confirmed LSN, ping bool) error
+	// Interrupt makes the present or the next Fill return at once. Any goroutine may call it.
+	Interrupt()
+	Close() error
+}
+
+// MessageKind says which fields of a Message count.
+type MessageKind uint8
+
+// The kinds of messages. Other is everything a publication carries besides inserts into the outbox.
+const (
+	Begin MessageKind = iota + 1
+	Insert
+	Commit
+	Keepalive
+	Other
+)
+
+// Message is one message of the replication stream.
+type Message struct {
+	Kind MessageKind
+	// LSN is Begin's CommitLSN, Commit's EndLSN, Keepalive's WALEnd.
+	LSN LSN
+	// ReplyRequested belongs to Keepalive.
+	ReplyRequested bool
+	// Row holds the columns of an Insert; of a Begin, XID and CommitTime.
+	Row Row
+}
+
+// Sink is where records go.
+type Sink interface {
+	// Peek reads the state record without owning anything. It serves for an early look only.
+	Peek(ctx context.Context) (*State, error)
+	// Open makes a new client. Never before the slot is owned: a fencing client would fence its rightful owner.
+	Open(ctx context.Context) (Publisher, error)
+}
+
+// Publisher is one session's client.
+type Publisher interface {
+	// State reads the newest state record; nil when there is none.
+	State(ctx context.Context) (*State, error)
+	// Check says with a Halt why the record can never be published, before anything is produced.
+	Check(ctx context.Context, r *Record) error
+	// Publish returns when every record and the state record, if given, are durable, and sets each record's place. After
+	// an error, a prefix per partition is.
+	Publish(ctx context.Context, records []Record, st *State) error
+	Close()
+}
+
+// Route turns a row into a record, or says with a Halt why it cannot. The record's slices stay valid until the router's
+// next window.
+type Route interface {
+	NextWindow()
+	Route(row *Row, rec *Record) error
+}
