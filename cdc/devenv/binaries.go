@@ -2,10 +2,9 @@ package devenv
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,6 +64,9 @@ func findPostgres(ctx context.Context, version string, user serverUser) (install
 	}
 	if best.dir != "" {
 		return best, nil
+	}
+	if ctx.Err() != nil { // and not: nothing is installed
+		return installation{}, fmt.Errorf("look for an installed PostgreSQL: %w", context.Cause(ctx))
 	}
 	if want == 0 {
 		want = newestMajor
@@ -135,7 +137,7 @@ func fetch(ctx context.Context, major int, user serverUser) (installation, error
 	}
 	home := filepath.Join(root, string(version))
 	dir := filepath.Join(home, "bin")
-	if _, err := os.Stat(filepath.Join(dir, "postgres")); errors.Is(err, fs.ErrNotExist) {
+	if !exists(filepath.Join(dir, "postgres")) {
 		if err := download(ctx, version, root, home); err != nil {
 			return installation{}, fmt.Errorf("PostgreSQL %d is not installed and could not be fetched: %w: install it, or name the folder of its programs in %s", major, err, BinVariable)
 		}
@@ -147,7 +149,20 @@ func fetch(ctx context.Context, major int, user serverUser) (installation, error
 	return found, nil
 }
 
+// download fetches and unpacks a version. The library takes no context: when ctx ends first, the rest of its work goes
+// on, and is then removed.
 func download(ctx context.Context, version embeddedpostgres.PostgresVersion, root, home string) error {
+	done := make(chan error, 1)
+	go func() { done <- unpack(version, root, home) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func unpack(version embeddedpostgres.PostgresVersion, root, home string) error {
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
 	}
@@ -163,32 +178,29 @@ func download(ctx context.Context, version embeddedpostgres.PostgresVersion, roo
 	// The library unpacks on its way to starting a server. A data path that no system accepts ends it right after
 	// that, before it runs anything: its server would outlive us, and would not start as root.
 	unpacked := filepath.Join(temp, "unpacked")
-	fetcher := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+	logs := fetcherLogs()
+	err = embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
 		Version(version).Port(uint32(port)).Logger(io.Discard).
 		CachePath(filepath.Join(temp, "archive")).BinariesPath(unpacked).
-		RuntimePath(filepath.Join(temp, "run")).DataPath("\x00"))
-	before := fetcherLogs()
-	done := make(chan error, 1)
-	go func() { done <- fetcher.Start() }() // takes no context
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+		RuntimePath(filepath.Join(temp, "run")).DataPath("\x00")).Start()
+	http.DefaultClient.CloseIdleConnections()
 	for _, log := range fetcherLogs() {
-		if !slices.Contains(before, log) {
+		if !slices.Contains(logs, log) {
 			_ = os.Remove(log)
 		}
 	}
-	if _, missing := os.Stat(filepath.Join(unpacked, "bin", "postgres")); missing != nil {
+	if !exists(filepath.Join(unpacked, "bin", "postgres")) {
 		return err
 	}
-	if err := os.Rename(unpacked, home); err != nil {
-		if _, missing := os.Stat(filepath.Join(home, "bin", "postgres")); missing != nil {
-			return err
-		}
+	if err := os.Rename(unpacked, home); err != nil && !exists(filepath.Join(home, "bin", "postgres")) {
+		return err
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // fetcherLogs lists the empty files that the library leaves in the temporary folder.
