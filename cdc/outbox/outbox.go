@@ -1,0 +1,140 @@
+// Package outbox writes events where a service writes its state: in the same transaction, as a row that walpost relays to Kafka.
+//
+//	CREATE TABLE outbox (
+//	    id             uuid PRIMARY KEY,                 -- minted once; consumers deduplicate by it
+//	    aggregate_type text NOT NULL,                    -- decides the topic
+//	    aggregate_id   text NOT NULL,                    -- the record's key: events of one aggregate stay in order
+//	    event_type     text NOT NULL,
+//	    payload        jsonb NOT NULL,                   -- a JSON object, the record's value
+//	    headers        jsonb NOT NULL DEFAULT '{}',
+//	    created_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+//	);
+//
+// The table's CHECKs (sql/orders/00002_outbox.sql) are the contract; Append says the same in words and before the round trip. A row
+// is never changed. A writer needs INSERT and no other right: nothing is read back.
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// The most the table's CHECKs take, in bytes as PostgreSQL stores them. What a payload becomes in jsonb only PostgreSQL knows
+// exactly (it puts a space behind each colon and comma, and writes 1e3 as 1000), so a payload near its limit is refused by the CHECK.
+const (
+	MaxAggregateType = 100
+	MaxAggregateID   = 1024
+	MaxEventType     = 255
+	MaxPayload       = 900_000
+	MaxHeaders       = 16_384
+)
+
+// ErrRefused is returned when an event can never be written as it is. The transaction it was for must be rolled back.
+var ErrRefused = errors.New("outbox: event refused")
+
+var aggregateType = regexp.MustCompile(`^[A-Za-z0-9._-]{1,100}$`)
+
+// Event is one row of the outbox.
+type Event struct {
+	ID            uuid.UUID         // must be set, and stay the same when a transaction is tried again
+	AggregateType string            // such as "order"
+	AggregateID   string            // such as the order's id
+	Type          string            // in the past tense, such as "OrderPaid"
+	Payload       json.RawMessage   // a JSON object
+	Headers       map[string]string // become headers of the Kafka record, beside walpost's own; may be nil
+}
+
+// NewEvent mints the event's id, a UUIDv7, so that the payload can name it.
+func NewEvent(aggregateType, aggregateID, eventType string) Event {
+	return Event{ID: uuid.Must(uuid.NewV7()), AggregateType: aggregateType, AggregateID: aggregateID, Type: eventType}
+}
+
+// Append writes the event in tx: it happens when tx commits and never otherwise. After any error tx must be rolled back; an error
+// that is ErrRefused will come again for the same event.
+func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
+	headers, err := ev.check()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES ($1, $2, $3, $4, $5, $6)`,
+		ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), headers)
+	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
+		switch pgErr.Code {
+		case "23514": // check_violation; its detail holds the row, so it is not repeated
+			return fmt.Errorf("%w: event %s of type %q violates %s of the outbox", ErrRefused, ev.ID, ev.Type, pgErr.ConstraintName)
+		case "22P05", "22003": // \u0000, or a number larger than numeric
+			return fmt.Errorf("%w: event %s of type %q: payload cannot be stored as jsonb: %s", ErrRefused, ev.ID, ev.Type, pgErr.Message)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("append event %s of type %q to the outbox: %w", ev.ID, ev.Type, err)
+	}
+	return nil
+}
+
+// check returns the headers as PostgreSQL will take them, and everything that is wrong with the event.
+func (ev Event) check() (headers string, err error) {
+	var errs []error
+	wrong := func(ok bool, sentence string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(sentence, args...))
+		}
+	}
+	wrong(ev.ID != uuid.Nil, "it has no id: make it with NewEvent")
+	wrong(aggregateType.MatchString(ev.AggregateType), "aggregate type %.120q must be 1 to %d letters, digits, dots, underscores and dashes", ev.AggregateType, MaxAggregateType)
+	wrong(isText(ev.AggregateID, MaxAggregateID), "aggregate id must be 1 to %d bytes of UTF-8 without NUL, and has %d", MaxAggregateID, len(ev.AggregateID))
+	wrong(isText(ev.Type, MaxEventType), "event type must be 1 to %d bytes of UTF-8 without NUL, and has %d", MaxEventType, len(ev.Type))
+	wrong(isObject(ev.Payload), "payload must be a JSON object in UTF-8")
+	headers, ok := encodeHeaders(ev.Headers)
+	wrong(ok, "headers must be UTF-8 without NUL and at most %d bytes as jsonb", MaxHeaders)
+	return headers, errors.Join(errs...)
+}
+
+func isText(s string, most int) bool {
+	return s != "" && len(s) <= most && utf8.ValidString(s) && !strings.ContainsRune(s, 0)
+}
+
+func isObject(payload json.RawMessage) bool {
+	return json.Valid(payload) && utf8.Valid(payload) && strings.HasPrefix(strings.TrimLeft(string(payload), " \t\r\n"), "{")
+}
+
+func encodeHeaders(headers map[string]string) (string, bool) {
+	size := len("{}")
+	for k, v := range headers {
+		if !utf8.ValidString(k+v) || strings.ContainsRune(k+v, 0) {
+			return "", false
+		}
+		size += jsonbSize(k) + len(": ") + jsonbSize(v)
+	}
+	if len(headers) > 1 {
+		size += (len(headers) - 1) * len(", ")
+	}
+	if len(headers) == 0 {
+		return "{}", true
+	}
+	text, err := json.Marshal(headers)
+	return string(text), err == nil && size <= MaxHeaders
+}
+
+// jsonbSize is how many bytes PostgreSQL writes for a JSON string.
+func jsonbSize(s string) int {
+	size := len(s) + 2
+	for _, r := range s {
+		switch {
+		case strings.ContainsRune("\"\\\b\f\n\r\t", r):
+			size++
+		case r < ' ':
+			size += len(`\u0000`) - 1
+		}
+	}
+	return size
+}
