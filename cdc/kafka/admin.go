@@ -1,0 +1,138 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// Admin makes and removes what a pipeline needs in Kafka, for `walpost init`.
+type Admin struct {
+	sink    *Sink
+	client  *kgo.Client
+	brokers int
+}
+
+// Admin connects, and fails where Kafka does not answer.
+func (s *Sink) Admin(ctx context.Context) (*Admin, error) {
+	client, err := s.client(kgo.RequiredAcks(kgo.AllISRAcks()))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ping(ctx, client); err != nil {
+		client.Close()
+		return nil, err
+	}
+	brokers, err := kadm.NewClient(client).ListBrokers(ctx)
+	if err != nil {
+		client.Close()
+		return nil, fmt.Errorf("ask kafka for its brokers: %w", err)
+	}
+	return &Admin{sink: s, client: client, brokers: len(brokers)}, nil
+}
+
+// Close ends the connection.
+func (a *Admin) Close() { a.client.Close() }
+
+// TopicPlan is a topic as it should be.
+type TopicPlan struct {
+	Name        string
+	Partitions  int
+	Replication int // 0: the brokers' default
+	Config      map[string]string
+}
+
+// Topics returns the plan of all topics that are known: the state topic and those of the rows.
+func (a *Admin) Topics() []TopicPlan {
+	k := a.sink.cfg.Kafka
+	stateReplication := k.Replication
+	if stateReplication == 0 {
+		stateReplication = min(3, a.brokers) // the delivered position must not hang on one broker
+	}
+	plans := []TopicPlan{{
+		Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
+		Config: map[string]string{"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
+	}}
+	retention := "-1"
+	if k.Retention > 0 {
+		retention = strconv.FormatInt(k.Retention.Milliseconds(), 10)
+	}
+	for _, name := range a.sink.topics {
+		plans = append(plans, TopicPlan{Name: name, Partitions: k.Partitions, Replication: k.Replication, Config: map[string]string{"retention.ms": retention}})
+	}
+	return plans
+}
+
+// Missing says whether the topic does not exist, and how an existing one differs from the plan.
+func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drift []string, err error) {
+	t, err := describeTopic(ctx, a.client, plan.Name)
+	if err != nil || t == nil {
+		return err == nil, nil, err
+	}
+	if t.partitions != plan.Partitions {
+		drift = append(drift, fmt.Sprintf("%d partitions instead of %d", t.partitions, plan.Partitions))
+	}
+	if plan.Replication > 0 && t.replication != plan.Replication {
+		drift = append(drift, fmt.Sprintf("%d replicas instead of %d", t.replication, plan.Replication))
+	}
+	for key, want := range plan.Config {
+		if have, known := t.config[key]; known && have != want {
+			drift = append(drift, fmt.Sprintf("%s=%s instead of %s", key, have, want))
+		}
+	}
+	slices.Sort(drift)
+	return false, drift, nil
+}
+
+// Create makes the topic and waits until it can be seen.
+func (a *Admin) Create(ctx context.Context, plan TopicPlan) error {
+	config := map[string]*string{}
+	for k, v := range plan.Config {
+		config[k] = kadm.StringPtr(v)
+	}
+	replication := int16(-1)
+	if plan.Replication > 0 {
+		replication = int16(plan.Replication)
+	}
+	_, err := kadm.NewClient(a.client).CreateTopic(ctx, int32(plan.Partitions), replication, config, plan.Name)
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return fmt.Errorf("create topic %s: %w: create it by hand, or let the user of kafka.sasl do it", plan.Name, err)
+	}
+	return waitTopic(ctx, a.client, plan.Name)
+}
+
+// Delete removes the topic; one that is not there is no error.
+func (a *Admin) Delete(ctx context.Context, name string) error {
+	resp, err := kadm.NewClient(a.client).DeleteTopic(ctx, name)
+	if err == nil {
+		err = resp.Err
+	}
+	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return fmt.Errorf("delete topic %s: %w", name, err)
+	}
+	return nil
+}
+
+// State reads the newest state record.
+func (a *Admin) State(ctx context.Context) (*cdc.State, error) { return a.sink.readState(ctx) }
+
+// WriteState makes a state record durable.
+func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {
+	p, err := (&Sink{cfg: a.sink.cfg, extra: a.sink.extra}).Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if err := p.Publish(ctx, nil, st); err != nil {
+		return fmt.Errorf("write the state record: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,244 @@
+package kafka
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
+const defaultLimit = 1048588
+
+// publisher is one session's client.
+type publisher struct {
+	sink    *Sink
+	client  *kgo.Client
+	promise func(*kgo.Record, error) // resolved, bound once: a method value per record would allocate
+
+	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
+	limits   map[string]int // max.message.bytes of the topics that exist
+
+	records []kgo.Record
+	headers []kgo.RecordHeader
+
+	mu       sync.Mutex
+	promised int
+	failed   *kgo.Record
+	err      error
+}
+
+var _ cdc.Publisher = (*publisher)(nil)
+
+func (p *publisher) State(ctx context.Context) (*cdc.State, error) { return p.sink.readState(ctx) }
+
+func (p *publisher) Close() { p.client.Close() }
+
+// Check refuses what the topic would refuse.
+func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
+	limit, err := p.limit(ctx, r.Topic)
+	if err != nil {
+		return err
+	}
+	// A batch of one: 61 bytes of batch header, at most 32 of lengths and deltas.
+	size := 61 + 32 + len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		size += len(h.Key) + len(h.Value) + 10
+	}
+	if size > limit {
+		return cdc.RowHalt(r.Row, fmt.Sprintf("its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit))
+	}
+	return nil
+}
+
+// limit is the topic's max.message.bytes, asked once; a topic that does not exist is a Halt.
+func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
+	p.limitsMu.Lock()
+	limit, ok := p.limits[topic]
+	p.limitsMu.Unlock()
+	if ok {
+		return limit, nil
+	}
+	found, err := describeTopic(ctx, p.client, topic)
+	if err != nil {
+		return 0, err
+	}
+	if found == nil {
+		return 0, &cdc.Halt{
+			Found: fmt.Sprintf("topic %s does not exist", topic),
+			Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
+			Run:   "run `walpost init`, or create the topic, and the relay goes on by itself",
+		}
+	}
+	limit = defaultLimit
+	if n, err := strconv.Atoi(found.config["max.message.bytes"]); err == nil {
+		limit = n
+	}
+	p.limitsMu.Lock()
+	p.limits[topic] = limit
+	p.limitsMu.Unlock()
+	return limit, nil
+}
+
+// batchLimit is asked by the client when it first sees a topic, which Check has seen before.
+func (p *publisher) batchLimit(topic string) int32 {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	limit, ok := p.limits[topic]
+	if !ok {
+		limit = defaultLimit
+	}
+	return int32(min(max(limit, 512), 64<<20))
+}
+
+// Publish hands the whole window over, flushes, and returns when every promise is resolved.
+func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.State) error {
+	// exactly once: the Kafka transaction begins here.
+	p.promised, p.failed, p.err = 0, nil, nil
+	p.convert(records)
+	for i := range p.records {
+		p.client.Produce(context.Background(), &p.records[i], p.promise)
+	}
+	expected := len(p.records)
+	if st != nil {
+		value, err := json.Marshal(st)
+		if err != nil {
+			return fmt.Errorf("encode state record: %w", err)
+		}
+		p.client.Produce(context.Background(), &kgo.Record{Topic: p.sink.cfg.StateTopic(), Key: []byte(st.Key()), Value: value}, p.promise)
+		expected++
+	}
+	if err := p.client.Flush(ctx); err != nil {
+		return fmt.Errorf("flush a window: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err != nil {
+		return p.failure(records)
+	}
+	if p.promised != expected {
+		return fmt.Errorf("the kafka client resolved %d of %d records of a window", p.promised, expected)
+	}
+	for i := range records {
+		records[i].Partition, records[i].Offset = p.records[i].Partition, p.records[i].Offset
+	}
+	// exactly once: the Kafka transaction ends here.
+	return nil
+}
+
+// convert fills the client's records, whose memory is used again for each window.
+func (p *publisher) convert(records []cdc.Record) {
+	if cap(p.records) < len(records) {
+		p.records = make([]kgo.Record, len(records))
+	}
+	p.records = p.records[:len(records)]
+	p.headers = p.headers[:0]
+	for i := range records {
+		r, at := &records[i], len(p.headers)
+		for _, h := range r.Headers {
+			p.headers = append(p.headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		}
+		p.records[i] = kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: p.headers[at:len(p.headers):len(p.headers)]}
+	}
+}
+
+// resolved keeps the first failure. It runs on a goroutine of the client.
+func (p *publisher) resolved(r *kgo.Record, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.promised++
+	if err != nil && p.err == nil {
+		p.failed, p.err = r, err
+	}
+}
+
+// failure tells a row that Kafka refuses for good from a Kafka that is in trouble.
+func (p *publisher) failure(records []cdc.Record) error {
+	for _, permanent := range []error{kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidTopicException, kerr.InvalidRecord, kerr.PolicyViolation} {
+		if !errors.Is(p.err, permanent) {
+			continue
+		}
+		for i := range records {
+			if &p.records[i] == p.failed {
+				return cdc.RowHalt(records[i].Row, fmt.Sprintf("kafka refuses its record for topic %s: %v", records[i].Topic, p.err))
+			}
+		}
+	}
+	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.err)
+}
+
+// topic is what Kafka says of a topic. The configuration is empty where we may not ask.
+type topic struct {
+	partitions  int
+	replication int
+	config      map[string]string
+}
+
+// describeTopic asks the brokers, not the client's cache; nil when there is no such topic.
+func describeTopic(ctx context.Context, client *kgo.Client, name string) (*topic, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	req := kmsg.NewPtrMetadataRequest()
+	req.AllowAutoTopicCreation = false
+	req.Topics = []kmsg.MetadataRequestTopic{{Topic: kmsg.StringPtr(name)}}
+	resp, err := req.RequestWith(ctx, client)
+	if err != nil {
+		return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+	}
+	if len(resp.Topics) != 1 {
+		return nil, fmt.Errorf("ask kafka for topic %s: %d answers", name, len(resp.Topics))
+	}
+	answer := resp.Topics[0]
+	switch err := kerr.ErrorForCode(answer.ErrorCode); {
+	case errors.Is(err, kerr.UnknownTopicOrPartition):
+		return nil, nil
+	case errors.Is(err, kerr.TopicAuthorizationFailed):
+		return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "its rows cannot be published, and nothing behind them is", Run: "grant DESCRIBE and WRITE on it to the relay's user"}
+	case err != nil:
+		return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+	}
+	t := &topic{partitions: len(answer.Partitions), config: map[string]string{}}
+	if t.partitions > 0 {
+		t.replication = len(answer.Partitions[0].Replicas)
+	}
+	conf := kmsg.NewPtrDescribeConfigsRequest()
+	resource := kmsg.NewDescribeConfigsRequestResource()
+	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, name
+	conf.Resources = append(conf.Resources, resource)
+	said, err := conf.RequestWith(ctx, client)
+	if err != nil {
+		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", name, err)
+	}
+	for _, r := range said.Resources {
+		for _, c := range r.Configs {
+			if c.Value != nil {
+				t.config[c.Name] = *c.Value
+			}
+		}
+	}
+	return t, nil
+}
+
+// waitTopic returns when a topic that was just made can be seen by all that ask.
+func waitTopic(ctx context.Context, client *kgo.Client, name string) error {
+	for {
+		t, err := describeTopic(ctx, client, name)
+		if err != nil || t != nil {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for topic %s: %w", name, ctx.Err())
+		}
+	}
+}

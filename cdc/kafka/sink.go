@@ -1,0 +1,108 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// answerWithin is how long Kafka has to answer a question at a session's start. Producing has no limit.
+const answerWithin = 10 * time.Second
+
+// Sink is one Kafka cluster, for one pipeline.
+type Sink struct {
+	cfg    cdc.Config
+	topics []string
+	extra  []kgo.Opt
+}
+
+var _ cdc.Sink = (*Sink)(nil)
+
+// NewSink makes a sink that connects to nothing yet. The topics, where they are known, are checked when a session starts.
+// Extra options are for tests and the demo.
+func NewSink(cfg cdc.Config, topics []string, extra ...kgo.Opt) *Sink {
+	return &Sink{cfg: cfg, topics: topics, extra: extra}
+}
+
+// client connects with what every use of it shares.
+func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
+	k := s.cfg.Kafka
+	opts = append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline)}, opts...)
+	if k.TLS {
+		opts = append(opts, kgo.DialTLS())
+	}
+	switch login := k.SASL; login.Mechanism {
+	case "plain":
+		opts = append(opts, kgo.SASL(plain.Auth{User: login.Username, Pass: login.Password}.AsMechanism()))
+	case "scram-sha-256":
+		opts = append(opts, kgo.SASL(scram.Auth{User: login.Username, Pass: login.Password}.AsSha256Mechanism()))
+	case "scram-sha-512":
+		opts = append(opts, kgo.SASL(scram.Auth{User: login.Username, Pass: login.Password}.AsSha512Mechanism()))
+	}
+	client, err := kgo.NewClient(append(opts, s.extra...)...)
+	if err != nil {
+		return nil, fmt.Errorf("kafka client: %w", err)
+	}
+	return client, nil
+}
+
+// ping finds out that Kafka answers, before anything is made to wait for it.
+func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	if err := client.Ping(ctx); err != nil {
+		return fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", strings.Join(s.cfg.Kafka.Brokers, ", "), err)
+	}
+	return nil
+}
+
+// Peek reads the newest state record with a client of its own.
+func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) { return s.readState(ctx) }
+
+// Open makes the session's client and checks the topics that are known.
+func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
+	p := &publisher{sink: s, limits: map[string]int{}}
+	var codec kgo.CompressionCodec
+	switch s.cfg.Kafka.Compression {
+	case "snappy":
+		codec = kgo.SnappyCompression()
+	case "lz4":
+		codec = kgo.Lz4Compression()
+	case "zstd":
+		codec = kgo.ZstdCompression()
+	default:
+		codec = kgo.NoCompression()
+	}
+	client, err := s.client(
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ManualFlushing(),
+		kgo.StopProducerOnDataLossDetected(),
+		kgo.MaxBufferedRecords(s.cfg.Window.Rows+2), // never reached: Produce must not block
+		kgo.ProducerBatchCompression(codec),
+		kgo.ProducerBatchMaxBytesFn(p.batchLimit),
+		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as the Java client
+	)
+	if err != nil {
+		return nil, err
+	}
+	p.client = client
+	p.promise = p.resolved
+	if err := s.ping(ctx, client); err != nil {
+		p.Close()
+		return nil, err
+	}
+	for _, topic := range s.topics {
+		if _, err := p.limit(ctx, topic); err != nil {
+			p.Close()
+			return nil, err
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,297 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// Step is one thing that `walpost init` does to PostgreSQL, with the SQL that does it. A step without SQL is done already.
+type Step struct {
+	What string
+	SQL  []string
+	// secret is what stands for :password in the SQL when it is run, never when it is shown.
+	secret string
+}
+
+// Admin prepares a database for a relay, with an administrator's rights.
+type Admin struct {
+	source *Source
+	conn   *pgx.Conn
+}
+
+// Admin connects as the administrator to the database of source.url.
+func (s *Source) Admin(ctx context.Context, adminURL string) (*Admin, error) {
+	cfg, err := pgx.ParseConfig(adminURL)
+	if err != nil {
+		return nil, errors.New("the administrator's URL is not a PostgreSQL URL (postgres://postgres@host:5432/database)")
+	}
+	target, err := pgconn.ParseConfig(s.cfg.URL)
+	if err != nil {
+		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	cfg.Database = target.Database // slot and publication belong to the outbox's database
+	cfg.RuntimeParams["application_name"] = "walpost init"
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, classify("connect as administrator", err)
+	}
+	return &Admin{source: s, conn: conn}, nil
+}
+
+// Close ends the connection.
+func (a *Admin) Close(ctx context.Context) { _ = a.conn.Close(ctx) }
+
+// Plan returns the steps that role, table and publication need, in order. Problems that no step mends are an error, all of
+// them together.
+func (a *Admin) Plan(ctx context.Context) ([]Step, error) {
+	var walLevel string
+	if err := a.conn.QueryRow(ctx, `SELECT current_setting('wal_level')`).Scan(&walLevel); err != nil {
+		return nil, classify("ask for wal_level", err)
+	}
+	if walLevel != "logical" {
+		return nil, unfit([]string{fmt.Sprintf("wal_level is %s: ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL", walLevel)})
+	}
+	role, err := a.planRole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	table, err := a.planTable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	publication, err := a.planPublication(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return []Step{role, table, publication}, nil
+}
+
+// planRole gives the relay's role LOGIN and REPLICATION and nothing else.
+func (a *Admin) planRole(ctx context.Context) (Step, error) {
+	target, err := pgconn.ParseConfig(a.source.cfg.URL)
+	if err != nil {
+		return Step{}, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	var login, replication bool
+	err = a.conn.QueryRow(ctx, `SELECT rolcanlogin, rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1`, target.User).Scan(&login, &replication)
+	name := pgx.Identifier{target.User}.Sanitize()
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		sql := fmt.Sprintf("CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 8", name)
+		if target.Password != "" {
+			sql += " PASSWORD :password"
+		}
+		return Step{What: fmt.Sprintf("role %s: create it with LOGIN and REPLICATION", target.User), SQL: []string{sql}, secret: target.Password}, nil
+	case err != nil:
+		return Step{}, classify("look for the role", err)
+	case !login || !replication:
+		return Step{What: fmt.Sprintf("role %s: give it LOGIN and REPLICATION", target.User), SQL: []string{fmt.Sprintf("ALTER ROLE %s LOGIN REPLICATION", name)}}, nil
+	}
+	return Step{What: fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", target.User)}, nil
+}
+
+func (a *Admin) planTable(ctx context.Context) (Step, error) {
+	cfg := a.source.cfg
+	problems, err := a.source.checkTable(ctx, a.conn)
+	switch {
+	case err != nil:
+		return Step{}, err
+	case a.source.tableOID == 0:
+		return Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}, nil
+	case len(problems) > 0:
+		return Step{}, unfit(problems)
+	}
+	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, nil
+}
+
+// TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
+// or Kafka could never take.
+func TableDDL(cfg cdc.SourceConfig) string {
+	id := func(name, fallback string) string {
+		if name == "" {
+			name = fallback
+		}
+		return pgx.Identifier{name}.Sanitize()
+	}
+	c := cfg.Columns
+	return strings.NewReplacer(
+		"{table}", quotedTable(cfg), "{id}", id(c.ID, ""), "{aggregate_type}", id(c.AggregateType, ""), "{aggregate_id}", id(c.AggregateID, ""),
+		"{event_type}", id(c.EventType, ""), "{payload}", id(c.Payload, ""), "{headers}", id(c.Headers, "headers"), "{created_at}", id(c.CreatedAt, "created_at"),
+	).Replace(`CREATE TABLE {table} (
+    {id} uuid PRIMARY KEY,
+    {aggregate_type} text NOT NULL CHECK ({aggregate_type} ~ '^[A-Za-z0-9._-]{1,100}$'),
+    {aggregate_id} text NOT NULL CHECK (octet_length({aggregate_id}) BETWEEN 1 AND 1024),
+    {event_type} text NOT NULL CHECK (octet_length({event_type}) BETWEEN 1 AND 255),
+    {payload} jsonb NOT NULL CHECK (jsonb_typeof({payload}) = 'object') CHECK (octet_length({payload}::text) <= 900000),
+    {headers} jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof({headers}) = 'object') CHECK (octet_length({headers}::text) <= 16384),
+    {created_at} timestamptz NOT NULL DEFAULT clock_timestamp()
+)`)
+}
+
+func quotedTable(cfg cdc.SourceConfig) string {
+	schema, table := cfg.SchemaTable()
+	return pgx.Identifier{schema, table}.Sanitize()
+}
+
+func (a *Admin) planPublication(ctx context.Context) (Step, error) {
+	cfg := a.source.cfg
+	var exists, partitioned bool
+	err := a.conn.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)`,
+		cfg.Publication, a.source.tableOID).Scan(&exists, &partitioned)
+	if err != nil {
+		return Step{}, classify("look for the publication", err)
+	}
+	if !exists {
+		with := "publish = 'insert'"
+		if partitioned {
+			with += ", publish_via_partition_root = true"
+		}
+		sql := fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{cfg.Publication}.Sanitize(), quotedTable(cfg), with)
+		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{sql}}, nil
+	}
+	problems, err := a.source.checkPublication(ctx, a.conn)
+	if err != nil {
+		return Step{}, err
+	}
+	if len(problems) > 0 {
+		return Step{}, unfit(problems)
+	}
+	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
+}
+
+// Do runs the step's SQL.
+func (a *Admin) Do(ctx context.Context, step Step) error {
+	for _, sql := range step.SQL {
+		if strings.Contains(sql, ":password") {
+			// Utility statements take no parameters; the server quotes.
+			var quoted string
+			if err := a.conn.QueryRow(ctx, `SELECT quote_literal($1::text)`, step.secret).Scan(&quoted); err != nil {
+				return classify("quote the password", err)
+			}
+			sql = strings.ReplaceAll(sql, ":password", quoted)
+		}
+		if _, err := a.conn.Exec(ctx, sql); err != nil {
+			return classify(step.What, err)
+		}
+	}
+	return nil
+}
+
+// Facts is what a first state record is made of. Table and publication must be there.
+func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
+	if _, err := a.source.checkTable(ctx, a.conn); err != nil {
+		return cdc.Facts{}, err
+	}
+	f, err := a.source.facts(ctx, a.conn)
+	if err != nil {
+		return cdc.Facts{}, err
+	}
+	// The timeline as the server names its WAL files, which is right from the moment of a promotion on.
+	err = a.conn.QueryRow(ctx, `
+		SELECT system_identifier::text, ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int
+		FROM pg_control_system()`).Scan(&f.SystemID, &f.Timeline)
+	if err != nil {
+		return cdc.Facts{}, classify("identify the server", err)
+	}
+	return f, nil
+}
+
+// CreateSlotSQL is how the slot is made.
+func (a *Admin) CreateSlotSQL() string {
+	return fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput')", a.source.cfg.Slot)
+}
+
+// CreateSlot makes the slot. PostgreSQL first waits for the transactions that are running; after a minute it gives up.
+func (a *Admin) CreateSlot(ctx context.Context) error {
+	if _, err := a.conn.Exec(ctx, `SET statement_timeout = '60s'`); err != nil {
+		return classify("set a timeout", err)
+	}
+	_, err := a.conn.Exec(ctx, a.CreateSlotSQL())
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "57014" {
+		return fmt.Errorf("create the slot: a transaction has been open for a minute and PostgreSQL waits for its end: end it (SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start) and run `walpost init` again")
+	}
+	if err != nil {
+		return classify("create the slot", err)
+	}
+	return nil
+}
+
+// DropSlot removes the slot, if it is there and nobody reads it.
+func (a *Admin) DropSlot(ctx context.Context) error {
+	var active bool
+	err := a.conn.QueryRow(ctx, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, a.source.cfg.Slot).Scan(&active)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return classify("look at the slot", err)
+	case active:
+		return fmt.Errorf("slot %q is being read: stop the relay first", a.source.cfg.Slot)
+	}
+	if _, err := a.conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, a.source.cfg.Slot); err != nil {
+		return classify("drop the slot", err)
+	}
+	return nil
+}
+
+// RowsBefore counts the rows that are in the outbox already: no slot will ever stream them.
+func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
+	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+quotedTable(a.source.cfg)).Scan(&n); err != nil {
+		return 0, classify("count the outbox", err)
+	}
+	return n, nil
+}
+
+// Removal returns the steps that take publication and role away. Slot and state have their own; the table stays.
+func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
+	target, err := pgconn.ParseConfig(a.source.cfg.URL)
+	if err != nil {
+		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	steps := []Step{{
+		What: fmt.Sprintf("publication %s: drop it", a.source.cfg.Publication),
+		SQL:  []string{"DROP PUBLICATION IF EXISTS " + pgx.Identifier{a.source.cfg.Publication}.Sanitize()},
+	}}
+	var super, me bool
+	err = a.conn.QueryRow(ctx, `SELECT rolsuper, rolname = current_user FROM pg_roles WHERE rolname = $1`, target.User).Scan(&super, &me)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
+		return nil, classify("look for the role", err)
+	case super || me:
+		steps = append(steps, Step{What: fmt.Sprintf("role %s: an administrator's, left as it is", target.User)})
+	default:
+		steps = append(steps, Step{What: fmt.Sprintf("role %s: drop it", target.User), SQL: []string{"DROP ROLE " + pgx.Identifier{target.User}.Sanitize()}})
+	}
+	return steps, nil
+}
+
+// FlushLag is how long the relay takes to confirm what the server has written, as the server measures it; false when
+// nobody reads the slot. Visible to the relay's own role.
+func (s *Source) FlushLag(ctx context.Context) (seconds float64, connected bool, err error) {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	err = conn.QueryRow(ctx, `
+		SELECT coalesce(extract(epoch FROM r.flush_lag), 0)::float8
+		FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+		WHERE s.slot_name = $1`, s.cfg.Slot).Scan(&seconds)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, classify("ask for the lag", err)
+	}
+	return seconds, true, nil
+}

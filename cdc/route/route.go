@@ -1,0 +1,181 @@
+package route
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// maxTopics bounds the memory of names already made: event types come from the rows.
+const maxTopics = 10_000
+
+// Router makes records. It is used by one goroutine, and the records of a window share its memory.
+type Router struct {
+	allowed  []string
+	template string
+	rename   map[string]string
+	source   []byte
+	topics   map[topicKey]string
+
+	scratch []byte
+	lsn     cdc.LSN // of lsnText
+	lsnText []byte
+}
+
+type topicKey struct{ aggregate, event string }
+
+var _ cdc.Route = (*Router)(nil)
+
+// New makes a router for a valid configuration.
+func New(pipeline string, cfg cdc.KafkaConfig) *Router {
+	return &Router{
+		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename,
+		source: []byte(pipeline), topics: map[topicKey]string{},
+	}
+}
+
+// Topics returns the topics that are known before any row came: none if the template asks for the event type.
+func Topics(cfg cdc.KafkaConfig) []string {
+	if strings.Contains(cfg.Topic, "{event_type}") {
+		return nil
+	}
+	var names []string
+	for _, t := range cfg.AggregateTypes {
+		names = append(names, name(cfg.Topic, cfg.Rename, t, ""))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// NextWindow frees the memory of the records made before.
+func (r *Router) NextWindow() { r.scratch, r.lsnText = r.scratch[:0], nil }
+
+// Route fills rec from the row, or refuses the row with a Halt.
+func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
+	topic, ok := r.topics[topicKey{string(row.AggregateType), string(row.EventType)}]
+	if !ok {
+		var err error
+		if topic, err = r.topic(row); err != nil {
+			return err
+		}
+	}
+	if len(row.ID) == 0 {
+		return cdc.RowHalt(row, "its id is NULL or empty")
+	}
+	if len(row.AggregateID) == 0 {
+		return cdc.RowHalt(row, "aggregate_id is empty, and it is the record's key")
+	}
+	if row.Payload == nil {
+		return cdc.RowHalt(row, "payload is NULL, which Kafka reads as a deletion")
+	}
+	if row.Commit != r.lsn || r.lsnText == nil {
+		r.lsn, r.lsnText = row.Commit, r.keep([]byte(row.Commit.String()))
+	}
+	at := len(r.scratch)
+	r.scratch = strconv.AppendUint(r.scratch, uint64(row.Ordinal), 10)
+	seq := r.scratch[at:len(r.scratch):len(r.scratch)]
+
+	*rec = cdc.Record{Row: row, Topic: topic, Key: row.AggregateID, Value: row.Payload, Headers: append(rec.Headers[:0],
+		cdc.Header{Key: "id", Value: row.ID},
+		cdc.Header{Key: "type", Value: row.EventType},
+		cdc.Header{Key: "lsn", Value: r.lsnText},
+		cdc.Header{Key: "seq", Value: seq},
+		cdc.Header{Key: "source", Value: r.source},
+	)}
+	if row.CreatedAt != nil {
+		rec.Headers = append(rec.Headers, cdc.Header{Key: "created_at", Value: r.rfc3339(row.CreatedAt)})
+	}
+	if len(row.Headers) > 0 && !bytes.Equal(row.Headers, []byte("{}")) {
+		return r.own(row, rec)
+	}
+	return nil
+}
+
+// topic makes the topic's name of a row's types, once.
+func (r *Router) topic(row *cdc.Row) (string, error) {
+	aggregate, event := string(row.AggregateType), string(row.EventType)
+	if !slices.Contains(r.allowed, aggregate) {
+		return "", cdc.RowHalt(row, fmt.Sprintf("its aggregate type %q is not in kafka.aggregate_types", aggregate))
+	}
+	topic := name(r.template, r.rename, aggregate, event)
+	if !cdc.LegalTopic(topic) {
+		return "", cdc.RowHalt(row, fmt.Sprintf("its topic would be %q, which Kafka does not allow: give the type another name under kafka.rename", topic))
+	}
+	if len(r.topics) >= maxTopics {
+		clear(r.topics)
+	}
+	r.topics[topicKey{aggregate, event}] = topic
+	return topic, nil
+}
+
+func name(template string, rename map[string]string, aggregate, event string) string {
+	as := func(t string) string {
+		if n, ok := rename[t]; ok {
+			return n
+		}
+		return t
+	}
+	return strings.NewReplacer("{aggregate_type}", as(aggregate), "{event_type}", as(event)).Replace(template)
+}
+
+// own adds the row's own headers, a JSON object. Strings are taken as they are, other values as their JSON text. The names
+// of ours are not theirs to give.
+func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
+	ours := len(rec.Headers)
+	d := json.NewDecoder(bytes.NewReader(row.Headers))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return cdc.RowHalt(row, "headers is not a JSON object")
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return cdc.RowHalt(row, "headers is not valid JSON")
+		}
+		var raw json.RawMessage
+		if err := d.Decode(&raw); err != nil {
+			return cdc.RowHalt(row, "headers is not valid JSON")
+		}
+		var text string
+		if err := json.Unmarshal(raw, &text); err != nil || raw[0] != '"' {
+			text = string(raw)
+		}
+		name, _ := key.(string)
+		if slices.ContainsFunc(rec.Headers[:ours], func(h cdc.Header) bool { return h.Key == name }) {
+			continue
+		}
+		rec.Headers = append(rec.Headers, cdc.Header{Key: name, Value: []byte(text)})
+	}
+	if t, err := d.Token(); err != nil || t != json.Delim('}') {
+		return cdc.RowHalt(row, "headers is not valid JSON")
+	}
+	return nil
+}
+
+// rfc3339 turns PostgreSQL's ISO output (2026-11-22 08:00:00.5+00, the connection's time zone is UTC) into RFC 3339.
+// Anything else, infinity for example, stays as it is.
+func (r *Router) rfc3339(b []byte) []byte {
+	if len(b) < 19 || b[10] != ' ' || !utf8.Valid(b) {
+		return b
+	}
+	at := len(r.scratch)
+	r.scratch = append(r.scratch, b[:10]...)
+	r.scratch = append(r.scratch, 'T')
+	if rest, utc := bytes.CutSuffix(b[11:], []byte("+00")); utc {
+		r.scratch = append(append(r.scratch, rest...), 'Z')
+	} else {
+		r.scratch = append(r.scratch, b[11:]...)
+	}
+	return r.scratch[at:len(r.scratch):len(r.scratch)]
+}
+
+func (r *Router) keep(b []byte) []byte {
+	at := len(r.scratch)
+	r.scratch = append(r.scratch, b...)
+	return r.scratch[at:len(r.scratch):len(r.scratch)]
+}
