@@ -82,15 +82,23 @@ func hasLeaders(ctx context.Context, client *kgo.Client, topic string, partition
 // It fails the test when that takes longer than within.
 func Consume(t testing.TB, brokers []string, topic string, within time.Duration, done func([]*kgo.Record) bool) []*kgo.Record {
 	t.Helper()
+	records, ok := consume(t, brokers, topic, within, done)
+	if !ok {
+		t.Fatalf("topic %s: %d records within %v are not what is waited for", topic, len(records), within)
+	}
+	return records
+}
+
+func consume(t testing.TB, brokers []string, topic string, within time.Duration, done func([]*kgo.Record) bool) (records []*kgo.Record, ok bool) {
+	t.Helper()
 	client := newClient(t, brokers, consumeAll(topic)...)
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
-	var records []*kgo.Record
 	for !done(records) {
 		fetches := client.PollFetches(ctx)
 		if ctx.Err() != nil {
-			t.Fatalf("topic %s: %d records within %v are not what is waited for", topic, len(records), within)
+			return records, false
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			if !r.Attrs.IsControl() {
@@ -98,7 +106,7 @@ func Consume(t testing.TB, brokers []string, topic string, within time.Duration,
 			}
 		})
 	}
-	return records
+	return records, true
 }
 
 // AtLeast is a condition for Consume: n records.

@@ -1,0 +1,286 @@
+package cdctest
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Report is what Check found. At-least-once delivery may have duplicates; a caller that demands none looks at the number.
+type Report struct {
+	Records    int // looked at
+	Events     int // different events among them
+	Duplicates int // records of an event that had been there before
+	Replays    int // runs of consecutive duplicates
+
+	Missing   Finding // committed, but nowhere
+	Ghosts    Finding // never committed
+	Reordered Finding // first appearances against the order of commits, of a key or of a partition
+	Torn      Finding // another key or payload than committed, or a transaction of which only a part is there
+	Misplaced Finding // duplicates that are no replay: it must go on without a gap to where the log had ended
+}
+
+// Finding counts one kind of violation and describes the first few.
+type Finding struct {
+	Count    int
+	Examples []string
+}
+
+func (f *Finding) add(format string, args ...any) {
+	const enough = 5
+	if f.Count++; f.Count <= enough {
+		f.Examples = append(f.Examples, fmt.Sprintf(format, args...))
+	}
+}
+
+// Err is nil when nothing was violated.
+func (r Report) Err() error {
+	var errs []error
+	for _, kind := range []struct {
+		name string
+		Finding
+	}{{"missing", r.Missing}, {"ghost", r.Ghosts}, {"reordered", r.Reordered}, {"torn", r.Torn}, {"misplaced duplicate", r.Misplaced}} {
+		if kind.Count > 0 {
+			errs = append(errs, fmt.Errorf("%d %s:\n\t%s", kind.Count, kind.name, strings.Join(kind.Examples, "\n\t")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Check compares a ledger with all records of its topics. Records of one partition must be in the order of their offsets.
+//
+// A duplicate is legal as part of a replay: the relay went back to an earlier row of the partition and sent everything
+// from there again, in the same order and with the same positions. It may have been stopped in the middle and gone
+// back once more, but no new event comes before a replay has reached the end of the log.
+func Check(ledger Ledger, records []*kgo.Record) Report {
+	c := checker{
+		ledger: ledger,
+		index:  make(map[uuid.UUID]int, len(ledger.Events)),
+		seen:   make([]sighting, len(ledger.Events)),
+		keySeq: map[string]int64{},
+		parts:  map[place]*partition{},
+	}
+	for i, e := range ledger.Events {
+		c.index[e.ID] = i
+	}
+	for _, r := range records {
+		c.record(r)
+	}
+	c.transactions()
+	return c.report
+}
+
+type checker struct {
+	ledger Ledger
+	index  map[uuid.UUID]int // into ledger.Events and seen
+	seen   []sighting
+	keySeq map[string]int64 // of the latest first appearance
+	parts  map[place]*partition
+	report Report
+}
+
+// sighting is an event's first appearance. The zero value: not seen.
+type sighting struct {
+	part *partition
+	at   int // among the partition's first appearances
+	pos  position
+}
+
+type place struct {
+	topic     string
+	partition int32
+}
+
+func (p place) String() string { return fmt.Sprintf("%s/%d", p.topic, p.partition) }
+
+type partition struct {
+	place
+	offset int64
+	firsts int // number of first appearances
+	at     int // the last record's place among them
+	pos    position
+}
+
+// position is that of a row in the WAL: its commit, and its ordinal in the transaction.
+type position struct {
+	lsn pglogrepl.LSN
+	seq int64
+}
+
+func (p position) compare(q position) int {
+	return cmp.Or(cmp.Compare(p.lsn, q.lsn), cmp.Compare(p.seq, q.seq))
+}
+
+func (p position) String() string { return fmt.Sprintf("(%s, %d)", p.lsn, p.seq) }
+
+func (c *checker) record(r *kgo.Record) {
+	c.report.Records++
+	part := c.parts[place{r.Topic, r.Partition}]
+	if part == nil {
+		part = &partition{place: place{r.Topic, r.Partition}, offset: -1, at: -1}
+		c.parts[part.place] = part
+	}
+	where := func() string { return fmt.Sprintf("%s offset %d", part.place, r.Offset) }
+	if r.Offset <= part.offset {
+		c.report.Reordered.add("%s was given to Check behind offset %d: sort the records", where(), part.offset)
+	}
+	part.offset = r.Offset
+
+	id, pos, err := headers(r)
+	if err != nil {
+		c.report.Ghosts.add("%s: %v", where(), err)
+		return
+	}
+	i, committed := c.index[id]
+	if !committed {
+		what := "is unknown"
+		if c.ledger.RolledBack[id] {
+			what = "was rolled back"
+		}
+		c.report.Ghosts.add("%s: event %s %s", where(), id, what)
+		return
+	}
+	event, first := &c.ledger.Events[i], &c.seen[i]
+	if string(r.Key) != event.Key {
+		c.report.Torn.add("%s: event %s has the key %q, committed was %q", where(), id, r.Key, event.Key)
+	}
+	if sha256.Sum256(r.Value) != event.Sum {
+		c.report.Torn.add("%s: event %s: the payload is not the one committed%s", where(), id, whose(r.Value, id))
+	}
+
+	if first.part == nil {
+		c.report.Events++
+		if part.at != part.firsts-1 {
+			c.report.Misplaced.add("%s: new event %s while a replay still lacked %d records", where(), id, part.firsts-1-part.at)
+		}
+		if part.firsts > 0 && pos.compare(part.pos) <= 0 {
+			c.report.Reordered.add("%s: event %s at %s comes after %s", where(), id, pos, part.pos)
+		}
+		if last := c.keySeq[event.Key]; event.Seq <= last {
+			c.report.Reordered.add("%s: event %s is number %d of key %s and comes after number %d", where(), id, event.Seq, event.Key, last)
+		}
+		c.keySeq[event.Key] = max(event.Seq, c.keySeq[event.Key])
+		*first = sighting{part, part.firsts, pos}
+		part.at, part.pos = part.firsts, pos
+		part.firsts++
+		return
+	}
+
+	c.report.Duplicates++
+	switch {
+	case first.part != part:
+		c.report.Misplaced.add("%s: event %s had been in %s", where(), id, first.part.place)
+		return
+	case first.at > part.at+1:
+		c.report.Misplaced.add("%s: event %s again, but the replay left out %d records before it", where(), id, first.at-part.at-1)
+	case first.at <= part.at:
+		c.report.Replays++
+	}
+	if pos != first.pos {
+		c.report.Reordered.add("%s: event %s at %s had been at %s", where(), id, pos, first.pos)
+	}
+	part.at = first.at
+}
+
+// transactions looks at what belongs together: the ledger lists it together, in the order of the inserts.
+func (c *checker) transactions() {
+	owner := map[pglogrepl.LSN]int64{}
+	for start := 0; start < len(c.seen); {
+		tx, end, there := c.ledger.Events[start].Tx, start, 0
+		var last *position
+		for ; end < len(c.seen) && c.ledger.Events[end].Tx == tx; end++ {
+			event, seen := &c.ledger.Events[end], &c.seen[end]
+			if seen.part == nil {
+				c.report.Missing.add("event %s, number %d of key %s, of transaction %d", event.ID, event.Seq, event.Key, tx)
+				continue
+			}
+			there++
+			if last != nil && (last.lsn != seen.pos.lsn || last.seq >= seen.pos.seq) {
+				c.report.Reordered.add("event %s at %s follows %s in transaction %d", event.ID, seen.pos, *last, tx)
+			}
+			last = &seen.pos
+		}
+		if 0 < there && there < end-start {
+			c.report.Torn.add("transaction %d: %d of its %d events are there", tx, there, end-start)
+		}
+		if last != nil {
+			if other, taken := owner[last.lsn]; taken {
+				c.report.Reordered.add("transactions %d and %d both at %s", other, tx, last.lsn)
+			}
+			owner[last.lsn] = tx
+		}
+		start = end
+	}
+}
+
+// whose says whether a wrong payload is intact and another event's.
+func whose(value []byte, id uuid.UUID) string {
+	var p Payload
+	if json.Unmarshal(value, &p) != nil || fmt.Sprintf("%x", sha256.Sum256([]byte(p.Body))) != p.Sum {
+		return ": it is damaged"
+	}
+	if p.ID != id {
+		return fmt.Sprintf(": it is that of event %s", p.ID)
+	}
+	return ": it was rewritten"
+}
+
+func headers(r *kgo.Record) (id uuid.UUID, pos position, err error) {
+	var found int
+	for _, h := range r.Headers {
+		switch h.Key {
+		case "id":
+			id, err = uuid.ParseBytes(h.Value)
+		case "lsn":
+			pos.lsn, err = pglogrepl.ParseLSN(string(h.Value))
+		case "seq":
+			pos.seq, err = strconv.ParseInt(string(h.Value), 10, 64)
+		default:
+			continue
+		}
+		if err != nil {
+			return id, pos, fmt.Errorf("header %s=%q: %w", h.Key, h.Value, err)
+		}
+		found++
+	}
+	if found != 3 {
+		return id, pos, errors.New("not exactly one header of each of id, lsn and seq")
+	}
+	return id, pos, nil
+}
+
+// Collect reads a topic until every event of the ledger has arrived, or for so long, and then to its end: a replay may
+// follow. What is still missing is for Check to say.
+func Collect(t testing.TB, brokers []string, topic string, ledger Ledger, within time.Duration) []*kgo.Record {
+	t.Helper()
+	missing := make(map[uuid.UUID]bool, len(ledger.Events))
+	for _, e := range ledger.Events {
+		missing[e.ID] = true
+	}
+	looked := 0
+	consume(t, brokers, topic, within, func(records []*kgo.Record) bool {
+		for _, r := range records[looked:] {
+			if id, _, err := headers(r); err == nil {
+				delete(missing, id)
+			}
+		}
+		looked = len(records)
+		return len(missing) == 0
+	})
+	records := ReadAll(t, brokers, topic)
+	slices.SortStableFunc(records, func(a, b *kgo.Record) int {
+		return cmp.Or(cmp.Compare(a.Partition, b.Partition), cmp.Compare(a.Offset, b.Offset))
+	})
+	return records
+}

@@ -1,0 +1,137 @@
+package cdctest_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// stored reads the outbox itself: what a relay would have to deliver.
+func stored(t *testing.T, url, table string) map[string]string {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	rows, err := conn.Query(t.Context(), "SELECT id::text, aggregate_id || ' ' || encode(sha256(convert_to(payload::text, 'UTF8')), 'hex') FROM "+table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]string{}
+	var id, text string
+	if _, err := pgx.ForEachRow(rows, []any{&id, &text}, func() error { found[id] = text; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// verify compares ledger and outbox: they must agree on every row, and keys must count without gaps.
+func verify(t *testing.T, url, table string, ledger cdctest.Ledger) {
+	t.Helper()
+	found := stored(t, url, table)
+	if len(found) != len(ledger.Events) {
+		t.Errorf("%d events in the outbox, %d in the ledger", len(found), len(ledger.Events))
+	}
+	seqs := map[string][]int64{}
+	for _, e := range ledger.Events {
+		if want := fmt.Sprintf("%s %x", e.Key, e.Sum); found[e.ID.String()] != want {
+			t.Fatalf("event %s: the outbox has %q, the ledger %q", e.ID, found[e.ID.String()], want)
+		}
+		if ledger.RolledBack[e.ID] {
+			t.Fatalf("event %s is both committed and rolled back", e.ID)
+		}
+		seqs[e.Key] = append(seqs[e.Key], e.Seq)
+	}
+	for key, got := range seqs {
+		slices.Sort(got)
+		for i, seq := range got {
+			if seq != int64(i+1) {
+				t.Fatalf("key %s: number %d stands at place %d", key, seq, i+1)
+			}
+		}
+	}
+}
+
+func TestWriterCommitsAndRollsBackAsItsLedgerSays(t *testing.T) {
+	url := cdctest.Database(t)
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url, Table: "public.events", Events: 3000, Seed: 1})
+	ledger := w.Wait()
+	if w.Committed() < 3000 || w.Committed() != len(ledger.Events) {
+		t.Errorf("committed %d, the ledger has %d", w.Committed(), len(ledger.Events))
+	}
+	if len(ledger.RolledBack)*6 < len(ledger.Events) {
+		t.Errorf("only %d events were rolled back, of %d committed", len(ledger.RolledBack), len(ledger.Events))
+	}
+	verify(t, url, "events", ledger)
+}
+
+func TestWriterKeepsItsRate(t *testing.T) {
+	const rate, goroutines = 100, 2
+	url := cdctest.Database(t)
+	start := time.Now()
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url, Rate: rate, Goroutines: goroutines, Events: 200})
+	transactions := map[int64]bool{}
+	for _, e := range w.Wait().Events {
+		transactions[e.Tx] = true
+	}
+	if most := int(rate*time.Since(start).Seconds()) + goroutines; len(transactions) > most {
+		t.Errorf("%d transactions where there was time for %d", len(transactions), most)
+	}
+}
+
+func TestWriterOutlivesItsServer(t *testing.T) {
+	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
+	url := server.URL("postgres")
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url})
+	for range 5 {
+		before := w.Committed()
+		cdctest.Eventually(t, 20*time.Second, func() error {
+			if w.Committed() < before+200 {
+				return fmt.Errorf("%d committed, %d before the restart", w.Committed(), before)
+			}
+			return nil
+		})
+		if err := server.Stop(t.Context(), "immediate"); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	verify(t, url, "outbox", w.Stop())
+}
+
+func TestWriterLearnsTheFateOfACommitWhoseConnectionIsCut(t *testing.T) {
+	url := cdctest.Database(t)
+	conn, err := pgx.Connect(t.Context(), cdctest.Postgres(t).URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url})
+	for cuts := 0; cuts < 200 || w.Committed() < 2000; {
+		var cut int
+		if err := conn.QueryRow(t.Context(), `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+			WHERE datname = (SELECT $1::text) AND query LIKE 'COMMIT%'`, databaseOf(t, url)).Scan(&cut); err != nil {
+			t.Fatal(err)
+		}
+		cuts += cut
+	}
+	verify(t, url, "outbox", w.Stop())
+}
+
+func databaseOf(t *testing.T, url string) string {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg.Database
+}
