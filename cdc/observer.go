@@ -67,3 +67,39 @@ func (o *Observer) stalled(s bool, since time.Duration) {
 		o.Stalled(s, since)
 	}
 }
+
+// Tee tells several observers, in order.
+func Tee(observers ...Observer) Observer {
+	return Observer{
+		Role: func(role Role, err error) {
+			for i := range observers {
+				observers[i].role(role, err)
+			}
+		},
+		Received: func(rows, dropped, others, bytes int) {
+			for i := range observers {
+				observers[i].received(rows, dropped, others, bytes)
+			}
+		},
+		Published: func(records []Record, took time.Duration) {
+			for i := range observers {
+				observers[i].published(records, took)
+			}
+		},
+		Covered: func(st *State) {
+			for i := range observers {
+				observers[i].covered(st)
+			}
+		},
+		Confirmed: func(lsn LSN) {
+			for i := range observers {
+				observers[i].confirmed(lsn)
+			}
+		},
+		Stalled: func(s bool, since time.Duration) {
+			for i := range observers {
+				observers[i].stalled(s, since)
+			}
+		},
+	}
+}

@@ -1,0 +1,210 @@
+package console
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// Console observes one relay.
+type Console struct {
+	pipeline, slot string
+
+	received, dropped, others, bytes, published, windows, halts, retries prometheus.Counter
+	windowSeconds                                                        prometheus.Histogram
+	covered, confirmed, stalled, streaming, lastCommit                   prometheus.Gauge
+
+	mu     sync.Mutex
+	status Status
+}
+
+// Status is what /status answers.
+type Status struct {
+	Pipeline  string    `json:"pipeline"`
+	Slot      string    `json:"slot"`
+	Role      cdc.Role  `json:"role"`
+	Reason    string    `json:"reason,omitempty"` // why it is not streaming
+	Since     time.Time `json:"since"`
+	Covered   cdc.LSN   `json:"-"`
+	Confirmed cdc.LSN   `json:"-"`
+	Published int64     `json:"published"` // rows since the process started
+	Stalled   bool      `json:"kafka_stalled"`
+}
+
+// MarshalJSON writes LSNs as PostgreSQL does.
+func (s Status) MarshalJSON() ([]byte, error) {
+	type plain Status
+	return json.Marshal(struct {
+		plain
+		Covered   string `json:"covered_lsn"`
+		Confirmed string `json:"confirmed_lsn"`
+	}{plain(s), s.Covered.String(), s.Confirmed.String()})
+}
+
+// series is every metric of the relay; the reference in the README is made from it.
+var series = []struct{ name, help string }{
+	{"walpost_rows_received_total", "Rows of the outbox that were taken off the WAL and had to be delivered."},
+	{"walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."},
+	{"walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."},
+	{"walpost_received_bytes_total", "Bytes read from the replication connection."},
+	{"walpost_rows_published_total", "Rows that are durable in Kafka."},
+	{"walpost_windows_total", "Windows that are durable in Kafka."},
+	{"walpost_window_seconds", "Time from a window's first row to its being durable."},
+	{"walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."},
+	{"walpost_confirmed_lsn", "LSN last confirmed to the slot."},
+	{"walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."},
+	{"walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."},
+	{"walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."},
+	{"walpost_halts_total", "Times the relay halted and asked for a human."},
+	{"walpost_retries_total", "Times a session ended and was started over."},
+}
+
+// MetricsReference is the table of all metrics, as Markdown for the README.
+func MetricsReference() string {
+	var b strings.Builder
+	b.WriteString("| metric | what it is |\n|---|---|\n")
+	for _, m := range series {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", m.name, m.help)
+	}
+	return b.String()
+}
+
+// New registers the metrics.
+func New(pipeline, slot string, reg prometheus.Registerer) *Console {
+	help := func(name string) string {
+		for _, m := range series {
+			if m.name == name {
+				return m.help
+			}
+		}
+		panic("console: metric without help: " + name)
+	}
+	labels := prometheus.Labels{"pipeline": pipeline}
+	counter := func(name string) prometheus.Counter {
+		m := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help(name), ConstLabels: labels})
+		reg.MustRegister(m)
+		return m
+	}
+	gauge := func(name string) prometheus.Gauge {
+		m := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help(name), ConstLabels: labels})
+		reg.MustRegister(m)
+		return m
+	}
+	c := &Console{
+		pipeline: pipeline, slot: slot,
+		received:  counter("walpost_rows_received_total"),
+		dropped:   counter("walpost_rows_dropped_total"),
+		others:    counter("walpost_other_messages_total"),
+		bytes:     counter("walpost_received_bytes_total"),
+		published: counter("walpost_rows_published_total"),
+		windows:   counter("walpost_windows_total"),
+		halts:     counter("walpost_halts_total"),
+		retries:   counter("walpost_retries_total"),
+		windowSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "walpost_window_seconds", Help: help("walpost_window_seconds"), ConstLabels: labels,
+			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}),
+		covered:    gauge("walpost_covered_lsn"),
+		confirmed:  gauge("walpost_confirmed_lsn"),
+		stalled:    gauge("walpost_kafka_stalled"),
+		streaming:  gauge("walpost_streaming"),
+		lastCommit: gauge("walpost_last_commit_timestamp_seconds"),
+		status:     Status{Pipeline: pipeline, Slot: slot, Role: cdc.Starting, Since: time.Now().UTC()},
+	}
+	reg.MustRegister(c.windowSeconds)
+	return c
+}
+
+// Observer is what the relay tells its facts to.
+func (c *Console) Observer() cdc.Observer {
+	return cdc.Observer{
+		Role: func(role cdc.Role, err error) {
+			c.streaming.Set(0)
+			switch role {
+			case cdc.Streaming:
+				c.streaming.Set(1)
+			case cdc.Halted:
+				c.halts.Inc()
+			case cdc.Retrying:
+				c.retries.Inc()
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.status.Role, c.status.Reason, c.status.Since = role, "", time.Now().UTC()
+			if err != nil {
+				c.status.Reason = err.Error()
+			}
+		},
+		Received: func(rows, dropped, others, bytes int) {
+			c.received.Add(float64(rows))
+			c.dropped.Add(float64(dropped))
+			c.others.Add(float64(others))
+			c.bytes.Add(float64(bytes))
+		},
+		Published: func(records []cdc.Record, took time.Duration) {
+			c.published.Add(float64(len(records)))
+			c.windows.Inc()
+			c.windowSeconds.Observe(took.Seconds())
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.status.Published += int64(len(records))
+		},
+		Covered: func(st *cdc.State) {
+			c.covered.Set(float64(st.Covered))
+			if !st.LastCommitTime.IsZero() {
+				c.lastCommit.Set(float64(st.LastCommitTime.UnixMicro()) / 1e6)
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.status.Covered = st.Covered
+		},
+		Confirmed: func(lsn cdc.LSN) {
+			c.confirmed.Set(float64(lsn))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.status.Confirmed = lsn
+		},
+		Stalled: func(stalled bool, _ time.Duration) {
+			c.stalled.Set(map[bool]float64{true: 1}[stalled])
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.status.Stalled = stalled
+		},
+	}
+}
+
+// Ready is nil while the relay streams, or stands by to take over; otherwise it is the sentence that says why not.
+func (c *Console) Ready(context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch s := c.status; {
+	case s.Role == cdc.Streaming && s.Stalled:
+		return errors.New("kafka does not answer; rows wait in the slot")
+	case s.Role == cdc.Streaming, s.Role == cdc.Standby:
+		return nil
+	case s.Reason != "":
+		return fmt.Errorf("%s: %s", s.Role, s.Reason)
+	default:
+		return errors.New(string(s.Role))
+	}
+}
+
+// Routes adds GET /status.
+func (c *Console) Routes(mux *http.ServeMux) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		c.mu.Lock()
+		s := c.status
+		c.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s)
+	})
+}

@@ -1,0 +1,198 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+// setup is both sides of a pipeline, opened with an administrator's rights.
+type setup struct {
+	cfg    cdc.Config
+	pg     *postgres.Admin
+	kafka  *kafka.Admin
+	out    io.Writer
+	dryRun bool
+}
+
+func open(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts []kgo.Opt) (*setup, error) {
+	pg, err := postgres.NewSource(cfg.Pipeline, cfg.Source).Admin(ctx, adminURL)
+	if err != nil {
+		return nil, err
+	}
+	k, err := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Admin(ctx)
+	if err != nil {
+		pg.Close(ctx)
+		return nil, err
+	}
+	return &setup{cfg: cfg, pg: pg, kafka: k, out: out, dryRun: dryRun}, nil
+}
+
+func (s *setup) close(ctx context.Context) {
+	s.pg.Close(ctx)
+	s.kafka.Close()
+}
+
+func (s *setup) say(format string, args ...any) { fmt.Fprintf(s.out, format+"\n", args...) }
+
+// do runs a step unless this is a dry run, and shows its SQL either way.
+func (s *setup) do(ctx context.Context, step postgres.Step) error {
+	s.say("%s", step.What)
+	for _, sql := range step.SQL {
+		s.say("    %s;", sql)
+	}
+	if s.dryRun {
+		return nil
+	}
+	return s.pg.Do(ctx, step)
+}
+
+// Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What is
+// there already is left and said. A dry run changes nothing.
+func Init(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
+	if err != nil {
+		return err
+	}
+	defer s.close(ctx)
+	steps, err := s.pg.Plan(ctx)
+	if err != nil {
+		return err
+	}
+	for _, step := range steps {
+		if err := s.do(ctx, step); err != nil {
+			return err
+		}
+	}
+	for _, plan := range s.kafka.Topics() {
+		if err := s.topic(ctx, plan); err != nil {
+			return err
+		}
+	}
+	return s.slot(ctx)
+}
+
+func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
+	missing, drift, err := s.kafka.Missing(ctx, plan)
+	switch {
+	case err != nil:
+		return err
+	case !missing && len(drift) == 0:
+		s.say("topic %s: there, as configured", plan.Name)
+		return nil
+	case !missing:
+		s.say("topic %s: there, but it has %v; left as it is", plan.Name, drift)
+		return nil
+	}
+	s.say("topic %s: create it with %d partitions, %v", plan.Name, plan.Partitions, plan.Config)
+	if s.dryRun {
+		return nil
+	}
+	return s.kafka.Create(ctx, plan)
+}
+
+// slot makes the slot and the first state record. A record that says `creating` stands while it happens: found by the next
+// run, that run drops the slot nobody has read yet, and repeats.
+func (s *setup) slot(ctx context.Context) error {
+	name := s.cfg.Source.Slot
+	st, err := s.kafka.State(ctx)
+	if err != nil {
+		return err
+	}
+	if s.dryRun {
+		if st == nil || st.Phase == cdc.PhaseCreating {
+			s.say("slot %s: create it\n    %s;", name, s.pg.CreateSlotSQL())
+			s.say("state record in %s: write the first one, covered = the slot's confirmed_flush_lsn", s.cfg.StateTopic())
+		} else {
+			s.say("slot %s: the state record covers %s", name, st.Covered)
+		}
+		return nil
+	}
+	facts, err := s.pg.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case st != nil && st.Phase != cdc.PhaseCreating:
+		if err := cdc.Reconcile(s.cfg.Pipeline, st, facts); err != nil {
+			return err
+		}
+		s.say("slot %s: there, and the state record covers %s", name, st.Covered)
+		return nil
+	case st == nil && facts.Slot.Exists:
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, s.cfg.Pipeline, name)
+	}
+	first := cdc.State{
+		Version: cdc.StateVersion, Pipeline: s.cfg.Pipeline, SystemID: facts.SystemID, Timeline: facts.Timeline,
+		Instance: "init", Phase: cdc.PhaseCreating, Time: time.Now().UTC(),
+	}
+	if st != nil {
+		s.say("slot %s: an earlier init did not finish, begin again", name)
+		first.Epoch = st.Epoch
+		if err := s.pg.DropSlot(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.kafka.WriteState(ctx, &first); err != nil {
+		return err
+	}
+	s.say("slot %s: create it (PostgreSQL waits for the transactions that are running)\n    %s;", name, s.pg.CreateSlotSQL())
+	if err := s.pg.CreateSlot(ctx); err != nil {
+		return err
+	}
+	if facts, err = s.pg.Facts(ctx); err != nil {
+		return err
+	}
+	first.Epoch++
+	first.Phase, first.Covered, first.Fingerprint, first.Time = "", facts.Slot.ConfirmedFlush, facts.Fingerprint, time.Now().UTC()
+	if err := s.kafka.WriteState(ctx, &first); err != nil {
+		return err
+	}
+	s.say("state record in %s: written, covered = %s", s.cfg.StateTopic(), first.Covered)
+	rows, err := s.pg.RowsBefore(ctx)
+	if err != nil {
+		return err
+	}
+	if rows > 0 {
+		s.say("%d rows were in %s before the slot: they will not be published", rows, s.cfg.Source.Table)
+	}
+	return nil
+}
+
+// Remove takes slot, publication, role and state record away again. The outbox table and its topics stay. The relay must be
+// stopped.
+func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
+	if err != nil {
+		return err
+	}
+	defer s.close(ctx)
+	s.say("slot %s: drop it, and with it the WAL it keeps", cfg.Source.Slot)
+	if !dryRun {
+		if err := s.pg.DropSlot(ctx); err != nil {
+			return err
+		}
+	}
+	steps, err := s.pg.Removal(ctx)
+	if err != nil {
+		return err
+	}
+	for _, step := range steps {
+		if err := s.do(ctx, step); err != nil {
+			return err
+		}
+	}
+	s.say("topic %s: delete it", cfg.StateTopic())
+	if dryRun {
+		return nil
+	}
+	return s.kafka.Delete(ctx, cfg.StateTopic())
+}

@@ -1,0 +1,68 @@
+package pipeline
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/console"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+// Relay is a pipeline's relay with its console, observed by log and metrics. More observers and client options are for the
+// demo and tests.
+func Relay(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer, more cdc.Observer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
+	con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
+	relay := cdc.NewRelay(cfg,
+		postgres.NewSource(cfg.Pipeline, cfg.Source),
+		kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...),
+		route.New(cfg.Pipeline, cfg.Kafka),
+		cdc.Tee(logger(cfg, log), con.Observer(), more))
+	return relay, con
+}
+
+// logger writes one line per change of state at info and above, and one per row at debug. Never payload or key.
+func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
+	log = log.With().Str("pipeline", cfg.Pipeline).Str("slot", cfg.Source.Slot).Logger()
+	o := cdc.Observer{
+		Role: func(role cdc.Role, err error) {
+			switch role {
+			case cdc.Streaming:
+				log.Info().Msg("streaming")
+			case cdc.Standby:
+				log.Info().Err(err).Msg("standing by: another relay owns the slot")
+			case cdc.Retrying:
+				log.Warn().Err(err).Msg("session ended, starting over")
+			case cdc.Halted:
+				log.Error().Err(err).Msg("halted")
+			case cdc.Stopped:
+				log.Info().Err(err).Msg("stopped")
+			}
+		},
+		Covered: func(st *cdc.State) {
+			log.Debug().Stringer("lsn", st.Covered).Int64("epoch", st.Epoch).Msg("state record is durable")
+		},
+		Stalled: func(stalled bool, since time.Duration) {
+			if stalled {
+				log.Warn().Dur("waiting_ms", since).Msg("kafka does not take the window; rows wait, nothing is lost")
+				return
+			}
+			log.Info().Dur("waited_ms", since).Msg("kafka answers again")
+		},
+	}
+	if log.GetLevel() <= zerolog.DebugLevel {
+		o.Published = func(records []cdc.Record, _ time.Duration) {
+			for i := range records {
+				r := &records[i]
+				log.Debug().Bytes("event_id", r.Row.ID).Stringer("lsn", r.Row.Commit).Uint32("seq", r.Row.Ordinal).
+					Str("topic", r.Topic).Int32("partition", r.Partition).Int64("offset", r.Offset).Msg("published")
+			}
+		}
+	}
+	return o
+}

@@ -1,0 +1,125 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+// Status is how a pipeline stands, as slot and state record tell it; no relay has to run for it.
+type Status struct {
+	Pipeline string `json:"pipeline"`
+	Slot     struct {
+		Name           string `json:"name"`
+		Exists         bool   `json:"exists"`
+		Active         bool   `json:"active"`
+		ConfirmedFlush string `json:"confirmed_flush_lsn"`
+		RestartLSN     string `json:"restart_lsn"`
+		WALStatus      string `json:"wal_status"`
+	} `json:"slot"`
+	WALEnd        string     `json:"wal_end_lsn"`
+	LagBytes      int64      `json:"lag_bytes"`
+	LagSeconds    float64    `json:"lag_seconds"`
+	RetainedBytes int64      `json:"retained_wal_bytes"`
+	State         *cdc.State `json:"state"`
+	Blocked       []string   `json:"blocked"` // what keeps rows from flowing, each with what to do
+}
+
+// ReadStatus asks PostgreSQL and Kafka, with the relay's own rights. What cannot be asked is in Blocked.
+func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
+	st := Status{Pipeline: cfg.Pipeline, Blocked: []string{}}
+	blocked := func(err error) bool {
+		if err != nil {
+			st.Blocked = append(st.Blocked, err.Error())
+		}
+		return err != nil
+	}
+	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
+	state, stateErr := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Peek(ctx)
+	st.State = state
+	st.Slot.Name = cfg.Source.Slot
+	blocked(stateErr)
+	if blocked(source.Preflight(ctx)) {
+		return st
+	}
+	facts, err := source.Facts(ctx)
+	if blocked(err) {
+		return st
+	}
+	slot := facts.Slot
+	st.Slot.Exists, st.Slot.Active, st.Slot.WALStatus = slot.Exists, slot.Active, slot.WALStatus
+	st.Slot.ConfirmedFlush, st.Slot.RestartLSN, st.WALEnd = slot.ConfirmedFlush.String(), slot.RestartLSN.String(), facts.WALEnd.String()
+	if slot.Exists {
+		st.LagBytes = max(0, int64(facts.WALEnd)-int64(slot.ConfirmedFlush))
+		st.RetainedBytes = max(0, int64(facts.WALEnd)-int64(slot.RestartLSN))
+	}
+	if stateErr == nil {
+		if state != nil { // the two that only a replication connection tells are taken from the record
+			facts.SystemID, facts.Timeline = state.SystemID, state.Timeline
+		}
+		blocked(cdc.Reconcile(cfg.Pipeline, state, facts))
+	}
+	seconds, connected, err := source.FlushLag(ctx)
+	switch {
+	case blocked(err):
+	case connected:
+		st.LagSeconds = seconds
+	case slot.Exists:
+		blocked(errors.New("no relay reads the slot: start `walpost relay`"))
+		if state != nil {
+			st.LagSeconds = time.Since(state.Time).Seconds()
+		}
+	}
+	return st
+}
+
+// Write prints the status for people.
+func (s Status) Write(w io.Writer) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("pipeline", "%s", s.Pipeline)
+	if s.Slot.Exists {
+		active := "not active"
+		if s.Slot.Active {
+			active = "active"
+		}
+		line("slot", "%s: %s, confirmed %s, wal_status %s", s.Slot.Name, active, s.Slot.ConfirmedFlush, s.Slot.WALStatus)
+		line("lag", "%s and %.3g s behind the end of the WAL at %s", bytes(s.LagBytes), s.LagSeconds, s.WALEnd)
+		line("retained", "%s of WAL is kept for the slot, from %s", bytes(s.RetainedBytes), s.Slot.RestartLSN)
+	} else {
+		line("slot", "%s: not seen", s.Slot.Name)
+	}
+	if s.State != nil {
+		line("state", "covered %s, last row %s/%d, epoch %d by %s, %s", s.State.Covered, s.State.CommitLSN, s.State.Ordinal,
+			s.State.Epoch, s.State.Instance, s.State.Time.Format(time.RFC3339))
+	} else {
+		line("state", "no record seen")
+	}
+	if len(s.Blocked) == 0 {
+		line("blocked", "by nothing")
+	}
+	for _, b := range s.Blocked {
+		line("blocked", "%s", strings.ReplaceAll(b, "\n", "; "))
+	}
+}
+
+func bytes(n int64) string {
+	switch {
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MiB", n>>20)
+	case n >= 10<<10:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d B", n)
+}

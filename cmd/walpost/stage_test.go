@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cmd/internal/app"
+)
+
+// TestMain is also the walpost process that tests start and kill.
+func TestMain(m *testing.M) {
+	if os.Getenv("WALPOST_TEST_MAIN") != "" {
+		app.Main(run)
+	}
+	cdctest.Main(m)
+}
+
+// stage is a database, a Kafka and a configuration for one test.
+type stage struct {
+	t        *testing.T
+	admin    string // superuser's URL of the database
+	brokers  []string
+	pipeline string
+	topic    string // of aggregate type order
+	env      map[string]string
+}
+
+// newStage has an outbox and nothing else; what walpost needs is made by init.
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	return stageOn(t, cdctest.Database(t), cdctest.Kafka(t))
+}
+
+func stageOn(t *testing.T, admin string, brokers []string) *stage {
+	t.Helper()
+	name := cdctest.Name(t, "orders")
+	slot := strings.ReplaceAll(name, "-", "_")
+	s := &stage{t: t, admin: admin, brokers: brokers, pipeline: name, topic: name + ".order"}
+	s.env = map[string]string{
+		"WALPOST_PIPELINE":              name,
+		"WALPOST_SOURCE_URL":            s.as("relay_"+slot, "s3cret"),
+		"WALPOST_SOURCE_SLOT":           slot,
+		"WALPOST_KAFKA_BROKERS":         strings.Join(brokers, ","),
+		"WALPOST_KAFKA_TOPIC":           name + ".{aggregate_type}",
+		"WALPOST_KAFKA_AGGREGATE_TYPES": "order",
+		"WALPOST_KAFKA_REPLICATION":     "1",
+		"WALPOST_HTTP":                  "127.0.0.1:0",
+		"WALPOST_ADMIN_URL":             admin,
+		"LOG_LEVEL":                     "info",
+		"LOG_FORMAT":                    "json",
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		conn, err := pgx.Connect(ctx, admin)
+		if err != nil {
+			return // the server was this test's own
+		}
+		defer func() { _ = conn.Close(ctx) }()
+		_, _ = conn.Exec(ctx, "DROP ROLE IF EXISTS "+pgx.Identifier{"relay_" + slot}.Sanitize())
+	})
+	return s
+}
+
+// as is the database's URL for another user.
+func (s *stage) as(user, password string) string {
+	u, err := url.Parse(s.admin)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	u.User = url.UserPassword(user, password)
+	return u.String()
+}
+
+func (s *stage) getenv(key string) string { return s.env[key] }
+
+// walpost runs a command in this process to its end.
+func (s *stage) walpost(args ...string) (string, error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	err := run(ctx, args, s.getenv, &out, &out)
+	return out.String(), err
+}
+
+// must is walpost for commands that have to succeed.
+func (s *stage) must(args ...string) string {
+	s.t.Helper()
+	out, err := s.walpost(args...)
+	if err != nil {
+		s.t.Fatalf("walpost %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (s *stage) exec(sql string, args ...any) {
+	s.t.Helper()
+	conn := s.connect()
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(s.t.Context(), sql, args...); err != nil {
+		s.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (s *stage) query(sql string, args ...any) (text string) {
+	s.t.Helper()
+	conn := s.connect()
+	defer func() { _ = conn.Close(context.Background()) }()
+	if err := conn.QueryRow(s.t.Context(), sql, args...).Scan(&text); err != nil {
+		s.t.Fatalf("%s: %v", sql, err)
+	}
+	return text
+}
+
+func (s *stage) connect() *pgx.Conn {
+	s.t.Helper()
+	conn, err := pgx.Connect(s.t.Context(), s.admin)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return conn
+}
+
+// insert writes n outbox rows in one transaction.
+func (s *stage) insert(n int) {
+	s.t.Helper()
+	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
+		SELECT gen_random_uuid(), 'order', 'k' || i % 7, 'OrderPaid', jsonb_build_object('n', i) FROM generate_series(1, $1::int) i`, n)
+}
+
+// confirmed waits until the slot has confirmed everything written so far.
+func (s *stage) confirmed(within time.Duration) {
+	s.t.Helper()
+	end := s.query("SELECT pg_current_wal_lsn()::text")
+	s.eventually(within, "confirmed_flush_lsn >= '"+end+"'")
+}
+
+// eventually waits until the slot's row satisfies a condition.
+func (s *stage) eventually(within time.Duration, condition string) {
+	s.t.Helper()
+	cdctest.Eventually(s.t, within, func() error {
+		if row := s.query("SELECT coalesce((SELECT s::text || CASE WHEN "+condition+" THEN '' ELSE ' no' END FROM pg_replication_slots s WHERE slot_name = $1), 'no slot no')",
+			s.env["WALPOST_SOURCE_SLOT"]); strings.HasSuffix(row, " no") {
+			return fmt.Errorf("slot is not %s: %s", condition, row)
+		}
+		return nil
+	})
+}
+
+// relay is `walpost relay`, in this process or as a child.
+type relay struct {
+	t    *testing.T
+	log  *buffer
+	stop func() error // SIGTERM, or the end of its context; returns how it ended
+	kill func()       // SIGKILL; only a child has it
+	pid  int
+}
+
+// start runs the relay in this process.
+func (s *stage) start() *relay {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	r := &relay{t: s.t, log: &buffer{}}
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, []string{"relay"}, s.getenv, r.log, r.log) }()
+	r.stop = sync.OnceValue(func() error {
+		cancel()
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(time.Minute):
+			return errors.New("the relay did not stop within a minute")
+		}
+	})
+	s.t.Cleanup(func() { s.report(r, r.stop()) })
+	return r
+}
+
+// spawn runs the relay as a process of its own.
+func (s *stage) spawn() *relay {
+	s.t.Helper()
+	cmd := exec.Command(os.Args[0], "relay")
+	cmd.Env = append(os.Environ(), "WALPOST_TEST_MAIN=1")
+	for k, v := range s.env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	r := &relay{t: s.t, log: &buffer{}}
+	cmd.Stdout, cmd.Stderr = r.log, r.log
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	r.pid = cmd.Process.Pid
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	r.stop = sync.OnceValue(func() error {
+		_ = cmd.Process.Signal(os.Interrupt)
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(time.Minute):
+			_ = cmd.Process.Kill()
+			return errors.New("the relay did not stop within a minute")
+		}
+	})
+	r.kill = func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		r.stop = func() error { return nil }
+	}
+	s.t.Cleanup(func() { s.report(r, r.stop()) })
+	return r
+}
+
+func (s *stage) report(r *relay, err error) {
+	if s.t.Failed() {
+		s.t.Logf("relay ended with %v; its log:\n%s", err, r.log)
+	}
+}
+
+// says waits until the log holds the text.
+func (r *relay) says(within time.Duration, text string) {
+	r.t.Helper()
+	cdctest.Eventually(r.t, within, func() error {
+		if !strings.Contains(r.log.String(), text) {
+			return fmt.Errorf("the log does not say %q", text)
+		}
+		return nil
+	})
+}
+
+// buffer is a log that is read while it is written.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+var _ io.Writer = (*buffer)(nil)
+
+func writeFile(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
