@@ -1,8 +1,11 @@
 package cdctest_test
 
 import (
+	"bytes"
 	"fmt"
+	"net/url"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,29 +112,37 @@ func TestWriterOutlivesItsServer(t *testing.T) {
 }
 
 func TestWriterLearnsTheFateOfACommitWhoseConnectionIsCut(t *testing.T) {
-	url := cdctest.Database(t)
-	conn, err := pgx.Connect(t.Context(), cdctest.Postgres(t).URL("postgres"))
+	direct := cdctest.Database(t)
+	u, err := url.Parse(direct)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = conn.Close(t.Context()) }()
-	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url})
-	for cuts := 0; cuts < 200 || w.Committed() < 2000; {
-		var cut int
-		if err := conn.QueryRow(t.Context(), `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-			WHERE datname = (SELECT $1::text) AND query LIKE 'COMMIT%'`, databaseOf(t, url)).Scan(&cut); err != nil {
-			t.Fatal(err)
+	var chunks, unanswered, cut atomic.Int64
+	var calm atomic.Bool
+	proxy := cdctest.StartProxy(t, u.Host, func(fromServer bool, chunk []byte) bool {
+		n := chunks.Add(1)
+		switch {
+		case calm.Load():
+		case fromServer && bytes.Contains(chunk, []byte("COMMIT\x00")) && n%7 == 0: // it took place, and nobody is told
+			unanswered.Add(1)
+			return false
+		case n%301 == 0:
+			cut.Add(1)
+			return false
 		}
-		cuts += cut
+		return true
+	})
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: proxy.URL(t, direct)})
+	cdctest.Eventually(t, time.Minute, func() error {
+		if w.Committed() < 3000 {
+			return fmt.Errorf("%d committed", w.Committed())
+		}
+		return nil
+	})
+	calm.Store(true) // the ledger is read through the proxy, too
+	ledger := w.Stop()
+	if unanswered.Load() == 0 || cut.Load() == 0 {
+		t.Errorf("%d commits unanswered, %d connections cut elsewhere: both must happen", unanswered.Load(), cut.Load())
 	}
-	verify(t, url, "outbox", w.Stop())
-}
-
-func databaseOf(t *testing.T, url string) string {
-	t.Helper()
-	cfg, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cfg.Database
+	verify(t, direct, "outbox", ledger)
 }
