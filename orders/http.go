@@ -1,0 +1,265 @@
+package orders
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+)
+
+const (
+	// maxBody is several times the largest order there can be.
+	maxBody = 64 << 10
+	// requestTimeout ends a request before the server's write timeout does, which would end it without an answer.
+	requestTimeout = 8 * time.Second
+
+	defaultPage = 20
+	maxPage     = 100
+)
+
+type api struct {
+	store  *Store
+	log    zerolog.Logger
+	events *prometheus.CounterVec
+}
+
+// Routes adds the service's routes to mux, and its metrics to reg. What mux does not know otherwise gets a problem+json, too.
+func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zerolog.Logger) {
+	a := &api{store: store, log: log, events: newMetrics(reg, store)}
+	for path, methods := range map[string]map[string]handler{
+		"/orders":             {"POST": a.place, "GET": a.list},
+		"/orders/{id}":        {"GET": a.get},
+		"/orders/{id}/pay":    {"POST": a.change(Pay)},
+		"/orders/{id}/cancel": {"POST": a.change(Cancel)},
+		"/schemas/{name}":     {"GET": a.schema},
+	} {
+		var allowed []string
+		for method, h := range methods {
+			mux.Handle(method+" "+path, a.handle(h))
+			allowed = append(allowed, method)
+		}
+		mux.Handle(path, a.handle(func(http.ResponseWriter, *http.Request) error { return methodNotAllowed(allowed) }))
+	}
+	mux.Handle("/", a.handle(func(http.ResponseWriter, *http.Request) error { return problem{Status: http.StatusNotFound} }))
+}
+
+// handler answers, or returns the error that says why not.
+type handler func(http.ResponseWriter, *http.Request) error
+
+func (a *api) handle(h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		if err := h(w, r.WithContext(ctx)); err != nil {
+			p := problemOf(err)
+			if p.Status >= http.StatusInternalServerError && r.Context().Err() == nil { // else the client is gone
+				a.log.Error().Str("route", r.Pattern).Int("status", p.Status).Err(err).Msg("request failed")
+			}
+			p.write(w)
+		}
+	})
+}
+
+func (a *api) place(w http.ResponseWriter, r *http.Request) error {
+	var asked Request
+	key, err := read(w, r, &asked)
+	if err != nil {
+		return err
+	}
+	order, err := asked.Order()
+	if err != nil {
+		return err
+	}
+	return a.once(w, r, key, http.StatusCreated, func(tx pgx.Tx) (Change, error) { return Place(r.Context(), tx, order) })
+}
+
+func (a *api) change(change func(context.Context, pgx.Tx, uuid.UUID) (Change, error)) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		id, err := orderID(r)
+		if err != nil {
+			return err
+		}
+		key, err := read(w, r, nil)
+		if err != nil {
+			return err
+		}
+		return a.once(w, r, key, http.StatusOK, func(tx pgx.Tx) (Change, error) { return change(r.Context(), tx, id) })
+	}
+}
+
+// once makes the change and answers with the order as it then is, or repeats the answer the key has got before.
+func (a *api) once(w http.ResponseWriter, r *http.Request, key Key, status int, change func(pgx.Tx) (Change, error)) error {
+	var done Change
+	answer, repeated, err := a.store.Once(r.Context(), key, func(tx pgx.Tx) (Answer, error) {
+		var err error
+		if done, err = change(tx); err != nil {
+			return Answer{}, err
+		}
+		body, err := json.Marshal(done.Order)
+		return Answer{OrderID: done.Order.ID, Status: status, Body: string(body)}, err
+	})
+	if err != nil {
+		return err
+	}
+	if repeated {
+		a.log.Debug().Stringer("order_id", answer.OrderID).Msg("answer repeated")
+	} else {
+		a.events.WithLabelValues(done.EventType).Inc()
+		a.log.Info().Stringer("order_id", done.Order.ID).Int64("order_number", done.Order.Number).
+			Stringer("event_id", done.EventID).Str("type", done.EventType).Msg("order " + string(done.Order.Status))
+	}
+	if answer.Status == http.StatusCreated {
+		w.Header().Set("Location", "/orders/"+answer.OrderID.String())
+	}
+	writeJSON(w, answer.Status, "application/json", []byte(answer.Body))
+	return nil
+}
+
+func (a *api) get(w http.ResponseWriter, r *http.Request) error {
+	id, err := orderID(r)
+	if err != nil {
+		return err
+	}
+	order, err := a.store.Get(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return answerJSON(w, order)
+}
+
+func (a *api) list(w http.ResponseWriter, r *http.Request) error {
+	asked, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest("the query string cannot be read")
+	}
+	limit, err := number(asked, "limit", defaultPage, maxPage)
+	if err != nil {
+		return err
+	}
+	after, err := number(asked, "after", math.MaxInt64, math.MaxInt64)
+	if err != nil {
+		return err
+	}
+	found, err := a.store.List(r.Context(), after, int(limit)+1)
+	if err != nil {
+		return err
+	}
+	page := struct {
+		Orders []Order `json:"orders"`
+		Next   int64   `json:"next,omitempty,string"`
+	}{Orders: found}
+	if len(found) > int(limit) {
+		page.Orders = found[:limit]
+		page.Next = found[limit-1].Number
+	}
+	return answerJSON(w, page)
+}
+
+func (a *api) schema(w http.ResponseWriter, r *http.Request) error {
+	text, err := fs.ReadFile(schemas, "schemas/"+r.PathValue("name"))
+	if err != nil {
+		return problem{Status: http.StatusNotFound, Detail: "there is no such schema"}
+	}
+	writeJSON(w, http.StatusOK, "application/schema+json", text)
+	return nil
+}
+
+// orderID is the path's id. What is not an id in its usual form names no order.
+func orderID(r *http.Request) (uuid.UUID, error) {
+	text := r.PathValue("id")
+	id, err := uuid.Parse(text)
+	if err != nil || id.String() != strings.ToLower(text) {
+		return uuid.Nil, ErrNotFound
+	}
+	return id, nil
+}
+
+func number(asked url.Values, name string, unset, most int64) (int64, error) {
+	if !asked.Has(name) {
+		return unset, nil
+	}
+	n, err := strconv.ParseInt(asked.Get(name), 10, 64)
+	if err != nil || n < 1 || n > most {
+		return 0, badRequest(fmt.Sprintf("%s must be a whole number from 1 to %d", name, most))
+	}
+	return n, nil
+}
+
+// read returns the request's key, and its body in into; nil is for requests whose path says everything: they may have {} for a body.
+func read(w http.ResponseWriter, r *http.Request, into any) (Key, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	switch {
+	case errors.As(err, new(*http.MaxBytesError)):
+		return Key{}, problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
+	case err != nil:
+		return Key{}, badRequest("the body ended early")
+	}
+	if into == nil && len(body) == 0 {
+		return keyOf(r, body)
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return Key{}, problem{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
+	}
+	if into == nil {
+		into = &struct{}{}
+	}
+	if err := decode(body, into); err != nil {
+		return Key{}, err
+	}
+	return keyOf(r, body)
+}
+
+// decode reads exactly one JSON object without fields unknown to into.
+func decode(body []byte, into any) error {
+	decoder := json.NewDecoder(strings.NewReader(string(body)))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return badRequest("the body cannot be read: " + strings.TrimPrefix(err.Error(), "json: "))
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return badRequest("the body must be one JSON object and nothing behind it")
+	}
+	return nil
+}
+
+func keyOf(r *http.Request, body []byte) (Key, error) {
+	values := r.Header.Values("Idempotency-Key")
+	if len(values) == 0 {
+		return Key{}, nil
+	}
+	if len(values) > 1 || !keyForm.MatchString(values[0]) {
+		return Key{}, badRequest("Idempotency-Key must be one value of 1 to 255 printable ASCII characters without space, such as a UUID")
+	}
+	return Key{values[0], sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.URL.Path, body))}, nil
+}
+
+func answerJSON(w http.ResponseWriter, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, "application/json", body)
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, kind string, body []byte) {
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // fails when the client is gone, and then nobody is left to tell
+}

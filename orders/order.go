@@ -1,0 +1,150 @@
+package orders
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// What one order may hold; the tables' CHECKs say the same.
+const (
+	MaxItems    = 100
+	MaxQuantity = 10_000
+)
+
+// Status is where an order stands.
+type Status string
+
+const (
+	Created   Status = "created"
+	Paid      Status = "paid"
+	Cancelled Status = "cancelled"
+)
+
+// Order is an order as it stands, in the form in which it is answered.
+type Order struct {
+	ID          uuid.UUID  `json:"orderId"`
+	Number      int64      `json:"orderNumber,string"` // for people; text in JSON because nobody calculates with it
+	Status      Status     `json:"status"`
+	BuyerID     string     `json:"buyerId"`
+	BuyerEmail  string     `json:"buyerEmail"`
+	Items       []Item     `json:"items"` // at least one, and no sku twice
+	Total       Money      `json:"totalAmount"`
+	Currency    string     `json:"currency"` // ISO 4217
+	CreatedAt   time.Time  `json:"createdAt"`
+	PaidAt      *time.Time `json:"paidAt,omitempty"` // stays when a paid order is cancelled
+	CancelledAt *time.Time `json:"cancelledAt,omitempty"`
+}
+
+// Item is one line of an order.
+type Item struct {
+	SKU       string `json:"sku"`
+	Quantity  int    `json:"quantity"`
+	UnitPrice Money  `json:"unitPrice"`
+}
+
+// ErrNotFound is returned for an id no order has.
+var ErrNotFound = errors.New("there is no such order")
+
+// StateError is returned when an order cannot become what was asked for; trying again is of no use.
+type StateError struct {
+	Number int64
+	Is     Status
+	Asked  Status
+}
+
+func (e *StateError) Error() string {
+	return fmt.Sprintf("order %d is %s and cannot become %s", e.Number, e.Is, e.Asked)
+}
+
+// mayBecome is the diagram of doc.go.
+func (o Order) mayBecome(to Status) error {
+	if o.Status == Created || o.Status == Paid && to == Cancelled {
+		return nil
+	}
+	return &StateError{Number: o.Number, Is: o.Status, Asked: to}
+}
+
+// Request asks for an order to be placed, as it comes in, unchecked.
+type Request struct {
+	BuyerID    string        `json:"buyerId"`
+	BuyerEmail string        `json:"buyerEmail"`
+	Currency   string        `json:"currency"` // empty means EUR
+	Items      []RequestItem `json:"items"`
+}
+
+// RequestItem is an Item, unchecked.
+type RequestItem struct {
+	SKU       string `json:"sku"`
+	Quantity  int    `json:"quantity"`
+	UnitPrice string `json:"unitPrice"`
+}
+
+// Fault is one thing wrong with a request, and where: a JSON Pointer into it.
+type Fault struct {
+	Pointer string `json:"pointer"`
+	Detail  string `json:"detail"`
+}
+
+// InvalidError is returned for a request that asks for what cannot be. It holds every fault.
+type InvalidError []Fault
+
+func (e InvalidError) Error() string {
+	sentences := make([]string, len(e))
+	for i, f := range e {
+		sentences[i] = f.Pointer + " " + f.Detail
+	}
+	return strings.Join(sentences, "; ")
+}
+
+// Printable ASCII only, so that no value can break a line of a mail's header or of a log. The e-mail form is HTML's.
+var (
+	buyerIDForm  = regexp.MustCompile(`^[!-~]{1,100}$`)
+	emailForm    = regexp.MustCompile("^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9-]+(\\.[A-Za-z0-9-]+)*$")
+	skuForm      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	currencyForm = regexp.MustCompile(`^[A-Z]{3}$`)
+)
+
+// Order checks the request and calculates its total. What the database gives, number and time, is still zero. The error is an
+// InvalidError.
+func (r Request) Order() (Order, error) {
+	var faults InvalidError
+	must := func(ok bool, pointer, detail string) {
+		if !ok {
+			faults = append(faults, Fault{pointer, detail})
+		}
+	}
+	if r.Currency == "" {
+		r.Currency = "EUR"
+	}
+	must(buyerIDForm.MatchString(r.BuyerID), "/buyerId", "must be 1 to 100 printable ASCII characters without space")
+	must(len(r.BuyerEmail) <= 254 && emailForm.MatchString(r.BuyerEmail), "/buyerEmail", "must be one plain e-mail address")
+	must(currencyForm.MatchString(r.Currency), "/currency", "must be three capital letters, as in EUR")
+	must(len(r.Items) >= 1 && len(r.Items) <= MaxItems, "/items", "must be 1 to 100 lines")
+
+	o := Order{
+		ID: uuid.Must(uuid.NewV7()), Status: Created,
+		BuyerID: r.BuyerID, BuyerEmail: r.BuyerEmail, Currency: r.Currency,
+	}
+	seen := map[string]bool{}
+	for i, line := range r.Items[:min(len(r.Items), MaxItems)] {
+		at := fmt.Sprintf("/items/%d/", i)
+		price, err := ParseMoney(line.UnitPrice)
+		must(skuForm.MatchString(line.SKU), at+"sku", "must be 1 to 64 letters, digits, dots, dashes and underscores, beginning with a letter or digit")
+		must(!seen[line.SKU], at+"sku", "is in an earlier line, too: make it one line with the sum")
+		must(line.Quantity >= 1 && line.Quantity <= MaxQuantity, at+"quantity", "must be a whole number from 1 to 10000")
+		must(err == nil, at+"unitPrice", errMoney.Error())
+		must(price <= MaxPrice, at+"unitPrice", "must be at most "+MaxPrice.String())
+		seen[line.SKU] = true
+		o.Items = append(o.Items, Item{line.SKU, line.Quantity, price})
+		o.Total += price * Money(line.Quantity)
+	}
+	if faults != nil {
+		return Order{}, faults
+	}
+	return o, nil
+}

@@ -1,0 +1,78 @@
+package orders
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc/outbox"
+)
+
+// problem is an error as the client sees it (RFC 9457). Its type is left out, which means that status and title say what it is.
+type problem struct {
+	Title  string       `json:"title"`
+	Status int          `json:"status"`
+	Detail string       `json:"detail,omitempty"`
+	Errors InvalidError `json:"errors,omitempty"`
+	allow  string
+}
+
+func (p problem) Error() string { return fmt.Sprintf("%d %s", p.Status, p.Detail) }
+
+func badRequest(detail string) problem { return problem{Status: http.StatusBadRequest, Detail: detail} }
+
+func methodNotAllowed(allowed []string) problem {
+	slices.Sort(allowed)
+	return problem{Status: http.StatusMethodNotAllowed, allow: strings.Join(allowed, ", ")}
+}
+
+// problemOf says what a client may know of an error. Whatever is not the client's doing is 503 where trying again may help, and 500 with
+// no more words where it cannot.
+func problemOf(err error) problem {
+	var (
+		known   problem
+		invalid InvalidError
+		state   *StateError
+		pgErr   *pgconn.PgError
+	)
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.As(err, &invalid):
+		return problem{Status: http.StatusUnprocessableEntity, Detail: "the order asks for what cannot be", Errors: invalid}
+	case errors.Is(err, ErrKeyReused):
+		return problem{Status: http.StatusUnprocessableEntity, Detail: ErrKeyReused.Error()}
+	case errors.Is(err, ErrNotFound):
+		return problem{Status: http.StatusNotFound, Detail: ErrNotFound.Error()}
+	case errors.As(err, &state):
+		return problem{Status: http.StatusConflict, Detail: state.Error()}
+	case errors.Is(err, outbox.ErrRefused), errors.As(err, &pgErr) && !passes(pgErr.Code):
+		return problem{Status: http.StatusInternalServerError}
+	}
+	return problem{
+		Status: http.StatusServiceUnavailable,
+		Detail: "the database did not answer; a change may or may not have happened: repeat the request with the same Idempotency-Key to know",
+	}
+}
+
+// passes tells the SQLSTATEs of a server that is busy, going or coming from those that will be the same next time.
+func passes(code string) bool {
+	return code == "55P03" || slices.Contains([]string{"08", "25", "40", "53", "57"}, code[:2])
+}
+
+func (p problem) write(w http.ResponseWriter) {
+	p.Title = http.StatusText(p.Status)
+	if p.allow != "" {
+		w.Header().Set("Allow", p.allow)
+	}
+	if p.Status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	body, _ := json.Marshal(p) // strings and an int
+	writeJSON(w, p.Status, "application/problem+json", body)
+}
