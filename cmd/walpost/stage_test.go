@@ -23,6 +23,9 @@ import (
 
 // TestMain is also the walpost process that tests start and kill.
 func TestMain(m *testing.M) {
+	if os.Getenv("WALPOST_TEST_KFAKE") != "" {
+		kfakeMain()
+	}
 	if os.Getenv("WALPOST_TEST_MAIN") != "" {
 		app.Main(run)
 	}
@@ -31,7 +34,7 @@ func TestMain(m *testing.M) {
 
 // stage is a database, a Kafka and a configuration for one test.
 type stage struct {
-	t        *testing.T
+	t        testing.TB
 	admin    string // superuser's URL of the database
 	brokers  []string
 	pipeline string
@@ -40,12 +43,12 @@ type stage struct {
 }
 
 // newStage has an outbox and nothing else; what walpost needs is made by init.
-func newStage(t *testing.T) *stage {
+func newStage(t testing.TB) *stage {
 	t.Helper()
 	return stageOn(t, cdctest.Database(t), cdctest.Kafka(t))
 }
 
-func stageOn(t *testing.T, admin string, brokers []string) *stage {
+func stageOn(t testing.TB, admin string, brokers []string) *stage {
 	t.Helper()
 	name := cdctest.Name(t, "orders")
 	slot := strings.ReplaceAll(name, "-", "_")
@@ -164,7 +167,7 @@ func (s *stage) eventually(within time.Duration, condition string) {
 
 // relay is `walpost relay`, in this process or as a child.
 type relay struct {
-	t    *testing.T
+	t    testing.TB
 	log  *buffer
 	stop func() error // SIGTERM, or the end of its context; returns how it ended
 	kill func()       // SIGKILL; only a child has it
