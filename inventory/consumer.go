@@ -54,6 +54,7 @@ type ConsumerConfig struct {
 // A Consumer applies the events of a topic to a Store.
 type Consumer struct {
 	cfg      ConsumerConfig
+	log      zerolog.Logger
 	client   *kgo.Client
 	database trouble
 	kafka    trouble
@@ -63,13 +64,16 @@ type Consumer struct {
 	applied map[int32]*kgo.Record
 
 	mu       sync.Mutex
+	joined   bool
 	assigned map[int32]bool
 }
 
 // NewConsumer does not connect yet. An error is one of the configuration.
 func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
-	c := &Consumer{cfg: cfg, applied: map[int32]*kgo.Record{}, assigned: map[int32]bool{}}
-	c.kafka.err = fmt.Errorf("the consumer has not joined group %s yet", cfg.Group)
+	c := &Consumer{
+		cfg: cfg, log: cfg.Log.With().Str("topic", cfg.Topic).Str("group", cfg.Group).Logger(),
+		applied: map[int32]*kgo.Record{}, assigned: map[int32]bool{},
+	}
 	if err := kgo.ValidateOpts(c.options()...); err != nil {
 		return nil, fmt.Errorf("configure the consumer: %w", err)
 	}
@@ -121,10 +125,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	if err := client.LeaveGroupContext(leave); err != nil {
-		c.log().Warn().Err(err).Msg("could not leave the group; it goes on without this process after the session timeout")
+		c.log.Warn().Err(err).Msg("could not leave the group; it goes on without this process after the session timeout")
 	}
 	client.Close()
-	c.log().Info().Msg("consumer stopped")
+	c.log.Info().Msg("consumer stopped")
 	return nil
 }
 
@@ -136,12 +140,13 @@ func (c *Consumer) Ready(ctx context.Context) error {
 	} else if err := c.database.current(); err != nil {
 		database = fmt.Errorf("events cannot be applied: %w", err)
 	}
-	return errors.Join(database, c.kafka.current())
-}
-
-func (c *Consumer) log() *zerolog.Logger {
-	log := c.cfg.Log.With().Str("topic", c.cfg.Topic).Str("group", c.cfg.Group).Logger()
-	return &log
+	kafka := c.kafka.current()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if kafka == nil && !c.joined {
+		kafka = fmt.Errorf("the consumer is not in group %s yet", c.cfg.Group)
+	}
+	return errors.Join(database, kafka)
 }
 
 func (c *Consumer) consume(ctx context.Context) {
@@ -154,14 +159,13 @@ func (c *Consumer) consume(ctx context.Context) {
 		}
 		err := c.pollError(fetches)
 		if err != nil {
-			c.kafka.failed(*c.log(), err)
+			c.kafka.failed(c.log, err, 2*maxBackoff)
 		}
-
 		if applyErr := c.applyAll(ctx, fetches); applyErr != nil {
-			c.database.failed(*c.log(), applyErr)
+			c.database.failed(c.log, applyErr, 0)
 			err = applyErr
 		} else if fetches.NumRecords() > 0 {
-			c.database.worked(*c.log(), 0)
+			c.database.worked(c.log)
 		}
 		c.commit(ctx)
 		c.client.AllowRebalance()
@@ -324,7 +328,7 @@ func (c *Consumer) commit(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if err := c.client.CommitRecords(ctx, slices.Collect(maps.Values(c.applied))...); err != nil {
-		c.kafka.failed(*c.log(), fmt.Errorf("commit offsets: %w", err))
+		c.kafka.failed(c.log, fmt.Errorf("commit offsets: %w", err), 0)
 		return
 	}
 	clear(c.applied)
@@ -333,10 +337,12 @@ func (c *Consumer) commit(ctx context.Context) {
 func (c *Consumer) onAssigned(_ context.Context, _ *kgo.Client, assigned map[string][]int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.joined = true
 	for _, p := range assigned[c.cfg.Topic] {
 		c.assigned[p] = true
 	}
-	c.log().Info().Ints32("assigned", assigned[c.cfg.Topic]).Ints32("partitions", slices.Sorted(maps.Keys(c.assigned))).Msg("partitions assigned")
+	c.cfg.Metrics.partitions.Set(float64(len(c.assigned)))
+	c.log.Info().Ints32("assigned", assigned[c.cfg.Topic]).Ints32("partitions", slices.Sorted(maps.Keys(c.assigned))).Msg("partitions assigned")
 }
 
 func (c *Consumer) onRevoked(ctx context.Context, _ *kgo.Client, revoked map[string][]int32) {
@@ -346,6 +352,9 @@ func (c *Consumer) onRevoked(ctx context.Context, _ *kgo.Client, revoked map[str
 
 func (c *Consumer) onLost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
 	c.forget(lost[c.cfg.Topic], "partitions lost")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.joined = false
 }
 
 func (c *Consumer) forget(partitions []int32, why string) {
@@ -359,7 +368,8 @@ func (c *Consumer) forget(partitions []int32, why string) {
 		delete(c.assigned, p)
 		c.cfg.Metrics.forgetLag(c.cfg.Topic, p)
 	}
-	c.log().Info().Ints32("revoked", partitions).Ints32("partitions", slices.Sorted(maps.Keys(c.assigned))).Msg(why)
+	c.cfg.Metrics.partitions.Set(float64(len(c.assigned)))
+	c.log.Info().Ints32("revoked", partitions).Ints32("partitions", slices.Sorted(maps.Keys(c.assigned))).Msg(why)
 }
 
 // watch asks Kafka how long the log is, for the lag and to know that it answers.
@@ -372,9 +382,9 @@ func (c *Consumer) watch(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			c.kafka.failed(*c.log(), err)
+			c.kafka.failed(c.log, err, 0)
 		default:
-			c.kafka.worked(*c.log(), 2*maxBackoff)
+			c.kafka.worked(c.log)
 		}
 		select {
 		case <-ctx.Done():
@@ -395,10 +405,6 @@ func (c *Consumer) measure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("Kafka at %s does not tell the offsets of topic %s: %w", strings.Join(c.cfg.Brokers, ","), c.cfg.Topic, err)
 	}
-	if _, generation := c.client.GroupMetadata(); generation < 0 {
-		return fmt.Errorf("the consumer is not in group %s", c.cfg.Group)
-	}
-
 	committed := c.client.CommittedOffsets()[c.cfg.Topic]
 	c.mu.Lock()
 	defer c.mu.Unlock()

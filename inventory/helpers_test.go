@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -192,7 +195,14 @@ func (f *fixture) start(group string) *running {
 			f.Errorf("consumer: %v", err)
 		}
 	})
-	f.Cleanup(r.stop)
+	f.Cleanup(func() {
+		r.stop()
+		for line := range strings.Lines(r.log.String()) {
+			if f.Failed() && !strings.Contains(line, `"debug"`) {
+				f.Log(strings.TrimSpace(line))
+			}
+		}
+	})
 	return r
 }
 
@@ -237,7 +247,7 @@ func (f *fixture) waitApplied(n int) {
 func (f *fixture) committed(group string) map[int32]int64 {
 	f.Helper()
 	offsets, err := kadm.NewClient(f.client).FetchOffsets(f.Context(), group)
-	if err != nil {
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 		f.Fatal(err)
 	}
 	committed := map[int32]int64{}

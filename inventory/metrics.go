@@ -14,6 +14,7 @@ type Metrics struct {
 	malformed  prometheus.Counter
 	shortages  prometheus.Counter
 	movements  *prometheus.CounterVec
+	partitions prometheus.Gauge
 	lag        *prometheus.GaugeVec
 }
 
@@ -39,11 +40,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		malformed:  counter("inventory_events_malformed_total", "Events that can never be applied, recorded in malformed_events."),
 		shortages:  counter("inventory_shortages_total", "Order lines that could not be served."),
 		movements:  counterVec("inventory_stock_movements_total", "Movements recorded, by reason.", "reason", Sold, Returned, Shortage, Set),
+		partitions: prometheus.NewGauge(prometheus.GaugeOpts{Name: "inventory_consumer_partitions", Help: "Partitions this process reads."}),
 		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "inventory_consumer_lag", Help: "Records between the committed offset and the end of the log, by partition this process reads.",
 		}, []string{"topic", "partition"}),
 	}
-	reg.MustRegister(m.lag)
+	reg.MustRegister(m.partitions, m.lag)
 	return m
 }
 

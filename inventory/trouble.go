@@ -10,34 +10,33 @@ import (
 // trouble is the state of something the consumer depends on. It is logged when it begins and when it ends, and not for
 // each try in between.
 type trouble struct {
-	mu     sync.Mutex
-	err    error // nil while all is well
-	since  time.Time
-	latest time.Time
+	mu    sync.Mutex
+	err   error // nil while all is well
+	since time.Time
+	until time.Time // it lasts at least so long
 }
 
-func (t *trouble) failed(log zerolog.Logger, err error) {
+// failed begins the trouble or goes on with it, for at least the time given: for an error that shows itself now and then.
+func (t *trouble) failed(log zerolog.Logger, err error, atLeast time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	if t.since.IsZero() {
+	if t.err == nil {
 		t.since = now
 		log.Warn().Err(err).Msg("in trouble, trying again until it is over")
 	}
-	t.err, t.latest = err, now
+	t.err, t.until = err, now.Add(atLeast)
 }
 
-// worked ends the trouble, unless it failed within the last quiet.
-func (t *trouble) worked(log zerolog.Logger, quiet time.Duration) {
+// worked ends the trouble.
+func (t *trouble) worked(log zerolog.Logger) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.err == nil || time.Since(t.latest) < quiet {
+	if t.err == nil || time.Now().Before(t.until) {
 		return
 	}
-	if !t.since.IsZero() {
-		log.Info().Dur("after", time.Since(t.since)).Msg("recovered")
-	}
-	t.err, t.since = nil, time.Time{}
+	log.Info().Dur("after", time.Since(t.since)).Msg("recovered")
+	t.err = nil
 }
 
 func (t *trouble) current() error {
