@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv("APP_TEST_MAIN"); mode != "" {
 		app.Main(func(ctx context.Context, _ []string, _ func(string) string, stdout, _ io.Writer) error {
 			if mode == "fail" {
-				return errors.Join(errors.New("first thing"), errors.New("second thing"))
+				return errors.Join(errors.New("first thing"), errors.New("second thing:\n\tone\n\tone\n\ttwo"))
 			}
 			fmt.Fprintln(stdout, "up")
 			<-ctx.Done()
@@ -52,7 +52,7 @@ func TestMainEndsAsAsked(t *testing.T) {
 		if code := cmd.ProcessState.ExitCode(); code != 1 {
 			t.Errorf("exit code %d, want 1", code)
 		}
-		if want := "app.test: first thing\napp.test: second thing\n"; stderr.String() != want {
+		if want := "app.test: first thing\napp.test: second thing: one two\n"; stderr.String() != want {
 			t.Errorf("stderr %q, want %q", stderr.String(), want)
 		}
 	})

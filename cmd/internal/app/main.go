@@ -32,10 +32,26 @@ func exitCode(ctx context.Context, err error, stderr io.Writer) int {
 		return 0
 	}
 	name := filepath.Base(os.Args[0])
-	for line := range strings.SplitSeq(err.Error(), "\n") {
+	for _, line := range sentences(err) {
 		fmt.Fprintf(stderr, "%s: %s\n", name, line)
 	}
 	return 1
+}
+
+// sentences is a line for each error joined in err. pgx tells each address it tried on an indented line: these go into the line they
+// belong to, and once each.
+func sentences(err error) []string {
+	var lines []string
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		more, indented := strings.CutPrefix(line, "\t")
+		switch last := len(lines) - 1; {
+		case !indented || last < 0:
+			lines = append(lines, line)
+		case !strings.HasSuffix(lines[last], more):
+			lines[last] += " " + more
+		}
+	}
+	return lines
 }
 
 // Parse reads args into cli, a pointer to a struct with kong's tags. A flag that args do not set takes the value getenv has for

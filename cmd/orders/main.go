@@ -1,0 +1,142 @@
+// Command orders serves the order service over HTTP and migrates its database. It knows PostgreSQL and no Kafka.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/orders"
+	"github.com/walpost/walpost/sql"
+)
+
+const description = "Takes orders over HTTP and writes an event into the outbox in the same transaction as every change."
+
+type cli struct {
+	DatabaseURL string `name:"database-url" env:"ORDERS_DATABASE_URL" placeholder:"URL" help:"The orders database, with the service's own role."`
+	LogLevel    string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
+	LogFormat   string `env:"LOG_FORMAT" placeholder:"FORMAT" help:"json or console; the default is console on a terminal and json elsewhere."`
+
+	Serve   serve   `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
+	Migrate migrate `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
+	Version version `cmd:"" help:"Print the build's version."`
+}
+
+type serve struct {
+	HTTP         string `name:"http" default:"127.0.0.1:8081" env:"ORDERS_HTTP" help:"Address to listen on, for orders and for /livez, /readyz and /metrics."`
+	DatabaseWait string `default:"15s" env:"ORDERS_DATABASE_WAIT" help:"How long to wait at the start for a database that does not answer yet."`
+}
+
+type migrate struct {
+	AdminDatabaseURL string `name:"admin-database-url" env:"ORDERS_ADMIN_DATABASE_URL" placeholder:"URL" help:"The orders database, with a role that may create tables and roles."`
+}
+
+type version struct{}
+
+func main() { app.Main(run) }
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	var c cli
+	command, err := app.Parse("orders", description, &c, args, getenv, stdout, stderr)
+	if err != nil || command == nil {
+		return err
+	}
+	switch command.Command() {
+	case "migrate":
+		return c.migrate(ctx, stdout)
+	case "version":
+		fmt.Fprintln(stdout, "orders", app.Version())
+		return nil
+	}
+	return c.serve(ctx, stderr)
+}
+
+func (c *cli) migrate(ctx context.Context, stdout io.Writer) error {
+	err := errors.Join(
+		checkURL("--admin-database-url (ORDERS_ADMIN_DATABASE_URL)", c.Migrate.AdminDatabaseURL),
+		checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL))
+	if err != nil {
+		return err
+	}
+	return sql.Migrate(ctx, sql.Orders, c.Migrate.AdminDatabaseURL, c.DatabaseURL, stdout)
+}
+
+func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
+	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
+	wait, waitErr := time.ParseDuration(c.Serve.DatabaseWait)
+	if waitErr != nil || wait < 0 {
+		waitErr = fmt.Errorf("--database-wait (ORDERS_DATABASE_WAIT): %q is no duration; write it as in 15s or 2m", c.Serve.DatabaseWait)
+	}
+	_, httpErr := net.ResolveTCPAddr("tcp", c.Serve.HTTP)
+	if httpErr != nil {
+		httpErr = fmt.Errorf("--http (ORDERS_HTTP): %q is no address to listen on: %w; write it as in 127.0.0.1:8081", c.Serve.HTTP, httpErr)
+	}
+	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), httpErr, waitErr, logErr)
+	if err != nil {
+		return err
+	}
+	log = log.With().Str("service", "orders").Logger()
+
+	ln, err := net.Listen("tcp", c.Serve.HTTP)
+	if err != nil {
+		return fmt.Errorf("--http (ORDERS_HTTP): %w; stop what listens there or choose another address", err)
+	}
+	store, err := orders.Open(ctx, c.DatabaseURL)
+	if err != nil {
+		return errors.Join(fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err), ln.Close())
+	}
+	defer store.Close()
+	if err := waitFor(ctx, store, wait, log); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	reg, mux := app.NewRegistry(), http.NewServeMux()
+	app.OpsRoutes(mux, reg, store.Ready)
+	orders.Routes(mux, store, reg, log)
+	return app.Serve(ctx, ln, app.Instrument(reg, mux), log)
+}
+
+// waitFor gives a database that is just starting, or is being migrated, its time. One that is still not usable then is a mistake in
+// the configuration more often than not, and better told by an exit than by an order service that takes no order. Once serving, the
+// service stays up whatever the database does: /readyz says how it is, and each request tries anew.
+func waitFor(ctx context.Context, store *orders.Store, wait time.Duration, log zerolog.Logger) error {
+	deadline := time.Now().Add(wait)
+	for attempt := 1; ; attempt++ {
+		tryCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := store.Ready(tryCtx)
+		cancel()
+		switch {
+		case err == nil:
+			if attempt > 1 {
+				log.Info().Int("attempts", attempt).Msg("the database answers")
+			}
+			return nil
+		case time.Now().After(deadline) || wait == 0:
+			return err
+		case attempt == 1:
+			log.Warn().Err(err).Stringer("wait", wait).Msg("waiting for the database")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func checkURL(name, url string) error {
+	if url == "" {
+		return fmt.Errorf("%s is missing: set it as in postgres://user:password@host:5432/orders", name)
+	}
+	if _, err := pgx.ParseConfig(url); err != nil {
+		return fmt.Errorf("%s: %w; write it as in postgres://user:password@host:5432/orders", name, err)
+	}
+	return nil
+}

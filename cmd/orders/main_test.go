@@ -1,0 +1,293 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/sql"
+)
+
+// TestMain is also the process that the kill test kills.
+func TestMain(m *testing.M) {
+	if os.Getenv("ORDERS_TEST_MAIN") != "" {
+		main()
+	}
+	cdctest.Main(m)
+}
+
+// databases returns the administrator's and the service's URL of a database that is empty yet.
+func databases(t *testing.T) (admin, service string) {
+	t.Helper()
+	admin = cdctest.Database(t)
+	return admin, strings.Replace(admin, "postgres@", "orders_service@", 1)
+}
+
+func getenv(env map[string]string) func(string) string {
+	return func(name string) string { return env[name] }
+}
+
+func TestMigrateSaysWhatItDid(t *testing.T) {
+	admin, service := databases(t)
+	u, err := url.Parse(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("orders_service", "s3cret")
+	env := getenv(map[string]string{"ORDERS_ADMIN_DATABASE_URL": admin, "ORDERS_DATABASE_URL": u.String()})
+	migrate := func() string {
+		var out bytes.Buffer
+		if err := run(t.Context(), []string{"migrate"}, env, &out, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	first, again := migrate(), migrate()
+	for _, want := range []string{"schema: applied 00001_orders.sql", `rights: "orders_service" has those of the orders service`} {
+		if !strings.Contains(first, want) {
+			t.Errorf("no %q in:\n%s", want, first)
+		}
+	}
+	if strings.Contains(again, "applied") || !strings.Contains(again, "is at version 4 of orders") {
+		t.Errorf("the second time it said:\n%s", again)
+	}
+	if strings.Contains(first+again, "s3cret") {
+		t.Errorf("the password is in:\n%s", first+again)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"version"}, getenv(nil), &out, io.Discard); err != nil || !strings.HasPrefix(out.String(), "orders ") {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+}
+
+func TestEveryMistakeInTheConfigurationIsNamedAtOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		env  map[string]string
+		want []string
+	}{
+		"nothing is set":         {nil, nil, []string{"ORDERS_DATABASE_URL"}},
+		"nothing to migrate":     {[]string{"migrate"}, nil, []string{"ORDERS_ADMIN_DATABASE_URL", "ORDERS_DATABASE_URL"}},
+		"everything is wrong":    {nil, map[string]string{"ORDERS_DATABASE_URL": "postgres://a:s3cret@b:c/d", "ORDERS_HTTP": "nowhere", "ORDERS_DATABASE_WAIT": "long", "LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, []string{"--database-url", "--http", "--database-wait", "--log-level", "--log-format"}},
+		"an unknown command":     {[]string{"server"}, nil, []string{"server"}},
+		"an unknown flag":        {[]string{"--kafka"}, nil, []string{"--kafka"}},
+		"an address in use":      {[]string{"--http", "192.0.2.1:1", "--database-url", "postgres://a@127.0.0.1:1/b"}, nil, []string{"--http (ORDERS_HTTP)"}},
+		"a database that is not": {[]string{"--http", "127.0.0.1:0", "--database-url", "postgres://a:s3cret@127.0.0.1:1/b", "--database-wait", "0s"}, nil, []string{"ORDERS_DATABASE_URL", "connection refused"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := run(t.Context(), c.args, getenv(c.env), io.Discard, io.Discard)
+			if err == nil {
+				t.Fatal("it serves")
+			}
+			for _, want := range c.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("no %q in: %v", want, err)
+				}
+			}
+			if strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("the password is in: %v", err)
+			}
+		})
+	}
+}
+
+// service is run in this process, with its log read line by line.
+type service struct {
+	log   *logReader
+	end   context.CancelCauseFunc
+	ended chan error
+}
+
+func start(t *testing.T, env map[string]string) *service {
+	t.Helper()
+	all := map[string]string{"ORDERS_HTTP": "127.0.0.1:0", "LOG_LEVEL": "debug"}
+	maps.Copy(all, env)
+	ctx, end := context.WithCancelCause(context.Background())
+	r, w := io.Pipe()
+	s := &service{log: newLogReader(r), end: end, ended: make(chan error, 1)}
+	go func() {
+		s.ended <- run(ctx, nil, getenv(all), io.Discard, w)
+		_ = w.Close()
+	}()
+	t.Cleanup(func() {
+		end(errors.New("test is over"))
+		for range s.log.lines {
+		}
+	})
+	return s
+}
+
+// logReader turns a log into its lines.
+type logReader struct{ lines chan map[string]any }
+
+func newLogReader(r io.Reader) *logReader {
+	l := &logReader{lines: make(chan map[string]any, 1000)}
+	go func() {
+		defer close(l.lines)
+		for scanner := bufio.NewScanner(r); scanner.Scan(); {
+			var line map[string]any
+			if json.Unmarshal(scanner.Bytes(), &line) == nil {
+				l.lines <- line
+			}
+		}
+	}()
+	return l
+}
+
+// wait returns the next line with this message.
+func (l *logReader) wait(message string) (map[string]any, error) {
+	timeout := time.After(30 * time.Second)
+	var seen []any
+	for {
+		select {
+		case line, ok := <-l.lines:
+			if !ok {
+				return nil, fmt.Errorf("the log ended without %q; it was %v", message, seen)
+			}
+			if line["message"] == message {
+				return line, nil
+			}
+			seen = append(seen, line)
+		case <-timeout:
+			return nil, fmt.Errorf("no %q in the log; it is %v", message, seen)
+		}
+	}
+}
+
+func (l *logReader) must(t *testing.T, message string) map[string]any {
+	t.Helper()
+	line, err := l.wait(message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return line
+}
+
+var client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+// send answers with a status and a body; 0 is no answer at all.
+func send(method, url, body, key string) (int, string) {
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		return 0, err.Error()
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return res.StatusCode, string(text)
+}
+
+const good = `{"buyerId": "buyer-7", "buyerEmail": "ada@shop.example", "items": [{"sku": "TEA-100", "quantity": 2, "unitPrice": "19.90"}]}`
+
+func TestServeTakesOrdersTellsOperatorsAndStopsWhenAsked(t *testing.T) {
+	admin, url := databases(t)
+	if err := sql.Migrate(t.Context(), sql.Orders, admin, url, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, map[string]string{"ORDERS_DATABASE_URL": url})
+	base := "http://" + s.log.must(t, "serving HTTP")["address"].(string)
+	if status, body := send("POST", base+"/orders", good, ""); status != 201 {
+		t.Fatalf("%d %s", status, body)
+	}
+	line := s.log.must(t, "order created")
+	for _, field := range []string{"service", "order_id", "order_number", "event_id", "time"} {
+		if line[field] == nil {
+			t.Errorf("no %s in %v", field, line)
+		}
+	}
+	if text := fmt.Sprint(line); strings.Contains(text, "ada@") || strings.Contains(text, "buyer-7") {
+		t.Errorf("the buyer is in the log: %s", text)
+	}
+	for path, want := range map[string]string{"/livez": "alive", "/readyz": "ready", "/metrics": `http_requests_total{route="POST /orders",status="201"} 1`} {
+		if status, body := send("GET", base+path, "", ""); status != 200 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	s.end(errors.New("terminated"))
+	if err := <-s.ended; err != nil {
+		t.Errorf("stopped with %v", err)
+	}
+	if line := s.log.must(t, "stopping"); line["cause"] != "terminated" {
+		t.Errorf("got %v", line)
+	}
+}
+
+func TestServeWaitsForADatabaseThatIsAwayAndOutlivesOne(t *testing.T) {
+	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
+	url := server.URLFor("orders_service", "", "postgres")
+	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), url, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	away := func() {
+		t.Helper()
+		if err := server.Stop(t.Context(), "immediate"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	back := func() {
+		t.Helper()
+		if err := server.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away()
+	s := start(t, map[string]string{"ORDERS_DATABASE_URL": url, "ORDERS_DATABASE_WAIT": "1m"})
+	s.log.must(t, "waiting for the database")
+	back()
+	s.log.must(t, "the database answers")
+	base := "http://" + s.log.must(t, "serving HTTP")["address"].(string)
+	away()
+	if status, body := send("GET", base+"/readyz", "", ""); status != 503 || !strings.Contains(body, "start it") {
+		t.Errorf("readyz %d %s", status, body)
+	}
+	if status, _ := send("GET", base+"/livez", "", ""); status != 200 {
+		t.Errorf("livez %d", status)
+	}
+	if status, body := send("POST", base+"/orders", good, "k"); status != 503 || !strings.Contains(body, "Idempotency-Key") {
+		t.Errorf("%d %s", status, body)
+	}
+	back()
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		if status, body := send("POST", base+"/orders", good, "k"); status != 201 {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+}
+
+func TestServeThatWaitsStopsWhenAsked(t *testing.T) {
+	s := start(t, map[string]string{"ORDERS_DATABASE_URL": "postgres://a@127.0.0.1:1/b", "ORDERS_DATABASE_WAIT": "1h"})
+	s.log.must(t, "waiting for the database")
+	s.end(errors.New("terminated"))
+	if err := <-s.ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("stopped with %v", err)
+	}
+}
