@@ -17,7 +17,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
@@ -151,6 +153,20 @@ func (s *stage) confirmed(within time.Duration) {
 	s.t.Helper()
 	end := s.query("SELECT pg_current_wal_lsn()::text")
 	s.eventually(within, "confirmed_flush_lsn >= '"+end+"'")
+}
+
+// state reads the newest state record.
+func (s *stage) state() *cdc.State {
+	s.t.Helper()
+	cfg, err := cdc.LoadConfig("", s.getenv)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	st, err := kafka.NewSink(cfg, nil).Peek(s.t.Context())
+	if err != nil || st == nil {
+		s.t.Fatalf("read the state record: %v, %v", st, err)
+	}
+	return st
 }
 
 // eventually waits until the slot's row satisfies a condition.
