@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -61,6 +62,32 @@ orders_outbox_rows_written_total{type="OrderPaid"} 1
 	if err := testutil.GatherAndCompare(s.registry, strings.NewReader(want)); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestOfManyWhoPayAtOnceOneDoes(t *testing.T) {
+	s := open(t)
+	for range 5 {
+		path := "/orders/" + s.place().String() + "/pay"
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		got := map[int]int{}
+		for range 6 {
+			wg.Go(func() {
+				answer, err := s.send("POST", path, "")
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				got[answer.status]++
+				mu.Unlock()
+			})
+		}
+		wg.Wait()
+		if got[200] != 1 || got[409] != 5 {
+			t.Errorf("answers by status: %v", got)
+		}
+	}
+	s.mustBeWhole()
 }
 
 func TestListIsPagedFromTheNewest(t *testing.T) {
