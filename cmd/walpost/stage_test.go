@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -289,4 +290,22 @@ func writeFile(t *testing.T, name, text string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// get asks the relay's own HTTP address, which its log tells.
+func (r *relay) get(t testing.TB, path string) string {
+	t.Helper()
+	r.says(10*time.Second, `"serving HTTP"`)
+	_, rest, _ := strings.Cut(r.log.String(), `"address":"`)
+	addr, _, _ := strings.Cut(rest, `"`)
+	resp, err := http.Get("http://" + addr + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%d %s", resp.StatusCode, body)
 }

@@ -76,7 +76,7 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		st.LagSeconds = seconds
 	case slot.Exists:
 		blocked(errors.New("no relay reads the slot: start `walpost relay`"))
-		if state != nil {
+		if state != nil && st.LagBytes > 0 {
 			st.LagSeconds = time.Since(state.Time).Seconds()
 		}
 	}

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/kafka"
+)
+
+// delivered has a pipeline that has published rows and was stopped.
+func delivered(t *testing.T) *stage {
+	t.Helper()
+	s := newStage(t)
+	s.must("init")
+	r := s.start()
+	s.insert(20)
+	s.confirmed(20 * time.Second)
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// rewrite changes the state record behind the relay's back.
+func (s *stage) rewrite(change func(*cdc.State)) {
+	s.t.Helper()
+	cfg, err := cdc.LoadConfig("", s.getenv)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	st := s.state()
+	st.Epoch++
+	change(st)
+	admin, err := kafka.NewSink(cfg, nil).Admin(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer admin.Close()
+	if err := admin.WriteState(s.t.Context(), st); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestReconcileHalts changes one side behind the relay's back. Each time the relay halts with a sentence that says what was
+// found and what to run, publishes nothing, confirms nothing, and gives the slot back.
+func TestReconcileHalts(t *testing.T) {
+	slot := func(s *stage) string { return s.env["WALPOST_SOURCE_SLOT"] }
+	for _, c := range []struct {
+		name   string
+		change func(s *stage)
+		says   []string
+	}{
+		{"no state record", func(s *stage) {
+			client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			defer client.Close()
+			if _, err := kadm.NewClient(client).DeleteTopic(context.Background(), "walpost.state."+s.pipeline); err != nil {
+				s.t.Fatal(err)
+			}
+		}, []string{"no state record", "walpost init"}},
+		{"init did not finish", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Phase = cdc.PhaseCreating }) }, []string{"did not finish", "`walpost init` again"}},
+		{"another database", func(s *stage) { s.rewrite(func(st *cdc.State) { st.SystemID = "7" }) }, []string{"system id 7", "another database"}},
+		{"another timeline", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Timeline = 7 }) }, []string{"timeline 7", "promoted"}},
+		{"state ahead of the server", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Covered += 1 << 40 }) }, []string{"the server's WAL ends at", "restored backup"}},
+		{"slot missing", func(s *stage) { s.exec("SELECT pg_drop_replication_slot($1)", slot(s)) }, []string{"does not exist", "walpost init"}},
+		{"slot re-created", func(s *stage) {
+			s.exec("SELECT pg_drop_replication_slot($1)", slot(s))
+			s.insert(5) // the rows that nobody would ever see
+			s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot(s))
+		}, []string{"re-created or advanced", "may be missing"}},
+		{"slot advanced", func(s *stage) {
+			s.insert(5)
+			s.exec("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", slot(s))
+		}, []string{"re-created or advanced", "may be missing"}},
+		{"publication changed and changed back", func(s *stage) {
+			s.exec("ALTER PUBLICATION walpost SET (publish = 'update')")
+			s.insert(5)
+			s.exec("ALTER PUBLICATION walpost SET (publish = 'insert')")
+		}, []string{"publication or table changed", "may never have been streamed"}},
+		{"table taken out of the publication and put back", func(s *stage) {
+			s.exec("ALTER PUBLICATION walpost DROP TABLE outbox")
+			s.insert(5)
+			s.exec("ALTER PUBLICATION walpost ADD TABLE outbox")
+		}, []string{"publication or table changed"}},
+		{"table renamed and replaced", func(s *stage) {
+			s.exec("ALTER TABLE outbox RENAME TO outbox_old")
+			s.exec("CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)")
+		}, []string{"does not carry public.outbox", "ADD TABLE"}},
+		{"publication dropped", func(s *stage) { s.exec("DROP PUBLICATION walpost") }, []string{"walpost does not exist", "walpost init"}},
+		{"row filter", func(s *stage) {
+			if cdctest.Postgres(s.t).Major() < 15 {
+				s.exec("ALTER PUBLICATION walpost SET (publish = 'delete')") // 14 has no filters; another way to hide rows
+				return
+			}
+			s.exec("ALTER PUBLICATION walpost SET TABLE outbox WHERE (event_type <> 'x')")
+		}, []string{"ALTER PUBLICATION"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := delivered(t)
+			c.change(s)
+			confirmed := s.query("SELECT coalesce(max(confirmed_flush_lsn), '0/0')::text FROM pg_replication_slots WHERE slot_name = $1", slot(s))
+			r := s.start()
+			r.says(20*time.Second, `"halted"`)
+			for _, text := range c.says {
+				r.says(time.Second, text)
+			}
+			s.insert(5)
+			if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, c.says[0]) {
+				t.Errorf("/readyz does not say the same sentence: %s", ready)
+			}
+			if status := r.get(t, "/status"); !strings.Contains(status, `"role":"halted"`) {
+				t.Errorf("/status does not say that it is halted: %s", status)
+			}
+			if status := s.must("status"); !strings.Contains(status, c.says[0]) {
+				t.Errorf("walpost status does not say it: %s", status)
+			}
+			if now := s.query("SELECT coalesce(max(confirmed_flush_lsn), '0/0')::text FROM pg_replication_slots WHERE slot_name = $1", slot(s)); now != confirmed {
+				t.Errorf("the halted relay moved the slot from %s to %s", confirmed, now)
+			}
+			if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 20 {
+				t.Errorf("the halted relay published: %d records instead of 20", n)
+			}
+			if active := s.query("SELECT coalesce(bool_or(active), false)::text FROM pg_replication_slots WHERE slot_name = $1", slot(s)); active != "false" {
+				t.Error("the halted relay keeps the slot")
+			}
+		})
+	}
+}
+
+// TestInitGoesOnWhereItStopped runs init at every place where an earlier one can have ended.
+func TestInitGoesOnWhereItStopped(t *testing.T) {
+	s := newStage(t)
+	if out := s.must("init", "--dry-run"); !strings.Contains(out, "CREATE PUBLICATION") || !strings.Contains(out, "pg_create_logical_replication_slot") {
+		t.Errorf("the dry run does not show its SQL:\n%s", out)
+	}
+	if n := s.query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]); n != "0" {
+		t.Fatal("the dry run made a slot")
+	}
+	s.must("init")
+	again := s.must("init")
+	for _, text := range []string{"LOGIN and REPLICATION", "there, with the columns", "there, it carries", "there, as configured", "covers"} {
+		if !strings.Contains(again, text) {
+			t.Errorf("the second init does not say %q:\n%s", text, again)
+		}
+	}
+	if strings.Contains(again, "create it") || strings.Contains(again, "s3cret") {
+		t.Errorf("the second init creates again, or tells the password:\n%s", again)
+	}
+	s.rewrite(func(st *cdc.State) { st.Phase = cdc.PhaseCreating }) // killed between slot and record
+	if out := s.must("init"); !strings.Contains(out, "begin again") {
+		t.Errorf("init does not say that it begins again:\n%s", out)
+	}
+	s.insert(3)
+	s.start()
+	cdctest.Consume(t, s.brokers, s.topic, 20*time.Second, cdctest.AtLeast(3))
+}
+
+// TestRemoveLeavesNothingBehind takes a pipeline away, after asking.
+func TestRemoveLeavesNothingBehind(t *testing.T) {
+	s := newStage(t)
+	s.must("init")
+	if _, err := s.walpost("init", "--remove"); err == nil {
+		t.Fatal("--remove did not ask")
+	}
+	out := s.must("init", "--remove", "--yes")
+	for what, sql := range map[string]string{
+		"slot":        "SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '" + s.env["WALPOST_SOURCE_SLOT"] + "'",
+		"publication": "SELECT count(*)::text FROM pg_publication",
+		"role":        "SELECT count(*)::text FROM pg_roles WHERE rolname = 'relay_" + s.env["WALPOST_SOURCE_SLOT"] + "'",
+	} {
+		if n := s.query(sql); n != "0" {
+			t.Errorf("%s is still there:\n%s", what, out)
+		}
+	}
+	s.must("init") // and can be made again
+}
+
+// TestRowThatKafkaCannotTakeHalts puts a row between others that can never be published. What is before it arrives, nothing
+// behind it does, it is named, and once it can be taken the rest goes on, with nothing twice.
+func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
+	type poison struct {
+		name   string
+		column string
+		value  string
+		says   string
+		mend   func(*stage)
+	}
+	for _, c := range []poison{
+		{"aggregate type that is not listed", "aggregate_type", "'invoice'", "kafka.aggregate_types", func(s *stage) { s.env["WALPOST_KAFKA_AGGREGATE_TYPES"] = "order,invoice" }},
+		{"larger than the topic takes", "payload", "jsonb_build_object('text', repeat('y', 5000))", "max.message.bytes", func(s *stage) { s.limit("1048588") }},
+		{"empty key", "aggregate_id", "''", "aggregate_id is empty", nil},
+		{"topic that Kafka does not allow", "event_type", "'a b'", "does not allow", func(s *stage) { s.env["WALPOST_KAFKA_RENAME"] = "{'a b': OrderPaid}" }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			topic := s.topic
+			if c.column == "event_type" {
+				s.env["WALPOST_KAFKA_TOPIC"] = s.pipeline + ".{aggregate_type}.{event_type}"
+				topic = s.topic + ".OrderPaid"
+				cdctest.CreateTopic(t, s.brokers, topic, 3)
+			}
+			s.must("init")
+			s.exec("ALTER TABLE outbox DROP CONSTRAINT outbox_aggregate_id_check")
+			if c.says == "max.message.bytes" {
+				s.limit("2000")
+			}
+			if c.column == "aggregate_type" {
+				cdctest.CreateTopic(t, s.brokers, s.pipeline+".invoice", 1)
+			}
+			s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
+				SELECT gen_random_uuid(), 'order', 'k' || i, 'OrderPaid', '{}' FROM generate_series(1, 10) i`)
+			columns := map[string]string{"aggregate_type": "'order'", "aggregate_id": "'k'", "event_type": "'OrderPaid'", "payload": "'{}'"}
+			columns[c.column] = c.value
+			s.exec(fmt.Sprintf(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ('00000000-0000-7000-8000-00000000dead', %s, %s, %s, %s)`,
+				columns["aggregate_type"], columns["aggregate_id"], columns["event_type"], columns["payload"]))
+			s.insert(10)
+			for range 2 { // a restart does not loop past it
+				r := s.start()
+				r.says(20*time.Second, `"halted"`)
+				r.says(time.Second, c.says)
+				r.says(time.Second, "00000000-0000-7000-8000-00000000dead")
+				if err := r.stop(); err != nil {
+					t.Fatal(err)
+				}
+				if n := len(cdctest.ReadAll(t, s.brokers, topic)); n != 10 {
+					t.Fatalf("%d records, want the 10 before the row that cannot be published", n)
+				}
+			}
+			if c.mend == nil {
+				return
+			}
+			c.mend(s)
+			s.start()
+			want := 21
+			if c.column == "aggregate_type" {
+				want = 20
+			}
+			cdctest.Consume(t, s.brokers, topic, 20*time.Second, cdctest.AtLeast(want))
+			s.confirmed(10 * time.Second)
+			if n := len(cdctest.ReadAll(t, s.brokers, topic)); n != want {
+				t.Errorf("%d records, want %d, each once", n, want)
+			}
+		})
+	}
+}
+
+// limit sets the topic's max.message.bytes.
+func (s *stage) limit(bytes string) {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer client.Close()
+	resp, err := kadm.NewClient(client).AlterTopicConfigs(context.Background(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &bytes}}, s.topic)
+	if err != nil || resp[0].Err != nil {
+		s.t.Fatal(err, resp)
+	}
+}

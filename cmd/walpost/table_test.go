@@ -1,0 +1,138 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+)
+
+// TestUsersOwnTable relays the tables people know from articles, with the values they hold, byte for byte.
+func TestUsersOwnTable(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		env     map[string]string
+		ddl     string
+		insert  string
+		id      string
+		value   string
+		headers map[string]string
+	}{
+		{
+			name: "outbox_events with a status column",
+			env:  map[string]string{"WALPOST_SOURCE_TABLE": "public.outbox_events"},
+			ddl: `CREATE TABLE outbox_events (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, aggregate_type varchar(255) NOT NULL, aggregate_id varchar(255) NOT NULL,
+				event_type varchar(255) NOT NULL, payload text NOT NULL, status varchar(20) NOT NULL DEFAULT 'PENDING', created_at timestamp NOT NULL DEFAULT '2026-11-22 08:00:00.5',
+				processed_at timestamp, retry_count int NOT NULL DEFAULT 0)`,
+			insert: `INSERT INTO outbox_events (aggregate_type, aggregate_id, event_type, payload) VALUES ('order', '42', 'OrderPaid', E'{ "b" :1,\n"a": "ü"}')`,
+			id:     "1", value: "{ \"b\" :1,\n\"a\": \"ü\"}", headers: map[string]string{"type": "OrderPaid", "created_at": "2026-11-22T08:00:00.5"},
+		},
+		{
+			name: "outbox with event_id and payload_json",
+			env:  map[string]string{"WALPOST_SOURCE_COLUMNS_ID": "event_id", "WALPOST_SOURCE_COLUMNS_PAYLOAD": "payload_json"},
+			ddl:  `CREATE TABLE outbox (event_id uuid PRIMARY KEY, aggregate_type text, aggregate_id uuid, event_type text, payload_json json, status text DEFAULT 'NEW')`,
+			insert: `INSERT INTO outbox (event_id, aggregate_type, aggregate_id, event_type, payload_json)
+				VALUES ('0192f1a0-0000-7000-8000-000000000001', 'order', '0192f1a0-0000-7000-8000-00000000000a', 'OrderPaid', '{"z":1, "z":2}')`,
+			id: "0192f1a0-0000-7000-8000-000000000001", value: `{"z":1, "z":2}`, headers: map[string]string{"type": "OrderPaid", "created_at": ""},
+		},
+		{
+			name:   "the smallest, with jsonb as PostgreSQL renders it",
+			ddl:    `CREATE TABLE outbox (id text PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb)`,
+			insert: `INSERT INTO outbox VALUES ('e-1', 'order', 'k', 'OrderPaid', '{"z":1,   "a":2}')`,
+			id:     "e-1", value: `{"a": 2, "z": 1}`, headers: map[string]string{"source": ""},
+		},
+		{
+			name:   "bytea, own headers, a schema of its own and mixed case",
+			env:    map[string]string{"WALPOST_SOURCE_TABLE": "Shop.OutBox", "WALPOST_SOURCE_COLUMNS_HEADERS": "meta"},
+			ddl:    `CREATE SCHEMA "Shop"; CREATE TABLE "Shop"."OutBox" (id uuid, aggregate_type text, aggregate_id text, event_type text, payload bytea, meta jsonb, "other Column" int)`,
+			insert: `INSERT INTO "Shop"."OutBox" VALUES ('0192f1a0-0000-7000-8000-000000000002', 'order', 'k', 'OrderPaid', '\x00ff10', '{"traceparent": "00-ab", "n": 5, "id": "stolen", "x": {"y": [1]}}')`,
+			id:     "0192f1a0-0000-7000-8000-000000000002", value: "\x00\xff\x10", headers: map[string]string{"traceparent": "00-ab", "n": "5", "x": `{"y": [1]}`},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			for k, v := range c.env {
+				s.env[k] = v
+			}
+			s.exec(c.ddl)
+			s.must("init")
+			s.start()
+			s.exec(c.insert)
+			r := cdctest.Consume(t, s.brokers, s.topic, 20*time.Second, cdctest.AtLeast(1))[0]
+			if got := header(r, "id"); got != c.id {
+				t.Errorf("header id is %q, want %q", got, c.id)
+			}
+			if string(r.Value) != c.value {
+				t.Errorf("value is %q, want %q", r.Value, c.value)
+			}
+			for k, want := range c.headers {
+				if k == "source" {
+					want = s.pipeline
+				}
+				if got := header(r, k); got != want {
+					t.Errorf("header %s is %q, want %q", k, got, want)
+				}
+			}
+			if since := time.Since(r.Timestamp); since < 0 || since > time.Minute {
+				t.Errorf("the record's timestamp is %s, want the time of publishing", r.Timestamp)
+			}
+		})
+	}
+}
+
+// TestPublicationThatCarriesMore relays over a publication of all tables and all operations: inserts into the outbox are
+// published, the rest is counted.
+func TestPublicationThatCarriesMore(t *testing.T) {
+	s := newStage(t)
+	s.exec(`CREATE TABLE outbox (id text PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb);
+		CREATE TABLE other (id int PRIMARY KEY, t text); CREATE PUBLICATION walpost FOR ALL TABLES`)
+	s.must("init")
+	r := s.start()
+	s.exec(`INSERT INTO other SELECT i, 'x' FROM generate_series(1, 100) i;
+		INSERT INTO outbox VALUES ('a', 'order', 'k', 'OrderPaid', '{}'), ('b', 'order', 'k', 'OrderPaid', '{}');
+		UPDATE outbox SET payload = '{"x": 1}' WHERE id = 'b'; UPDATE other SET t = 'y'; DELETE FROM outbox WHERE id = 'a'; TRUNCATE other`)
+	s.exec(`TRUNCATE outbox; INSERT INTO outbox VALUES ('c', 'order', 'k', 'OrderPaid', '{}')`)
+	s.confirmed(20 * time.Second)
+	var ids []string
+	for _, r := range cdctest.ReadAll(t, s.brokers, s.topic) {
+		ids = append(ids, header(r, "id")+string(r.Value)+header(r, "seq"))
+	}
+	if got := strings.Join(ids, " "); got != "a{}1 b{}2 c{}1" {
+		t.Errorf("published %q, want the inserts as they were: a, b, c", got)
+	}
+	if metrics := r.get(t, "/metrics"); !strings.Contains(metrics, "walpost_other_messages_total") || strings.Contains(metrics, `walpost_other_messages_total{pipeline="`+s.pipeline+`"} 0`) {
+		t.Error("what was not published is not counted")
+	}
+}
+
+// TestTemplateOverEventType has a topic per event type, with names of its own.
+func TestTemplateOverEventType(t *testing.T) {
+	s := newStage(t)
+	s.env["WALPOST_KAFKA_TOPIC"] = s.pipeline + ".{aggregate_type}.{event_type}"
+	s.env["WALPOST_KAFKA_RENAME"] = "{order: orders, OrderPaid: paid}"
+	topic := s.pipeline + ".orders.paid"
+	cdctest.CreateTopic(t, s.brokers, topic, 3)
+	s.must("init")
+	s.start()
+	s.insert(5)
+	cdctest.Consume(t, s.brokers, topic, 20*time.Second, cdctest.AtLeast(5))
+}
+
+// TestPartitionsAreTheJavaClients compares with values of Kafka's own tests of murmur2.
+func TestPartitionsAreTheJavaClients(t *testing.T) {
+	s := newStage(t)
+	s.must("init")
+	s.start()
+	murmur2 := map[string]int32{"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536, "a-little-bit-longer-string": -1486304829,
+		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107}
+	for key := range murmur2 {
+		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', $1, 'OrderPaid', '{}')`, key)
+	}
+	for _, r := range cdctest.Consume(t, s.brokers, s.topic, 20*time.Second, cdctest.AtLeast(len(murmur2))) {
+		if want := (murmur2[string(r.Key)] & 0x7fffffff) % 3; r.Partition != want {
+			t.Errorf("key %q is in partition %d, the Java client has it in %d", r.Key, r.Partition, want)
+		}
+	}
+}
