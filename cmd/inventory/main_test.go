@@ -1,0 +1,492 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cmd/internal/app"
+)
+
+// TestMain is also the process that the tests kill.
+func TestMain(m *testing.M) {
+	if os.Getenv("INVENTORY_TEST_MAIN") != "" {
+		app.Main(run)
+	}
+	cdctest.Main(m)
+}
+
+// A service is the program's environment, and what a test needs to look at it from outside.
+type service struct {
+	*testing.T
+	env    map[string]string
+	group  string
+	topic  string
+	conn   *pgx.Conn // as the database's owner
+	client *kgo.Client
+}
+
+func newService(t *testing.T) *service {
+	t.Helper()
+	admin := cdctest.Database(t)
+	own, err := url.Parse(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.User = url.UserPassword("inventory_service", "secret")
+	brokers := cdctest.Kafka(t)
+	port, err := devenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &service{T: t, group: cdctest.Name(t, "inventory"), topic: cdctest.Name(t, "orders")}
+	s.env = map[string]string{
+		"INVENTORY_DATABASE_URL": own.String(), "INVENTORY_ADMIN_DATABASE_URL": admin,
+		"INVENTORY_KAFKA_BROKERS": strings.Join(brokers, ","), "INVENTORY_TOPIC": s.topic, "INVENTORY_GROUP": s.group,
+		"INVENTORY_HTTP": fmt.Sprintf("127.0.0.1:%d", port), "LOG_LEVEL": "debug",
+	}
+	cdctest.CreateTopic(t, brokers, s.topic, 3)
+	if err := run(t.Context(), []string{"migrate"}, s.getenv, io.Discard, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if s.conn, err = pgx.Connect(t.Context(), admin); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.conn.Close(context.Background()) })
+	if s.client, err = kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.MetadataMinAge(100*time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.client.Close)
+	return s
+}
+
+func (s *service) getenv(name string) string { return s.env[name] }
+
+// A process is the program, started by the test binary itself.
+type process struct {
+	*exec.Cmd
+	log bytes.Buffer
+}
+
+func (s *service) start() *process {
+	s.Helper()
+	p := &process{Cmd: exec.Command(os.Args[0])}
+	p.Env = append(os.Environ(), "INVENTORY_TEST_MAIN=1")
+	for name, value := range s.env {
+		p.Env = append(p.Env, name+"="+value)
+	}
+	p.Stderr = &p.log
+	if err := p.Start(); err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() {
+		if p.ProcessState == nil {
+			_ = p.Process.Kill()
+			_ = p.Wait()
+		}
+	})
+	return p
+}
+
+// kill ends the process where it stands, and lets the broker notice at once instead of after the session timeout.
+func (s *service) kill(p *process) {
+	s.Helper()
+	if err := p.Process.Kill(); err != nil {
+		s.Fatal(err)
+	}
+	_ = p.Wait()
+	describe := kmsg.NewPtrDescribeGroupsRequest()
+	describe.Groups = []string{s.group}
+	described, err := describe.RequestWith(s.Context(), s.client)
+	if err != nil {
+		s.Fatal(err)
+	}
+	leave := kmsg.NewPtrLeaveGroupRequest()
+	leave.Group = s.group
+	for _, member := range described.Groups[0].Members {
+		m := kmsg.NewLeaveGroupRequestMember()
+		m.MemberID = member.MemberID
+		leave.Members = append(leave.Members, m)
+	}
+	if _, err := leave.RequestWith(s.Context(), s.client); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// terminate asks the process to stop and wants it to end well.
+func (s *service) terminate(p *process) {
+	s.Helper()
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		s.Fatal(err)
+	}
+	if err := p.Wait(); err != nil {
+		s.Errorf("asked to stop, it ended with %v: %s", err, p.log.String())
+	}
+}
+
+func (s *service) ready() {
+	s.Helper()
+	cdctest.Eventually(s, 30*time.Second, func() error {
+		status, body, err := s.ask("GET", "/readyz", "")
+		if err == nil && status != 200 {
+			err = errors.New(body)
+		}
+		return err
+	})
+}
+
+func (s *service) ask(method, path, body string) (int, string, error) {
+	req, err := http.NewRequestWithContext(s.Context(), method, "http://"+s.env["INVENTORY_HTTP"]+path, strings.NewReader(body))
+	if err != nil {
+		return 0, "", err
+	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(answer), err
+}
+
+func (s *service) number(sql string, args ...any) (n int64) {
+	s.Helper()
+	if err := s.conn.QueryRow(s.Context(), sql, args...).Scan(&n); err != nil {
+		s.Fatal(err)
+	}
+	return n
+}
+
+func (s *service) waitApplied(n int64) {
+	s.Helper()
+	cdctest.Eventually(s, time.Minute, func() error {
+		if got := s.number(`SELECT count(*) FROM inbox`); got < n {
+			return fmt.Errorf("%d of %d events applied", got, n)
+		}
+		return nil
+	})
+}
+
+// committed is the group's offset by partition.
+func (s *service) committed() map[int32]int64 {
+	s.Helper()
+	offsets, err := kadm.NewClient(s.client).FetchOffsets(s.Context(), s.group)
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		s.Fatal(err)
+	}
+	committed := map[int32]int64{}
+	offsets.Each(func(o kadm.OffsetResponse) { committed[o.Partition] = max(0, o.At) })
+	return committed
+}
+
+func (s *service) committedSum() (sum int64) {
+	for _, at := range s.committed() {
+		sum += at
+	}
+	return sum
+}
+
+// behind counts the partitions of which the database has an event that Kafka does not know to be done.
+func (s *service) behind() (n int) {
+	committed := s.committed()
+	for partition := range int32(3) {
+		if s.number(`SELECT coalesce(max(kafka_offset) + 1, 0) FROM inbox WHERE partition = $1`, partition) > committed[partition] {
+			n++
+		}
+	}
+	return n
+}
+
+// event is a record as the relay writes it.
+func (s *service) event(eventType, orderID string, items map[string]int) *kgo.Record {
+	id := uuid.Must(uuid.NewV7()).String()
+	body := map[string]any{"eventId": id, "schemaVersion": 1, "orderId": orderID, "wasPaid": true}
+	var lines []any
+	for sku, quantity := range items {
+		lines = append(lines, map[string]any{"sku": sku, "quantity": quantity})
+	}
+	body["items"] = lines
+	value, err := json.Marshal(body)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return &kgo.Record{
+		Topic: s.topic, Key: []byte(orderID), Value: value,
+		Headers: []kgo.RecordHeader{{Key: "id", Value: []byte(id)}, {Key: "type", Value: []byte(eventType)}},
+	}
+}
+
+// TestKilledUnderLoad kills the service at random points while orders are paid and cancelled, and counts the pieces.
+func TestKilledUnderLoad(t *testing.T) {
+	kills := 5
+	if os.Getenv("WALPOST_TEST_LONG") == "1" {
+		kills = 30
+	}
+	s := newService(t)
+	skus := []string{"cup", "pot", "tea"}
+	const start = 1_000_000
+	p := s.start()
+	s.ready()
+	for _, sku := range skus {
+		if status, body, err := s.ask("PUT", "/stock/"+sku, fmt.Sprintf(`{"available": %d}`, start)); err != nil || status != 200 {
+			t.Fatal(status, body, err)
+		}
+	}
+
+	// What was produced, by SKU; every fourth event twice.
+	paid, givenBack := map[string]int64{}, map[string]int64{}
+	var events, records int64
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	load.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			for range 4 {
+				orderID, items := uuid.NewString(), map[string]int{}
+				for range 1 + rand.IntN(3) {
+					items[skus[rand.IntN(3)]] = 1 + rand.IntN(5)
+				}
+				produce := func(eventType string, sums map[string]int64) {
+					record := s.event(eventType, orderID, items)
+					for range 1 + rand.IntN(4)/3 {
+						copied := *record
+						s.client.Produce(context.Background(), &copied, nil)
+						records++
+					}
+					events++
+					for sku, quantity := range items {
+						sums[sku] += int64(quantity)
+					}
+				}
+				produce("OrderPaid", paid)
+				if rand.IntN(3) == 0 {
+					produce("OrderCancelled", givenBack)
+				}
+			}
+		}
+	})
+	between := 0 // of the kills, those that hit between the database's commit and Kafka's
+	for range kills {
+		s.waitApplied(s.number(`SELECT count(*) FROM inbox`) + 20 + rand.Int64N(150))
+		s.kill(p)
+		if s.behind() > 0 {
+			between++
+		}
+		p = s.start()
+	}
+	close(stop)
+	load.Wait()
+	if err := s.client.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.waitApplied(events)
+	cdctest.Eventually(t, time.Minute, func() error {
+		if at := s.committedSum(); at != records {
+			return fmt.Errorf("offsets committed %d of %d", at, records)
+		}
+		return nil
+	})
+
+	for _, sku := range skus {
+		available := s.number(`SELECT available FROM stock WHERE sku = $1`, sku)
+		if want := start - paid[sku] + givenBack[sku]; available != want {
+			t.Errorf("%s: %d in stock, want %d − %d + %d = %d", sku, available, start, paid[sku], givenBack[sku], want)
+		}
+		if sum := s.number(`SELECT sum(change)::bigint FROM stock_movements WHERE sku = $1`, sku); sum != available {
+			t.Errorf("%s: %d in stock, the movements add up to %d", sku, available, sum)
+		}
+	}
+	for what, sql := range map[string]string{
+		"events applied that were not produced": fmt.Sprintf(`SELECT count(*) - %d FROM inbox`, events),
+		"shortages":                             `SELECT count(*) FROM stock_movements WHERE reason = 'shortage'`,
+		"malformed events":                      `SELECT count(*) FROM malformed_events`,
+		"pieces returned before they were sold": `SELECT count(*) FROM stock_movements r JOIN stock_movements s USING (order_id, sku)
+			WHERE r.reason = 'returned' AND s.reason = 'sold' AND r.id < s.id`,
+	} {
+		if n := s.number(sql); n != 0 {
+			t.Errorf("%d %s", n, what)
+		}
+	}
+	s.terminate(p)
+	if between == 0 {
+		t.Error("no kill hit between the commit of a transaction and that of its offset: the test shows nothing")
+	}
+	t.Logf("%d kills, %d of them between the two commits; %d events in %d records", kills, between, events, records)
+}
+
+// TestKilledInTheMiddleOfAnEvent kills the service between the inbox row and the stock: nothing of the event may stay.
+func TestKilledInTheMiddleOfAnEvent(t *testing.T) {
+	s := newService(t)
+	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := s.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM stock FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.client.ProduceSync(t.Context(), s.event("OrderPaid", uuid.NewString(), map[string]int{"tea": 3})).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	p := s.start()
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		if s.number(`SELECT count(*) FROM pg_locks WHERE NOT granted`) == 0 {
+			return errors.New("the service does not wait for the stock yet")
+		}
+		return nil
+	})
+	if at := s.committedSum(); at != 0 {
+		t.Errorf("offset %d is committed before the event is applied", at)
+	}
+	s.kill(p)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p = s.start()
+	s.waitApplied(1)
+	if available := s.number(`SELECT available FROM stock`); available != 7 {
+		t.Errorf("%d in stock, want 7", available)
+	}
+	s.terminate(p)
+}
+
+// TestSIGTERM leaves nothing to do twice.
+func TestSIGTERM(t *testing.T) {
+	s := newService(t)
+	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 1000)`); err != nil {
+		t.Fatal(err)
+	}
+	const orders = 500
+	for range orders {
+		s.client.Produce(t.Context(), s.event("OrderPaid", uuid.NewString(), map[string]int{"tea": 1}), nil)
+	}
+	if err := s.client.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p := s.start()
+	s.waitApplied(10)
+	s.terminate(p)
+	if applied, committed := s.number(`SELECT count(*) FROM inbox`), s.committedSum(); applied != committed {
+		t.Errorf("%d events applied and %d offsets committed", applied, committed)
+	}
+	p = s.start()
+	s.waitApplied(orders)
+	s.ready()
+	_, metrics, err := s.ask("GET", "/metrics", "")
+	if err != nil || !strings.Contains(metrics, "inventory_events_duplicate_total 0\n") {
+		t.Errorf("duplicates after a stop in good order (%v)", err)
+	}
+	s.terminate(p)
+	if available := s.number(`SELECT available FROM stock`); available != 1000-orders {
+		t.Errorf("%d in stock", available)
+	}
+	for _, text := range []string{"secret", "postgres://"} {
+		if strings.Contains(p.log.String(), text) {
+			t.Errorf("%q is in the log", text)
+		}
+	}
+}
+
+func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
+	valid := map[string]string{
+		"INVENTORY_DATABASE_URL": "postgres://inventory_service:secret@127.0.0.1:1/inventory", "INVENTORY_KAFKA_BROKERS": "127.0.0.1:1",
+		"INVENTORY_HTTP": "127.0.0.1:0",
+	}
+	for _, c := range []struct {
+		name string
+		args []string
+		env  map[string]string
+		want []string
+	}{
+		{"nothing given", nil, map[string]string{"INVENTORY_DATABASE_URL": "", "INVENTORY_KAFKA_BROKERS": ""}, []string{"INVENTORY_DATABASE_URL", "INVENTORY_KAFKA_BROKERS"}},
+		{"all wrong", nil, map[string]string{
+			"INVENTORY_DATABASE_URL": "postgres://u:secret@[", "INVENTORY_KAFKA_BROKERS": "kafka,kafka:x", "INVENTORY_TOPIC": "a b",
+			"INVENTORY_HTTP": "8082", "LOG_LEVEL": "loud", "LOG_FORMAT": "xml",
+		}, []string{"INVENTORY_DATABASE_URL", `"kafka"`, `"kafka:x"`, "INVENTORY_TOPIC", "INVENTORY_HTTP", "LOG_LEVEL", "LOG_FORMAT"}},
+		{"an address that cannot be had", []string{"--http", "192.0.2.1:80"}, nil, []string{"INVENTORY_HTTP", "choose a free address"}},
+		{"an unknown flag", []string{"--nope"}, nil, []string{"--nope"}},
+		{"migrate without URLs", []string{"migrate"}, map[string]string{"INVENTORY_DATABASE_URL": ""}, []string{"INVENTORY_DATABASE_URL", "INVENTORY_ADMIN_DATABASE_URL"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			env := maps.Clone(valid)
+			maps.Copy(env, c.env)
+			err := run(t.Context(), c.args, func(name string) string { return env[name] }, io.Discard, io.Discard)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range c.want {
+				if !slices.ContainsFunc(strings.Split(err.Error(), "\n"), func(line string) bool { return strings.Contains(line, want) }) {
+					t.Errorf("no line with %s in:\n%v", want, err)
+				}
+			}
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("the password is in: %v", err)
+			}
+		})
+	}
+}
+
+// TestStaysUpWithoutPostgreSQLAndKafka waits for both, and says so.
+func TestStaysUpWithoutPostgreSQLAndKafka(t *testing.T) {
+	ports := make([]string, 3)
+	for i := range ports {
+		port, err := devenv.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports[i] = fmt.Sprintf("127.0.0.1:%d", port)
+	}
+	s := &service{T: t, env: map[string]string{
+		"INVENTORY_DATABASE_URL":  "postgres://inventory_service:secret@" + ports[0] + "/inventory",
+		"INVENTORY_KAFKA_BROKERS": ports[1], "INVENTORY_HTTP": ports[2],
+	}}
+	p := s.start()
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		status, body, err := s.ask("GET", "/readyz", "")
+		if err == nil && (status != 503 || !strings.Contains(body, "database") || !strings.Contains(body, "Kafka at "+ports[1])) {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	})
+	if status, _, err := s.ask("GET", "/livez", ""); err != nil || status != 200 {
+		t.Errorf("livez %d, %v", status, err)
+	}
+	if status, body, err := s.ask("GET", "/stock", ""); err != nil || status != 503 {
+		t.Errorf("stock %d %s, %v", status, body, err)
+	}
+	s.terminate(p)
+	if strings.Contains(p.log.String(), "secret") {
+		t.Errorf("the password is in the log: %s", p.log.String())
+	}
+}
