@@ -20,6 +20,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+const folderPattern = "walpost-postgres-*"
+
 // PostgresConfig says which PostgreSQL to start. The zero value is the newest installed one with the settings walpost needs.
 type PostgresConfig struct {
 	// Version is a major from "14" to "18", fetched if it is not installed. Empty means the newest installed, and "18"
@@ -34,7 +36,8 @@ type PostgresConfig struct {
 // Postgres is a running, or stopped but kept, PostgreSQL server. Its methods may be called from several goroutines,
 // but Start, Stop and Close only from one at a time.
 type Postgres struct {
-	folder string // holds data/; removed by Close
+	folder string   // holds data/; removed by Close
+	claim  *os.File // tells others that the folder is in use
 	bin    installation
 	user   serverUser
 	port   int
@@ -55,7 +58,8 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 		return nil, err
 	}
 	p := &Postgres{bin: bin, user: user, log: &tail{next: cfg.Log}}
-	if p.folder, err = os.MkdirTemp("", "walpost-postgres-"); err != nil {
+	sweep(filepath.Join(os.TempDir(), folderPattern))
+	if p.folder, err = os.MkdirTemp("", folderPattern); err != nil {
 		return nil, fmt.Errorf("make a folder for PostgreSQL: %w", err)
 	}
 	if err := p.create(ctx, cfg.Settings); err != nil {
@@ -67,6 +71,10 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 func (p *Postgres) create(ctx context.Context, settings map[string]string) error {
 	if err := p.user.openFolder(p.folder); err != nil {
 		return err
+	}
+	var err error
+	if p.claim, err = claim(p.folder); err != nil {
+		return fmt.Errorf("lock PostgreSQL's folder: %w", err)
 	}
 	data := p.data()
 	if err := os.Mkdir(data, 0o700); err != nil {
@@ -195,6 +203,7 @@ func (p *Postgres) Stop(ctx context.Context, mode string) error {
 // Close stops the server at once and removes its folder. It may be called more than once.
 func (p *Postgres) Close() error {
 	err := p.kill()
+	_ = p.claim.Close() // may be nil or closed
 	if rm := os.RemoveAll(p.folder); rm != nil {
 		err = errors.Join(err, fmt.Errorf("remove PostgreSQL's folder: %w", rm))
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -209,6 +210,36 @@ func TestKilledParentLeavesNoServer(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("10 s after its parent's death the server still runs: %s", processes(t, temp))
 		}
+	}
+
+	// Its folder stays until the next server starts, unless it is so fresh that its owner may not have locked it yet.
+	owners, _ := filepath.Glob(filepath.Join(temp, "*", "owner"))
+	if len(owners) != 1 {
+		t.Fatalf("folders of the killed parent: %v", owners)
+	}
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(owners[0], old, old); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", temp)
+	for range 2 {
+		server, err := devenv.StartPostgres(within(t, time.Minute), devenv.PostgresConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = server.Close() }()
+		left, _ := filepath.Glob(filepath.Join(temp, "*", "owner"))
+		for _, owner := range left { // the second start must not sweep the first, however old
+			if err := os.Chtimes(owner, old, old); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if slices.Contains(left, owners[0]) {
+			t.Error("the killed parent's folder was not swept")
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(temp, "*", "owner")); len(left) != 2 {
+		t.Errorf("two servers run, in %v", left)
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // startProcess starts cmd so that it gets SIGQUIT, which is an immediate shutdown, when this process dies. The kernel
@@ -29,6 +31,31 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		close(p.ended)
 	}()
 	return p, <-started
+}
+
+// claim locks a folder for as long as this process lives.
+func claim(folder string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(folder, "owner"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return f, syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+}
+
+// sweep removes the folders of processes that were killed. A fresh one may not be locked yet.
+func sweep(pattern string) {
+	folders, _ := filepath.Glob(pattern)
+	for _, folder := range folders {
+		f, err := os.Open(filepath.Join(folder, "owner"))
+		if err != nil {
+			continue // not ours
+		}
+		info, err := f.Stat()
+		if err == nil && time.Since(info.ModTime()) > time.Minute && syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			_ = os.RemoveAll(folder)
+		}
+		_ = f.Close()
+	}
 }
 
 // serverUser is whom the server runs as: PostgreSQL refuses root.
