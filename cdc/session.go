@@ -78,7 +78,9 @@ func (s *session) run(ctx context.Context) error {
 	if ctx.Err() == nil {
 		// Give the connection back at once and say why; the publisher may still wait for Kafka.
 		_ = s.stream.Close()
-		s.enter(Retrying, readErr)
+		if halt := new(Halt); !errors.As(readErr, &halt) {
+			s.enter(Retrying, readErr)
+		}
 		select {
 		case err := <-s.ended:
 			return errors.Join(readErr, err)

@@ -63,11 +63,14 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		st.LagBytes = max(0, int64(facts.WALEnd)-int64(slot.ConfirmedFlush))
 		st.RetainedBytes = max(0, int64(facts.WALEnd)-int64(slot.RestartLSN))
 	}
-	if stateErr == nil {
-		if state != nil { // the two that only a replication connection tells are taken from the record
-			facts.SystemID, facts.Timeline = state.SystemID, state.Timeline
+	// Only a replication connection tells system id and timeline.
+	stream, id, err := source.Connect(ctx)
+	if !blocked(err) {
+		_ = stream.Close()
+		facts.Identity = id
+		if stateErr == nil {
+			blocked(cdc.Reconcile(cfg.Pipeline, state, facts))
 		}
-		blocked(cdc.Reconcile(cfg.Pipeline, state, facts))
 	}
 	seconds, connected, err := source.FlushLag(ctx)
 	switch {
