@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"path"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -307,6 +309,68 @@ func TestSlotViewSaysHowTheSlotStands(t *testing.T) {
 		!strings.Contains(got.WhatToDo, "Start the relay") {
 		t.Errorf("got %+v", got)
 	}
+}
+
+func TestSlotViewTellsAReaderFromNobodyAndLostFromLate(t *testing.T) {
+	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}})
+	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), server.URLFor("shop_service", "", "postgres"), new(bytes.Buffer)); err != nil {
+		t.Fatal(err)
+	}
+	conn := connect(t, server.URL("postgres"))
+	scan[any](t, conn, `SELECT pg_create_logical_replication_slot('walpost', 'pgoutput')::text`)
+	says := func(words string) {
+		t.Helper()
+		cdctest.Eventually(t, 10*time.Second, func() error {
+			if got := scan[string](t, conn, `SELECT what_to_do FROM outbox_slot`); !strings.Contains(got, words) {
+				return fmt.Errorf("it says %q, want %q in it", got, words)
+			}
+			return nil
+		})
+	}
+	says("Start the relay")
+
+	reader, err := pgconn.Connect(t.Context(), server.URL("postgres")+"&replication=database")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = pglogrepl.StartReplication(t.Context(), reader, "walpost", 0, pglogrepl.StartReplicationOptions{PluginArgs: []string{"proto_version '1'", "publication_names 'walpost'"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	says("Nothing: it is read and up to date")
+	if err := reader.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	says("Start the relay")
+
+	for range 6 {
+		scan[any](t, conn, `SELECT pg_logical_emit_message(false, 'test', 'x')::text`)
+		scan[any](t, conn, `SELECT pg_switch_wal()::text`)
+	}
+	if _, err := conn.Exec(t.Context(), `CHECKPOINT`); err != nil {
+		t.Fatal(err)
+	}
+	says("events may be missing in Kafka")
+}
+
+// A managed PostgreSQL gives its customer a role that owns the database and may create roles, and no superuser.
+func TestMigrateNeedsNoSuperuser(t *testing.T) {
+	super := cdctest.Database(t)
+	conn := connect(t, super)
+	database := conn.Config().Database
+	for _, statement := range []string{`CREATE ROLE customer_` + database + ` LOGIN CREATEROLE`, `ALTER DATABASE ` + database + ` OWNER TO customer_` + database} {
+		if _, err := conn.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	admin := strings.Replace(super, "postgres@", "customer_"+database+"@", 1)
+	for range 2 {
+		if err := sql.Migrate(t.Context(), sql.Orders, admin, serviceURL(t, admin), new(bytes.Buffer)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scan[uuid.UUID](t, connect(t, serviceURL(t, admin)), `SELECT create_order('b', 'a@b.example', '[{"sku": "A", "quantity": 1, "unitPrice": "1"}]')`)
+	refused(t, connect(t, admin), "23001", `UPDATE outbox SET event_type = 'x'`)
 }
 
 func TestSQLFunctionsRefuseClearlyAndChangeNothing(t *testing.T) {
