@@ -237,8 +237,11 @@ func (c *Config) Validate() error {
 		bad("source.table: %q: write schema.name, public.outbox for example", c.Source.Table)
 	}
 	for _, col := range []struct{ key, value string }{
-		{"id", c.Source.Columns.ID}, {"aggregate_type", c.Source.Columns.AggregateType}, {"aggregate_id", c.Source.Columns.AggregateID},
-		{"event_type", c.Source.Columns.EventType}, {"payload", c.Source.Columns.Payload},
+		{"id", c.Source.Columns.ID},
+		{"aggregate_type", c.Source.Columns.AggregateType},
+		{"aggregate_id", c.Source.Columns.AggregateID},
+		{"event_type", c.Source.Columns.EventType},
+		{"payload", c.Source.Columns.Payload},
 	} {
 		if col.value == "" {
 			bad("source.columns.%s: empty: name the column", col.key)

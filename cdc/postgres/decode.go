@@ -16,6 +16,11 @@ import (
 // epoch is where PostgreSQL's clock begins; timestamps are microseconds since.
 var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
+// timestamp does not go through a time.Duration, which ends 292 years from the epoch.
+func timestamp(micros uint64) time.Time {
+	return time.UnixMicro(epoch.UnixMicro() + int64(micros)).UTC()
+}
+
 var errTruncated = errors.New("message ends too early")
 
 // decoder reads pgoutput, protocol 1. It keeps the description of each relation, which the server sends before its first
@@ -77,7 +82,7 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 	switch t := pglogrepl.MessageType(r.byte()); t {
 	case pglogrepl.MessageTypeBegin:
 		m.Kind, m.LSN = cdc.Begin, cdc.LSN(r.uint64())
-		m.Row.CommitTime = epoch.Add(time.Duration(r.uint64()) * time.Microsecond)
+		m.Row.CommitTime = timestamp(r.uint64())
 		m.Row.XID = r.uint32()
 	case pglogrepl.MessageTypeCommit:
 		r.skip(1 + 8) // flags, the commit record's start
