@@ -25,8 +25,8 @@ LEFT JOIN (
     FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database() AND NOT temporary
 ) AS slots ON true
 CROSS JOIN LATERAL (SELECT
-    greatest(pg_wal_lsn_diff(wal_end, confirmed_flush_lsn), 0)::bigint AS lag_bytes,
-    greatest(pg_wal_lsn_diff(wal_end, restart_lsn), 0)::bigint AS retained_wal_bytes) AS behind;
+    pg_wal_lsn_diff(greatest(wal_end, confirmed_flush_lsn), confirmed_flush_lsn)::bigint AS lag_bytes,
+    pg_wal_lsn_diff(greatest(wal_end, restart_lsn), restart_lsn)::bigint AS retained_wal_bytes) AS behind;
 COMMENT ON VIEW outbox_slot IS 'How the outbox''s way out stands: a row per logical slot of this database, or one row that says there is none.';
 GRANT SELECT ON outbox_slot TO PUBLIC;
 

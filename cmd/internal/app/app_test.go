@@ -171,6 +171,7 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 		}
 		w.WriteHeader(http.StatusTeapot)
 	})
+	mux.HandleFunc("GET /panic", func(http.ResponseWriter, *http.Request) { panic("for the test") })
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -213,6 +214,11 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 		}
 	}
 
+	if res, err := client.Get("http://" + ln.Addr().String() + "/panic"); err == nil {
+		res.Body.Close()
+		t.Error("a panic was answered")
+	}
+
 	slow := make(chan int, 1)
 	go func() {
 		status, _ := get("/slow")
@@ -231,6 +237,14 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("stopped with %v", err)
+	}
+	for line := range strings.Lines(logged.String()) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("not JSON: %s", line)
+		}
+	}
+	if !strings.Contains(logged.String(), "panic serving") {
+		t.Errorf("the log does not tell of the panic: %s", logged.String())
 	}
 	if !strings.Contains(logged.String(), `"cause":"asked to"`) {
 		t.Errorf("the log does not say why it stopped: %s", logged.String())
