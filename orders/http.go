@@ -231,7 +231,7 @@ func decode(body []byte, into any) error {
 	if err := decoder.Decode(into); err != nil {
 		return badRequest("the body cannot be read: " + strings.TrimPrefix(err.Error(), "json: "))
 	}
-	if _, err := decoder.Token(); err != io.EOF {
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return badRequest("the body must be one JSON object and nothing behind it")
 	}
 	return nil
