@@ -1,0 +1,611 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// server is a PostgreSQL for time and failure: it sends what it is told, and takes down every status update.
+type server struct {
+	mu       sync.Mutex
+	messages []Message
+	arrived  chan struct{}
+	wake     chan struct{}
+	closed   bool
+	opened   int
+	statuses []statusUpdate
+	inUse    bool
+	err      error // ends the stream
+	facts    Facts
+	onStatus func(confirmed LSN)
+}
+
+type statusUpdate struct {
+	at        time.Time
+	confirmed LSN
+}
+
+func newServer() *server {
+	return &server{
+		arrived: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		facts: Facts{Identity: Identity{"7", 1}, Slot: SlotFacts{Name: "s", Exists: true}, WALEnd: 1 << 40},
+	}
+}
+
+func (s *server) Preflight(context.Context) error { return nil }
+
+func (s *server) Connect(context.Context) (Stream, Identity, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opened++
+	s.closed, s.err = false, nil
+	return s, s.facts.Identity, nil
+}
+
+func (s *server) Facts(context.Context) (Facts, error) { return s.facts, nil }
+
+func (s *server) Start(context.Context) error {
+	if s.inUse {
+		return fmt.Errorf("start: %w", ErrSlotInUse)
+	}
+	return nil
+}
+
+func (s *server) Fill(deadline time.Time) (int, error) {
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		n, err := len(s.messages), s.err
+		s.mu.Unlock()
+		if n > 0 || err != nil {
+			return 100 * n, err
+		}
+		select {
+		case <-s.arrived:
+		case <-s.wake:
+			return 0, nil
+		case <-timer.C:
+			return 0, nil
+		}
+	}
+}
+
+func (s *server) Next(m *Message) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.messages) == 0 {
+		return false, nil
+	}
+	*m, s.messages = s.messages[0], s.messages[1:]
+	return true, nil
+}
+
+func (s *server) Status(confirmed LSN, _ bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errors.New("closed")
+	}
+	s.statuses = append(s.statuses, statusUpdate{time.Now(), confirmed})
+	if s.onStatus != nil {
+		s.onStatus(confirmed)
+	}
+	return nil
+}
+
+func (s *server) Interrupt() { signal(s.wake) }
+
+func (s *server) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return nil
+}
+
+// send lets messages arrive.
+func (s *server) send(messages ...Message) {
+	s.mu.Lock()
+	s.messages = append(s.messages, messages...)
+	s.mu.Unlock()
+	signal(s.arrived)
+}
+
+func (s *server) fail(err error) {
+	s.mu.Lock()
+	s.err = err
+	s.mu.Unlock()
+	signal(s.arrived)
+}
+
+func (s *server) opens() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opened
+}
+
+func (s *server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// commit is a transaction of n rows whose commit record stands at begin.
+func commit(begin, end LSN, n int) []Message {
+	m := []Message{{Kind: Begin, LSN: begin, Row: Row{XID: uint32(begin)}}}
+	for i := range n {
+		m = append(m, Message{Kind: Insert, Row: Row{ID: fmt.Appendf(nil, "%d.%d", begin, i+1)}})
+	}
+	return append(m, Message{Kind: Commit, LSN: end})
+}
+
+// broker is a Kafka that can be stalled or fail.
+type broker struct {
+	mu      sync.Mutex
+	state   *State
+	rows    []string
+	at      []time.Time
+	windows int
+	stall   chan struct{} // Publish waits until it is closed
+	fail    error         // of the next window
+	refuse  string        // id of a row that Check refuses
+}
+
+func (b *broker) Peek(context.Context) (*State, error) { return b.State(context.Background()) }
+
+func (b *broker) Open(context.Context) (Publisher, error) { return b, nil }
+
+func (b *broker) State(context.Context) (*State, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state, nil
+}
+
+func (b *broker) Check(_ context.Context, r *Record) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if string(r.Row.ID) == b.refuse {
+		return RowHalt(r.Row, "refused")
+	}
+	return nil
+}
+
+func (b *broker) Publish(ctx context.Context, records []Record, st *State) error {
+	b.mu.Lock()
+	stall, fail := b.stall, b.fail
+	b.fail = nil
+	b.mu.Unlock()
+	if stall != nil {
+		select {
+		case <-stall:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if fail != nil {
+		return fail
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range records {
+		b.rows = append(b.rows, string(records[i].Row.ID))
+		b.at = append(b.at, time.Now())
+	}
+	if len(records) > 0 {
+		b.windows++
+	}
+	if st != nil {
+		b.state = st
+	}
+	return nil
+}
+
+func (b *broker) Close() {}
+
+func (b *broker) setStall(c chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stall = c
+}
+
+func (b *broker) setRefuse(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refuse = id
+}
+
+func (b *broker) now() *State {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state
+}
+
+func (b *broker) list() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rows
+}
+
+func (b *broker) first() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.at[0]
+}
+
+func (b *broker) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.windows
+}
+
+func (b *broker) got() string { return fmt.Sprint(b.list()) }
+
+type plainRoute struct{}
+
+func (plainRoute) NextWindow() {}
+
+func (plainRoute) Route(row *Row, rec *Record) error {
+	*rec = Record{Row: row, Topic: "t"}
+	return nil
+}
+
+// bubble relays in virtual time, and fails the test when something was confirmed that is not durable.
+func bubble(t *testing.T, f func(s *server, b *broker, stop func() error, relay *Relay)) {
+	bubbleOf(t, 4, f)
+}
+
+// bubbleOf has windows of so many rows.
+func bubbleOf(t *testing.T, rows int, f func(s *server, b *broker, stop func() error, relay *Relay)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		b := &broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}}
+		s.onStatus = func(confirmed LSN) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if confirmed > b.state.Covered {
+				t.Errorf("I2: confirmed %s, the durable state record covers %s", confirmed, b.state.Covered)
+			}
+		}
+		cfg := DefaultConfig()
+		cfg.Pipeline = "p"
+		cfg.Window.Rows = rows
+		relay := NewRelay(cfg, s, b, plainRoute{}, Observer{})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- relay.Run(ctx) }()
+		stop := sync.OnceValue(func() error {
+			cancel()
+			return <-ended
+		})
+		synctest.Wait()
+		f(s, b, stop, relay)
+		_ = stop()
+	})
+}
+
+func TestIdleRelaySendsARowAtOnce(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, _ *Relay) {
+		time.Sleep(time.Minute)
+		began := time.Now()
+		s.send(commit(20, 30, 1)...)
+		synctest.Wait()
+		if b.got() != "[20.1]" {
+			t.Fatalf("published %s without waiting", b.got())
+		}
+		if took := b.first().Sub(began); took != 0 {
+			t.Errorf("the first row after a silence was held back for %s", took)
+		}
+	})
+}
+
+func TestQuietRelayKeepsThePace(t *testing.T) {
+	bubbleOf(t, 50, func(s *server, b *broker, _ func() error, _ *Relay) {
+		for i := range LSN(100) { // 5,000 commits a second
+			s.send(commit(20+10*i, 30+10*i, 1)...)
+			time.Sleep(200 * time.Microsecond)
+		}
+		time.Sleep(time.Second)
+		if b.count() > 15 {
+			t.Errorf("%d windows in 20 ms: more than one per pace", b.count())
+		}
+		if len(b.list()) != 100 {
+			t.Errorf("%d rows", len(b.list()))
+		}
+	})
+}
+
+// TestNothingIsConfirmedBeforeReconciling: until the state was compared, updates carry 0/0, whatever Kafka does.
+func TestNothingIsConfirmedBeforeReconciling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		b := &broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}, stall: make(chan struct{})}
+		cfg := DefaultConfig()
+		cfg.Pipeline = "p"
+		relay := NewRelay(cfg, s, b, plainRoute{}, Observer{})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- relay.Run(ctx) }()
+		time.Sleep(10500 * time.Millisecond)
+		s.mu.Lock()
+		if n := len(s.statuses); n < 10 {
+			t.Errorf("I4: %d status updates in ten seconds of waiting for Kafka", n)
+		}
+		for _, u := range s.statuses {
+			if u.confirmed != 0 {
+				t.Errorf("confirmed %s before the state was reconciled", u.confirmed)
+			}
+		}
+		s.mu.Unlock()
+		close(b.stall)
+		cancel()
+		<-done
+	})
+}
+
+func TestBlockedKafkaStillAnswersTheServerAndGivesTheSlotBack(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		stall := make(chan struct{})
+		b.setStall(stall)
+		began := time.Now()
+		s.send(commit(20, 30, 20)...)
+		time.Sleep(59 * time.Second)
+		if s.isClosed() {
+			t.Fatal("the connection was given back before queue_timeout")
+		}
+		s.mu.Lock()
+		last := began
+		for _, u := range s.statuses {
+			if u.at.Before(began) {
+				continue
+			}
+			if gap := u.at.Sub(last); gap > 1100*time.Millisecond {
+				t.Errorf("I4: %s without a status update", gap)
+			}
+			last = u.at
+		}
+		s.mu.Unlock()
+		if since := time.Since(last); since > 1100*time.Millisecond {
+			t.Errorf("I4: no status update for %s", since)
+		}
+		time.Sleep(3 * time.Second)
+		if !s.isClosed() {
+			t.Fatal("the queue was full for a minute and the connection is still held")
+		}
+		if role, err := relay.Role(); role != Retrying || !errors.Is(err, errQueueFull) {
+			t.Errorf("role %s, %v", role, err)
+		}
+		time.Sleep(time.Hour)
+		if s.opens() != 1 {
+			t.Errorf("the connection was opened %d times before Kafka answered", s.opens())
+		}
+		s.mu.Lock()
+		s.messages = nil
+		s.mu.Unlock()
+		b.setStall(nil)
+		close(stall)
+		time.Sleep(time.Minute)
+		s.send(commit(20, 30, 20)...) // the server sends it again: nothing of it was confirmed
+		time.Sleep(time.Minute)
+		if len(b.list()) != 20 {
+			t.Errorf("%d rows after the outage, want each of 20 once: %s", len(b.list()), b.got())
+		}
+	})
+}
+
+func TestConfirmedFollowsTheStateRecord(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, _ *Relay) {
+		s.send(commit(20, 30, 2)...)
+		time.Sleep(2 * time.Second)
+		s.send(Message{Kind: Keepalive, LSN: 500})
+		time.Sleep(3 * time.Second)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if last := s.statuses[len(s.statuses)-1].confirmed; last != 500 {
+			t.Errorf("confirmed %s, want the keepalive's 500: an idle outbox would hold WAL", last)
+		}
+	})
+}
+
+// TestStoppingServerIsLetGo: a server that wants to stop asks until everything is confirmed, and gets it in well under a
+// second, without a storm of answers.
+func TestStoppingServerIsLetGo(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, _ *Relay) {
+		time.Sleep(10 * time.Second)
+		s.mu.Lock()
+		before := len(s.statuses)
+		s.mu.Unlock()
+		began := time.Now()
+		for i := 0; ; i++ {
+			s.send(Message{Kind: Keepalive, LSN: 900, ReplyRequested: true})
+			time.Sleep(time.Millisecond)
+			s.mu.Lock()
+			n, last := len(s.statuses), s.statuses[len(s.statuses)-1].confirmed
+			s.mu.Unlock()
+			if last == 900 {
+				t.Logf("confirmed after %s and %d answers", time.Since(began), n-before)
+				if n-before > 50 {
+					t.Errorf("%d answers to a server that asks all the time", n-before)
+				}
+				return
+			}
+			if time.Since(began) > time.Second {
+				t.Fatal("a server that wants to stop was not confirmed within a second")
+			}
+		}
+	})
+}
+
+func TestStopDrainsAndConfirms(t *testing.T) {
+	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
+		time.Sleep(time.Second)
+		s.send(commit(20, 30, 3)...)
+		synctest.Wait()
+		s.send(commit(30, 40, 3)[:3]...) // in the middle of a transaction
+		time.Sleep(time.Millisecond)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if b.got() != "[20.1 20.2 20.3 30.1 30.2]" {
+			t.Errorf("published %s", b.got())
+		}
+		if b.now().Covered != 30 || b.now().CommitLSN != 30 || b.now().Ordinal != 2 {
+			t.Errorf("state %+v does not name the last durable row", b.now())
+		}
+		if last := s.statuses[len(s.statuses)-1].confirmed; last != 30 {
+			t.Errorf("confirmed %s at the stop", last)
+		}
+	})
+}
+
+func TestStopWithKafkaAwayEndsInTimeAndSaysSo(t *testing.T) {
+	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
+		b.setStall(make(chan struct{}))
+		s.send(commit(20, 30, 3)...)
+		time.Sleep(time.Second)
+		began := time.Now()
+		if err := stop(); err == nil || errors.Is(err, context.Canceled) {
+			t.Errorf("stopped with rows undelivered, and said %v", err)
+		}
+		if took := time.Since(began); took > 11*time.Second {
+			t.Errorf("the stop took %s", took)
+		}
+	})
+}
+
+// TestFailedWindowStartsOverFromTheState: nothing of a failed window counts, and the next session delivers it.
+func TestFailedWindowStartsOverFromTheState(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, _ *Relay) {
+		s.send(commit(20, 30, 2)...)
+		time.Sleep(time.Second)
+		b.mu.Lock()
+		b.fail = errors.New("broker lost")
+		b.mu.Unlock()
+		s.send(commit(30, 40, 2)...)
+		time.Sleep(50 * time.Millisecond)
+		if b.now().Covered >= 40 {
+			t.Fatalf("covered %s although the window failed", b.now().Covered)
+		}
+		time.Sleep(time.Second)
+		s.send(commit(20, 30, 2)...) // what a slot that went back sends again
+		s.send(commit(30, 40, 2)...)
+		time.Sleep(2 * time.Second)
+		if b.got() != "[20.1 20.2 30.1 30.2]" {
+			t.Errorf("published %s", b.got())
+		}
+		if s.opens() < 2 {
+			t.Error("no new session after a failed window")
+		}
+	})
+}
+
+// TestRefusedRowStopsWhatIsBehindIt: the rows before it are durable and written down, nothing behind it is published.
+func TestRefusedRowStopsWhatIsBehindIt(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		b.setRefuse("30.2")
+		s.send(append(append(commit(20, 30, 1), commit(30, 40, 3)...), commit(40, 50, 1)...)...)
+		time.Sleep(time.Second)
+		if b.got() != "[20.1 30.1]" {
+			t.Errorf("published %s", b.got())
+		}
+		if b.now().Covered != 30 || b.now().Last() != (Position{30, 1}) {
+			t.Errorf("state %+v", b.now())
+		}
+		var halt *Halt
+		if role, err := relay.Role(); role != Halted || !errors.As(err, &halt) {
+			t.Errorf("role %s, %v", role, err)
+		}
+		if !s.isClosed() {
+			t.Error("a halted relay keeps the slot")
+		}
+		b.setRefuse("")
+		time.Sleep(31 * time.Second)
+		s.send(append(commit(30, 40, 3), commit(40, 50, 1)...)...)
+		time.Sleep(time.Second)
+		if b.got() != "[20.1 30.1 30.2 30.3 40.1]" {
+			t.Errorf("after it could be taken: %s", b.got())
+		}
+	})
+}
+
+func TestLostConnectionDeliversWhatWasReceived(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, _ *Relay) {
+		s.send(commit(20, 30, 2)...)
+		synctest.Wait()
+		s.fail(errors.New("connection reset"))
+		time.Sleep(time.Second)
+		if b.got() != "[20.1 20.2]" || b.now().Covered != 30 {
+			t.Errorf("published %s, covered %s", b.got(), b.now().Covered)
+		}
+	})
+}
+
+func TestStandbyNeverOpensKafka(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		s.inUse = true
+		b := &broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}}
+		cfg := DefaultConfig()
+		cfg.Pipeline = "p"
+		roles := []Role{}
+		relay := NewRelay(cfg, s, b, plainRoute{}, Observer{Role: func(r Role, _ error) { roles = append(roles, r) }})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- relay.Run(ctx) }()
+		time.Sleep(10500 * time.Millisecond)
+		synctest.Wait()
+		if fmt.Sprint(roles) != "[standby]" || b.now().Epoch != 0 {
+			t.Errorf("roles %v, epoch %d: standing by is said once and claims nothing", roles, b.now().Epoch)
+		}
+		if s.opens() < 8 {
+			t.Errorf("%d attempts in ten seconds", s.opens())
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestReconcile is the table of the design, row by row; the sentence names what to run.
+func TestReconcile(t *testing.T) {
+	good := func() (*State, Facts) {
+		return &State{Pipeline: "p", SystemID: "7", Timeline: 2, Covered: 100, Fingerprint: "f"},
+			Facts{Identity: Identity{"7", 2}, Slot: SlotFacts{Name: "s", Exists: true, ConfirmedFlush: 100, WALStatus: "reserved"}, WALEnd: 100, Fingerprint: "f"}
+	}
+	if st, f := good(); Reconcile("p", st, f) != nil {
+		t.Fatal(Reconcile("p", st, f))
+	}
+	for name, change := range map[string]func(*State, *Facts){
+		"no state":                    nil,
+		"init not finished":           func(s *State, _ *Facts) { s.Phase = PhaseCreating },
+		"another pipeline":            func(s *State, _ *Facts) { s.Pipeline = "q" },
+		"another database":            func(_ *State, f *Facts) { f.SystemID = "8" },
+		"slot missing":                func(_ *State, f *Facts) { f.Slot.Exists = false },
+		"slot lost":                   func(_ *State, f *Facts) { f.Slot.WALStatus = "lost" },
+		"state's timeline higher":     func(s *State, _ *Facts) { s.Timeline = 3 },
+		"state's timeline lower":      func(s *State, _ *Facts) { s.Timeline = 1 },
+		"state ahead of the server":   func(_ *State, f *Facts) { f.WALEnd = 99 },
+		"slot ahead of the state":     func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 101, 101 },
+		"publication or table differ": func(_ *State, f *Facts) { f.Fingerprint = "g" },
+	} {
+		st, f := good()
+		if change == nil {
+			st = nil
+		} else {
+			change(st, &f)
+		}
+		var halt *Halt
+		if err := Reconcile("p", st, f); !errors.As(err, &halt) || halt.Found == "" || halt.Means == "" || halt.Run == "" {
+			t.Errorf("%s: %v, want a Halt that says what was found, what it means and what to run", name, err)
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+)
+
+// history is a stream as PostgreSQL sends it: transactions of one to three rows whose commits stand back to back, so that
+// one's EndLSN is the next one's CommitLSN, with keepalives between some.
+func history() (messages []Message) {
+	lsn := LSN(1000)
+	for tx := range 6 {
+		at := time.Unix(int64(tx), 0)
+		messages = append(messages, Message{Kind: Begin, LSN: lsn, Row: Row{XID: uint32(700 + tx), CommitTime: at}})
+		for row := range 1 + tx%3 {
+			messages = append(messages, Message{Kind: Insert, Row: Row{ID: fmt.Appendf(nil, "%d.%d", tx, row)}})
+		}
+		lsn += 48
+		messages = append(messages, Message{Kind: Commit, LSN: lsn})
+		if tx%2 == 1 {
+			lsn += 100 // other tables' WAL
+			messages = append(messages, Message{Kind: Keepalive, LSN: lsn})
+		}
+	}
+	return messages
+}
+
+// deliverAll runs messages through a tracker and returns the rows to deliver and the state once all of them are durable.
+func deliverAll(t *testing.T, messages []Message, st State) (rows []string, after State) {
+	t.Helper()
+	tr := newTracker(&st)
+	p := newProgress(&st, time.Now())
+	for i := range messages {
+		m := messages[i]
+		var covered LSN
+		var err error
+		switch m.Kind {
+		case Begin:
+			err = tr.begin(&m)
+		case Insert:
+			var deliver bool
+			deliver, err = tr.row(&m.Row)
+			if deliver {
+				rows = append(rows, string(m.Row.ID))
+				p.rowsDone([]Row{m.Row}, time.Now())
+			}
+		case Commit:
+			covered, err = tr.commit(&m)
+		case Keepalive:
+			covered = tr.keepalive(&m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.covers(covered)
+	}
+	return rows, p.next
+}
+
+// TestEveryCutDeliversEachRowOnce ends a session behind every message, with everything before it durable and written down,
+// and starts the next one from there, with the slot at that place or at any earlier one, as after a crash of PostgreSQL.
+func TestEveryCutDeliversEachRowOnce(t *testing.T) {
+	messages := history()
+	all, _ := deliverAll(t, messages, State{})
+	if len(all) != 12 {
+		t.Fatalf("%d rows in the history", len(all))
+	}
+	for cut := range len(messages) + 1 {
+		first, st := deliverAll(t, messages[:cut], State{})
+		// The server sends transactions whose commit begins at or behind the slot's position; any position up to
+		// covered is possible.
+		for start := 0; start < len(messages); start++ {
+			if messages[start].Kind != Begin || messages[start].LSN > st.Covered && start > 0 && messages[start].LSN > lastEnd(messages[:cut]) {
+				continue
+			}
+			second, _ := deliverAll(t, messages[start:], st)
+			got := append(append([]string{}, first...), second...)
+			if fmt.Sprint(got) != fmt.Sprint(all) {
+				t.Fatalf("cut behind message %d, slot at %s: delivered %v, want %v", cut, messages[start].LSN, got, all)
+			}
+		}
+	}
+}
+
+func lastEnd(messages []Message) (end LSN) {
+	for _, m := range messages {
+		if m.Kind == Commit || m.Kind == Keepalive {
+			end = m.LSN
+		}
+	}
+	return end
+}
+
+func TestAnotherHistoryHalts(t *testing.T) {
+	messages := history()
+	_, st := deliverAll(t, messages[:2], State{}) // the first row of the first transaction
+	for name, change := range map[string]func(*Message){
+		"another xid":         func(m *Message) { m.Row.XID++ },
+		"another commit time": func(m *Message) { m.Row.CommitTime = m.Row.CommitTime.Add(time.Microsecond) },
+	} {
+		m := messages[0]
+		change(&m)
+		var halt *Halt
+		if err := newTracker(&st).begin(&m); !errors.As(err, &halt) {
+			t.Errorf("%s at the position that was delivered: %v, want a Halt", name, err)
+		}
+	}
+	m := messages[0]
+	if err := newTracker(&st).begin(&m); err != nil {
+		t.Errorf("the same transaction again: %v", err)
+	}
+}
+
+func TestStreamOutOfProtocolIsAnError(t *testing.T) {
+	tr := newTracker(&State{})
+	if _, err := tr.row(&Row{}); err == nil {
+		t.Error("a row outside a transaction was taken")
+	}
+	if _, err := tr.commit(&Message{}); err == nil {
+		t.Error("a commit without a begin was taken")
+	}
+	if err := tr.begin(&Message{}); err != nil {
+		t.Error(err)
+	}
+	if err := tr.begin(&Message{}); err == nil {
+		t.Error("a begin in a transaction was taken")
+	}
+}
+
+// TestKeepaliveInsideATransactionCoversNothing: its WALEnd may be anything while rows are on their way.
+func TestKeepaliveInsideATransactionCoversNothing(t *testing.T) {
+	tr := newTracker(&State{Covered: 10})
+	if err := tr.begin(&Message{LSN: 20}); err != nil {
+		t.Fatal(err)
+	}
+	if covered := tr.keepalive(&Message{LSN: 99}); covered != 10 {
+		t.Errorf("covered %s", covered)
+	}
+	if _, err := tr.commit(&Message{LSN: 30}); err != nil {
+		t.Fatal(err)
+	}
+	if covered := tr.keepalive(&Message{LSN: 5}); covered != 30 {
+		t.Errorf("a keepalive that goes backwards covers %s", covered)
+	}
+}
