@@ -3,6 +3,7 @@ package cdc
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
@@ -147,7 +148,7 @@ func ParseConfig(text []byte, getenv func(string) string) (Config, error) {
 	var errs []error
 	if len(strings.TrimSpace(string(text))) > 0 {
 		if err := yaml.UnmarshalWithOptions(text, &cfg, yaml.Strict()); err != nil {
-			errs = append(errs, yamlError(err))
+			errs = append(errs, mistakes(text, yamlError(err))...)
 		}
 	}
 	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
@@ -176,13 +177,63 @@ func ParseConfig(text []byte, getenv func(string) string) (Config, error) {
 	return cfg, errors.Join(errs...)
 }
 
+// mistakes names every key that does not exist and every value of the wrong type; the parser stops at the first and does
+// not always say where. For bad syntax it is the parser's own error.
+func mistakes(text []byte, parser error) (errs []error) {
+	var document map[string]any
+	if yaml.Unmarshal(text, &document) != nil {
+		return []error{parser}
+	}
+	var cfg Config
+	known := map[string]bool{}
+	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
+		var value any = document
+		for i, key := range path {
+			known[strings.Join(path[:i+1], ".")] = true
+			m, ok := value.(map[string]any)
+			if !ok {
+				return
+			}
+			value = m[key]
+		}
+		if value == nil {
+			return
+		}
+		b, err := yaml.Marshal(value)
+		if err == nil {
+			err = yaml.Unmarshal(b, v.Addr().Interface())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %s: %w", strings.Join(path, "."), strings.TrimSpace(string(b)), yamlError(err)))
+		}
+	})
+	errs = append(errs, unknownKeys(document, "", known)...)
+	if len(errs) == 0 {
+		return []error{parser}
+	}
+	return errs
+}
+
+// unknownKeys looks only into keys that hold others: a rename map's keys are the user's.
+func unknownKeys(document map[string]any, prefix string, known map[string]bool) (errs []error) {
+	for _, key := range slices.Sorted(maps.Keys(document)) {
+		path := prefix + key
+		if !known[path] {
+			errs = append(errs, fmt.Errorf("%s: there is no such key: see the configuration reference in the README", path))
+		} else if inner, ok := document[key].(map[string]any); ok && path != "kafka.rename" {
+			errs = append(errs, unknownKeys(inner, path+".", known)...)
+		}
+	}
+	return errs
+}
+
 // yamlError reduces the parser's error to one line: position, message.
 func yamlError(err error) error {
 	var ye yaml.Error
 	if !errors.As(err, &ye) {
 		return err
 	}
-	if t := ye.GetToken(); t != nil {
+	if t := ye.GetToken(); t != nil && errors.As(err, new(*yaml.SyntaxError)) {
 		return fmt.Errorf("configuration line %d, near %q: %s", t.Position.Line, t.Value, ye.GetMessage())
 	}
 	return errors.New(ye.GetMessage())

@@ -50,8 +50,10 @@ func TestCoveredNeverDecreases(t *testing.T) {
 }
 
 func TestStateRecordIsReadBackAndReadable(t *testing.T) {
-	st := State{Version: 1, Pipeline: "orders", SystemID: "7", Timeline: 1, Covered: 0x10000001f, CommitLSN: 0x16B3748, Ordinal: 3,
-		LastXID: 700, LastCommitTime: time.Unix(1, 5000).UTC(), Fingerprint: "f", Instance: "i", Epoch: 4, Time: time.Unix(2, 0).UTC()}
+	st := State{
+		Version: 1, Pipeline: "orders", SystemID: "7", Timeline: 1, Covered: 0x10000001f, CommitLSN: 0x16B3748, Ordinal: 3,
+		LastXID: 700, LastCommitTime: time.Unix(1, 5000).UTC(), Fingerprint: "f", Instance: "i", Epoch: 4, Time: time.Unix(2, 0).UTC(),
+	}
 	b, err := json.Marshal(st)
 	if err != nil {
 		t.Fatal(err)

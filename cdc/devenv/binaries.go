@@ -35,8 +35,8 @@ type installation struct {
 }
 
 // findPostgres returns the installed server of a major, or the newest for "", and fetches one where there is none.
-func findPostgres(ctx context.Context, version string, user serverUser) (installation, error) {
-	want := 0
+func findPostgres(ctx context.Context, cfg PostgresConfig, user serverUser) (installation, error) {
+	want, version := 0, cfg.Version
 	if version != "" {
 		var err error
 		if want, err = strconv.Atoi(version); err != nil || fetchable[want] == "" {
@@ -71,7 +71,7 @@ func findPostgres(ctx context.Context, version string, user serverUser) (install
 	if want == 0 {
 		want = newestMajor
 	}
-	return fetch(ctx, want, user)
+	return fetch(ctx, want, user, cfg.Fetching)
 }
 
 // folders lists where PostgreSQL's programs may be: PATH, what pg_config says, and the usual installation folders.
@@ -129,7 +129,7 @@ func inspect(ctx context.Context, dir string, user serverUser) (installation, er
 
 // fetch downloads a server into the cache, once. Two processes that fetch at the same time each unpack into a folder
 // of their own, and the first rename wins.
-func fetch(ctx context.Context, major int, user serverUser) (installation, error) {
+func fetch(ctx context.Context, major int, user serverUser, fetching func(version string)) (installation, error) {
 	version := fetchable[major]
 	root, err := cacheRoot()
 	if err != nil {
@@ -138,6 +138,9 @@ func fetch(ctx context.Context, major int, user serverUser) (installation, error
 	home := filepath.Join(root, string(version))
 	dir := filepath.Join(home, "bin")
 	if !exists(filepath.Join(dir, "postgres")) {
+		if fetching != nil {
+			fetching(string(version))
+		}
 		if err := download(ctx, version, root, home); err != nil {
 			return installation{}, fmt.Errorf("PostgreSQL %d is not installed and could not be fetched: %w: install it, or name the folder of its programs in %s", major, err, BinVariable)
 		}

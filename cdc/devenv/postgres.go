@@ -31,6 +31,8 @@ type PostgresConfig struct {
 	Settings map[string]string
 	// Log receives the server's log. Nil keeps only its last lines, for error messages.
 	Log io.Writer
+	// Fetching is called before a server that is not installed is fetched, which takes as long as the network does. May be nil.
+	Fetching func(version string)
 }
 
 // Postgres is a running, or stopped but kept, PostgreSQL server. Its methods may be called from several goroutines,
@@ -53,7 +55,7 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	bin, err := findPostgres(ctx, cfg.Version, user)
+	bin, err := findPostgres(ctx, cfg, user)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,148 @@
+package cdc
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+const goodConfig = `
+pipeline: orders
+source: {url: "postgres://walpost:secret@localhost/orders"}
+kafka: {brokers: ["localhost:9092"], aggregate_types: [order]}
+`
+
+func noEnv(string) string { return "" }
+
+func TestConfigOfThreeLines(t *testing.T) {
+	cfg, err := ParseConfig([]byte(goodConfig), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Source.Table != "public.outbox" || cfg.Window.Pace != 2*time.Millisecond || cfg.Kafka.Partitions != 3 || cfg.StateTopic() != "walpost.state.orders" {
+		t.Errorf("defaults: %+v", cfg)
+	}
+}
+
+// TestConfigMistakesAreNamed: each mistake is one line that names the key and what to write.
+func TestConfigMistakesAreNamed(t *testing.T) {
+	for text, want := range map[string]string{
+		"pipelin: x":                              "pipelin: there is no such key",
+		"pipeline: Über":                          "pipeline:",
+		"source: {slot: Bad-Slot}":                "source.slot:",
+		"source: {status_interval: soon}":         "status_interval",
+		"source: {status_interval: 1h}":           "source.status_interval:",
+		"source: {table: outbox}":                 "source.table:",
+		"source: {columns: {id: ''}}":             "source.columns.id:",
+		"source: {columns: {ident: x}}":           "source.columns.ident: there is no such key",
+		"source: {url: 'mysql://x'}":              "source.url:",
+		"source: {publication: ''}":               "source.publication:",
+		"source: {max_row_bytes: 5}":              "source.max_row_bytes:",
+		"kafka: {brokers: [localhost]}":           "kafka.brokers:",
+		"kafka: {topic: 'a b'}":                   "kafka.topic:",
+		"kafka: {topic: '__x'}":                   "kafka.topic:",
+		"kafka: {topic: 'walpost.state.x'}":       "kafka.topic:",
+		"kafka: {topic: 'x.{nope}'}":              "kafka.topic:",
+		"kafka: {aggregate_types: ['a b']}":       "kafka.aggregate_types:",
+		"kafka: {partitions: 0}":                  "kafka.partitions:",
+		"kafka: {partitions: many}":               "many",
+		"kafka: {replication: -1}":                "kafka.replication:",
+		"kafka: {retention: -1s}":                 "kafka.retention:",
+		"kafka: {compression: brotli}":            "kafka.compression:",
+		"kafka: {sasl: {mechanism: ntlm}}":        "kafka.sasl.mechanism:",
+		"kafka: {sasl: {mechanism: plain}}":       "kafka.sasl:",
+		"delivery: exactly_twice":                 "delivery:",
+		"window: {rows: 0}":                       "window.rows:",
+		"window: {bytes: lots}":                   "not a size",
+		"window: {bytes: 1GiB}":                   "window.bytes:",
+		"window: {pace: 1m}":                      "window.pace:",
+		"queue_timeout: 0s":                       "queue_timeout:",
+		"shutdown_timeout: -1s":                   "shutdown_timeout:",
+		"http: [1]":                               "http",
+		"pipeline: [":                             "line",
+		"source: {url: 'postgres://u:pw@h:x/db'}": "source.url:",
+	} {
+		_, err := ParseConfig([]byte(text), noEnv)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want it to say %q", text, err, want)
+			continue
+		}
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			if strings.TrimSpace(line) == "" || strings.Contains(line, "pw@") {
+				t.Errorf("%s: the error is no clear line, or tells a secret: %q", text, err)
+			}
+		}
+	}
+}
+
+func TestConfigReportsEverythingTogether(t *testing.T) {
+	_, err := ParseConfig([]byte("kafka: {partitions: -1}\nwindow: {rows: -1}"), noEnv)
+	for _, key := range []string{"pipeline:", "source.url:", "kafka.brokers:", "kafka.aggregate_types:", "kafka.partitions:", "window.rows:"} {
+		if err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s is not reported: %v", key, err)
+		}
+	}
+}
+
+func TestEnvironmentWins(t *testing.T) {
+	env := map[string]string{
+		"WALPOST_PIPELINE": "other", "WALPOST_KAFKA_BROKERS": "a:1,b:2", "WALPOST_KAFKA_RENAME": "{order: orders}",
+		"WALPOST_WINDOW_BYTES": "64KiB", "WALPOST_QUEUE_TIMEOUT": "5s", "WALPOST_KAFKA_TLS": "true", "WALPOST_KAFKA_SASL_PASSWORD": "123",
+	}
+	cfg, err := ParseConfig([]byte(goodConfig), func(k string) string { return env[k] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Pipeline != "other" || len(cfg.Kafka.Brokers) != 2 || cfg.Kafka.Rename["order"] != "orders" || cfg.Window.Bytes != 64<<10 ||
+		cfg.QueueTimeout != 5*time.Second || !cfg.Kafka.TLS || cfg.Kafka.SASL.Password != "123" {
+		t.Errorf("%+v", cfg)
+	}
+	_, err = ParseConfig([]byte(goodConfig), func(k string) string { return map[string]string{"WALPOST_QUEUE_TIMEOUT": "soon"}[k] })
+	if err == nil || !strings.Contains(err.Error(), "WALPOST_QUEUE_TIMEOUT") {
+		t.Errorf("a wrong variable is not named: %v", err)
+	}
+}
+
+func TestReferenceHasEveryKey(t *testing.T) {
+	ref := ConfigReference()
+	for _, key := range []string{"`pipeline`", "`source.columns.payload`", "`kafka.sasl.password`", "`window.pace`", "`2ms`", "`4MiB`"} {
+		if !strings.Contains(ref, key) {
+			t.Errorf("the reference lacks %s", key)
+		}
+	}
+	for line := range strings.SplitSeq(strings.TrimSpace(ref), "\n") {
+		if strings.HasSuffix(line, "|  |") {
+			t.Errorf("a key without a word: %s", line)
+		}
+	}
+}
+
+func TestLegalTopic(t *testing.T) {
+	for name, legal := range map[string]bool{
+		"outbox.event.order": true, "A-b_c.9": true, "": false, ".": false, "..": false, "a b": false, "__consumer_offsets": false,
+		"walpost.state.orders": false, strings.Repeat("x", 249): true, strings.Repeat("x", 250): false, "ü": false,
+	} {
+		if LegalTopic(name) != legal {
+			t.Errorf("%q: %v", name, !legal)
+		}
+	}
+}
+
+// FuzzConfig: no panic, and what is accepted is valid and stays valid when it is read again.
+func FuzzConfig(f *testing.F) {
+	f.Add(goodConfig)
+	f.Add("window: {bytes: 4MiB, pace: 1ms}\nkafka:\n  rename: {a: b}\n")
+	f.Add("source:\n  columns: {id: event_id}\nhttp: 0.0.0.0:1\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		cfg, err := ParseConfig([]byte(text), noEnv)
+		if err != nil {
+			return
+		}
+		if err := cfg.Validate(); err != nil {
+			t.Errorf("accepted, but not valid: %v", err)
+		}
+		if !LegalTopic(cfg.StateTopic()[len("walpost."):]) {
+			t.Errorf("state topic %q", cfg.StateTopic())
+		}
+	})
+}
