@@ -1,0 +1,131 @@
+package policy_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/walpost/walpost/"
+
+type pkg struct {
+	ImportPath, Doc, Dir string
+	Imports, Deps        []string
+}
+
+// packages are all of the module's, by import path without the module.
+func packages(t *testing.T) map[string]pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-deps=false", "-json=ImportPath,Doc,Dir,Imports,Deps", module+"...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	all := map[string]pkg{}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimPrefix(p.ImportPath, module)] = p
+	}
+	if len(all) < 10 {
+		t.Fatalf("only %d packages found", len(all))
+	}
+	return all
+}
+
+// TestWhoMayImportWhom is the direction of the data: cmd → adapters → cdc; the services know neither each other nor the engine.
+func TestWhoMayImportWhom(t *testing.T) {
+	all := packages(t)
+	kafka := "github.com/twmb/franz-go"
+	for who, never := range map[string][]string{
+		"cdc":              {module, kafka, "net/http"},
+		"cdc/postgres":     {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
+		"cdc/kafka":        {module + "cdc/postgres", module + "cdc/route", module + "cdc/console"},
+		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/console", kafka},
+		"cdc/console":      {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/route", kafka},
+		"cdc/outbox":       {module, kafka},
+		"cdc/inbox":        {module, kafka},
+		"cdc/devenv":       {"testing"},
+		"orders":           {module + "inventory", kafka},
+		"inventory":        {module + "orders"},
+		"cmd/orders":       {module + "inventory", kafka},
+		"cmd/inventory":    {module + "orders"},
+		"sql":              {module, kafka},
+		"cmd/internal/app": {module, kafka},
+	} {
+		p, ok := all[who]
+		if !ok {
+			t.Errorf("there is no package %s: has it moved?", who)
+			continue
+		}
+		for _, forbidden := range never {
+			for _, imported := range p.Imports {
+				if imported == forbidden || strings.HasPrefix(imported, strings.TrimSuffix(forbidden, "/")+"/") {
+					t.Errorf("%s imports %s", who, imported)
+				}
+			}
+		}
+	}
+	for _, service := range []string{"orders", "inventory"} {
+		for _, engine := range []string{"cdc", "cdc/postgres", "cdc/kafka", "cdc/route", "cdc/console"} {
+			if slices.Contains(all[service].Deps, module+engine) {
+				t.Errorf("%s reaches the engine's %s", service, engine)
+			}
+		}
+	}
+}
+
+// TestProductionBinariesCarryNoTestCode: what starts servers for tests must not be in what people deploy.
+func TestProductionBinariesCarryNoTestCode(t *testing.T) {
+	all := packages(t)
+	for _, binary := range []string{"cmd/walpost", "cmd/orders", "cmd/inventory"} {
+		if len(all[binary].Deps) == 0 {
+			t.Fatalf("no dependencies of %s were listed", binary)
+		}
+		for _, dep := range all[binary].Deps {
+			if dep == "testing" || strings.HasPrefix(dep, module+"cdc/devenv") || strings.HasPrefix(dep, module+"cdc/cdctest") ||
+				strings.Contains(dep, "kfake") || strings.Contains(dep, "embedded-postgres") || strings.Contains(dep, "goleak") {
+				t.Errorf("%s carries %s", binary, dep)
+			}
+		}
+	}
+	for _, dep := range all["cmd/orders"].Deps {
+		if strings.HasPrefix(dep, "github.com/twmb/") {
+			t.Errorf("cmd/orders knows Kafka: %s", dep)
+		}
+	}
+}
+
+func TestEveryPackageSaysItsOneIdea(t *testing.T) {
+	for path, p := range packages(t) {
+		if !strings.HasPrefix(p.Doc, "Package ") && !strings.HasPrefix(p.Doc, "Command ") {
+			t.Errorf("%s has no doc comment that begins with Package or Command: %q", path, p.Doc)
+		}
+	}
+}
+
+// TestTopLevel is the user's own list, and what tools insist on.
+func TestTopLevel(t *testing.T) {
+	root := filepath.Join("..", "..", "..")
+	out, err := exec.Command("git", "-C", root, "ls-files").Output()
+	if err != nil {
+		t.Fatalf("git ls-files: %v", err)
+	}
+	allowed := []string{"cmd", "cdc", "orders", "inventory", "sql", "docker", "docker-compose.yml", "go.mod", "go.sum", "README.md", "LICENSE"}
+	for file := range strings.SplitSeq(strings.TrimSpace(string(out)), "\n") {
+		top, _, _ := strings.Cut(file, "/")
+		if _, err := os.Stat(filepath.Join(root, file)); err == nil && !strings.HasPrefix(top, ".") && !slices.Contains(allowed, top) {
+			t.Errorf("%s does not belong on the top level", top)
+		}
+	}
+}
