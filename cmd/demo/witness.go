@@ -1,0 +1,393 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+const (
+	topic         = "outbox.event.order" // of aggregate type order
+	consumerGroup = "inventory"
+)
+
+// witness buys as a customer does, and says where the events are. It asks the tables, the slot, the topic and the consumer group;
+// what it prints is what they answered.
+type witness struct {
+	out                      io.Writer
+	psql                     string // how to call it for the orders database
+	orders, relay, inventory string // URLs
+	slot                     string
+	ordersDB, inventoryDB    *pgx.Conn
+	kafka                    *kgo.Client
+	arrived                  []*kgo.Record // and not looked at yet
+}
+
+func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, cfg cdc.Config, out io.Writer) (*witness, error) {
+	w := &witness{out: out, slot: cfg.Source.Slot, psql: "psql '" + pg.URL("orders") + "'"}
+	var err1, err2, err3 error
+	w.ordersDB, err1 = pgx.Connect(ctx, pg.URL("orders"))
+	w.inventoryDB, err2 = pgx.Connect(ctx, pg.URL("inventory"))
+	w.kafka, err3 = kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err := errors.Join(err1, err2, err3); err != nil {
+		w.close()
+		return nil, err
+	}
+	w.say("Up: PostgreSQL %d, an in-process Kafka, the order service, the relay, the inventory service.", pg.Major())
+	w.say("Each event is a row of the table outbox, written in the transaction of the change it tells of. The relay reads it from the WAL,")
+	w.say("puts it into Kafka, and only then confirms it to its replication slot; inventory takes it from Kafka and moves the stock.")
+	return w, nil
+}
+
+func (w *witness) close() {
+	for _, conn := range []*pgx.Conn{w.ordersDB, w.inventoryDB} {
+		if conn != nil {
+			_ = conn.Close(context.Background())
+		}
+	}
+	if w.kafka != nil {
+		w.kafka.Close()
+	}
+}
+
+func (w *witness) say(format string, args ...any) { fmt.Fprintf(w.out, format+"\n", args...) }
+
+// tellAll places a few orders, follows each of their events, and compares the stock with the orders.
+func (w *witness) tellAll(ctx context.Context) error {
+	w.say("\nThe stock is counted")
+	for _, counted := range []struct{ sku, body string }{{"TEA-100", `{"available": 10}`}, {"MUG-200", `{"available": 5}`}} {
+		if err := w.send(ctx, "PUT", w.inventory+"/stock/"+counted.sku, counted.body, nil); err != nil {
+			return err
+		}
+	}
+	before, err := w.stock(ctx)
+	if err != nil {
+		return err
+	}
+
+	w.say("\nAn order comes over HTTP")
+	var first struct {
+		ID string `json:"orderId"`
+	}
+	items := `[{"sku": "TEA-100", "quantity": 2, "unitPrice": "4.50"}, {"sku": "MUG-200", "quantity": 1, "unitPrice": "12.00"}]`
+	if err := w.send(ctx, "POST", w.orders+"/orders", `{"buyerId": "ada", "buyerEmail": "ada@shop.example", "items": `+items+`}`, &first); err != nil {
+		return err
+	}
+	if err := w.follow(ctx, first.ID, "OrderCreated"); err != nil {
+		return err
+	}
+	w.say("\nIt is paid")
+	if err := w.send(ctx, "POST", w.orders+"/orders/"+first.ID+"/pay", "", nil); err != nil {
+		return err
+	}
+	if err := w.follow(ctx, first.ID, "OrderPaid"); err != nil {
+		return err
+	}
+
+	w.say("\nAnother comes over SQL, placed and paid in one transaction: two events of one commit")
+	if _, err := w.buy(ctx, `[{"sku": "TEA-100", "quantity": 3, "unitPrice": "4.50"}]`); err != nil {
+		return err
+	}
+	w.say("\nA third one, too")
+	third, err := w.buy(ctx, `[{"sku": "MUG-200", "quantity": 2, "unitPrice": "12.00"}]`)
+	if err != nil {
+		return err
+	}
+	w.say("\nThe third one is cancelled: what it had taken goes back")
+	if err := w.send(ctx, "POST", w.orders+"/orders/"+third+"/cancel", "", nil); err != nil {
+		return err
+	}
+	if err := w.follow(ctx, third, "OrderCancelled"); err != nil {
+		return err
+	}
+	return w.compare(ctx, before)
+}
+
+// goOn shows what arrives, whoever sent it, until ctx ends. An event that does not get to its end within patience is said, and left.
+func (w *witness) goOn(ctx context.Context, patience time.Duration) error {
+	items := `[{"sku": "TEA-100", "quantity": 1, "unitPrice": "4.50"}]`
+	w.say("\nNow you. What arrives is shown here. Ctrl-C ends the demo and leaves nothing behind.\n")
+	w.say("  orders     %s/orders", w.orders)
+	w.say("  inventory  %s/stock", w.inventory)
+	w.say("  relay      %s/status and %[1]s/metrics", w.relay)
+	w.say("\n  %s -c \"SELECT pay_order(create_order('you', 'you@shop.example', '%s'))\"", w.psql, strings.ReplaceAll(items, `"`, `\"`))
+	w.say("  %s -c 'SELECT * FROM outbox_slot'", w.psql)
+	w.say(`  curl -s -H 'Content-Type: application/json' -d '{"buyerId": "you", "buyerEmail": "you@shop.example", "items": %s}' %s/orders`, items, w.orders)
+	w.say("  curl -s -X POST %s/orders/ORDER_ID/pay", w.orders)
+	for {
+		record, err := w.next(ctx)
+		if err != nil {
+			return err
+		}
+		w.say("")
+		limited, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("waited %s", patience))
+		if _, err = w.commit(limited, `id::text = $1`, header(record, "id")); err == nil {
+			err = w.delivery(limited, record)
+		}
+		cancel()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			w.say("  %v", err)
+		}
+	}
+}
+
+// buy places and pays an order in one transaction of SQL, and follows both its events.
+func (w *witness) buy(ctx context.Context, items string) (order string, err error) {
+	w.say("  SELECT pay_order(create_order('bob', 'bob@shop.example', '%s'))", items)
+	err = w.ordersDB.QueryRow(ctx, `SELECT pay_order(create_order('bob', 'bob@shop.example', $1))::text`, items).Scan(&order)
+	if err != nil {
+		return "", fmt.Errorf("order over SQL: %w", err)
+	}
+	if err := w.follow(ctx, order, "OrderCreated"); err != nil {
+		return "", err
+	}
+	return order, w.follow(ctx, order, "OrderPaid")
+}
+
+// send makes a request, which must succeed, and decodes the answer into answer unless that is nil.
+func (w *witness) send(ctx context.Context, method, url, body string, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", method, url, err)
+	}
+	if res.StatusCode/100 != 2 {
+		return fmt.Errorf("%s %s: %s: %s", method, url, res.Status, bytes.TrimSpace(text))
+	}
+	w.say("  %s: %s", strings.TrimSpace(method+" "+url+" "+body), res.Status)
+	if answer == nil {
+		return nil
+	}
+	return json.Unmarshal(text, answer)
+}
+
+// follow says where the event of an order's change is, one place after the other, until stock has moved.
+func (w *witness) follow(ctx context.Context, order, eventType string) error {
+	id, err := w.commit(ctx, `aggregate_id = $1 AND event_type = $2`, order, eventType)
+	if err != nil {
+		return err
+	}
+	for {
+		record, err := w.next(ctx)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s %s is committed and does not come out of Kafka: %w; the relay says: %s", eventType, id, err, w.ready(ctx, w.relay))
+		case header(record, "id") == id:
+			return w.delivery(ctx, record)
+		}
+	}
+}
+
+// commit says what is in the outbox, as it was committed.
+func (w *witness) commit(ctx context.Context, where string, args ...any) (id string, err error) {
+	var eventType, order, xid, end string
+	err = w.ordersDB.QueryRow(ctx, `SELECT id::text, event_type, aggregate_id, xmin::text, pg_current_wal_flush_lsn()::text
+		FROM outbox WHERE `+where, args...).Scan(&id, &eventType, &order, &xid, &end)
+	if err != nil {
+		return "", fmt.Errorf("look for the event in the outbox: %w", err)
+	}
+	w.say("  %s %s of order %s", eventType, id, order)
+	w.say("    outbox     written by transaction %s, committed; the WAL ends at %s now", xid, end)
+	return id, nil
+}
+
+// delivery says where an event in Kafka is, that the slot and the consumer group have it behind them, and what has become of it.
+func (w *witness) delivery(ctx context.Context, record *kgo.Record) error {
+	lsn := header(record, "lsn")
+	w.say("    Kafka      topic %s, partition %d, offset %d; it says: committed at LSN %s, row %s of its transaction", record.Topic, record.Partition, record.Offset, lsn, header(record, "seq"))
+	what := fmt.Sprintf("%s %s, in Kafka at partition %d, offset %d", header(record, "type"), header(record, "id"), record.Partition, record.Offset)
+
+	var confirmed string
+	err := until(ctx, func() error {
+		var behind bool
+		err := w.ordersDB.QueryRow(ctx, `SELECT confirmed_flush_lsn::text, confirmed_flush_lsn > $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`,
+			w.slot, lsn).Scan(&confirmed, &behind)
+		if err == nil && !behind {
+			err = fmt.Errorf("its confirmed_flush_lsn is %s", confirmed)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%s, is not confirmed to the slot: %w; the relay says: %s", what, err, w.ready(ctx, w.relay))
+	}
+	w.say("    slot       confirmed_flush_lsn %s: all that was committed before is delivered", confirmed)
+
+	admin := kadm.NewClient(w.kafka)
+	var consumed int64
+	err = until(ctx, func() error {
+		offsets, err := admin.FetchOffsets(ctx, consumerGroup)
+		if err != nil {
+			return err
+		}
+		at, ok := offsets.Lookup(record.Topic, record.Partition)
+		if consumed = at.At; !ok || consumed <= record.Offset {
+			return fmt.Errorf("group %s has not committed it", consumerGroup)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s, is not applied by inventory: %w; inventory says: %s", what, err, w.ready(ctx, w.inventory))
+	}
+	moved, err := w.moved(ctx, header(record, "id"))
+	if err != nil {
+		return err
+	}
+	w.say("    inventory  group %s is at offset %d: %s", consumerGroup, consumed, moved)
+	return nil
+}
+
+// moved says how an event has moved the stock. The movements of a SKU add up to its stock.
+func (w *witness) moved(ctx context.Context, event string) (string, error) {
+	rows, err := w.inventoryDB.Query(ctx, `SELECT format('%s %s → %s (%s)', sku, total - change, total, reason)
+		FROM (SELECT *, sum(change) OVER (PARTITION BY sku ORDER BY id) AS total FROM stock_movements) AS movements
+		WHERE event_id::text = $1 ORDER BY sku`, event)
+	if err != nil {
+		return "", fmt.Errorf("look for movements of stock: %w", err)
+	}
+	moved, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return "", fmt.Errorf("look for movements of stock: %w", err)
+	}
+	if len(moved) == 0 {
+		return "no stock moved", nil
+	}
+	return strings.Join(moved, ", "), nil
+}
+
+// compare says whether the stock is what it was before, less what paid orders bought.
+func (w *witness) compare(ctx context.Context, before map[string]int64) error {
+	after, err := w.stock(ctx)
+	if err != nil {
+		return err
+	}
+	sold, err := quantities(ctx, w.ordersDB, `SELECT sku, sum(quantity)::bigint FROM order_lines JOIN orders ON id = order_id WHERE status = 'paid' GROUP BY sku`)
+	if err != nil {
+		return err
+	}
+	w.say("\nstock     before   in paid orders   now")
+	var wrong []error
+	for _, sku := range slices.Sorted(maps.Keys(before)) {
+		w.say("%-9s %6d %16d %5d", sku, before[sku], sold[sku], after[sku])
+		if want := before[sku] - sold[sku]; after[sku] != want {
+			wrong = append(wrong, fmt.Errorf("the stock of %s is %d and should be %d: %d before, %d in paid orders", sku, after[sku], want, before[sku], sold[sku]))
+		}
+	}
+	if err := errors.Join(wrong...); err != nil {
+		return err
+	}
+	w.say("The stock has decreased as the orders say.")
+	return nil
+}
+
+func (w *witness) stock(ctx context.Context) (map[string]int64, error) {
+	return quantities(ctx, w.inventoryDB, `SELECT sku, available FROM stock`)
+}
+
+func quantities(ctx context.Context, conn *pgx.Conn, sql string) (map[string]int64, error) {
+	rows, _ := conn.Query(ctx, sql)
+	found := map[string]int64{}
+	var sku string
+	var n int64
+	_, err := pgx.ForEachRow(rows, []any{&sku, &n}, func() error {
+		found[sku] = n
+		return nil
+	})
+	return found, err
+}
+
+// next is the next record of the topic.
+func (w *witness) next(ctx context.Context) (*kgo.Record, error) {
+	for len(w.arrived) == 0 {
+		fetches := w.kafka.PollFetches(ctx)
+		if ctx.Err() != nil {
+			return nil, ended(ctx)
+		}
+		if err := fetches.Err(); err != nil {
+			return nil, fmt.Errorf("read topic %s: %w", topic, err)
+		}
+		w.arrived = fetches.Records()
+	}
+	record := w.arrived[0]
+	w.arrived = w.arrived[1:]
+	return record, nil
+}
+
+func header(record *kgo.Record, key string) string {
+	for _, h := range record.Headers {
+		if h.Key == key {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+// ready is what a service answers to GET /readyz.
+func (w *witness) ready(ctx context.Context, url string) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", nil)
+	if err != nil {
+		return err.Error()
+	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer res.Body.Close()
+	text, _ := io.ReadAll(res.Body)
+	return string(bytes.TrimSpace(text))
+}
+
+// until tries until it works or ctx ends.
+func until(ctx context.Context, try func() error) error {
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", err, ended(ctx))
+		}
+	}
+}
+
+// ended is why ctx ended: context.Canceled for an asked-for stop, and for a deadline what it says.
+func ended(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	return context.Cause(ctx)
+}
