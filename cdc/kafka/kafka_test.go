@@ -1,0 +1,262 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/kafka"
+)
+
+func TestMain(m *testing.M) { cdctest.Main(m) }
+
+type stage struct {
+	cfg   cdc.Config
+	topic string
+	sink  *kafka.Sink
+	admin *kafka.Admin
+}
+
+func newStage(t *testing.T, brokers []string) *stage {
+	t.Helper()
+	s := &stage{cfg: cdc.DefaultConfig()}
+	s.cfg.Pipeline = cdctest.Name(t, "p")
+	s.topic = s.cfg.Pipeline + ".order"
+	s.cfg.Kafka.Brokers, s.cfg.Kafka.Replication = brokers, 1
+	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
+	admin, err := s.sink.Admin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.admin = admin
+	t.Cleanup(func() {
+		for _, plan := range admin.Topics() {
+			_ = admin.Delete(context.Background(), plan.Name)
+		}
+		admin.Close()
+	})
+	return s
+}
+
+// create makes the topics of the plan.
+func (s *stage) create(t *testing.T) *stage {
+	t.Helper()
+	for _, plan := range s.admin.Topics() {
+		if err := s.admin.Create(t.Context(), plan); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+func (s *stage) open(t *testing.T) cdc.Publisher {
+	t.Helper()
+	p, err := s.sink.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (s *stage) records(from, n int) []cdc.Record {
+	records := make([]cdc.Record, n)
+	for i := range records {
+		id := fmt.Appendf(nil, "%d", from+i)
+		records[i] = cdc.Record{Row: &cdc.Row{ID: id}, Topic: s.topic, Key: fmt.Appendf(nil, "k%d", (from+i)%5), Value: id, Headers: []cdc.Header{{Key: "id", Value: id}}}
+	}
+	return records
+}
+
+func TestPublishTellsEachRecordsPlace(t *testing.T) {
+	s := newStage(t, cdctest.Kafka(t)).create(t)
+	p := s.open(t)
+	for window := range 3 {
+		records := s.records(100*window, 100)
+		if err := p.Publish(t.Context(), records, &cdc.State{Version: 1, Covered: cdc.LSN(window)}); err != nil {
+			t.Fatal(err)
+		}
+		at := map[string]string{}
+		for _, r := range cdctest.ReadAll(t, s.cfg.Kafka.Brokers, s.topic) {
+			at[string(r.Value)] = fmt.Sprintf("%d/%d", r.Partition, r.Offset)
+		}
+		for _, r := range records {
+			if want := fmt.Sprintf("%d/%d", r.Partition, r.Offset); at[string(r.Value)] != want {
+				t.Fatalf("record %s is at %s, Publish said %s", r.Value, at[string(r.Value)], want)
+			}
+		}
+	}
+	st, err := p.State(t.Context())
+	if err != nil || st == nil || st.Covered != 2 {
+		t.Errorf("state %+v, %v", st, err)
+	}
+}
+
+// TestEveryPromiseIsChecked lets one partition fail: Publish must not call the window durable, and says which topic.
+func TestEveryPromiseIsChecked(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  *kerr.Error
+		halt bool
+	}{
+		"one that another session may mend": {kerr.TopicAuthorizationFailed, false},
+		"one that the row is to blame for":  {kerr.MessageTooLarge, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(cluster.Close)
+			s := newStage(t, cluster.Brokers()).create(t)
+			p := s.open(t)
+			if err := p.Publish(t.Context(), s.records(0, 10), nil); err != nil {
+				t.Fatal(err)
+			}
+			hits := 0
+			cluster.Cluster().ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				cluster.Cluster().KeepControl()
+				produce := req.(*kmsg.ProduceRequest)
+				resp := produce.ResponseKind().(*kmsg.ProduceResponse)
+				failed := false
+				for _, topic := range produce.Topics {
+					rt := kmsg.NewProduceResponseTopic()
+					rt.Topic, rt.TopicID = topic.Topic, topic.TopicID
+					for _, part := range topic.Partitions {
+						rp := kmsg.NewProduceResponseTopicPartition()
+						rp.Partition = part.Partition
+						if part.Partition == 1 {
+							rp.ErrorCode, failed = c.err.Code, true
+						}
+						rt.Partitions = append(rt.Partitions, rp)
+					}
+					resp.Topics = append(resp.Topics, rt)
+				}
+				hits++
+				return resp, nil, failed
+			})
+			err = p.Publish(t.Context(), s.records(100, 20), nil)
+			var halt *cdc.Halt
+			if err == nil || errors.As(err, &halt) != c.halt || !strings.Contains(err.Error(), s.topic) {
+				t.Errorf("%d produce requests, one partition refused: %v", hits, err)
+			}
+		})
+	}
+}
+
+func TestCheckRefusesBeforeProducing(t *testing.T) {
+	s := newStage(t, cdctest.Kafka(t)).create(t)
+	p := s.open(t)
+	r := s.records(0, 1)[0]
+	if err := p.Check(t.Context(), &r); err != nil {
+		t.Fatal(err)
+	}
+	var halt *cdc.Halt
+	// What Check lets through is never refused by the topic, and the other way round, around the limit.
+	for size := 1048588 - 400; size < 1048588; size++ {
+		r.Value = make([]byte, size)
+		err := p.Check(t.Context(), &r)
+		if err != nil {
+			if !errors.As(err, &halt) || !strings.Contains(err.Error(), "max.message.bytes") {
+				t.Error(err)
+			}
+			break
+		}
+		if size%25 == 0 {
+			if err := p.Publish(t.Context(), []cdc.Record{r}, nil); err != nil {
+				t.Fatalf("Check let %d bytes through: %v", size, err)
+			}
+		}
+	}
+	if halt == nil {
+		t.Error("a record of the topic's own limit was let through")
+	}
+	r = s.records(0, 1)[0]
+	r.Topic = s.topic + ".none"
+	if err := p.Check(t.Context(), &r); !errors.As(err, &halt) || !strings.Contains(err.Error(), "does not exist") {
+		t.Errorf("a topic that is missing: %v", err)
+	}
+}
+
+func TestOpenNamesWhatIsMissing(t *testing.T) {
+	s := newStage(t, cdctest.Kafka(t))
+	var halt *cdc.Halt
+	if _, err := s.sink.Open(t.Context()); !errors.As(err, &halt) || !strings.Contains(err.Error(), s.topic) || !strings.Contains(err.Error(), "walpost init") {
+		t.Errorf("without its topic: %v", err)
+	}
+	if st, err := s.sink.Peek(t.Context()); st != nil || err != nil {
+		t.Errorf("without a state topic: %v, %v", st, err)
+	}
+	s.cfg.Kafka.Brokers = []string{"127.0.0.1:1"}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := kafka.NewSink(s.cfg, nil).Peek(ctx); err == nil || errors.As(err, &halt) || !strings.Contains(err.Error(), "kafka.brokers") {
+		t.Errorf("without a broker: %v, want an error that is tried again and names the key", err)
+	}
+}
+
+// TestStateTopicIsGuarded: what would lose the position is a Halt, never a start from zero.
+func TestStateTopicIsGuarded(t *testing.T) {
+	brokers := cdctest.Kafka(t)
+	value := func(s string) *string { return &s }
+	for name, c := range map[string]struct {
+		partitions int32
+		config     map[string]*string
+		write      string
+		says       string
+	}{
+		"two partitions":  {2, map[string]*string{"cleanup.policy": value("compact")}, "", "2 partitions"},
+		"deleted by time": {1, map[string]*string{"cleanup.policy": value("delete")}, "", "cleanup.policy=delete"},
+		"garbage":         {1, map[string]*string{"cleanup.policy": value("compact")}, "hello", "cannot be read"},
+		"a newer version": {1, map[string]*string{"cleanup.policy": value("compact")}, `{"version": 99, "covered": "0/1", "commit_lsn": "0/0"}`, "newer walpost"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t, brokers)
+			client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if _, err := kadm.NewClient(client).CreateTopic(t.Context(), c.partitions, 1, c.config, s.cfg.StateTopic()); err != nil {
+				t.Fatal(err)
+			}
+			if c.write != "" {
+				cdctest.Eventually(t, 10*time.Second, func() error {
+					return client.ProduceSync(t.Context(), &kgo.Record{Topic: s.cfg.StateTopic(), Key: []byte("k"), Value: []byte(c.write)}).FirstErr()
+				})
+			}
+			var halt *cdc.Halt
+			cdctest.Eventually(t, 10*time.Second, func() error {
+				_, err := s.sink.Peek(t.Context())
+				if !errors.As(err, &halt) || !strings.Contains(err.Error(), c.says) {
+					return fmt.Errorf("%v, want a Halt that says %q", err, c.says)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+func TestDriftIsReported(t *testing.T) {
+	s := newStage(t, cdctest.Kafka(t)).create(t)
+	for _, plan := range s.admin.Topics() {
+		if missing, drift, err := s.admin.Missing(t.Context(), plan); missing || len(drift) > 0 || err != nil {
+			t.Errorf("%s as it was made: %v, %v, %v", plan.Name, missing, drift, err)
+		}
+		plan.Partitions++
+		plan.Config = map[string]string{"retention.ms": "5"}
+		if _, drift, _ := s.admin.Missing(t.Context(), plan); len(drift) != 2 {
+			t.Errorf("%s: drift %v", plan.Name, drift)
+		}
+	}
+}

@@ -1,0 +1,159 @@
+package route_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+func kafkaConfig() cdc.KafkaConfig {
+	cfg := cdc.DefaultConfig().Kafka
+	cfg.AggregateTypes = []string{"order", "Übersicht"}
+	cfg.Rename = map[string]string{"Übersicht": "overview", "OrderCreated": "created"}
+	return cfg
+}
+
+func row() *cdc.Row {
+	return &cdc.Row{
+		Position: cdc.Position{Commit: 0x16B3748, Ordinal: 3}, ID: []byte("e1"), AggregateType: []byte("order"), AggregateID: []byte("42"),
+		EventType: []byte("OrderPaid"), Payload: []byte(`{"a": 1}`), Headers: []byte("{}"), CreatedAt: []byte("2026-11-22 08:00:00.5+00"),
+	}
+}
+
+func render(r *cdc.Record) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %s", r.Topic, r.Key, r.Value)
+	for _, h := range r.Headers {
+		fmt.Fprintf(&b, " %s=%s", h.Key, h.Value)
+	}
+	return b.String()
+}
+
+func TestRecordOfARow(t *testing.T) {
+	const usual = " type=OrderPaid lsn=0/16B3748 seq=3 source=shop"
+	for _, c := range []struct {
+		name   string
+		topic  string
+		change func(*cdc.Row)
+		want   string
+	}{
+		{name: "the usual row", want: `outbox.event.order 42 {"a": 1} id=e1` + usual + " created_at=2026-11-22T08:00:00.5Z"},
+		{name: "renamed aggregate type", change: func(r *cdc.Row) { r.AggregateType = []byte("Übersicht") }, want: `outbox.event.overview 42 {"a": 1} id=e1` + usual + " created_at=2026-11-22T08:00:00.5Z"},
+		{
+			name: "template over both", topic: "ecommerce.{aggregate_type}s.{event_type}", change: func(r *cdc.Row) { r.EventType, r.CreatedAt = []byte("OrderCreated"), nil },
+			want: `ecommerce.orders.created 42 {"a": 1} id=e1 type=OrderCreated lsn=0/16B3748 seq=3 source=shop`,
+		},
+		{name: "no created_at, no headers", change: func(r *cdc.Row) { r.CreatedAt, r.Headers = nil, nil }, want: `outbox.event.order 42 {"a": 1} id=e1` + usual},
+		{name: "infinity", change: func(r *cdc.Row) { r.CreatedAt = []byte("infinity") }, want: `outbox.event.order 42 {"a": 1} id=e1` + usual + " created_at=infinity"},
+		{name: "without a time zone", change: func(r *cdc.Row) { r.CreatedAt = []byte("2026-11-22 08:00:00") }, want: `outbox.event.order 42 {"a": 1} id=e1` + usual + " created_at=2026-11-22T08:00:00"},
+		{
+			name: "own headers, of which ours are not theirs", change: func(r *cdc.Row) {
+				r.CreatedAt, r.Headers = nil, []byte(`{"trace": "a\"b", "n": 5, "lsn": "stolen", "o": {"x": [1, 2]}, "z": null}`)
+			},
+			want: `outbox.event.order 42 {"a": 1} id=e1` + usual + ` trace=a"b n=5 o={"x": [1, 2]} z=null`,
+		},
+		{name: "an empty payload is a value", change: func(r *cdc.Row) { r.CreatedAt, r.Payload = nil, []byte{} }, want: `outbox.event.order 42  id=e1` + usual},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := kafkaConfig()
+			if c.topic != "" {
+				cfg.Topic = c.topic
+			}
+			r, in := route.New("shop", cfg), row()
+			if c.change != nil {
+				c.change(in)
+			}
+			var rec cdc.Record
+			if err := r.Route(in, &rec); err != nil {
+				t.Fatal(err)
+			}
+			if got := render(&rec); got != c.want {
+				t.Errorf("\n got  %s\n want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestRowsThatCannotBePublishedAreNamed(t *testing.T) {
+	for name, c := range map[string]struct {
+		topic  string
+		change func(*cdc.Row)
+		says   string
+	}{
+		"type not listed":     {change: func(r *cdc.Row) { r.AggregateType = []byte("invoice") }, says: `"invoice" is not in kafka.aggregate_types`},
+		"type missing":        {change: func(r *cdc.Row) { r.AggregateType = nil }, says: "kafka.aggregate_types"},
+		"id missing":          {change: func(r *cdc.Row) { r.ID = nil }, says: "id is NULL"},
+		"key missing":         {change: func(r *cdc.Row) { r.AggregateID = nil }, says: "aggregate_id is empty"},
+		"key empty":           {change: func(r *cdc.Row) { r.AggregateID = []byte{} }, says: "aggregate_id is empty"},
+		"payload missing":     {change: func(r *cdc.Row) { r.Payload = nil }, says: "payload is NULL"},
+		"illegal topic":       {topic: "x.{event_type}", change: func(r *cdc.Row) { r.EventType = []byte("a b") }, says: "does not allow"},
+		"headers an array":    {change: func(r *cdc.Row) { r.Headers = []byte("[1]") }, says: "not a JSON object"},
+		"headers torn":        {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": `) }, says: "not valid JSON"},
+		"headers not closed":  {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": 1`) }, says: "not valid JSON"},
+		"headers with a list": {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": 1]`) }, says: "not valid JSON"},
+	} {
+		cfg := kafkaConfig()
+		if c.topic != "" {
+			cfg.Topic = c.topic
+		}
+		in := row()
+		c.change(in)
+		var rec cdc.Record
+		var halt *cdc.Halt
+		if err := route.New("shop", cfg).Route(in, &rec); !errors.As(err, &halt) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "0/16B3748/3") {
+			t.Errorf("%s: %v, want a Halt that says %q and where the row is", name, err, c.says)
+		}
+	}
+}
+
+// TestRecordsOfAWindowKeepTheirBytes makes many records before any is used: one must not overwrite another's.
+func TestRecordsOfAWindowKeepTheirBytes(t *testing.T) {
+	r := route.New("shop", kafkaConfig())
+	for range 3 {
+		r.NextWindow()
+		records := make([]cdc.Record, 3000)
+		rows := make([]cdc.Row, len(records))
+		for i := range records {
+			rows[i] = *row()
+			rows[i].Position = cdc.Position{Commit: cdc.LSN(i / 2), Ordinal: uint32(i)}
+			if err := r.Route(&rows[i], &records[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range records {
+			want := fmt.Sprintf("lsn=%s seq=%d source=shop created_at=2026-11-22T08:00:00.5Z", cdc.LSN(i/2), i)
+			if got := render(&records[i]); !strings.HasSuffix(got, want) {
+				t.Fatalf("record %d: %s, want it to end in %s", i, got, want)
+			}
+		}
+	}
+}
+
+func TestTopics(t *testing.T) {
+	cfg := kafkaConfig()
+	if got := fmt.Sprint(route.Topics(cfg)); got != "[outbox.event.order outbox.event.overview]" {
+		t.Error(got)
+	}
+	cfg.Topic = "{event_type}"
+	if got := route.Topics(cfg); got != nil {
+		t.Error(got)
+	}
+}
+
+func BenchmarkRoute(b *testing.B) {
+	r, in := route.New("shop", kafkaConfig()), row()
+	var rec cdc.Record
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if i%5000 == 0 {
+			r.NextWindow()
+		}
+		if err := r.Route(in, &rec); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
