@@ -28,6 +28,8 @@ type cli struct {
 	Serve   serve    `cmd:"" default:"withargs" help:"Consume events and answer HTTP (the default)."`
 	Migrate migrate  `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights."`
 	Version struct{} `cmd:"" help:"Print the version."`
+
+	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
 
 type serve struct {
@@ -48,6 +50,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	switch command.Command() {
+	case "healthcheck <url>":
+		return flags.Healthcheck.Run(ctx)
 	case "version":
 		_, err := fmt.Fprintln(stdout, "inventory", app.Version())
 		return err

@@ -28,6 +28,8 @@ type cli struct {
 	Serve   serve   `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
 	Migrate migrate `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
 	Version version `cmd:"" help:"Print the build's version."`
+
+	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
 
 type serve struct {
@@ -52,6 +54,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	switch command.Command() {
 	case "migrate":
 		return c.migrate(ctx, stdout)
+	case "healthcheck <url>":
+		return c.Healthcheck.Run(ctx)
 	case "version":
 		fmt.Fprintln(stdout, "orders", app.Version())
 		return nil

@@ -31,6 +31,8 @@ type cli struct {
 	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka, once, with an administrator's rights: role, table, publication, slot, topics, first state record."`
 	Status  statusCmd  `cmd:"" help:"Say how slot and state record stand, and what blocks."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+
+	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
 
 type relayCmd struct{}
@@ -63,6 +65,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil || command == nil {
 		return err
 	}
+	command.BindTo(ctx, (*context.Context)(nil)) // for commands of app
 	return command.Run(&process{ctx: ctx, cli: &c, getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr})
 }
 

@@ -181,6 +181,10 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- app.Serve(ctx, ln, app.Instrument(reg, mux), zerolog.New(&logged)) }()
 
+	healthcheck := func() error {
+		return (&app.Healthcheck{URL: "http://" + ln.Addr().String() + "/readyz"}).Run(t.Context())
+	}
+	defer http.DefaultClient.CloseIdleConnections()
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	get := func(path string) (int, string) {
@@ -199,14 +203,20 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 	if status, _ := get("/readyz"); status != 200 {
 		t.Errorf("readyz %d", status)
 	}
+	if err := healthcheck(); err != nil {
+		t.Errorf("healthcheck of a ready server: %v", err)
+	}
 	notReady = errors.New("the database does not answer: start it")
+	if err := healthcheck(); err == nil || !strings.Contains(err.Error(), "503 Service Unavailable: "+notReady.Error()) {
+		t.Errorf("healthcheck of a server that is not ready: %v", err)
+	}
 	if status, body := get("/readyz"); status != 503 || body != notReady.Error()+"\n" {
 		t.Errorf("readyz %d %q", status, body)
 	}
 	get("/nowhere")
 	_, metrics := get("/metrics")
 	for _, want := range []string{
-		`http_requests_total{route="GET /readyz",status="503"} 1`, `http_requests_total{route="none",status="404"} 1`,
+		`http_requests_total{route="GET /readyz",status="503"} 2`, `http_requests_total{route="none",status="404"} 1`,
 		"process_resident_memory_bytes", "go_goroutines",
 	} {
 		if !strings.Contains(metrics, want) {
@@ -245,6 +255,9 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 	}
 	if !strings.Contains(logged.String(), "panic serving") {
 		t.Errorf("the log does not tell of the panic: %s", logged.String())
+	}
+	if err := healthcheck(); err == nil {
+		t.Error("healthcheck of a server that is gone is well")
 	}
 	if !strings.Contains(logged.String(), `"cause":"asked to"`) {
 		t.Errorf("the log does not say why it stopped: %s", logged.String())

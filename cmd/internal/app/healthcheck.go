@@ -1,0 +1,42 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// healthcheckTimeout is above readyTimeout, so that a server that is not ready can still say why.
+const healthcheckTimeout = readyTimeout + time.Second
+
+// Healthcheck is the command that asks a running server how it is. The images hold one of our binaries and nothing else, so that a
+// container's health check has no other program to ask with.
+type Healthcheck struct {
+	URL string `arg:"" help:"What to ask, as in http://127.0.0.1:8080/readyz."`
+}
+
+// Run returns nil when the answer is 200, and otherwise what was answered.
+func (h *Healthcheck) Run(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.URL, nil)
+	if err != nil {
+		return fmt.Errorf("healthcheck: %w", err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("healthcheck: %w", err)
+	}
+	defer res.Body.Close()
+	said, err := io.ReadAll(io.LimitReader(res.Body, 4<<10))
+	if err != nil {
+		return fmt.Errorf("healthcheck: read the answer of %s: %w", h.URL, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s: %s", h.URL, res.Status, strings.TrimSpace(string(said)))
+	}
+	return nil
+}
