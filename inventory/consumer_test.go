@@ -108,6 +108,30 @@ func TestThreeConsumersJoinAndLeaveUnderLoad(t *testing.T) {
 	}
 }
 
+func TestPartitionIsNotGivenAwayWithAnEventInHand(t *testing.T) {
+	f := newFixture(t, 2)
+	f.setStock(plenty)
+	events := orders(30, skusOf(plenty)...)
+	f.produce(events...)
+	unlock := f.lockStock()
+	group := cdctest.Name(t, "inventory")
+	a := f.start(group)
+	f.waitBlocked()
+	b := f.start(group)
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		if b.count(t, "inventory_consumer_partitions") == 0 {
+			return errors.New("the second consumer has no partition")
+		}
+		return nil
+	})
+	unlock()
+	f.waitCommitted(group, int64(len(events)))
+	f.audit(plenty, events)
+	if n := a.count(t, "inventory_events_duplicate_total") + b.count(t, "inventory_events_duplicate_total"); n > 0 {
+		t.Errorf("%v events were in two hands", n)
+	}
+}
+
 func TestOffsetIsCommittedAfterTheTransaction(t *testing.T) {
 	f := newFixture(t, 1)
 	f.setStock(map[string]int64{"tea": 5})
