@@ -160,7 +160,9 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 		defer listeners[i].Close()
 	}
 	group.Go(func() error { return app.Serve(ctx, listeners[0], app.Instrument(ordersReg, ordersMux), ordersLog) })
-	group.Go(func() error { return app.Serve(ctx, listeners[1], app.Instrument(inventoryReg, inventoryMux), inventoryLog) })
+	group.Go(func() error {
+		return app.Serve(ctx, listeners[1], app.Instrument(inventoryReg, inventoryMux), inventoryLog)
+	})
 	group.Go(func() error { return app.Serve(ctx, listeners[2], relayMux, relayLog) })
 	group.Go(func() error { return relay.Run(ctx) })
 	group.Go(func() error { return with.consume(consumer, ctx) })

@@ -30,7 +30,7 @@ const (
 // what it prints is what they answered.
 type witness struct {
 	out                      io.Writer
-	psql                     string // how to call it for the orders database
+	database                 string // URL of the orders database
 	orders, relay, inventory string // URLs
 	slot                     string
 	ordersDB, inventoryDB    *pgx.Conn
@@ -39,7 +39,7 @@ type witness struct {
 }
 
 func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, cfg cdc.Config, out io.Writer) (*witness, error) {
-	w := &witness{out: out, slot: cfg.Source.Slot, psql: "psql '" + pg.URL("orders") + "'"}
+	w := &witness{out: out, slot: cfg.Source.Slot, database: pg.URL("orders")}
 	var err1, err2, err3 error
 	w.ordersDB, err1 = pgx.Connect(ctx, pg.URL("orders"))
 	w.inventoryDB, err2 = pgx.Connect(ctx, pg.URL("inventory"))
@@ -103,7 +103,7 @@ func (w *witness) tellAll(ctx context.Context) error {
 	if _, err := w.buy(ctx, `[{"sku": "TEA-100", "quantity": 3, "unitPrice": "4.50"}]`); err != nil {
 		return err
 	}
-	w.say("\nA third one, too")
+	w.say("\nA third one comes the same way")
 	third, err := w.buy(ctx, `[{"sku": "MUG-200", "quantity": 2, "unitPrice": "12.00"}]`)
 	if err != nil {
 		return err
@@ -121,12 +121,20 @@ func (w *witness) tellAll(ctx context.Context) error {
 // goOn shows what arrives, whoever sent it, until ctx ends. An event that does not get to its end within patience is said, and left.
 func (w *witness) goOn(ctx context.Context, patience time.Duration) error {
 	items := `[{"sku": "TEA-100", "quantity": 1, "unitPrice": "4.50"}]`
+	psql, err := devenv.Tool("psql")
+	if err != nil {
+		psql = "psql"
+	}
 	w.say("\nNow you. What arrives is shown here. Ctrl-C ends the demo and leaves nothing behind.\n")
 	w.say("  orders     %s/orders", w.orders)
 	w.say("  inventory  %s/stock", w.inventory)
 	w.say("  relay      %s/status and %[1]s/metrics", w.relay)
-	w.say("\n  %s -c \"SELECT pay_order(create_order('you', 'you@shop.example', '%s'))\"", w.psql, strings.ReplaceAll(items, `"`, `\"`))
-	w.say("  %s -c 'SELECT * FROM outbox_slot'", w.psql)
+	w.say("")
+	if err != nil {
+		w.say("  (psql is not installed here; any other client of PostgreSQL will do)")
+	}
+	w.say("  %s '%s' -c \"SELECT pay_order(create_order('you', 'you@shop.example', '%s'))\"", psql, w.database, strings.ReplaceAll(items, `"`, `\"`))
+	w.say("  %s '%s' -c 'SELECT * FROM outbox_slot'", psql, w.database)
 	w.say(`  curl -s -H 'Content-Type: application/json' -d '{"buyerId": "you", "buyerEmail": "you@shop.example", "items": %s}' %s/orders`, items, w.orders)
 	w.say("  curl -s -X POST %s/orders/ORDER_ID/pay", w.orders)
 	for {
@@ -224,7 +232,7 @@ func (w *witness) commit(ctx context.Context, where string, args ...any) (id str
 // delivery says where an event in Kafka is, that the slot and the consumer group have it behind them, and what has become of it.
 func (w *witness) delivery(ctx context.Context, record *kgo.Record) error {
 	lsn := header(record, "lsn")
-	w.say("    Kafka      topic %s, partition %d, offset %d; it says: committed at LSN %s, row %s of its transaction", record.Topic, record.Partition, record.Offset, lsn, header(record, "seq"))
+	w.say("    Kafka      topic %s, partition %d, offset %d; its headers: lsn %s (of its COMMIT), seq %s", record.Topic, record.Partition, record.Offset, lsn, header(record, "seq"))
 	what := fmt.Sprintf("%s %s, in Kafka at partition %d, offset %d", header(record, "type"), header(record, "id"), record.Partition, record.Offset)
 
 	var confirmed string

@@ -1,0 +1,405 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/console"
+	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/inventory"
+)
+
+// TestMain is also the process that the tests start and stop.
+func TestMain(m *testing.M) {
+	if os.Getenv("DEMO_TEST_MAIN") != "" {
+		main()
+	}
+	cdctest.Main(m)
+}
+
+var whole = parts{pipeline.Relay, (*inventory.Consumer).Run}
+
+// once runs the demo in this process and returns what it showed and logged.
+func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logged string, err error) {
+	t.Helper()
+	var stdout, stderr buffer
+	err = runWith(t.Context(), with, append([]string{"--once"}, args...), func(string) string { return "" }, io.MultiWriter(&stdout, out), &stderr)
+	return stdout.String(), stderr.String(), err
+}
+
+func TestOnce(t *testing.T) {
+	t.Parallel()
+	out, log, err := once(t, whole, io.Discard, "--log-level", "debug")
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, out, log)
+	}
+	const lsn = `([0-9A-F]+/[0-9A-F]+)`
+	event := regexp.MustCompile(`  (Order\w+) (\S+) of order (\S+)
+    outbox     written by transaction \d+, committed; the WAL ends at ` + lsn + ` now
+    Kafka      topic outbox\.event\.order, partition \d, offset \d+; its headers: lsn ` + lsn + ` \(of its COMMIT\), seq (\d)
+    slot       confirmed_flush_lsn ` + lsn + `: .*
+    inventory  group inventory is at offset \d+: (.*)
+`)
+	var got []string
+	for i, m := range event.FindAllStringSubmatch(out, -1) {
+		got = append(got, m[1]+" "+m[6]+": "+m[8])
+		if end, committed, confirmed := parse(t, m[4]), parse(t, m[5]), parse(t, m[7]); committed >= end || confirmed <= committed {
+			t.Errorf("committed at %s, the WAL's end after it %s, confirmed %s: in no order", committed, end, confirmed)
+		}
+		// One grep over the log of all three tells its way; an order over SQL passes by the order service.
+		services := []string{"walpost", "inventory"}
+		if overHTTP := i < 2 || i == 6; overHTTP {
+			services = append(services, "orders")
+		}
+		for _, service := range services {
+			if !hasLine(log, "event_id="+m[2], "service="+service) {
+				t.Errorf("%s %s is not in the log of %s", m[1], m[2], service)
+			}
+		}
+	}
+	want := []string{
+		"OrderCreated 1: no stock moved",
+		"OrderPaid 1: MUG-200 5 → 4 (sold), TEA-100 10 → 8 (sold)",
+		"OrderCreated 1: no stock moved",
+		"OrderPaid 2: TEA-100 8 → 5 (sold)",
+		"OrderCreated 1: no stock moved",
+		"OrderPaid 2: MUG-200 4 → 2 (sold)",
+		"OrderCancelled 1: MUG-200 2 → 4 (returned)",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("shown:\n%s\nwanted:\n%s\nall of it:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), out)
+	}
+	if strings.Contains(log, "@shop.example") || strings.Contains(log, "unitPrice") {
+		t.Errorf("an e-mail address or a payload is in the log:\n%s", log)
+	}
+}
+
+func hasLine(log string, parts ...string) bool {
+	for line := range strings.Lines(log) {
+		missing := 0
+		for _, part := range parts {
+			if !strings.Contains(line, part) {
+				missing++
+			}
+		}
+		if missing == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func parse(t *testing.T, text string) (lsn cdc.LSN) {
+	t.Helper()
+	if err := lsn.Scan(text); err != nil {
+		t.Fatal(err)
+	}
+	return lsn
+}
+
+func TestARelayThatDropsARow(t *testing.T) {
+	t.Parallel()
+	with := whole
+	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer, _ cdc.Observer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
+		con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
+		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
+		return cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()), con
+	}
+	out, _, err := once(t, with, io.Discard, "--timeout", "15s")
+	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: --timeout: 15s are over; the relay says: ready$`).MatchString(err.Error()) {
+		t.Errorf("got %v, having shown:\n%s", err, out)
+	}
+}
+
+// dropping loses the first OrderPaid on its way from the WAL.
+type dropping struct{ cdc.Source }
+
+func (d dropping) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) {
+	stream, id, err := d.Source.Connect(ctx)
+	return &droppingStream{Stream: stream}, id, err
+}
+
+type droppingStream struct {
+	cdc.Stream
+	dropped bool
+}
+
+func (s *droppingStream) Next(m *cdc.Message) (bool, error) {
+	ok, err := s.Stream.Next(m)
+	if ok && m.Kind == cdc.Insert && string(m.Row.EventType) == "OrderPaid" && !s.dropped {
+		s.dropped = true
+		return s.Stream.Next(m)
+	}
+	return ok, err
+}
+
+func TestInventoryIsOff(t *testing.T) {
+	t.Parallel()
+	with := whole
+	with.consume = func(_ *inventory.Consumer, ctx context.Context) error {
+		<-ctx.Done()
+		return nil
+	}
+	out, _, err := once(t, with, io.Discard, "--timeout", "15s")
+	if err == nil || !regexp.MustCompile(`^OrderCreated \S+, in Kafka at partition \d, offset 0, is not applied by inventory: .*--timeout: 15s are over.*the consumer is not in group inventory yet$`).MatchString(err.Error()) {
+		t.Errorf("got %v, having shown:\n%s", err, out)
+	}
+}
+
+func TestStockThatIsNotAsTheOrdersSay(t *testing.T) {
+	t.Parallel()
+	// Somebody takes a mug without an order, before the last step.
+	var url string
+	thief := writerFunc(func(shown []byte) (int, error) {
+		if m := regexp.MustCompile(`PUT (\S+/MUG-200) `).FindSubmatch(shown); m != nil {
+			url = string(m[1])
+		}
+		if bytes.Contains(shown, []byte("is cancelled")) {
+			if err := put(t.Context(), url, `{"available": 1}`); err != nil {
+				t.Error(err)
+			}
+		}
+		return len(shown), nil
+	})
+	out, _, err := once(t, whole, thief)
+	if err == nil || err.Error() != "the stock of MUG-200 is 3 and should be 4: 5 before, 1 in paid orders" {
+		t.Errorf("got %v, having shown:\n%s", err, out)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+func put(ctx context.Context, url, body string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, url, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = errors.New(res.Status)
+	}
+	if res != nil {
+		_ = res.Body.Close()
+	}
+	return err
+}
+
+// A child is the demo as a process of its own, with a temporary folder of its own.
+type child struct {
+	testing.TB
+	cmd      *exec.Cmd
+	temp     string
+	out, err buffer
+}
+
+func spawn(t *testing.T, args ...string) *child {
+	t.Helper()
+	// Not t.TempDir: a server that runs as another user cannot enter that.
+	temp, err := os.MkdirTemp("", "demo-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(temp) })
+	if err := os.Chmod(temp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := &child{TB: t, cmd: exec.Command(os.Args[0], args...), temp: temp}
+	c.cmd.Env = append(os.Environ(), "DEMO_TEST_MAIN=1", "TMPDIR="+temp)
+	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.err
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if c.cmd.ProcessState == nil {
+			_ = c.cmd.Process.Kill()
+			_ = c.cmd.Wait()
+		}
+	})
+	return c
+}
+
+// says waits until the demo has shown the text.
+func (c *child) says(text string) {
+	c.Helper()
+	cdctest.Eventually(c, time.Minute, func() error {
+		if out := c.out.String(); !strings.Contains(out, text) {
+			return fmt.Errorf("no %q in:\n%s\n%s", text, out, c.err.String())
+		}
+		return nil
+	})
+}
+
+// ends waits for the process and returns its exit code.
+func (c *child) ends() int {
+	c.Helper()
+	timer := time.AfterFunc(time.Minute, func() { _ = c.cmd.Process.Kill() })
+	defer timer.Stop()
+	if err := c.cmd.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		c.Fatal(err)
+	}
+	return c.cmd.ProcessState.ExitCode()
+}
+
+// folders and processes are what is there because of the demo: in its temporary folder, and working there.
+func (c *child) folders() []string {
+	found, _ := filepath.Glob(filepath.Join(c.temp, "*"))
+	return found
+}
+
+func (c *child) processes() (found []string) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	for _, cwd := range all {
+		if dir, err := os.Readlink(cwd); err == nil && strings.HasPrefix(dir, c.temp+"/") {
+			found = append(found, cwd)
+		}
+	}
+	return found
+}
+
+func TestExitCode(t *testing.T) {
+	t.Parallel()
+	good := spawn(t, "--once")
+	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased as the orders say.\n") {
+		t.Errorf("exit code %d; it said:\n%s\n%s", code, good.out.String(), good.err.String())
+	}
+	late := spawn(t, "--once", "--timeout", "100ms")
+	if code := late.ends(); code != 1 || !strings.Contains(late.err.String(), "--timeout: 100ms are over") {
+		t.Errorf("exit code %d; it said:\n%s\n%s", code, late.out.String(), late.err.String())
+	}
+	for _, c := range []*child{good, late} {
+		if left := append(c.folders(), c.processes()...); len(left) > 0 {
+			t.Errorf("%v leaves %v", c.cmd.Args[1:], left)
+		}
+	}
+}
+
+func TestCtrlCLeavesNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		when func(*child)
+		code int
+	}{
+		"while it starts":         {nil, (*child).starts, 0},
+		"while it starts, --once": {[]string{"--once"}, (*child).starts, 1},
+		"when it waits for orders": {nil, func(c *child) {
+			c.says("/pay\n")
+			c.tries()
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			demo := spawn(t, c.args...)
+			c.when(demo)
+			if err := demo.cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+			if code := demo.ends(); code != c.code || (code == 0) != (demo.err.String() == "") {
+				t.Errorf("exit code %d, wanted %d; it said: %s", code, c.code, demo.err.String())
+			}
+			if left := append(demo.folders(), demo.processes()...); len(left) > 0 {
+				t.Errorf("it leaves %v", left)
+			}
+		})
+	}
+}
+
+func (c *child) starts() {
+	c.Helper()
+	cdctest.Eventually(c, time.Minute, func() error {
+		if len(c.folders()) == 0 {
+			return errors.New("no folder yet")
+		}
+		return nil
+	})
+}
+
+// tries does what the demo proposes, word for word where the program for it is there, and waits until it is shown.
+func (c *child) tries() {
+	c.Helper()
+	psql := regexp.MustCompile(`(?m)^  .*pay_order.*'you'.*$`).FindString(c.out.String())
+	if _, err := devenv.Tool("psql"); err != nil {
+		c.Fatal("psql is not installed, and the demo proposes it")
+	}
+	if out, err := exec.Command("sh", "-c", psql).CombinedOutput(); err != nil {
+		c.Fatalf("%s: %v: %s", psql, err, out)
+	}
+	c.says("TEA-100 5 → 4 (sold)")
+	m := regexp.MustCompile(`curl .* -d '(\{.*\})' (\S+)`).FindStringSubmatch(c.out.String())
+	if m == nil {
+		c.Fatalf("no curl line in:\n%s", c.out.String())
+	}
+	res, err := http.Post(m[2], "application/json", strings.NewReader(m[1]))
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	defer res.Body.Close()
+	var order struct{ OrderID, OrderNumber string }
+	if err := json.NewDecoder(res.Body).Decode(&order); err != nil || res.StatusCode != http.StatusCreated {
+		c.Fatalf("%s: %v", res.Status, err)
+	}
+	c.says("of order " + order.OrderID)
+}
+
+func TestSIGKILLLeavesNoServer(t *testing.T) {
+	t.Parallel()
+	demo := spawn(t)
+	demo.says("An order comes over HTTP")
+	if len(demo.processes()) == 0 {
+		t.Fatal("no server is seen while it runs")
+	}
+	if err := demo.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = demo.cmd.Wait()
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		if left := demo.processes(); len(left) > 0 {
+			return fmt.Errorf("it leaves %v", left)
+		}
+		return nil
+	})
+}
+
+// buffer is written and read at once.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
