@@ -2,7 +2,6 @@ package cdc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -120,10 +119,11 @@ func (r *reader) gulp() error {
 	n, err := r.stream.Fill(deadline)
 	if n > 0 {
 		r.heard = time.Now()
-		r.breath.took(n, r.heard)
-		if err := r.decode(n); err != nil {
+		rows, err := r.decode(n)
+		if err != nil {
 			return err
 		}
+		r.breath.took(n, rows, r.heard)
 	}
 	return err
 }
@@ -137,7 +137,8 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 	case <-r.queue.room:
 		r.fullSince = time.Time{}
 		r.heard = time.Now()
-		return r.decode(0)
+		_, err := r.decode(0)
+		return err
 	case <-tick:
 		if time.Since(r.fullSince) >= r.cfg.QueueTimeout {
 			return errQueueFull
@@ -149,10 +150,10 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 	return nil
 }
 
-// decode moves what was read into the queue, as far as there is room.
-func (r *reader) decode(bytes int) error {
-	var rows, dropped, others int
-	_, err := r.queue.fill(r.breath.busy, func(w *Window) (bool, error) {
+// decode moves what was read into the queue, as far as there is room, and counts its rows.
+func (r *reader) decode(bytes int) (rows int, err error) {
+	var dropped, others int
+	_, err = r.queue.fill(r.breath.busy, func(w *Window) (bool, error) {
 		for {
 			if r.held {
 				if !w.add(&r.msg.Row) {
@@ -193,8 +194,5 @@ func (r *reader) decode(bytes int) error {
 		}
 	})
 	r.observer.received(rows, dropped, others, bytes)
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
+	return rows, err
 }

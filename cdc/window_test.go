@@ -117,7 +117,7 @@ func TestBreathHoldsItsState(t *testing.T) {
 	now := time.Now()
 	take := func(sizes ...int) {
 		for _, n := range sizes {
-			b.took(n, now)
+			b.took(n, 1, now)
 		}
 	}
 	take(100, 200, gulpFull, gulpFull)
@@ -143,5 +143,9 @@ func TestBreathHoldsItsState(t *testing.T) {
 	}
 	if p := b.pause(now.Add(time.Millisecond)); p != time.Millisecond {
 		t.Errorf("quiet within the pace pauses %s", p)
+	}
+	b.took(40, 0, now.Add(time.Second)) // a Begin in a packet of its own
+	if p := b.pause(now.Add(time.Second)); p > 0 {
+		t.Errorf("a gulp without rows held the next one back for %s", p)
 	}
 }

@@ -7,14 +7,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
@@ -200,5 +204,149 @@ func BenchmarkDrain(b *testing.B) {
 	b.ReportMetric(worst, "x-worst")
 	b.ReportMetric(float64(cpu.Microseconds())/n, "cpu-µs/row")
 	b.ReportMetric(float64(rss>>20), "rss-MiB")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkLatency writes single-row transactions at a fixed rate, whatever the relay does, and measures from the commit's
+// return to the consumer. b.N is not used: each rate runs for some seconds.
+func BenchmarkLatency(b *testing.B) {
+	binary := relayBinary(b)
+	brokers := benchKafka(b)
+	for _, rate := range []int{100, 1000, 5000} {
+		b.Run(fmt.Sprintf("%d-per-second", rate), func(b *testing.B) {
+			s := stageOn(b, cdctest.Database(b), brokers)
+			s.must("init")
+			n := rate * 10
+			if rate == 100 {
+				n = rate * 20
+			}
+			lat, u := latencies(b, s, binary, rate, n)
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(ms(lat[len(lat)/2]), "p50-ms")
+			b.ReportMetric(ms(lat[len(lat)*99/100]), "p99-ms")
+			b.ReportMetric(100*u.cpu.Seconds()/u.wall.Seconds(), "%core")
+			b.ReportMetric(float64(u.rss>>20), "rss-MiB")
+		})
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// latencies returns, sorted, how long after its commit each row reached a consumer. The first second warms up.
+func latencies(b *testing.B, s *stage, binary string, rate, n int) ([]time.Duration, usage) {
+	b.Helper()
+	cmd := exec.Command(binary, "relay")
+	for k, v := range s.env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	log := &buffer{}
+	cmd.Stderr = log
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	(&relay{t: b, log: log}).says(20*time.Second, `"streaming"`)
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...), kgo.ConsumeTopics(s.topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(time.Second))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer client.Close()
+
+	committed := make([]atomic.Int64, n+1) // when commit i had returned
+	arrived := make([]time.Time, n+1)
+	received := make(chan int, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	go func() {
+		got := 0
+		for got < n && ctx.Err() == nil {
+			fetches := client.PollFetches(ctx)
+			now := time.Now()
+			fetches.EachRecord(func(r *kgo.Record) {
+				if i, err := strconv.Atoi(string(r.Key)); err == nil && arrived[i].IsZero() {
+					arrived[i] = now
+					got++
+				}
+			})
+		}
+		received <- got
+	}()
+
+	const writers = 16
+	pool, err := pgxpool.New(ctx, s.admin+"&pool_max_conns="+strconv.Itoa(writers))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer pool.Close()
+	jobs := make(chan int, n)
+	var group errgroup.Group
+	for range writers {
+		group.Go(func() error {
+			for i := range jobs {
+				if _, err := pool.Exec(ctx, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
+					VALUES (gen_random_uuid(), 'order', $1, 'OrderPaid', jsonb_build_object('text', repeat('x', 250)))`, strconv.Itoa(i)); err != nil {
+					return err
+				}
+				committed[i].Store(time.Now().UnixNano())
+			}
+			return nil
+		})
+	}
+	start := time.Now()
+	for i := 1; i <= n; {
+		due := int(time.Since(start).Seconds()*float64(rate)) + 1
+		for ; i <= min(due, n); i++ {
+			jobs <- i
+		}
+		time.Sleep(time.Until(start.Add(time.Duration(float64(i-1) / float64(rate) * 1e9))))
+	}
+	close(jobs)
+	if err := group.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	if got := <-received; got < n {
+		b.Fatalf("%d of %d rows arrived\n%s", got, n, log)
+	}
+	wall := time.Since(began)
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		b.Fatalf("relay: %v\n%s", err, log)
+	}
+	var lat []time.Duration
+	for i := rate + 1; i <= n; i++ {
+		lat = append(lat, max(0, arrived[i].Sub(time.Unix(0, committed[i].Load()))))
+	}
+	slices.Sort(lat)
+	return lat, usageOf(cmd.ProcessState, wall)
+}
+
+// BenchmarkFirstEvent is the time from the start of the process to the first record of a waiting row.
+func BenchmarkFirstEvent(b *testing.B) {
+	binary := relayBinary(b)
+	brokers := benchKafka(b)
+	s := stageOn(b, cdctest.Database(b), brokers)
+	s.must("init")
+	var total time.Duration
+	n := 0
+	for b.Loop() {
+		s.insert(1)
+		n++
+		total += drain(b, s, binary, n).wall
+	}
+	b.ReportMetric(ms(total)/float64(n), "ms-to-first-event")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkHugeTransaction drains one transaction of a million rows.
+func BenchmarkHugeTransaction(b *testing.B) {
+	const rows = 1_000_000
+	binary := relayBinary(b)
+	s := stageOn(b, cdctest.Database(b), benchKafka(b))
+	s.must("init")
+	load(b, s, rows, rows)
+	b.ResetTimer()
+	u := drain(b, s, binary, rows)
+	b.ReportMetric(rows/u.wall.Seconds(), "rows/s")
+	b.ReportMetric(float64(u.rss>>20), "rss-MiB")
 	b.ReportMetric(0, "ns/op")
 }
