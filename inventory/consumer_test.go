@@ -297,6 +297,7 @@ func TestWhatPostgreSQLRefusesIsMalformedToo(t *testing.T) {
 }
 
 func TestDatabaseAwayAndBack(t *testing.T) {
+	t.Parallel()
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	if err := server.CreateDatabase(t.Context(), "inventory"); err != nil {
 		t.Fatal(err)
@@ -353,6 +354,7 @@ func (f *fixture) waitReady(r *running, whatFor string) {
 }
 
 func TestKafkaAwayAndBack(t *testing.T) {
+	t.Parallel()
 	dir, port := t.TempDir(), freePort(t)
 	start := func() *devenv.Kafka {
 		t.Helper()
@@ -385,6 +387,7 @@ func TestKafkaAwayAndBack(t *testing.T) {
 }
 
 func TestWithoutKafkaItStopsAllTheSame(t *testing.T) {
+	t.Parallel()
 	f := newFixtureOn(t, database(t), []string{fmt.Sprintf("127.0.0.1:%d", freePort(t))}, 0)
 	r := f.start("inventory")
 	f.waitReady(r, "does not tell the offsets")
@@ -396,6 +399,7 @@ func TestWithoutKafkaItStopsAllTheSame(t *testing.T) {
 }
 
 func TestTopicMadeLate(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 0)
 	f.setStock(map[string]int64{"tea": 2})
 	r := f.start(cdctest.Name(t, "inventory"))
@@ -432,6 +436,7 @@ func TestTransactionsOfTheRelay(t *testing.T) {
 }
 
 func TestLagIsWhatIsNotApplied(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 3)
 	f.setStock(plenty)
 	unlock := f.lockStock()

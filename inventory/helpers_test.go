@@ -30,6 +30,9 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
+// migrating keeps two tests from altering the server's one role at the same time.
+var migrating sync.Mutex
+
 // migrateURL makes the inventory's schema and returns a pool with the service's own rights.
 func migrateURL(t *testing.T, admin string) *pgxpool.Pool {
 	t.Helper()
@@ -38,6 +41,8 @@ func migrateURL(t *testing.T, admin string) *pgxpool.Pool {
 		t.Fatal(err)
 	}
 	service.User = url.UserPassword("inventory_service", "secret")
+	migrating.Lock()
+	defer migrating.Unlock()
 	if err := sql.Migrate(t.Context(), sql.Inventory, admin, service.String(), io.Discard); err != nil {
 		t.Fatal(err)
 	}
