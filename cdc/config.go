@@ -19,7 +19,7 @@ import (
 // Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
 // path in capitals (WALPOST_SOURCE_URL); the environment wins.
 type Config struct {
-	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; names the state topic walpost.state.<pipeline>"`
+	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is called walpost.state. and this name"`
 	Source          SourceConfig  `yaml:"source"`
 	Kafka           KafkaConfig   `yaml:"kafka"`
 	Delivery        string        `yaml:"delivery" doc:"at_least_once: consumers deduplicate by the header id"`

@@ -48,10 +48,11 @@ func (r *Relay) Run(ctx context.Context) error {
 		began := time.Now()
 		err := r.session(ctx)
 		if ctx.Err() != nil {
-			r.enter(Stopped, err)
-			if errors.Is(err, context.Canceled) {
+			if err == nil || errors.Is(err, context.Canceled) {
+				r.enter(Stopped, context.Cause(ctx))
 				return nil
 			}
+			r.enter(Stopped, err)
 			return err
 		}
 		var halt *Halt
@@ -74,7 +75,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			r.enter(Stopped, nil)
+			r.enter(Stopped, context.Cause(ctx))
 			return nil
 		}
 	}

@@ -66,7 +66,7 @@ func (s *session) run(ctx context.Context) error {
 	pctx, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	go func() {
-		err := s.publishAll(pctx)
+		err := s.publishAll(ctx, pctx)
 		s.ended <- err
 		s.stream.Interrupt()
 	}()
@@ -99,7 +99,8 @@ func (s *session) stop(abandon context.CancelFunc) error {
 	for {
 		select {
 		case err := <-s.ended:
-			return errors.Join(err, s.status(false))
+			_ = s.status(false) // where the server is gone, the state record alone keeps rows from being repeated
+			return err
 		case <-tick.C:
 			if err := s.status(false); err != nil {
 				tick.Stop()
@@ -112,8 +113,8 @@ func (s *session) stop(abandon context.CancelFunc) error {
 	}
 }
 
-// publishAll is the publisher's goroutine: steps 4 to 6, then windows until drained.
-func (s *session) publishAll(ctx context.Context) error {
+// publishAll is the publisher's goroutine: steps 4 to 6, which end with ctx, then windows until drained, which do not.
+func (s *session) publishAll(ctx, drain context.Context) error {
 	// 4. A new client, never before the slot is owned.
 	pub, err := s.sink.Open(ctx)
 	if err != nil {
@@ -143,5 +144,5 @@ func (s *session) publishAll(ctx context.Context) error {
 	s.observer.covered(&claim)
 	s.started <- &claim
 	// 7. Stream.
-	return s.publish(ctx, pub, newProgress(&claim, time.Now()))
+	return s.publish(drain, pub, newProgress(&claim, time.Now()))
 }

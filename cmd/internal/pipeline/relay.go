@@ -35,13 +35,13 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 			case cdc.Streaming:
 				log.Info().Msg("streaming")
 			case cdc.Standby:
-				log.Info().Err(err).Msg("standing by: another relay owns the slot")
+				log.Info().AnErr("cause", err).Msg("standing by: another relay owns the slot")
 			case cdc.Retrying:
 				log.Warn().Err(err).Msg("session ended, starting over")
 			case cdc.Halted:
 				log.Error().Err(err).Msg("halted")
 			case cdc.Stopped:
-				log.Info().Err(err).Msg("stopped")
+				log.Info().AnErr("cause", err).Msg("stopped")
 			}
 		},
 		Covered: func(st *cdc.State) {
