@@ -40,7 +40,7 @@ func (s *Source) Admin(ctx context.Context, adminURL string) (*Admin, error) {
 	cfg.RuntimeParams["application_name"] = "walpost init"
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, classify("connect as administrator", err)
+		return nil, connectError("the administrator's URL", cfg.Config, err)
 	}
 	return &Admin{source: s, conn: conn}, nil
 }

@@ -3,6 +3,7 @@ package postgres
 import (
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -31,6 +32,15 @@ func classify(doing string, err error) error {
 		return &cdc.Halt{Found: said, Means: "PostgreSQL cannot decode a change; everything behind it waits in the slot", Run: "find the row in the outbox (encoding, or larger than 500 MB) and step over it with pg_replication_slot_advance after taking its content down"}
 	}
 	return errors.New(said)
+}
+
+// connectError is classify for a connection that was refused or never made; key is what holds its URL.
+func connectError(key string, cfg pgconn.Config, err error) error {
+	var op *net.OpError
+	if errors.As(err, new(*pgconn.PgError)) || !errors.As(err, &op) {
+		return classify("connect to "+key, err)
+	}
+	return fmt.Errorf("%s: PostgreSQL at %s:%d does not answer (%w): start it, or name the right host and port", key, cfg.Host, cfg.Port, op)
 }
 
 func errorResponse(body []byte) error {

@@ -34,7 +34,7 @@ func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg.RuntimeParams["application_name"] = s.application
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, classify("connect to source.url", err)
+		return nil, connectError("source.url", cfg.Config, err)
 	}
 	return conn, nil
 }

@@ -89,7 +89,7 @@ func (s *Source) connectReplication(ctx context.Context) (*pgconn.PgConn, error)
 	}
 	pg, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, classify("open the replication connection", err)
+		return nil, connectError("source.url", *cfg, err)
 	}
 	return pg, nil
 }

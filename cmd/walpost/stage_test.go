@@ -22,6 +22,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/sql"
 )
 
 // TestMain is also the walpost process that tests start and kill.
@@ -308,4 +309,12 @@ func (r *relay) get(t testing.TB, path string) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("%d %s", resp.StatusCode, body)
+}
+
+// migrateOrders makes the orders database.
+func (s *stage) migrateOrders() {
+	s.t.Helper()
+	if err := sql.Migrate(s.t.Context(), sql.Orders, s.admin, s.as("orders_"+strings.ReplaceAll(s.pipeline, "-", "_"), "pw"), io.Discard); err != nil {
+		s.t.Fatal(err)
+	}
 }
