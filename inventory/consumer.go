@@ -403,7 +403,7 @@ func (c *Consumer) measure(ctx context.Context) error {
 		err = ends.Error()
 	}
 	if err != nil {
-		return fmt.Errorf("Kafka at %s does not tell the offsets of topic %s: %w", strings.Join(c.cfg.Brokers, ","), c.cfg.Topic, err)
+		return fmt.Errorf("ask Kafka at %s for the offsets of topic %s: %w", strings.Join(c.cfg.Brokers, ","), c.cfg.Topic, err)
 	}
 	committed := c.client.CommittedOffsets()[c.cfg.Topic]
 	c.mu.Lock()

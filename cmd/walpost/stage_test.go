@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -283,15 +282,6 @@ func (b *buffer) String() string {
 }
 
 var _ io.Writer = (*buffer)(nil)
-
-func writeFile(t *testing.T, name, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
 
 // get asks the relay's own HTTP address, which its log tells.
 func (r *relay) get(t testing.TB, path string) string {
