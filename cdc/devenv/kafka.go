@@ -24,7 +24,10 @@ type KafkaConfig struct {
 }
 
 // Kafka is a running in-process cluster that speaks Kafka's protocol on 127.0.0.1. It does not replicate.
-type Kafka struct{ cluster *kfake.Cluster }
+type Kafka struct {
+	cluster *kfake.Cluster
+	brokers []string // asked once: a closed cluster never answers
+}
 
 // StartKafka starts a cluster; it takes less than a millisecond.
 func StartKafka(cfg KafkaConfig) (*Kafka, error) {
@@ -55,11 +58,11 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start in-process Kafka: %w", err)
 	}
-	return &Kafka{cluster}, nil
+	return &Kafka{cluster, cluster.ListenAddrs()}, nil
 }
 
 // Brokers are the addresses to give to a client.
-func (k *Kafka) Brokers() []string { return k.cluster.ListenAddrs() }
+func (k *Kafka) Brokers() []string { return k.brokers }
 
 // Cluster is the library's own handle, for faults: moved leaders, failing requests, lost brokers.
 func (k *Kafka) Cluster() *kfake.Cluster { return k.cluster }
