@@ -39,12 +39,15 @@ type cli struct {
 
 // parts are what the tests break, one at a time.
 type parts struct {
-	relay   func(cdc.Config, zerolog.Logger, prometheus.Registerer, cdc.Observer, ...kgo.Opt) (*cdc.Relay, *console.Console)
-	consume func(*inventory.Consumer, context.Context) error
+	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer, cdc.Observer, ...kgo.Opt) (*cdc.Relay, *console.Console)
+	consume  func(*inventory.Consumer, context.Context) error
+	patience time.Duration // an event that takes longer from its commit to the stock is not coming
 }
 
+var whole = parts{pipeline.Relay, (*inventory.Consumer).Run, 20 * time.Second}
+
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	return runWith(ctx, parts{pipeline.Relay, (*inventory.Consumer).Run}, args, getenv, stdout, stderr)
+	return runWith(ctx, whole, args, getenv, stdout, stderr)
 }
 
 func runWith(ctx context.Context, with parts, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -170,7 +173,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	// And somebody who buys, and looks at everything.
 	group.Go(func() error {
 		defer stop()
-		w, err := newWitness(limited, pg, broker, cfg, out)
+		w, err := newWitness(limited, pg, broker, cfg, with.patience, out)
 		if err != nil {
 			return err
 		}
@@ -179,7 +182,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 		if err := w.tellAll(limited); err != nil || c.Once {
 			return err
 		}
-		return w.goOn(ctx, c.Timeout)
+		return w.goOn(ctx)
 	})
 	return group.Wait()
 }

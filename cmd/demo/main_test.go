@@ -28,7 +28,6 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
 	"github.com/walpost/walpost/inventory"
 )
 
@@ -39,8 +38,6 @@ func TestMain(m *testing.M) {
 	}
 	cdctest.Main(m)
 }
-
-var whole = parts{pipeline.Relay, (*inventory.Consumer).Run}
 
 // once runs the demo in this process and returns what it showed and logged.
 func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logged string, err error) {
@@ -123,13 +120,14 @@ func parse(t *testing.T, text string) (lsn cdc.LSN) {
 func TestARelayThatDropsARow(t *testing.T) {
 	t.Parallel()
 	with := whole
+	with.patience = 8 * time.Second
 	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer, _ cdc.Observer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
 		con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
 		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
 		return cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()), con
 	}
-	out, _, err := once(t, with, io.Discard, "--timeout", "15s")
-	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: --timeout: 15s are over; the relay says: ready$`).MatchString(err.Error()) {
+	out, _, err := once(t, with, io.Discard)
+	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {
 		t.Errorf("got %v, having shown:\n%s", err, out)
 	}
 }
@@ -159,12 +157,13 @@ func (s *droppingStream) Next(m *cdc.Message) (bool, error) {
 func TestInventoryIsOff(t *testing.T) {
 	t.Parallel()
 	with := whole
+	with.patience = 8 * time.Second
 	with.consume = func(_ *inventory.Consumer, ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	out, _, err := once(t, with, io.Discard, "--timeout", "15s")
-	if err == nil || !regexp.MustCompile(`^OrderCreated \S+, in Kafka at partition \d, offset 0, is not applied by inventory: .*--timeout: 15s are over.*the consumer is not in group inventory yet$`).MatchString(err.Error()) {
+	out, _, err := once(t, with, io.Discard)
+	if err == nil || !regexp.MustCompile(`^OrderCreated \S+, in Kafka at partition \d, offset 0, is not applied by inventory: .*waited 8s for it.*the consumer is not in group inventory yet$`).MatchString(err.Error()) {
 		t.Errorf("got %v, having shown:\n%s", err, out)
 	}
 }

@@ -36,10 +36,11 @@ type witness struct {
 	ordersDB, inventoryDB    *pgx.Conn
 	kafka                    *kgo.Client
 	arrived                  []*kgo.Record // and not looked at yet
+	patience                 time.Duration // with each event
 }
 
-func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, cfg cdc.Config, out io.Writer) (*witness, error) {
-	w := &witness{out: out, slot: cfg.Source.Slot, database: pg.URL("orders")}
+func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, cfg cdc.Config, patience time.Duration, out io.Writer) (*witness, error) {
+	w := &witness{out: out, patience: patience, slot: cfg.Source.Slot, database: pg.URL("orders")}
 	var err1, err2, err3 error
 	w.ordersDB, err1 = pgx.Connect(ctx, pg.URL("orders"))
 	w.inventoryDB, err2 = pgx.Connect(ctx, pg.URL("inventory"))
@@ -118,8 +119,8 @@ func (w *witness) tellAll(ctx context.Context) error {
 	return w.compare(ctx, before)
 }
 
-// goOn shows what arrives, whoever sent it, until ctx ends. An event that does not get to its end within patience is said, and left.
-func (w *witness) goOn(ctx context.Context, patience time.Duration) error {
+// goOn shows what arrives, whoever sent it, until ctx ends. An event that does not get to its end in time is said, and left.
+func (w *witness) goOn(ctx context.Context) error {
 	items := `[{"sku": "TEA-100", "quantity": 1, "unitPrice": "4.50"}]`
 	psql, err := devenv.Tool("psql")
 	if err != nil {
@@ -143,7 +144,7 @@ func (w *witness) goOn(ctx context.Context, patience time.Duration) error {
 			return err
 		}
 		w.say("")
-		limited, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("waited %s", patience))
+		limited, cancel := w.limit(ctx)
 		if _, err = w.commit(limited, `id::text = $1`, header(record, "id")); err == nil {
 			err = w.delivery(limited, record)
 		}
@@ -201,6 +202,8 @@ func (w *witness) send(ctx context.Context, method, url, body string, answer any
 
 // follow says where the event of an order's change is, one place after the other, until stock has moved.
 func (w *witness) follow(ctx context.Context, order, eventType string) error {
+	ctx, cancel := w.limit(ctx)
+	defer cancel()
 	id, err := w.commit(ctx, `aggregate_id = $1 AND event_type = $2`, order, eventType)
 	if err != nil {
 		return err
@@ -216,11 +219,18 @@ func (w *witness) follow(ctx context.Context, order, eventType string) error {
 	}
 }
 
+func (w *witness) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, w.patience, fmt.Errorf("waited %s for it", w.patience))
+}
+
 // commit says what is in the outbox, as it was committed.
 func (w *witness) commit(ctx context.Context, where string, args ...any) (id string, err error) {
 	var eventType, order, xid, end string
-	err = w.ordersDB.QueryRow(ctx, `SELECT id::text, event_type, aggregate_id, xmin::text, pg_current_wal_flush_lsn()::text
-		FROM outbox WHERE `+where, args...).Scan(&id, &eventType, &order, &xid, &end)
+	// A commit is in the WAL a moment before other sessions see it: a fast relay can be ahead of this query.
+	err = until(ctx, func() error {
+		return w.ordersDB.QueryRow(ctx, `SELECT id::text, event_type, aggregate_id, xmin::text, pg_current_wal_flush_lsn()::text
+			FROM outbox WHERE `+where, args...).Scan(&id, &eventType, &order, &xid, &end)
+	})
 	if err != nil {
 		return "", fmt.Errorf("look for the event in the outbox: %w", err)
 	}
