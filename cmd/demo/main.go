@@ -39,7 +39,7 @@ type cli struct {
 
 // parts are what the tests break, one at a time.
 type parts struct {
-	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer, cdc.Observer, ...kgo.Opt) (*cdc.Relay, *console.Console)
+	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer, ...kgo.Opt) (*cdc.Relay, *console.Console)
 	consume  func(*inventory.Consumer, context.Context) error
 	patience time.Duration // an event that takes longer from its commit to the stock is not coming
 }
@@ -134,7 +134,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 
 	// The relay: WAL to Kafka.
 	relayLog, relayReg, relayMux := log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
-	relay, status := with.relay(cfg, relayLog, relayReg, cdc.Observer{})
+	relay, status := with.relay(cfg, relayLog, relayReg)
 	app.OpsRoutes(relayMux, relayReg, status.Ready)
 	status.Routes(relayMux)
 

@@ -121,7 +121,7 @@ func TestARelayThatDropsARow(t *testing.T) {
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
-	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer, _ cdc.Observer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
+	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
 		con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
 		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
 		return cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()), con

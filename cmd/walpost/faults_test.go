@@ -215,7 +215,7 @@ func (s *stage) startWith(o *outage) *relay {
 		s.t.Fatal(err)
 	}
 	r := &relay{t: s.t, log: &buffer{}}
-	engine, _ := pipeline.Relay(cfg, zerolog.New(r.log), prometheus.NewRegistry(), cdc.Observer{}, kgo.Dialer(o.dial))
+	engine, _ := pipeline.Relay(cfg, zerolog.New(r.log), prometheus.NewRegistry(), kgo.Dialer(o.dial))
 	ctx, cancel := context.WithCancel(s.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- engine.Run(ctx) }()

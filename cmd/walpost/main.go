@@ -88,7 +88,7 @@ func (*relayCmd) Run(p *process) error {
 		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", cfg.HTTP, err)
 	}
 	reg := app.NewRegistry()
-	relay, con := pipeline.Relay(cfg, log, reg, cdc.Observer{})
+	relay, con := pipeline.Relay(cfg, log, reg)
 	mux := http.NewServeMux()
 	app.OpsRoutes(mux, reg, con.Ready)
 	con.Routes(mux)

@@ -14,15 +14,14 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// Relay is a pipeline's relay with its console, observed by log and metrics. More observers and client options are for the
-// demo and tests.
-func Relay(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer, more cdc.Observer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
+// Relay is a pipeline's relay with its console, observed by log and metrics. Client options are for tests.
+func Relay(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
 	con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
 	relay := cdc.NewRelay(cfg,
 		postgres.NewSource(cfg.Pipeline, cfg.Source),
 		kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...),
 		route.New(cfg.Pipeline, cfg.Kafka),
-		cdc.Tee(logger(cfg, log), con.Observer(), more))
+		cdc.Tee(logger(cfg, log), con.Observer()))
 	return relay, con
 }
 
