@@ -21,7 +21,8 @@ const (
 	gulpShort = 4 << 10
 	busyAfter = 3
 	quietAt   = 20
-	busyPause = 500 * time.Microsecond
+	busyPause = 2 * time.Millisecond
+	busyWait  = time.Millisecond // for the first bytes after the pause; fewer than a gulp do not wake us
 )
 
 func (b *breath) pause(now time.Time) time.Duration {

@@ -110,22 +110,32 @@ func (s *session) status(ping bool) error {
 // gulp lets the socket fill, takes what is there and decodes it.
 func (r *reader) gulp() error {
 	if wait := r.breath.pause(time.Now()); wait > 0 {
+		r.stream.Undisturbed(true)
 		time.Sleep(wait)
 	}
 	deadline := r.lastStatus.Add(r.cfg.Source.StatusInterval)
 	if r.replyWanted {
 		deadline = r.lastStatus.Add(replyEvery)
 	}
+	if r.breath.busy {
+		deadline = time.Now().Add(busyWait)
+	} else {
+		r.stream.Undisturbed(false)
+	}
 	n, err := r.stream.Fill(deadline)
+	if err != nil && n == 0 {
+		return err
+	}
+	now := time.Now()
+	rows := 0
 	if n > 0 {
-		r.heard = time.Now()
-		rows, err := r.decode(n)
-		if err != nil {
+		r.heard = now
+		if rows, err = r.decode(n); err != nil {
 			return err
 		}
-		r.breath.took(n, rows, r.heard)
 	}
-	return err
+	r.breath.took(n, rows, now)
+	return nil
 }
 
 // waitForRoom waits until the publisher has taken the full window, but never longer than the next status update.

@@ -103,6 +103,8 @@ func (s *server) Status(confirmed LSN, _ bool) error {
 	return nil
 }
 
+func (s *server) Undisturbed(bool) {}
+
 func (s *server) Interrupt() { signal(s.wake) }
 
 func (s *server) Close() error {

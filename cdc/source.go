@@ -27,6 +27,9 @@ type Stream interface {
 	Start(ctx context.Context) error
 	// Fill waits until the deadline for bytes and takes one gulp of them. It returns 0 and no error when there were none.
 	Fill(deadline time.Time) (int, error)
+	// Undisturbed asks that the process not be woken by fewer bytes than a gulp, while true. A source that cannot is only
+	// slower. Fill still takes whatever is there.
+	Undisturbed(yes bool)
 	// Next decodes the next whole message of the gulp into m, or reports false when there is none left. The slices in m
 	// are valid until the next Fill.
 	Next(m *Message) (bool, error)

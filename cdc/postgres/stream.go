@@ -36,6 +36,7 @@ type stream struct {
 	buf  []byte
 	r, w int // buf[r:w] is received and not decoded
 
+	undisturbed bool
 	interrupted atomic.Bool
 	closeOnce   sync.Once
 	started     bool
@@ -153,6 +154,22 @@ func (s *stream) Fill(deadline time.Time) (int, error) {
 		if c, ok := s.raw().(*gulpConn); !ok || c.Buffered() == 0 || s.w == len(s.buf) {
 			return total, nil
 		}
+	}
+}
+
+// Undisturbed raises the socket's low-water mark. Without it every packet wakes a thread of Go's poller, also while nobody
+// reads, and the walsender pays for the waking.
+func (s *stream) Undisturbed(yes bool) {
+	if yes == s.undisturbed {
+		return
+	}
+	s.undisturbed = yes
+	mark := 1
+	if yes {
+		mark = gulp / 2
+	}
+	if c, ok := s.raw().(*gulpConn); ok {
+		setLowWater(c.Conn, mark)
 	}
 }
 
