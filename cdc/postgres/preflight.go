@@ -163,7 +163,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn) (problems
 	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
 	var inserts, viaRoot, partitioned bool
 	err = conn.QueryRow(ctx, `
-		SELECT p.pubinsert, p.pubviaroot, (SELECT relkind = 'p' FROM pg_class WHERE oid = $2)
+		SELECT p.pubinsert, p.pubviaroot, coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)
 		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, s.tableOID).Scan(&inserts, &viaRoot, &partitioned)
 	if errors.Is(err, pgx.ErrNoRows) {
 		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)

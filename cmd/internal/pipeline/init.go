@@ -103,20 +103,20 @@ func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
 // run, that run drops the slot nobody has read yet, and repeats.
 func (s *setup) slot(ctx context.Context) error {
 	name := s.cfg.Source.Slot
-	st, err := s.kafka.State(ctx)
-	if err != nil {
-		return err
-	}
 	if s.dryRun {
-		if st == nil || st.Phase == cdc.PhaseCreating {
+		st, err := s.kafka.State(ctx)
+		switch {
+		case err != nil:
+			return err
+		case st == nil || st.Phase == cdc.PhaseCreating:
 			s.say("slot %s: create it\n    %s;", name, s.pg.CreateSlotSQL())
 			s.say("state record in %s: write the first one, covered = the slot's confirmed_flush_lsn", s.cfg.StateTopic())
-		} else {
+		default:
 			s.say("slot %s: the state record covers %s", name, st.Covered)
 		}
 		return nil
 	}
-	facts, err := s.pg.Facts(ctx)
+	st, facts, err := standing(ctx, s.pg.Facts, s.kafka.State)
 	if err != nil {
 		return err
 	}

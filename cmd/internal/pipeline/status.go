@@ -45,14 +45,21 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		return err != nil
 	}
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
-	state, stateErr := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Peek(ctx)
-	st.State = state
+	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
 	st.Slot.Name = cfg.Source.Slot
-	blocked(stateErr)
 	if blocked(source.Preflight(ctx)) {
+		state, err := sink.Peek(ctx)
+		blocked(err)
+		st.State = state
 		return st
 	}
-	facts, err := source.Facts(ctx)
+	var stateErr error
+	state, facts, err := standing(ctx, source.Facts, func(ctx context.Context) (state *cdc.State, _ error) {
+		state, stateErr = sink.Peek(ctx)
+		blocked(stateErr)
+		return state, nil // what PostgreSQL says is told without it
+	})
+	st.State = state
 	if blocked(err) {
 		return st
 	}
@@ -84,6 +91,22 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		}
 	}
 	return st
+}
+
+// standing reads slot and state record while a relay may be moving both: the slot before the record and the WAL's end after
+// it, so that the record, which always lies between them, is never seen behind the slot or ahead of the server.
+func standing(ctx context.Context, facts func(context.Context) (cdc.Facts, error), state func(context.Context) (*cdc.State, error)) (*cdc.State, cdc.Facts, error) {
+	before, err := facts(ctx)
+	if err != nil {
+		return nil, before, err
+	}
+	st, err := state(ctx)
+	if err != nil {
+		return nil, before, err
+	}
+	after, err := facts(ctx)
+	after.Slot.ConfirmedFlush = before.Slot.ConfirmedFlush
+	return st, after, err
 }
 
 // Write prints the status for people.
