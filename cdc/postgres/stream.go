@@ -288,6 +288,7 @@ func (s *stream) Interrupt() {
 func (s *stream) Close() error {
 	var err error
 	s.closeOnce.Do(func() {
+		s.Undisturbed(false)
 		if s.started && s.write([]byte{'c', 0, 0, 0, 4}) == nil {
 			s.awaitCopyDone(time.Now().Add(closeTimeout))
 		}
