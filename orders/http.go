@@ -120,7 +120,7 @@ func (a *api) once(w http.ResponseWriter, r *http.Request, key Key, status int, 
 		a.log.Debug().Stringer("order_id", answer.OrderID).Msg("answer repeated")
 	} else {
 		a.events.WithLabelValues(done.EventType).Inc()
-		a.log.Info().Stringer("order_id", done.Order.ID).Int64("order_number", done.Order.Number).
+		a.log.Info().Stringer("order_id", done.Order.ID).Str("order_number", strconv.FormatInt(done.Order.Number, 10)).
 			Stringer("event_id", done.EventID).Str("type", done.EventType).Msg("order " + string(done.Order.Status))
 	}
 	if answer.Status == http.StatusCreated {

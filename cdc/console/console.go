@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -50,74 +49,38 @@ func (s Status) MarshalJSON() ([]byte, error) {
 	}{plain(s), s.Covered.String(), s.Confirmed.String()})
 }
 
-// series is every metric of the relay; the reference in the README is made from it.
-var series = []struct{ name, help string }{
-	{"walpost_rows_received_total", "Rows of the outbox that were taken off the WAL and had to be delivered."},
-	{"walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."},
-	{"walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."},
-	{"walpost_received_bytes_total", "Bytes read from the replication connection."},
-	{"walpost_rows_published_total", "Rows that are durable in Kafka."},
-	{"walpost_windows_total", "Windows that are durable in Kafka."},
-	{"walpost_window_seconds", "Time from a window's first row to its being durable."},
-	{"walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."},
-	{"walpost_confirmed_lsn", "LSN last confirmed to the slot."},
-	{"walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."},
-	{"walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."},
-	{"walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."},
-	{"walpost_halts_total", "Times the relay halted and asked for a human."},
-	{"walpost_retries_total", "Times a session ended and was started over."},
-}
-
-// MetricsReference is the table of all metrics, as Markdown for the README.
-func MetricsReference() string {
-	var b strings.Builder
-	b.WriteString("| metric | what it is |\n|---|---|\n")
-	for _, m := range series {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", m.name, m.help)
-	}
-	return b.String()
-}
-
 // New registers the metrics.
 func New(pipeline, slot string, reg prometheus.Registerer) *Console {
-	help := func(name string) string {
-		for _, m := range series {
-			if m.name == name {
-				return m.help
-			}
-		}
-		panic("console: metric without help: " + name)
-	}
 	labels := prometheus.Labels{"pipeline": pipeline}
-	counter := func(name string) prometheus.Counter {
-		m := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help(name), ConstLabels: labels})
+	counter := func(name, help string) prometheus.Counter {
+		m := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels})
 		reg.MustRegister(m)
 		return m
 	}
-	gauge := func(name string) prometheus.Gauge {
-		m := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help(name), ConstLabels: labels})
+	gauge := func(name, help string) prometheus.Gauge {
+		m := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels})
 		reg.MustRegister(m)
 		return m
 	}
 	c := &Console{
 		pipeline: pipeline, slot: slot,
-		received:  counter("walpost_rows_received_total"),
-		dropped:   counter("walpost_rows_dropped_total"),
-		others:    counter("walpost_other_messages_total"),
-		bytes:     counter("walpost_received_bytes_total"),
-		published: counter("walpost_rows_published_total"),
-		windows:   counter("walpost_windows_total"),
-		halts:     counter("walpost_halts_total"),
-		retries:   counter("walpost_retries_total"),
+		received:  counter("walpost_rows_received_total", "Rows of the outbox that were taken off the WAL and had to be delivered."),
+		dropped:   counter("walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."),
+		others:    counter("walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."),
+		bytes:     counter("walpost_received_bytes_total", "Bytes read from the replication connection."),
+		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka."),
+		windows:   counter("walpost_windows_total", "Windows that are durable in Kafka."),
+		halts:     counter("walpost_halts_total", "Times the relay halted and asked for a human."),
+		retries:   counter("walpost_retries_total", "Times a session ended and was started over."),
 		windowSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "walpost_window_seconds", Help: help("walpost_window_seconds"), ConstLabels: labels,
+			Name: "walpost_window_seconds", Help: "Time from a window's first row to its being durable.", ConstLabels: labels,
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
-		covered:    gauge("walpost_covered_lsn"),
-		confirmed:  gauge("walpost_confirmed_lsn"),
-		stalled:    gauge("walpost_kafka_stalled"),
-		streaming:  gauge("walpost_streaming"),
-		lastCommit: gauge("walpost_last_commit_timestamp_seconds"),
+		covered:    gauge("walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."),
+		confirmed:  gauge("walpost_confirmed_lsn", "LSN last confirmed to the slot."),
+		stalled:    gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
+		streaming:  gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
+		lastCommit: gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
 		status:     Status{Pipeline: pipeline, Slot: slot, Role: cdc.Starting, Since: time.Now().UTC()},
 	}
 	reg.MustRegister(c.windowSeconds)

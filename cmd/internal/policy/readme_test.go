@@ -1,0 +1,92 @@
+package policy_test
+
+import (
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/console"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/inventory"
+	"github.com/walpost/walpost/orders"
+)
+
+var update = flag.Bool("update", false, "write the generated parts of README.md")
+
+// catalogue is a registry that only takes down what is registered.
+type catalogue struct{ rows []string }
+
+var description = regexp.MustCompile(`fqName: "([^"]+)", help: "([^"]*)"`)
+
+func (c *catalogue) Register(collector prometheus.Collector) error {
+	descs := make(chan *prometheus.Desc, 100)
+	collector.Describe(descs)
+	close(descs)
+	for d := range descs {
+		m := description.FindStringSubmatch(d.String())
+		c.rows = append(c.rows, fmt.Sprintf("| `%s` | %s |\n", m[1], m[2]))
+	}
+	return nil
+}
+
+func (c *catalogue) MustRegister(collectors ...prometheus.Collector) {
+	for _, collector := range collectors {
+		_ = c.Register(collector)
+	}
+}
+
+func (c *catalogue) Unregister(prometheus.Collector) bool { return false }
+
+// metrics are those of all three processes.
+func metrics(t *testing.T) string {
+	t.Helper()
+	var c catalogue
+	console.New("p", "s", &c)
+	store, err := orders.Open(t.Context(), "postgres://127.0.0.1:1/none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	orders.Routes(http.NewServeMux(), store, &c, zerolog.Nop())
+	inventory.NewMetrics(&c)
+	slices.Sort(c.rows)
+	return "| metric | what it is |\n|---|---|\n" + strings.Join(c.rows, "")
+}
+
+// TestReadmeIsGeneratedFromTheCode keeps the references in the README in step: go test ./cmd/internal/policy -run Readme -update
+func TestReadmeIsGeneratedFromTheCode(t *testing.T) {
+	const path = "../../../README.md"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	for name, want := range map[string]string{"configuration": cdc.ConfigReference(), "metrics": metrics(t)} {
+		before, rest, ok := strings.Cut(text, "<!-- generated: "+name+" -->\n")
+		have, after, end := strings.Cut(rest, "<!-- end -->")
+		if !ok || !end {
+			t.Fatalf("README.md has no part for %s", name)
+		}
+		if have != want && !*update {
+			t.Errorf("the %s reference in README.md is not the code's: run this test with -update", name)
+		}
+		text = before + "<!-- generated: " + name + " -->\n" + want + "<!-- end -->" + after
+	}
+	if ddl := strings.ReplaceAll(postgres.TableDDL(cdc.DefaultConfig().Source), `"`, ""); !strings.Contains(text, strings.Replace(ddl, "public.outbox", "outbox", 1)) {
+		t.Errorf("the table in README.md is not the one that init makes:\n%s", ddl)
+	}
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
