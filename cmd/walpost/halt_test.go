@@ -269,3 +269,51 @@ func (s *stage) limit(bytes string) {
 		s.t.Fatal(err, resp)
 	}
 }
+
+// TestChangesUnderARunningRelay pulls the ground away while the relay streams. It halts on the next row, before anything is skipped.
+func TestChangesUnderARunningRelay(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*stage)
+		says   string
+	}{
+		"publication dropped": {func(s *stage) {
+			s.exec("DROP PUBLICATION walpost")
+			s.insert(5)
+		}, "publication"},
+		"table renamed": {func(s *stage) {
+			s.exec("ALTER TABLE outbox RENAME TO outbox_old")
+			s.exec("INSERT INTO outbox_old VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}')")
+		}, "outbox_old"},
+		"column taken away": {func(s *stage) {
+			s.exec("ALTER TABLE outbox DROP COLUMN event_type CASCADE")
+			s.exec("INSERT INTO outbox (id, aggregate_type, aggregate_id, payload) VALUES (gen_random_uuid(), 'order', 'k', '{}')")
+		}, "source.columns.event_type"},
+		"slot's walsender ended and the slot advanced": {func(s *stage) {
+			s.exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"])
+			cdctest.Eventually(s.t, 10*time.Second, func() error { // the relay comes back within a moment: be quicker
+				conn := s.connect()
+				defer func() { _ = conn.Close(context.Background()) }()
+				if _, err := conn.Exec(s.t.Context(), "INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}')"); err != nil {
+					return err
+				}
+				if _, err := conn.Exec(s.t.Context(), "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", s.env["WALPOST_SOURCE_SLOT"]); err != nil {
+					_, _ = conn.Exec(s.t.Context(), "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"])
+					return err
+				}
+				return nil
+			})
+		}, "re-created or advanced"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			s.must("init")
+			r := s.start()
+			s.insert(5)
+			s.confirmed(20 * time.Second)
+			c.change(s)
+			r.says(20*time.Second, `"halted"`)
+			r.says(time.Second, c.says)
+		})
+	}
+}
