@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -94,16 +95,31 @@ func positionOf(t testing.TB, r *kgo.Record) (p cdc.Position) {
 	return p
 }
 
-// TestKillLosesNothing kills -9 under load, at random, until every gap between row, state and slot was hit.
+// TestKillLosesNothing kills -9 under load until every gap between row, state and slot was hit: at random, and every other time
+// as soon as a state record is durable, for what is then not confirmed yet is confirmed within milliseconds on servers that ask.
 func TestKillLosesNothing(t *testing.T) {
 	s := newStage(t)
 	s.must("init")
+	s.env["LOG_LEVEL"] = "debug"
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Rate: 300})
 	var inFlight, beforeState, beforeConfirm, n int
 	for ; n < kills() || (n < 5*kills() && (inFlight == 0 || beforeState == 0 || beforeConfirm == 0)); n++ {
 		r := s.spawn()
 		r.says(20*time.Second, `"streaming"`)
-		time.Sleep(rand.N(1500 * time.Millisecond)) // the instant of the kill is what is random here
+		if n%2 == 0 {
+			time.Sleep(rand.N(1500 * time.Millisecond)) // the instant of the kill is what is random here
+		} else {
+			durable := make(chan struct{})
+			r.log.on("state record is durable", func() {
+				_ = syscall.Kill(r.pid, syscall.SIGKILL)
+				close(durable)
+			})
+			select {
+			case <-durable:
+			case <-time.After(20 * time.Second):
+				t.Fatal("no state record in 20 s of load")
+			}
+		}
 		committed := w.Committed()
 		r.kill()
 		h := s.look(committed)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -83,6 +84,10 @@ func (*relayCmd) Run(p *process) error {
 		return err
 	}
 	log = log.With().Str("service", "walpost").Logger()
+	if p.getenv("GOMEMLIMIT") == "" {
+		// What lives is a few windows' worth; without a limit the collector lets twice that pile up.
+		debug.SetMemoryLimit(24<<20 + 6*int64(cfg.Window.Bytes))
+	}
 	ln, err := net.Listen("tcp", cfg.HTTP)
 	if err != nil {
 		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", cfg.HTTP, err)

@@ -248,7 +248,8 @@ func (s *stage) spawn() *relay {
 
 func (s *stage) report(r *relay, err error) {
 	if s.t.Failed() {
-		s.t.Logf("relay ended with %v; its log:\n%s", err, r.log)
+		log := r.log.String()
+		s.t.Logf("relay ended with %v; the end of its log:\n%s", err, log[max(0, len(log)-4000):])
 	}
 }
 
@@ -267,12 +268,26 @@ func (r *relay) says(within time.Duration, text string) {
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
+
+	awaited string
+	then    func() // called once, by the writer, as soon as awaited is written
 }
 
 func (b *buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.then != nil && bytes.Contains(p, []byte(b.awaited)) {
+		b.then()
+		b.then = nil
+	}
 	return b.b.Write(p)
+}
+
+// on calls f at the next writing of text.
+func (b *buffer) on(text string, f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.awaited, b.then = text, f
 }
 
 func (b *buffer) String() string {
