@@ -101,6 +101,7 @@ func TestKillLosesNothing(t *testing.T) {
 	s := newStage(t)
 	s.must("init")
 	s.env["LOG_LEVEL"] = "debug"
+	s.env["WALPOST_SOURCE_STATUS_INTERVAL"] = "100ms" // what is confirmed too early is confirmed often
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Rate: 300})
 	var inFlight, beforeState, beforeConfirm, n int
 	for ; n < kills() || (n < 5*kills() && (inFlight == 0 || beforeState == 0 || beforeConfirm == 0)); n++ {
