@@ -179,7 +179,9 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	var logged bytes.Buffer
 	ended := make(chan error, 1)
-	go func() { ended <- app.Serve(ctx, ln, app.Instrument(reg, mux), zerolog.New(zerolog.SyncWriter(&logged))) }()
+	go func() {
+		ended <- app.Serve(ctx, ln, app.Instrument(reg, mux), zerolog.New(zerolog.SyncWriter(&logged)))
+	}()
 
 	healthcheck := func() error {
 		return (&app.Healthcheck{URL: "http://" + ln.Addr().String() + "/readyz"}).Run(t.Context())
