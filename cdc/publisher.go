@@ -3,6 +3,8 @@ package cdc
 import (
 	"context"
 	"time"
+
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 const (
@@ -110,6 +112,9 @@ func (s *session) write(ctx context.Context, pub Publisher, p *progress, records
 		return err
 	}
 	if st != nil {
+		if err := failpoint.Hit("after_commit_before_ack"); err != nil {
+			return err
+		}
 		p.written(st, time.Now())
 		s.confirmed.Store(uint64(st.Covered))
 		s.observer.covered(st)

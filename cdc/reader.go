@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 const (
@@ -104,6 +106,9 @@ func (s *session) status(ping bool) error {
 		return err
 	}
 	s.observer.confirmed(lsn)
+	if lsn > 0 {
+		return failpoint.Hit("after_ack")
+	}
 	return nil
 }
 
@@ -131,6 +136,11 @@ func (r *reader) gulp() error {
 	if n > 0 {
 		r.heard = now
 		if rows, err = r.decode(n); err != nil {
+			return err
+		}
+	}
+	if rows > 0 {
+		if err := failpoint.Hit("after_decode"); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 // session is one life of the replication connection. Nothing survives it but the slot and the state record.
@@ -121,6 +123,9 @@ func (s *session) publishAll(ctx, drain context.Context) error {
 		return err
 	}
 	defer pub.Close()
+	if err := failpoint.Hit("after_open"); err != nil {
+		return err
+	}
 	// 5. The state record, never before 4.
 	st, err := pub.State(ctx)
 	if err != nil {

@@ -63,7 +63,7 @@ func TestALostConnectionLosesNeitherHalf(t *testing.T) {
 	for where, orderIsThere := range map[cut][]int{before: {0}, during: {0, 1}, after: {1}} {
 		t.Run(where.String()+" COMMIT", func(t *testing.T) {
 			var once sync.Once
-			var p *proxy
+			var p *cutter
 			s := openThrough(t, func(url string) string {
 				var through string
 				p, through = startProxy(t, url, func() (c cut) {
@@ -107,7 +107,7 @@ func TestBothOrNeitherUnderLoad(t *testing.T) {
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
 		perWorker = 600
 	}
-	var p *proxy
+	var p *cutter
 	var through string
 	s := openThrough(t, func(url string) string {
 		p, through = startProxy(t, url, func() cut {

@@ -1,56 +1,138 @@
 package cdctest
 
 import (
+	"bufio"
+	"cmp"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Proxy stands between a client and a server on loopback and breaks the wire where the test says.
+// Proxy stands between clients and a server, or the brokers of a cluster, on loopback, knows the frames of their protocol,
+// and breaks the wire where the test says.
 type Proxy struct {
-	listener net.Listener
-	target   string
-	pass     func(fromServer bool, chunk []byte) bool
-	group    sync.WaitGroup
+	t     testing.TB
+	kafka bool
+	pass  func(Frame) Verdict
+	group sync.WaitGroup
 
-	mu    sync.Mutex
-	pairs map[*pair]struct{}
-	down  bool
+	mu       sync.Mutex
+	fronts   map[string]net.Listener // by the server's address
+	first    []string                // addresses to give to clients
+	pairs    map[*pair]struct{}
+	wires    [2]Wire // to the server, to the client
+	changed  chan struct{}
+	count    int64
+	down     bool
+	finished bool
 }
 
-// pair is a client's connection and the one it led to.
-type pair struct{ client, server net.Conn }
+// Frame is one message on the wire.
+type Frame struct {
+	Conn       int64 // the connection's number
+	FromServer bool
+	Type       byte  // PostgreSQL's message type; 0 for a client's first
+	API        int16 // Kafka's key of what is asked, or of what this answers
+	Bytes      []byte
+}
 
-func (p *pair) close() { _ = errors.Join(p.client.Close(), p.server.Close()) }
+// Verdict is what becomes of a frame.
+type Verdict int
 
-// StartProxy forwards connections to target, a host:port, until the test ends. Before a chunk of bytes goes on, pass
-// decides: false closes its connection, both ways, and the chunk is lost; to block in it stalls this direction. It is
-// called from several goroutines. Nil lets everything through.
-func StartProxy(t testing.TB, target string, pass func(fromServer bool, chunk []byte) bool) *Proxy {
+// Pass lets a frame go on. Lose loses it, and its connection with it: of an answer, so that what was applied looks lost.
+// Last lets it go on and resets the connection, which may outrun it.
+const (
+	Pass Verdict = iota
+	Lose
+	Last
+)
+
+// Wire is how one direction of every connection behaves. The zero value lets bytes through as they come.
+type Wire struct {
+	Stalled   bool          // nothing is taken: the sender blocks when its buffers are full
+	Swallowed bool          // all is taken and nothing arrives, not even an end; when that is over the connection is reset
+	Chunk     int           // most bytes written at once
+	Split     bool          // each frame is written in two, at an offset that goes on by one from frame to frame
+	Bandwidth int           // bytes a second
+	Delay     time.Duration // before each frame
+}
+
+// StartProxy forwards connections to a PostgreSQL at target, a host:port, until the test ends. Before a frame goes on, pass
+// decides about it; it is called from several goroutines and must not block. Nil lets everything through. TLS is declined
+// in the server's name.
+func StartProxy(t testing.TB, target string, pass func(Frame) Verdict) *Proxy {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	return start(t, []string{target}, false, pass)
+}
+
+// StartKafkaProxy forwards to the brokers of a cluster. What they say of their addresses is rewritten, so that a client
+// that is given Brokers reaches all of them, also those that join later, through the proxy only.
+func StartKafkaProxy(t testing.TB, brokers []string, pass func(Frame) Verdict) *Proxy {
+	t.Helper()
+	return start(t, brokers, true, pass)
+}
+
+func start(t testing.TB, targets []string, kafka bool, pass func(Frame) Verdict) *Proxy {
+	t.Helper()
 	if pass == nil {
-		pass = func(bool, []byte) bool { return true }
+		pass = func(Frame) Verdict { return Pass }
 	}
-	p := &Proxy{listener: listener, target: target, pass: pass, pairs: map[*pair]struct{}{}}
-	p.group.Go(p.accept)
+	p := &Proxy{t: t, kafka: kafka, pass: pass, fronts: map[string]net.Listener{}, pairs: map[*pair]struct{}{}, changed: make(chan struct{})}
+	for _, target := range targets {
+		addr, err := p.front(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.first = append(p.first, addr)
+	}
 	t.Cleanup(func() {
-		_ = listener.Close()
+		p.mu.Lock()
+		p.finished = true
+		for _, listener := range p.fronts {
+			_ = listener.Close()
+		}
+		p.mu.Unlock()
+		p.Set(Wire{}, Wire{})
 		p.Down()
 		p.group.Wait()
 	})
 	return p
 }
 
+// front listens in front of a server and returns where.
+func (p *Proxy) front(target string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if listener := p.fronts[target]; listener != nil {
+		return listener.Addr().String(), nil
+	}
+	if p.finished {
+		return "", net.ErrClosed
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	p.fronts[target] = listener
+	p.group.Go(func() { p.accept(listener, target) })
+	return listener.Addr().String(), nil
+}
+
 // Addr is where clients connect to.
-func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+func (p *Proxy) Addr() string { return p.first[0] }
+
+// Brokers are the addresses to give to a Kafka client.
+func (p *Proxy) Brokers() []string { return p.first }
 
 // URL leads a connection string through the proxy.
 func (p *Proxy) URL(t testing.TB, through string) string {
@@ -61,6 +143,20 @@ func (p *Proxy) URL(t testing.TB, through string) string {
 	}
 	u.Host = p.Addr()
 	return u.String()
+}
+
+// Set changes how bytes travel, on open connections and new ones. Two zero values mend everything.
+func (p *Proxy) Set(toServer, toClient Wire) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wires = [2]Wire{toServer, toClient}
+	for open := range p.pairs {
+		if open.lost.Load() && !toServer.Swallowed && !toClient.Swallowed {
+			open.close()
+		}
+	}
+	close(p.changed)
+	p.changed = make(chan struct{})
 }
 
 // Cut closes every open connection; new ones are accepted.
@@ -87,26 +183,49 @@ func (p *Proxy) set(down bool) {
 	}
 }
 
-func (p *Proxy) accept() {
+func (p *Proxy) accept(listener net.Listener, target string) {
 	for {
-		client, err := p.listener.Accept()
+		client, err := listener.Accept()
 		if err != nil {
 			return
 		}
-		p.group.Go(func() { p.serve(client) })
+		p.group.Go(func() { p.serve(client, target) })
 	}
 }
 
-func (p *Proxy) serve(client net.Conn) {
-	server, err := net.DialTimeout("tcp", p.target, 5*time.Second)
+// pair is a client's connection and the one it led to.
+type pair struct {
+	number         int64
+	client, server net.Conn
+	closed         chan struct{}
+	once           sync.Once
+	lost           atomic.Bool // something was swallowed
+
+	mu    sync.Mutex
+	asked map[int32]kafkaRequest // by correlation id
+}
+
+type kafkaRequest struct{ api, version int16 }
+
+func (c *pair) close() {
+	c.once.Do(func() {
+		close(c.closed)
+		_ = errors.Join(c.client.Close(), c.server.Close())
+	})
+}
+
+func (p *Proxy) serve(client net.Conn, target string) {
+	server, err := net.DialTimeout("tcp", target, 5*time.Second)
 	if err != nil {
 		_ = client.Close()
 		return
 	}
-	both := &pair{client, server}
+	both := &pair{client: client, server: server, closed: make(chan struct{}), asked: map[int32]kafkaRequest{}}
 	defer both.close()
 	p.mu.Lock()
 	down := p.down
+	p.count++
+	both.number = p.count
 	p.pairs[both] = struct{}{}
 	p.mu.Unlock()
 	defer func() {
@@ -123,21 +242,219 @@ func (p *Proxy) serve(client net.Conn) {
 	group.Wait()
 }
 
-func (p *Proxy) forward(both *pair, to io.Writer, from io.Reader, fromServer bool) {
+// forward carries frames in one direction until the connection is closed, by either end or the proxy.
+func (p *Proxy) forward(both *pair, to, from net.Conn, fromServer bool) {
 	defer both.close()
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			if !p.pass(fromServer, buf[:n]) {
+	r, w := bufio.NewReaderSize(from, 64<<10), bufio.NewWriterSize(to, 64<<10)
+	read := p.postgres(both, r, fromServer)
+	if p.kafka {
+		read = p.kafkaFrame(both, r, fromServer)
+	}
+	for n := 0; ; n++ {
+		frame, err := read()
+		wire, changed := p.wire(fromServer)
+		for (wire.Stalled && err == nil) || (wire.Swallowed && err != nil) {
+			select { // a half-open connection does not end either
+			case <-changed:
+				wire, changed = p.wire(fromServer)
+				if err != nil {
+					return
+				}
+			case <-both.closed:
 				return
 			}
-			if _, err := to.Write(buf[:n]); err != nil {
-				return
-			}
+		}
+		if wire.Swallowed {
+			both.lost.Store(true)
+			continue
 		}
 		if err != nil {
 			return
 		}
+		frame.Conn = both.number
+		verdict := p.pass(frame)
+		ok := verdict != Lose && wire.carry(w, frame.Bytes, n, both.closed)
+		if !ok || verdict == Last || r.Buffered() == 0 {
+			ok = w.Flush() == nil && ok
+		}
+		if verdict == Last {
+			_ = to.(*net.TCPConn).SetLinger(0)
+		}
+		if !ok || verdict == Last {
+			return
+		}
 	}
+}
+
+func (p *Proxy) wire(toClient bool) (Wire, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if toClient {
+		return p.wires[1], p.changed
+	}
+	return p.wires[0], p.changed
+}
+
+// carry writes the n-th frame of its direction as the wire does. It reports false when the connection is closed.
+func (wire Wire) carry(w *bufio.Writer, b []byte, n int, closed <-chan struct{}) bool {
+	if wire.Delay > 0 && !pause(wire.Delay, closed) {
+		return false
+	}
+	if wire.Split {
+		at := n % len(b)
+		_, _ = w.Write(b[:at])
+		if w.Flush() != nil {
+			return false
+		}
+		time.Sleep(100 * time.Microsecond) // the first part is read by itself
+		b = b[at:]
+	}
+	for chunk := cmp.Or(wire.Chunk, len(b)); (wire.Chunk > 0 || wire.Bandwidth > 0) && len(b) > 0; b = b[min(chunk, len(b)):] {
+		if wire.Bandwidth > 0 {
+			chunk = min(chunk, max(wire.Bandwidth/100, 1))
+		}
+		part := b[:min(chunk, len(b))]
+		if _, err := w.Write(part); err != nil || w.Flush() != nil {
+			return false
+		}
+		if wire.Bandwidth > 0 && !pause(time.Duration(len(part))*time.Second/time.Duration(wire.Bandwidth), closed) {
+			return false
+		}
+	}
+	_, err := w.Write(b)
+	return err == nil
+}
+
+func pause(d time.Duration, closed <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-closed:
+		return false
+	}
+}
+
+// postgres reads messages: a type, and a length that counts itself. A client's first has no type.
+func (p *Proxy) postgres(both *pair, r *bufio.Reader, fromServer bool) func() (Frame, error) {
+	const sslRequest, gssRequest = 80877103, 80877104
+	head := 1
+	if !fromServer {
+		head = 0
+	}
+	return func() (Frame, error) {
+		for {
+			b, err := readFrame(r, head, 0)
+			if err != nil {
+				return Frame{}, err
+			}
+			if head == 1 {
+				return Frame{FromServer: fromServer, Type: b[0], Bytes: b}, nil
+			}
+			if code := binary.BigEndian.Uint32(b[4:]); code == sslRequest || code == gssRequest {
+				if _, err := both.client.Write([]byte{'N'}); err != nil {
+					return Frame{}, err
+				}
+				continue
+			}
+			head = 1
+			return Frame{Bytes: b}, nil
+		}
+	}
+}
+
+// kafkaFrame reads requests and answers: a length, and then API key, version and correlation id, or the latter alone.
+func (p *Proxy) kafkaFrame(both *pair, r *bufio.Reader, fromServer bool) func() (Frame, error) {
+	return func() (Frame, error) {
+		b, err := readFrame(r, 0, 4)
+		if err != nil {
+			return Frame{}, err
+		}
+		both.mu.Lock()
+		defer both.mu.Unlock()
+		if !fromServer {
+			asked := kafkaRequest{int16(binary.BigEndian.Uint16(b[4:])), int16(binary.BigEndian.Uint16(b[6:]))}
+			both.asked[int32(binary.BigEndian.Uint32(b[8:]))] = asked
+			return Frame{API: asked.api, Bytes: b}, nil
+		}
+		id := int32(binary.BigEndian.Uint32(b[4:]))
+		asked, known := both.asked[id]
+		if !known {
+			return Frame{}, fmt.Errorf("an answer to request %d, which was not asked", id)
+		}
+		delete(both.asked, id)
+		b, err = p.rewrite(asked, b)
+		return Frame{FromServer: true, API: asked.api, Bytes: b}, err
+	}
+}
+
+// readFrame reads head bytes of type, four of length, which counts itself but for uncounted, and the rest.
+func readFrame(r io.Reader, head, uncounted int) ([]byte, error) {
+	b := make([]byte, head+4)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, err
+	}
+	length := int(binary.BigEndian.Uint32(b[head:])) + uncounted
+	if length < 4 || length > 1<<30 {
+		return nil, fmt.Errorf("a message of %d bytes", length)
+	}
+	b = append(b, make([]byte, length-4)...)
+	_, err := io.ReadFull(r, b[head+4:])
+	return b, err
+}
+
+// rewrite puts the proxy's addresses in place of the brokers', where an answer tells any.
+func (p *Proxy) rewrite(asked kafkaRequest, b []byte) ([]byte, error) {
+	switch kmsg.Key(asked.api) {
+	case kmsg.Produce, kmsg.Fetch, kmsg.Metadata, kmsg.FindCoordinator:
+	default:
+		return b, nil
+	}
+	resp := kmsg.ResponseForKey(asked.api)
+	resp.SetVersion(asked.version)
+	head := 8
+	if resp.IsFlexible() {
+		head++ // no tags
+	}
+	if err := resp.ReadFrom(b[head:]); err != nil {
+		return nil, fmt.Errorf("read an answer of kafka: %w", err)
+	}
+	var err error
+	move := func(host *string, port *int32) {
+		if *host == "" {
+			return // no coordinator yet
+		}
+		addr, ferr := p.front(net.JoinHostPort(*host, strconv.Itoa(int(*port))))
+		if ferr != nil {
+			err = ferr
+			return
+		}
+		var text string
+		*host, text, _ = net.SplitHostPort(addr)
+		n, _ := strconv.Atoi(text)
+		*port = int32(n)
+	}
+	switch r := resp.(type) {
+	case *kmsg.MetadataResponse:
+		for i := range r.Brokers {
+			move(&r.Brokers[i].Host, &r.Brokers[i].Port)
+		}
+	case *kmsg.FindCoordinatorResponse:
+		move(&r.Host, &r.Port)
+		for i := range r.Coordinators {
+			move(&r.Coordinators[i].Host, &r.Coordinators[i].Port)
+		}
+	case *kmsg.ProduceResponse:
+		for i := range r.Brokers {
+			move(&r.Brokers[i].Host, &r.Brokers[i].Port)
+		}
+	case *kmsg.FetchResponse:
+		for i := range r.Brokers {
+			move(&r.Brokers[i].Host, &r.Brokers[i].Port)
+		}
+	}
+	b = resp.AppendTo(b[:head:head])
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	return b, err
 }

@@ -1,7 +1,6 @@
 package cdctest_test
 
 import (
-	"bytes"
 	"fmt"
 	"net/url"
 	"slices"
@@ -117,20 +116,20 @@ func TestWriterLearnsTheFateOfACommitWhoseConnectionIsCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var chunks, unanswered, cut atomic.Int64
+	var frames, unanswered, cut atomic.Int64
 	var calm atomic.Bool
-	proxy := cdctest.StartProxy(t, u.Host, func(fromServer bool, chunk []byte) bool {
-		n := chunks.Add(1)
+	proxy := cdctest.StartProxy(t, u.Host, func(f cdctest.Frame) cdctest.Verdict {
+		n := frames.Add(1)
 		switch {
 		case calm.Load():
-		case fromServer && bytes.Contains(chunk, []byte("COMMIT\x00")) && n%7 == 0: // it took place, and nobody is told
+		case f.FromServer && f.Type == 'C' && string(f.Bytes[5:]) == "COMMIT\x00" && n%7 == 0: // it took place, and nobody is told
 			unanswered.Add(1)
-			return false
-		case n%301 == 0:
+			return cdctest.Lose
+		case n%1009 == 0:
 			cut.Add(1)
-			return false
+			return cdctest.Lose
 		}
-		return true
+		return cdctest.Pass
 	})
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: proxy.URL(t, direct)})
 	cdctest.Eventually(t, time.Minute, func() error {

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 // Admin makes and removes what a pipeline needs in Kafka, for `walpost init`.
@@ -134,5 +135,5 @@ func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {
 	if err := p.Publish(ctx, nil, st); err != nil {
 		return fmt.Errorf("write the state record: %w", err)
 	}
-	return nil
+	return failpoint.Hit("init_record")
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
@@ -106,6 +107,11 @@ func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.S
 	p.promised, p.failed, p.err = 0, nil, nil
 	p.convert(records)
 	for i := range p.records {
+		if i == len(p.records)/2 {
+			if err := failpoint.Hit("mid_produce"); err != nil {
+				return err
+			}
+		}
 		p.client.Produce(context.Background(), &p.records[i], p.promise)
 	}
 	expected := len(p.records)
@@ -124,6 +130,11 @@ func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.S
 	defer p.mu.Unlock()
 	if p.err != nil {
 		return p.failure(records)
+	}
+	if len(records) > 0 {
+		if err := failpoint.Hit("after_flush"); err != nil {
+			return err
+		}
 	}
 	if p.promised != expected {
 		return fmt.Errorf("the kafka client resolved %d of %d records of a window", p.promised, expected)
@@ -156,6 +167,9 @@ func (p *publisher) resolved(r *kgo.Record, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.promised++
+	if p.promised == 1 && err == nil && len(p.records) > 1 {
+		err = failpoint.Hit("mid_flush") // one partition's share is durable
+	}
 	if err != nil && p.err == nil {
 		p.failed, p.err = r, err
 	}

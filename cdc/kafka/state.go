@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 // readState reads the state topic from its beginning (it is compacted and small) and returns the record that holds; nil
@@ -43,6 +44,9 @@ func (s *Sink) readState(ctx context.Context) (*cdc.State, error) {
 	end, ok := offsets.Lookup(name, 0)
 	if !ok || end.Err != nil {
 		return nil, fmt.Errorf("ask for the end of %s: %w", name, end.Err)
+	}
+	if err := failpoint.Hit("state_read"); err != nil {
+		return nil, err
 	}
 	var states []*cdc.State
 	for next := int64(0); next < end.Offset; {

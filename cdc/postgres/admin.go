@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 // Step is one thing that `walpost init` does to PostgreSQL, with the SQL that does it. A step without SQL is done already.
@@ -222,7 +223,7 @@ func (a *Admin) CreateSlot(ctx context.Context) error {
 	if err != nil {
 		return classify("create the slot", err)
 	}
-	return nil
+	return failpoint.Hit("init_slot")
 }
 
 // DropSlot removes the slot, if it is there and nobody reads it.

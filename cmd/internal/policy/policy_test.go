@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -70,6 +71,9 @@ func TestWhoMayImportWhom(t *testing.T) {
 		}
 		for _, forbidden := range never {
 			for _, imported := range p.Imports {
+				if imported == module+"cdc/internal/failpoint" {
+					continue // empty in what people run
+				}
 				if imported == forbidden || strings.HasPrefix(imported, strings.TrimSuffix(forbidden, "/")+"/") {
 					t.Errorf("%s imports %s", who, imported)
 				}
@@ -102,6 +106,33 @@ func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 	for _, dep := range all["cmd/orders"].Deps {
 		if strings.HasPrefix(dep, "github.com/twmb/") {
 			t.Errorf("cmd/orders knows Kafka: %s", dep)
+		}
+	}
+}
+
+// TestProductionBinariesHaveNoFailpoints looks for their names, and finds them where they were built in.
+func TestProductionBinariesHaveNoFailpoints(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want bool
+	}{
+		{[]string{module + "cmd/walpost"}, false},
+		{[]string{module + "cmd/orders"}, false},
+		{[]string{module + "cmd/inventory"}, false},
+		{[]string{"-tags", "failpoints", module + "cmd/walpost"}, true},
+	} {
+		path := filepath.Join(t.TempDir(), "binary")
+		if out, err := exec.Command("go", append([]string{"build", "-o", path}, c.args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("go build %v: %v\n%s", c.args, err, out)
+		}
+		binary, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"WALPOST_FAILPOINT", "after_commit_before_ack", "mid_produce"} {
+			if bytes.Contains(binary, []byte(name)) != c.want {
+				t.Errorf("go build %v: the binary holds %q: %t, want %t", c.args, name, !c.want, c.want)
+			}
 		}
 	}
 }
