@@ -22,7 +22,7 @@ type Config struct {
 	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is called walpost.state. and this name"`
 	Source          SourceConfig  `yaml:"source"`
 	Kafka           KafkaConfig   `yaml:"kafka"`
-	Delivery        string        `yaml:"delivery" doc:"at_least_once: consumers deduplicate by the header id"`
+	Delivery        Delivery      `yaml:"delivery" doc:"at_least_once: a crash repeats what lies behind the state record, and consumers deduplicate by the header id; exactly_once: rows and state record in one Kafka transaction, and a read_committed consumer sees each row once"`
 	Window          WindowConfig  `yaml:"window"`
 	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout" doc:"how long SIGTERM waits for Kafka to take what was received"`
@@ -63,6 +63,8 @@ type KafkaConfig struct {
 	Replication    int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
 	Retention      time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
 	Compression    string            `yaml:"compression" doc:"none, snappy, lz4 or zstd"`
+	// TransactionTimeout is what read_committed consumers of a relay that died, and that nothing replaces, wait for.
+	TransactionTimeout time.Duration `yaml:"transaction_timeout" doc:"exactly_once: a transaction that is not ended after this long is aborted by the broker; a window that takes longer is sent again in smaller ones"`
 }
 
 // SASLConfig is how to log in to Kafka.
@@ -78,6 +80,15 @@ type WindowConfig struct {
 	Bytes ByteSize      `yaml:"bytes" doc:"most bytes of rows in a window"`
 	Pace  time.Duration `yaml:"pace" doc:"a quiet relay starts at most one window and one read in this time; after a silence the first row goes at once"`
 }
+
+// Delivery is the promise to consumers.
+type Delivery string
+
+// The two promises.
+const (
+	AtLeastOnce Delivery = "at_least_once"
+	ExactlyOnce Delivery = "exactly_once"
+)
 
 // ByteSize is a number of bytes, written 1048576, 64KiB or 4MiB.
 type ByteSize int64
@@ -120,8 +131,11 @@ func DefaultConfig() Config {
 			Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, MaxRowBytes: 16 << 20,
 			Columns: ColumnsConfig{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"},
 		},
-		Kafka:           KafkaConfig{Topic: "outbox.event.{aggregate_type}", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none"},
-		Delivery:        "at_least_once",
+		Kafka: KafkaConfig{
+			Topic: "outbox.event.{aggregate_type}", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none",
+			TransactionTimeout: 30 * time.Second,
+		},
+		Delivery:        AtLeastOnce,
 		Window:          WindowConfig{Rows: 5000, Bytes: 4 << 20, Pace: 2 * time.Millisecond},
 		QueueTimeout:    time.Minute,
 		ShutdownTimeout: 10 * time.Second,
@@ -344,8 +358,11 @@ func (c *Config) Validate() error {
 	if !slices.Contains([]string{"none", "snappy", "lz4", "zstd"}, c.Kafka.Compression) {
 		bad("kafka.compression: %q: write none, snappy, lz4 or zstd", c.Kafka.Compression)
 	}
-	if c.Delivery != "at_least_once" {
-		bad("delivery: %q: this version delivers at_least_once", c.Delivery)
+	if d := c.Kafka.TransactionTimeout; d < time.Second || d > 15*time.Minute {
+		bad("kafka.transaction_timeout: %s: between 1s and 15m, the most that brokers allow by default", d)
+	}
+	if c.Delivery != AtLeastOnce && c.Delivery != ExactlyOnce {
+		bad("delivery: %q: write at_least_once or exactly_once", c.Delivery)
 	}
 	if n := c.Window.Rows; n < 1 || n > 1_000_000 {
 		bad("window.rows: %d: between 1 and 1000000", n)
@@ -364,6 +381,9 @@ func (c *Config) Validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+// TransactionalID is what fences a relay that was frozen and replaced, in exactly-once.
+func (c *Config) TransactionalID() string { return "walpost." + c.Pipeline }
 
 // SchemaTable splits the table's name; both are empty when it is not schema.name.
 func (s *SourceConfig) SchemaTable() (schema, table string) {

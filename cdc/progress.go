@@ -13,7 +13,7 @@ const (
 // once writes it with every window).
 type progress struct {
 	durable State // the last record that is durable: its Covered may be confirmed
-	next    State // what a record may claim now: done windows only
+	next    State // what a record may claim now: windows that are done, or, exactly once, that it is written with
 
 	wrote    time.Time // when durable was written
 	rowsAt   time.Time // when the last rows were done
@@ -26,8 +26,10 @@ func newProgress(st *State, now time.Time) *progress {
 	return &progress{durable: *st, next: *st, wrote: now}
 }
 
-// rowsDone counts rows that are durable, in order.
-func (p *progress) rowsDone(rows []Row, now time.Time) {
+// done counts rows in order, and raises what is covered with them. That never decreases: a keepalive can lag behind what an
+// earlier session confirmed.
+func (p *progress) done(rows []Row, covered LSN, now time.Time) {
+	p.next.Covered = max(p.next.Covered, covered)
 	if len(rows) == 0 {
 		return
 	}
@@ -38,9 +40,6 @@ func (p *progress) rowsDone(rows []Row, now time.Time) {
 		p.bytes += rows[i].size()
 	}
 }
-
-// covers raises what is covered. Never decreases: a keepalive can lag behind what an earlier session confirmed.
-func (p *progress) covers(lsn LSN) { p.next.Covered = max(p.next.Covered, lsn) }
 
 func (p *progress) moved() bool {
 	return p.next.Covered != p.durable.Covered || p.next.Last() != p.durable.Last()

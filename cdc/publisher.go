@@ -10,11 +10,17 @@ import (
 const (
 	busyAge  = 5 * time.Millisecond // a busy relay's window goes when it is full or this old
 	stallLog = 5 * time.Second      // Kafka has not answered for this long: say so
+
+	minWindowBytes = 64 << 10
+
+	// transactionGap passes between the end of one Kafka transaction and the beginning of the next: the broker is still
+	// writing the first one's markers, and would answer an earlier one only after its own retry of 20 ms.
+	transactionGap = 5 * time.Millisecond
 )
 
 // publish takes windows and makes them durable, until the reader has stopped and nothing is left.
 func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error {
-	empty := newWindow(s.cfg.Window.Rows, int(s.cfg.Window.Bytes))
+	empty := newWindow(s.cfg.Window.Rows, s.windowBytes)
 	records := make([]Record, s.cfg.Window.Rows)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -23,7 +29,10 @@ func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error
 	drain := s.drain
 	for {
 		now := time.Now()
-		w, wait := s.queue.take(empty, now, taken, s.cfg.Window.Pace, busyAge, draining)
+		w, wait := (*Window)(nil), s.rest(p, now)
+		if wait <= 0 || draining {
+			w, wait = s.queue.take(empty, now, taken, s.cfg.Window.Pace, busyAge, draining)
+		}
 		if w != nil {
 			taken = now
 			if err := s.deliver(ctx, pub, p, w, records); err != nil {
@@ -61,6 +70,14 @@ func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error
 	}
 }
 
+// rest is how long to let Kafka finish the last transaction.
+func (s *session) rest(p *progress, now time.Time) time.Duration {
+	if s.cfg.Delivery != ExactlyOnce {
+		return 0
+	}
+	return p.wrote.Add(transactionGap).Sub(now)
+}
+
 // deliver makes one window durable. A row that can never be published ends it: what stands before that row is published,
 // nothing behind it is.
 func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Window, records []Record) error {
@@ -78,16 +95,22 @@ func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Wi
 			break
 		}
 	}
+	p.askedFor = p.askedFor || w.asked
+	once := s.cfg.Delivery == ExactlyOnce
+	if once { // the record tells of the very rows it goes with
+		p.done(rows, covered, time.Now())
+	}
 	if len(rows) > 0 {
 		if err := s.write(ctx, pub, p, records[:len(rows)]); err != nil {
+			s.shrink()
 			return err
 		}
-		now := time.Now()
-		s.observer.published(records[:len(rows)], now.Sub(w.since))
-		p.rowsDone(rows, now)
+		s.delivered = true
+		s.observer.published(records[:len(rows)], time.Since(w.since))
 	}
-	p.covers(covered)
-	p.askedFor = p.askedFor || w.asked
+	if !once {
+		p.done(rows, covered, time.Now())
+	}
 	if refused != nil && p.moved() {
 		if err := s.write(ctx, pub, p, nil); err != nil {
 			return err
@@ -96,11 +119,19 @@ func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Wi
 	return refused
 }
 
-// write publishes records, with the state record where one is due. The record claims only what was durable before.
+// shrink halves the windows of the next session when this one could not even make its first durable: on a slow wire a
+// window may take longer than its transaction may last, and would fail for ever.
+func (s *session) shrink() {
+	if !s.delivered {
+		s.windowBytes = max(s.windowBytes/2, minWindowBytes)
+	}
+}
+
+// write publishes records, with the state record where one is due: exactly once, that is always.
 func (s *session) write(ctx context.Context, pub Publisher, p *progress, records []Record) error {
 	var st *State
 	now := time.Now()
-	if due, _ := p.due(now); due || records == nil {
+	if due, _ := p.due(now); due || records == nil || s.cfg.Delivery == ExactlyOnce {
 		st = p.record(now)
 	}
 	stall := time.AfterFunc(stallLog, func() { s.observer.stalled(true, time.Since(now)) })

@@ -26,6 +26,8 @@ type Relay struct {
 	observer Observer
 	instance string
 
+	windowBytes int // of the next session
+
 	mu   sync.Mutex
 	role Role
 	err  error
@@ -36,7 +38,8 @@ func NewRelay(cfg Config, source Source, sink Sink, route Route, observer Observ
 	host, _ := os.Hostname()
 	return &Relay{
 		cfg: cfg, source: source, sink: sink, route: route, observer: observer, role: Starting,
-		instance: fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
+		windowBytes: int(cfg.Window.Bytes),
+		instance:    fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
 	}
 }
 

@@ -21,6 +21,7 @@ type session struct {
 	started   chan *State   // the publisher's word that step 6 has passed
 	drain     chan struct{} // closed when the reader has added its last row
 	ended     chan error    // the publisher's end
+	delivered bool          // the publisher's: a window was made durable
 }
 
 // session runs the seven steps of a start, the only recovery path there is, and then relays until something ends it.
@@ -55,12 +56,16 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 	s := &session{
 		Relay: r, stream: stream, id: id,
-		queue:   newQueue(newWindow(r.cfg.Window.Rows, int(r.cfg.Window.Bytes))),
+		queue:   newQueue(newWindow(r.cfg.Window.Rows, r.windowBytes)),
 		started: make(chan *State, 1),
 		drain:   make(chan struct{}),
 		ended:   make(chan error, 1),
 	}
-	return s.run(ctx)
+	err = s.run(ctx)
+	if s.delivered {
+		r.windowBytes = int(r.cfg.Window.Bytes)
+	}
+	return err
 }
 
 func (s *session) run(ctx context.Context) error {

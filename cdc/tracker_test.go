@@ -44,7 +44,7 @@ func deliverAll(t *testing.T, messages []Message, st State) (rows []string, afte
 			deliver, err = tr.row(&m.Row)
 			if deliver {
 				rows = append(rows, string(m.Row.ID))
-				p.rowsDone([]Row{m.Row}, time.Now())
+				p.done([]Row{m.Row}, 0, time.Now())
 			}
 		case Commit:
 			covered, err = tr.commit(&m)
@@ -54,7 +54,7 @@ func deliverAll(t *testing.T, messages []Message, st State) (rows []string, afte
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.covers(covered)
+		p.done(nil, covered, time.Now())
 	}
 	return rows, p.next
 }

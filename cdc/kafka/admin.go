@@ -123,7 +123,7 @@ func (a *Admin) Delete(ctx context.Context, name string) error {
 }
 
 // State reads the newest state record.
-func (a *Admin) State(ctx context.Context) (*cdc.State, error) { return a.sink.readState(ctx) }
+func (a *Admin) State(ctx context.Context) (*cdc.State, error) { return a.sink.Peek(ctx) }
 
 // WriteState makes a state record durable.
 func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -24,6 +25,7 @@ const defaultLimit = 1048588
 type publisher struct {
 	sink    *Sink
 	client  *kgo.Client
+	once    bool                     // each window is a transaction
 	promise func(*kgo.Record, error) // resolved, bound once: a method value per record would allocate
 
 	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
@@ -40,7 +42,20 @@ type publisher struct {
 
 var _ cdc.Publisher = (*publisher)(nil)
 
-func (p *publisher) State(ctx context.Context) (*cdc.State, error) { return p.sink.readState(ctx) }
+func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
+	return p.sink.readState(ctx, (*kadm.Client).ListEndOffsets)
+}
+
+// fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
+// that one had left open is aborted.
+func (p *publisher) fence(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	if _, _, err := p.client.ProducerID(ctx); err != nil {
+		return fmt.Errorf("take the transactional id %s: %w: exactly_once needs WRITE and DESCRIBE on it, and kafka.transaction_timeout at most the broker's transaction.max.timeout.ms", p.sink.cfg.TransactionalID(), err)
+	}
+	return nil
+}
 
 func (p *publisher) Close() { p.client.Close() }
 
@@ -101,9 +116,34 @@ func (p *publisher) batchLimit(topic string) int32 {
 	return int32(min(max(limit, 512), 64<<20))
 }
 
-// Publish hands the whole window over, flushes, and returns when every promise is resolved.
+// Publish hands the whole window over, flushes, and returns when every promise is resolved; exactly once, all of it in one
+// transaction. After an error the client must not be used again: what became of the transaction is for the state record to say.
 func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.State) error {
-	// exactly once: the Kafka transaction begins here.
+	if !p.once {
+		return p.produce(ctx, records, st)
+	}
+	if err := p.client.BeginTransaction(); err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
+	}
+	if err := p.produce(ctx, records, st); err != nil {
+		if ctx.Err() != nil { // not all promises are resolved
+			return err
+		}
+		// So that consumers need not wait until the next session, or the broker, aborts it.
+		ctx, cancel := context.WithTimeout(ctx, answerWithin)
+		defer cancel()
+		_ = p.client.EndTransaction(ctx, kgo.TryAbort)
+		return err
+	}
+	// Every promise was checked: the client would commit a window that is there in part only.
+	if err := p.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+		return fmt.Errorf("end a transaction: %w", err)
+	}
+	return nil
+}
+
+// produce returns when everything is durable. After an error, a prefix per partition is.
+func (p *publisher) produce(ctx context.Context, records []cdc.Record, st *cdc.State) error {
 	p.promised, p.failed, p.err = 0, nil, nil
 	p.convert(records)
 	for i := range p.records {
@@ -142,7 +182,6 @@ func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.S
 	for i := range records {
 		records[i].Partition, records[i].Offset = p.records[i].Partition, p.records[i].Offset
 	}
-	// exactly once: the Kafka transaction ends here.
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
@@ -63,10 +64,13 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 	return nil
 }
 
-// Peek reads the newest state record with a client of its own.
-func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) { return s.readState(ctx) }
+// Peek reads the newest state record with a client of its own. It does not wait for the end of a transaction that is open.
+func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) {
+	return s.readState(ctx, (*kadm.Client).ListCommittedOffsets)
+}
 
-// Open makes the session's client and checks the topics that are known.
+// Open makes the session's client and checks the topics that are known. In exactly-once it fences the relay that had the
+// slot before, and ends that one's open transaction.
 func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	p := &publisher{sink: s, limits: map[string]int{}}
 	var codec kgo.CompressionCodec
@@ -80,15 +84,20 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	default:
 		codec = kgo.NoCompression()
 	}
-	client, err := s.client(
+	opts := []kgo.Opt{
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ManualFlushing(),
 		kgo.StopProducerOnDataLossDetected(),
-		kgo.MaxBufferedRecords(s.cfg.Window.Rows+2), // never reached: Produce must not block
+		kgo.MaxBufferedRecords(s.cfg.Window.Rows + 2), // never reached: Produce must not block
 		kgo.ProducerBatchCompression(codec),
 		kgo.ProducerBatchMaxBytesFn(p.batchLimit),
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as the Java client
-	)
+	}
+	p.once = s.cfg.Delivery == cdc.ExactlyOnce
+	if p.once {
+		opts = append(opts, kgo.TransactionalID(s.cfg.TransactionalID()), kgo.TransactionTimeout(s.cfg.Kafka.TransactionTimeout))
+	}
+	client, err := s.client(opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +106,12 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	if err := s.ping(ctx, client); err != nil {
 		p.Close()
 		return nil, err
+	}
+	if p.once {
+		if err := p.fence(ctx); err != nil {
+			p.Close()
+			return nil, err
+		}
 	}
 	for _, topic := range s.topics {
 		if _, err := p.limit(ctx, topic); err != nil {

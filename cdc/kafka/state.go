@@ -12,9 +12,12 @@ import (
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
+// listEnd is how far to read: to the last stable offset, or to the end, which waits for open transactions to be ended.
+type listEnd func(*kadm.Client, context.Context, ...string) (kadm.ListedOffsets, error)
+
 // readState reads the state topic from its beginning (it is compacted and small) and returns the record that holds; nil
 // when there is no topic or no record.
-func (s *Sink) readState(ctx context.Context) (*cdc.State, error) {
+func (s *Sink) readState(ctx context.Context, list listEnd) (*cdc.State, error) {
 	name := s.cfg.StateTopic()
 	client, err := s.client(
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: {0: kgo.NewOffset().AtStart()}}),
@@ -37,7 +40,7 @@ func (s *Sink) readState(ctx context.Context) (*cdc.State, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	offsets, err := kadm.NewClient(client).ListEndOffsets(ctx, name)
+	offsets, err := list(kadm.NewClient(client), ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("ask for the end of %s: %w", name, err)
 	}

@@ -1,0 +1,165 @@
+package kafka_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/kafka"
+)
+
+// onceStage publishes exactly once.
+func onceStage(t *testing.T, brokers []string) *stage {
+	t.Helper()
+	s := newStage(t, brokers).create(t)
+	s.cfg.Delivery = cdc.ExactlyOnce
+	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
+	return s
+}
+
+// committed are the values that a read_committed consumer sees, sorted.
+func (s *stage) committed(t *testing.T) []string {
+	t.Helper()
+	var values []string
+	for _, r := range cdctest.ReadAll(t, s.cfg.Kafka.Brokers, s.topic) {
+		values = append(values, string(r.Value))
+	}
+	slices.Sort(values)
+	return values
+}
+
+func TestRowsAndStateRecordAreOne(t *testing.T) {
+	s := onceStage(t, cdctest.Kafka(t))
+	p := s.open(t)
+	if err := p.Publish(t.Context(), s.records(0, 3), &cdc.State{Version: 1, Covered: 7}); err != nil {
+		t.Fatal(err)
+	}
+	st, err := p.State(t.Context())
+	if err != nil || st == nil || st.Covered != 7 {
+		t.Fatalf("state %+v, %v", st, err)
+	}
+	if got := s.committed(t); len(got) != 3 {
+		t.Errorf("committed %v", got)
+	}
+}
+
+// TestWindowThatFailsInPartIsAborted: the client itself would commit whatever succeeded.
+func TestWindowThatFailsInPartIsAborted(t *testing.T) {
+	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	s := onceStage(t, cluster.Brokers())
+	p := s.open(t)
+	if err := p.Publish(t.Context(), s.records(0, 10), &cdc.State{Version: 1, Covered: 1}); err != nil {
+		t.Fatal(err)
+	}
+	records := s.records(10, 10)
+	records[7].Value = make([]byte, 2<<20) // the client's own limit fails this one promise and no other
+	if err := p.Publish(t.Context(), records, &cdc.State{Version: 1, Covered: 2}); err == nil {
+		t.Fatal("a window with a failed promise was called durable")
+	}
+	if got := s.committed(t); len(got) != 10 {
+		t.Errorf("%d records are committed, want the 10 of the first window: %v", len(got), got)
+	}
+	next := s.open(t)
+	if st, err := next.State(t.Context()); err != nil || st.Covered != 1 {
+		t.Errorf("state %+v, %v", st, err)
+	}
+}
+
+// TestFrozenRelayIsFenced lets a second client take over while the first has a window under way.
+func TestFrozenRelayIsFenced(t *testing.T) {
+	s := onceStage(t, cdctest.Kafka(t))
+	zombie := s.open(t)
+	if err := zombie.Publish(t.Context(), s.records(0, 1), &cdc.State{Version: 1, Epoch: 1, Covered: 1}); err != nil {
+		t.Fatal(err)
+	}
+	successor := s.open(t)
+	if err := zombie.Publish(t.Context(), s.records(1, 1), &cdc.State{Version: 1, Epoch: 1, Covered: 2}); err == nil {
+		t.Error("the fenced relay published")
+	}
+	if st, err := successor.State(t.Context()); err != nil || st.Covered != 1 {
+		t.Errorf("state %+v, %v", st, err)
+	}
+	if err := successor.Publish(t.Context(), s.records(2, 1), &cdc.State{Version: 1, Epoch: 2, Covered: 2}); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(s.committed(t), " "); got != "0 2" {
+		t.Errorf("committed: %s", got)
+	}
+}
+
+// TestOpenTransactionOfADeadRelayIsEnded: whoever takes over does not wait for the broker's timeout, and the early look does
+// not wait at all.
+func TestOpenTransactionOfADeadRelayIsEnded(t *testing.T) {
+	s := onceStage(t, cdctest.Kafka(t))
+	first := s.open(t)
+	if err := first.Publish(t.Context(), s.records(0, 1), &cdc.State{Version: 1, Epoch: 1, Covered: 1}); err != nil {
+		t.Fatal(err)
+	}
+	dead, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...), kgo.TransactionalID(s.cfg.TransactionalID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Close()
+	if err := dead.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	for _, topic := range []string{s.topic, s.cfg.StateTopic()} {
+		if err := dead.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Key: []byte("9/dead"), Value: []byte(`{"version":1,"epoch":9,"covered":"0/9","commit_lsn":"0/9"}`)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	if st, err := s.sink.Peek(t.Context()); err != nil || st.Covered != 1 {
+		t.Errorf("the early look: %+v, %v", st, err)
+	}
+	successor := s.open(t)
+	if st, err := successor.State(t.Context()); err != nil || st.Covered != 1 {
+		t.Errorf("state %+v, %v", st, err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("taking over took %s", took)
+	}
+	if got := s.committed(t); len(got) != 1 {
+		t.Errorf("committed %v", got)
+	}
+}
+
+// TestEndWhoseAnswerIsLostEndsTheSession: applied or not, Publish must not say that the window is durable, nor try again.
+func TestEndWhoseAnswerIsLostEndsTheSession(t *testing.T) {
+	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	s := onceStage(t, cluster.Brokers())
+	p := s.open(t)
+	if err := p.Publish(t.Context(), s.records(0, 1), &cdc.State{Version: 1, Covered: 1}); err != nil {
+		t.Fatal(err)
+	}
+	ends := 0
+	cluster.Cluster().ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.Cluster().KeepControl()
+		ends++
+		resp := req.ResponseKind().(*kmsg.EndTxnResponse)
+		resp.ErrorCode = kerr.UnknownServerError.Code
+		return resp, nil, true
+	})
+	if err := p.Publish(t.Context(), s.records(1, 1), &cdc.State{Version: 1, Covered: 2}); err == nil {
+		t.Error("the end of the transaction was not confirmed, and the window was called durable")
+	}
+	if ends != 1 {
+		t.Errorf("the transaction was ended %d times", ends)
+	}
+}

@@ -1,0 +1,110 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// onceBroker checks what a Kafka transaction must hold.
+type onceBroker struct {
+	broker
+	t       *testing.T
+	ends    time.Time
+	slow    func(bytes int) error // what a window of so many bytes meets
+	largest []int                 // bytes of each window that was tried
+}
+
+func (b *onceBroker) Open(context.Context) (Publisher, error) { return b, nil }
+
+func (b *onceBroker) Publish(ctx context.Context, records []Record, st *State) error {
+	if st == nil {
+		b.t.Error("I9: a window without its state record")
+		return nil
+	}
+	bytes := 0
+	for i := range records {
+		bytes += records[i].Row.size()
+	}
+	if len(records) > 0 {
+		if last := records[len(records)-1].Row.Position; st.Last() != last {
+			b.t.Errorf("I9: the record says %s/%d, its window ends at %s/%d", st.CommitLSN, st.Ordinal, last.Commit, last.Ordinal)
+		}
+		if gap := time.Since(b.ends); gap < transactionGap {
+			b.t.Errorf("a transaction began %s after the end of the last", gap)
+		}
+		b.largest = append(b.largest, bytes)
+		if b.slow != nil {
+			if err := b.slow(bytes); err != nil {
+				return err
+			}
+		}
+	}
+	time.Sleep(3 * time.Millisecond)
+	defer func() { b.ends = time.Now() }()
+	return b.broker.Publish(ctx, records, st)
+}
+
+func once(t *testing.T, f func(s *server, b *onceBroker)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		b := &onceBroker{t: t, broker: broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}}}
+		cfg := DefaultConfig()
+		cfg.Pipeline, cfg.Delivery = "p", ExactlyOnce
+		cfg.Window.Bytes = 1 << 20
+		relay := NewRelay(cfg, s, b, plainRoute{}, Observer{})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- relay.Run(ctx) }()
+		synctest.Wait()
+		f(s, b)
+		cancel()
+		<-ended
+	})
+}
+
+func TestEachTransactionHoldsItsStateRecordAndLeavesRoom(t *testing.T) {
+	once(t, func(s *server, b *onceBroker) {
+		for i := range LSN(300) {
+			s.send(commit(20+10*i, 30+10*i, 1)...)
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		if len(b.list()) != 300 {
+			t.Errorf("%d rows", len(b.list()))
+		}
+		if b.count() < 20 {
+			t.Errorf("%d windows in 300 ms", b.count())
+		}
+	})
+}
+
+// TestWindowsShrinkOnASlowWire: a window that takes longer than its transaction may would otherwise fail for ever.
+func TestWindowsShrinkOnASlowWire(t *testing.T) {
+	once(t, func(s *server, b *onceBroker) {
+		b.slow = func(bytes int) error {
+			if bytes > 200<<10 {
+				return errors.New("the broker aborted the transaction: it took too long")
+			}
+			return nil
+		}
+		big := commit(20, 30, 100)
+		for i := range big {
+			if big[i].Kind == Insert {
+				big[i].Row.Payload = make([]byte, 20<<10)
+			}
+		}
+		for range 4 { // the server sends again what was not confirmed
+			s.send(big...)
+			time.Sleep(time.Minute)
+			s.mu.Lock()
+			s.messages = nil
+			s.mu.Unlock()
+		}
+		if len(b.list()) != 100 {
+			t.Errorf("%d rows of 100 arrived; windows of %v bytes", len(b.list()), b.largest)
+		}
+	})
+}
