@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +17,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
@@ -110,36 +110,27 @@ func usageOf(state *os.ProcessState, wall time.Duration) usage {
 	return u
 }
 
-// drain runs the built relay until the topic holds rows, and stops it.
+// drain runs the built relay until so many rows more are committed in Kafka, and stops it.
 func drain(b *testing.B, s *stage, binary string, rows int) usage {
 	b.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer client.Close()
 	cmd := exec.Command(binary, "relay")
 	for k, v := range s.env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
-	cmd.Stderr = &buffer{}
+	log := &buffer{}
+	cmd.Stderr = log
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	admin := kadm.NewClient(client)
 	for deadline := began.Add(2 * time.Minute); ; {
-		var n int64
-		ends, err := admin.ListEndOffsets(context.Background(), s.topic)
-		if err == nil {
-			ends.Each(func(o kadm.ListedOffset) { n += o.Offset })
-		}
-		if n >= int64(rows) {
+		n := published(log.String())
+		if n >= rows {
 			break
 		}
 		if time.Now().After(deadline) {
 			_ = cmd.Process.Kill()
-			b.Fatalf("%d of %d rows after two minutes\n%s", n, rows, cmd.Stderr)
+			b.Fatalf("%d of %d rows after two minutes\n%s", n, rows, log)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -149,6 +140,24 @@ func drain(b *testing.B, s *stage, binary string, rows int) usage {
 		b.Fatalf("relay: %v\n%s", err, cmd.Stderr)
 	}
 	return usageOf(cmd.ProcessState, wall)
+}
+
+// published asks the relay's own metrics, whose address its log tells, how many rows are durable.
+func published(log string) (n int) {
+	_, rest, _ := strings.Cut(log, `"address":"`)
+	addr, _, _ := strings.Cut(rest, `"`)
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = resp.Body.Close() }()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "walpost_rows_published_total") {
+			f, _ := strconv.ParseFloat(lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:], 64)
+			n = int(f)
+		}
+	}
+	return n
 }
 
 // recvlogical reads the slot to /dev/null with PostgreSQL's own client, over TCP.
@@ -207,27 +216,71 @@ func BenchmarkDrain(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
+// BenchmarkDeliveries drains the same WAL in both modes, in turn, and reports the median of each.
+func BenchmarkDeliveries(b *testing.B) {
+	const rows = 300_000
+	binary := relayBinary(b)
+	brokers := benchKafka(b)
+	admin := cdctest.Database(b)
+	stages := map[string][]*stage{}
+	for range b.N {
+		for _, mode := range deliveries {
+			s := stageOn(b, admin, brokers)
+			s.env["WALPOST_DELIVERY"] = mode
+			s.must("init")
+			stages[mode] = append(stages[mode], s)
+		}
+	}
+	load(b, stages[deliveries[0]][0], rows, 10)
+	b.ResetTimer()
+	rates := map[string][]float64{}
+	for i := range b.N {
+		for _, mode := range deliveries {
+			u := drain(b, stages[mode][i], binary, rows)
+			rates[mode] = append(rates[mode], rows/u.wall.Seconds())
+			b.Logf("run %d: %s %.0f rows/s, %.2f CPU µs/row, %d MiB", i, mode, rows/u.wall.Seconds(), float64(u.cpu.Microseconds())/rows, u.rss>>20)
+		}
+	}
+	median := func(mode string) float64 {
+		slices.Sort(rates[mode])
+		return rates[mode][len(rates[mode])/2]
+	}
+	b.ReportMetric(median("at_least_once"), "rows/s-at-least-once")
+	b.ReportMetric(median("exactly_once"), "rows/s-exactly-once")
+	b.ReportMetric(median("exactly_once")/median("at_least_once"), "ratio")
+	b.ReportMetric(0, "ns/op")
+}
+
+var deliveries = []string{"at_least_once", "exactly_once"}
+
 // BenchmarkLatency writes single-row transactions at a fixed rate, whatever the relay does, and measures from the commit's
-// return to the consumer. b.N is not used: each rate runs for some seconds.
+// return to a read_committed consumer. b.N is not used: each rate runs for some seconds.
 func BenchmarkLatency(b *testing.B) {
 	binary := relayBinary(b)
 	brokers := benchKafka(b)
-	for _, rate := range []int{100, 1000, 5000} {
-		b.Run(fmt.Sprintf("%d-per-second", rate), func(b *testing.B) {
-			s := stageOn(b, cdctest.Database(b), brokers)
-			s.must("init")
-			n := rate * 10
-			if rate == 100 {
-				n = rate * 20
-			}
-			lat, u := latencies(b, s, binary, rate, n)
-			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(ms(lat[len(lat)/2]), "p50-ms")
-			b.ReportMetric(ms(lat[len(lat)*99/100]), "p99-ms")
-			b.ReportMetric(100*u.cpu.Seconds()/u.wall.Seconds(), "%core")
-			b.ReportMetric(float64(u.rss>>20), "rss-MiB")
-		})
+	for _, mode := range deliveries {
+		for _, rate := range []int{100, 1000, 5000} {
+			benchmarkLatency(b, binary, brokers, mode, rate)
+		}
 	}
+}
+
+func benchmarkLatency(b *testing.B, binary string, brokers []string, mode string, rate int) {
+	b.Run(fmt.Sprintf("%s/%d-per-second", mode, rate), func(b *testing.B) {
+		s := stageOn(b, cdctest.Database(b), brokers)
+		s.env["WALPOST_DELIVERY"] = mode
+		s.must("init")
+		n := rate * 10
+		if rate == 100 {
+			n = rate * 20
+		}
+		lat, u := latencies(b, s, binary, rate, n)
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(ms(lat[len(lat)/2]), "p50-ms")
+		b.ReportMetric(ms(lat[len(lat)*99/100]), "p99-ms")
+		b.ReportMetric(100*u.cpu.Seconds()/u.wall.Seconds(), "%core")
+		b.ReportMetric(float64(u.rss>>20), "rss-MiB")
+	})
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -246,7 +299,7 @@ func latencies(b *testing.B, s *stage, binary string, rate, n int) ([]time.Durat
 		b.Fatal(err)
 	}
 	(&relay{t: b, log: log}).says(20*time.Second, `"streaming"`)
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...), kgo.ConsumeTopics(s.topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(time.Second))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...), kgo.ConsumeTopics(s.topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(time.Second), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -331,7 +384,7 @@ func BenchmarkFirstEvent(b *testing.B) {
 	for b.Loop() {
 		s.insert(1)
 		n++
-		total += drain(b, s, binary, n).wall
+		total += drain(b, s, binary, 1).wall
 	}
 	b.ReportMetric(ms(total)/float64(n), "ms-to-first-event")
 	b.ReportMetric(0, "ns/op")
