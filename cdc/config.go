@@ -22,6 +22,7 @@ type Config struct {
 	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is called walpost.state. and this name"`
 	Source          SourceConfig  `yaml:"source"`
 	Kafka           KafkaConfig   `yaml:"kafka"`
+	Poison          PoisonConfig  `yaml:"poison"`
 	Delivery        Delivery      `yaml:"delivery" doc:"at_least_once: a crash repeats what lies behind the state record, and consumers deduplicate by the header id; exactly_once: rows and state record in one Kafka transaction, and a read_committed consumer sees each row once"`
 	Window          WindowConfig  `yaml:"window"`
 	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
@@ -57,8 +58,9 @@ type KafkaConfig struct {
 	TLS            bool              `yaml:"tls" doc:"connect with TLS, with the system's certificates"`
 	SASL           SASLConfig        `yaml:"sasl"`
 	Topic          string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
-	AggregateTypes []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one halts the relay before it is produced"`
+	AggregateTypes []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison"`
 	Rename         map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
+	Payload        string            `yaml:"payload" doc:"any, or json: a payload that is not valid JSON is poison"`
 	Partitions     int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
 	Replication    int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
 	Retention      time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
@@ -73,6 +75,16 @@ type SASLConfig struct {
 	Username  string `yaml:"username" doc:"user of the login"`
 	Password  string `yaml:"password" secret:"yes" doc:"password of the login; better in the environment"`
 }
+
+// PoisonConfig is what becomes of rows that can never be published.
+type PoisonConfig struct {
+	Policy  string `yaml:"policy" doc:"a row that can never be published: halt, or dead_letter: it goes, whole and with the reason, to the dead letter topic, and the rest goes on"`
+	Topic   string `yaml:"topic" doc:"the dead letter topic; empty: walpost.dlq. and the pipeline's name"`
+	HoldKey bool   `yaml:"hold_key" doc:"hold later rows of a key back too, in the dead letter topic, while an earlier one is unresolved; otherwise they are published before it"`
+}
+
+// DeadLetterPolicy is the policy that puts poison rows aside.
+const DeadLetterPolicy = "dead_letter"
 
 // WindowConfig bounds what is published as one. Two windows are all the row memory the relay uses.
 type WindowConfig struct {
@@ -132,9 +144,10 @@ func DefaultConfig() Config {
 			Columns: ColumnsConfig{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"},
 		},
 		Kafka: KafkaConfig{
-			Topic: "outbox.event.{aggregate_type}", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none",
+			Topic: "outbox.event.{aggregate_type}", Payload: "any", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none",
 			TransactionTimeout: 30 * time.Second,
 		},
+		Poison:          PoisonConfig{Policy: "halt"},
 		Delivery:        AtLeastOnce,
 		Window:          WindowConfig{Rows: 5000, Bytes: 4 << 20, Pace: 2 * time.Millisecond},
 		QueueTimeout:    time.Minute,
@@ -346,6 +359,10 @@ func (c *Config) Validate() error {
 			bad("kafka.aggregate_types: %q cannot stand in a topic's name: give it another under kafka.rename", t)
 		}
 	}
+	if !slices.Contains([]string{"any", "json"}, c.Kafka.Payload) {
+		bad("kafka.payload: %q: write any or json", c.Kafka.Payload)
+	}
+	c.validatePoison(bad)
 	if c.Kafka.Partitions < 1 {
 		bad("kafka.partitions: %d: at least 1", c.Kafka.Partitions)
 	}
@@ -385,6 +402,32 @@ func (c *Config) Validate() error {
 // TransactionalID is what fences a relay that was frozen and replaced, in exactly-once.
 func (c *Config) TransactionalID() string { return "walpost." + c.Pipeline }
 
+// validatePoison keeps dead letters apart from everything else. With {event_type} in the template not every outbox topic is
+// known before its rows come: those are refused then.
+func (c *Config) validatePoison(bad func(format string, args ...any)) {
+	if !slices.Contains([]string{"halt", DeadLetterPolicy}, c.Poison.Policy) {
+		bad("poison.policy: %q: write halt or dead_letter", c.Poison.Policy)
+	}
+	if c.Poison.HoldKey && c.Poison.Policy != DeadLetterPolicy {
+		bad("poison.hold_key: only with poison.policy: dead_letter")
+	}
+	topic := c.Poison.Topic
+	if topic == "" {
+		return
+	}
+	if !LegalTopic(topic) {
+		bad("poison.topic: %q: letters, digits, '.', '_' and '-' only, and not beginning with __ or walpost.; empty is walpost.dlq.%s", topic, c.Pipeline)
+	}
+	for _, t := range c.Kafka.AggregateTypes {
+		if renamed, ok := c.Kafka.Rename[t]; ok {
+			t = renamed
+		}
+		if strings.ReplaceAll(c.Kafka.Topic, "{aggregate_type}", t) == topic {
+			bad("poison.topic: %q is a topic of the outbox: dead letters need one of their own", topic)
+		}
+	}
+}
+
 // SchemaTable splits the table's name; both are empty when it is not schema.name.
 func (s *SourceConfig) SchemaTable() (schema, table string) {
 	schema, table, ok := strings.Cut(s.Table, ".")
@@ -396,6 +439,14 @@ func (s *SourceConfig) SchemaTable() (schema, table string) {
 
 // StateTopic is where the pipeline's state record lives.
 func (c *Config) StateTopic() string { return "walpost.state." + c.Pipeline }
+
+// DeadLetterTopic is where rows stand that can never be published.
+func (c *Config) DeadLetterTopic() string {
+	if c.Poison.Topic != "" {
+		return c.Poison.Topic
+	}
+	return "walpost.dlq." + c.Pipeline
+}
 
 // ConfigReference is the table of all keys, as Markdown for the README.
 func ConfigReference() string {

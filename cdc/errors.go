@@ -21,11 +21,50 @@ type Halt struct {
 
 func (h *Halt) Error() string { return fmt.Sprintf("%s: %s; %s", h.Found, h.Means, h.Run) }
 
-// RowHalt is the Halt for a row that can never be published as it is.
-func RowHalt(r *Row, reason string) *Halt {
+// Class says in one word why a row was refused: a metric's label.
+type Class string
+
+// The classes. ByKafka is what only the broker could find, ForOrder a row that is held behind an earlier one of its key.
+const (
+	BadType    Class = "type"
+	BadTopic   Class = "topic"
+	BadID      Class = "id"
+	BadKey     Class = "key"
+	BadPayload Class = "payload"
+	BadHeaders Class = "headers"
+	TooLarge   Class = "size"
+	ByKafka    Class = "kafka"
+	ForOrder   Class = "held"
+)
+
+// Classes are all of them.
+var Classes = []Class{BadType, BadTopic, BadID, BadKey, BadPayload, BadHeaders, TooLarge, ByKafka, ForOrder}
+
+// Refused says of a row that it can never be published as it is. The engine decides what follows: a [Halt], or a
+// [DeadLetter]. It is good as long as its row.
+type Refused struct {
+	Row    *Row
+	Class  Class
+	Topic  string // where the row would have gone; empty when that is not known
+	Reason string // for people; never payload or key
+
+	heldFor string // key of the dead letter that a row ForOrder waits behind
+}
+
+// Refuse makes a Refused.
+func Refuse(row *Row, class Class, topic, format string, args ...any) error {
+	return &Refused{Row: row, Class: class, Topic: topic, Reason: fmt.Sprintf(format, args...)}
+}
+
+func (r *Refused) Error() string {
+	return fmt.Sprintf("outbox row %q at %s/%d cannot be published: %s", cut(r.Row.ID), r.Row.Commit, r.Row.Ordinal, r.Reason)
+}
+
+func (r *Refused) halt() *Halt {
 	return &Halt{
-		Found: fmt.Sprintf("outbox row %q at %s/%d cannot be published: %s", r.ID, r.Commit, r.Ordinal, reason),
+		Found: r.Error(),
 		Means: "nothing behind it is published before this is decided, and nothing is lost",
-		Run:   "mend what refuses it (the topic's limit, kafka.aggregate_types, the writer's check) and the relay goes on by itself",
+		Run: "mend what refuses it (the topic's limit, kafka.aggregate_types, the writer's check) and the relay goes on by itself; " +
+			"or set poison.policy: dead_letter, which puts such rows aside; or give up its transaction with `walpost skip`",
 	}
 }

@@ -22,8 +22,10 @@ type Observer struct {
 	Role func(role Role, err error)
 	// Received counts what a gulp held: rows to deliver, rows that were durable already, other messages, bytes.
 	Received func(rows, dropped, others, bytes int)
-	// Published is called when a window is durable, with the time since its first row came.
+	// Published is called when a window is durable, dead letters included, with the time since its first row came.
 	Published func(records []Record, took time.Duration)
+	// DeadLettered is called for each record of a durable window that is a dead letter.
+	DeadLettered func(r *Record)
 	// Covered is called when a state record is durable.
 	Covered func(st *State)
 	// Confirmed is called when an LSN was sent to the server.
@@ -47,6 +49,12 @@ func (o *Observer) received(rows, dropped, others, bytes int) {
 func (o *Observer) published(records []Record, took time.Duration) {
 	if o.Published != nil {
 		o.Published(records, took)
+	}
+}
+
+func (o *Observer) deadLettered(r *Record) {
+	if o.DeadLettered != nil {
+		o.DeadLettered(r)
 	}
 }
 
@@ -84,6 +92,11 @@ func Tee(observers ...Observer) Observer {
 		Published: func(records []Record, took time.Duration) {
 			for i := range observers {
 				observers[i].published(records, took)
+			}
+		},
+		DeadLettered: func(r *Record) {
+			for i := range observers {
+				observers[i].deadLettered(r)
 			}
 		},
 		Covered: func(st *State) {

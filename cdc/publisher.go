@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/walpost/walpost/cdc/internal/failpoint"
@@ -78,38 +79,38 @@ func (s *session) rest(p *progress, now time.Time) time.Duration {
 	return p.wrote.Add(transactionGap).Sub(now)
 }
 
-// deliver makes one window durable. A row that can never be published ends it: what stands before that row is published,
-// nothing behind it is.
+// deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same window, or
+// ends it: then what stands before that row is published, nothing behind it is.
 func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Window, records []Record) error {
 	rows, covered := w.Rows, w.covered
 	var refused error
 	s.route.NextWindow()
-	for i := range w.Rows {
-		rec := &records[i]
-		err := s.route.Route(&w.Rows[i], rec)
-		if err == nil {
-			err = pub.Check(ctx, rec)
+	if s.cfg.Poison.HoldKey && len(rows) > 0 {
+		if err := s.held.begin(ctx, pub); err != nil {
+			return err
 		}
-		if err != nil {
+	}
+	for i := range w.Rows {
+		if err := s.prepare(ctx, pub, &w.Rows[i], &records[i]); err != nil {
 			refused, rows, covered = err, w.Rows[:i], w.Rows[i].prior
 			break
 		}
 	}
 	p.askedFor = p.askedFor || w.asked
-	once := s.cfg.Delivery == ExactlyOnce
-	if once { // the record tells of the very rows it goes with
-		p.done(rows, covered, time.Now())
-	}
-	if len(rows) > 0 {
-		if err := s.write(ctx, pub, p, records[:len(rows)]); err != nil {
-			s.shrink()
+	records = records[:len(rows)]
+	for len(rows) > 0 && rows[0].Compare(s.doubt.until) <= 0 {
+		if p.moved() {
+			if err := s.write(ctx, pub, p, nil); err != nil {
+				return err
+			}
+		}
+		if err := s.publishRows(ctx, pub, p, rows[:1], records[:1], 0, w.since); err != nil {
 			return err
 		}
-		s.delivered = true
-		s.observer.published(records[:len(rows)], time.Since(w.since))
+		rows, records = rows[1:], records[1:]
 	}
-	if !once {
-		p.done(rows, covered, time.Now())
+	if err := s.publishRows(ctx, pub, p, rows, records, covered, w.since); err != nil {
+		return err
 	}
 	if refused != nil && p.moved() {
 		if err := s.write(ctx, pub, p, nil); err != nil {
@@ -117,6 +118,35 @@ func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Wi
 		}
 	}
 	return refused
+}
+
+// publishRows makes rows durable, if there are any, and counts them and what is covered with them as done.
+func (s *session) publishRows(ctx context.Context, pub Publisher, p *progress, rows []Row, records []Record, covered LSN, since time.Time) error {
+	once := s.cfg.Delivery == ExactlyOnce
+	if once { // the record tells of the very rows it goes with
+		p.done(rows, covered, time.Now())
+	}
+	if len(rows) > 0 {
+		err := s.write(ctx, pub, p, records)
+		if refused := (*Refused)(nil); errors.As(err, &refused) {
+			return s.refusedByKafka(refused, records)
+		}
+		if err != nil {
+			s.shrink()
+			return err
+		}
+		s.delivered = true
+		s.observer.published(records, time.Since(since))
+		for i := range records {
+			if records[i].Refused != nil {
+				s.observer.deadLettered(&records[i])
+			}
+		}
+	}
+	if !once {
+		p.done(rows, covered, time.Now())
+	}
+	return nil
 }
 
 // shrink halves the windows of the next session when this one could not even make its first durable: on a slow wire a

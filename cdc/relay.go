@@ -25,6 +25,7 @@ type Relay struct {
 	route    Route
 	observer Observer
 	instance string
+	doubt    doubt
 
 	windowBytes int // of the next session
 

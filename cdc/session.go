@@ -22,6 +22,7 @@ type session struct {
 	drain     chan struct{} // closed when the reader has added its last row
 	ended     chan error    // the publisher's end
 	delivered bool          // the publisher's: a window was made durable
+	held      held          // the publisher's: keys that wait for a dead letter
 }
 
 // session runs the seven steps of a start, the only recovery path there is, and then relays until something ends it.

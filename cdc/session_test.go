@@ -176,7 +176,7 @@ func (b *broker) Check(_ context.Context, r *Record) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if string(r.Row.ID) == b.refuse {
-		return RowHalt(r.Row, "refused")
+		return Refuse(r.Row, TooLarge, r.Topic, "refused")
 	}
 	return nil
 }
@@ -209,6 +209,10 @@ func (b *broker) Publish(ctx context.Context, records []Record, st *State) error
 		b.state = st
 	}
 	return nil
+}
+
+func (b *broker) DeadLetters(context.Context, int64, func(string, []Header)) (int64, error) {
+	return 0, nil
 }
 
 func (b *broker) Close() {}

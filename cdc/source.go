@@ -75,15 +75,19 @@ type Sink interface {
 type Publisher interface {
 	// State reads the newest state record; nil when there is none.
 	State(ctx context.Context) (*State, error)
-	// Check says with a Halt why the record can never be published, before anything is produced.
+	// Check refuses with a Refused what can never be published, before anything is produced.
 	Check(ctx context.Context, r *Record) error
+	// DeadLetters hands over the records of the dead letter topic from an offset on to where the topic ends now, in order
+	// and committed only, and returns where to go on. headers are nil in a tombstone.
+	DeadLetters(ctx context.Context, from int64, each func(key string, headers []Header)) (next int64, err error)
 	// Publish returns when every record and the state record, if given, are durable, and sets each record's place. After
-	// an error, a prefix per partition is.
+	// an error, a prefix per partition is. It is a Refused when Kafka will not take a record, although Check let it
+	// through; whether it is that very one is certain only of a window of one.
 	Publish(ctx context.Context, records []Record, st *State) error
 	Close()
 }
 
-// Route turns a row into a record, or says with a Halt why it cannot. The record's slices stay valid until the router's
+// Route turns a row into a record, or says with a Refused why it cannot. The record's slices stay valid until the router's
 // next window.
 type Route interface {
 	NextWindow()

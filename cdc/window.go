@@ -36,6 +36,9 @@ type Record struct {
 	Value   []byte
 	Headers []Header
 
+	// Refused is why the record is a dead letter; nil for one that is what its row asks for.
+	Refused *Refused
+
 	// Partition and Offset are set by Publish.
 	Partition int32
 	Offset    int64

@@ -19,8 +19,11 @@ type Console struct {
 	pipeline, slot string
 
 	received, dropped, others, bytes, published, windows, halts, retries prometheus.Counter
+	deadLetters                                                          *prometheus.CounterVec
 	windowSeconds                                                        prometheus.Histogram
 	covered, confirmed, stalled, streaming, lastCommit                   prometheus.Gauge
+
+	deadLetterCounter Counter // nil where no row is put aside
 
 	mu     sync.Mutex
 	status Status
@@ -37,6 +40,14 @@ type Status struct {
 	Confirmed cdc.LSN   `json:"-"`
 	Published int64     `json:"published"` // rows since the process started
 	Stalled   bool      `json:"kafka_stalled"`
+	// DeadLetters is how many wait to be redriven or dropped, or why that is not known, where rows are put aside.
+	DeadLetters      *int   `json:"unresolved_dead_letters,omitempty"`
+	DeadLettersError string `json:"dead_letters_error,omitempty"`
+}
+
+// Counter counts unresolved dead letters, each time /status is asked.
+type Counter interface {
+	Count(ctx context.Context) (int, error)
 }
 
 // MarshalJSON writes LSNs as PostgreSQL does.
@@ -68,10 +79,13 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 		dropped:   counter("walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."),
 		others:    counter("walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."),
 		bytes:     counter("walpost_received_bytes_total", "Bytes read from the replication connection."),
-		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka."),
-		windows:   counter("walpost_windows_total", "Windows that are durable in Kafka."),
-		halts:     counter("walpost_halts_total", "Times the relay halted and asked for a human."),
-		retries:   counter("walpost_retries_total", "Times a session ended and was started over."),
+		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka, as dead letters too."),
+		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "walpost_dead_letters_total", Help: "Rows that went to the dead letter topic, by class of the reason.", ConstLabels: labels,
+		}, []string{"class"}),
+		windows: counter("walpost_windows_total", "Windows that are durable in Kafka."),
+		halts:   counter("walpost_halts_total", "Times the relay halted and asked for a human."),
+		retries: counter("walpost_retries_total", "Times a session ended and was started over."),
 		windowSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "walpost_window_seconds", Help: "Time from a window's first row to its being durable.", ConstLabels: labels,
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -83,9 +97,15 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 		lastCommit: gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
 		status:     Status{Pipeline: pipeline, Slot: slot, Role: cdc.Starting, Since: time.Now().UTC()},
 	}
-	reg.MustRegister(c.windowSeconds)
+	reg.MustRegister(c.windowSeconds, c.deadLetters)
+	for _, class := range cdc.Classes {
+		c.deadLetters.WithLabelValues(string(class))
+	}
 	return c
 }
+
+// CountDeadLetters lets Status tell what the counter counts. It is called before Routes.
+func (c *Console) CountDeadLetters(counter Counter) { c.deadLetterCounter = counter }
 
 // Observer is what the relay tells its facts to.
 func (c *Console) Observer() cdc.Observer {
@@ -121,6 +141,7 @@ func (c *Console) Observer() cdc.Observer {
 			defer c.mu.Unlock()
 			c.status.Published += int64(len(records))
 		},
+		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Refused.Class)).Inc() },
 		Covered: func(st *cdc.State) {
 			c.covered.Set(float64(st.Covered))
 			if !st.LastCommitTime.IsZero() {
@@ -163,10 +184,17 @@ func (c *Console) Ready(context.Context) error {
 
 // Routes adds GET /status.
 func (c *Console) Routes(mux *http.ServeMux) {
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		c.mu.Lock()
 		s := c.status
 		c.mu.Unlock()
+		if c.deadLetterCounter != nil {
+			if n, err := c.deadLetterCounter.Count(r.Context()); err != nil {
+				s.DeadLettersError = err.Error()
+			} else {
+				s.DeadLetters = &n
+			}
+		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(s)
 	})

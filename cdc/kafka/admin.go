@@ -51,7 +51,8 @@ type TopicPlan struct {
 	Config      map[string]string
 }
 
-// Topics returns the plan of all topics that are known: the state topic and those of the rows.
+// Topics returns the plan of all topics that are known: the state topic, the dead letter topic where the policy asks for
+// one, and those of the rows.
 func (a *Admin) Topics() []TopicPlan {
 	k := a.sink.cfg.Kafka
 	stateReplication := k.Replication
@@ -62,6 +63,9 @@ func (a *Admin) Topics() []TopicPlan {
 		Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
 		Config: map[string]string{"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
 	}}
+	if a.sink.cfg.Poison.Policy == cdc.DeadLetterPolicy {
+		plans = append(plans, deadLetterPlan(a.sink.cfg, stateReplication))
+	}
 	retention := "-1"
 	if k.Retention > 0 {
 		retention = strconv.FormatInt(k.Retention.Milliseconds(), 10)

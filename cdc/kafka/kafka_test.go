@@ -106,8 +106,8 @@ func TestPublishTellsEachRecordsPlace(t *testing.T) {
 // TestEveryPromiseIsChecked lets one partition fail: Publish must not call the window durable, and says which topic.
 func TestEveryPromiseIsChecked(t *testing.T) {
 	for name, c := range map[string]struct {
-		err  *kerr.Error
-		halt bool
+		err     *kerr.Error
+		refused bool
 	}{
 		"one that another session may mend": {kerr.TopicAuthorizationFailed, false},
 		"one that the row is to blame for":  {kerr.MessageTooLarge, true},
@@ -146,8 +146,7 @@ func TestEveryPromiseIsChecked(t *testing.T) {
 				return resp, nil, failed
 			})
 			err = p.Publish(t.Context(), s.records(100, 20), nil)
-			var halt *cdc.Halt
-			if err == nil || errors.As(err, &halt) != c.halt || !strings.Contains(err.Error(), s.topic) {
+			if err == nil || errors.As(err, new(*cdc.Refused)) != c.refused || !strings.Contains(err.Error(), s.topic) {
 				t.Errorf("%d produce requests, one partition refused: %v", hits, err)
 			}
 		})
@@ -161,13 +160,13 @@ func TestCheckRefusesBeforeProducing(t *testing.T) {
 	if err := p.Check(t.Context(), &r); err != nil {
 		t.Fatal(err)
 	}
-	var halt *cdc.Halt
+	var refused *cdc.Refused
 	// What Check lets through is never refused by the topic, and the other way round, around the limit.
 	for size := 1048588 - 400; size < 1048588; size++ {
 		r.Value = make([]byte, size)
 		err := p.Check(t.Context(), &r)
 		if err != nil {
-			if !errors.As(err, &halt) || !strings.Contains(err.Error(), "max.message.bytes") {
+			if !errors.As(err, &refused) || !strings.Contains(err.Error(), "max.message.bytes") {
 				t.Error(err)
 			}
 			break
@@ -178,9 +177,10 @@ func TestCheckRefusesBeforeProducing(t *testing.T) {
 			}
 		}
 	}
-	if halt == nil {
+	if refused == nil {
 		t.Error("a record of the topic's own limit was let through")
 	}
+	var halt *cdc.Halt
 	r = s.records(0, 1)[0]
 	r.Topic = s.topic + ".none"
 	if err := p.Check(t.Context(), &r); !errors.As(err, &halt) || !strings.Contains(err.Error(), "does not exist") {

@@ -21,6 +21,9 @@ import (
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
 const defaultLimit = 1048588
 
+// maxBatch is the most that is produced as one, whatever the topic takes: a broker reads requests of up to 100 MiB.
+const maxBatch = 64 << 20
+
 // publisher is one session's client.
 type publisher struct {
 	sink    *Sink
@@ -33,6 +36,8 @@ type publisher struct {
 
 	records []kgo.Record
 	headers []kgo.RecordHeader
+
+	dead deadReader
 
 	mu       sync.Mutex
 	promised int
@@ -48,19 +53,25 @@ func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 
 // fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
 // that one had left open is aborted.
-func (p *publisher) fence(ctx context.Context) error {
+func (p *publisher) fence(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	if _, _, err := p.client.ProducerID(ctx); err != nil {
-		return fmt.Errorf("take the transactional id %s: %w: exactly_once needs WRITE and DESCRIBE on it, and kafka.transaction_timeout at most the broker's transaction.max.timeout.ms", p.sink.cfg.TransactionalID(), err)
+		return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it, and kafka.transaction_timeout at most the broker's transaction.max.timeout.ms", id, err)
 	}
 	return nil
 }
 
-func (p *publisher) Close() { p.client.Close() }
+func (p *publisher) Close() {
+	p.client.Close()
+	p.dead.close()
+}
 
-// Check refuses what the topic would refuse.
+// Check refuses what the topic would refuse, and what would pass for a dead letter.
 func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
+	if r.Refused == nil && r.Topic == p.sink.cfg.DeadLetterTopic() {
+		return cdc.Refuse(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
+	}
 	limit, err := p.limit(ctx, r.Topic)
 	if err != nil {
 		return err
@@ -71,7 +82,7 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 		size += len(h.Key) + len(h.Value) + 10
 	}
 	if size > limit {
-		return cdc.RowHalt(r.Row, fmt.Sprintf("its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit))
+		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit)
 	}
 	return nil
 }
@@ -97,7 +108,7 @@ func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
 	}
 	limit = defaultLimit
 	if n, err := strconv.Atoi(found.config["max.message.bytes"]); err == nil {
-		limit = n
+		limit = min(n, maxBatch)
 	}
 	p.limitsMu.Lock()
 	p.limits[topic] = limit
@@ -113,7 +124,7 @@ func (p *publisher) batchLimit(topic string) int32 {
 	if !ok {
 		limit = defaultLimit
 	}
-	return int32(min(max(limit, 512), 64<<20))
+	return int32(max(limit, 512))
 }
 
 // Publish hands the whole window over, flushes, and returns when every promise is resolved; exactly once, all of it in one
@@ -214,7 +225,8 @@ func (p *publisher) resolved(r *kgo.Record, err error) {
 	}
 }
 
-// failure tells a row that Kafka refuses for good from a Kafka that is in trouble.
+// failure tells a row that Kafka refuses for good from a Kafka that is in trouble. A batch is refused as a whole, so of
+// several rows it names only the first. The limits that Check knew are forgotten with the session.
 func (p *publisher) failure(records []cdc.Record) error {
 	for _, permanent := range []error{kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidTopicException, kerr.InvalidRecord, kerr.PolicyViolation} {
 		if !errors.Is(p.err, permanent) {
@@ -222,7 +234,7 @@ func (p *publisher) failure(records []cdc.Record) error {
 		}
 		for i := range records {
 			if &p.records[i] == p.failed {
-				return cdc.RowHalt(records[i].Row, fmt.Sprintf("kafka refuses its record for topic %s: %v", records[i].Topic, p.err))
+				return cdc.Refuse(records[i].Row, cdc.ByKafka, records[i].Topic, "kafka refuses its record for topic %s: %v", records[i].Topic, p.err)
 			}
 		}
 	}

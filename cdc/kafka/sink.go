@@ -72,7 +72,36 @@ func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) {
 // Open makes the session's client and checks the topics that are known. In exactly-once it fences the relay that had the
 // slot before, and ends that one's open transaction.
 func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
-	p := &publisher{sink: s, limits: map[string]int{}}
+	var id string
+	if s.cfg.Delivery == cdc.ExactlyOnce {
+		id = s.cfg.TransactionalID()
+	}
+	p, err := s.newPublisher(ctx, id, s.cfg.Kafka.TransactionTimeout)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkTopics(ctx, p); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
+	for _, topic := range s.topics {
+		if _, err := p.limit(ctx, topic); err != nil {
+			return err
+		}
+	}
+	if s.cfg.Poison.Policy == cdc.DeadLetterPolicy {
+		return s.checkDeadLetterTopic(ctx, p.client)
+	}
+	return nil
+}
+
+// newPublisher makes a client that publishes in transactions, and fences whoever has the same id, if it is given one.
+func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout time.Duration) (*publisher, error) {
+	p := &publisher{sink: s, once: transactionalID != "", limits: map[string]int{}, dead: deadReader{sink: s}}
 	var codec kgo.CompressionCodec
 	switch s.cfg.Kafka.Compression {
 	case "snappy":
@@ -91,11 +120,10 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 		kgo.MaxBufferedRecords(s.cfg.Window.Rows + 2), // never reached: Produce must not block
 		kgo.ProducerBatchCompression(codec),
 		kgo.ProducerBatchMaxBytesFn(p.batchLimit),
-		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)), // murmur2 of the key, as the Java client
+		kgo.RecordPartitioner(partitioner()),
 	}
-	p.once = s.cfg.Delivery == cdc.ExactlyOnce
-	if p.once {
-		opts = append(opts, kgo.TransactionalID(s.cfg.TransactionalID()), kgo.TransactionTimeout(s.cfg.Kafka.TransactionTimeout))
+	if transactionalID != "" {
+		opts = append(opts, kgo.TransactionalID(transactionalID), kgo.TransactionTimeout(timeout))
 	}
 	client, err := s.client(opts...)
 	if err != nil {
@@ -103,21 +131,16 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	}
 	p.client = client
 	p.promise = p.resolved
-	if err := s.ping(ctx, client); err != nil {
+	err = s.ping(ctx, client)
+	if err == nil && p.once {
+		err = p.fence(ctx, transactionalID)
+	}
+	if err != nil {
 		p.Close()
 		return nil, err
 	}
-	if p.once {
-		if err := p.fence(ctx); err != nil {
-			p.Close()
-			return nil, err
-		}
-	}
-	for _, topic := range s.topics {
-		if _, err := p.limit(ctx, topic); err != nil {
-			p.Close()
-			return nil, err
-		}
-	}
 	return p, nil
 }
+
+// partitioner is murmur2 of the key, as the Java client does.
+func partitioner() kgo.Partitioner { return kgo.StickyKeyPartitioner(nil) }

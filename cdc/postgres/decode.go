@@ -232,11 +232,14 @@ func (d *decoder) relation(r *cursor) error {
 // tooLarge names the row whose message was not read because of its size.
 func (d *decoder) tooLarge(head []byte, size int) error {
 	var m cdc.Message
-	reason := fmt.Sprintf("it is %d bytes, source.max_row_bytes is %s", size, d.cfg.MaxRowBytes)
 	if len(head) > 26 {
 		_ = d.message(head[25:], &m) // truncated, but the first columns are there
 	}
-	return cdc.RowHalt(&m.Row, reason)
+	return &cdc.Halt{
+		Found: fmt.Sprintf("outbox row %q cannot be read: it is %d bytes, source.max_row_bytes is %s", m.Row.ID, size, d.cfg.MaxRowBytes),
+		Means: "nothing behind it is published before this is decided, and nothing is lost",
+		Run:   "raise source.max_row_bytes, or give up its transaction with `walpost skip`",
+	}
 }
 
 // cursor reads a message front to back. Beyond its end it returns zeros and remembers.

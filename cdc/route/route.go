@@ -12,14 +12,17 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// maxTopics bounds the memory of names already made: event types come from the rows.
-const maxTopics = 10_000
+const (
+	maxTopics  = 10_000 // bounds the memory of names already made: event types come from the rows
+	maxHeaders = 1000   // of the row's own: consumers hold each as an object, and some brokers' tools give up
+)
 
 // Router makes records. It is used by one goroutine, and the records of a window share its memory.
 type Router struct {
 	allowed  []string
 	template string
 	rename   map[string]string
+	json     bool // payloads must be
 	source   []byte
 	topics   map[topicKey]string
 
@@ -35,7 +38,7 @@ var _ cdc.Route = (*Router)(nil)
 // New makes a router for a valid configuration.
 func New(pipeline string, cfg cdc.KafkaConfig) *Router {
 	return &Router{
-		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename,
+		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == "json",
 		source: []byte(pipeline), topics: map[topicKey]string{},
 	}
 }
@@ -56,7 +59,7 @@ func Topics(cfg cdc.KafkaConfig) []string {
 // NextWindow frees the memory of the records made before.
 func (r *Router) NextWindow() { r.scratch, r.lsnText = r.scratch[:0], nil }
 
-// Route fills rec from the row, or refuses the row with a Halt.
+// Route fills rec from the row, or refuses the row with a Refused.
 func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	topic, ok := r.topics[topicKey{string(row.AggregateType), string(row.EventType)}]
 	if !ok {
@@ -66,13 +69,16 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 		}
 	}
 	if len(row.ID) == 0 {
-		return cdc.RowHalt(row, "its id is NULL or empty")
+		return cdc.Refuse(row, cdc.BadID, topic, "its id is NULL or empty")
 	}
 	if len(row.AggregateID) == 0 {
-		return cdc.RowHalt(row, "aggregate_id is empty, and it is the record's key")
+		return cdc.Refuse(row, cdc.BadKey, topic, "aggregate_id is empty, and it is the record's key")
 	}
 	if row.Payload == nil {
-		return cdc.RowHalt(row, "payload is NULL, which Kafka reads as a deletion")
+		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is NULL, which Kafka reads as a deletion")
+	}
+	if r.json && !json.Valid(row.Payload) {
+		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is not valid JSON, and kafka.payload is json")
 	}
 	if row.Commit != r.lsn || r.lsnText == nil {
 		r.lsn, r.lsnText = row.Commit, r.keep([]byte(row.Commit.String()))
@@ -101,11 +107,11 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 func (r *Router) topic(row *cdc.Row) (string, error) {
 	aggregate, event := string(row.AggregateType), string(row.EventType)
 	if !slices.Contains(r.allowed, aggregate) {
-		return "", cdc.RowHalt(row, fmt.Sprintf("its aggregate type %q is not in kafka.aggregate_types", aggregate))
+		return "", cdc.Refuse(row, cdc.BadType, "", "its aggregate type %.100q is not in kafka.aggregate_types", aggregate)
 	}
 	topic := name(r.template, r.rename, aggregate, event)
 	if !cdc.LegalTopic(topic) {
-		return "", cdc.RowHalt(row, fmt.Sprintf("its topic would be %q, which Kafka does not allow: give the type another name under kafka.rename", topic))
+		return "", cdc.Refuse(row, cdc.BadTopic, "", "its topic would be %.300q, which Kafka does not allow: give the type another name under kafka.rename", topic)
 	}
 	if len(r.topics) >= maxTopics {
 		clear(r.topics)
@@ -127,19 +133,20 @@ func name(template string, rename map[string]string, aggregate, event string) st
 // own adds the row's own headers, a JSON object. Strings are taken as they are, other values as their JSON text. The names
 // of ours are not theirs to give.
 func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
+	refuse := func(reason string) error { return cdc.Refuse(row, cdc.BadHeaders, rec.Topic, "%s", reason) }
 	ours := len(rec.Headers)
 	d := json.NewDecoder(bytes.NewReader(row.Headers))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return cdc.RowHalt(row, "headers is not a JSON object")
+		return refuse("headers is not a JSON object")
 	}
 	for d.More() {
 		key, err := d.Token()
 		if err != nil {
-			return cdc.RowHalt(row, "headers is not valid JSON")
+			return refuse("headers is not valid JSON")
 		}
 		var raw json.RawMessage
 		if err := d.Decode(&raw); err != nil {
-			return cdc.RowHalt(row, "headers is not valid JSON")
+			return refuse("headers is not valid JSON")
 		}
 		var text string
 		if err := json.Unmarshal(raw, &text); err != nil || raw[0] != '"' {
@@ -149,10 +156,13 @@ func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
 		if slices.ContainsFunc(rec.Headers[:ours], func(h cdc.Header) bool { return h.Key == name }) {
 			continue
 		}
+		if len(rec.Headers) == ours+maxHeaders {
+			return refuse(fmt.Sprintf("headers has more than %d entries", maxHeaders))
+		}
 		rec.Headers = append(rec.Headers, cdc.Header{Key: name, Value: []byte(text)})
 	}
 	if t, err := d.Token(); err != nil || t != json.Delim('}') {
-		return cdc.RowHalt(row, "headers is not valid JSON")
+		return refuse("headers is not valid JSON")
 	}
 	return nil
 }

@@ -84,13 +84,17 @@ func TestRowsThatCannotBePublishedAreNamed(t *testing.T) {
 		change func(*cdc.Row)
 		says   string
 	}{
-		"type not listed":     {change: func(r *cdc.Row) { r.AggregateType = []byte("invoice") }, says: `"invoice" is not in kafka.aggregate_types`},
-		"type missing":        {change: func(r *cdc.Row) { r.AggregateType = nil }, says: "kafka.aggregate_types"},
-		"id missing":          {change: func(r *cdc.Row) { r.ID = nil }, says: "id is NULL"},
-		"key missing":         {change: func(r *cdc.Row) { r.AggregateID = nil }, says: "aggregate_id is empty"},
-		"key empty":           {change: func(r *cdc.Row) { r.AggregateID = []byte{} }, says: "aggregate_id is empty"},
-		"payload missing":     {change: func(r *cdc.Row) { r.Payload = nil }, says: "payload is NULL"},
-		"illegal topic":       {topic: "x.{event_type}", change: func(r *cdc.Row) { r.EventType = []byte("a b") }, says: "does not allow"},
+		"type not listed":  {change: func(r *cdc.Row) { r.AggregateType = []byte("invoice") }, says: `"invoice" is not in kafka.aggregate_types`},
+		"type missing":     {change: func(r *cdc.Row) { r.AggregateType = nil }, says: "kafka.aggregate_types"},
+		"id missing":       {change: func(r *cdc.Row) { r.ID = nil }, says: "id is NULL"},
+		"key missing":      {change: func(r *cdc.Row) { r.AggregateID = nil }, says: "aggregate_id is empty"},
+		"key empty":        {change: func(r *cdc.Row) { r.AggregateID = []byte{} }, says: "aggregate_id is empty"},
+		"payload missing":  {change: func(r *cdc.Row) { r.Payload = nil }, says: "payload is NULL"},
+		"illegal topic":    {topic: "x.{event_type}", change: func(r *cdc.Row) { r.EventType = []byte("a b") }, says: "does not allow"},
+		"payload not JSON": {change: func(r *cdc.Row) { r.Payload = []byte(`{"a": `) }, says: "not valid JSON"},
+		"too many headers": {change: func(r *cdc.Row) {
+			r.Headers = []byte(`{"h": 0` + strings.Repeat(`, "h": 0`, 1000) + "}")
+		}, says: "more than 1000"},
 		"headers an array":    {change: func(r *cdc.Row) { r.Headers = []byte("[1]") }, says: "not a JSON object"},
 		"headers torn":        {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": `) }, says: "not valid JSON"},
 		"headers not closed":  {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": 1`) }, says: "not valid JSON"},
@@ -100,12 +104,13 @@ func TestRowsThatCannotBePublishedAreNamed(t *testing.T) {
 		if c.topic != "" {
 			cfg.Topic = c.topic
 		}
+		cfg.Payload = "json"
 		in := row()
 		c.change(in)
 		var rec cdc.Record
-		var halt *cdc.Halt
-		if err := route.New("shop", cfg).Route(in, &rec); !errors.As(err, &halt) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "0/16B3748/3") {
-			t.Errorf("%s: %v, want a Halt that says %q and where the row is", name, err, c.says)
+		var refused *cdc.Refused
+		if err := route.New("shop", cfg).Route(in, &rec); !errors.As(err, &refused) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "0/16B3748/3") {
+			t.Errorf("%s: %v, want a Refused that says %q and where the row is", name, err, c.says)
 		}
 	}
 }

@@ -17,9 +17,13 @@ import (
 // Relay is a pipeline's relay with its console, observed by log and metrics. Client options are for tests.
 func Relay(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
 	con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
+	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
+	if cfg.Poison.Policy == cdc.DeadLetterPolicy {
+		con.CountDeadLetters(sink.Unresolved())
+	}
 	relay := cdc.NewRelay(cfg,
 		postgres.NewSource(cfg.Pipeline, cfg.Source),
-		kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...),
+		sink,
 		route.New(cfg.Pipeline, cfg.Kafka),
 		cdc.Tee(logger(cfg, log), con.Observer()))
 	return relay, con
@@ -42,6 +46,10 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 			case cdc.Stopped:
 				log.Info().AnErr("cause", err).Msg("stopped")
 			}
+		},
+		DeadLettered: func(r *cdc.Record) {
+			log.Warn().Bytes("event_id", r.Row.ID).Stringer("lsn", r.Row.Commit).Uint32("seq", r.Row.Ordinal).Str("topic", r.Refused.Topic).
+				Str("class", string(r.Refused.Class)).Str("reason", r.Refused.Reason).Msg("dead letter: the row was put aside")
 		},
 		Covered: func(st *cdc.State) {
 			log.Debug().Stringer("lsn", st.Covered).Int64("epoch", st.Epoch).Msg("state record is durable")

@@ -32,7 +32,8 @@ type Status struct {
 	LagSeconds    float64    `json:"lag_seconds"`
 	RetainedBytes int64      `json:"retained_wal_bytes"`
 	State         *cdc.State `json:"state"`
-	Blocked       []string   `json:"blocked"` // what keeps rows from flowing, each with what to do
+	DeadLetters   *int       `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
+	Blocked       []string   `json:"blocked"`                           // what keeps rows from flowing, each with what to do
 }
 
 // ReadStatus asks PostgreSQL and Kafka, with the relay's own rights. What cannot be asked is in Blocked.
@@ -47,6 +48,11 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
 	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
 	st.Slot.Name = cfg.Source.Slot
+	if cfg.Poison.Policy == cdc.DeadLetterPolicy {
+		if n, err := sink.Unresolved().Count(ctx); !blocked(err) {
+			st.DeadLetters = &n
+		}
+	}
 	if blocked(source.Preflight(ctx)) {
 		state, err := sink.Peek(ctx)
 		blocked(err)
@@ -131,6 +137,9 @@ func (s Status) Write(w io.Writer) {
 			s.State.Epoch, s.State.Instance, s.State.Time.Format(time.RFC3339))
 	} else {
 		line("state", "no record seen")
+	}
+	if s.DeadLetters != nil {
+		line("poison", "%d unresolved dead letters (`walpost dlq list`)", *s.DeadLetters)
 	}
 	if len(s.Blocked) == 0 {
 		line("blocked", "by nothing")

@@ -1,0 +1,230 @@
+package cdc
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// DeadLetter is a row that could not be published, as it stands in the dead letter topic until it is redriven or dropped,
+// which is a tombstone under its key. The record's value is the whole row, so that redrive can make from it what the row
+// would have become; its headers say why, for those who look.
+type DeadLetter struct {
+	Row     Row
+	Class   Class
+	Reason  string
+	Topic   string // where the row would have gone; empty when that was not known
+	HeldFor string // key of the dead letter it waits behind; empty when it was itself refused
+	Source  string // the pipeline
+	Time    time.Time
+}
+
+// maxShown bounds what headers and key repeat of the row; the value has all of it.
+const maxShown = 1 << 10
+
+func cut(b []byte) []byte { return b[:min(len(b), maxShown)] }
+
+// Key is <commit LSN>/<ordinal>/<event id>: the same in a replay, so that a repeat takes the first one's place.
+func (d *DeadLetter) Key() string {
+	return fmt.Sprintf("%s/%d/%s", d.Row.Commit, d.Row.Ordinal, cut(d.Row.ID))
+}
+
+// Holds are the identities of the order that a row is part of: its key within its topic, and within its aggregate type,
+// which stays what it is when kafka.topic or kafka.rename change. A row without a key is part of none.
+func (d *DeadLetter) Holds() []string { return holds(d.Topic, d.Row.AggregateType, d.Row.AggregateID) }
+
+func holds(topic string, aggregateType, key []byte) (of []string) {
+	if len(key) == 0 {
+		return nil
+	}
+	if topic != "" {
+		of = append(of, "topic "+topic+" "+string(cut(key)))
+	}
+	return append(of, "type "+string(cut(aggregateType))+" "+string(cut(key)))
+}
+
+// The names of a dead letter's headers.
+const (
+	headerReason        = "reason"
+	headerClass         = "class"
+	headerLSN           = "lsn"
+	headerSeq           = "seq"
+	headerSource        = "source"
+	headerID            = "id"
+	headerType          = "type"
+	headerTopic         = "topic"
+	headerAggregateType = "aggregate_type"
+	headerAggregateID   = "aggregate_id"
+	headerTime          = "dead_lettered_at"
+	headerHeldFor       = "held_for"
+)
+
+// record makes rec the dead letter of a row, for the topic.
+func (d *DeadLetter) record(topic string, rec *Record) error {
+	value, err := d.value()
+	if err != nil {
+		return err
+	}
+	row := &d.Row
+	headers := append(rec.Headers[:0],
+		Header{headerReason, []byte(d.Reason)},
+		Header{headerClass, []byte(d.Class)},
+		Header{headerLSN, []byte(row.Commit.String())},
+		Header{headerSeq, strconv.AppendUint(nil, uint64(row.Ordinal), 10)},
+		Header{headerSource, []byte(d.Source)},
+		Header{headerID, cut(row.ID)},
+		Header{headerType, cut(row.EventType)},
+		Header{headerAggregateType, cut(row.AggregateType)},
+		Header{headerAggregateID, cut(row.AggregateID)},
+		Header{headerTopic, []byte(d.Topic)},
+		Header{headerTime, []byte(d.Time.UTC().Format(time.RFC3339Nano))},
+	)
+	if d.HeldFor != "" {
+		headers = append(headers, Header{headerHeldFor, []byte(d.HeldFor)})
+	}
+	*rec = Record{Row: rec.Row, Topic: topic, Key: []byte(d.Key()), Value: value, Headers: headers}
+	return nil
+}
+
+// deadLetterVersion is the version of the value that this program writes, and the newest it reads.
+const deadLetterVersion = 1
+
+// deadLetterJSON is the value: position and transaction of the row, and its columns, each null, text, or bytes.
+type deadLetterJSON struct {
+	Version       int       `json:"version"`
+	LSN           string    `json:"lsn"`
+	Seq           uint32    `json:"seq"`
+	XID           uint32    `json:"xid"`
+	CommitTime    time.Time `json:"commit_time"`
+	ID            column    `json:"id"`
+	AggregateType column    `json:"aggregate_type"`
+	AggregateID   column    `json:"aggregate_id"`
+	EventType     column    `json:"event_type"`
+	Payload       column    `json:"payload"`
+	Headers       column    `json:"headers"`
+	CreatedAt     column    `json:"created_at"`
+}
+
+func (d *DeadLetter) value() ([]byte, error) {
+	r := &d.Row
+	value, err := encodeJSON(deadLetterJSON{
+		deadLetterVersion, r.Commit.String(), r.Ordinal, r.XID, r.CommitTime,
+		r.ID, r.AggregateType, r.AggregateID, r.EventType, r.Payload, r.Headers, r.CreatedAt,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode dead letter %s: %w", d.Key(), err)
+	}
+	return value, nil
+}
+
+// encodeJSON does not escape HTML, which would make six bytes of one.
+func encodeJSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}
+
+// column is a column's bytes: a JSON string where they are UTF-8, else {"base64": …}. It never takes more than twice the
+// room, which the topic's limit counts on: text that would (control characters) is bytes too.
+type column []byte
+
+func (c column) MarshalJSON() ([]byte, error) {
+	switch {
+	case c == nil:
+		return []byte("null"), nil
+	case utf8.Valid(c):
+		if text, err := encodeJSON(string(c)); err != nil || len(text) <= 2*len(c)+2 {
+			return text, err
+		}
+	}
+	return fmt.Appendf(nil, `{"base64":"%s"}`, base64.StdEncoding.EncodeToString(c)), nil
+}
+
+func (c *column) UnmarshalJSON(b []byte) error {
+	if b[0] == '{' {
+		var raw struct {
+			Base64 *[]byte `json:"base64"`
+		}
+		if err := json.Unmarshal(b, &raw); err != nil {
+			return err
+		}
+		if raw.Base64 == nil {
+			return errors.New(`an object without "base64" is no column`)
+		}
+		*c = append(column{}, *raw.Base64...)
+		return nil
+	}
+	var text *string
+	if err := json.Unmarshal(b, &text); err != nil {
+		return err
+	}
+	*c = nil
+	if text != nil {
+		*c = append(column{}, *text...)
+	}
+	return nil
+}
+
+// ParseDeadLetter reads a record of the dead letter topic.
+func ParseDeadLetter(headers []Header, value []byte) (*DeadLetter, error) {
+	var j deadLetterJSON
+	if err := json.Unmarshal(value, &j); err != nil {
+		return nil, fmt.Errorf("read dead letter: %w", err)
+	}
+	if j.Version < 1 || j.Version > deadLetterVersion {
+		return nil, fmt.Errorf("read dead letter: version %d, this walpost reads up to %d: use the newer walpost that wrote it", j.Version, deadLetterVersion)
+	}
+	d := &DeadLetter{Row: Row{
+		Position: Position{Ordinal: j.Seq}, XID: j.XID, CommitTime: j.CommitTime,
+		ID: j.ID, AggregateType: j.AggregateType, AggregateID: j.AggregateID, EventType: j.EventType,
+		Payload: j.Payload, Headers: j.Headers, CreatedAt: j.CreatedAt,
+	}}
+	if err := d.Row.Commit.Scan(j.LSN); err != nil {
+		return nil, fmt.Errorf("read dead letter: lsn: %w", err)
+	}
+	for _, h := range headers {
+		v := string(h.Value)
+		switch h.Key {
+		case headerReason:
+			d.Reason = v
+		case headerClass:
+			d.Class = Class(v)
+		case headerTopic:
+			d.Topic = v
+		case headerHeldFor:
+			d.HeldFor = v
+		case headerSource:
+			d.Source = v
+		case headerTime:
+			var err error
+			if d.Time, err = time.Parse(time.RFC3339Nano, v); err != nil {
+				return nil, fmt.Errorf("read dead letter: %w", err)
+			}
+		}
+	}
+	return d, nil
+}
+
+// holdsOf is Holds of a record whose headers alone were read.
+func holdsOf(headers []Header) []string {
+	var topic string
+	var aggregateType, key []byte
+	for _, h := range headers {
+		switch h.Key {
+		case headerTopic:
+			topic = string(h.Value)
+		case headerAggregateType:
+			aggregateType = h.Value
+		case headerAggregateID:
+			key = h.Value
+		}
+	}
+	return holds(topic, aggregateType, key)
+}

@@ -1,0 +1,249 @@
+package kafka
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// deadLetterBytes is the topic's max.message.bytes: a value is at most twice its row (see cdc.DeadLetter), and headers and
+// key are small.
+func deadLetterBytes(cfg cdc.Config) int {
+	return min(2*int(cfg.Source.MaxRowBytes)+64<<10, maxBatch)
+}
+
+func deadLetterPlan(cfg cdc.Config, replication int) TopicPlan {
+	return TopicPlan{
+		Name: cfg.DeadLetterTopic(), Partitions: 1, Replication: replication,
+		Config: map[string]string{"cleanup.policy": "compact", "max.message.bytes": strconv.Itoa(deadLetterBytes(cfg))},
+	}
+}
+
+// checkDeadLetterTopic halts on what would lose dead letters.
+func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) error {
+	name := s.cfg.DeadLetterTopic()
+	found, err := describeTopic(ctx, client, name)
+	if err != nil {
+		return err
+	}
+	if found == nil {
+		return &cdc.Halt{
+			Found: fmt.Sprintf("the dead letter topic %s does not exist", name),
+			Means: "rows that cannot be published have nowhere to go, and nothing is published before that is mended",
+			Run:   "run `walpost init`, and the relay goes on by itself",
+		}
+	}
+	if found.partitions != 1 {
+		return &cdc.Halt{Found: fmt.Sprintf("the dead letter topic %s has %d partitions", name, found.partitions), Means: "the order of dead letters would be lost", Run: "name another under poison.topic and run `walpost init`; or, if it holds nothing, delete it and run `walpost init`"}
+	}
+	if policy, known := found.config["cleanup.policy"]; known && policy != "compact" {
+		return &cdc.Halt{Found: fmt.Sprintf("the dead letter topic %s has cleanup.policy=%s", name, policy), Means: "Kafka would delete dead letters after a while", Run: "set it: kafka-configs.sh --alter --topic " + name + " --add-config cleanup.policy=compact"}
+	}
+	return nil
+}
+
+// deadReader reads the dead letter topic, on and on.
+type deadReader struct {
+	sink *Sink
+	r    *reader
+}
+
+func (d *deadReader) close() {
+	if d.r != nil {
+		d.r.close()
+		d.r = nil
+	}
+}
+
+// read hands over what stands from an offset on to where the topic ends now. Less than from says that the topic was made
+// again.
+func (d *deadReader) read(ctx context.Context, from int64, each func(*kgo.Record)) (next int64, err error) {
+	if d.r == nil || d.r.next != from {
+		d.close()
+		if d.r, err = d.sink.reader(d.sink.cfg.DeadLetterTopic(), 0, from); err != nil {
+			return 0, err
+		}
+	}
+	end, err := d.r.end(ctx, false)
+	if err != nil || end < from {
+		return end, err
+	}
+	err = d.r.readTo(ctx, end, each)
+	return d.r.next, err
+}
+
+// DeadLetters hands over the records of the dead letter topic.
+func (p *publisher) DeadLetters(ctx context.Context, from int64, each func(key string, headers []cdc.Header)) (next int64, err error) {
+	return p.dead.read(ctx, from, func(r *kgo.Record) { each(string(r.Key), deadHeaders(r)) })
+}
+
+// deadHeaders are nil in a tombstone only.
+func deadHeaders(r *kgo.Record) []cdc.Header {
+	if r.Value == nil {
+		return nil
+	}
+	headers := make([]cdc.Header, 0, len(r.Headers))
+	for _, h := range r.Headers {
+		headers = append(headers, cdc.Header{Key: h.Key, Value: h.Value})
+	}
+	return headers
+}
+
+// maxCounted bounds the memory of counting.
+const maxCounted = 100_000
+
+// Unresolved counts the dead letters that were neither redriven nor dropped. It reads only what came since the last count.
+type Unresolved struct {
+	sink *Sink
+	mu   sync.Mutex
+	next int64
+	keys map[string]struct{}
+}
+
+// Unresolved makes a counter that has read nothing yet.
+func (s *Sink) Unresolved() *Unresolved { return &Unresolved{sink: s} }
+
+// Count reads on and counts.
+func (u *Unresolved) Count(ctx context.Context) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.keys == nil {
+		if err := u.sink.askDeadLetters(ctx); err != nil {
+			return 0, err
+		}
+		u.next, u.keys = 0, map[string]struct{}{}
+	}
+	dead := deadReader{sink: u.sink}
+	defer dead.close()
+	next, err := dead.read(ctx, u.next, func(r *kgo.Record) {
+		switch key := string(r.Key); {
+		case r.Value == nil:
+			delete(u.keys, key)
+		case len(u.keys) <= maxCounted:
+			u.keys[key] = struct{}{}
+		}
+	})
+	if err != nil || next < u.next || len(u.keys) > maxCounted {
+		u.keys = nil // begin anew the next time
+	}
+	switch {
+	case err != nil:
+		return 0, err
+	case next < u.next:
+		return 0, fmt.Errorf("topic %s was made again", u.sink.cfg.DeadLetterTopic())
+	case u.keys == nil:
+		return maxCounted, fmt.Errorf("more than %d dead letters are unresolved", maxCounted)
+	}
+	u.next = next
+	return len(u.keys), nil
+}
+
+// askDeadLetters checks the topic with a client of its own.
+func (s *Sink) askDeadLetters(ctx context.Context) error {
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := s.ping(ctx, client); err != nil {
+		return err
+	}
+	return s.checkDeadLetterTopic(ctx, client)
+}
+
+// Entry is an unresolved dead letter.
+type Entry struct {
+	Key    string
+	Offset int64
+	Bytes  int
+	Letter *cdc.DeadLetter
+	Err    error // why it cannot be read; then there is no Letter
+}
+
+// redriveTimeout is how long what a killed redrive left open may hold read_committed consumers up.
+const redriveTimeout = 15 * time.Second
+
+// Redrive resolves dead letters. One at a time: a second one fences the first.
+type Redrive struct{ p *publisher }
+
+// Redrive takes the pipeline's transactional id for dead letters. What the dead letter topic says is to be asked after that.
+func (s *Sink) Redrive(ctx context.Context) (*Redrive, error) {
+	p, err := s.newPublisher(ctx, s.cfg.TransactionalID()+".dlq", redriveTimeout)
+	if err != nil {
+		return nil, err
+	}
+	return &Redrive{p}, nil
+}
+
+// Close ends the connection.
+func (r *Redrive) Close() { r.p.Close() }
+
+// Check refuses what can still not be published.
+func (r *Redrive) Check(ctx context.Context, rec *cdc.Record) error { return r.p.Check(ctx, rec) }
+
+// Resolve publishes records, if any, and takes dead letters away, all in one Kafka transaction. Records have their place
+// then.
+func (r *Redrive) Resolve(ctx context.Context, records []cdc.Record, keys []string) error {
+	for _, key := range keys {
+		records = append(records, cdc.Record{Row: &cdc.Row{}, Topic: r.p.sink.cfg.DeadLetterTopic(), Key: []byte(key)})
+	}
+	if err := r.p.Publish(ctx, records, nil); err != nil {
+		return fmt.Errorf("%w: what counts, `walpost dlq list` tells", err)
+	}
+	return nil
+}
+
+// Entries are the unresolved dead letters in the order of their rows; none where the topic does not exist.
+func (s *Sink) Entries(ctx context.Context) ([]Entry, error) {
+	client, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	if err := s.ping(ctx, client); err != nil {
+		return nil, err
+	}
+	if found, err := describeTopic(ctx, client, s.cfg.DeadLetterTopic()); err != nil || found == nil {
+		return nil, err
+	}
+	dead := deadReader{sink: s}
+	defer dead.close()
+	unresolved := map[string]Entry{}
+	if _, err := dead.read(ctx, 0, func(r *kgo.Record) {
+		if r.Value == nil {
+			delete(unresolved, string(r.Key))
+			return
+		}
+		letter, err := cdc.ParseDeadLetter(deadHeaders(r), r.Value)
+		unresolved[string(r.Key)] = Entry{string(r.Key), r.Offset, len(r.Value), letter, err}
+	}); err != nil {
+		return nil, err
+	}
+	entries := make([]Entry, 0, len(unresolved))
+	for _, e := range unresolved {
+		entries = append(entries, e)
+	}
+	// What cannot be read comes last.
+	slices.SortFunc(entries, func(a, b Entry) int {
+		if a.Letter == nil || b.Letter == nil {
+			return cmp.Or(cmp.Compare(boolInt(a.Letter == nil), boolInt(b.Letter == nil)), cmp.Compare(a.Offset, b.Offset))
+		}
+		return cmp.Or(a.Letter.Row.Compare(b.Letter.Row.Position), cmp.Compare(a.Offset, b.Offset))
+	})
+	return entries, nil
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

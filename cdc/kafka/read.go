@@ -1,0 +1,119 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+const (
+	readWithin = time.Minute // longer than any transaction of ours may stay open on a topic
+	readPause  = 250 * time.Millisecond
+)
+
+// reader reads one partition, committed records only, on and on from where it stopped.
+type reader struct {
+	client    *kgo.Client
+	topic     string
+	partition int32
+	next      int64
+	answers   atomic.Int64 // fetches that were answered
+}
+
+func (s *Sink) reader(topic string, partition int32, from int64) (*reader, error) {
+	r := &reader{topic: topic, partition: partition, next: from}
+	client, err := s.client(
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().At(from)}}),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that the last offset is seen, whatever stands there
+		kgo.FetchMaxWait(100*time.Millisecond),
+		kgo.FetchMaxBytes(4<<20), // a larger record still comes, alone
+		kgo.WithHooks(r),
+	)
+	if err != nil {
+		return nil, err
+	}
+	r.client = client
+	return r, nil
+}
+
+func (r *reader) close() { r.client.Close() }
+
+// OnBrokerE2E counts answers: how it is known that a compacted partition has nothing left before its end.
+func (r *reader) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) {
+	if key == int16(kmsg.Fetch) && e2e.Err() == nil {
+		r.answers.Add(1)
+	}
+}
+
+// end is where the partition ends now, or, if stable, where its first open transaction begins.
+func (r *reader) end(ctx context.Context, stable bool) (int64, error) {
+	admin := kadm.NewClient(r.client)
+	list := admin.ListEndOffsets
+	if stable {
+		list = admin.ListCommittedOffsets
+	}
+	offsets, err := list(ctx, r.topic)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the end of %s: %w", r.topic, err)
+	}
+	end, ok := offsets.Lookup(r.topic, r.partition)
+	if !ok {
+		return 0, fmt.Errorf("ask for the end of %s: kafka does not know partition %d", r.topic, r.partition)
+	}
+	if end.Err != nil {
+		return 0, fmt.Errorf("ask for the end of %s: partition %d: %w", r.topic, r.partition, end.Err)
+	}
+	return end.Offset, nil
+}
+
+// readTo hands over what stands before end. It waits for transactions that are open there.
+func (r *reader) readTo(ctx context.Context, end int64, each func(*kgo.Record)) error {
+	ctx, cancel := context.WithTimeout(ctx, readWithin)
+	defer cancel()
+	quiet := int64(-1) // answers when the partition was stable up to end and nothing more came
+	for r.next < end {
+		answered := r.answers.Load()
+		poll, done := context.WithTimeout(ctx, readPause)
+		fetches := r.client.PollFetches(poll)
+		done()
+		for _, f := range fetches.Errors() {
+			if !errors.Is(f.Err, context.DeadlineExceeded) {
+				return fmt.Errorf("read %s: %w", r.topic, f.Err)
+			}
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("read %s: only to offset %d of %d: a transaction may be open on it: try again: %w", r.topic, r.next, end, ctx.Err())
+		}
+		records := fetches.Records()
+		for _, record := range records {
+			r.next = record.Offset + 1
+			if !record.Attrs.IsControl() && record.Offset < end {
+				each(record)
+			}
+		}
+		if len(records) > 0 {
+			quiet = -1
+			continue
+		}
+		if quiet < 0 {
+			if stable, err := r.end(ctx, true); err != nil {
+				return err
+			} else if stable >= end {
+				quiet = answered
+			}
+			continue
+		}
+		// The first of three answers may have been asked for before; the third is asked for only when the second was empty.
+		if answered >= quiet+3 {
+			r.next = end // compaction took the rest
+		}
+	}
+	return nil
+}
