@@ -308,7 +308,14 @@ func TestHeldKeysOutliveTheSession(t *testing.T) {
 		b.mu.Lock()
 		b.log = []shelved{{key: "compacted"}, {key: "away"}} // resolved long ago, and the tombstones are gone too
 		b.mu.Unlock()
-		time.Sleep(2 * time.Hour)
+		opened := s.opens()
+		for range 2 * 60 * 12 { // two hours of a session that goes on
+			s.send(Message{Kind: Keepalive, LSN: 40})
+			time.Sleep(5 * time.Second)
+		}
+		if s.opens() != opened {
+			t.Fatal("the session did not last")
+		}
 		s.send(tx(40, 50, "d:k")...)
 		time.Sleep(2 * time.Second)
 		if got, want := b.said(), "[(bad) (b) c d]"; got != want {

@@ -163,9 +163,9 @@ func (s *Sink) askDeadLetters(ctx context.Context) error {
 type Entry struct {
 	Key    string
 	Offset int64
-	Bytes  int
+	Value  []byte
 	Letter *cdc.DeadLetter
-	Err    error // why it cannot be read; then there is no Letter
+	Err    error // why the value cannot be read; then there is no Letter
 }
 
 // redriveTimeout is how long what a killed redrive left open may hold read_committed consumers up.
@@ -174,9 +174,14 @@ const redriveTimeout = 15 * time.Second
 // Redrive resolves dead letters. One at a time: a second one fences the first.
 type Redrive struct{ p *publisher }
 
-// Redrive takes the pipeline's transactional id for dead letters. What the dead letter topic says is to be asked after that.
-func (s *Sink) Redrive(ctx context.Context) (*Redrive, error) {
-	p, err := s.newPublisher(ctx, s.cfg.TransactionalID()+".dlq", redriveTimeout)
+// Redrive takes the pipeline's transactional id for dead letters, unless it is only to check. What the dead letter topic says
+// is to be asked after that.
+func (s *Sink) Redrive(ctx context.Context, onlyCheck bool) (*Redrive, error) {
+	id := s.cfg.TransactionalID() + ".dlq"
+	if onlyCheck {
+		id = ""
+	}
+	p, err := s.newPublisher(ctx, id, redriveTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -189,8 +194,11 @@ func (r *Redrive) Close() { r.p.Close() }
 // Check refuses what can still not be published.
 func (r *Redrive) Check(ctx context.Context, rec *cdc.Record) error { return r.p.Check(ctx, rec) }
 
+// MostResolved is how many dead letters Resolve takes at once.
+func (r *Redrive) MostResolved() int { return max(1, min(r.p.sink.cfg.Window.Rows/2, 500)) }
+
 // Resolve publishes records, if any, and takes dead letters away, all in one Kafka transaction. Records have their place
-// then.
+// then. After an error it must not be called again.
 func (r *Redrive) Resolve(ctx context.Context, records []cdc.Record, keys []string) error {
 	for _, key := range keys {
 		records = append(records, cdc.Record{Row: &cdc.Row{}, Topic: r.p.sink.cfg.DeadLetterTopic(), Key: []byte(key)})
@@ -223,7 +231,7 @@ func (s *Sink) Entries(ctx context.Context) ([]Entry, error) {
 			return
 		}
 		letter, err := cdc.ParseDeadLetter(deadHeaders(r), r.Value)
-		unresolved[string(r.Key)] = Entry{string(r.Key), r.Offset, len(r.Value), letter, err}
+		unresolved[string(r.Key)] = Entry{string(r.Key), r.Offset, r.Value, letter, err}
 	}); err != nil {
 		return nil, err
 	}

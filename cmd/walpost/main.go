@@ -31,6 +31,7 @@ type cli struct {
 	Relay   relayCmd   `cmd:"" help:"Relay the outbox until asked to stop."`
 	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka, once, with an administrator's rights: role, table, publication, slot, topics, first state record."`
 	Status  statusCmd  `cmd:"" help:"Say how slot and state record stand, and what blocks."`
+	Dlq     dlqCmd     `cmd:"" help:"Rows that could not be published (poison.policy: dead_letter): look at them, publish them after all, or give them up."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
