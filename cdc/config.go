@@ -38,6 +38,7 @@ type SourceConfig struct {
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
 	Columns        ColumnsConfig `yaml:"columns"`
 	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
+	CheckInterval  time.Duration `yaml:"check_interval" doc:"how often publication and table are looked at while streaming: a change that hides rows halts the relay"`
 	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this halts the relay instead of being read into memory"`
 }
 
@@ -140,7 +141,7 @@ func (b ByteSize) String() string {
 func DefaultConfig() Config {
 	return Config{
 		Source: SourceConfig{
-			Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, MaxRowBytes: 16 << 20,
+			Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, CheckInterval: 30 * time.Second, MaxRowBytes: 16 << 20,
 			Columns: ColumnsConfig{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"},
 		},
 		Kafka: KafkaConfig{
@@ -327,6 +328,9 @@ func (c *Config) Validate() error {
 	}
 	if d := c.Source.StatusInterval; d < 100*time.Millisecond || d > 30*time.Second {
 		bad("source.status_interval: %s: must be between 100ms and 30s, the half of the server's usual wal_sender_timeout", d)
+	}
+	if d := c.Source.CheckInterval; d < 100*time.Millisecond || d > time.Hour {
+		bad("source.check_interval: %s: must be between 100ms and 1h", d)
 	}
 	if n := c.Source.MaxRowBytes; n < 1<<20 || n > 1<<30 {
 		bad("source.max_row_bytes: %s: must be between 1MiB and 1GiB", n)

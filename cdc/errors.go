@@ -3,6 +3,7 @@ package cdc
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // ErrSlotInUse is returned when another process holds the replication slot (SQLSTATE 55006): stand by and try again.
@@ -17,9 +18,41 @@ type Halt struct {
 	Found string // what was found
 	Means string // what it means, what is at risk
 	Run   string // what to do
+
+	// Risk is the range of commits whose rows may be missing in Kafka; zero when there are none.
+	Risk Range
+	// Latch says that rows may be hidden from here on without another trace: the halt is written into the state record and
+	// ends only by an operator's command.
+	Latch bool
+	// History says that the server's history is not the one that the state record tells of: its positions mean nothing there.
+	History bool
 }
 
-func (h *Halt) Error() string { return fmt.Sprintf("%s: %s; %s", h.Found, h.Means, h.Run) }
+func (h *Halt) Error() string {
+	if h.Risk.IsZero() {
+		return fmt.Sprintf("%s: %s; %s", h.Found, h.Means, h.Run)
+	}
+	return fmt.Sprintf("%s: %s, LSN range %s; %s", h.Found, h.Means, h.Risk, h.Run)
+}
+
+// record is the halt as it is written into the state record.
+func (h *Halt) record(at time.Time) *HaltRecord {
+	return &HaltRecord{Found: h.Found, Means: h.Means, Run: h.Run, Risk: h.Risk, History: h.History, Latched: h.Latch, At: at.UTC()}
+}
+
+// Halt is the halt that was recorded.
+func (r *HaltRecord) Halt() *Halt {
+	return &Halt{Found: r.Found, Means: r.Means, Run: r.Run, Risk: r.Risk, History: r.History, Latch: r.Latched}
+}
+
+// Wedge is a Source's error for a change that will come again and again and can never be taken. The engine knows which
+// transaction it belongs to, and makes it a Halt that names the way past it.
+type Wedge struct {
+	Found string // what was found
+	Mend  string // what mends it, where something does; empty otherwise
+}
+
+func (w *Wedge) Error() string { return w.Found }
 
 // Class says in one word why a row was refused: a metric's label.
 type Class string

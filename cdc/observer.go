@@ -32,6 +32,10 @@ type Observer struct {
 	Confirmed func(lsn LSN)
 	// Stalled is called when Kafka has not taken a window for a while, and again with false when it has.
 	Stalled func(stalled bool, since time.Duration)
+	// Phantoms is called when a failover was found to have taken back rows that are published.
+	Phantoms func(p *Phantoms)
+	// Watching is called when publication and table cannot be looked at, and with nil when they can again.
+	Watching func(err error)
 }
 
 func (o *Observer) role(r Role, err error) {
@@ -76,6 +80,18 @@ func (o *Observer) stalled(s bool, since time.Duration) {
 	}
 }
 
+func (o *Observer) phantoms(p *Phantoms) {
+	if o.Phantoms != nil {
+		o.Phantoms(p)
+	}
+}
+
+func (o *Observer) watching(err error) {
+	if o.Watching != nil {
+		o.Watching(err)
+	}
+}
+
 // Tee tells several observers, in order.
 func Tee(observers ...Observer) Observer {
 	return Observer{
@@ -112,6 +128,16 @@ func Tee(observers ...Observer) Observer {
 		Stalled: func(s bool, since time.Duration) {
 			for i := range observers {
 				observers[i].stalled(s, since)
+			}
+		},
+		Phantoms: func(p *Phantoms) {
+			for i := range observers {
+				observers[i].phantoms(p)
+			}
+		},
+		Watching: func(err error) {
+			for i := range observers {
+				observers[i].watching(err)
 			}
 		},
 	}

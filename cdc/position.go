@@ -1,6 +1,14 @@
 package cdc
 
-import "github.com/jackc/pglogrepl"
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pglogrepl"
+)
 
 // LSN is a position in the WAL, in bytes. Comparable only within one server (system id) and one timeline history.
 type LSN = pglogrepl.LSN
@@ -23,4 +31,58 @@ func (p Position) Compare(q Position) int {
 		return 0
 	}
 	return 1
+}
+
+// Range is the commits whose end lies in (From, To].
+type Range struct{ From, To LSN }
+
+func (r Range) String() string { return fmt.Sprintf("(%s, %s]", r.From, r.To) }
+
+// IsZero reports that there is no range.
+func (r Range) IsZero() bool { return r == Range{} }
+
+// MarshalJSON writes LSNs as PostgreSQL does.
+func (r Range) MarshalJSON() ([]byte, error) {
+	return json.Marshal(rangeJSON{lsnText(r.From), lsnText(r.To)})
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (r *Range) UnmarshalJSON(b []byte) error {
+	var j rangeJSON
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	*r = Range{LSN(j.From), LSN(j.To)}
+	return nil
+}
+
+type rangeJSON struct {
+	From lsnText `json:"from"`
+	To   lsnText `json:"to"`
+}
+
+// lsnText is an LSN in JSON.
+type lsnText LSN
+
+// MarshalText writes the LSN as PostgreSQL does.
+func (l lsnText) MarshalText() ([]byte, error) { return []byte(LSN(l).String()), nil }
+
+// UnmarshalText reads an LSN.
+func (l *lsnText) UnmarshalText(b []byte) error {
+	lsn, err := ParseLSN(string(b))
+	*l = lsnText(lsn)
+	return err
+}
+
+var lsnPattern = regexp.MustCompile(`^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$`)
+
+// ParseLSN reads an LSN as PostgreSQL writes it, and nothing that only resembles one: pglogrepl's own takes 0/12GARBAGE.
+func ParseLSN(text string) (LSN, error) {
+	if !lsnPattern.MatchString(text) {
+		return 0, fmt.Errorf("%q is not an LSN: write it as PostgreSQL does, 0/16B3748 for example", text)
+	}
+	high, low, _ := strings.Cut(text, "/")
+	h, _ := strconv.ParseUint(high, 16, 32)
+	l, _ := strconv.ParseUint(low, 16, 32)
+	return LSN(h<<32 | l), nil
 }

@@ -66,7 +66,7 @@ func TestStateRecordIsReadBackAndReadable(t *testing.T) {
 		t.Errorf("read back %+v, %v", back, err)
 	}
 	for name, bad := range map[string]string{
-		"a newer version": strings.Replace(string(b), `"version":1`, `"version":2`, 1),
+		"a newer version": strings.Replace(string(b), `"version":1`, `"version":3`, 1),
 		"no version":      `{}`,
 		"a broken LSN":    strings.Replace(string(b), "1/1F", "1F", 1),
 		"no JSON":         "hello",

@@ -162,7 +162,7 @@ func (s *session) write(ctx context.Context, pub Publisher, p *progress, records
 	var st *State
 	now := time.Now()
 	if due, _ := p.due(now); due || records == nil || s.cfg.Delivery == ExactlyOnce {
-		st = p.record(now)
+		st = s.record(p, now)
 	}
 	stall := time.AfterFunc(stallLog, func() { s.observer.stalled(true, time.Since(now)) })
 	err := pub.Publish(ctx, records, st)
@@ -170,6 +170,7 @@ func (s *session) write(ctx context.Context, pub Publisher, p *progress, records
 		s.observer.stalled(false, time.Since(now))
 	}
 	if err != nil {
+		s.failed = true
 		return err
 	}
 	if st != nil {

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,6 +22,7 @@ type reader struct {
 	breath  breath
 	msg     Message
 	held    bool // msg is a row for which the window had no room
+	settled bool // the stream has passed what was delivered before: the state record's covered may be confirmed
 
 	lastStatus  time.Time
 	lastSent    LSN
@@ -39,8 +41,7 @@ func (s *session) read(ctx context.Context) error {
 	defer tick.Stop()
 	for r.tracker == nil {
 		select {
-		case st := <-s.started:
-			r.tracker = newTracker(st)
+		case r.tracker = <-s.started:
 			s.enter(Streaming, nil)
 		case err := <-s.ended:
 			s.ended <- nil
@@ -60,6 +61,8 @@ func (s *session) read(ctx context.Context) error {
 		select {
 		case err := <-s.ended:
 			s.ended <- nil
+			return err
+		case err := <-s.found:
 			return err
 		case <-ctx.Done():
 			return nil
@@ -129,7 +132,7 @@ func (r *reader) gulp() error {
 	}
 	n, err := r.stream.Fill(deadline)
 	if err != nil && n == 0 {
-		return err
+		return r.wedged(err)
 	}
 	now := time.Now()
 	rows := 0
@@ -165,6 +168,8 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 		}
 	case err := <-r.ended:
 		r.ended <- err
+	case err := <-r.found:
+		return err
 	case <-ctx.Done():
 	}
 	return nil
@@ -204,7 +209,9 @@ func (r *reader) decode(bytes int) (rows int, err error) {
 					return true, err
 				}
 			case Keepalive:
-				w.covered = r.tracker.keepalive(m)
+				if w.covered, err = r.tracker.keepalive(m); err != nil {
+					return true, err
+				}
 				if m.ReplyRequested {
 					r.replyWanted, w.asked = true, true
 				}
@@ -214,5 +221,35 @@ func (r *reader) decode(bytes int) (rows int, err error) {
 		}
 	})
 	r.observer.received(rows, dropped, others, bytes)
-	return rows, err
+	if err == nil && !r.settled && r.tracker.caughtUp() {
+		r.settled = true
+		r.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have more already
+		err = r.answer(true)
+	}
+	return rows, r.wedged(err)
+}
+
+// wedged makes a change that can never be taken a Halt that names the way past it. A commit record is longer than eight
+// bytes, and PostgreSQL sends a transaction iff its commit record begins at or behind the slot's position: eight bytes on
+// is past this transaction and no other.
+func (r *reader) wedged(err error) error {
+	var w *Wedge
+	if !errors.As(err, &w) {
+		return err
+	}
+	halt := &Halt{
+		Found: w.Found,
+		Means: "everything behind it waits in the slot, nothing is lost",
+		Run:   "`walpost skip --to` an LSN behind it (SELECT pg_current_wal_flush_lsn() is behind all that is committed by now)",
+	}
+	if r.tracker.open {
+		tx := r.tracker.tx
+		halt.Found = fmt.Sprintf("%s; it is in transaction %d, committed at %s", w.Found, tx.XID, tx.Commit)
+		halt.Means = "the transaction cannot be delivered whole, and everything behind it waits in the slot; nothing is lost"
+		halt.Run = fmt.Sprintf("`walpost skip --to %s` steps over the rest of this one transaction; what was skipped can be written to the outbox again", tx.Commit+8)
+	}
+	if w.Mend != "" {
+		halt.Run = w.Mend + "; or " + halt.Run
+	}
+	return halt
 }

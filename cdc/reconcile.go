@@ -1,13 +1,23 @@
 package cdc
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+	"time"
+)
 
 // Facts are what the server says of itself, read over SQL after the state record.
 type Facts struct {
 	Identity
-	Slot        SlotFacts
-	WALEnd      LSN // pg_current_wal_flush_lsn()
+	Slot   SlotFacts
+	WALEnd LSN       // pg_current_wal_flush_lsn()
+	Time   time.Time // the server's clock
+	// Fingerprint identifies publication and table as they are now.
 	Fingerprint string
+	// Hidden is what keeps rows of the outbox out of the stream, each with the way to mend it.
+	Hidden []string
+	// Unfit is what is wrong with the table's columns: its rows come, and cannot be understood.
+	Unfit []string
 }
 
 // SlotFacts is the slot's row in pg_replication_slots.
@@ -18,18 +28,48 @@ type SlotFacts struct {
 	ConfirmedFlush LSN
 	RestartLSN     LSN
 	WALStatus      string // reserved, extended, unreserved, lost
+	Invalidation   string // invalidation_reason, from 17 on
 }
 
-// identify halts on what is certain even before the slot is owned: whose state and whose server this is, and that there
-// is a slot to own.
-func identify(pipeline string, st *State, f Facts) error {
+// lost says whether the slot can never be read again, and how the server puts it.
+func (s *SlotFacts) lost() (how string, lost bool) {
+	how = "wal_status " + s.WALStatus
+	if s.Invalidation != "" {
+		how += ", invalidation_reason " + s.Invalidation
+	}
+	return how, s.WALStatus == "lost" || s.Invalidation != ""
+}
+
+// branch is where a timeline ends in the server's history: what was published above it does not exist there.
+func (f *Facts) branch(timeline int32) (end LSN, known bool) {
+	if timeline == f.Timeline {
+		return f.WALEnd, true
+	}
+	for _, past := range f.History {
+		if past.Timeline == timeline {
+			return past.End, true
+		}
+	}
+	return 0, false
+}
+
+// identify halts on what is certain even before the slot is owned: whose state and whose server this is, and that there is
+// a slot to own. None of it is ever latched: a relay that looks at the wrong server, a clone or an old primary must not stop
+// the one that looks at the right server, nor fence it, which opening the sink could.
+func identify(pipeline string, st *State, f *Facts) error {
 	slot := f.Slot
 	switch {
 	case st == nil:
 		return &Halt{
 			Found: fmt.Sprintf("no state record for pipeline %q", pipeline),
 			Means: "without it nobody knows what has been delivered; starting anyway could skip rows",
-			Run:   "run `walpost init` (once per pipeline); if there was a record, find out who deleted the state topic first",
+			Run:   "run `walpost init` (once per pipeline); if there was a record, find out who deleted the state topic, then `walpost adopt` goes on from where the slot stands",
+		}
+	case st.Pipeline != pipeline:
+		return &Halt{
+			Found: fmt.Sprintf("the state record belongs to pipeline %q, this is %q", st.Pipeline, pipeline),
+			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
+			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
 		}
 	case st.Phase == PhaseCreating:
 		return &Halt{
@@ -37,66 +77,158 @@ func identify(pipeline string, st *State, f Facts) error {
 			Means: "nothing has been published yet",
 			Run:   "run `walpost init` again",
 		}
-	case st.Pipeline != pipeline:
-		return &Halt{
-			Found: fmt.Sprintf("the state record belongs to pipeline %q, this is %q", st.Pipeline, pipeline),
-			Means: "two pipelines share a state topic, or the name was changed",
-			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
-		}
 	case st.SystemID != f.SystemID:
 		return &Halt{
 			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
 			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
 			Run:   "point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`",
 		}
+	case st.Slot != "" && st.Slot != slot.Name:
+		return &Halt{
+			Found: fmt.Sprintf("the state record of pipeline %q is of slot %q, this relay is configured for slot %q", pipeline, st.Slot, slot.Name),
+			Means: "two pipelines of one name share state and transactional id: they would fence each other, and each would skip rows of the other",
+			Run:   "give one of them another `pipeline` name and run `walpost init` for it; if the slot was renamed on purpose, `walpost adopt`",
+		}
+	case st.Timeline > f.Timeline:
+		return &Halt{
+			Found: fmt.Sprintf("the state record is of timeline %d, the server is on timeline %d", st.Timeline, f.Timeline),
+			Means: "a stale primary: a standby was promoted and rows up to " + st.Covered.String() + " came from there; what is written here is not part of that history",
+			Run:   "point source.url at the primary of today (target_session_attrs=read-write over all hosts finds no stale one that still takes writes), and stop this one; if this server is the one to live on, `walpost adopt`",
+		}
+	case !known(st, f):
+		return &Halt{
+			Found: fmt.Sprintf("the state record is of timeline %d, which is not in the history of the server's timeline %d", st.Timeline, f.Timeline),
+			Means: "this server branched off elsewhere: rows up to " + st.Covered.String() + " were published from a branch it never had",
+			Run:   "point source.url at the server that descends from timeline " + fmt.Sprint(st.Timeline) + "; if this one is the one to live on, `walpost adopt`",
+		}
+	case shared(st, f) > f.WALEnd:
+		return &Halt{
+			Found:   fmt.Sprintf("the state record covers %s, the server's WAL ends at %s", shared(st, f), f.WALEnd),
+			Means:   "a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered",
+			Run:     "point source.url at the right server; if the backup is the one to live on, `walpost adopt`",
+			History: true,
+		}
+	case st.Halt != nil && st.Halt.Latched:
+		return st.Halt.Halt()
 	case !slot.Exists:
 		return &Halt{
 			Found: fmt.Sprintf("replication slot %q does not exist, and the state record says that rows up to %s were delivered", slot.Name, st.Covered),
-			Means: "the slot was dropped, or this is a promoted standby without it: rows committed behind that LSN may never be streamed",
-			Run:   "compare the outbox with the topic from " + st.LastCommitTime.UTC().Format("2006-01-02 15:04:05Z") + " on; then `walpost init --remove` and `walpost init` begin anew",
+			Means: "the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one",
+			Risk:  Range{st.Covered, f.WALEnd},
+			Run:   "`walpost adopt --create-slot` begins with a new slot, then " + replay(st, f) + " publishes the rows between",
 		}
-	case slot.WALStatus == "lost":
+	}
+	if how, lost := slot.lost(); lost {
 		return &Halt{
-			Found: fmt.Sprintf("replication slot %q is lost: the server removed WAL behind %s that it still needed", slot.Name, slot.ConfirmedFlush),
+			Found: fmt.Sprintf("replication slot %q is lost (%s): the server no longer has the WAL behind %s", slot.Name, how, slot.ConfirmedFlush),
 			Means: "rows committed behind that LSN can no longer be streamed; the slot will not recover",
-			Run:   "raise max_slot_wal_keep_size, compare the outbox with the topic from " + st.LastCommitTime.UTC().Format("2006-01-02 15:04:05Z") + " on; then `walpost init --remove` and `walpost init` begin anew",
+			Risk:  Range{st.Covered, f.WALEnd},
+			Run:   "raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` begins with a new slot, then " + replay(st, f) + " publishes the rows between",
 		}
 	}
 	return nil
 }
 
-// Reconcile compares the state record with the server and halts where going on could lose or repeat silently. Everything
-// in f was read after st.
-func Reconcile(pipeline string, st *State, f Facts) error {
-	if err := identify(pipeline, st, f); err != nil {
-		return err
+func known(st *State, f *Facts) bool {
+	_, known := f.branch(st.Timeline)
+	return known
+}
+
+// shared is what the state covers of the history that it has in common with the server.
+func shared(st *State, f *Facts) LSN {
+	if end, _ := f.branch(st.Timeline); st.Timeline != f.Timeline {
+		return min(st.Covered, end)
+	}
+	return st.Covered
+}
+
+// Reconcile compares the state record with the server and returns the record to go on from, or halts where going on could
+// lose or repeat silently. Everything in f was read after st. After a failover the record is of the new timeline, covers
+// what both histories share, and names in Phantoms the range that the failover took back.
+func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
+	if err := identify(pipeline, st, &f); err != nil {
+		return nil, err
+	}
+	next := *st
+	next.Version, next.Slot, next.Halt = StateVersion, f.Slot.Name, nil
+	if end, _ := f.branch(st.Timeline); st.Timeline != f.Timeline {
+		next.failover(f.Timeline, end)
 	}
 	slot := f.Slot
-	switch {
-	case st.Timeline != f.Timeline:
-		return &Halt{
-			Found: fmt.Sprintf("the state record is of timeline %d, the server is on timeline %d", st.Timeline, f.Timeline),
-			Means: "a standby was promoted, or this is a stale primary: rows up to " + st.Covered.String() + " were published, and some of them may not exist here",
-			Run:   "make sure that this is the primary you mean, compare outbox and topic around that LSN; then `walpost init --remove` and `walpost init` begin anew",
-		}
-	case st.Covered > f.WALEnd:
-		return &Halt{
-			Found: fmt.Sprintf("the state record covers %s, the server's WAL ends at %s", st.Covered, f.WALEnd),
-			Means: "a restored backup or the wrong server: new commits would reuse positions that count as delivered",
-			Run:   "point source.url at the right server; if the backup is meant to live on, `walpost init --remove` and `walpost init` begin anew",
-		}
-	case slot.ConfirmedFlush > st.Covered:
-		return &Halt{
-			Found: fmt.Sprintf("slot %q has confirmed %s, the state record covers %s only", slot.Name, slot.ConfirmedFlush, st.Covered),
+	if slot.ConfirmedFlush > next.Covered {
+		return nil, &Halt{
+			Found: fmt.Sprintf("slot %q has confirmed %s, the state record covers %s only", slot.Name, slot.ConfirmedFlush, next.Covered),
 			Means: "the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka",
-			Run:   "compare the outbox with the topic from " + st.LastCommitTime.UTC().Format("2006-01-02 15:04:05Z") + " on; then `walpost init --remove` and `walpost init` begin anew",
+			Risk:  Range{next.Covered, slot.ConfirmedFlush}, Latch: true,
+			Run: "`walpost adopt` goes on from the slot, and " + replay(st, &f) + " publishes the rows between",
 		}
-	case st.Fingerprint != f.Fingerprint:
+	}
+	if err := unchanged(&next, &f); err != nil {
+		return nil, err
+	}
+	next.Checked, next.CheckedAt = f.WALEnd, f.Time
+	return &next, nil
+}
+
+// failover takes the record to another timeline of which its own, up to end, is the past. New commits reuse the LSNs above
+// end: no position above it may drop a row.
+func (s *State) failover(timeline int32, end LSN) {
+	if s.Covered > end || (s.CommitLSN >= end && s.Ordinal > 0) {
+		s.Phantoms = &Phantoms{Range: Range{end, max(s.Covered, s.CommitLSN)}, Timeline: s.Timeline, Rows: -1}
+	}
+	s.Timeline = timeline
+	s.Covered, s.Skipped, s.Checked = min(s.Covered, end), min(s.Skipped, end), min(s.Checked, end)
+	if s.CommitLSN >= end {
+		s.CommitLSN, s.Ordinal, s.LastXID = 0, 0, 0
+		s.Skipped = s.Covered // rows below are delivered, and which was the last of them is not known any more
+	}
+}
+
+// unchanged compares publication and table with what the state record knows. It is asked at every start and every 30 s.
+func unchanged(st *State, f *Facts) error {
+	if st.Fingerprint != f.Fingerprint {
+		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
+		mend := ""
+		if len(f.Hidden) > 0 {
+			found = "publication or table changed: " + strings.Join(f.Hidden, "; ")
+			mend = "mend it, then "
+		}
+		since := st.Checked
+		if since == 0 { // a record of version 1
+			since = st.Covered
+		}
 		return &Halt{
-			Found: fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint),
-			Means: "rows committed between " + st.LastCommitTime.UTC().Format("2006-01-02 15:04:05Z") + " and now may never have been streamed",
-			Run:   "compare outbox and topic over that time; then `walpost init --remove` and `walpost init` begin anew",
+			Found: found,
+			Means: "rows committed since " + clock(lastSeen(st)) + " may never have been streamed, or not whole",
+			Risk:  Range{since, f.WALEnd}, Latch: true,
+			Run: mend + "`walpost adopt` accepts what is there, and " + replay(st, f) + " publishes the rows of that time",
+		}
+	}
+	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
+		return &Halt{
+			Found: strings.Join(problems, "; "),
+			Means: "rows of the outbox cannot be streamed or understood like this; nothing is lost yet",
+			Run:   "mend it and the relay goes on by itself",
 		}
 	}
 	return nil
 }
+
+// replay is the command for the rows that may be missing. It begins a minute early: what was written before another row may
+// have been committed after it.
+func replay(st *State, f *Facts) string {
+	return fmt.Sprintf("`walpost replay --from %s --to %s`", clock(lastSeen(st).Add(-time.Minute)), clock(f.Time))
+}
+
+// lastSeen is the server's time up to which nothing is in doubt.
+func lastSeen(st *State) time.Time {
+	switch {
+	case st.LastCommitTime.IsZero() && st.CheckedAt.IsZero():
+		return st.Time
+	case st.CheckedAt.IsZero(), !st.LastCommitTime.IsZero() && st.LastCommitTime.Before(st.CheckedAt):
+		return st.LastCommitTime
+	}
+	return st.CheckedAt
+}
+
+func clock(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,17 +19,23 @@ type session struct {
 
 	queue     *queue
 	confirmed atomic.Uint64 // LSN that may be confirmed: a state record with covered at or above it is durable
-	started   chan *State   // the publisher's word that step 6 has passed
+	started   chan *tracker // the publisher's word that step 6 has passed
 	drain     chan struct{} // closed when the reader has added its last row
 	ended     chan error    // the publisher's end
 	delivered bool          // the publisher's: a window was made durable
+	failed    bool          // the publisher's: a window was not, and the client must not be used again
 	held      held          // the publisher's: keys that wait for a dead letter
+
+	found  chan error            // the watcher's word that something changed
+	looked atomic.Pointer[Facts] // the last look at publication and table that found them unchanged
+	halted atomic.Pointer[Halt]  // why the reader ended, where it is a halt; set before drain is closed
 }
 
 // session runs the seven steps of a start, the only recovery path there is, and then relays until something ends it.
 // It returns nil only when ctx ended and everything received was delivered and confirmed.
 func (r *Relay) session(ctx context.Context) error {
-	// 1. Preflight over SQL, for early and clear errors.
+	// 1. Preflight over SQL, for early and clear errors. What is wrong with publication and table waits for step 6: it must be
+	// latched, which only the slot's owner may.
 	if err := r.source.Preflight(ctx); err != nil {
 		return err
 	}
@@ -48,7 +55,7 @@ func (r *Relay) session(ctx context.Context) error {
 		return err
 	}
 	facts.Identity = id
-	if err := identify(r.cfg.Pipeline, seen, facts); err != nil {
+	if err := identify(r.cfg.Pipeline, seen, &facts); err != nil {
 		return err
 	}
 	// 3. Own the slot. Never start above 0/0: a start beyond the WAL's end is accepted silently and loses rows.
@@ -58,9 +65,10 @@ func (r *Relay) session(ctx context.Context) error {
 	s := &session{
 		Relay: r, stream: stream, id: id,
 		queue:   newQueue(newWindow(r.cfg.Window.Rows, r.windowBytes)),
-		started: make(chan *State, 1),
+		started: make(chan *tracker, 1),
 		drain:   make(chan struct{}),
 		ended:   make(chan error, 1),
+		found:   make(chan error, 1),
 	}
 	err = s.run(ctx)
 	if s.delivered {
@@ -82,13 +90,20 @@ func (s *session) run(ctx context.Context) error {
 	defer unhook()
 
 	readErr := s.read(ctx)
-	close(s.drain)
 	if ctx.Err() == nil {
 		// Give the connection back at once and say why; the publisher may still wait for Kafka.
 		_ = s.stream.Close()
-		if halt := new(Halt); !errors.As(readErr, &halt) {
+		var halt *Halt
+		if errors.As(readErr, &halt) {
+			s.assess(ctx, halt)
+			s.halted.Store(halt)
+			s.enter(Halted, halt)
+		} else {
 			s.enter(Retrying, readErr)
 		}
+	}
+	close(s.drain)
+	if ctx.Err() == nil {
 		select {
 		case err := <-s.ended:
 			return errors.Join(readErr, err)
@@ -143,17 +158,138 @@ func (s *session) publishAll(ctx, drain context.Context) error {
 		return err
 	}
 	facts.Identity = s.id
-	if err := Reconcile(s.cfg.Pipeline, st, facts); err != nil {
-		return err
+	next, err := Reconcile(s.cfg.Pipeline, st, facts)
+	if err != nil {
+		return s.latch(ctx, pub, st, err)
 	}
-	claim := *st
-	claim.Epoch, claim.Instance, claim.Time = st.Epoch+1, s.instance, time.Now().UTC()
-	if err := pub.Publish(ctx, nil, &claim); err != nil {
+	if next.Timeline != st.Timeline {
+		if err := s.count(ctx, pub, next); err != nil {
+			return err
+		}
+	}
+	s.claim(next)
+	if err := pub.Publish(ctx, nil, next); err != nil {
 		return fmt.Errorf("write the session's first state record: %w", err)
 	}
-	s.confirmed.Store(uint64(claim.Covered))
-	s.observer.covered(&claim)
-	s.started <- &claim
-	// 7. Stream.
-	return s.publish(drain, pub, newProgress(&claim, time.Now()))
+	s.observer.covered(next)
+	s.looked.Store(&facts)
+	s.started <- newTracker(next, facts.Slot.ConfirmedFlush)
+	// 7. Stream, and watch what could hide rows.
+	watching, stop := context.WithCancel(drain)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { s.watch(watching, *next) })
+	defer watcher.Wait()
+	defer stop()
+	p := newProgress(next, time.Now())
+	return s.note(drain, pub, p, s.publish(drain, pub, p))
+}
+
+// watch looks at publication and table again and again. What it finds changed ends the session; that it cannot look does not.
+func (s *session) watch(ctx context.Context, st State) {
+	tick := time.NewTicker(s.cfg.Source.CheckInterval)
+	defer tick.Stop()
+	blind := false
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		facts, err := s.source.Facts(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if blind != (err != nil) {
+			blind = !blind
+			s.observer.watching(err)
+		}
+		if err != nil {
+			continue
+		}
+		if err := unchanged(&st, &facts); err != nil {
+			s.found <- err
+			s.stream.Interrupt()
+			return
+		}
+		st.Checked, st.CheckedAt = facts.WALEnd, facts.Time
+		s.looked.Store(&facts)
+	}
+}
+
+// assess names the range that is at risk, for a halt of which the stream could not tell: since the last look that found
+// nothing.
+func (s *session) assess(ctx context.Context, halt *Halt) {
+	last := s.looked.Load()
+	if !halt.Latch || !halt.Risk.IsZero() || last == nil {
+		return
+	}
+	halt.Risk = Range{last.WALEnd, last.WALEnd}
+	if facts, err := s.source.Facts(ctx); err == nil {
+		halt.Risk.To = facts.WALEnd
+		halt.Run += ", and " + replay(&State{CheckedAt: last.Time}, &facts) + " publishes the rows of that time"
+	}
+}
+
+// record is what to write of what is durable now.
+func (s *session) record(p *progress, now time.Time) *State {
+	st := p.record(now)
+	if last := s.looked.Load(); last != nil {
+		st.Checked, st.CheckedAt = last.WALEnd, last.Time
+	}
+	return st
+}
+
+// claim makes the record this session's own.
+func (s *session) claim(st *State) {
+	st.Epoch, st.Instance, st.Time = st.Epoch+1, s.instance, time.Now().UTC()
+}
+
+// latch writes a halt that reconciling found into the state record, if it is one that must be latched. This session owns the
+// slot, and identify has made sure that it is on the right server; where the slot cannot be owned nothing is latched,
+// because another relay may rightly be at work, and what is found then (a slot missing or lost, a server that is not ours)
+// is found again from the same facts.
+func (s *session) latch(ctx context.Context, pub Publisher, st *State, err error) error {
+	var halt *Halt
+	if !errors.As(err, &halt) || !halt.Latch {
+		return err
+	}
+	latched := *st
+	latched.Version, latched.Halt = StateVersion, halt.record(time.Now())
+	s.claim(&latched)
+	if werr := pub.Publish(ctx, nil, &latched); werr != nil {
+		return fmt.Errorf("write a halt into the state record: %w", errors.Join(werr, err))
+	}
+	return err
+}
+
+// note writes the halt that ended the session, if one did, into its state record: for `walpost status`, and for the sessions
+// to come where it is latched. When Kafka does not take it, the cause still stands in slot, server and fingerprint, and is
+// found again.
+func (s *session) note(ctx context.Context, pub Publisher, p *progress, err error) error {
+	halt := s.halted.Load()
+	if err != nil && !errors.As(err, &halt) || halt == nil || s.failed {
+		return err
+	}
+	st := s.record(p, time.Now())
+	st.Halt = halt.record(st.Time)
+	if werr := pub.Publish(ctx, nil, st); werr != nil {
+		return errors.Join(err, fmt.Errorf("write a halt into the state record: %w", werr))
+	}
+	s.observer.covered(st)
+	return err
+}
+
+// count finds out how many rows a failover took back.
+func (s *session) count(ctx context.Context, pub Publisher, st *State) error {
+	ph := st.Phantoms
+	if ph == nil {
+		return nil
+	}
+	ph.At = time.Now().UTC()
+	var err error
+	if ph.Rows, ph.AtLeast, err = pub.CountFrom(ctx, ph.Range.From); err != nil {
+		ph.Rows = -1
+	}
+	s.observer.phantoms(ph)
+	return ctx.Err()
 }

@@ -7,7 +7,7 @@ import (
 
 // Source is where rows come from. Its methods are called in the order of a session start.
 type Source interface {
-	// Preflight checks over SQL what a session needs and reports everything that is wrong together, as a Halt.
+	// Preflight checks over SQL what a session needs of the server and reports everything that is wrong together, as a Halt.
 	Preflight(ctx context.Context) error
 	// Connect opens the replication connection and identifies the server behind it.
 	Connect(ctx context.Context) (Stream, Identity, error)
@@ -19,6 +19,14 @@ type Source interface {
 type Identity struct {
 	SystemID string
 	Timeline int32
+	// History is how the timelines before it ended, where there were any and the server still knows.
+	History []PastTimeline
+}
+
+// PastTimeline is a timeline that the server has left, and where.
+type PastTimeline struct {
+	Timeline int32
+	End      LSN
 }
 
 // Stream is one replication connection. Only the reader uses it, but for Interrupt.
@@ -84,6 +92,8 @@ type Publisher interface {
 	// an error, a prefix per partition is. It is a Refused when Kafka will not take a record, although Check let it
 	// through; whether it is that very one is certain only of a window of one.
 	Publish(ctx context.Context, records []Record, st *State) error
+	// CountFrom counts the rows of this pipeline in Kafka whose commit begins at lsn or behind it; more when atLeast.
+	CountFrom(ctx context.Context, lsn LSN) (rows int, atLeast bool, err error)
 	Close()
 }
 

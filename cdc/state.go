@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// StateVersion is the version of the state record that this program writes, and the newest it reads.
-const StateVersion = 1
+// StateVersion is the version of the state record that this program writes, and the newest it reads. Version 1 had no slot,
+// halt, skipped, checked and phantoms.
+const StateVersion = 2
 
 // PhaseCreating marks the record that `walpost init` writes before it creates the slot.
 const PhaseCreating = "creating"
@@ -16,6 +17,7 @@ const PhaseCreating = "creating"
 type State struct {
 	Version  int    `json:"version"`
 	Pipeline string `json:"pipeline"`
+	Slot     string `json:"slot,omitempty"`
 	SystemID string `json:"system_id"`
 	Timeline int32  `json:"timeline"`
 	// Covered is the end of the last commit, or the last keepalive in order, whose rows are all durable. No LSN is
@@ -26,21 +28,80 @@ type State struct {
 	Ordinal        uint32    `json:"ordinal"`
 	LastXID        uint32    `json:"last_xid"`
 	LastCommitTime time.Time `json:"last_commit_time"`
-	// Fingerprint identifies publication and table. It changes even when a change was undone.
-	Fingerprint string `json:"fingerprint"`
+	// Skipped is where an operator's decision began anew: commits below it that are not durable were given up knowingly.
+	Skipped LSN `json:"skipped"`
+	// Fingerprint identifies publication and table. It changes even when a change was undone. Checked and CheckedAt are the
+	// end of the WAL and the server's time when they were last seen like this: no row was hidden before.
+	Fingerprint string    `json:"fingerprint"`
+	Checked     LSN       `json:"checked"`
+	CheckedAt   time.Time `json:"checked_at,omitzero"`
 	// Instance names the process, Epoch its session. Readers take the highest epoch, then the highest Covered in it: a
 	// relay that was frozen and replaced writes under its own old epoch only.
 	Instance string    `json:"instance"`
 	Epoch    int64     `json:"epoch"`
 	Time     time.Time `json:"time"`
 	Phase    string    `json:"phase,omitempty"`
+	// Halt is why the last session ended, where it ended in a halt.
+	Halt *HaltRecord `json:"halt,omitempty"`
+	// Phantoms are what the last failover took back.
+	Phantoms *Phantoms `json:"phantoms,omitempty"`
 }
+
+// HaltRecord is a [Halt] as it stands in the state record. One that is latched ends only by an operator's command.
+type HaltRecord struct {
+	Found   string    `json:"found"`
+	Means   string    `json:"means"`
+	Run     string    `json:"run"`
+	Risk    Range     `json:"risk,omitzero"`
+	History bool      `json:"other_history,omitempty"`
+	Latched bool      `json:"latched"`
+	At      time.Time `json:"at"`
+}
+
+// Phantoms are rows that were published and then taken back by a failover: the new primary never had their commits.
+type Phantoms struct {
+	Range    Range `json:"range"`    // of their commits, on the old timeline
+	Timeline int32 `json:"timeline"` // the old one
+	// Rows is how many of them were found in Kafka; more when AtLeast, and -1 when nobody could count them.
+	Rows    int       `json:"rows"`
+	AtLeast bool      `json:"at_least,omitempty"`
+	At      time.Time `json:"at"`
+}
+
+func (p *Phantoms) String() string {
+	rows := fmt.Sprintf("%d rows", p.Rows)
+	switch {
+	case p.Rows < 0:
+		rows = "an unknown number of rows"
+	case p.AtLeast:
+		rows = "at least " + rows
+	}
+	return fmt.Sprintf("a failover from timeline %d took back what was committed in %s: %s that were published no longer exist in the database", p.Timeline, p.Range, rows)
+}
+
+// Decision is what an operator's command did, a record of its own beside the state: key decision/<time>.
+type Decision struct {
+	Time    time.Time `json:"time"`
+	Command string    `json:"command"`
+	By      string    `json:"by"`
+	What    string    `json:"what"`
+	From    string    `json:"from,omitempty"` // an LSN or a time, as the command takes it
+	To      string    `json:"to,omitempty"`
+}
+
+// DecisionPrefix begins the keys of decisions in the state topic.
+const DecisionPrefix = "decision/"
+
+// Key is the record's key.
+func (d *Decision) Key() string { return DecisionPrefix + d.Time.UTC().Format(time.RFC3339Nano) }
 
 // stateJSON carries LSNs in PostgreSQL's own notation: people read this record.
 type stateJSON struct {
 	plainState
-	Covered   string `json:"covered"`
-	CommitLSN string `json:"commit_lsn"`
+	Covered   lsnText `json:"covered"`
+	CommitLSN lsnText `json:"commit_lsn"`
+	Skipped   lsnText `json:"skipped"`
+	Checked   lsnText `json:"checked"`
 }
 
 // plainState is State without its methods, so that encoding it does not recurse.
@@ -70,24 +131,25 @@ func NewestState(states []*State) *State {
 
 // MarshalJSON writes LSNs as PostgreSQL does (0/16B3748).
 func (s State) MarshalJSON() ([]byte, error) {
-	return json.Marshal(stateJSON{plainState(s), s.Covered.String(), s.CommitLSN.String()})
+	return json.Marshal(stateJSON{plainState(s), lsnText(s.Covered), lsnText(s.CommitLSN), lsnText(s.Skipped), lsnText(s.Checked)})
 }
 
 // UnmarshalJSON refuses a record that this program cannot read.
 func (s *State) UnmarshalJSON(b []byte) error {
+	var v struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return fmt.Errorf("read state record: %w", err)
+	}
+	if v.Version < 1 || v.Version > StateVersion {
+		return fmt.Errorf("read state record: version %d, this walpost reads up to %d: run the newer walpost that wrote it", v.Version, StateVersion)
+	}
 	var j stateJSON
 	if err := json.Unmarshal(b, &j); err != nil {
 		return fmt.Errorf("read state record: %w", err)
 	}
 	*s = State(j.plainState)
-	if s.Version < 1 || s.Version > StateVersion {
-		return fmt.Errorf("read state record: version %d, this walpost reads up to %d: run the newer walpost that wrote it", s.Version, StateVersion)
-	}
-	if err := s.Covered.Scan(j.Covered); err != nil {
-		return fmt.Errorf("read state record: covered: %w", err)
-	}
-	if err := s.CommitLSN.Scan(j.CommitLSN); err != nil {
-		return fmt.Errorf("read state record: commit_lsn: %w", err)
-	}
+	s.Covered, s.CommitLSN, s.Skipped, s.Checked = LSN(j.Covered), LSN(j.CommitLSN), LSN(j.Skipped), LSN(j.Checked)
 	return nil
 }

@@ -30,7 +30,11 @@ func history() (messages []Message) {
 // deliverAll runs messages through a tracker and returns the rows to deliver and the state once all of them are durable.
 func deliverAll(t *testing.T, messages []Message, st State) (rows []string, after State) {
 	t.Helper()
-	tr := newTracker(&st)
+	var slot LSN
+	if len(messages) > 0 {
+		slot = messages[0].LSN // where a slot stands that sends these
+	}
+	tr := newTracker(&st, slot)
 	p := newProgress(&st, time.Now())
 	for i := range messages {
 		m := messages[i]
@@ -49,7 +53,7 @@ func deliverAll(t *testing.T, messages []Message, st State) (rows []string, afte
 		case Commit:
 			covered, err = tr.commit(&m)
 		case Keepalive:
-			covered = tr.keepalive(&m)
+			covered, err = tr.keepalive(&m)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -103,18 +107,79 @@ func TestAnotherHistoryHalts(t *testing.T) {
 		m := messages[0]
 		change(&m)
 		var halt *Halt
-		if err := newTracker(&st).begin(&m); !errors.As(err, &halt) {
+		if err := newTracker(&st, 1000).begin(&m); !errors.As(err, &halt) {
 			t.Errorf("%s at the position that was delivered: %v, want a Halt", name, err)
 		}
 	}
 	m := messages[0]
-	if err := newTracker(&st).begin(&m); err != nil {
+	if err := newTracker(&st, 1000).begin(&m); err != nil {
 		t.Errorf("the same transaction again: %v", err)
 	}
 }
 
+// TestRestoredSnapshotIsSeen has a server that was restored from a snapshot, same timeline, and has written past what was
+// delivered. The slot went back with it. Whatever it sends, the tracker halts before a row is taken for a delivered one, and is
+// not caught up before, so that nothing is confirmed.
+func TestRestoredSnapshotIsSeen(t *testing.T) {
+	st := &State{Covered: 200, CommitLSN: 100, Ordinal: 1, LastXID: 7, Skipped: 10}
+	tx := func(lsn LSN, xid uint32, rows int) (m []Message) {
+		m = append(m, Message{Kind: Begin, LSN: lsn, Row: Row{XID: xid}})
+		for range rows {
+			m = append(m, Message{Kind: Insert})
+		}
+		return append(m, Message{Kind: Commit, LSN: lsn + 10})
+	}
+	same := tx(100, 7, 1)
+	for name, c := range map[string]struct {
+		slot   LSN
+		stream []Message
+		halts  bool
+	}{
+		"same history, slot went back":                 {50, append(same, Message{Kind: Keepalive, LSN: 250}), false},
+		"same history, slot behind the last row":       {150, []Message{{Kind: Keepalive, LSN: 250}}, false},
+		"same history, rows that were skipped":         {0, append(tx(5, 3, 2), append(same, Message{Kind: Keepalive, LSN: 250})...), false},
+		"the last row's transaction is another":        {50, tx(100, 8, 1), true},
+		"the last row's transaction is missing":        {50, tx(90, 6, 1)[:0:0], true},
+		"another one comes after it":                   {50, tx(120, 9, 1), true},
+		"a row where nothing was delivered":            {110, tx(150, 9, 1), true},
+		"one more row in the last transaction":         {50, tx(100, 7, 2), true},
+		"a row before the last one that was delivered": {50, append(tx(60, 6, 1), same...), false}, // delivered earlier
+	} {
+		tr := newTracker(st, c.slot)
+		var err error
+		for _, m := range append(c.stream, Message{Kind: Keepalive, LSN: 250}) {
+			if tr.caughtUp() && c.halts {
+				t.Errorf("%s: caught up before it was seen", name)
+			}
+			switch m.Kind {
+			case Begin:
+				err = tr.begin(&m)
+			case Insert:
+				var deliver bool
+				if deliver, err = tr.row(&m.Row); deliver {
+					t.Errorf("%s: a row below covered was delivered", name)
+				}
+			case Commit:
+				_, err = tr.commit(&m)
+			case Keepalive:
+				_, err = tr.keepalive(&m)
+			}
+			if err != nil {
+				break
+			}
+		}
+		var halt *Halt
+		if errors.As(err, &halt) != c.halts || c.halts && !(halt.Latch && halt.History) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !c.halts && !tr.caughtUp() {
+			t.Errorf("%s: never caught up", name)
+		}
+	}
+}
+
 func TestStreamOutOfProtocolIsAnError(t *testing.T) {
-	tr := newTracker(&State{})
+	tr := newTracker(&State{}, 0)
 	if _, err := tr.row(&Row{}); err == nil {
 		t.Error("a row outside a transaction was taken")
 	}
@@ -131,17 +196,17 @@ func TestStreamOutOfProtocolIsAnError(t *testing.T) {
 
 // TestKeepaliveInsideATransactionCoversNothing: its WALEnd may be anything while rows are on their way.
 func TestKeepaliveInsideATransactionCoversNothing(t *testing.T) {
-	tr := newTracker(&State{Covered: 10})
+	tr := newTracker(&State{Covered: 10}, 10)
 	if err := tr.begin(&Message{LSN: 20}); err != nil {
 		t.Fatal(err)
 	}
-	if covered := tr.keepalive(&Message{LSN: 99}); covered != 10 {
+	if covered, _ := tr.keepalive(&Message{LSN: 99}); covered != 10 {
 		t.Errorf("covered %s", covered)
 	}
 	if _, err := tr.commit(&Message{LSN: 30}); err != nil {
 		t.Fatal(err)
 	}
-	if covered := tr.keepalive(&Message{LSN: 5}); covered != 30 {
+	if covered, _ := tr.keepalive(&Message{LSN: 5}); covered != 30 {
 		t.Errorf("a keepalive that goes backwards covers %s", covered)
 	}
 }

@@ -40,6 +40,8 @@ type Status struct {
 	Confirmed cdc.LSN   `json:"-"`
 	Published int64     `json:"published"` // rows since the process started
 	Stalled   bool      `json:"kafka_stalled"`
+	// Phantoms are what the last failover took back, in words.
+	Phantoms string `json:"phantoms,omitempty"`
 	// DeadLetters is how many wait to be redriven or dropped, or why that is not known, where rows are put aside.
 	DeadLetters      *int   `json:"unresolved_dead_letters,omitempty"`
 	DeadLettersError string `json:"dead_letters_error,omitempty"`
@@ -150,6 +152,9 @@ func (c *Console) Observer() cdc.Observer {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.status.Covered = st.Covered
+			if st.Phantoms != nil {
+				c.status.Phantoms = st.Phantoms.String()
+			}
 		},
 		Confirmed: func(lsn cdc.LSN) {
 			c.confirmed.Set(float64(lsn))

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -128,6 +129,18 @@ func (a *Admin) Delete(ctx context.Context, name string) error {
 
 // State reads the newest state record.
 func (a *Admin) State(ctx context.Context) (*cdc.State, error) { return a.sink.Peek(ctx) }
+
+// WriteDecision makes a record of an operator's decision durable.
+func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
+	value, err := json.Marshal(d)
+	if err != nil {
+		return fmt.Errorf("encode the decision: %w", err)
+	}
+	if err := a.client.ProduceSync(ctx, &kgo.Record{Topic: a.sink.cfg.StateTopic(), Key: []byte(d.Key()), Value: value}).FirstErr(); err != nil {
+		return fmt.Errorf("write down the decision: %w", err)
+	}
+	return nil
+}
 
 // WriteState makes a state record durable.
 func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {

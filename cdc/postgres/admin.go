@@ -63,11 +63,11 @@ func (a *Admin) Plan(ctx context.Context) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	table, err := a.planTable(ctx)
+	table, oid, err := a.planTable(ctx)
 	if err != nil {
 		return nil, err
 	}
-	publication, err := a.planPublication(ctx)
+	publication, err := a.planPublication(ctx, oid)
 	if err != nil {
 		return nil, err
 	}
@@ -98,18 +98,18 @@ func (a *Admin) planRole(ctx context.Context) (Step, error) {
 	return Step{What: fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", target.User)}, nil
 }
 
-func (a *Admin) planTable(ctx context.Context) (Step, error) {
+func (a *Admin) planTable(ctx context.Context) (step Step, oid uint32, err error) {
 	cfg := a.source.cfg
-	problems, err := a.source.checkTable(ctx, a.conn)
+	t, err := a.source.checkTable(ctx, a.conn)
 	switch {
 	case err != nil:
-		return Step{}, err
-	case a.source.tableOID == 0:
-		return Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}, nil
-	case len(problems) > 0:
-		return Step{}, unfit(problems)
+		return Step{}, 0, err
+	case t.oid == 0:
+		return Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}, 0, nil
+	case len(t.hidden)+len(t.unfit) > 0:
+		return Step{}, 0, unfit(append(t.hidden, t.unfit...))
 	}
-	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, nil
+	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, t.oid, nil
 }
 
 // TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
@@ -141,12 +141,12 @@ func quotedTable(cfg cdc.SourceConfig) string {
 	return pgx.Identifier{schema, table}.Sanitize()
 }
 
-func (a *Admin) planPublication(ctx context.Context) (Step, error) {
+func (a *Admin) planPublication(ctx context.Context, table uint32) (Step, error) {
 	cfg := a.source.cfg
 	var exists, partitioned bool
 	err := a.conn.QueryRow(ctx, `
 		SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)`,
-		cfg.Publication, a.source.tableOID).Scan(&exists, &partitioned)
+		cfg.Publication, table).Scan(&exists, &partitioned)
 	if err != nil {
 		return Step{}, classify("look for the publication", err)
 	}
@@ -158,7 +158,7 @@ func (a *Admin) planPublication(ctx context.Context) (Step, error) {
 		sql := fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{cfg.Publication}.Sanitize(), quotedTable(cfg), with)
 		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{sql}}, nil
 	}
-	problems, err := a.source.checkPublication(ctx, a.conn)
+	problems, err := a.source.checkPublication(ctx, a.conn, table)
 	if err != nil {
 		return Step{}, err
 	}
@@ -188,10 +188,7 @@ func (a *Admin) Do(ctx context.Context, step Step) error {
 
 // Facts is what a first state record is made of. Table and publication must be there.
 func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
-	if _, err := a.source.checkTable(ctx, a.conn); err != nil {
-		return cdc.Facts{}, err
-	}
-	f, err := a.source.facts(ctx, a.conn)
+	f, _, err := a.source.look(ctx, a.conn)
 	if err != nil {
 		return cdc.Facts{}, err
 	}

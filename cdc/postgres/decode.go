@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -214,7 +215,8 @@ func (d *decoder) relation(r *cursor) error {
 		return &cdc.Halt{
 			Found: fmt.Sprintf("relation %d in the stream is called %s; the outbox %s was relation %d when the session began", oid, name, d.cfg.Table, d.tableOID),
 			Means: "the table was renamed or replaced: rows of the new one may not be in the publication",
-			Run:   "make the publication carry the table that is meant; then `walpost init --remove` and `walpost init` begin anew",
+			Run:   "make the publication carry the table that is meant, then `walpost adopt` accepts what is there",
+			Latch: true,
 		}
 	}
 	if oid != d.tableOID {
@@ -223,7 +225,10 @@ func (d *decoder) relation(r *cursor) error {
 	}
 	rel, problems := mapColumns(d.cfg.Columns, columns)
 	if len(problems) > 0 {
-		return unfit(problems)
+		return &cdc.Wedge{
+			Found: "as the table was at this place in the WAL: " + strings.Join(problems, "; "),
+			Mend:  "if it is source.columns that is wrong, mend it",
+		}
 	}
 	d.relations[oid] = rel
 	return nil
@@ -235,10 +240,9 @@ func (d *decoder) tooLarge(head []byte, size int) error {
 	if len(head) > 26 {
 		_ = d.message(head[25:], &m) // truncated, but the first columns are there
 	}
-	return &cdc.Halt{
+	return &cdc.Wedge{
 		Found: fmt.Sprintf("outbox row %q cannot be read: it is %d bytes, source.max_row_bytes is %s", m.Row.ID, size, d.cfg.MaxRowBytes),
-		Means: "nothing behind it is published before this is decided, and nothing is lost",
-		Run:   "raise source.max_row_bytes, or give up its transaction with `walpost skip`",
+		Mend:  "raise source.max_row_bytes, if Kafka takes such a record",
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -11,25 +12,37 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// classify turns a server's error into the engine's decision, by SQLSTATE and never by message text. Detail and Where are
-// left out: they can hold row data.
+// decoding is where the server stood in the WAL when decoding failed. Of Where nothing else is read, and of Detail nothing at
+// all: they can hold row data.
+var decoding = regexp.MustCompile(`associated LSN ([0-9A-F]+/[0-9A-F]+)`)
+
+// classify turns a server's error into the engine's decision, by SQLSTATE and never by message text.
 func classify(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return fmt.Errorf("%s: %w", doing, err)
+	}
+	at := ""
+	if m := decoding.FindStringSubmatch(pg.Where); m != nil {
+		at = m[1]
 	}
 	said := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
 	switch pg.Code {
 	case "55006":
 		return fmt.Errorf("%s: %w", said, cdc.ErrSlotInUse)
 	case "42704": // undefined object: slot, or, up to 17, the publication as it was at that place in the WAL
-		return &cdc.Halt{Found: said, Means: "the slot, or the publication at this place in the WAL, does not exist; rows may have been missed", Run: "run `walpost status`; then restore what was dropped, or `walpost init --remove` and `walpost init` begin anew"}
+		if at != "" {
+			return publicationMissing(said)
+		}
+		return &cdc.Halt{Found: said, Means: "the slot does not exist: rows committed since it was dropped will not be streamed by a new one", Run: "run `walpost status` for the positions; `walpost adopt --create-slot` begins with a new slot"}
 	case "55000": // object not in the right state: an invalidated slot
-		return &cdc.Halt{Found: said, Means: "the slot can no longer be read: rows behind its confirmed position may never be streamed", Run: "run `walpost status` for the positions; then `walpost init --remove` and `walpost init` begin anew"}
+		return &cdc.Halt{Found: said, Means: "the slot can no longer be read: rows behind its confirmed position may never be streamed", Run: "run `walpost status` for the positions; `walpost adopt --create-slot` begins with a new slot"}
 	case "42501", "28P01", "28000", "3D000":
 		return &cdc.Halt{Found: said, Means: "the relay may not connect or stream", Run: "check user, password and database of source.url; the role needs LOGIN and REPLICATION (`walpost init` makes it)"}
 	case "XX000", "22021", "22P05", "54000":
-		return &cdc.Halt{Found: said, Means: "PostgreSQL cannot decode a change; everything behind it waits in the slot", Run: "find the row in the outbox (encoding, or larger than 500 MB) and step over it with pg_replication_slot_advance after taking its content down"}
+		if at != "" {
+			return &cdc.Wedge{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, pg.Message, pg.Code)}
+		}
 	}
 	return errors.New(said)
 }
@@ -58,9 +71,19 @@ func notice(body []byte) error {
 		return fmt.Errorf("read the server's notice: %w", err)
 	}
 	if n.Code == "55000" {
-		return &cdc.Halt{Found: "PostgreSQL warns: " + n.Message, Means: "rows are being skipped from here on", Run: "create the publication again (`walpost init`) and compare the outbox with the topic"}
+		return publicationMissing("PostgreSQL warns: " + n.Message)
 	}
 	return nil
+}
+
+// publicationMissing: it was not there when this place in the WAL was written, and creating it again does not change that.
+func publicationMissing(said string) error {
+	return &cdc.Halt{
+		Found: said,
+		Means: "the publication was dropped: rows committed until it is there again are never streamed",
+		Run:   "`walpost init` creates the publication again, `walpost adopt` goes on from the end of the WAL",
+		Latch: true,
+	}
 }
 
 func lost(err error) error { return fmt.Errorf("replication connection lost: %w", err) }

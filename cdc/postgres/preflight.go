@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -17,6 +18,9 @@ type Source struct {
 	application string
 	tableOID    uint32 // pinned by Preflight at the session's start
 }
+
+// answerWithin is how long PostgreSQL has to answer a question over SQL.
+const answerWithin = 30 * time.Second
 
 var _ cdc.Source = (*Source)(nil)
 
@@ -39,7 +43,8 @@ func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// Preflight checks what a session needs, with the relay's own rights, and reports everything that is wrong at once.
+// Preflight checks what a session needs of the server, with the relay's own rights, and reports everything that is wrong at
+// once. What is wrong with publication and table alone is in Facts.
 func (s *Source) Preflight(ctx context.Context) error {
 	conn, err := s.connect(ctx)
 	if err != nil {
@@ -51,16 +56,19 @@ func (s *Source) Preflight(ctx context.Context) error {
 
 	var version int
 	var walLevel, role string
-	var mayReplicate bool
+	var mayReplicate, standby bool
 	err = conn.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int, current_setting('wal_level'), current_user,
-		       bool_or(r.rolreplication OR r.rolsuper)
+		       bool_or(r.rolreplication OR r.rolsuper), pg_is_in_recovery()
 		FROM pg_roles r
 		WHERE r.rolname = current_user
 		   OR (r.rolname IN ('rds_replication', 'rds_superuser') AND pg_has_role(current_user, r.oid, 'member'))`,
-	).Scan(&version, &walLevel, &role, &mayReplicate)
+	).Scan(&version, &walLevel, &role, &mayReplicate, &standby)
 	if err != nil {
 		return classify("ask for the server's settings", err)
+	}
+	if standby {
+		return errors.New("source.url: the server is a standby: waiting for its promotion; to find the primary by itself, name all hosts and target_session_attrs=read-write")
 	}
 	if version < 140000 {
 		bad("PostgreSQL %d is too old: 14 or newer is needed", version/10000)
@@ -76,20 +84,13 @@ func (s *Source) Preflight(ctx context.Context) error {
 	} else if problem != "" {
 		bad("%s", problem)
 	}
-	table, err := s.checkTable(ctx, conn)
+	f, table, err := s.look(ctx, conn)
 	if err != nil {
 		return err
 	}
-	problems = append(problems, table...)
-	if s.tableOID != 0 {
-		publication, err := s.checkPublication(ctx, conn)
-		if err != nil {
-			return err
-		}
-		problems = append(problems, publication...)
-	}
+	s.tableOID = table.oid
 	if len(problems) > 0 {
-		return unfit(problems)
+		return unfit(slices.Concat(problems, f.Hidden, f.Unfit)) // all of it in one go
 	}
 	return nil
 }
@@ -113,33 +114,40 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) 
 	return "", nil
 }
 
-// checkTable looks for the outbox and its columns, and pins its OID.
-func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (problems []string, err error) {
+// table is what the catalog says of the outbox.
+type table struct {
+	oid    uint32
+	hidden []string // why its rows may not reach the stream
+	unfit  []string // what is wrong with its columns
+}
+
+// checkTable looks for the outbox and its columns.
+func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err error) {
 	schema, name := s.cfg.SchemaTable()
 	var kind, persistence string
-	s.tableOID = 0
 	err = conn.QueryRow(ctx, `
 		SELECT c.oid, c.relkind::text, c.relpersistence::text
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relname = $2`, schema, name).Scan(&s.tableOID, &kind, &persistence)
+		WHERE n.nspname = $1 AND c.relname = $2`, schema, name).Scan(&t.oid, &kind, &persistence)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return []string{fmt.Sprintf("source.table: %s does not exist in this database: name the outbox table, or let `walpost init` create it", s.cfg.Table)}, nil
+		t.hidden = []string{fmt.Sprintf("source.table: %s does not exist in this database: name the outbox table, or let `walpost init` create it", s.cfg.Table)}
+		return t, nil
 	}
 	if err != nil {
-		return nil, classify("look for the table", err)
+		return t, classify("look for the table", err)
 	}
 	if kind != "r" && kind != "p" {
-		problems = append(problems, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
+		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
 	}
 	if persistence != "p" {
-		problems = append(problems, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, s.cfg.Table))
+		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, s.cfg.Table))
 	}
-	columns, err := readColumns(ctx, conn, s.tableOID)
+	columns, err := readColumns(ctx, conn, t.oid)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
-	_, missing := mapColumns(s.cfg.Columns, columns)
-	return append(problems, missing...), nil
+	_, t.unfit = mapColumns(s.cfg.Columns, columns)
+	return t, nil
 }
 
 func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, error) {
@@ -158,13 +166,13 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 }
 
 // checkPublication makes sure that every insert into the outbox is in it, whole.
-func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn) (problems []string, err error) {
+func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, oid uint32) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
 	var inserts, viaRoot, partitioned bool
 	err = conn.QueryRow(ctx, `
 		SELECT p.pubinsert, p.pubviaroot, coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)
-		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, s.tableOID).Scan(&inserts, &viaRoot, &partitioned)
+		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, oid).Scan(&inserts, &viaRoot, &partitioned)
 	if errors.Is(err, pgx.ErrNoRows) {
 		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)
 		return problems, nil
@@ -208,33 +216,59 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn) (problems
 
 // Facts reads what is compared with the state record.
 func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return cdc.Facts{}, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	return s.facts(ctx, conn)
+	f, _, err := s.look(ctx, conn)
+	return f, err
 }
 
-func (s *Source) facts(ctx context.Context, conn *pgx.Conn) (cdc.Facts, error) {
-	schema, table := s.cfg.SchemaTable()
-	f := cdc.Facts{Slot: cdc.SlotFacts{Name: s.cfg.Slot}}
-	// oid and xmin of the publication and of its entry for the table change even when a change was undone.
-	err := conn.QueryRow(ctx, `
-		SELECT pg_current_wal_flush_lsn()::text,
-		       s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.confirmed_flush_lsn, '0/0')::text,
-		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''),
+func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table, err error) {
+	schema, name := s.cfg.SchemaTable()
+	f.Slot.Name = s.cfg.Slot
+	var version int
+	// The end of the WAL before the catalog: what the catalog shows held up to there.
+	err = conn.QueryRow(ctx, `
+		SELECT pg_current_wal_flush_lsn()::text, clock_timestamp(), current_setting('server_version_num')::int`,
+	).Scan(&f.WALEnd, &f.Time, &version)
+	if err != nil {
+		return f, t, classify("ask for the end of the WAL", err)
+	}
+	schemas := "" // publications of whole schemas exist from 15 on
+	if version >= 150000 {
+		schemas = ` || coalesce((SELECT format(' schema %s/%s', x.oid, x.xmin) FROM pg_publication_namespace x WHERE x.pnpubid = p.oid AND x.pnnspid = n.oid), '')`
+	}
+	// oid and xmin of the publication and of its entry for the table change even when a change was undone, and when a row filter
+	// or a column list comes or goes.
+	err = conn.QueryRow(ctx, `
+		SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.confirmed_flush_lsn, '0/0')::text,
+		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
 		       format('publication %s/%s entry %s/%s table %s %s.%s',
-		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)
+		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)`+schemas+`
 		FROM (SELECT 1) one
 		LEFT JOIN pg_replication_slots s ON s.slot_name = $1
 		LEFT JOIN pg_publication p ON p.pubname = $2
 		LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON n.nspname = $3 AND c.relname = $4
 		LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = c.oid`,
-		s.cfg.Slot, s.cfg.Publication, schema, table,
-	).Scan(&f.WALEnd, &f.Slot.Exists, &f.Slot.Active, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Fingerprint)
+		s.cfg.Slot, s.cfg.Publication, schema, name,
+	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Fingerprint)
 	if err != nil {
-		return cdc.Facts{}, classify("read slot and publication", err)
+		return f, t, classify("read slot and publication", err)
 	}
-	return f, nil
+	if t, err = s.checkTable(ctx, conn); err != nil {
+		return f, t, err
+	}
+	f.Hidden, f.Unfit = t.hidden, t.unfit
+	if t.oid != 0 {
+		hidden, err := s.checkPublication(ctx, conn, t.oid)
+		if err != nil {
+			return f, t, err
+		}
+		f.Hidden = append(f.Hidden, hidden...)
+	}
+	return f, t, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,13 +56,36 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("identify the server", err)
 	}
+	id := cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline}
+	if sys.Timeline > 1 {
+		// Without its history file a server is taken for one that branched off elsewhere: a Halt, where it matters.
+		if h, err := pglogrepl.TimelineHistory(ctx, pg, sys.Timeline); err == nil {
+			id.History = parseHistory(string(h.Content))
+		}
+	}
 	hijacked, err := pg.Hijack()
 	if err != nil {
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, fmt.Errorf("take over the replication connection: %w", err)
 	}
 	st := newStream(s.cfg, hijacked.Conn, newDecoder(s.cfg, s.tableOID))
-	return st, cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline}, nil
+	return st, id, nil
+}
+
+// parseHistory reads a history file: a line for each timeline that was left, its number, where it ended, and why.
+func parseHistory(text string) (past []cdc.PastTimeline) {
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		tli, err := strconv.ParseInt(fields[0], 10, 32)
+		end, lsnErr := cdc.ParseLSN(fields[1])
+		if err == nil && lsnErr == nil {
+			past = append(past, cdc.PastTimeline{Timeline: int32(tli), End: end})
+		}
+	}
+	return past
 }
 
 func newStream(cfg cdc.SourceConfig, conn net.Conn, d *decoder) *stream {

@@ -70,9 +70,9 @@ func TestReconcileHalts(t *testing.T) {
 		}, []string{"no state record", "walpost init"}},
 		{"init did not finish", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Phase = cdc.PhaseCreating }) }, []string{"did not finish", "`walpost init` again"}},
 		{"another database", func(s *stage) { s.rewrite(func(st *cdc.State) { st.SystemID = "7" }) }, []string{"system id 7", "another database"}},
-		{"another timeline", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Timeline = 7 }) }, []string{"timeline 7", "promoted"}},
+		{"another timeline", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Timeline = 7 }) }, []string{"timeline 7", "stale primary"}},
 		{"state ahead of the server", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Covered += 1 << 40 }) }, []string{"the server's WAL ends at", "restored backup"}},
-		{"slot missing", func(s *stage) { s.exec("SELECT pg_drop_replication_slot($1)", slot(s)) }, []string{"does not exist", "walpost init"}},
+		{"slot missing", func(s *stage) { s.exec("SELECT pg_drop_replication_slot($1)", slot(s)) }, []string{"does not exist", "walpost adopt --create-slot"}},
 		{"slot re-created", func(s *stage) {
 			s.exec("SELECT pg_drop_replication_slot($1)", slot(s))
 			s.insert(5) // the rows that nobody would ever see

@@ -122,16 +122,23 @@ func (s *setup) slot(ctx context.Context) error {
 	}
 	switch {
 	case st != nil && st.Phase != cdc.PhaseCreating:
-		if err := cdc.Reconcile(s.cfg.Pipeline, st, facts); err != nil {
+		// Only a replication connection tells the history of timelines.
+		stream, id, err := postgres.NewSource(s.cfg.Pipeline, s.cfg.Source).Connect(ctx)
+		if err != nil {
+			return err
+		}
+		_ = stream.Close()
+		facts.Identity = id
+		if _, err := cdc.Reconcile(s.cfg.Pipeline, st, facts); err != nil {
 			return err
 		}
 		s.say("slot %s: there, and the state record covers %s", name, st.Covered)
 		return nil
 	case st == nil && facts.Slot.Exists:
-		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, s.cfg.Pipeline, name)
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: `walpost adopt` goes on from where it stands; or choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, s.cfg.Pipeline, name)
 	}
 	first := cdc.State{
-		Version: cdc.StateVersion, Pipeline: s.cfg.Pipeline, SystemID: facts.SystemID, Timeline: facts.Timeline,
+		Version: cdc.StateVersion, Pipeline: s.cfg.Pipeline, Slot: name, SystemID: facts.SystemID, Timeline: facts.Timeline,
 		Instance: "init", Phase: cdc.PhaseCreating, Time: time.Now().UTC(),
 	}
 	if st != nil {
@@ -153,6 +160,7 @@ func (s *setup) slot(ctx context.Context) error {
 	}
 	first.Epoch++
 	first.Phase, first.Covered, first.Fingerprint, first.Time = "", facts.Slot.ConfirmedFlush, facts.Fingerprint, time.Now().UTC()
+	first.Skipped, first.Checked, first.CheckedAt = first.Covered, facts.WALEnd, facts.Time
 	if err := s.kafka.WriteState(ctx, &first); err != nil {
 		return err
 	}

@@ -61,6 +61,16 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 			}
 			log.Info().Dur("waited_ms", since).Msg("kafka answers again")
 		},
+		Phantoms: func(p *cdc.Phantoms) {
+			log.Warn().Int("rows", p.Rows).Bool("at_least", p.AtLeast).Stringer("range", p.Range).Msg(p.String())
+		},
+		Watching: func(err error) {
+			if err != nil {
+				log.Warn().Err(err).Msg("publication and table cannot be looked at; rows go on")
+				return
+			}
+			log.Info().Msg("publication and table are looked at again")
+		},
 	}
 	if log.GetLevel() <= zerolog.DebugLevel {
 		o.Published = func(records []cdc.Record, _ time.Duration) {

@@ -82,7 +82,11 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		_ = stream.Close()
 		facts.Identity = id
 		if stateErr == nil {
-			blocked(cdc.Reconcile(cfg.Pipeline, state, facts))
+			_, err := cdc.Reconcile(cfg.Pipeline, state, facts)
+			blocked(err)
+			if err == nil && state.Halt != nil && !slot.Active {
+				blocked(state.Halt.Halt())
+			}
 		}
 	}
 	seconds, connected, err := source.FlushLag(ctx)

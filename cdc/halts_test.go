@@ -1,0 +1,208 @@
+package cdc
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// set changes what the server says of itself.
+func (s *server) set(change func(*Facts)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.facts)
+}
+
+func (s *server) confirmed() (max LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, u := range s.statuses {
+		if u.confirmed > max {
+			max = u.confirmed
+		}
+	}
+	return max
+}
+
+// TestChangeIsWatchedAndLatched changes the publication while the relay streams. It halts within the interval, and goes on
+// halting when the change is undone, until an operator's record says otherwise.
+func TestChangeIsWatchedAndLatched(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.send(commit(20, 30, 2)...)
+		time.Sleep(40 * time.Second) // the first look finds nothing
+		s.set(func(f *Facts) { f.Fingerprint, f.WALEnd = "changed", 1<<40+77 })
+		time.Sleep(30 * time.Second)
+		role, err := relay.Role()
+		var halt *Halt
+		if role != Halted || !errors.As(err, &halt) || !halt.Latch || halt.Risk != (Range{1 << 40, 1<<40 + 77}) {
+			t.Fatalf("role %s, %v", role, err)
+		}
+		if !s.isClosed() {
+			t.Error("a halted relay keeps the slot")
+		}
+		st := b.now()
+		if st.Halt == nil || !st.Halt.Latched || st.Halt.Halt().Error() != err.Error() || st.Covered != 30 || st.Checked != 1<<40 {
+			t.Errorf("the state record does not hold the halt: %+v", st)
+		}
+		s.set(func(f *Facts) { f.Fingerprint = "" })
+		opened := s.opens()
+		time.Sleep(5 * time.Minute)
+		if role, again := relay.Role(); role != Halted || again.Error() != err.Error() {
+			t.Errorf("undone, it is %s: %v", role, again)
+		}
+		if s.opens() < opened+8 || b.now() != st {
+			t.Errorf("%d sessions in five minutes; a latched halt is looked at and not written again", s.opens()-opened)
+		}
+		decided := *st
+		decided.Epoch, decided.Halt = st.Epoch+1, nil
+		b.mu.Lock()
+		b.state = &decided
+		b.mu.Unlock()
+		time.Sleep(31 * time.Second)
+		s.send(commit(40, 50, 1)...)
+		time.Sleep(time.Second)
+		if role, err := relay.Role(); role != Streaming || b.got() != "[20.1 20.2 40.1]" {
+			t.Errorf("decided, it is %s: %v, published %s", role, err, b.got())
+		}
+	})
+}
+
+// TestChangeFoundAtAStartIsLatched: what was changed while nobody looked.
+func TestChangeFoundAtAStartIsLatched(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.set(func(f *Facts) { f.Slot.ConfirmedFlush = 500 })
+		s.fail(errors.New("connection reset"))
+		time.Sleep(10 * time.Second)
+		if st := b.now(); st.Halt == nil || !st.Halt.Latched || st.Epoch != 2 || st.Covered != 10 {
+			t.Errorf("state %+v", st)
+		}
+		s.set(func(f *Facts) { f.Slot.ConfirmedFlush = 5 })
+		time.Sleep(time.Minute)
+		if role, err := relay.Role(); role != Halted || !strings.Contains(err.Error(), "re-created or advanced") {
+			t.Errorf("role %s, %v", role, err)
+		}
+	})
+}
+
+// TestHaltThatIsNotLatchedEndsWithItsCause, and leaves no trace.
+func TestHaltThatIsNotLatchedEndsWithItsCause(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.set(func(f *Facts) { f.Unfit = []string{"a column is gone"} })
+		time.Sleep(31 * time.Second)
+		if role, err := relay.Role(); role != Halted || !strings.Contains(err.Error(), "a column is gone") {
+			t.Fatalf("role %s, %v", role, err)
+		}
+		if st := b.now(); st.Halt == nil || st.Halt.Latched {
+			t.Errorf("the state record does not tell of it: %+v", st)
+		}
+		s.set(func(f *Facts) { f.Unfit = nil })
+		time.Sleep(31 * time.Second)
+		if role, err := relay.Role(); role != Streaming || b.now().Halt != nil {
+			t.Errorf("mended, it is %s: %v, state %+v", role, err, b.now())
+		}
+	})
+}
+
+// TestBlindWatcherIsNoHalt: that nobody can look is told once, and rows go on.
+func TestBlindWatcherIsNoHalt(t *testing.T) {
+	var told []string
+	observe = Observer{Watching: func(err error) { told = append(told, text(err)) }}
+	defer func() { observe = Observer{} }()
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.mu.Lock()
+		s.factsErr = errors.New("too many connections")
+		s.mu.Unlock()
+		for range 10 {
+			time.Sleep(30 * time.Second)
+			s.send(Message{Kind: Keepalive, LSN: 15})
+		}
+		s.send(commit(20, 30, 1)...)
+		time.Sleep(time.Second)
+		if role, err := relay.Role(); role != Streaming || b.got() != "[20.1]" {
+			t.Errorf("role %s, %v, published %s", role, err, b.got())
+		}
+		s.mu.Lock()
+		s.factsErr = nil
+		s.mu.Unlock()
+		time.Sleep(time.Minute)
+		if strings.Join(told, "|") != "too many connections|" {
+			t.Errorf("told %q", told)
+		}
+	})
+}
+
+// TestNothingIsConfirmedBeforeTheHistoryIsKnown: a slot that has moved does not send again what gives a restored snapshot away.
+func TestNothingIsConfirmedBeforeTheHistoryIsKnown(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.send(commit(20, 30, 1)...)
+		s.send(Message{Kind: Keepalive, LSN: 60})
+		time.Sleep(2 * time.Second)
+		if s.confirmed() != 60 {
+			t.Fatalf("confirmed %s", s.confirmed())
+		}
+		s.fail(errors.New("the server was restored"))
+		synctest.Wait()
+		s.mu.Lock()
+		s.statuses = nil
+		s.facts.Slot.ConfirmedFlush = 15 // the snapshot's
+		s.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		if s.confirmed() != 0 {
+			t.Errorf("confirmed %s before the stream had passed what was delivered", s.confirmed())
+		}
+		s.send(commit(40, 50, 1)...) // and not the one at 20
+		time.Sleep(5 * time.Second)
+		role, err := relay.Role()
+		if role != Halted || !strings.Contains(err.Error(), "another history") || !b.now().Halt.History {
+			t.Errorf("role %s, %v, state %+v", role, err, b.now())
+		}
+		if s.confirmed() != 0 || b.got() != "[20.1]" {
+			t.Errorf("confirmed %s, published %s", s.confirmed(), b.got())
+		}
+	})
+}
+
+// TestFailoverCountsPhantomsAndGoesOn on the new timeline, where LSNs are used again.
+func TestFailoverCountsPhantomsAndGoesOn(t *testing.T) {
+	var told *Phantoms
+	observe = Observer{Phantoms: func(p *Phantoms) { told = p }}
+	defer func() { observe = Observer{} }()
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.send(append(commit(20, 30, 1), commit(30, 40, 1)...)...)
+		time.Sleep(2 * time.Second)
+		s.fail(errors.New("failover"))
+		synctest.Wait()
+		s.set(func(f *Facts) {
+			f.Identity = Identity{SystemID: "7", Timeline: 2, History: []PastTimeline{{1, 30}}}
+			f.Slot.ConfirmedFlush = 15
+		})
+		time.Sleep(10 * time.Second)
+		s.send(append(commit(20, 30, 1), commit(30, 45, 2)...)...)
+		time.Sleep(2 * time.Second)
+		if role, err := relay.Role(); role != Streaming || b.got() != "[20.1 30.1 30.1 30.2]" {
+			t.Errorf("role %s, %v, published %s", role, err, b.got())
+		}
+		if told == nil || told.Rows != 3 || told.Range != (Range{30, 40}) || b.now().Phantoms == nil || b.now().Timeline != 2 || b.now().Covered != 45 {
+			t.Errorf("phantoms %v, state %+v", told, b.now())
+		}
+	})
+}
+
+// TestWedgeNamesTheWayPastIt: the transaction is known from its Begin.
+func TestWedgeNamesTheWayPastIt(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.send(append(commit(0x20, 0x30, 1), commit(0x30, 0x50, 3)[:2]...)...)
+		synctest.Wait()
+		s.fail(&Wedge{Found: "cannot decode"})
+		time.Sleep(time.Second)
+		role, err := relay.Role()
+		if role != Halted || !strings.Contains(err.Error(), "`walpost skip --to 0/38`") || !strings.Contains(err.Error(), "transaction 48, committed at 0/30") {
+			t.Errorf("role %s, %v", role, err)
+		}
+		if st := b.now(); st.Halt == nil || st.Halt.Latched || st.Last() != (Position{0x30, 1}) || st.Covered != 0x30 {
+			t.Errorf("state %+v", st)
+		}
+	})
+}

@@ -1,0 +1,118 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+const (
+	countWithin = 20 * time.Second
+	countLimit  = 100_000 // records read back per partition
+)
+
+var errTopicsUnknown = errors.New("the topics are not known before the rows are: the template asks for the event type")
+
+// CountFrom reads each partition back from its end, in growing steps, until it meets a row before lsn: within a partition
+// rows stand in the order of their commits.
+func (p *publisher) CountFrom(ctx context.Context, lsn cdc.LSN) (rows int, atLeast bool, err error) {
+	if len(p.sink.topics) == 0 {
+		return 0, false, errTopicsUnknown
+	}
+	ctx, cancel := context.WithTimeout(ctx, countWithin)
+	defer cancel()
+	admin := kadm.NewClient(p.client)
+	starts, err := admin.ListStartOffsets(ctx, p.sink.topics...)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("ask for the ends of the topics: %w", err)
+	}
+	ends, err := admin.ListCommittedOffsets(ctx, p.sink.topics...)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("ask for the ends of the topics: %w", err)
+	}
+	ends.Each(func(end kadm.ListedOffset) {
+		start, _ := starts.Lookup(end.Topic, end.Partition)
+		if err != nil || start.Offset >= end.Offset {
+			return
+		}
+		n, more, cerr := p.countPartition(ctx, end.Topic, end.Partition, start.Offset, end.Offset, lsn)
+		rows, atLeast, err = rows+n, atLeast || more, cerr
+	})
+	return rows, atLeast, err
+}
+
+func (p *publisher) countPartition(ctx context.Context, topic string, partition int32, start, end int64, lsn cdc.LSN) (rows int, atLeast bool, err error) {
+	seen := map[cdc.Position]bool{}
+	for back := int64(1000); ; back *= 10 {
+		from := max(start, end-back)
+		before, err := p.scan(ctx, topic, partition, from, end, lsn, seen)
+		if err != nil || before || from == start {
+			return len(seen), false, err
+		}
+		if back >= countLimit {
+			return len(seen), true, nil
+		}
+	}
+}
+
+// scan notes the rows at or behind lsn, and says whether there was one before it.
+func (p *publisher) scan(ctx context.Context, topic string, partition int32, from, end int64, lsn cdc.LSN, seen map[cdc.Position]bool) (before bool, err error) {
+	client, err := p.sink.client(
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().At(from)}}),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(),
+	)
+	if err != nil {
+		return false, err
+	}
+	defer client.Close()
+	for next := from; next < end; {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			return false, fmt.Errorf("read topic %s back: %w", topic, err)
+		}
+		for _, r := range fetches.Records() {
+			next = r.Offset + 1
+			if r.Offset >= end {
+				break
+			}
+			if at, ok := p.position(r); ok && at.Commit >= lsn {
+				seen[at] = true
+			} else if ok {
+				before = true
+			}
+		}
+	}
+	return before, nil
+}
+
+// position reads the place of a row of this pipeline from its headers; replayed rows and those of others have none.
+func (p *publisher) position(r *kgo.Record) (at cdc.Position, ok bool) {
+	var source, lsn, seq string
+	for _, h := range r.Headers {
+		switch h.Key {
+		case "source":
+			source = string(h.Value)
+		case "lsn":
+			lsn = string(h.Value)
+		case "seq":
+			seq = string(h.Value)
+		}
+	}
+	commit, err := cdc.ParseLSN(lsn)
+	n, serr := strconv.ParseUint(seq, 10, 32)
+	return cdc.Position{Commit: commit, Ordinal: uint32(n)}, err == nil && serr == nil && source == p.sink.cfg.Pipeline
+}

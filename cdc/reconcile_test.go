@@ -1,0 +1,181 @@
+package cdc
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// agreeing are a state record and a server that fit.
+func agreeing() (*State, Facts) {
+	at := func(sec int64) time.Time { return time.Unix(1800000000+sec, 0).UTC() }
+	st := &State{
+		Version: 1, Pipeline: "p", Slot: "s", SystemID: "7", Timeline: 3, Covered: 0x100, CommitLSN: 0xF0, Ordinal: 2, LastXID: 700,
+		LastCommitTime: at(0), Fingerprint: "f", Checked: 0x90, CheckedAt: at(-20), Epoch: 4, Instance: "i",
+	}
+	return st, Facts{
+		Identity: Identity{SystemID: "7", Timeline: 3, History: []PastTimeline{{1, 0x20}, {2, 0x80}}},
+		Slot:     SlotFacts{Name: "s", Exists: true, ConfirmedFlush: 0x100, WALStatus: "reserved"}, WALEnd: 0x100, Time: at(60), Fingerprint: "f",
+	}
+}
+
+// TestReconcileTable is the table of the design, row by row: what halts, in which words, and whether it is latched.
+func TestReconcileTable(t *testing.T) {
+	const replay = "`walpost replay --from 2027-01-15T07:58:40Z --to 2027-01-15T08:01:00Z` publishes the rows"
+	for name, c := range map[string]struct {
+		change           func(*State, *Facts)
+		says             string
+		latched, history bool
+	}{
+		"no state": {nil, "no state record for pipeline \"p\": without it nobody knows what has been delivered; starting anyway could skip rows; run `walpost init` (once per pipeline); if there was a record, find out who deleted the state topic, then `walpost adopt` goes on from where the slot stands", false, false},
+		"init not finished": {
+			func(s *State, _ *Facts) { s.Phase = PhaseCreating },
+			"the state record of pipeline \"p\" says that `walpost init` did not finish: nothing has been published yet; run `walpost init` again", false, false,
+		},
+		"another pipeline": {
+			func(s *State, _ *Facts) { s.Pipeline = "q" },
+			"the state record belongs to pipeline \"q\", this is \"p\": two pipelines share a state topic, or the name was changed; nothing is published; set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`", false, false,
+		},
+		"another slot": {
+			func(s *State, _ *Facts) { s.Slot = "t" },
+			"the state record of pipeline \"p\" is of slot \"t\", this relay is configured for slot \"s\": two pipelines of one name share state and transactional id: they would fence each other, and each would skip rows of the other; give one of them another `pipeline` name and run `walpost init` for it; if the slot was renamed on purpose, `walpost adopt`", false, false,
+		},
+		"another database": {
+			func(_ *State, f *Facts) { f.SystemID = "8" },
+			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`", false, false,
+		},
+		"stale primary": {
+			func(s *State, _ *Facts) { s.Timeline = 4 },
+			"the state record is of timeline 4, the server is on timeline 3: a stale primary: a standby was promoted and rows up to 0/100 came from there; what is written here is not part of that history; point source.url at the primary of today (target_session_attrs=read-write over all hosts finds no stale one that still takes writes), and stop this one; if this server is the one to live on, `walpost adopt`", false, false,
+		},
+		"diverged branch": {
+			func(s *State, f *Facts) { s.Timeline, f.History = 2, f.History[:1] },
+			"the state record is of timeline 2, which is not in the history of the server's timeline 3: this server branched off elsewhere: rows up to 0/100 were published from a branch it never had; point source.url at the server that descends from timeline 2; if this one is the one to live on, `walpost adopt`", false, false,
+		},
+		"state ahead of the server": {
+			func(_ *State, f *Facts) { f.WALEnd = 0xFF },
+			"the state record covers 0/100, the server's WAL ends at 0/FF: a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered; point source.url at the right server; if the backup is the one to live on, `walpost adopt`", false, true,
+		},
+		"slot missing": {
+			func(_ *State, f *Facts) { f.Slot, f.WALEnd = SlotFacts{Name: "s"}, 0x150 },
+			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
+		},
+		"slot lost": {
+			func(_ *State, f *Facts) { f.Slot.WALStatus, f.Slot.ConfirmedFlush, f.WALEnd = "lost", 0xA0, 0x150 },
+			"replication slot \"s\" is lost (wal_status lost): the server no longer has the WAL behind 0/A0: rows committed behind that LSN can no longer be streamed; the slot will not recover, LSN range (0/100, 0/150]; raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
+		},
+		"slot invalidated": {
+			func(_ *State, f *Facts) {
+				f.Slot.WALStatus, f.Slot.Invalidation, f.Slot.ConfirmedFlush, f.WALEnd = "unreserved", "idle_timeout", 0xA0, 0x150
+			},
+			"replication slot \"s\" is lost (wal_status unreserved, invalidation_reason idle_timeout): the server no longer has the WAL behind 0/A0: rows committed behind that LSN can no longer be streamed; the slot will not recover, LSN range (0/100, 0/150]; raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
+		},
+		"slot ahead of the state": {
+			func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x130, 0x150 },
+			"slot \"s\" has confirmed 0/130, the state record covers 0/100 only: the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka, LSN range (0/100, 0/130]; `walpost adopt` goes on from the slot, and " + replay + " between", true, false,
+		},
+		"slot ahead of what two timelines share": {
+			func(s *State, f *Facts) { s.Timeline, f.Slot.ConfirmedFlush = 2, 0x81 },
+			"slot \"s\" has confirmed 0/81, the state record covers 0/80 only: the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka, LSN range (0/80, 0/81]; `walpost adopt` goes on from the slot, and " + replay + " between", true, false,
+		},
+		"changed and changed back": {
+			func(_ *State, f *Facts) { f.Fingerprint, f.WALEnd = "g", 0x150 },
+			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
+		"rows are hidden": {
+			func(_ *State, f *Facts) { f.Fingerprint, f.Hidden, f.WALEnd = "g", []string{"a", "b"}, 0x150 },
+			"publication or table changed: a; b: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; mend it, then `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
+		"changed, and the record is of version 1": {
+			func(s *State, f *Facts) { s.Checked, s.CheckedAt, f.Fingerprint = 0, time.Time{}, "g" },
+			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T08:00:00Z may never have been streamed, or not whole, LSN range (0/100, 0/100]; `walpost adopt` accepts what is there, and `walpost replay --from 2027-01-15T07:59:00Z --to 2027-01-15T08:01:00Z` publishes the rows of that time", true, false,
+		},
+		"a column is missing": {
+			func(_ *State, f *Facts) { f.Unfit = []string{"no column"} },
+			"no column: rows of the outbox cannot be streamed or understood like this; nothing is lost yet; mend it and the relay goes on by itself", false, false,
+		},
+		"latched": {func(s *State, _ *Facts) {
+			s.Halt = (&Halt{Found: "f", Means: "m", Run: "r", Risk: Range{1, 2}, Latch: true}).record(time.Now())
+		}, "f: m, LSN range (0/1, 0/2]; r", true, false},
+	} {
+		st, f := agreeing()
+		if c.change == nil {
+			st = nil
+		} else {
+			c.change(st, &f)
+		}
+		var halt *Halt
+		if _, err := Reconcile("p", st, f); !errors.As(err, &halt) {
+			t.Errorf("%s: %v, want a Halt", name, err)
+		} else if halt.Error() != c.says || halt.Latch != c.latched || halt.History != c.history {
+			t.Errorf("%s: latched %t, other history %t, says\n%s\nwant %t, %t,\n%s", name, halt.Latch, halt.History, halt, c.latched, c.history, c.says)
+		}
+	}
+}
+
+func TestReconcileGoesOn(t *testing.T) {
+	for name, change := range map[string]func(*State, *Facts){
+		"as it was":                  func(*State, *Facts) {},
+		"slot went back":             func(_ *State, f *Facts) { f.Slot.ConfirmedFlush = 0x10 },
+		"server went on":             func(_ *State, f *Facts) { f.WALEnd = 0x1000 },
+		"a record of version 1":      func(s *State, _ *Facts) { s.Slot = "" },
+		"a halt that is not latched": func(s *State, _ *Facts) { s.Halt = (&Halt{}).record(time.Now()) },
+	} {
+		st, f := agreeing()
+		change(st, &f)
+		next, err := Reconcile("p", st, f)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if next.Version != StateVersion || next.Slot != "s" || next.Covered != 0x100 || next.Last() != (Position{0xF0, 2}) || next.Halt != nil || next.Checked != f.WALEnd || next.Phantoms != nil {
+			t.Errorf("%s: goes on from %+v", name, next)
+		}
+	}
+}
+
+// TestReconcileFollowsAFailover: what both histories share stays covered; above it no position may drop a row.
+func TestReconcileFollowsAFailover(t *testing.T) {
+	for name, c := range map[string]struct {
+		timeline        int32
+		covered, commit LSN
+		wantCovered     LSN
+		wantLast        Position
+		wantSkipped     LSN
+		phantoms        *Phantoms
+	}{
+		"nothing lost":                      {2, 0x70, 0x60, 0x70, Position{0x60, 2}, 0x10, nil},
+		"covered to the switch exactly":     {2, 0x80, 0x60, 0x80, Position{0x60, 2}, 0x10, nil},
+		"covered beyond, last row before":   {2, 0x90, 0x60, 0x80, Position{0x60, 2}, 0x10, &Phantoms{Range: Range{0x80, 0x90}, Timeline: 2, Rows: -1}},
+		"last row beyond":                   {2, 0x100, 0xF0, 0x80, Position{}, 0x80, &Phantoms{Range: Range{0x80, 0x100}, Timeline: 2, Rows: -1}},
+		"last row at the switch, uncovered": {2, 0x80, 0x80, 0x80, Position{}, 0x80, &Phantoms{Range: Range{0x80, 0x80}, Timeline: 2, Rows: -1}},
+		"two failovers, lost at the first":  {1, 0x70, 0x60, 0x20, Position{}, 0x20, &Phantoms{Range: Range{0x20, 0x70}, Timeline: 1, Rows: -1}},
+		"last row before, rows not covered": {2, 0x50, 0x60, 0x50, Position{0x60, 2}, 0x10, nil},
+	} {
+		st, f := agreeing()
+		st.Timeline, st.Covered, st.CommitLSN, st.Skipped = c.timeline, c.covered, c.commit, 0x10
+		f.Slot.ConfirmedFlush, f.WALEnd = 0x10, 0x90
+		next, err := Reconcile("p", st, f)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if next.Timeline != 3 || next.Covered != c.wantCovered || next.Last() != c.wantLast || next.Skipped != c.wantSkipped {
+			t.Errorf("%s: goes on from %+v", name, next)
+		}
+		if (next.Phantoms == nil) != (c.phantoms == nil) || next.Phantoms != nil && *next.Phantoms != *c.phantoms {
+			t.Errorf("%s: phantoms %+v, want %+v", name, next.Phantoms, c.phantoms)
+		}
+		// A commit of the new timeline that begins exactly at the switch is delivered.
+		tr := newTracker(next, f.Slot.ConfirmedFlush)
+		tr.awaited = false // its transaction has come
+		if c.wantCovered == 0x80 {
+			if err := tr.begin(&Message{Kind: Begin, LSN: 0x80}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if deliver, err := tr.row(&Row{}); !deliver || err != nil {
+				t.Errorf("%s: the first row of the new timeline: deliver %t, %v", name, deliver, err)
+			}
+		}
+	}
+}
