@@ -193,14 +193,10 @@ func unchanged(st *State, f *Facts) error {
 			found = "publication or table changed: " + strings.Join(f.Hidden, "; ")
 			mend = "mend it, then "
 		}
-		since := st.Checked
-		if since == 0 { // a record of version 1
-			since = st.Covered
-		}
 		return &Halt{
 			Found: found,
 			Means: "rows committed since " + clock(lastSeen(st)) + " may never have been streamed, or not whole",
-			Risk:  Range{since, f.WALEnd}, Latch: true,
+			Risk:  Range{st.checked(), f.WALEnd}, Latch: true,
 			Run: mend + "`walpost adopt` accepts what is there, and " + replay(st, f) + " publishes the rows of that time",
 		}
 	}
@@ -212,6 +208,14 @@ func unchanged(st *State, f *Facts) error {
 		}
 	}
 	return nil
+}
+
+// checked is up to where publication and table were as the fingerprint says. A record of version 1 does not know.
+func (s *State) checked() LSN {
+	if s.Checked == 0 {
+		return s.Covered
+	}
+	return s.Checked
 }
 
 // replay is the command for the rows that may be missing. It begins a minute early: what was written before another row may

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -83,13 +84,13 @@ func OwnPostgres(t testing.TB, cfg devenv.PostgresConfig) *devenv.Postgres {
 
 func version() string { return os.Getenv("WALPOST_TEST_POSTGRES") }
 
-// Database makes an empty database on the shared server and returns the superuser's URL for it. At the end of the
-// test its replication slots and the database itself are dropped, whoever is still connected.
-func Database(t testing.TB) string {
+// Database makes an empty database on the shared server, with options of CREATE DATABASE if given, and returns the superuser's
+// URL for it. At the end of the test its replication slots and the database itself are dropped, whoever is still connected.
+func Database(t testing.TB, options ...string) string {
 	t.Helper()
 	server := Postgres(t)
 	name := "test_" + unique()
-	if err := server.CreateDatabase(t.Context(), name); err != nil {
+	if err := execAll(t.Context(), server.URL("postgres"), "CREATE DATABASE "+name+" "+strings.Join(options, " ")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

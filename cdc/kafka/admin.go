@@ -142,9 +142,14 @@ func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
 	return nil
 }
 
+// Decide opens a publisher that is for state records only. Exactly once it fences the relay, so the slot must be free.
+func (a *Admin) Decide(ctx context.Context) (cdc.Publisher, error) {
+	return (&Sink{cfg: a.sink.cfg, extra: a.sink.extra}).Open(ctx)
+}
+
 // WriteState makes a state record durable.
 func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {
-	p, err := (&Sink{cfg: a.sink.cfg, extra: a.sink.extra}).Open(ctx)
+	p, err := a.Decide(ctx)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -202,9 +203,20 @@ func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	return f, nil
 }
 
-// CreateSlotSQL is how the slot is made.
+// CreateSlotSQL is how the slot is made. From 17 on PostgreSQL can keep it on standbys too, so that it survives a failover.
 func (a *Admin) CreateSlotSQL() string {
-	return fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput')", a.source.cfg.Slot)
+	failover := ""
+	if a.version() >= 17 {
+		failover = ", failover => true"
+	}
+	return fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput'%s)", a.source.cfg.Slot, failover)
+}
+
+// version is the server's major.
+func (a *Admin) version() int {
+	major, _, _ := strings.Cut(a.conn.PgConn().ParameterStatus("server_version"), ".")
+	n, _ := strconv.Atoi(major)
+	return n
 }
 
 // CreateSlot makes the slot. PostgreSQL first waits for the transactions that are running; after a minute it gives up.

@@ -41,7 +41,11 @@ func classify(doing string, err error) error {
 		return &cdc.Halt{Found: said, Means: "the relay may not connect or stream", Run: "check user, password and database of source.url; the role needs LOGIN and REPLICATION (`walpost init` makes it)"}
 	case "XX000", "22021", "22P05", "54000":
 		if at != "" {
-			return &cdc.Wedge{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, pg.Message, pg.Code)}
+			what, quiet := map[string]string{"22021": "bytes that are no text in the database's encoding", "22P05": "a character that UTF-8 does not have"}[pg.Code]
+			if !quiet { // those two would show bytes of the row
+				what = pg.Message
+			}
+			return &cdc.Wedge{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, what, pg.Code)}
 		}
 	}
 	return errors.New(said)

@@ -52,21 +52,13 @@ func (s *stage) rewrite(change func(*cdc.State)) {
 // TestReconcileHalts changes one side behind the relay's back. Each time the relay halts with a sentence that says what was
 // found and what to run, publishes nothing, confirms nothing, and gives the slot back.
 func TestReconcileHalts(t *testing.T) {
-	slot := func(s *stage) string { return s.env["WALPOST_SOURCE_SLOT"] }
 	for _, c := range []struct {
 		name   string
 		change func(s *stage)
 		says   []string
 	}{
 		{"no state record", func(s *stage) {
-			client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
-			if err != nil {
-				s.t.Fatal(err)
-			}
-			defer client.Close()
-			if _, err := kadm.NewClient(client).DeleteTopic(context.Background(), "walpost.state."+s.pipeline); err != nil {
-				s.t.Fatal(err)
-			}
+			s.deleteTopic("walpost.state." + s.pipeline)
 		}, []string{"no state record", "walpost init"}},
 		{"init did not finish", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Phase = cdc.PhaseCreating }) }, []string{"did not finish", "`walpost init` again"}},
 		{"another database", func(s *stage) { s.rewrite(func(st *cdc.State) { st.SystemID = "7" }) }, []string{"system id 7", "another database"}},

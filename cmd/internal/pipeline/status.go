@@ -27,18 +27,19 @@ type Status struct {
 		RestartLSN     string `json:"restart_lsn"`
 		WALStatus      string `json:"wal_status"`
 	} `json:"slot"`
-	WALEnd        string     `json:"wal_end_lsn"`
-	LagBytes      int64      `json:"lag_bytes"`
-	LagSeconds    float64    `json:"lag_seconds"`
-	RetainedBytes int64      `json:"retained_wal_bytes"`
-	State         *cdc.State `json:"state"`
-	DeadLetters   *int       `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
-	Blocked       []string   `json:"blocked"`                           // what keeps rows from flowing, each with what to do
+	WALEnd        string         `json:"wal_end_lsn"`
+	LagBytes      int64          `json:"lag_bytes"`
+	LagSeconds    float64        `json:"lag_seconds"`
+	RetainedBytes int64          `json:"retained_wal_bytes"`
+	State         *cdc.State     `json:"state"`
+	Decisions     []cdc.Decision `json:"decisions"`                         // of operators, oldest first
+	DeadLetters   *int           `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
+	Blocked       []string       `json:"blocked"`                           // what keeps rows from flowing, each with what to do
 }
 
 // ReadStatus asks PostgreSQL and Kafka, with the relay's own rights. What cannot be asked is in Blocked.
 func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
-	st := Status{Pipeline: cfg.Pipeline, Blocked: []string{}}
+	st := Status{Pipeline: cfg.Pipeline, Blocked: []string{}, Decisions: []cdc.Decision{}}
 	blocked := func(err error) bool {
 		if err != nil {
 			st.Blocked = append(st.Blocked, err.Error())
@@ -48,6 +49,9 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
 	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
 	st.Slot.Name = cfg.Source.Slot
+	if decisions, err := sink.Decisions(ctx); err == nil { // if not, Peek says why
+		st.Decisions = append(st.Decisions, decisions...)
+	}
 	if cfg.Poison.Policy == cdc.DeadLetterPolicy {
 		if n, err := sink.Unresolved().Count(ctx); !blocked(err) {
 			st.DeadLetters = &n
@@ -144,6 +148,12 @@ func (s Status) Write(w io.Writer) {
 	}
 	if s.DeadLetters != nil {
 		line("poison", "%d unresolved dead letters (`walpost dlq list`)", *s.DeadLetters)
+	}
+	if s.State != nil && s.State.Phantoms != nil {
+		line("phantoms", "%s: %s", s.State.Phantoms.At.Format(time.RFC3339), s.State.Phantoms)
+	}
+	for _, d := range s.Decisions {
+		line("decision", "%s %s by %s: %s", d.Time.Format(time.RFC3339), d.Command, d.By, d.What)
 	}
 	if len(s.Blocked) == 0 {
 		line("blocked", "by nothing")

@@ -1,0 +1,152 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// errSlotRead keeps a decision from being taken under a relay's hands.
+var errSlotRead = errors.New("the slot is being read: stop the relay, and run this again")
+
+// free makes sure that there is a slot and that nobody reads it.
+func free(f *Facts) error {
+	switch how, lost := f.Slot.lost(); {
+	case !f.Slot.Exists:
+		return fmt.Errorf("slot %q does not exist: `walpost adopt --create-slot` begins with a new one", f.Slot.Name)
+	case lost:
+		return fmt.Errorf("slot %q is lost (%s): `walpost adopt --create-slot` begins with a new one", f.Slot.Name, how)
+	case f.Slot.Active:
+		return errSlotRead
+	}
+	return nil
+}
+
+// SkipTo is the record with which everything committed before to counts as given up, for `walpost skip`. It refuses what would
+// not do what it says. A latched halt ends with it when what it put at risk lies before to and nothing else speaks against;
+// otherwise it stays.
+func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
+	plain := st
+	if st != nil { // a latched halt is what this is for
+		without := *st
+		without.Halt, plain = nil, &without
+	}
+	if err := identify(pipeline, plain, &f); err != nil {
+		return nil, err
+	}
+	if err := free(&f); err != nil {
+		return nil, err
+	}
+	switch {
+	case st.Timeline != f.Timeline:
+		return nil, fmt.Errorf("the state record is of timeline %d, the server is on timeline %d: LSNs have changed their meaning: start the relay once, it follows the failover", st.Timeline, f.Timeline)
+	case st.Halt != nil && st.Halt.Latched && st.Halt.History:
+		return nil, errors.New("this server has another history than the state record: there is nothing to step over; `walpost adopt` goes on from its slot")
+	case to < st.Covered:
+		return nil, fmt.Errorf("%s lies before %s, up to which everything is delivered: name a later LSN", to, st.Covered)
+	case to < f.Slot.ConfirmedFlush:
+		return nil, fmt.Errorf("%s lies before %s, which slot %q has confirmed: name a later LSN, or `walpost adopt`", to, f.Slot.ConfirmedFlush, f.Slot.Name)
+	case to > f.WALEnd:
+		return nil, fmt.Errorf("%s lies behind the end of the WAL, %s: PostgreSQL would take it and silently lose every row until then", to, f.WALEnd)
+	}
+	next := *st
+	next.Version, next.Slot = StateVersion, f.Slot.Name
+	next.Epoch, next.Instance, next.Time = st.Epoch+1, "skip", f.Time
+	next.Covered, next.Skipped = to, to
+	if h := st.Halt; h != nil && (!h.Latched || (to >= h.Risk.To && st.Fingerprint == f.Fingerprint)) {
+		next.Halt = nil
+	}
+	return &next, nil
+}
+
+// Adoption is what `walpost adopt` found and accepts.
+type Adoption struct {
+	State *State // the record to write
+	// Accepts says what is accepted, a line each.
+	Accepts []string
+	// Gap is what is left behind: commits whose rows may be missing in Kafka.
+	Gap Range
+	// Replay is the command that publishes what lies in the gap.
+	Replay string
+	// Advance is where the slot has to be moved to; zero when it stays.
+	Advance LSN
+}
+
+// Adopt is the record that accepts slot, publication, table and timeline as they are now. It refuses what no decision mends.
+func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
+	if err := free(&f); err != nil {
+		return nil, err
+	}
+	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
+		return nil, fmt.Errorf("rows would be hidden as it is: mend it first: %s", strings.Join(problems, "; "))
+	}
+	a := &Adoption{}
+	accept := func(format string, args ...any) { a.Accepts = append(a.Accepts, fmt.Sprintf(format, args...)) }
+	slot := f.Slot
+	next := State{Pipeline: pipeline, SystemID: f.SystemID, Timeline: f.Timeline}
+	fromSlot := func() {
+		next.Covered, next.Skipped = slot.ConfirmedFlush, slot.ConfirmedFlush
+		next.CommitLSN, next.Ordinal, next.LastXID = 0, 0, 0
+	}
+	switch {
+	case st == nil:
+		accept("slot %q without a state record: what was committed before %s counts as delivered", slot.Name, slot.ConfirmedFlush)
+		fromSlot()
+	case st.Pipeline != pipeline, st.Phase == PhaseCreating, st.SystemID != f.SystemID:
+		return nil, identify(pipeline, st, &f)
+	default:
+		next = *st
+		if st.Slot != "" && st.Slot != slot.Name {
+			accept("slot %q instead of %q", slot.Name, st.Slot)
+		}
+		other := st.Timeline > f.Timeline || !known(st, &f) || shared(st, &f) > f.WALEnd || (st.Halt != nil && st.Halt.History)
+		switch {
+		case other:
+			accept("a server with another history (its timeline is %d, its WAL ends at %s): that rows up to %s were delivered is forgotten, and what it holds behind %s is published, some of it perhaps again",
+				f.Timeline, f.WALEnd, st.Covered, slot.ConfirmedFlush)
+			next.Timeline = f.Timeline
+			fromSlot()
+		case st.Timeline != f.Timeline:
+			end, _ := f.branch(st.Timeline)
+			accept("timeline %d, which left timeline %d at %s", f.Timeline, st.Timeline, end)
+			next.failover(f.Timeline, end)
+		}
+		if slot.ConfirmedFlush > next.Covered {
+			accept("slot %q where it stands, %s: the state record covers %s", slot.Name, slot.ConfirmedFlush, next.Covered)
+			a.Gap = Range{next.Covered, slot.ConfirmedFlush}
+			fromSlot()
+		}
+		if st.Fingerprint != f.Fingerprint {
+			accept("publication and table as they are: %s instead of %s", f.Fingerprint, st.Fingerprint)
+			if a.Gap.To = f.WALEnd; a.Gap.From == 0 || st.checked() < a.Gap.From {
+				a.Gap.From = st.checked()
+			}
+		}
+		if publicationOf(st.Fingerprint) != publicationOf(f.Fingerprint) {
+			accept("that rows from before this publication can never be streamed: the slot is moved to the end of the WAL, %s", f.WALEnd)
+			a.Gap.From = min(a.Gap.From, next.Covered)
+			a.Advance = f.WALEnd
+			next.Covered, next.Skipped = f.WALEnd, f.WALEnd
+		}
+	}
+	if st != nil && st.Halt != nil && st.Halt.Latched {
+		accept("the halt that was latched at %s: %s", clock(st.Halt.At), st.Halt.Found)
+	}
+	if len(a.Accepts) == 0 {
+		return nil, errors.New("state record and server agree: there is nothing to adopt")
+	}
+	next.Version, next.Slot, next.Halt, next.Phase = StateVersion, slot.Name, nil, ""
+	next.Fingerprint, next.Checked, next.CheckedAt = f.Fingerprint, f.WALEnd, f.Time
+	next.Epoch, next.Instance, next.Time = next.Epoch+1, "adopt", f.Time
+	a.State = &next
+	if st != nil {
+		a.Replay = replay(st, &f)
+	}
+	return a, nil
+}
+
+// publicationOf is the publication's OID in a fingerprint.
+func publicationOf(fingerprint string) string {
+	oid, _, _ := strings.Cut(fingerprint, "/")
+	return oid
+}

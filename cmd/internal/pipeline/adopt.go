@@ -1,0 +1,102 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// Adopt accepts slot, publication, table and timeline as they are, and says what it leaves behind. With createSlot it first
+// makes the slot anew, where it is missing or lost. It runs with the relay's own rights.
+func Adopt(ctx context.Context, cfg cdc.Config, createSlot, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	d, err := decide(ctx, cfg, dryRun, out, opts)
+	if err != nil {
+		return err
+	}
+	defer d.close(ctx)
+	if err := d.stateTopic(ctx); err != nil {
+		return err
+	}
+	if err := d.read(ctx); err != nil {
+		return err
+	}
+	if createSlot {
+		if err := d.createSlot(ctx); err != nil {
+			return err
+		}
+	}
+	a, err := cdc.Adopt(cfg.Pipeline, d.state, d.facts)
+	if err != nil {
+		return err
+	}
+	for _, line := range a.Accepts {
+		d.say("adopt %s", line)
+	}
+	what := strings.Join(a.Accepts, "; ")
+	if !a.Gap.IsZero() {
+		d.say("left behind: rows committed in %s may be missing in Kafka; %s publishes what the table still holds of them", a.Gap, a.Replay)
+		what += fmt.Sprintf("; rows committed in %s may be missing", a.Gap)
+	}
+	if dryRun {
+		d.say("nothing was changed (--dry-run)")
+		return nil
+	}
+	if err := d.write(ctx, a.State, "adopt", what, a.Gap.From, a.Gap.To); err != nil {
+		return err
+	}
+	if a.Advance != 0 {
+		if err := d.advance(ctx, a.Advance); err != nil {
+			return err
+		}
+	}
+	d.say("done: %s", goOn)
+	return nil
+}
+
+// stateTopic makes the state topic where it is gone: a pipeline without a record is one that can be adopted.
+func (d *decision) stateTopic(ctx context.Context) error {
+	plan := d.kafka.Topics()[0]
+	missing, _, err := d.kafka.Missing(ctx, plan)
+	if err != nil || !missing {
+		return err
+	}
+	d.say("topic %s: create it with %d partitions, %v", plan.Name, plan.Partitions, plan.Config)
+	if d.dryRun {
+		return nil
+	}
+	return d.kafka.Create(ctx, plan)
+}
+
+// createSlot makes the slot anew. One that can still be read is not thrown away.
+func (d *decision) createSlot(ctx context.Context) error {
+	slot := d.facts.Slot
+	lost := slot.WALStatus == "lost" || slot.Invalidation != ""
+	if slot.Exists && !lost {
+		return fmt.Errorf("slot %q exists and can be read: run this without --create-slot", slot.Name)
+	}
+	if problems := append(d.facts.Hidden, d.facts.Unfit...); len(problems) > 0 {
+		return fmt.Errorf("rows would be hidden as it is: mend it first: %s", strings.Join(problems, "; "))
+	}
+	if lost {
+		d.say("slot %s: drop it, its WAL is lost", slot.Name)
+	}
+	d.say("slot %s: create it (PostgreSQL waits for the transactions that are running)\n    %s;", slot.Name, d.pg.CreateSlotSQL())
+	if d.dryRun {
+		d.facts.Slot = cdc.SlotFacts{Name: slot.Name, Exists: true, ConfirmedFlush: d.facts.WALEnd, WALStatus: "reserved"}
+		return nil
+	}
+	if lost {
+		if err := d.pg.DropSlot(ctx); err != nil {
+			return err
+		}
+	}
+	if err := d.pg.CreateSlot(ctx); err != nil {
+		return err
+	}
+	return d.look(ctx)
+}

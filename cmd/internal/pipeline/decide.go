@@ -1,0 +1,136 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+// decision is an operator's command over a pipeline whose relay is halted or stopped: it reads state and server the way a
+// session's start does, in the same order, and writes down what it did.
+type decision struct {
+	cfg    cdc.Config
+	source *postgres.Source
+	pg     *postgres.Admin
+	kafka  *kafka.Admin
+	pub    cdc.Publisher // nil in a dry run
+	out    io.Writer
+	dryRun bool
+
+	state *cdc.State
+	facts cdc.Facts
+}
+
+// decide opens both sides with the relay's own rights and reads what is to be decided on.
+func decide(ctx context.Context, cfg cdc.Config, dryRun bool, out io.Writer, opts []kgo.Opt) (*decision, error) {
+	d := &decision{cfg: cfg, source: postgres.NewSource(cfg.Pipeline, cfg.Source), out: out, dryRun: dryRun}
+	if err := d.source.Preflight(ctx); err != nil {
+		return nil, err
+	}
+	var err error
+	if d.pg, err = d.source.Operator(ctx); err != nil {
+		return nil, err
+	}
+	if d.kafka, err = kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Admin(ctx); err != nil {
+		d.close(ctx)
+		return nil, err
+	}
+	return d, nil
+}
+
+// read takes the facts, opens the sink, and takes state and facts again: what is decided on was read after fencing.
+func (d *decision) read(ctx context.Context) (err error) {
+	if err := d.look(ctx); err != nil {
+		return err
+	}
+	if d.facts.Slot.Active {
+		return errors.New("the slot is being read: stop the relay, and run this again")
+	}
+	if d.dryRun {
+		if d.state, err = d.kafka.State(ctx); err != nil {
+			return err
+		}
+		return d.look(ctx)
+	}
+	if d.pub, err = d.kafka.Decide(ctx); err != nil {
+		return err
+	}
+	if d.state, err = d.pub.State(ctx); err != nil {
+		return err
+	}
+	return d.look(ctx)
+}
+
+func (d *decision) look(ctx context.Context) (err error) {
+	stream, id, err := d.source.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	_ = stream.Close()
+	if d.facts, err = d.source.Facts(ctx); err != nil {
+		return err
+	}
+	d.facts.Identity = id
+	return nil
+}
+
+func (d *decision) close(ctx context.Context) {
+	d.pg.Close(ctx)
+	if d.pub != nil {
+		d.pub.Close()
+	}
+	if d.kafka != nil {
+		d.kafka.Close()
+	}
+}
+
+func (d *decision) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
+
+// write makes the state record durable, and the decision that led to it.
+func (d *decision) write(ctx context.Context, st *cdc.State, command, what string, from, to fmt.Stringer) error {
+	if err := d.pub.Publish(ctx, nil, st); err != nil {
+		return fmt.Errorf("write the state record: %w", err)
+	}
+	d.say("state record in %s: covered = %s", d.cfg.StateTopic(), st.Covered)
+	return d.note(ctx, command, what, from.String(), to.String())
+}
+
+func (d *decision) note(ctx context.Context, command, what, from, to string) error {
+	return d.kafka.WriteDecision(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: operator(), What: what, From: from, To: to})
+}
+
+// advance moves the slot, which is free or was a moment ago.
+func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
+	err := d.pg.Advance(ctx, to)
+	if errors.Is(err, cdc.ErrSlotInUse) {
+		return fmt.Errorf("the state record is written, the slot is not moved: a relay took it meanwhile: stop the relay, and run this again: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("the state record is written, the slot is not moved: run this again: %w", err)
+	}
+	d.say("slot %s: moved to %s", d.cfg.Source.Slot, to)
+	return nil
+}
+
+const goOn = "start the relay; one that is halted goes on by itself within 30 s"
+
+// operator names who decides, as far as the system knows.
+func operator() string {
+	name := "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	host, _ := os.Hostname()
+	return name + "@" + host
+}

@@ -1,0 +1,58 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// Skip gives up what was committed before to and is not delivered: it writes the state record, then moves the slot. It runs
+// with the relay's own rights.
+func Skip(ctx context.Context, cfg cdc.Config, to string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	lsn, err := cdc.ParseLSN(to)
+	if err != nil {
+		return fmt.Errorf("--to: %w; the halt names it, and pg_replication_slots shows where the slot stands", err)
+	}
+	d, err := decide(ctx, cfg, dryRun, out, opts)
+	if err != nil {
+		return err
+	}
+	defer d.close(ctx)
+	if err := d.read(ctx); err != nil {
+		return err
+	}
+	next, err := cdc.SkipTo(cfg.Pipeline, d.state, d.facts, lsn)
+	if err != nil {
+		return err
+	}
+	from := d.state.Covered
+	what := "rows that are not delivered and were committed in this range are given up"
+	if transactions, rows, err := d.pg.Waiting(ctx, from, lsn); err != nil {
+		d.say("skip %s: how many rows that are cannot be told (%v)", cdc.Range{From: from, To: lsn}, err)
+	} else {
+		what = fmt.Sprintf("%d outbox rows of %d transactions are given up, but for those that were delivered already", rows, transactions)
+		d.say("skip %s: %s", cdc.Range{From: from, To: lsn}, what)
+	}
+	switch {
+	case d.state.Halt != nil && next.Halt != nil:
+		d.say("the latched halt stays, `walpost adopt` ends it: %v", next.Halt.Halt())
+	case d.state.Halt != nil && d.state.Halt.Latched:
+		d.say("the latched halt ends: %s", d.state.Halt.Found)
+	}
+	if dryRun {
+		d.say("nothing was changed (--dry-run)")
+		return nil
+	}
+	if err := d.write(ctx, next, "skip", what, from, lsn); err != nil {
+		return err
+	}
+	if err := d.advance(ctx, lsn); err != nil {
+		return err
+	}
+	d.say("done: %s", goOn)
+	return nil
+}
