@@ -87,6 +87,19 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
+// OpenReplay makes a client for `walpost replay`, beside the relay's own: exactly once it has a transactional id of its own.
+func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
+	var id string
+	if s.cfg.Delivery == cdc.ExactlyOnce {
+		id = s.cfg.TransactionalID() + ".replay"
+	}
+	p, err := s.newPublisher(ctx, id, s.cfg.Kafka.TransactionTimeout)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 	for _, topic := range s.topics {
 		if _, err := p.limit(ctx, topic); err != nil {

@@ -1,0 +1,116 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// page is how many rows are asked for at once. They are read as they come, so it bounds no memory here.
+const page = 1000
+
+// Retained is what the outbox table still holds of a time, [From, To) on created_at.
+type Retained struct {
+	From, To time.Time
+
+	admin   *Admin
+	columns []string // expressions, in the order of a cdc.Row's fields
+	created string   // created_at, quoted
+	id      string   // id, quoted
+	types   [2]string
+}
+
+// Retained prepares to read the outbox with the administrator's rights: the relay's role may not see the rows.
+func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, error) {
+	// As the replication connection renders values.
+	if _, err := a.conn.Exec(ctx, `SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET timezone = 'UTC'; SET extra_float_digits = 3; SET application_name = 'walpost replay'`); err != nil {
+		return nil, classify("prepare to read the outbox", err)
+	}
+	rows, err := a.conn.Query(ctx, `
+		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
+		WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped`, quotedTable(a.source.cfg))
+	if err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	types := map[string]string{}
+	var name, typ string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { types[name] = typ; return nil }); err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	c := a.source.cfg.Columns
+	c.Headers, c.CreatedAt = cmp.Or(c.Headers, "headers"), cmp.Or(c.CreatedAt, "created_at")
+	r := &Retained{From: from, To: to, admin: a, id: pgx.Identifier{c.ID}.Sanitize(), created: pgx.Identifier{c.CreatedAt}.Sanitize()}
+	r.types = [2]string{types[c.CreatedAt], types[c.ID]}
+	for _, name := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.Headers, c.CreatedAt} {
+		switch typ, ok := types[name]; {
+		case ok && name == c.Payload && typ == "bytea":
+			r.columns = append(r.columns, pgx.Identifier{name}.Sanitize())
+		case ok:
+			r.columns = append(r.columns, "convert_to("+pgx.Identifier{name}.Sanitize()+"::text, 'UTF8')")
+		case name == c.Headers:
+			r.columns = append(r.columns, "NULL::bytea")
+		default:
+			return nil, fmt.Errorf("%s has no column %q, by which rows would be replayed", a.source.cfg.Table, name)
+		}
+	}
+	return r, nil
+}
+
+func (r *Retained) where() string {
+	return fmt.Sprintf("FROM %s WHERE %s >= $1::text::%s AND %s < $2::text::%s", quotedTable(r.admin.source.cfg), r.created, r.types[0], r.created, r.types[0])
+}
+
+// Count returns how many rows there are, and how many of them were created no later than delivered.
+func (r *Retained) Count(ctx context.Context, delivered time.Time) (rows, before int64, err error) {
+	err = r.admin.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*), count(*) FILTER (WHERE %s <= $3::text::%s) %s", r.created, r.types[0], r.where()),
+		text(r.From), text(r.To), text(delivered)).Scan(&rows, &before)
+	if err != nil {
+		return 0, 0, classify("count the outbox", err)
+	}
+	return rows, before, nil
+}
+
+// Each calls f with each row, by created_at and id. The row is f's own.
+func (r *Retained) Each(ctx context.Context, f func(*cdc.Row) error) error {
+	order := fmt.Sprintf(" ORDER BY %s, %s LIMIT %d", r.created, r.id, page)
+	query := "SELECT " + strings.Join(r.columns, ", ") + " " + r.where()
+	args := []any{text(r.From), text(r.To)}
+	for {
+		n := 0
+		var last *cdc.Row
+		rows, err := r.admin.conn.Query(ctx, query+order, args...)
+		if err != nil {
+			return classify("read the outbox", err)
+		}
+		for rows.Next() {
+			row := &cdc.Row{}
+			if err := rows.Scan(&row.ID, &row.AggregateType, &row.AggregateID, &row.EventType, &row.Payload, &row.Headers, &row.CreatedAt); err != nil {
+				rows.Close()
+				return classify("read the outbox", err)
+			}
+			n, last = n+1, row
+			if err := f(row); err != nil {
+				rows.Close()
+				return err
+			}
+		}
+		if err := rows.Err(); err != nil {
+			return classify("read the outbox", err)
+		}
+		if n < page {
+			return nil
+		}
+		if len(args) == 2 {
+			query += fmt.Sprintf(" AND (%s, %s) > ($3::text::%s, $4::text::%s)", r.created, r.id, r.types[0], r.types[1])
+		}
+		args = append(args[:2:2], string(last.CreatedAt), string(last.ID))
+	}
+}
+
+func text(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.999999Z07:00") }
