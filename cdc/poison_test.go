@@ -378,9 +378,10 @@ func TestDeadLetterIsTheWholeRow(t *testing.T) {
 			Position: Position{0x16B3748, 3}, XID: 7, CommitTime: time.Date(2026, 11, 22, 8, 0, 0, 500, time.UTC), ID: []byte("e1"),
 			Payload: []byte(`{"a": "<b>&\u2028 ü"}`), Headers: []byte(`{}`), CreatedAt: []byte("2026-11-22 08:00:00+00"),
 		},
-		"bytes":              {ID: []byte{0xff, 0}, AggregateID: []byte("\xc3("), Payload: []byte{0, 1, 0xfe, 0xff}},
-		"control characters": {Payload: bytes.Repeat([]byte{1}, 1000)},
-		"a megabyte":         {Payload: bytes.Repeat([]byte(`"\`), 600_000)},
+		"bytes":                           {ID: []byte{0xff, 0}, AggregateID: []byte("\xc3("), Payload: []byte{0, 1, 0xfe, 0xff}},
+		"text with one byte that is none": {Payload: []byte("caf\xe9 au lait, s'il vous plait"), Headers: []byte("\xff and much more text than that")},
+		"control characters":              {Payload: bytes.Repeat([]byte{1}, 1000)},
+		"a megabyte":                      {Payload: bytes.Repeat([]byte(`"\`), 600_000)},
 	} {
 		d := DeadLetter{Row: row, Class: TooLarge, Reason: "why", Topic: "t", HeldFor: "0/1/1/x", Source: "p", Time: time.Date(2026, 11, 22, 8, 0, 0, 1, time.UTC)}
 		var rec Record

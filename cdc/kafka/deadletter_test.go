@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -149,6 +150,41 @@ func TestDeadLettersAfterCompaction(t *testing.T) {
 	}
 	if entries, err := s.sink.Entries(t.Context()); len(entries) != 0 || err != nil {
 		t.Errorf("%d entries, %v", len(entries), err)
+	}
+	// Whatever took it: nothing is left before the end, and reading does not wait for it.
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ends, err := kadm.NewClient(client).ListEndOffsets(t.Context(), s.cfg.DeadLetterTopic())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if deleted, err := kadm.NewClient(client).DeleteRecords(t.Context(), ends.Offsets()); err != nil || deleted.Error() != nil {
+		t.Fatal(err, deleted.Error())
+	}
+	if entries, err := s.sink.Entries(t.Context()); len(entries) != 0 || err != nil {
+		t.Errorf("%d entries, %v", len(entries), err)
+	}
+}
+
+// TestCheckKnowsWhatABrokerReads: a request has a limit of its own, whatever the topic takes.
+func TestCheckKnowsWhatABrokerReads(t *testing.T) {
+	s, _ := deadStage(t)
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	limit := "200000000"
+	if _, err := kadm.NewClient(client).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &limit}}, s.topic); err != nil {
+		t.Fatal(err)
+	}
+	r := s.records(0, 1)[0]
+	r.Value = make([]byte, 65<<20)
+	if err := s.open(t).Check(t.Context(), &r); !errors.As(err, new(*cdc.Refused)) {
+		t.Errorf("65 MiB in one request: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -188,4 +189,21 @@ func (r *Router) keep(b []byte) []byte {
 	at := len(r.scratch)
 	r.scratch = append(r.scratch, b...)
 	return r.scratch[at:len(r.scratch):len(r.scratch)]
+}
+
+// Topic is where rows of these types go under a configuration; it need not be legal.
+func Topic(cfg cdc.KafkaConfig, aggregateType, eventType string) string {
+	return name(cfg.Topic, cfg.Rename, aggregateType, eventType)
+}
+
+// Pattern matches the topics that rows may go to.
+func Pattern(cfg cdc.KafkaConfig) *regexp.Regexp {
+	var types []string
+	for _, t := range cfg.AggregateTypes {
+		types = append(types, regexp.QuoteMeta(name("{aggregate_type}", cfg.Rename, t, "")))
+	}
+	template := regexp.QuoteMeta(cfg.Topic)
+	template = strings.ReplaceAll(template, regexp.QuoteMeta("{aggregate_type}"), "(?:"+strings.Join(types, "|")+")")
+	template = strings.ReplaceAll(template, regexp.QuoteMeta("{event_type}"), "[a-zA-Z0-9._-]+")
+	return regexp.MustCompile("^" + template + "$")
 }

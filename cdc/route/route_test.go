@@ -149,6 +149,21 @@ func TestTopics(t *testing.T) {
 	}
 }
 
+// TestPatternMatchesWhatRowsMayGoTo, and nothing else.
+func TestPatternMatchesWhatRowsMayGoTo(t *testing.T) {
+	cfg := kafkaConfig()
+	cfg.Topic = "shop.{aggregate_type}s.{event_type}"
+	p := route.Pattern(cfg)
+	for name, want := range map[string]bool{
+		route.Topic(cfg, "order", "OrderCreated"): true, route.Topic(cfg, "Übersicht", "x"): true,
+		"shop.invoices.created": false, "shopXorders.created": false, "shop.orders.": false, "a.shop.orders.created": false,
+	} {
+		if p.MatchString(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+}
+
 func BenchmarkRoute(b *testing.B) {
 	r, in := route.New("shop", kafkaConfig()), row()
 	var rec cdc.Record

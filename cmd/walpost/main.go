@@ -35,6 +35,7 @@ type cli struct {
 	Skip    skipCmd    `cmd:"" help:"Give up what was committed before an LSN and cannot be delivered. The relay must be halted or stopped."`
 	Adopt   adoptCmd   `cmd:"" help:"Accept slot, publication, table and timeline as they are now, after a halt that was latched or with a slot that is not ours. The relay must be halted or stopped."`
 	Replay  replayCmd  `cmd:"" help:"Publish the rows of a time again that the outbox table still holds, marked by the header replay: after a gap."`
+	Where   whereCmd   `cmd:"" help:"Was this event published? Where, or why not. Takes an event id or a key (order id)."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`

@@ -1,0 +1,151 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Place is a record that was found.
+type Place struct {
+	Topic     string    `json:"topic"`
+	Partition int32     `json:"partition"`
+	Offset    int64     `json:"offset"`
+	LSN       string    `json:"lsn"`
+	Seq       string    `json:"seq"`
+	Time      time.Time `json:"time"`
+	Redriven  bool      `json:"redriven"`
+
+	ID, Key, Type string `json:"-"`
+}
+
+// Search is what to look for on topics.
+type Search struct {
+	Topics []string
+	// Key, if not nil, is that of the records: then one partition of each topic is read, the one the producer chooses.
+	Key []byte
+	// From is the time of the oldest record to look at.
+	From  time.Time
+	Match func(id, key string) bool
+}
+
+// Searched is what a Search has read, in records and partitions.
+type Searched struct{ Records, Partitions int }
+
+// Topics are the existing topics whose names match.
+func (s *Sink) Topics(ctx context.Context, pattern *regexp.Regexp) (names []string, err error) {
+	client, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	if err := s.ping(ctx, client); err != nil {
+		return nil, err
+	}
+	details, err := kadm.NewClient(client).ListTopics(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list topics: %w", err)
+	}
+	for _, name := range details.Names() {
+		if pattern.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// Search reads committed records from a time on, up to where the partitions end when it begins.
+func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searched, err error) {
+	client, err := s.client()
+	if err != nil {
+		return nil, read, err
+	}
+	defer client.Close()
+	if err := s.ping(ctx, client); err != nil {
+		return nil, read, err
+	}
+	for _, topic := range q.Topics {
+		found, err := describeTopic(ctx, client, topic)
+		if err != nil {
+			return nil, read, err
+		}
+		if found == nil {
+			continue
+		}
+		admin := kadm.NewClient(client)
+		ends, err := admin.ListCommittedOffsets(ctx, topic)
+		if err != nil {
+			return nil, read, fmt.Errorf("ask for the ends of %s: %w", topic, err)
+		}
+		starts, err := admin.ListOffsetsAfterMilli(ctx, q.From.UnixMilli(), topic)
+		if err != nil {
+			return nil, read, fmt.Errorf("ask for the offsets of %s at %s: %w", topic, q.From, err)
+		}
+		for partition := range int32(found.partitions) {
+			if q.Key != nil && int(partition) != partitionOf(topic, q.Key, found.partitions) {
+				continue
+			}
+			start, _ := starts.Lookup(topic, partition)
+			end, ok := ends.Lookup(topic, partition)
+			if err := firstError(start.Err, end.Err); err != nil || !ok {
+				return nil, read, fmt.Errorf("ask for the offsets of %s, partition %d: %w", topic, partition, err)
+			}
+			read.Partitions++
+			if start.Offset >= end.Offset {
+				continue
+			}
+			r, err := s.reader(topic, partition, start.Offset)
+			if err != nil {
+				return nil, read, err
+			}
+			err = r.readTo(ctx, end.Offset, func(record *kgo.Record) {
+				read.Records++
+				if p := place(record); q.Match(p.ID, p.Key) {
+					places = append(places, p)
+				}
+			})
+			r.close()
+			if err != nil {
+				return nil, read, err
+			}
+		}
+	}
+	return places, read, nil
+}
+
+func firstError(errs ...error) error {
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
+		return errs[i]
+	}
+	return nil
+}
+
+// partitionOf is where the producer puts a key.
+func partitionOf(topic string, key []byte, partitions int) int {
+	return partitioner().ForTopic(topic).Partition(&kgo.Record{Key: key}, partitions)
+}
+
+func place(r *kgo.Record) Place {
+	p := Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp.UTC(), Key: string(r.Key)}
+	// The row's own headers come behind ours.
+	for _, h := range slices.Backward(r.Headers) {
+		switch v := string(h.Value); h.Key {
+		case "id":
+			p.ID = v
+		case "type":
+			p.Type = v
+		case "lsn":
+			p.LSN = v
+		case "seq":
+			p.Seq = v
+		case "redriven":
+			p.Redriven = true
+		}
+	}
+	return p
+}

@@ -1,0 +1,114 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// ErrUnreadable says that the URL's role may not read the outbox, or that it took too long.
+var ErrUnreadable = errors.New("the outbox cannot be read")
+
+// TableRow is a row as the outbox table has it.
+type TableRow struct {
+	ID, AggregateType, AggregateID, EventType string
+	CreatedAt                                 time.Time // zero where the table does not tell
+}
+
+const (
+	mostFound = 10_000
+	findIn    = 30 * time.Second
+)
+
+// Find looks for rows whose id is what, or, if there is none, for those whose aggregate id it is, oldest first. end is a WAL
+// position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable.
+func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, end cdc.LSN, err error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, 0, errors.New("--read-url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	target, err := pgconn.ParseConfig(s.cfg.URL)
+	if err != nil {
+		return nil, 0, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	cfg.Database = target.Database
+	cfg.RuntimeParams["application_name"] = "walpost where"
+	cfg.RuntimeParams["statement_timeout"] = fmt.Sprint(findIn.Milliseconds())
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, 0, connectError("--read-url", cfg.Config, err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	types := map[string]string{}
+	schema, table := s.cfg.SchemaTable()
+	columns, err := conn.Query(ctx, `
+		SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+		WHERE attrelid = to_regclass(format('%I.%I', $1::text, $2::text)) AND attnum > 0 AND NOT attisdropped`, schema, table)
+	if err != nil {
+		return nil, 0, classify("look for the outbox's columns", err)
+	}
+	var name, typ string
+	if _, err := pgx.ForEachRow(columns, []any{&name, &typ}, func() error {
+		types[name] = typ
+		return nil
+	}); err != nil {
+		return nil, 0, classify("look for the outbox's columns", err)
+	}
+	c := s.cfg.Columns
+	if c.CreatedAt == "" {
+		c.CreatedAt = "created_at"
+	}
+	created := "NULL::float8"
+	if types[c.CreatedAt] != "" {
+		created = fmt.Sprintf("extract(epoch FROM CASE WHEN isfinite(%[1]s) THEN %[1]s END)::float8", pgx.Identifier{c.CreatedAt}.Sanitize())
+	}
+	for _, by := range []string{c.ID, c.AggregateID} {
+		if types[by] == "" {
+			return nil, 0, fmt.Errorf("%w: there is no %s with a column %q", ErrUnreadable, s.cfg.Table, by)
+		}
+		text := func(column string) string { return "coalesce(" + pgx.Identifier{column}.Sanitize() + "::text, '')" }
+		found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = CAST($1::text AS %s) ORDER BY 5 LIMIT %d`,
+			text(c.ID), text(c.AggregateType), text(c.AggregateID), text(c.EventType), created, quotedTable(s.cfg), pgx.Identifier{by}.Sanitize(), types[by], mostFound), what)
+		if err == nil {
+			rows, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (r TableRow, err error) {
+				var seconds *float64
+				err = row.Scan(&r.ID, &r.AggregateType, &r.AggregateID, &r.EventType, &seconds)
+				if seconds != nil {
+					whole, part := math.Modf(*seconds)
+					r.CreatedAt = time.Unix(int64(whole), int64(part*1e9)).UTC()
+				}
+				return r, err
+			})
+		}
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) {
+			switch pg.Code {
+			case "22P02", "22003": // what is asked for is no value of the column's type
+				continue
+			case "42501":
+				return nil, 0, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, cfg.User)
+			case "57014":
+				return nil, 0, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
+			}
+		}
+		if err != nil {
+			return nil, 0, classify("look into the outbox", err)
+		}
+		if len(rows) > 0 {
+			break
+		}
+	}
+	// Asked for behind the rows: what could be seen was committed before.
+	err = conn.QueryRow(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END`).Scan(&end)
+	if err != nil {
+		return nil, 0, classify("ask for the end of the WAL", err)
+	}
+	return rows, end, nil
+}
