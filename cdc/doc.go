@@ -3,7 +3,7 @@
 //
 // It opens no sockets. The adapters do: cdc/postgres is the [Source], cdc/kafka the [Sink], cdc/route turns a [Row] into a
 // [Record]. A newcomer reads relay.go (the loop over sessions), session.go (the seven steps of a start), reader.go and
-// publisher.go (the two goroutines), window.go (what passes between them).
+// publisher.go (the two goroutines), window.go (what passes between them), poison.go (rows that can never be published).
 //
 //	postgres.Stream ──▶ READER ──▶ queue (the filling window) ──▶ PUBLISHER ──▶ kafka.Publisher
 //	      ▲            tracker                                   route, check, publish, state
@@ -28,7 +28,8 @@
 //
 // # Invariants
 //
-//   - I1 Confirm(L) only when every row of every commit with EndLSN ≤ L is durable in Kafka.
+//   - I1 Confirm(L) only when every row of every commit with EndLSN ≤ L is durable in Kafka, on its topic or in the dead
+//     letter topic.
 //   - I2 L is a commit's EndLSN, or the WALEnd of a keepalive that came in order behind it, and a state record with
 //     covered ≥ L is durable. Never CommitLSN, a row's LSN, LSN+length.
 //   - I3 Per partition, first appearances follow commit order; repeats are only contiguous replays of a suffix.

@@ -200,12 +200,14 @@ func (r *Redrive) MostResolved() int { return max(1, min(r.p.sink.cfg.Window.Row
 // Resolve publishes records, if any, and takes dead letters away, all in one Kafka transaction. Records have their place
 // then. After an error it must not be called again.
 func (r *Redrive) Resolve(ctx context.Context, records []cdc.Record, keys []string) error {
+	all := slices.Clone(records)
 	for _, key := range keys {
-		records = append(records, cdc.Record{Row: &cdc.Row{}, Topic: r.p.sink.cfg.DeadLetterTopic(), Key: []byte(key)})
+		all = append(all, cdc.Record{Row: &cdc.Row{}, Topic: r.p.sink.cfg.DeadLetterTopic(), Key: []byte(key)})
 	}
-	if err := r.p.Publish(ctx, records, nil); err != nil {
+	if err := r.p.Publish(ctx, all, nil); err != nil {
 		return fmt.Errorf("%w: what counts, `walpost dlq list` tells", err)
 	}
+	copy(records, all)
 	return nil
 }
 

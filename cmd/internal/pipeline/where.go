@@ -96,9 +96,7 @@ func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.
 	if w.From, err = from(what, rows, since); err != nil {
 		return nil, errors.Join(append([]error{err}, notes(w.Notes)...)...)
 	}
-	if err := w.search(ctx, cfg, sink, rows); err != nil {
-		return nil, err
-	}
+	// Before the topics: what is redriven meanwhile is seen twice, not never.
 	entries, err := sink.Entries(ctx)
 	if err != nil {
 		return nil, err
@@ -109,6 +107,9 @@ func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.
 			letter := shown(&entries[i])
 			e.DeadLetter = &letter
 		}
+	}
+	if err := w.search(ctx, cfg, sink, rows); err != nil {
+		return nil, err
 	}
 	w.answer()
 	return w, nil
@@ -188,7 +189,8 @@ func (w *Where) search(ctx context.Context, cfg cdc.Config, sink *kafka.Sink, ro
 			e := w.event(p.ID, p.Key, p.Type)
 			e.Places = append(e.Places, p)
 		}
-		if len(places) > 0 || q.Key == nil || w.Behind > 0 {
+		aside := slices.ContainsFunc(w.Events, func(e Whereabouts) bool { return e.DeadLetter != nil })
+		if len(places) > 0 || aside || q.Key == nil || w.Behind > 0 {
 			return nil
 		}
 		q = everywhere
