@@ -25,6 +25,7 @@ type SlotFacts struct {
 	Name           string
 	Exists         bool
 	Active         bool
+	ActivePID      uint32 // who owns it; 0 where nobody does
 	ConfirmedFlush LSN
 	RestartLSN     LSN
 	WALStatus      string // reserved, extended, unreserved, lost
@@ -103,7 +104,7 @@ func identify(pipeline string, st *State, f *Facts) error {
 		}
 	case shared(st, f) > f.WALEnd:
 		return &Halt{
-			Found:   fmt.Sprintf("the state record covers %s, the server's WAL ends at %s", shared(st, f), f.WALEnd),
+			Found:   fmt.Sprintf("the state record knows of what was committed up to %s, the server's WAL ends at %s", shared(st, f), f.WALEnd),
 			Means:   "a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered",
 			Run:     "point source.url at the right server; if the backup is the one to live on, `walpost adopt`",
 			History: true,
@@ -134,12 +135,17 @@ func known(st *State, f *Facts) bool {
 	return known
 }
 
-// shared is what the state covers of the history that it has in common with the server.
+// shared is how far the state knows the history that it has in common with the server: what it covers, or the commit record
+// of a row behind that.
 func shared(st *State, f *Facts) LSN {
-	if end, _ := f.branch(st.Timeline); st.Timeline != f.Timeline {
-		return min(st.Covered, end)
+	known := st.Covered
+	if st.Ordinal > 0 {
+		known = max(known, st.CommitLSN+1)
 	}
-	return st.Covered
+	if end, _ := f.branch(st.Timeline); st.Timeline != f.Timeline {
+		return min(known, end)
+	}
+	return known
 }
 
 // Reconcile compares the state record with the server and returns the record to go on from, or halts where going on could

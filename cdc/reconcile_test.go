@@ -54,7 +54,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"state ahead of the server": {
 			func(_ *State, f *Facts) { f.WALEnd = 0xFF },
-			"the state record covers 0/100, the server's WAL ends at 0/FF: a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered; point source.url at the right server; if the backup is the one to live on, `walpost adopt`", false, true,
+			"the state record knows of what was committed up to 0/100, the server's WAL ends at 0/FF: a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered; point source.url at the right server; if the backup is the one to live on, `walpost adopt`", false, true,
 		},
 		"slot missing": {
 			func(_ *State, f *Facts) { f.Slot, f.WALEnd = SlotFacts{Name: "s"}, 0x150 },

@@ -96,16 +96,22 @@ func (t *tracker) commit(m *Message) (covered LSN, err error) {
 		return 0, fmt.Errorf("the stream committed at %s without a begin", m.LSN)
 	}
 	t.open = false
-	t.end = max(t.end, m.LSN)
-	return t.end, t.passed(m.LSN)
+	return t.covers(m.LSN), t.passed(m.LSN)
+}
+
+// covers raises what is covered, but not while this may be another history.
+func (t *tracker) covers(lsn LSN) LSN {
+	if !t.awaited {
+		t.end = max(t.end, lsn)
+	}
+	return t.end
 }
 
 // keepalive returns the LSN that is covered with everything before it. Inside a transaction that is nothing new: its
 // WALEnd stands before the commit. It goes backwards after a connect, hence the maximum.
 func (t *tracker) keepalive(m *Message) (covered LSN, err error) {
-	if !t.open {
-		t.end = max(t.end, m.LSN)
-		err = t.passed(m.LSN)
+	if t.open {
+		return t.end, nil
 	}
-	return t.end, err
+	return t.covers(m.LSN), t.passed(m.LSN)
 }

@@ -210,3 +210,27 @@ func TestKeepaliveInsideATransactionCoversNothing(t *testing.T) {
 		t.Errorf("a keepalive that goes backwards covers %s", covered)
 	}
 }
+
+// TestNothingIsCoveredWhileTheHistoryIsInDoubt: what stands between covered and the last row's transaction moves nothing, or
+// the slot could pass the place that gives another history away.
+func TestNothingIsCoveredWhileTheHistoryIsInDoubt(t *testing.T) {
+	tr := newTracker(&State{Covered: 200, CommitLSN: 300, Ordinal: 1, LastXID: 7}, 150)
+	begin := func(lsn LSN, xid uint32) error {
+		return tr.begin(&Message{LSN: lsn, Row: Row{XID: xid}})
+	}
+	if err := begin(220, 5); err != nil {
+		t.Fatal(err)
+	}
+	if covered, err := tr.commit(&Message{LSN: 230}); err != nil || covered != 200 {
+		t.Errorf("a commit covers %s (%v)", covered, err)
+	}
+	if covered, err := tr.keepalive(&Message{LSN: 240}); err != nil || covered != 200 {
+		t.Errorf("a keepalive covers %s (%v)", covered, err)
+	}
+	if err := begin(300, 7); err != nil {
+		t.Fatal(err)
+	}
+	if covered, err := tr.commit(&Message{LSN: 310}); err != nil || covered != 310 {
+		t.Errorf("the last row's transaction came again, and its commit covers %s (%v)", covered, err)
+	}
+}
