@@ -108,3 +108,19 @@ func TestWindowsShrinkOnASlowWire(t *testing.T) {
 		}
 	})
 }
+
+// TestRelayThatLostTheSlotDoesNotJudge: frozen between reading the state and comparing it, it wakes up after another relay has
+// taken over and moved both. What it would see is a slot ahead of the state, and it would stop its successor.
+func TestRelayThatLostTheSlotDoesNotJudge(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.set(func(f *Facts) { f.Slot.ActivePID, f.Slot.ConfirmedFlush = 99, 500 })
+		s.fail(errors.New("connection reset"))
+		time.Sleep(time.Minute)
+		if role, err := relay.Role(); role != Retrying {
+			t.Errorf("role %s, %v", role, err)
+		}
+		if st := b.now(); st.Halt != nil {
+			t.Errorf("it wrote into the state record: %+v", st.Halt)
+		}
+	})
+}

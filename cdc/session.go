@@ -50,11 +50,10 @@ func (r *Relay) session(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
-	facts, err := r.source.Facts(ctx)
+	facts, err := r.facts(ctx, id)
 	if err != nil {
 		return err
 	}
-	facts.Identity = id
 	if err := identify(r.cfg.Pipeline, seen, &facts); err != nil {
 		return err
 	}
@@ -75,6 +74,16 @@ func (r *Relay) session(ctx context.Context) error {
 		r.windowBytes = int(r.cfg.Window.Bytes)
 	}
 	return err
+}
+
+// facts are of the server that the replication connection leads to: an address can change hands between two questions.
+func (r *Relay) facts(ctx context.Context, id Identity) (Facts, error) {
+	f, err := r.source.Facts(ctx)
+	if err == nil && f.Timeline != id.Timeline {
+		err = fmt.Errorf("the server answered on timeline %d and then on timeline %d: a failover is under way", id.Timeline, f.Timeline)
+	}
+	f.Identity = id
+	return f, err
 }
 
 func (s *session) run(ctx context.Context) error {
@@ -153,11 +162,14 @@ func (s *session) publishAll(ctx, drain context.Context) error {
 		return err
 	}
 	// 6. Everything compared with it is read now, after it.
-	facts, err := s.source.Facts(ctx)
+	facts, err := s.facts(ctx, s.id)
 	if err != nil {
 		return err
 	}
-	facts.Identity = s.id
+	if facts.Slot.Exists && facts.Slot.ActivePID != s.id.PID {
+		// This process was stopped or cut off in between: another relay may have moved slot and state since.
+		return errors.New("the slot was lost before the session had begun")
+	}
 	next, err := Reconcile(s.cfg.Pipeline, st, facts)
 	if err != nil {
 		return s.latch(ctx, pub, st, err)

@@ -11,12 +11,13 @@ type Source interface {
 	Preflight(ctx context.Context) error
 	// Connect opens the replication connection and identifies the server behind it.
 	Connect(ctx context.Context) (Stream, Identity, error)
-	// Facts reads over SQL, now, what Reconcile compares with the state record.
+	// Facts reads over SQL, now, what Reconcile compares with the state record, and of the Identity the timeline.
 	Facts(ctx context.Context) (Facts, error)
 }
 
-// Identity is the server's answer to IDENTIFY_SYSTEM.
+// Identity is the server's answer to IDENTIFY_SYSTEM, and which of its processes it is that will own the slot.
 type Identity struct {
+	PID      uint32
 	SystemID string
 	Timeline int32
 	// History is how the timelines before it ended, where there were any and the server still knows.

@@ -193,11 +193,7 @@ func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	if err != nil {
 		return cdc.Facts{}, err
 	}
-	// The timeline as the server names its WAL files, which is right from the moment of a promotion on.
-	err = a.conn.QueryRow(ctx, `
-		SELECT system_identifier::text, ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int
-		FROM pg_control_system()`).Scan(&f.SystemID, &f.Timeline)
-	if err != nil {
+	if err := a.conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&f.SystemID); err != nil {
 		return cdc.Facts{}, classify("identify the server", err)
 	}
 	return f, nil

@@ -214,7 +214,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, oid uint3
 	return problems, nil
 }
 
-// Facts reads what is compared with the state record.
+// Facts reads what is compared with the state record, and of the server's identity the timeline.
 func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -227,14 +227,17 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	return f, err
 }
 
+// currentTimeline is SQL for the timeline as the server names its WAL files, which is right from the moment of a promotion on.
+const currentTimeline = `('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int`
+
 func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table, err error) {
 	schema, name := s.cfg.SchemaTable()
 	f.Slot.Name = s.cfg.Slot
 	var version int
 	// The end of the WAL before the catalog: what the catalog shows held up to there.
 	err = conn.QueryRow(ctx, `
-		SELECT pg_current_wal_flush_lsn()::text, clock_timestamp(), current_setting('server_version_num')::int`,
-	).Scan(&f.WALEnd, &f.Time, &version)
+		SELECT pg_current_wal_flush_lsn()::text, `+currentTimeline+`, clock_timestamp(), current_setting('server_version_num')::int`,
+	).Scan(&f.WALEnd, &f.Timeline, &f.Time, &version)
 	if err != nil {
 		return f, t, classify("ask for the end of the WAL", err)
 	}
@@ -245,7 +248,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 	// oid and xmin of the publication and of its entry for the table change even when a change was undone, and when a row filter
 	// or a column list comes or goes.
 	err = conn.QueryRow(ctx, `
-		SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.confirmed_flush_lsn, '0/0')::text,
+		SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.active_pid, 0), coalesce(s.confirmed_flush_lsn, '0/0')::text,
 		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
 		       format('publication %s/%s entry %s/%s table %s %s.%s',
 		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)`+schemas+`
@@ -255,7 +258,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 		LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON n.nspname = $3 AND c.relname = $4
 		LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = c.oid`,
 		s.cfg.Slot, s.cfg.Publication, schema, name,
-	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Fingerprint)
+	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Fingerprint)
 	if err != nil {
 		return f, t, classify("read slot and publication", err)
 	}

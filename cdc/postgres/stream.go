@@ -57,6 +57,11 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 		return nil, cdc.Identity{}, classify("identify the server", err)
 	}
 	id := cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline}
+	// Asked of the server itself: a pooler in between has numbers of its own.
+	if id.PID, err = backendPID(ctx, pg); err != nil {
+		_ = pg.Close(ctx)
+		return nil, cdc.Identity{}, classify("ask for the backend's process id", err)
+	}
 	if sys.Timeline > 1 {
 		// Without its history file a server is taken for one that branched off elsewhere: a Halt, where it matters.
 		if h, err := pglogrepl.TimelineHistory(ctx, pg, sys.Timeline); err == nil {
@@ -70,6 +75,18 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 	}
 	st := newStream(s.cfg, hijacked.Conn, newDecoder(s.cfg, s.tableOID))
 	return st, id, nil
+}
+
+func backendPID(ctx context.Context, pg *pgconn.PgConn) (uint32, error) {
+	results, err := pg.Exec(ctx, "SELECT pg_backend_pid()").ReadAll()
+	if err != nil {
+		return 0, err
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 {
+		return 0, errors.New("no answer")
+	}
+	pid, err := strconv.ParseUint(string(results[0].Rows[0][0]), 10, 32)
+	return uint32(pid), err
 }
 
 // parseHistory reads a history file: a line for each timeline that was left, its number, where it ended, and why.
