@@ -16,8 +16,12 @@
 // per-event tracking. A failure leaves a clean prefix per partition. Row bytes are copied once, into the window's slab,
 // and the slab is reused.
 //
-// A Kafka transaction (exactly once) has its place in Publisher.Publish: begin, produce the window and its state record,
-// end. At least once leaves begin and end out.
+// Exactly once is the same engine with one more step. Publisher.Publish begins a Kafka transaction, produces the window and
+// the state record that tells of it, and ends the transaction; at least once leaves begin and end out, and its state
+// record tells of windows that were done before. Opening the publisher fences whoever had the transactional id, so it comes
+// after the slot is owned, and the state is read after that. Whatever is not certain (the answer to an end was lost, the
+// epoch was fenced, the coordinator went away) ends the session: the next one asks the state record. 5 ms pass between two
+// transactions, which the broker needs to write the markers of the first.
 //
 // # Positions
 //
@@ -39,6 +43,7 @@
 //   - I6 Memory is bounded by configuration in bytes, whatever the transaction, the backlog or the outage.
 //   - I7 Nothing that is not committed is ever published; nothing committed is ever missed.
 //   - I8 Sampled at any instant: everything at or below confirmed_flush_lsn is in Kafka.
+//   - I9 In exactly-once a read_committed consumer sees each row exactly once, across any crash, pause or takeover.
 //
 // # Failure
 //
