@@ -27,7 +27,8 @@ type Relay struct {
 	instance string
 	doubt    doubt
 
-	windowBytes int // of the next session
+	windowBytes int        // of the next session
+	jitter      *rand.Rand // of the backoff
 
 	mu   sync.Mutex
 	role Role
@@ -40,6 +41,7 @@ func NewRelay(cfg Config, source Source, sink Sink, route Route, observer Observ
 	return &Relay{
 		cfg: cfg, source: source, sink: sink, route: route, observer: observer, role: Starting,
 		windowBytes: int(cfg.Window.Bytes),
+		jitter:      rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		instance:    fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
 	}
 }
@@ -73,7 +75,7 @@ func (r *Relay) Run(ctx context.Context) error {
 				backoff = backoffMin
 			}
 			r.enter(Retrying, err)
-			wait = backoff/2 + rand.N(backoff/2)
+			wait = backoff/2 + time.Duration(r.jitter.Int64N(int64(backoff/2)))
 			backoff = min(2*backoff, backoffMax)
 		}
 		select {
