@@ -450,3 +450,25 @@ func FuzzDeadLetter(f *testing.F) {
 		}
 	})
 }
+
+func TestPoisonConfigMistakesAreNamed(t *testing.T) {
+	const base = "pipeline: p\nsource: {url: 'postgres://u@h/d'}\n"
+	const kafka = "kafka: {brokers: ['h:1'], aggregate_types: [order, Ü], rename: {Ü: overview}"
+	for text, want := range map[string]string{
+		kafka + "}\npoison: {policy: skip}":                      "poison.policy:",
+		kafka + "}\npoison: {hold_key: true}":                    "poison.hold_key:",
+		kafka + "}\npoison: {topic: 'a b'}":                      "poison.topic:",
+		kafka + "}\npoison: {topic: walpost.state.p}":            "poison.topic:",
+		kafka + "}\npoison: {topic: walpost.dlq.other}":          "poison.topic:",
+		kafka + "}\npoison: {topic: outbox.event.order}":         "is a topic of the outbox",
+		kafka + "}\npoison: {topic: outbox.event.overview}":      "is a topic of the outbox",
+		kafka + ", payload: xml}":                                "kafka.payload:",
+		kafka + "}\npoison: {policy: dead_letter, topic: dead}":  "",
+		kafka + "}\npoison: {policy: dead_letter, hold_key: on}": "hold_key",
+	} {
+		_, err := ParseConfig([]byte(base+text), noEnv)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}

@@ -37,7 +37,8 @@ type publisher struct {
 	records []kgo.Record
 	headers []kgo.RecordHeader
 
-	dead deadReader
+	dead      deadReader
+	deadTopic string // made once: Check looks at it for every row
 
 	mu       sync.Mutex
 	promised int
@@ -69,7 +70,7 @@ func (p *publisher) Close() {
 
 // Check refuses what the topic would refuse, and what would pass for a dead letter.
 func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
-	if r.Refused == nil && r.Topic == p.sink.cfg.DeadLetterTopic() {
+	if r.Refused == nil && r.Topic == p.deadTopic {
 		return cdc.Refuse(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
 	}
 	limit, err := p.limit(ctx, r.Topic)

@@ -20,6 +20,7 @@ type Place struct {
 	Seq       string    `json:"seq"`
 	Time      time.Time `json:"time"`
 	Redriven  bool      `json:"redriven"`
+	Replayed  bool      `json:"replayed"` // by `walpost replay`, which knows no LSN
 
 	ID, Key, Type string `json:"-"`
 }
@@ -145,6 +146,8 @@ func place(r *kgo.Record) Place {
 			p.Seq = v
 		case "redriven":
 			p.Redriven = true
+		case "replay":
+			p.Replayed = true
 		}
 	}
 	return p

@@ -114,7 +114,7 @@ func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 
 // newPublisher makes a client that publishes in transactions, and fences whoever has the same id, if it is given one.
 func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout time.Duration) (*publisher, error) {
-	p := &publisher{sink: s, once: transactionalID != "", limits: map[string]int{}, dead: deadReader{sink: s}}
+	p := &publisher{sink: s, once: transactionalID != "", limits: map[string]int{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
 	var codec kgo.CompressionCodec
 	switch s.cfg.Kafka.Compression {
 	case "snappy":

@@ -274,7 +274,11 @@ func (w *Where) Write(out io.Writer) {
 			if p.Redriven {
 				how += ", redriven"
 			}
-			say("  %s: topic %s, partition %d, offset %d; lsn %s, seq %s; %s", how, p.Topic, p.Partition, p.Offset, p.LSN, p.Seq, p.Time.Format(time.RFC3339Nano))
+			position := fmt.Sprintf("lsn %s, seq %s; ", p.LSN, p.Seq)
+			if p.Replayed {
+				how, position = how+", by `walpost replay`", ""
+			}
+			say("  %s: topic %s, partition %d, offset %d; %s%s", how, p.Topic, p.Partition, p.Offset, position, p.Time.Format(time.RFC3339Nano))
 		}
 		if e.Times > 1 {
 			say("  %d times: consumers tell repeats by the header id", e.Times)
