@@ -35,6 +35,8 @@ func (b *shelf) Open(context.Context) (Publisher, error) { return b, nil }
 
 func (b *shelf) Check(ctx context.Context, r *Record) error {
 	if r.Refused != nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		if b.tooNarrow {
 			return Refuse(r.Row, TooLarge, r.Topic, "its record is too large for the shelf")
 		}
@@ -54,8 +56,11 @@ func (b *shelf) DeadLetters(_ context.Context, from int64, each func(string, []H
 }
 
 func (b *shelf) Publish(ctx context.Context, records []Record, st *State) error {
-	if b.onPublish != nil {
-		b.onPublish(records)
+	b.mu.Lock()
+	onPublish := b.onPublish
+	b.mu.Unlock()
+	if onPublish != nil {
+		onPublish(records)
 	}
 	b.mu.Lock()
 	for i := range records {
@@ -84,6 +89,13 @@ func (b *shelf) Publish(ctx context.Context, records []Record, st *State) error 
 		b.log = append(b.log, shelved{string(r.Key), headers, bytes.Clone(r.Value)})
 	}
 	return nil
+}
+
+// set does f under the lock.
+func (b *shelf) set(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f()
 }
 
 func (b *shelf) said() string {
@@ -224,7 +236,7 @@ func TestDeadLetterIsDurableBeforeTheAck(t *testing.T) {
 // TestDeadLetterTopicThatCannotTakeItHalts and names both reasons.
 func TestDeadLetterTopicThatCannotTakeItHalts(t *testing.T) {
 	poisonBubble(t, aside, Observer{}, func(s *server, b *shelf, relay *Relay) {
-		b.tooNarrow = true
+		b.set(func() { b.tooNarrow = true })
 		b.setRefuse("bad")
 		s.send(tx(20, 30, "a:k", "bad:k", "b:k")...)
 		time.Sleep(2 * time.Second)
@@ -258,13 +270,14 @@ func TestRedriveFreesTheKeyWithoutRestart(t *testing.T) {
 		if got, want := b.said(), "[(bad) (b) (c) bad b (d) c d e]"; got != want {
 			t.Errorf("durable: %s, want %s", got, want)
 		}
-		before := len(b.reads)
+		var before, after int
+		b.set(func() { before = len(b.reads) })
 		for i := range LSN(20) { // no key is held: nothing is asked
 			s.send(tx(100+10*i, 110+10*i, "x:k")...)
 			time.Sleep(10 * time.Millisecond)
 		}
-		if len(b.reads) != before {
-			t.Errorf("%d reads of the dead letter topic while no key was held", len(b.reads)-before)
+		if b.set(func() { after = len(b.reads) }); after != before {
+			t.Errorf("%d reads of the dead letter topic while no key was held", after-before)
 		}
 	})
 }
@@ -276,11 +289,13 @@ func TestRedriveDuringTheWindowOfAHeldRow(t *testing.T) {
 		s.send(tx(20, 30, "bad:k")...)
 		time.Sleep(time.Second)
 		var once sync.Once
-		b.onPublish = func(records []Record) {
-			if len(records) > 0 {
-				once.Do(func() { b.resolve("bad") })
+		b.set(func() {
+			b.onPublish = func(records []Record) {
+				if len(records) > 0 {
+					once.Do(func() { b.resolve("bad") })
+				}
 			}
-		}
+		})
 		s.send(tx(30, 40, "b:k")...)
 		time.Sleep(time.Second)
 		s.send(tx(40, 50, "c:k")...)
@@ -336,7 +351,7 @@ func TestRefusedAfterProduce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			poisonBubble(t, c.policy, Observer{}, func(s *server, b *shelf, relay *Relay) {
-				b.policy = "bad"
+				b.set(func() { b.policy = "bad" })
 				rows := append(tx(20, 30, "a:k", "b:k", "bad:k", "c:k"), tx(30, 40, "d:k")...)
 				seen := 0
 				for range 60 { // the server sends again in each session what was not confirmed
