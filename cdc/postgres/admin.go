@@ -64,15 +64,15 @@ func (a *Admin) Plan(ctx context.Context) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	table, oid, err := a.planTable(ctx)
+	step, table, err := a.planTable(ctx)
 	if err != nil {
 		return nil, err
 	}
-	publication, err := a.planPublication(ctx, oid)
+	publication, err := a.planPublication(ctx, table)
 	if err != nil {
 		return nil, err
 	}
-	return []Step{role, table, publication}, nil
+	return []Step{role, step, publication}, nil
 }
 
 // planRole gives the relay's role LOGIN and REPLICATION and nothing else.
@@ -99,18 +99,17 @@ func (a *Admin) planRole(ctx context.Context) (Step, error) {
 	return Step{What: fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", target.User)}, nil
 }
 
-func (a *Admin) planTable(ctx context.Context) (step Step, oid uint32, err error) {
+func (a *Admin) planTable(ctx context.Context) (step Step, t table, err error) {
 	cfg := a.source.cfg
-	t, err := a.source.checkTable(ctx, a.conn)
-	switch {
+	switch t, err = a.source.checkTable(ctx, a.conn); {
 	case err != nil:
-		return Step{}, 0, err
+		return Step{}, t, err
 	case t.oid == 0:
-		return Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}, 0, nil
+		return Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}, t, nil
 	case len(t.hidden)+len(t.unfit) > 0:
-		return Step{}, 0, unfit(append(t.hidden, t.unfit...))
+		return Step{}, t, unfit(append(t.hidden, t.unfit...))
 	}
-	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, t.oid, nil
+	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, t, nil
 }
 
 // TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
@@ -142,12 +141,12 @@ func quotedTable(cfg cdc.SourceConfig) string {
 	return pgx.Identifier{schema, table}.Sanitize()
 }
 
-func (a *Admin) planPublication(ctx context.Context, table uint32) (Step, error) {
+func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	cfg := a.source.cfg
 	var exists, partitioned bool
 	err := a.conn.QueryRow(ctx, `
 		SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)`,
-		cfg.Publication, table).Scan(&exists, &partitioned)
+		cfg.Publication, t.oid).Scan(&exists, &partitioned)
 	if err != nil {
 		return Step{}, classify("look for the publication", err)
 	}
@@ -159,7 +158,7 @@ func (a *Admin) planPublication(ctx context.Context, table uint32) (Step, error)
 		sql := fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{cfg.Publication}.Sanitize(), quotedTable(cfg), with)
 		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{sql}}, nil
 	}
-	problems, err := a.source.checkPublication(ctx, a.conn, table)
+	problems, err := a.source.checkPublication(ctx, a.conn, t)
 	if err != nil {
 		return Step{}, err
 	}

@@ -116,9 +116,10 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) 
 
 // table is what the catalog says of the outbox.
 type table struct {
-	oid    uint32
-	hidden []string // why its rows may not reach the stream
-	unfit  []string // what is wrong with its columns
+	oid     uint32
+	columns []column
+	hidden  []string // why its rows may not reach the stream
+	unfit   []string // what is wrong with its columns
 }
 
 // checkTable looks for the outbox and its columns.
@@ -142,11 +143,10 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 	if persistence != "p" {
 		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, s.cfg.Table))
 	}
-	columns, err := readColumns(ctx, conn, t.oid)
-	if err != nil {
+	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
 		return t, err
 	}
-	_, t.unfit = mapColumns(s.cfg.Columns, columns)
+	_, t.unfit = mapColumns(s.cfg.Columns, t.columns)
 	return t, nil
 }
 
@@ -166,13 +166,13 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 }
 
 // checkPublication makes sure that every insert into the outbox is in it, whole.
-func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, oid uint32) (problems []string, err error) {
+func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
 	var inserts, viaRoot, partitioned bool
 	err = conn.QueryRow(ctx, `
 		SELECT p.pubinsert, p.pubviaroot, coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)
-		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, oid).Scan(&inserts, &viaRoot, &partitioned)
+		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, t.oid).Scan(&inserts, &viaRoot, &partitioned)
 	if errors.Is(err, pgx.ErrNoRows) {
 		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)
 		return problems, nil
@@ -207,7 +207,8 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, oid uint3
 	}
 	c := s.cfg.Columns
 	for _, col := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.Headers, c.CreatedAt} {
-		if col != "" && len(columns) > 0 && !slices.Contains(columns, col) {
+		there := slices.ContainsFunc(t.columns, func(c column) bool { return c.name == col })
+		if there && len(columns) > 0 && !slices.Contains(columns, col) {
 			bad("source.publication: the column list of %s leaves out %q: ALTER PUBLICATION %s SET TABLE %s", s.cfg.Publication, col, name, s.cfg.Table)
 		}
 	}
@@ -267,7 +268,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 	}
 	f.Hidden, f.Unfit = t.hidden, t.unfit
 	if t.oid != 0 {
-		hidden, err := s.checkPublication(ctx, conn, t.oid)
+		hidden, err := s.checkPublication(ctx, conn, t)
 		if err != nil {
 			return f, t, err
 		}

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// TestWhatHidesRowsIsSeenWithoutARow changes what the relay depends on while it streams and nobody writes: only looking finds it.
+// It is latched: undoing it changes nothing, a restart changes nothing, and every place says the same sentence.
+func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
+	for _, c := range []struct {
+		name, change, undo, says string
+		from                     int // PostgreSQL
+	}{
+		{"publication dropped", "DROP PUBLICATION walpost", "CREATE PUBLICATION walpost FOR TABLE outbox WITH (publish = 'insert')", "walpost does not exist", 14},
+		{"table taken out", "ALTER PUBLICATION walpost DROP TABLE outbox", "ALTER PUBLICATION walpost ADD TABLE outbox", "does not carry public.outbox", 14},
+		{"publish changed", "ALTER PUBLICATION walpost SET (publish = 'update')", "ALTER PUBLICATION walpost SET (publish = 'insert')", "does not publish inserts", 14},
+		{"table renamed", "ALTER TABLE outbox RENAME TO outbox_old", "ALTER TABLE outbox_old RENAME TO outbox", "public.outbox does not exist", 14},
+		{"table swapped", "ALTER TABLE outbox RENAME TO outbox_old; CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", "DROP TABLE outbox; ALTER TABLE outbox_old RENAME TO outbox", "does not carry public.outbox", 14},
+		{"row filter", "ALTER PUBLICATION walpost SET TABLE outbox WHERE (event_type <> 'x')", "ALTER PUBLICATION walpost SET TABLE outbox", "row filter", 15},
+		{"column list", "ALTER PUBLICATION walpost SET TABLE outbox (id)", "ALTER PUBLICATION walpost SET TABLE outbox", "column list", 15},
+		{"changed and put back between two looks", "ALTER PUBLICATION walpost SET (publish = 'update'); ALTER PUBLICATION walpost SET (publish = 'insert')", "", "the state record knows", 14},
+	} {
+		if cdctest.Postgres(t).Major() < c.from {
+			continue // what does not exist there hides nothing
+		}
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "300ms"
+			s.must("init")
+			r := s.start()
+			s.insert(5)
+			s.confirmed(20 * time.Second)
+			s.exec(c.change)
+			r.says(20*time.Second, `"halted"`)
+			r.says(time.Second, "publication or table changed")
+			r.says(time.Second, c.says)
+			if c.undo != "" {
+				s.exec(c.undo)
+			}
+			st := s.state()
+			if st.Halt == nil || !st.Halt.Latched || st.Halt.Risk.From == 0 || st.Halt.Risk.To < st.Halt.Risk.From {
+				t.Fatalf("the halt is not latched with its range: %+v", st.Halt)
+			}
+			sentence := st.Halt.Halt().Error()
+			if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, sentence) {
+				t.Errorf("/readyz: %s, want\n%s", ready, sentence)
+			}
+			if err := r.stop(); err != nil {
+				t.Fatal(err)
+			}
+			r = s.start()
+			r.says(20*time.Second, `"halted"`)
+			if ready := r.get(t, "/readyz"); !strings.Contains(ready, sentence) {
+				t.Errorf("/readyz after a restart: %s, want\n%s", ready, sentence)
+			}
+			if status := s.must("status"); !strings.Contains(status, sentence) {
+				t.Errorf("status:\n%s\nwant\n%s", status, sentence)
+			}
+			if active := s.query("SELECT active::text FROM pg_replication_slots WHERE slot_name = $1", slot(s)); active != "false" {
+				t.Error("the halted relay keeps the slot")
+			}
+		})
+	}
+}
+
+// TestColumns: one more is nobody's business; one that is needed and gone halts at once, and the halt ends with its cause.
+func TestColumns(t *testing.T) {
+	s := newStage(t)
+	s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "300ms"
+	s.must("init")
+	r := s.start()
+	s.arrives(s.one())
+	s.exec("ALTER TABLE outbox ADD COLUMN more text DEFAULT 'x'")
+	s.arrives(s.one())
+	s.exec("ALTER TABLE outbox RENAME COLUMN event_type TO kind")
+	r.says(20*time.Second, `"halted"`)
+	r.says(time.Second, `the table has no column \"event_type\"`)
+	s.exec("ALTER TABLE outbox RENAME COLUMN kind TO event_type")
+	if err := r.stop(); err != nil { // it would go on within 30 s
+		t.Fatal(err)
+	}
+	r = s.start()
+	s.arrives(s.one())
+	s.exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type_check, ALTER COLUMN event_type TYPE int USING 1")
+	r.says(20*time.Second, `column \"event_type\" has a type that cannot be used`)
+}
+
+// TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it.
+func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
+	t.Parallel()
+	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}})
+	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
+	s.must("init")
+	r := s.start()
+	s.insert(5)
+	s.confirmed(20 * time.Second)
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.insert(5)
+	s.exec("CREATE TABLE other (t text)")
+	cdctest.Eventually(t, time.Minute, func() error {
+		s.exec("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+		s.exec("SELECT pg_switch_wal()")
+		s.exec("CHECKPOINT")
+		if is := s.query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", slot(s)); is != "lost" {
+			return fmt.Errorf("wal_status %s", is)
+		}
+		return nil
+	})
+	r = s.start()
+	r.says(20*time.Second, "is lost (wal_status lost")
+	if server.Major() >= 17 {
+		r.says(time.Second, "invalidation_reason wal_removed")
+	}
+	s.refuses("is lost", "adopt")
+	out := s.must("adopt", "--create-slot")
+	for _, text := range []string{"drop it, its WAL is lost", "may be missing in Kafka", "walpost replay --from"} {
+		if !strings.Contains(out, text) {
+			t.Errorf("adopt does not say %q:\n%s", text, out)
+		}
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	s.arrives(s.one())
+}
+
+// TestStateTopicThatIsNotToBeTrusted: one clear sentence and a halt, never a start from zero.
+func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
+	admin := func(s *stage) *kadm.Client {
+		client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(client.Close)
+		return kadm.NewClient(client)
+	}
+	topic := func(s *stage) string { return "walpost.state." + s.pipeline }
+	value := func(s string) *string { return &s }
+	for _, c := range []struct {
+		name   string
+		change func(s *stage)
+		says   string
+		adopt  bool // goes on from the slot
+	}{
+		{"deleted", func(s *stage) { s.deleteTopic(topic(s)) }, "no state record for pipeline", true},
+		{"emptied", func(s *stage) {
+			offsets := kadm.Offsets{}
+			offsets.Add(kadm.Offset{Topic: topic(s), Partition: 0, At: -1})
+			if _, err := admin(s).DeleteRecords(s.t.Context(), offsets); err != nil {
+				s.t.Fatal(err)
+			}
+		}, "no state record for pipeline", true},
+		{"lost its tail", func(s *stage) {
+			st := s.state()
+			st.Covered, st.CommitLSN, st.Ordinal = st.Covered-1000, 0, 0
+			s.rewrite(func(newest *cdc.State) { *newest = *st; newest.Epoch += 2 })
+		}, "the slot was re-created or advanced, or the state topic lost its tail", true},
+		{"garbage", func(s *stage) {
+			client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			defer client.Close()
+			if err := client.ProduceSync(s.t.Context(), &kgo.Record{Topic: topic(s), Key: []byte("k"), Value: []byte("{")}).FirstErr(); err != nil {
+				s.t.Fatal(err)
+			}
+		}, "cannot be read", false},
+		{"another pipeline's", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Pipeline = "q" }) }, `belongs to pipeline \"q\"`, false},
+		{"another slot's", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Slot = "walpost_of_others" }) }, "two pipelines of one name share state and transactional id", false},
+		{"auto-created with deletion", func(s *stage) {
+			s.deleteTopic(topic(s))
+			cdctest.Eventually(s.t, 10*time.Second, func() error {
+				_, err := admin(s).CreateTopic(s.t.Context(), 1, 1, map[string]*string{"cleanup.policy": value("delete")}, topic(s))
+				return err
+			})
+		}, "cleanup.policy=delete", false},
+		{"auto-created with partitions", func(s *stage) {
+			s.deleteTopic(topic(s))
+			cdctest.Eventually(s.t, 10*time.Second, func() error {
+				_, err := admin(s).CreateTopic(s.t.Context(), 3, 1, map[string]*string{"cleanup.policy": value("compact")}, topic(s))
+				return err
+			})
+		}, "has 3 partitions", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := delivered(t)
+			c.change(s)
+			r := s.start()
+			r.says(20*time.Second, `"halted"`)
+			r.says(time.Second, c.says)
+			s.insert(3)
+			if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 20 {
+				t.Errorf("%d records, the halted relay published", n)
+			}
+			if err := r.stop(); err != nil {
+				t.Fatal(err)
+			}
+			if !c.adopt {
+				return
+			}
+			s.must("adopt")
+			s.start()
+			s.arrives(s.one())
+			if n := len(s.ids()); n != 24 {
+				t.Errorf("%d events, want 24: the slot had kept what was not delivered", n)
+			}
+		})
+	}
+}
+
+// TestTwoPipelinesOfOneName have one transactional id. The second one must say so before it fences the first.
+func TestTwoPipelinesOfOneName(t *testing.T) {
+	s := newStage(t)
+	s.env["WALPOST_DELIVERY"] = "exactly_once"
+	s.must("init")
+	first := s.start()
+	s.arrives(s.one())
+	second := *s
+	second.env = map[string]string{}
+	for k, v := range s.env {
+		second.env[k] = v
+	}
+	second.env["WALPOST_SOURCE_SLOT"] = "b" + slot(s)
+	s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot(&second))
+	r := second.start()
+	r.says(20*time.Second, "two pipelines of one name share state and transactional id")
+	s.arrives(s.one())
+	if strings.Contains(first.log.String(), "session ended") {
+		t.Error("the first relay was fenced")
+	}
+}
