@@ -127,6 +127,7 @@ func TestBlindWatcherIsNoHalt(t *testing.T) {
 		s.factsErr = nil
 		s.mu.Unlock()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if strings.Join(told, "|") != "too many connections|" {
 			t.Errorf("told %q", told)
 		}
