@@ -37,6 +37,7 @@ var mutants = []mutant{
 	{"lets covered go back", "progress.go", "p.next.Covered = max(p.next.Covered, covered)", "p.next.Covered = covered", 2},
 	{"fences before it owns the slot", "session.go", "\tif err := stream.Start(ctx); err != nil {", "\tif p, err := r.sink.Open(ctx); err == nil {\n\t\tp.Close()\n\t}\n\tif err := stream.Start(ctx); err != nil {", 1},
 	{"reads the state before it fences", "session.go", "\tpub, err := s.sink.Open(ctx)\n\tif err != nil {\n\t\treturn err\n\t}\n\tdefer pub.Close()\n\tif err := failpoint.Hit(\"after_open\"); err != nil {\n\t\treturn err\n\t}\n\t// 5. The state record, never before 4.\n\tst, err := pub.State(ctx)\n", "\tst, err := s.sink.Peek(ctx)\n\tif err != nil {\n\t\treturn err\n\t}\n\tpub, err := s.sink.Open(ctx)\n\tif err != nil {\n\t\treturn err\n\t}\n\tdefer pub.Close()\n\terr = failpoint.Hit(\"after_open\")\n", 2055},
+	{"reads what it compares before the state", "session.go", "\t// 5. The state record, never before 4.\n\tst, err := pub.State(ctx)\n\tif err != nil {\n\t\treturn err\n\t}\n\t// 6. Everything compared with it is read now, after it.\n\tfacts, err := s.facts(ctx, s.id)\n\tif err != nil {\n\t\treturn err\n\t}\n", "\tfacts, err := s.facts(ctx, s.id)\n\tif err != nil {\n\t\treturn err\n\t}\n\tst, err := pub.State(ctx)\n\tif err != nil {\n\t\treturn err\n\t}\n", 1693},
 	{"reconciles with a slot it has lost", "session.go", "facts.Slot.Exists && facts.Slot.ActivePID != s.id.PID", "false && facts.Slot.ActivePID != s.id.PID", 1872},
 	{"writes under another session's epoch", "session.go", "= st.Epoch+1, s.instance", "= max(st.Epoch, 1), s.instance", 1},
 	{"does not look at the timeline", "reconcile.go", "\tif end, _ := f.branch(st.Timeline); st.Timeline != f.Timeline {\n\t\tnext.failover(f.Timeline, end)\n\t}\n", "\tnext.Timeline = f.Timeline\n", 2},
@@ -44,6 +45,17 @@ var mutants = []mutant{
 	{"ignores a slot ahead of the state", "reconcile.go", "if slot.ConfirmedFlush > next.Covered {", "if false {", 9},
 	{"ignores a state ahead of the server", "reconcile.go", "\tcase shared(st, f) > f.WALEnd:", "\tcase false:", 39},
 	{"ignores what happened to the publication", "reconcile.go", "if st.Fingerprint != f.Fingerprint {", "if false {", 36},
+}
+
+// adapterMutants are mistakes below the engine, where the simulated Kafka stands in for the real client; the test that finds
+// each runs against a real protocol.
+var adapterMutants = []struct {
+	mutant
+	test string
+}{
+	{mutant{"looks at the first promise of a window only", "kafka/publisher.go", "if err != nil && p.err == nil {", "if err != nil && p.promised == 1 {", 0}, "TestEveryPromiseIsChecked"},
+	{mutant{"commits what is left of a window", "kafka/publisher.go", "_ = p.client.EndTransaction(ctx, kgo.TryAbort)", "_ = p.client.EndTransaction(ctx, kgo.TryCommit)", 0}, "TestWindowThatFailsInPartIsAborted"},
+	{mutant{"does not fence", "kafka/publisher.go", "if _, _, err := p.client.ProducerID(ctx); err != nil {", "if err := ctx.Err(); err != nil {", 0}, "TestFrozenRelayIsFenced"},
 }
 
 // TestMutants builds the engine with each mistake in it, and runs the history that finds it. A mutant that survives is a
@@ -57,7 +69,7 @@ func TestMutants(t *testing.T) {
 			if search {
 				m.seed, seeds = 1, 20_000
 			}
-			said, killed := m.run(t, seeds)
+			said, killed := m.run(t, ".", "TestSimulation", seeds)
 			switch {
 			case !killed:
 				t.Errorf("survived %d histories in each mode", seeds)
@@ -75,8 +87,19 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// run builds and runs the simulation over the mutated file.
-func (m *mutant) run(t *testing.T, seeds int) (said string, killed bool) {
+func TestAdapterMutants(t *testing.T) {
+	for _, m := range adapterMutants {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			if said, killed := m.run(t, "./"+filepath.Dir(m.file), m.test, 0); !killed || !strings.Contains(said, "--- FAIL: "+m.test) {
+				t.Errorf("survived %s:\n%s", m.test, said)
+			}
+		})
+	}
+}
+
+// run builds and runs a test over the mutated file.
+func (m *mutant) run(t *testing.T, pkg, test string, seeds int) (said string, killed bool) {
 	t.Helper()
 	source, err := os.ReadFile(m.file)
 	if err != nil {
@@ -86,7 +109,7 @@ func (m *mutant) run(t *testing.T, seeds int) (said string, killed bool) {
 		t.Fatalf("%s holds %d times %q: the engine has changed, change the mutant with it", m.file, n, m.was)
 	}
 	dir := t.TempDir()
-	mutated := filepath.Join(dir, m.file)
+	mutated := filepath.Join(dir, filepath.Base(m.file))
 	original, err := filepath.Abs(m.file)
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +123,7 @@ func (m *mutant) run(t *testing.T, seeds int) (said string, killed bool) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", filepath.Join(dir, "overlay.json"), "-vet=off", "-ldflags=-s -w", "-count=1", "-run", "^TestSimulation$", ".")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", filepath.Join(dir, "overlay.json"), "-vet=off", "-ldflags=-s -w", "-count=1", "-run", "^"+test+"$", pkg)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("WALPOST_SIM_SEED=%d", m.seed), fmt.Sprintf("WALPOST_SIM_SEEDS=%d", seeds), "WALPOST_MUTANT_SEARCH=")
 	out, err := cmd.CombinedOutput()
 	if strings.Contains(string(out), "[build failed]") {
