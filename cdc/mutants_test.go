@@ -53,7 +53,7 @@ var adapterMutants = []struct {
 	mutant
 	test string
 }{
-	{mutant{"looks at the first promise of a window only", "kafka/publisher.go", "if err != nil && p.err == nil {", "if err != nil && p.promised == 1 {", 0}, "TestEveryPromiseIsChecked"},
+	{mutant{"calls a window durable when its promises are resolved, however", "kafka/publisher.go", "	if p.err != nil {", "	if p.err != nil && p.promised < expected {", 0}, "TestEveryPromiseIsChecked"},
 	{mutant{"commits what is left of a window", "kafka/publisher.go", "_ = p.client.EndTransaction(ctx, kgo.TryAbort)", "_ = p.client.EndTransaction(ctx, kgo.TryCommit)", 0}, "TestWindowThatFailsInPartIsAborted"},
 	{mutant{"does not fence", "kafka/publisher.go", "if _, _, err := p.client.ProducerID(ctx); err != nil {", "if err := ctx.Err(); err != nil {", 0}, "TestFrozenRelayIsFenced"},
 }
