@@ -31,19 +31,20 @@ func (s *server) confirmed() (max LSN) {
 func TestChangeIsWatchedAndLatched(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.send(commit(20, 30, 2)...)
+		s.set(func(f *Facts) { f.WALEnd = 1<<40 + 50 })
 		time.Sleep(40 * time.Second) // the first look finds nothing
 		s.set(func(f *Facts) { f.Fingerprint, f.WALEnd = "changed", 1<<40+77 })
 		time.Sleep(30 * time.Second)
 		role, err := relay.Role()
 		var halt *Halt
-		if role != Halted || !errors.As(err, &halt) || !halt.Latch || halt.Risk != (Range{1 << 40, 1<<40 + 77}) {
+		if role != Halted || !errors.As(err, &halt) || !halt.Latch || halt.Risk != (Range{1<<40 + 50, 1<<40 + 77}) {
 			t.Fatalf("role %s, %v", role, err)
 		}
 		if !s.isClosed() {
 			t.Error("a halted relay keeps the slot")
 		}
 		st := b.now()
-		if st.Halt == nil || !st.Halt.Latched || st.Halt.Halt().Error() != err.Error() || st.Covered != 30 || st.Checked != 1<<40 {
+		if st.Halt == nil || !st.Halt.Latched || st.Halt.Halt().Error() != err.Error() || st.Covered != 30 || st.Checked != 1<<40+50 {
 			t.Errorf("the state record does not hold the halt: %+v", st)
 		}
 		s.set(func(f *Facts) { f.Fingerprint = "" })

@@ -29,8 +29,18 @@ var acts = []struct {
 	what string
 	odds int
 }{
-	{"commit", 40}, {"foreign WAL", 8}, {"fail windows", 8}, {"kafka away", 3}, {"cut", 5}, {"checkpoint", 4}, {"crash", 3},
-	{"kill", 5}, {"stop", 4}, {"start", 8}, {"freeze", 3}, {"failover", 2},
+	{"commit", 40},
+	{"foreign WAL", 8},
+	{"fail windows", 8},
+	{"kafka away", 3},
+	{"cut", 5},
+	{"checkpoint", 4},
+	{"crash", 3},
+	{"kill", 5},
+	{"stop", 4},
+	{"start", 8},
+	{"freeze", 3},
+	{"failover", 2},
 }
 
 var hostile = []string{"advance", "re-create", "drop", "hide", "other server", "restore", "lose state"}
