@@ -150,7 +150,9 @@ func TestNothingIsConfirmedBeforeTheHistoryIsKnown(t *testing.T) {
 		s.statuses = nil
 		s.facts.Slot.ConfirmedFlush = 15 // the snapshot's
 		s.mu.Unlock()
-		time.Sleep(10 * time.Second)
+		time.Sleep(5 * time.Second)
+		s.send(Message{Kind: Keepalive, LSN: 18}) // still on the way to what was delivered
+		time.Sleep(5 * time.Second)
 		if s.confirmed() != 0 {
 			t.Errorf("confirmed %s before the stream had passed what was delivered", s.confirmed())
 		}
@@ -207,4 +209,35 @@ func TestWedgeNamesTheWayPastIt(t *testing.T) {
 			t.Errorf("state %+v", st)
 		}
 	})
+}
+
+// TestServerThatEndsTheStreamAtOnceIsHeard: it cannot decode the first thing it has to send, and the slot is free again before
+// the session has begun. Nobody came in between, so this session says what it is.
+func TestServerThatEndsTheStreamAtOnceIsHeard(t *testing.T) {
+	for _, came := range []bool{false, true} {
+		bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+			s.set(func(f *Facts) { f.PID = 5 }) // and nobody has the slot
+			s.mu.Lock()
+			s.first = &Wedge{Found: "cannot decode"}
+			s.mu.Unlock()
+			if came { // another relay, and it is gone already
+				b.mu.Lock()
+				b.onState = func() {
+					st := *b.state
+					st.Epoch++
+					b.state = &st
+				}
+				b.mu.Unlock()
+			}
+			s.fail(errors.New("connection reset"))
+			time.Sleep(10 * time.Second)
+			want := Halted
+			if came {
+				want = Retrying
+			}
+			if role, err := relay.Role(); role != want {
+				t.Errorf("another one came: %t; role %s, %v", came, role, err)
+			}
+		})
+	}
 }

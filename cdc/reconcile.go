@@ -224,10 +224,10 @@ func (s *State) checked() LSN {
 	return s.Checked
 }
 
-// replay is the command for the rows that may be missing. It begins a minute early: what was written before another row may
-// have been committed after it.
+// replay is the command for the rows that may be missing. It begins a minute early, because what was written before another
+// row may have been committed after it, and ends with the second that has not ended yet.
 func replay(st *State, f *Facts) string {
-	return fmt.Sprintf("`walpost replay --from %s --to %s`", clock(lastSeen(st).Add(-time.Minute)), clock(f.Time))
+	return fmt.Sprintf("`walpost replay --from %s --to %s`", clock(lastSeen(st).Add(-time.Minute)), clock(f.Time.Add(time.Second)))
 }
 
 // lastSeen is the server's time up to which nothing is in doubt.

@@ -21,7 +21,7 @@ func agreeing() (*State, Facts) {
 
 // TestReconcileTable is the table of the design, row by row: what halts, in which words, and whether it is latched.
 func TestReconcileTable(t *testing.T) {
-	const replay = "`walpost replay --from 2027-01-15T07:58:40Z --to 2027-01-15T08:01:00Z` publishes the rows"
+	const replay = "`walpost replay --from 2027-01-15T07:58:40Z --to 2027-01-15T08:01:01Z` publishes the rows"
 	for name, c := range map[string]struct {
 		change           func(*State, *Facts)
 		says             string
@@ -88,7 +88,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"changed, and the record is of version 1": {
 			func(s *State, f *Facts) { s.Checked, s.CheckedAt, f.Fingerprint = 0, time.Time{}, "g" },
-			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T08:00:00Z may never have been streamed, or not whole, LSN range (0/100, 0/100]; `walpost adopt` accepts what is there, and `walpost replay --from 2027-01-15T07:59:00Z --to 2027-01-15T08:01:00Z` publishes the rows of that time", true, false,
+			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T08:00:00Z may never have been streamed, or not whole, LSN range (0/100, 0/100]; `walpost adopt` accepts what is there, and `walpost replay --from 2027-01-15T07:59:00Z --to 2027-01-15T08:01:01Z` publishes the rows of that time", true, false,
 		},
 		"a column is missing": {
 			func(_ *State, f *Facts) { f.Unfit = []string{"no column"} },

@@ -27,6 +27,7 @@ type server struct {
 	err      error // ends the stream
 	facts    Facts
 	factsErr error
+	first    error // ends each stream at once
 	onStatus func(confirmed LSN)
 }
 
@@ -48,7 +49,7 @@ func (s *server) Connect(context.Context) (Stream, Identity, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.opened++
-	s.closed, s.err = false, nil
+	s.closed, s.err = false, s.first
 	return s, s.facts.Identity, nil
 }
 
@@ -166,6 +167,7 @@ type broker struct {
 	stall   chan struct{} // Publish waits until it is closed
 	fail    error         // of the next window
 	refuse  string        // id of a row that Check refuses
+	onState func()        // before the state is told
 }
 
 func (b *broker) Peek(context.Context) (*State, error) { return b.State(context.Background()) }
@@ -175,6 +177,9 @@ func (b *broker) Open(context.Context) (Publisher, error) { return b, nil }
 func (b *broker) State(context.Context) (*State, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.onState != nil {
+		b.onState()
+	}
 	return b.state, nil
 }
 
