@@ -29,6 +29,7 @@ type Report struct {
 	Reordered Finding // first appearances against the order of commits, of a key or of a partition
 	Torn      Finding // another key or payload than committed, or a transaction of which only a part is there
 	Misplaced Finding // duplicates that are no replay: it must go on without a gap to where the log had ended
+	Disagreed Finding // ledger or positions against what the oracle knows
 }
 
 // Finding counts one kind of violation and describes the first few.
@@ -44,18 +45,17 @@ func (f *Finding) add(format string, args ...any) {
 	}
 }
 
+func (f *Finding) err(kind string) error {
+	if f.Count == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d %s:\n\t%s", f.Count, kind, strings.Join(f.Examples, "\n\t"))
+}
+
 // Err is nil when nothing was violated.
 func (r Report) Err() error {
-	var errs []error
-	for _, kind := range []struct {
-		name string
-		Finding
-	}{{"missing", r.Missing}, {"ghost", r.Ghosts}, {"reordered", r.Reordered}, {"torn", r.Torn}, {"misplaced duplicate", r.Misplaced}} {
-		if kind.Count > 0 {
-			errs = append(errs, fmt.Errorf("%d %s:\n\t%s", kind.Count, kind.name, strings.Join(kind.Examples, "\n\t")))
-		}
-	}
-	return errors.Join(errs...)
+	return errors.Join(r.Missing.err("missing"), r.Ghosts.err("ghost"), r.Reordered.err("reordered"), r.Torn.err("torn"),
+		r.Misplaced.err("misplaced duplicate"), r.Disagreed.err("against the oracle"))
 }
 
 // Check compares a ledger with all records of its topics. Records of one partition must be in the order of their offsets.
@@ -68,7 +68,7 @@ func Check(ledger Ledger, records []*kgo.Record) Report {
 		ledger: ledger,
 		index:  make(map[uuid.UUID]int, len(ledger.Events)),
 		seen:   make([]sighting, len(ledger.Events)),
-		keySeq: map[string]int64{},
+		keySeq: map[keyPlace]int64{},
 		parts:  map[place]*partition{},
 	}
 	for i, e := range ledger.Events {
@@ -78,6 +78,7 @@ func Check(ledger Ledger, records []*kgo.Record) Report {
 		c.record(r)
 	}
 	c.transactions()
+	c.oracle()
 	return c.report
 }
 
@@ -85,7 +86,7 @@ type checker struct {
 	ledger Ledger
 	index  map[uuid.UUID]int // into ledger.Events and seen
 	seen   []sighting
-	keySeq map[string]int64 // of the latest first appearance
+	keySeq map[keyPlace]int64 // of the latest first appearance
 	parts  map[place]*partition
 	report Report
 }
@@ -95,6 +96,12 @@ type sighting struct {
 	part *partition
 	at   int // among the partition's first appearances
 	pos  position
+}
+
+// keyPlace is where the order of a key holds; the zero place is all of them.
+type keyPlace struct {
+	key string
+	place
 }
 
 type place struct {
@@ -167,10 +174,14 @@ func (c *checker) record(r *kgo.Record) {
 		if part.firsts > 0 && pos.compare(part.pos) <= 0 {
 			c.report.Reordered.add("%s: event %s at %s comes after %s", where(), id, pos, part.pos)
 		}
-		if last := c.keySeq[event.Key]; event.Seq <= last {
+		order := keyPlace{key: event.Key}
+		if c.ledger.Spread {
+			order.place = part.place
+		}
+		if last := c.keySeq[order]; event.Seq <= last {
 			c.report.Reordered.add("%s: event %s is number %d of key %s and comes after number %d", where(), id, event.Seq, event.Key, last)
 		}
-		c.keySeq[event.Key] = max(event.Seq, c.keySeq[event.Key])
+		c.keySeq[order] = max(event.Seq, c.keySeq[order])
 		*first = sighting{part, part.firsts, pos}
 		part.at, part.pos = part.firsts, pos
 		part.firsts++
@@ -221,6 +232,43 @@ func (c *checker) transactions() {
 			owner[last.lsn] = tx
 		}
 		start = end
+	}
+}
+
+// oracle compares each first appearance with its place in the true order: the row's transaction begins to commit where the
+// one before has ended, or later, and before its own end, and rows of a transaction count on. With records in the order of
+// their positions this makes the order of every partition that of the commits.
+func (c *checker) oracle() {
+	if c.ledger.Commits == nil {
+		return
+	}
+	known := 0
+	var before pglogrepl.LSN
+	for _, commit := range c.ledger.Commits {
+		last := int64(-1)
+		for _, id := range commit.IDs {
+			i, in := c.index[id]
+			if !in {
+				c.report.Disagreed.add("event %s of transaction %d is not in the ledger", id, commit.XID)
+				continue
+			}
+			known++
+			seen := &c.seen[i]
+			if seen.part == nil {
+				continue
+			}
+			if seen.pos.lsn < before || seen.pos.lsn >= commit.End {
+				c.report.Disagreed.add("event %s at %s: transaction %d commits between %s and %s", id, seen.pos, commit.XID, before, commit.End)
+			}
+			if seen.pos.seq <= last {
+				c.report.Disagreed.add("event %s at %s: it was inserted after number %d of transaction %d", id, seen.pos, last, commit.XID)
+			}
+			last = seen.pos.seq
+		}
+		before = commit.End
+	}
+	if known != len(c.ledger.Events) {
+		c.report.Disagreed.add("the oracle knows %d of the ledger's %d events", known, len(c.ledger.Events))
 	}
 }
 

@@ -14,6 +14,11 @@ type Ledger struct {
 	Events []Event
 	// RolledBack are ids that were inserted and then rolled back, with their transaction or a savepoint.
 	RolledBack map[uuid.UUID]bool
+	// Commits are what an Oracle knows; nil where none ran.
+	Commits []Commit
+	// Spread says that partitions were added while it was delivered: a key may go on in another one, and its order holds
+	// within a partition only.
+	Spread bool
 }
 
 // Event is one committed outbox row.

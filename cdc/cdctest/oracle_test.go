@@ -2,9 +2,12 @@ package cdctest_test
 
 import (
 	"hash/fnv"
+	"slices"
 	"strconv"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -75,7 +78,16 @@ func TestLedgerAgreesWithWhatPostgreSQLDecodes(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot); err != nil {
 		t.Fatal(err)
 	}
-	ledger := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url, Events: 5000}).Wait()
+	oracle := cdctest.StartOracle(t, url, "public.outbox")
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url, Events: 5000, Prepared: true, Long: 20 * time.Millisecond})
+	early, err := oracle.Commits(t.Context()) // asked while it is written, it forgets nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	ledger := oracle.Complete(t, w.Wait())
+	if len(ledger.Commits) <= len(early) {
+		t.Errorf("the oracle knew %d commits, and %d at the end", len(early), len(ledger.Commits))
+	}
 	records := decode(t, conn, slot)
 	report := cdctest.Check(ledger, records)
 	if err := report.Err(); err != nil {
@@ -87,4 +99,38 @@ func TestLedgerAgreesWithWhatPostgreSQLDecodes(t *testing.T) {
 	if lost := cdctest.Check(ledger, records[:len(records)-1]); lost.Missing.Count != 1 {
 		t.Errorf("with the last record lost: %d missing", lost.Missing.Count)
 	}
+}
+
+// TestCheckReportsWhatTheOracleDenies mutates what the oracle knows of a faultless log.
+func TestCheckReportsWhatTheOracleDenies(t *testing.T) {
+	for name, mutate := range map[string]func(*cdctest.Ledger, []*kgo.Record){
+		"commits in another order":            func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits[3], l.Commits[4] = l.Commits[4], l.Commits[3] },
+		"rows of a commit in another order":   func(l *cdctest.Ledger, _ []*kgo.Record) { slices.Reverse(many(l.Commits).IDs) },
+		"a commit the oracle does not know":   func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits = slices.Delete(l.Commits, 5, 6) },
+		"an event that was never in a ledger": func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits[5].IDs[0] = uuid.New() },
+		"an LSN behind the commit's end": func(l *cdctest.Ledger, r []*kgo.Record) {
+			r[len(r)-1].Headers[2].Value = []byte(l.Commits[len(l.Commits)-1].End.String())
+		},
+	} {
+		ledger, records := deliver(300)
+		for _, e := range ledger.Events { // transaction n is at 1000n
+			if n := len(ledger.Commits); n == 0 || ledger.Commits[n-1].XID != e.Tx {
+				ledger.Commits = append(ledger.Commits, cdctest.Commit{XID: e.Tx, End: pglogrepl.LSN(1000*e.Tx + 1000)})
+			}
+			last := &ledger.Commits[len(ledger.Commits)-1]
+			last.IDs = append(last.IDs, e.ID)
+		}
+		if err := cdctest.Check(ledger, records).Err(); err != nil {
+			t.Fatalf("without a mutation: %v", err)
+		}
+		mutate(&ledger, records)
+		if cdctest.Check(ledger, records).Disagreed.Count == 0 {
+			t.Errorf("%s: passed", name)
+		}
+	}
+}
+
+// many is the first commit with several rows.
+func many(commits []cdctest.Commit) cdctest.Commit {
+	return commits[slices.IndexFunc(commits, func(c cdctest.Commit) bool { return len(c.IDs) > 2 })]
 }

@@ -2,6 +2,7 @@ package cdctest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -127,7 +128,29 @@ func dropDatabase(server *devenv.Postgres, name string) error {
 			return fmt.Errorf("drop its slots: %w", context.Cause(ctx))
 		}
 	}
+	if err := rollbackPrepared(ctx, server.URL(name)); err != nil {
+		return fmt.Errorf("end its prepared transactions: %w", err)
+	}
 	_, err = conn.Exec(ctx, "DROP DATABASE "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)")
+	return err
+}
+
+// rollbackPrepared ends what a failed test left: a database with prepared transactions cannot be dropped.
+func rollbackPrepared(ctx context.Context, url string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	rows, err := conn.Query(ctx, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+	if err != nil {
+		return err
+	}
+	left, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	for _, gid := range left {
+		_, undo := conn.Exec(ctx, "ROLLBACK PREPARED '"+gid+"'")
+		err = errors.Join(err, undo)
+	}
 	return err
 }
 

@@ -273,7 +273,7 @@ func (p *Proxy) forward(both *pair, to, from net.Conn, fromServer bool) {
 		}
 		frame.Conn = both.number
 		verdict := p.pass(frame)
-		ok := verdict != Lose && wire.carry(w, frame.Bytes, n, both.closed)
+		ok := verdict != Lose && wire.carry(w, frame.Bytes, n, changed, both.closed)
 		if !ok || verdict == Last || r.Buffered() == 0 {
 			ok = w.Flush() == nil && ok
 		}
@@ -295,10 +295,11 @@ func (p *Proxy) wire(toClient bool) (Wire, <-chan struct{}) {
 	return p.wires[0], p.changed
 }
 
-// carry writes the n-th frame of its direction as the wire does. It reports false when the connection is closed.
-func (wire Wire) carry(w *bufio.Writer, b []byte, n int, closed <-chan struct{}) bool {
-	if wire.Delay > 0 && !pause(wire.Delay, closed) {
-		return false
+// carry writes the n-th frame of its direction as the wire does, until that changes. It reports false when the connection is
+// closed.
+func (wire Wire) carry(w *bufio.Writer, b []byte, n int, changed, closed <-chan struct{}) bool {
+	if wire.Delay > 0 {
+		pause(wire.Delay, changed, closed)
 	}
 	if wire.Split {
 		at := n % len(b)
@@ -317,23 +318,25 @@ func (wire Wire) carry(w *bufio.Writer, b []byte, n int, closed <-chan struct{})
 		if _, err := w.Write(part); err != nil || w.Flush() != nil {
 			return false
 		}
-		if wire.Bandwidth > 0 && !pause(time.Duration(len(part))*time.Second/time.Duration(wire.Bandwidth), closed) {
-			return false
+		if wire.Bandwidth > 0 && !pause(time.Duration(len(part))*time.Second/time.Duration(wire.Bandwidth), changed, closed) {
+			wire.Bandwidth = 0
 		}
 	}
 	_, err := w.Write(b)
 	return err == nil
 }
 
-func pause(d time.Duration, closed <-chan struct{}) bool {
+// pause reports false when it was broken off.
+func pause(d time.Duration, changed, closed <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return true
+	case <-changed:
 	case <-closed:
-		return false
 	}
+	return false
 }
 
 // postgres reads messages: a type, and a length that counts itself. A client's first has no type.

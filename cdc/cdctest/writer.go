@@ -30,11 +30,14 @@ type WriterConfig struct {
 	Events     int    // ends by itself after about so many committed events; 0: not before Stop
 	Rate       int    // transactions per second, all together; 0: as fast as the server takes them
 	Seed       uint64 // of what is random; 0 takes one and logs it
+
+	Prepared bool          // every fourth transaction goes through PREPARE TRANSACTION
+	Long     time.Duration // every tenth transaction stays open for so long before it ends
 }
 
 // Writer writes events into an outbox as services do, and notes each in the table ledger in the same transaction:
-// single and multi-row inserts and COPY, transactions of one row and of hundreds, savepoints; at least a fifth of
-// the transactions and of the savepoints roll back. When its connection is lost it opens a new one and finds out
+// single and multi-row inserts and COPY, transactions of one row and of hundreds, savepoints, on demand long and prepared
+// transactions; at least a fifth of the transactions and of the savepoints roll back. When its connection is lost it opens a new one and finds out
 // whether the open COMMIT took place.
 type Writer struct {
 	t         testing.TB
@@ -222,6 +225,9 @@ func (h *hand) transaction() error {
 	}
 	tx := &transaction{hand: h, seqs: map[*key]int64{}}
 	rollback := h.transactions.ask(h.rng)
+	if h.w.cfg.Prepared && h.rng.IntN(4) == 0 {
+		tx.prepared = "writer_" + unique()
+	}
 	err := tx.write(ctx)
 	switch {
 	case err != nil:
@@ -231,7 +237,7 @@ func (h *hand) transaction() error {
 			return fmt.Errorf("write a transaction: %w", err)
 		}
 		return nil
-	case rollback:
+	case rollback && tx.prepared == "":
 		if _, err := h.conn.Exec(ctx, "ROLLBACK"); err != nil {
 			h.drop()
 		}
@@ -239,9 +245,11 @@ func (h *hand) transaction() error {
 		return nil
 	}
 	h.note(tx.undone)
-	if _, err := h.conn.Exec(ctx, "COMMIT"); err != nil {
-		h.drop()
-		committed, err := h.resolve(tx.events)
+	if err := tx.end(ctx, rollback); err != nil || rollback {
+		if err != nil {
+			h.drop()
+		}
+		committed, err := h.resolve(tx, rollback)
 		if err != nil {
 			return fmt.Errorf("find out whether a transaction was committed: %w", err)
 		}
@@ -257,18 +265,29 @@ func (h *hand) transaction() error {
 	return nil
 }
 
-// resolve waits for the end of the transaction whose connection was lost in COMMIT and looks it up in the ledger.
-func (h *hand) resolve(events []event) (committed bool, err error) {
-	if len(events) == 0 {
-		return false, nil
-	}
+// resolve finishes what was left prepared, waits for the end of the transaction whose connection was lost while it ended, and
+// looks it up in the ledger.
+func (h *hand) resolve(tx *transaction, rollback bool) (committed bool, err error) {
 	for {
 		if err := h.connect(); err != nil {
 			return false, err
 		}
-		_, err := h.conn.Exec(h.w.ctx, "SELECT pg_advisory_xact_lock($1)", h.lock)
-		if err == nil {
-			err = h.conn.QueryRow(h.w.ctx, "SELECT EXISTS (SELECT FROM ledger WHERE id = $1)", [16]byte(events[0].id)).Scan(&committed)
+		var prepared, ended bool
+		err := h.conn.QueryRow(h.w.ctx, "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = $1)", tx.prepared).Scan(&prepared)
+		if err == nil && prepared {
+			_ = tx.second(h.w.ctx, rollback) // its first backend may be at it
+		}
+		if err == nil && !prepared {
+			err = h.conn.QueryRow(h.w.ctx, "SELECT pg_try_advisory_xact_lock($1)", h.lock).Scan(&ended)
+		}
+		if err == nil && (prepared || !ended) { // its backend may not have noticed yet
+			if !sleep(h.w.ctx, 10*time.Millisecond) {
+				return false, context.Cause(h.w.ctx)
+			}
+			continue
+		}
+		if err == nil && len(tx.events) > 0 {
+			err = h.conn.QueryRow(h.w.ctx, "SELECT EXISTS (SELECT FROM ledger WHERE id = $1)", [16]byte(tx.events[0].id)).Scan(&committed)
 		}
 		if err == nil {
 			return committed, nil
@@ -332,6 +351,7 @@ type event struct {
 // transaction is an open one: what it will commit and what its savepoints have undone.
 type transaction struct {
 	hand           *hand
+	prepared       string         // its name where it ends in two phases
 	seqs           map[*key]int64 // of keys it has touched
 	events, undone []event
 	ord            int32
@@ -367,6 +387,32 @@ func (tx *transaction) write(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// end commits, in two phases where the transaction has a name, or rolls back what was prepared.
+func (tx *transaction) end(ctx context.Context, rollback bool) error {
+	conn, rng := tx.hand.conn, tx.hand.rng
+	if long := tx.hand.w.cfg.Long; long > 0 && rng.IntN(10) == 0 {
+		sleep(ctx, long)
+	}
+	if tx.prepared == "" {
+		_, err := conn.Exec(ctx, "COMMIT")
+		return err
+	}
+	if _, err := conn.Exec(ctx, "PREPARE TRANSACTION '"+tx.prepared+"'"); err != nil {
+		return err
+	}
+	sleep(ctx, time.Duration(rng.IntN(20))*time.Millisecond) // others commit meanwhile
+	return tx.second(ctx, rollback)
+}
+
+func (tx *transaction) second(ctx context.Context, rollback bool) error {
+	what := "COMMIT"
+	if rollback {
+		what = "ROLLBACK"
+	}
+	_, err := tx.hand.conn.Exec(ctx, what+" PREPARED '"+tx.prepared+"'")
+	return err
 }
 
 func (tx *transaction) snapshot() map[*key]int64 {

@@ -44,7 +44,9 @@ type Postgres struct {
 	user   serverUser
 	port   int
 	log    *tail
-	proc   *process // nil when stopped
+
+	settings map[string]string
+	proc     *process // nil when stopped
 }
 
 // StartPostgres makes a new database cluster and starts a server on it. The superuser is "postgres", without password.
@@ -91,6 +93,12 @@ func (p *Postgres) create(ctx context.Context, settings map[string]string) error
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s as user %s: %w\n%s", initdb.Path, p.user.name, cmpErr(ctx, err), bytes.TrimSpace(out))
 	}
+	return p.begin(ctx, settings)
+}
+
+// begin starts a new data folder for the first time, on a port of its own.
+func (p *Postgres) begin(ctx context.Context, settings map[string]string) error {
+	p.settings = settings
 	// The port is free now and may be taken a moment later: then another one.
 	for attempt := 1; ; attempt++ {
 		var err error
@@ -118,7 +126,7 @@ func (p *Postgres) configure(settings map[string]string) error {
 		"max_connections":           "200",
 		"max_wal_senders":           "50",
 		"max_replication_slots":     "100",
-		"max_prepared_transactions": "10",
+		"max_prepared_transactions": "60",
 		"timezone":                  "UTC",
 		"log_timezone":              "UTC",
 	}
@@ -200,6 +208,48 @@ func (p *Postgres) Stop(ctx context.Context, mode string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("PostgreSQL did not stop (%s) in time: %w; end of its log:\n%s", mode, context.Cause(ctx), p.log)
 	}
+}
+
+// Clone copies the data of a stopped server, cold, into a server of its own and starts that, as a standby of the first where
+// standby is set: then settings hold its primary_conninfo. Settings of the first hold for it too. The log's reader is not shared.
+func (p *Postgres) Clone(ctx context.Context, standby bool, settings map[string]string) (*Postgres, error) {
+	if p.proc != nil {
+		return nil, errors.New("a running server cannot be copied cold: Stop it first")
+	}
+	c := &Postgres{bin: p.bin, user: p.user, log: &tail{}}
+	var err error
+	if c.folder, err = os.MkdirTemp("", folderPattern); err != nil {
+		return nil, fmt.Errorf("make a folder for PostgreSQL: %w", err)
+	}
+	if err := c.copy(ctx, p, standby, settings); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *Postgres) copy(ctx context.Context, p *Postgres, standby bool, settings map[string]string) error {
+	if err := c.user.openFolder(c.folder); err != nil {
+		return err
+	}
+	var err error
+	if c.claim, err = claim(c.folder); err != nil {
+		return fmt.Errorf("lock PostgreSQL's folder: %w", err)
+	}
+	if out, err := exec.CommandContext(ctx, "cp", "-a", p.data(), c.data()).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy the data folder: %w\n%s", err, out)
+	}
+	if standby {
+		signal := filepath.Join(c.data(), "standby.signal")
+		if err := errors.Join(os.WriteFile(signal, nil, 0o600), c.user.own(signal)); err != nil {
+			return fmt.Errorf("make it a standby: %w", err)
+		}
+	}
+	all := maps.Clone(p.settings)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, settings)
+	return c.begin(ctx, all)
 }
 
 // Close stops the server at once and removes its folder. It may be called more than once.

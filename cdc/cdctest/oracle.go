@@ -1,0 +1,159 @@
+package cdctest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+// Commit is one transaction with rows in the outbox, as PostgreSQL itself decodes it.
+type Commit struct {
+	XID int64
+	End pglogrepl.LSN // of its commit record; the next commit begins there at the earliest
+	IDs []uuid.UUID   // of its rows, in the order of the inserts
+}
+
+// Oracle is a second slot, of test_decoding, on the relay's database: the true order of commits and where each ends.
+type Oracle struct {
+	url, slot, insert string
+
+	mu      sync.Mutex
+	conn    *pgx.Conn // nil until asked, and after an error
+	commits []Commit
+}
+
+// StartOracle makes the slot; what is committed from now on is known. The table is schema.name, its first column the id.
+func StartOracle(t testing.TB, url, table string) *Oracle {
+	t.Helper()
+	o := &Oracle{url: url, slot: SlotName(t, "oracle"), insert: "table " + table + ": INSERT: id["}
+	if err := execAll(t.Context(), url, "SELECT pg_create_logical_replication_slot('"+o.slot+"', 'test_decoding')"); err != nil {
+		t.Fatalf("create the oracle's slot: %v", err)
+	}
+	t.Cleanup(o.Rest)
+	return o
+}
+
+// Commits are all that have ended so far, in order. The slot is peeked, and moved only past what was received: neither a
+// lost connection nor a crash of the server makes the oracle forget.
+func (o *Oracle) Commits(ctx context.Context) (_ []Commit, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.conn == nil {
+		if o.conn, err = pgx.Connect(ctx, o.url); err != nil {
+			return nil, fmt.Errorf("ask the oracle: %w", err)
+		}
+	}
+	defer func() {
+		if err != nil {
+			o.rest()
+		}
+	}()
+	rows, err := o.conn.Query(ctx, `SELECT lsn::text, xid::text::bigint, left(data, $3)
+		FROM pg_logical_slot_peek_changes($1, NULL, NULL, 'skip-empty-xacts', '1')
+		WHERE data LIKE 'COMMIT%' OR starts_with(data, $2)`, o.slot, o.insert, len(o.insert)+60)
+	if err != nil {
+		return nil, fmt.Errorf("ask the oracle: %w", err)
+	}
+	var last pglogrepl.LSN
+	if n := len(o.commits); n > 0 {
+		last = o.commits[n-1].End
+	}
+	var open Commit
+	var found []Commit
+	var lsn, data string
+	var xid int64
+	if _, err := pgx.ForEachRow(rows, []any{&lsn, &xid, &data}, func() error {
+		if rest, isRow := strings.CutPrefix(data, o.insert); isRow {
+			_, rest, _ = strings.Cut(rest, "'")
+			text, _, _ := strings.Cut(rest, "'")
+			id, err := uuid.Parse(text)
+			open.IDs = append(open.IDs, id)
+			return err
+		}
+		end, err := pglogrepl.ParseLSN(lsn)
+		if err != nil {
+			return err
+		}
+		open.XID, open.End = xid, end
+		if len(open.IDs) > 0 && end > last { // a slot goes back when its server crashes
+			found = append(found, open)
+		}
+		open = Commit{}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("ask the oracle: %w", err)
+	}
+	o.commits = append(o.commits, found...)
+	if n := len(found); n > 0 {
+		_, err = o.conn.Exec(ctx, "SELECT pg_replication_slot_advance($1, $2::text::pg_lsn)", o.slot, found[n-1].End.String())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("move the oracle on: %w", err)
+	}
+	return o.commits[:len(o.commits):len(o.commits)], nil
+}
+
+// Rest closes its connection until it is asked again: a server that is stopped smartly waits for clients.
+func (o *Oracle) Rest() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.rest()
+}
+
+func (o *Oracle) rest() {
+	if o.conn != nil {
+		_ = o.conn.Close(context.Background())
+		o.conn = nil
+	}
+}
+
+// Follow asks another server from now on: a promoted standby that has a copy of the slot.
+func (o *Oracle) Follow(url string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.rest()
+	o.url = url
+}
+
+// Complete waits until the oracle knows every event of the ledger, and adds what it knows.
+func (o *Oracle) Complete(t testing.TB, ledger Ledger) Ledger {
+	t.Helper()
+	Eventually(t, 30*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		commits, err := o.Commits(ctx)
+		if err != nil {
+			return err
+		}
+		missing := make(map[uuid.UUID]bool, len(ledger.Events))
+		for _, e := range ledger.Events {
+			missing[e.ID] = true
+		}
+		for _, c := range commits {
+			for _, id := range c.IDs {
+				delete(missing, id)
+			}
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("the oracle does not know %d of %d events", len(missing), len(ledger.Events))
+		}
+		ledger.Commits = commits
+		return nil
+	})
+	return ledger
+}
+
+// Drop gives the slot back before the test ends; a standby, or a server that must lose its WAL, has no use for it.
+func (o *Oracle) Drop(t testing.TB) {
+	t.Helper()
+	if err := execAll(t.Context(), o.url, "SELECT pg_drop_replication_slot('"+o.slot+"')"); err != nil {
+		t.Errorf("drop the oracle's slot: %v", err)
+	}
+}

@@ -1,0 +1,208 @@
+package cdctest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Sampler looks, all the time a test runs, whether anything was confirmed too early (I8): it reads the slot's
+// confirmed_flush_lsn first, then what committed up to there, and then Kafka, where all of that must be.
+type Sampler struct {
+	SamplerConfig
+	t       testing.TB
+	client  *kgo.Client
+	cancel  context.CancelFunc
+	turn    sync.Mutex // held while a sample is taken, and while paused
+	ended   chan struct{}
+	mu      sync.Mutex
+	samples int
+	early   Finding
+
+	conn    *pgx.Conn // nil until asked, and after an error
+	seen    map[uuid.UUID]bool
+	next    map[string]map[int32]int64 // the first offset not read
+	checked int                        // commits of which all is known to be there
+}
+
+// SamplerConfig says what to look at. PostgreSQL and the brokers are asked directly, not through a proxy; while one of them is
+// away there are no samples.
+type SamplerConfig struct {
+	URL     string
+	Slot    string
+	Oracle  *Oracle
+	Brokers []string
+	Topics  []string
+	// TransactionalID is the relay's, where it has one: a commit that is decided counts, also while its markers are being
+	// written and read_committed does not show it yet.
+	TransactionalID string
+}
+
+// StartSampler begins.
+func StartSampler(t testing.TB, cfg SamplerConfig) *Sampler {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Sampler{
+		SamplerConfig: cfg, t: t, cancel: cancel, ended: make(chan struct{}),
+		seen: map[uuid.UUID]bool{}, next: map[string]map[int32]int64{},
+	}
+	s.client = newClient(t, cfg.Brokers, append(consumeAll(cfg.Topics[0]), kgo.ConsumeTopics(cfg.Topics...), kgo.MetadataMaxAge(time.Second))...)
+	go func() {
+		defer close(s.ended)
+		for sleep(ctx, 50*time.Millisecond) {
+			s.turn.Lock()
+			s.sample(ctx)
+			s.turn.Unlock()
+		}
+		s.rest()
+	}()
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *Sampler) stop() {
+	s.cancel()
+	<-s.ended
+}
+
+// Stop ends it, fails the test when something was found, and says how often it looked.
+func (s *Sampler) Stop() (samples int) {
+	s.t.Helper()
+	s.stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.early.err("confirmed before it was in Kafka (I8)"); err != nil {
+		s.t.Error(err)
+	}
+	return s.samples
+}
+
+// Pause closes its connection until Resume: a server that is stopped smartly waits for clients.
+func (s *Sampler) Pause() {
+	s.turn.Lock()
+	s.rest()
+}
+
+// Resume ends Pause.
+func (s *Sampler) Resume() { s.turn.Unlock() }
+
+// Samples is how often something newly confirmed was looked up so far.
+func (s *Sampler) Samples() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.samples
+}
+
+// sample takes one, or none where something cannot be asked at the moment.
+func (s *Sampler) sample(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	confirmed, err := s.confirmed(ctx)
+	if err != nil {
+		return
+	}
+	commits, err := s.Oracle.Commits(ctx)
+	if err != nil {
+		return
+	}
+	due := s.checked
+	for due < len(commits) && commits[due].End <= confirmed {
+		due++
+	}
+	if due == s.checked || s.read(ctx) != nil {
+		return
+	}
+	if s.lacks(commits[s.checked:due]) && s.TransactionalID != "" {
+		if decided, err := s.decided(ctx); err != nil || decided || s.read(ctx) != nil {
+			return
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.samples++
+	for _, c := range commits[s.checked:due] {
+		for _, id := range c.IDs {
+			if !s.seen[id] {
+				s.early.add("event %s of transaction %d, which ends at %s; confirmed is %s", id, c.XID, c.End, confirmed)
+			}
+		}
+	}
+	s.checked = due
+}
+
+func (s *Sampler) lacks(commits []Commit) bool {
+	return slices.ContainsFunc(commits, func(c Commit) bool {
+		return slices.ContainsFunc(c.IDs, func(id uuid.UUID) bool { return !s.seen[id] })
+	})
+}
+
+// decided says whether the transaction's markers are being written.
+func (s *Sampler) decided(ctx context.Context) (bool, error) {
+	described, err := kadm.NewClient(s.client).DescribeTransactions(ctx, s.TransactionalID)
+	if err != nil {
+		return false, err
+	}
+	d := described[s.TransactionalID]
+	return d.State == "PrepareCommit", d.Err
+}
+
+func (s *Sampler) rest() {
+	if s.conn != nil {
+		_ = s.conn.Close(context.Background())
+		s.conn = nil
+	}
+}
+
+func (s *Sampler) confirmed(ctx context.Context) (lsn pglogrepl.LSN, err error) {
+	if s.conn == nil {
+		if s.conn, err = pgx.Connect(ctx, s.URL); err != nil {
+			return 0, err
+		}
+	}
+	var text string
+	if err := s.conn.QueryRow(ctx, `SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&text); err != nil {
+		s.rest()
+		return 0, err
+	}
+	return pglogrepl.ParseLSN(text)
+}
+
+// read goes on to where the topics end now.
+func (s *Sampler) read(ctx context.Context) error {
+	ends, err := kadm.NewClient(s.client).ListCommittedOffsets(ctx, s.Topics...)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return err
+	}
+	behind := func() (behind bool) {
+		ends.Each(func(end kadm.ListedOffset) { behind = behind || s.next[end.Topic][end.Partition] < end.Offset })
+		return behind
+	}
+	for behind() {
+		fetches := s.client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			return fmt.Errorf("read to the end: %w", ctx.Err())
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			if s.next[r.Topic] == nil {
+				s.next[r.Topic] = map[int32]int64{}
+			}
+			s.next[r.Topic][r.Partition] = r.Offset + 1
+			if id, _, err := headers(r); err == nil && !r.Attrs.IsControl() {
+				s.seen[id] = true
+			}
+		})
+	}
+	return nil
+}
