@@ -137,6 +137,9 @@ func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.S
 	if err := p.client.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
+	if err := failpoint.Hit("after_begin_txn"); err != nil {
+		return err
+	}
 	if err := p.produce(ctx, records, st); err != nil {
 		if ctx.Err() != nil { // not all promises are resolved
 			return err
@@ -147,11 +150,14 @@ func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.S
 		_ = p.client.EndTransaction(ctx, kgo.TryAbort)
 		return err
 	}
+	if err := failpoint.Hit("before_end_txn"); err != nil {
+		return err
+	}
 	// Every promise was checked: the client would commit a window that is there in part only.
 	if err := p.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("end a transaction: %w", err)
 	}
-	return nil
+	return failpoint.Hit("after_end_txn")
 }
 
 // produce returns when everything is durable. After an error, a prefix per partition is.

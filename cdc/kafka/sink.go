@@ -17,6 +17,10 @@ import (
 // answerWithin is how long Kafka has to answer a question at a session's start. Producing has no limit.
 const answerWithin = 10 * time.Second
 
+// leaderAge is how soon a client looks again for leaders that have moved; its own 5 s would be the pause that a failing broker
+// makes.
+const leaderAge = 250 * time.Millisecond
+
 // Sink is one Kafka cluster, for one pipeline.
 type Sink struct {
 	cfg    cdc.Config
@@ -35,7 +39,7 @@ func NewSink(cfg cdc.Config, topics []string, extra ...kgo.Opt) *Sink {
 // client connects with what every use of it shares.
 func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	k := s.cfg.Kafka
-	opts = append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline)}, opts...)
+	opts = append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline), kgo.MetadataMinAge(leaderAge)}, opts...)
 	if k.TLS {
 		opts = append(opts, kgo.DialTLS())
 	}
