@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -31,6 +32,12 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv("WALPOST_TEST_MAIN") != "" {
 		app.Main(run)
+	}
+	flag.Parse()
+	byHand := false
+	flag.Visit(func(f *flag.Flag) { byHand = byHand || f.Name == "test.parallel" })
+	if !byHand {
+		_ = flag.Set("test.parallel", "6") // faults mostly wait
 	}
 	cdctest.Main(m)
 }
@@ -187,8 +194,11 @@ type relay struct {
 	t    testing.TB
 	log  *buffer
 	stop func() error // SIGTERM, or the end of its context; returns how it ended
-	kill func()       // SIGKILL; only a child has it
+
+	// only a child has
+	kill func() // SIGKILL
 	pid  int
+	gone <-chan struct{} // closed when it has ended
 }
 
 // start runs the relay in this process.
@@ -214,8 +224,13 @@ func (s *stage) start() *relay {
 // spawn runs the relay as a process of its own.
 func (s *stage) spawn() *relay {
 	s.t.Helper()
-	cmd := exec.Command(os.Args[0], "relay")
-	cmd.Env = append(os.Environ(), "WALPOST_TEST_MAIN=1")
+	return s.command(exec.Command(os.Args[0], "relay"), "WALPOST_TEST_MAIN=1")
+}
+
+// command runs a relay's binary, with more in its environment than the configuration.
+func (s *stage) command(cmd *exec.Cmd, env ...string) *relay {
+	s.t.Helper()
+	cmd.Env = append(os.Environ(), env...)
 	for k, v := range s.env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
@@ -225,22 +240,27 @@ func (s *stage) spawn() *relay {
 		s.t.Fatal(err)
 	}
 	r.pid = cmd.Process.Pid
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	r.stop = sync.OnceValue(func() error {
+	gone := make(chan struct{})
+	r.gone = gone
+	var ended error
+	go func() {
+		ended = cmd.Wait()
+		close(gone)
+	}()
+	r.stop = func() error {
 		_ = cmd.Process.Signal(os.Interrupt)
 		select {
-		case err := <-ended:
-			return err
+		case <-gone:
+			return ended
 		case <-time.After(time.Minute):
 			_ = cmd.Process.Kill()
+			<-gone
 			return errors.New("the relay did not stop within a minute")
 		}
-	})
+	}
 	r.kill = func() {
 		_ = cmd.Process.Kill()
-		<-ended
-		r.stop = func() error { return nil }
+		<-gone
 	}
 	s.t.Cleanup(func() { s.report(r, r.stop()) })
 	return r
@@ -302,18 +322,23 @@ var _ io.Writer = (*buffer)(nil)
 func (r *relay) get(t testing.TB, path string) string {
 	t.Helper()
 	r.says(10*time.Second, `"serving HTTP"`)
+	said, err := r.ask(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return said
+}
+
+func (r *relay) ask(path string) (string, error) {
 	_, rest, _ := strings.Cut(r.log.String(), `"address":"`)
 	addr, _, _ := strings.Cut(rest, `"`)
 	resp, err := http.Get("http://" + addr + path)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("%d %s", resp.StatusCode, body)
+	return fmt.Sprintf("%d %s", resp.StatusCode, body), err
 }
 
 // migrateOrders makes the orders database.

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+)
+
+// TestChaos does one random fault after the other, in both modes, for as long as WALPOST_CHAOS says (10m; a few seconds without
+// it), and prints the seed of its choices; WALPOST_CHAOS_SEED takes it again.
+func TestChaos(t *testing.T) {
+	lasts, seed := 5*time.Second, rand.Uint64()
+	if text := os.Getenv("WALPOST_CHAOS"); text != "" {
+		var err error
+		if lasts, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("WALPOST_CHAOS: %v", err)
+		}
+	}
+	if text := os.Getenv("WALPOST_CHAOS_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("WALPOST_CHAOS_SEED: %v", err)
+		}
+	}
+	fmt.Printf("WALPOST_CHAOS=%s WALPOST_CHAOS_SEED=%d\n", lasts, seed)
+	for _, m := range modes {
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
+			(&scene{t: t, mode: m}).chaos(lasts, seed)
+		})
+	}
+}
+
+// soak is fault 42.
+func soak(s *scene) { s.chaos(5*time.Second, rand.Uint64()) }
+
+// chaos has two relays and disturbs them, PostgreSQL and both networks; at the end, one more relay finds everything as it must be.
+func (s *scene) chaos(lasts time.Duration, seed uint64) {
+	s.t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	s.build(set{server: true, options: "-c wal_sender_timeout=2s", env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "500"}})
+	var mu sync.Mutex
+	lose := map[kmsg.Key]int{}
+	s.kf = cdctest.StartKafkaProxy(s.t, s.brokers, func(f cdctest.Frame) cdctest.Verdict {
+		mu.Lock()
+		defer mu.Unlock()
+		if f.FromServer && lose[kmsg.Key(f.API)] > 0 {
+			lose[kmsg.Key(f.API)]--
+			return cdctest.Lose
+		}
+		return cdctest.Pass
+	})
+	s.env["WALPOST_KAFKA_BROKERS"] = strings.Join(s.kf.Brokers(), ",")
+	s.mayMisplace = true // a frozen relay may be replaced: see fault 3
+	relays := []*relay{s.spawn(), s.spawn()}
+	s.relays = append(s.relays, relays...)
+	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
+	wire := func() cdctest.Wire {
+		return []cdctest.Wire{{}, {Stalled: true}, {Swallowed: true}, {Chunk: 1}, {Split: true}, {Bandwidth: 100_000}, {Delay: 200 * time.Millisecond}}[rng.IntN(7)]
+	}
+	disturb := func(p *cdctest.Proxy) string {
+		toServer, toClient := wire(), wire()
+		p.Set(toServer, toClient)
+		pause(3 * time.Second)
+		p.Set(cdctest.Wire{}, cdctest.Wire{})
+		return fmt.Sprintf("network: %+v, %+v", toServer, toClient)
+	}
+	counts := map[string]int{}
+	for end := time.Now().Add(lasts); time.Now().Before(end); {
+		i := rng.IntN(2)
+		var what string
+		switch rng.IntN(9) {
+		case 0:
+			what = "kill"
+			relays[i].kill()
+			relays[i] = s.spawn()
+		case 1:
+			what = "stop"
+			_ = relays[i].stop()
+			relays[i] = s.spawn()
+		case 2:
+			what = "freeze"
+			relays[i].signal(syscall.SIGSTOP)
+			pause(4 * time.Second)
+			relays[i].signal(syscall.SIGCONT)
+		case 3:
+			what = []string{"fast", "immediate"}[rng.IntN(2)]
+			s.down(what)
+			s.up()
+		case 4:
+			what = "postgres, " + disturb(s.pg)
+		case 5:
+			what = "kafka, " + disturb(s.kf)
+		case 6:
+			what = "answers lost"
+			mu.Lock()
+			lose[[]kmsg.Key{kmsg.Produce, kmsg.EndTxn, kmsg.InitProducerID, kmsg.Metadata, kmsg.Fetch}[rng.IntN(5)]] += 1 + rng.IntN(3)
+			mu.Unlock()
+		case 7:
+			what = "kafka down"
+			s.kf.Down()
+			pause(3 * time.Second)
+			s.kf.Up()
+		case 8:
+			what = "connections cut"
+			s.pg.Cut()
+			s.kf.Cut()
+		}
+		kind, _, _ := strings.Cut(what, ":")
+		counts[kind]++
+		pause(time.Second)
+	}
+	s.t.Logf("done: %v", counts)
+	for _, r := range relays {
+		r.kill()
+	}
+	s.mended()
+	s.run()
+	s.settle()
+}

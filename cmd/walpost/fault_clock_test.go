@@ -1,0 +1,70 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// clockJumps is fault 38: the relay's wall clock jumps between an hour ago, now and an hour ahead, every second. The clock is the
+// one of the standard library, changed while the relay is built; the monotonic clock runs on, as it does when a machine's is set.
+func clockJumps(s *scene) {
+	dir := s.t.TempDir()
+	source, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "src/time/time.go"))
+	if err != nil {
+		s.impossible("the standard library's sources are not here: " + err.Error())
+		return
+	}
+	const asked = "\tsec, nsec, mono := runtimeNow()\n"
+	jumping := strings.Replace(string(source), asked, asked+"\tsec += (mono/1e9%3 - 1) * 3600\n", 1)
+	if jumping == string(source) {
+		s.t.Fatal("time.Now is not written as it was: see where it asks the runtime")
+	}
+	changed, overlay, binary := filepath.Join(dir, "time.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "walpost")
+	text, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(runtime.GOROOT(), "src/time/time.go"): changed}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for path, b := range map[string][]byte{changed: []byte(jumping), overlay: text} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("go", "build", "-overlay", overlay, "-tags", "failpoints", "-o", binary, ".").CombinedOutput(); err != nil {
+		s.t.Fatalf("go build -overlay: %v\n%s", err, out)
+	}
+	s.binary = func() string { return binary }
+	s.build(set{options: "-c wal_sender_timeout=2s"})
+	r := s.streams(s.command(exec.Command(binary, "relay")))
+	s.grows(500)
+	s.flows()
+	r.signal(syscall.SIGTERM)
+	r.ends(20 * time.Second)
+	for range 2 {
+		s.failing("after_flush:kill@3").ends(60 * time.Second)
+	}
+	s.streams(s.command(exec.Command(binary, "relay")))
+	s.grows(500)
+	hours := map[string]bool{}
+	for _, r := range s.relays {
+		for line := range strings.Lines(r.log.String()) {
+			if _, rest, found := strings.Cut(line, `"time":"`); found {
+				at, err := time.Parse(time.RFC3339Nano, strings.SplitN(rest, `"`, 2)[0])
+				if err == nil {
+					hours[time.Until(at).Round(time.Hour).String()] = true
+				}
+			}
+		}
+	}
+	s.t.Logf("hours off in the logs: %v", hours)
+	if len(hours) < 2 {
+		s.t.Error("the clock did not jump")
+	}
+	s.mended()
+	s.settle()
+}

@@ -1,0 +1,346 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+)
+
+// down stops the scene's own server while nobody but the relay and the writer looks.
+func (s *scene) down(mode string) (took time.Duration) {
+	s.t.Helper()
+	if s.sampler != nil {
+		s.sampler.Pause()
+		s.oracle.Rest()
+	}
+	began := time.Now()
+	if err := s.server.Stop(timeout(s.t, time.Minute), mode); err != nil {
+		s.t.Fatal(err)
+	}
+	return time.Since(began)
+}
+
+// up starts it again.
+func (s *scene) up() {
+	s.t.Helper()
+	if err := s.server.Start(timeout(s.t, time.Minute)); err != nil {
+		s.t.Fatal(err)
+	}
+	if s.sampler != nil {
+		s.sampler.Resume()
+	}
+}
+
+// postgresRestarts is fault 19: every way to stop PostgreSQL, and with Kafka away.
+func postgresRestarts(s *scene) {
+	s.build(set{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "200"}})
+	s.run()
+	for _, mode := range []string{"fast", "immediate", "fast"} {
+		s.grows(50)
+		took := s.down(mode)
+		s.t.Logf("%s: stopped in %s", mode, took.Round(time.Millisecond))
+		if took > 5*time.Second {
+			s.t.Errorf("a %s stop took %s: PostgreSQL waited for the relay", mode, took)
+		}
+		s.up()
+		s.mended()
+		s.flows()
+	}
+	first := s.writer.Stop() // a smart stop waits for its connections
+	s.flows()
+	if took := s.down("smart"); took > 3*time.Second {
+		s.t.Errorf("a smart stop of an idle server took %s", took)
+	}
+	s.up()
+	s.write(cdctest.WriterConfig{Rate: 60})
+	s.grows(100)
+	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+	s.grows(1000) // more than two windows
+	if took := s.down("fast"); took > 10*time.Second {
+		s.t.Errorf("with Kafka away, a fast stop took %s; queue_timeout is 2 s", took)
+	}
+	s.up()
+	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.mended()
+	s.settle()
+	if len(first.Events) == 0 {
+		s.t.Error("nothing was written before the smart stop")
+	}
+}
+
+// postgresKilled is fault 20: kill -9 of the walsender, which crashes the server, and of the postmaster.
+func postgresKilled(s *scene) {
+	s.build(set{server: true})
+	s.run()
+	for _, victim := range []string{
+		"SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '" + s.env["WALPOST_SOURCE_SLOT"] + "' AND active",
+		"SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)",
+	} {
+		s.grows(50)
+		s.flows()
+		pid, err := strconv.Atoi(s.query(victim))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		started := s.query("SELECT pg_postmaster_start_time()::text")
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			s.t.Fatal(err)
+		}
+		if strings.Contains(victim, "postmaster") {
+			_ = s.down("immediate") // it is gone
+			cdctest.Eventually(s.t, time.Minute, func() error { return s.server.Start(s.t.Context()) })
+			s.sampler.Resume()
+		}
+		cdctest.Eventually(s.t, time.Minute, func() error {
+			conn, err := pgx.Connect(s.t.Context(), s.admin)
+			if err != nil {
+				return err
+			}
+			return conn.Close(context.Background())
+		})
+		s.mended()
+		if now := s.query("SELECT pg_postmaster_start_time()::text"); now == started && strings.Contains(victim, "postmaster") {
+			s.t.Error("the postmaster was not killed")
+		}
+		s.flows()
+	}
+	s.settle()
+}
+
+// slotRegresses is fault 21: a server that has forgotten confirmations sends rows again; the state record knows better.
+func slotRegresses(s *scene) {
+	s.build(set{server: true, settings: map[string]string{"checkpoint_timeout": "1h"}})
+	regressed := false
+	for range 3 {
+		r := s.child()
+		s.grows(200)
+		s.flows()
+		if err := r.stop(); err != nil {
+			s.t.Fatal(err)
+		}
+		const position = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1"
+		before := s.query(position, s.env["WALPOST_SOURCE_SLOT"])
+		_ = s.down("immediate")
+		s.up()
+		regressed = regressed || s.query(position, s.env["WALPOST_SOURCE_SLOT"]) != before
+	}
+	if !regressed {
+		s.t.Error("the slot never went back: this run proves nothing")
+	}
+	s.mended()
+	s.run()
+	s.once(s.settle())
+}
+
+// openTransactions is fault 30: a long transaction and a forgotten prepared one, both in the database of the outbox.
+func openTransactions(s *scene) {
+	s.build(set{load: cdctest.WriterConfig{Rate: 60, Prepared: true, Long: time.Second}})
+	s.run()
+	s.flows()
+	s.exec("CREATE TABLE other (n int)")
+	s.exec("BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION '" + s.pipeline + "'")
+	pinned := s.query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"])
+	s.grows(300)
+	s.flows() // rows flow all the same
+	s.exec("CHECKPOINT")
+	s.flows()
+	s.t.Logf("restart_lsn was %s, and is %s with a transaction prepared", pinned, s.query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]))
+	s.exec("COMMIT PREPARED '" + s.pipeline + "'")
+	s.mended()
+	s.once(s.settle())
+}
+
+// hugeTransactions is fault 31: one transaction with very many rows, and one that has nothing to do with the outbox. The relay
+// is killed in the middle of the first and its memory stays.
+func hugeTransactions(s *scene) {
+	rows := 60_000
+	if long() {
+		rows = 1_000_000
+	}
+	s.build(set{options: "-c wal_sender_timeout=5s", load: cdctest.WriterConfig{Rate: 10}})
+	s.exec("CREATE TABLE other (n int)")
+	s.exec("INSERT INTO other SELECT generate_series(1, $1::int)", 3*rows)
+	s.ledgered("big", rows, 200)
+	for i := range 2 {
+		r := s.child()
+		cdctest.Consume(s.t, s.brokers, s.topic, time.Minute, cdctest.AtLeast((i+1)*rows/5))
+		if most := 256 << 20; r.memory() > most {
+			s.t.Errorf("the relay took %d MiB", r.memory()>>20)
+		}
+		r.kill()
+	}
+	s.mended()
+	s.run()
+	s.settle()
+}
+
+// walFull is fault 35: the disk of pg_wal is full, the server crashes, and is given more room.
+func walFull(s *scene) {
+	if os.Getuid() != 0 {
+		s.impossible("mounting a small file system takes root")
+		return
+	}
+	s.build(set{server: true, settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "32MB", "wal_keep_size": "0"}, quiet: true})
+	wal := filepath.Join(s.query("SHOW data_directory"), "pg_wal")
+	if err := s.server.Stop(timeout(s.t, time.Minute), "fast"); err != nil {
+		s.t.Fatal(err)
+	}
+	sh := func(script string) error {
+		out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w: %s", script, err, out)
+		}
+		return nil
+	}
+	if err := sh(fmt.Sprintf("cp -a %[1]s %[1]s.old && mount -t tmpfs -o size=96m,mode=700 walpost %[1]s && cp -a %[1]s.old/. %[1]s/ && chown --reference=%[1]s.old %[1]s", wal)); err != nil {
+		s.impossible(err.Error())
+		return
+	}
+	s.t.Cleanup(func() {
+		_ = s.server.Stop(context.Background(), "immediate")
+		if err := sh("umount " + wal); err != nil {
+			s.t.Error(err)
+		}
+	})
+	if err := s.server.Start(timeout(s.t, time.Minute)); err != nil {
+		s.t.Fatal(err)
+	}
+	s.watch(cdctest.WriterConfig{Rate: 60})
+	r := s.child()
+	s.grows(100)
+	r.signal(syscall.SIGSTOP) // nobody confirms, and the WAL is kept
+	conn := s.connect()
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(s.t.Context(), "CREATE TABLE filler (t text)"); err != nil {
+		s.t.Fatal(err)
+	}
+	var full error
+	for range 400 {
+		if _, full = conn.Exec(s.t.Context(), "INSERT INTO filler SELECT repeat(md5(i::text), 40) FROM generate_series(1, 500) i"); full != nil {
+			break
+		}
+	}
+	if full == nil {
+		s.t.Fatal("the disk did not become full")
+	}
+	s.t.Logf("full: %v", full)
+	s.sampler.Pause()
+	s.oracle.Rest()
+	if err := sh("mount -o remount,size=1g " + wal); err != nil {
+		s.t.Fatal(err)
+	}
+	_ = s.server.Stop(timeout(s.t, time.Minute), "immediate")
+	s.up()
+	r.signal(syscall.SIGCONT)
+	s.mended()
+	s.settle()
+}
+
+// serverLimits is fault 39: an impatient server, one that never loses patience, one without a walsender left, a login refused.
+func serverLimits(s *scene) {
+	s.build(set{server: true, settings: map[string]string{"max_wal_senders": "1"}, options: "-c wal_sender_timeout=0"})
+	u := s.env["WALPOST_SOURCE_URL"]
+	r := s.child()
+	s.grows(50)
+	s.flows()
+	if err := r.stop(); err != nil {
+		s.t.Fatal(err)
+	}
+	// The only walsender is taken.
+	taken, err := pgx.Connect(s.t.Context(), s.admin+"&replication=database")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r = s.spawn()
+	r.says(20*time.Second, "max_wal_senders")
+	_ = taken.Close(s.t.Context())
+	r = s.streams(r)
+	s.flows()
+	// The login is refused, and then is not.
+	role := "relay_" + s.env["WALPOST_SOURCE_SLOT"]
+	s.exec("ALTER ROLE " + role + " NOLOGIN")
+	s.exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"])
+	r.says(20*time.Second, "LOGIN")
+	s.exec("ALTER ROLE " + role + " LOGIN")
+	r.kill()
+	// As impatient as can be borne: twice status_interval.
+	s.env["WALPOST_SOURCE_URL"] = strings.Replace(u, "wal_sender_timeout%3D0", "wal_sender_timeout%3D250ms", 1)
+	r = s.child()
+	s.grows(200)
+	s.mended()
+	s.once(s.settle())
+	if log := r.log.String(); strings.Contains(log, "starting over") {
+		s.t.Errorf("the impatient server lost patience:\n%s", log)
+	}
+}
+
+// storm is fault 40: PostgreSQL wants to stop, and asks thousands of times a second, while Kafka blocks what would let it.
+func storm(s *scene) {
+	s.build(set{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "3s", "WALPOST_WINDOW_ROWS": "200"}})
+	r := s.child()
+	s.grows(100)
+	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+	s.grows(1000)
+	used, began := r.cpu(), time.Now()
+	took := s.down("fast")
+	busy := r.cpu() - used
+	if took > 12*time.Second {
+		s.t.Errorf("the stop took %s, queue_timeout is 3 s", took)
+	}
+	if share := busy.Seconds() / time.Since(began).Seconds(); time.Since(began) > time.Second && share > 0.5 {
+		s.t.Errorf("the relay used %.0f %% of a core while it was asked", 100*share)
+	}
+	s.t.Logf("stopped in %s, %s of CPU time", took.Round(time.Millisecond), busy)
+	s.up()
+	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.mended()
+	s.settle()
+}
+
+// cpu is what a child has used so far.
+func (r *relay) cpu() time.Duration {
+	r.t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.pid))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	user, err := strconv.Atoi(fields[11])
+	system, serr := strconv.Atoi(fields[12])
+	if err := errors.Join(err, serr); err != nil {
+		r.t.Fatal(err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond // a hundred ticks a second
+}
+
+// oldState is fault 41: a state record of the first version, and one of a newer program.
+func oldState(s *scene) {
+	s.build(set{})
+	r := s.child()
+	s.grows(50)
+	if err := r.stop(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.rewrite(func(st *cdc.State) { // what the first version knew
+		*st = cdc.State{
+			Version: 1, Pipeline: st.Pipeline, SystemID: st.SystemID, Timeline: st.Timeline, Covered: st.Covered, CommitLSN: st.CommitLSN, Ordinal: st.Ordinal,
+			LastXID: st.LastXID, LastCommitTime: st.LastCommitTime, Fingerprint: st.Fingerprint, Instance: st.Instance, Epoch: st.Epoch, Time: st.Time,
+		}
+	})
+	s.mended()
+	s.run()
+	s.once(s.settle())
+}

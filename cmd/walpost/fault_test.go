@@ -1,0 +1,202 @@
+package main
+
+import (
+	"cmp"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// update writes what a run of TestFaults found into the table; cells of what did not run stay.
+var update = flag.Bool("update", false, "TestFaults: write the results into cdc/FAULTS.md")
+
+// newCluster starts three real brokers; see the build tag brokers.
+var newCluster = func(*testing.T) func() any { return nil }
+
+const faultsFile = "../../cdc/FAULTS.md"
+
+// mode is the value of the configuration's delivery.
+type mode string
+
+const (
+	atLeastOnce mode = "at_least_once"
+	exactlyOnce mode = "exactly_once"
+)
+
+var modes = []mode{atLeastOnce, exactlyOnce}
+
+// fault is a line of the table: what is done, what must come of it, and the test that does it in one mode.
+type fault struct {
+	number int
+	name   string
+	does   string // and what happens to rows, order, duplicates and positions
+	run    func(*scene)
+	tags   string // build tags that the test needs
+	slow   bool   // only where asked for
+}
+
+func (f *fault) path() string { return fmt.Sprintf("%d_%s", f.number, f.name) }
+
+func (f *fault) command() string {
+	if f.tags != "" {
+		return fmt.Sprintf("go test -tags %s ./cmd/walpost -run 'TestFaults/%s'", f.tags, f.path())
+	}
+	return fmt.Sprintf("go test ./cmd/walpost -run 'TestFaults/%s'", f.path())
+}
+
+// cell is one result. The table shows green, red or not run, and nothing else.
+type cell struct {
+	result string
+	back   time.Duration // until rows flowed again, 0 where that depends on a person
+}
+
+const (
+	green  = "green"
+	red    = "red"
+	notRun = "not run"
+)
+
+// TestFaults runs every line of the fault table in both modes.
+func TestFaults(t *testing.T) {
+	var mu sync.Mutex
+	results := map[string]map[mode]cell{}
+	if *update {
+		t.Cleanup(func() {
+			table := readTable(t)
+			for path, cells := range results {
+				if table[path] == nil {
+					table[path] = map[mode]cell{}
+				}
+				maps.Copy(table[path], cells)
+			}
+			if err := os.WriteFile(faultsFile, []byte(render(table)), 0o644); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	binary, cluster := failpointBinary(t), newCluster(t)
+	// A plain `go test ./...` stays under five minutes: it does each line in one of the modes.
+	asked := flag.Lookup("test.run").Value.String() != ""
+	for _, f := range faults {
+		if f.run == nil {
+			continue // its build tag is not set
+		}
+		t.Run(f.path(), func(t *testing.T) {
+			t.Parallel()
+			for i, m := range modes {
+				if !asked && (i != f.number%2 || f.slow) {
+					continue
+				}
+				t.Run(string(m), func(t *testing.T) {
+					t.Parallel()
+					s := &scene{t: t, mode: m, binary: binary, cluster: cluster, result: green}
+					t.Cleanup(func() {
+						if t.Failed() {
+							s.result = red
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						if results[f.path()] == nil {
+							results[f.path()] = map[mode]cell{}
+						}
+						results[f.path()][m] = cell{s.result, s.back}
+					})
+					f.run(s)
+				})
+			}
+		})
+	}
+}
+
+// TestFaultTable keeps file and tests in step: the same lines with the same texts and commands, and no red cell.
+func TestFaultTable(t *testing.T) {
+	if *update { // texts and commands
+		if err := os.WriteFile(faultsFile, []byte(render(readTable(t))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(faultsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := render(readTable(t)); string(text) != want {
+		t.Errorf("cdc/FAULTS.md is not what the tests say: go test ./cmd/walpost -run TestFaults -update")
+	}
+	if strings.Contains(string(text), "| "+red+" |") {
+		t.Error("cdc/FAULTS.md has a red cell")
+	}
+	seen := map[int]bool{}
+	for _, f := range faults {
+		if seen[f.number] {
+			t.Errorf("two faults have the number %d", f.number)
+		}
+		seen[f.number] = true
+	}
+}
+
+var tableLine = regexp.MustCompile("^\\| (\\d+) .* \\| (green|red|not run) \\| (green|red|not run) \\| (.*) \\| `.*TestFaults/([^']*)'` \\|$")
+
+// readTable reads the results that stand in the file.
+func readTable(t *testing.T) map[string]map[mode]cell {
+	t.Helper()
+	text, err := os.ReadFile(faultsFile)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	table := map[string]map[mode]cell{}
+	for line := range strings.Lines(string(text)) {
+		m := tableLine.FindStringSubmatch(strings.TrimSpace(line))
+		if m == nil {
+			continue
+		}
+		cells := map[mode]cell{}
+		backs := strings.Split(m[4], " / ")
+		for i, of := range modes {
+			c := cell{result: m[2+i]}
+			if i < len(backs) {
+				c.back, _ = time.ParseDuration(strings.ReplaceAll(backs[i], " ", ""))
+			}
+			cells[of] = c
+		}
+		table[m[5]] = cells
+	}
+	return table
+}
+
+const tableHead = `# The fault table
+
+What happens to rows, order, duplicates and positions under each fault, and the command that tries it again. The cells are
+results of the tests' own run: ` + "`go test ./cmd/walpost -run TestFaults -update`" + ` writes them, one line of it alone with the line's
+command and ` + "`-update`" + `. In both modes every run checks: nothing committed is missing, nothing else is there, payloads are byte
+for byte what was committed, first appearances follow PostgreSQL's own commit order per partition and per key, and at any instant
+everything at or below ` + "`confirmed_flush_lsn`" + ` is in Kafka. At-least-once: what comes twice is a contiguous replay. Exactly-once: a
+read_committed consumer sees nothing twice. *Back after* is how long, from the end of the fault, until everything committed
+by then was delivered and confirmed (at-least-once / exactly-once); – where a person decides.
+
+| fault | at-least-once | exactly-once | back after | command |
+|---|---|---|---|---|
+`
+
+func render(table map[string]map[mode]cell) string {
+	var b strings.Builder
+	b.WriteString(tableHead)
+	for _, f := range slices.SortedFunc(slices.Values(faults), func(a, b fault) int { return cmp.Compare(a.number, b.number) }) {
+		cells := table[f.path()]
+		result := func(m mode) string { return cmp.Or(cells[m].result, notRun) }
+		back := func(m mode) string {
+			if d := cells[m].back; d > 0 {
+				return fmt.Sprintf("%.1f s", d.Seconds())
+			}
+			return "–"
+		}
+		fmt.Fprintf(&b, "| %d %s | %s | %s | %s / %s | `%s` |\n", f.number, f.does, result(atLeastOnce), result(exactlyOnce), back(atLeastOnce), back(exactlyOnce), f.command())
+	}
+	return b.String()
+}
