@@ -13,9 +13,6 @@ var ErrSlotInUse = errors.New("the replication slot is in use by another process
 // that confirms nothing keeps PostgreSQL from stopping.
 var errQueueFull = errors.New("kafka has not taken a window for too long: the replication connection was given back and will be opened again when kafka answers; the slot keeps the WAL meanwhile")
 
-// errSlotGone ends a session that has lost its walsender while it was starting.
-var errSlotGone = errors.New("the slot was lost before the session had begun")
-
 // Halt is a condition that no retry mends. Its text is what an operator reads: what was found, what it means, what to run.
 type Halt struct {
 	Found string // what was found

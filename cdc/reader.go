@@ -45,7 +45,7 @@ func (s *session) read(ctx context.Context) error {
 			s.enter(Streaming, nil)
 		case err := <-s.ended:
 			s.ended <- nil
-			return r.lastWords(err)
+			return err
 		case <-tick.C:
 			if err := s.stream.Status(0, false); err != nil {
 				return err
@@ -227,24 +227,6 @@ func (r *reader) decode(bytes int) (rows int, err error) {
 		err = r.answer(true)
 	}
 	return rows, r.wedged(err)
-}
-
-// lastWords is the reason why a session lost its walsender while it was starting, where that is a change that can never be
-// taken: PostgreSQL ends the stream at once when it is the first to come. Anything else that was received is for the next session.
-func (r *reader) lastWords(err error) error {
-	if !errors.Is(err, errSlotGone) {
-		return err
-	}
-	r.tracker, r.settled, r.lastStatus = newTracker(&State{}, 0), true, time.Now()
-	for !r.held && time.Since(r.lastStatus) < time.Second {
-		if said := r.gulp(); said != nil {
-			if halt := new(Halt); errors.As(said, &halt) {
-				return said
-			}
-			break
-		}
-	}
-	return err
 }
 
 // wedged makes a change that can never be taken a Halt that names the way past it. A commit record is longer than eight

@@ -167,8 +167,9 @@ func (s *session) publishAll(ctx, drain context.Context) error {
 		return err
 	}
 	if facts.Slot.Exists && facts.Slot.ActivePID != s.id.PID {
-		// This process was stopped or cut off in between: another relay may have moved slot and state since.
-		return errSlotGone
+		if facts, err = s.stillAlone(ctx, pub, st, facts); err != nil {
+			return err
+		}
 	}
 	next, err := Reconcile(s.cfg.Pipeline, st, facts)
 	if err != nil {
@@ -194,6 +195,28 @@ func (s *session) publishAll(ctx, drain context.Context) error {
 	defer stop()
 	p := newProgress(next, time.Now())
 	return s.note(drain, pub, p, s.publish(drain, pub, p))
+}
+
+// stillAlone is asked when the slot is no longer read by this session. It was stopped or cut off, and another relay may have
+// moved slot and state since: then it must not judge. Or the server cannot decode what comes first and has ended the stream at
+// once: then nobody has begun after it, and it has to say so.
+func (s *session) stillAlone(ctx context.Context, pub Publisher, st *State, facts Facts) (Facts, error) {
+	lost := errors.New("the slot was lost before the session had begun")
+	if facts.Slot.ActivePID != 0 {
+		return facts, lost
+	}
+	again, err := pub.State(ctx)
+	if err != nil {
+		return facts, err
+	}
+	if again == nil || st == nil || again.Key() != st.Key() {
+		return facts, lost
+	}
+	facts, err = s.facts(ctx, s.id)
+	if err == nil && facts.Slot.ActivePID != 0 {
+		err = lost
+	}
+	return facts, err
 }
 
 // watch looks at publication and table again and again. What it finds changed ends the session; that it cannot look does not.

@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -15,7 +14,12 @@ import (
 // one of the standard library, changed while the relay is built; the monotonic clock runs on, as it does when a machine's is set.
 func clockJumps(s *scene) {
 	dir := s.t.TempDir()
-	source, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "src/time/time.go"))
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	clock := filepath.Join(strings.TrimSpace(string(root)), "src/time/time.go")
+	source, err := os.ReadFile(clock)
 	if err != nil {
 		s.impossible("the standard library's sources are not here: " + err.Error())
 		return
@@ -26,7 +30,7 @@ func clockJumps(s *scene) {
 		s.t.Fatal("time.Now is not written as it was: see where it asks the runtime")
 	}
 	changed, overlay, binary := filepath.Join(dir, "time.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "walpost")
-	text, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(runtime.GOROOT(), "src/time/time.go"): changed}})
+	text, err := json.Marshal(map[string]any{"Replace": map[string]string{clock: changed}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
