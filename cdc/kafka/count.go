@@ -70,33 +70,19 @@ func (p *publisher) countPartition(ctx context.Context, topic string, partition 
 
 // scan notes the rows at or behind lsn, and says whether there was one before it.
 func (p *publisher) scan(ctx context.Context, topic string, partition int32, from, end int64, lsn cdc.LSN, seen map[cdc.Position]bool) (before bool, err error) {
-	client, err := p.sink.client(
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().At(from)}}),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(),
-	)
+	r, err := p.sink.reader(topic, partition, from)
 	if err != nil {
 		return false, err
 	}
-	defer client.Close()
-	for next := from; next < end; {
-		fetches := client.PollFetches(ctx)
-		if err := fetches.Err(); err != nil {
-			return false, fmt.Errorf("read topic %s back: %w", topic, err)
+	defer r.close()
+	err = r.readTo(ctx, end, func(r *kgo.Record) {
+		if at, ok := p.position(r); ok && at.Commit >= lsn {
+			seen[at] = true
+		} else if ok {
+			before = true
 		}
-		for _, r := range fetches.Records() {
-			next = r.Offset + 1
-			if r.Offset >= end {
-				break
-			}
-			if at, ok := p.position(r); ok && at.Commit >= lsn {
-				seen[at] = true
-			} else if ok {
-				before = true
-			}
-		}
-	}
-	return before, nil
+	})
+	return before, err
 }
 
 // position reads the place of a row of this pipeline from its headers; replayed rows and those of others have none.

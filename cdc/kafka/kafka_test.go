@@ -260,3 +260,37 @@ func TestDriftIsReported(t *testing.T) {
 		}
 	}
 }
+
+// TestOldSessionsLeaveNoRecords: each session writes under a key of its own, and takes away those of the sessions before the
+// one it follows. The newest stays, and operators' decisions do.
+func TestOldSessionsLeaveNoRecords(t *testing.T) {
+	for _, delivery := range []cdc.Delivery{cdc.AtLeastOnce, cdc.ExactlyOnce} {
+		t.Run(string(delivery), func(t *testing.T) {
+			s := newStage(t, cdctest.Kafka(t)).create(t)
+			s.cfg.Delivery = delivery
+			s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
+			for session := range int64(5) {
+				p := s.open(t)
+				st, err := p.State(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if session > 0 && st.Epoch != session-1 {
+					t.Fatalf("session %d finds epoch %d", session, st.Epoch)
+				}
+				if err := p.Publish(t.Context(), nil, &cdc.State{Version: cdc.StateVersion, Epoch: session, Instance: "i", Covered: cdc.LSN(100 - session)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			live := map[string]bool{}
+			for _, r := range cdctest.ReadAll(t, s.cfg.Kafka.Brokers, s.cfg.StateTopic()) {
+				if live[string(r.Key)] = r.Value != nil; r.Value == nil {
+					delete(live, string(r.Key))
+				}
+			}
+			if len(live) != 2 || !live["4/i"] || !live["3/i"] {
+				t.Errorf("records of %v are left", live)
+			}
+		})
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -38,7 +37,8 @@ type publisher struct {
 	headers []kgo.RecordHeader
 
 	dead      deadReader
-	deadTopic string // made once: Check looks at it for every row
+	stale     []string // keys of state records to tombstone with the next one
+	deadTopic string   // made once: Check looks at it for every row
 
 	mu       sync.Mutex
 	promised int
@@ -49,7 +49,9 @@ type publisher struct {
 var _ cdc.Publisher = (*publisher)(nil)
 
 func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
-	return p.sink.readState(ctx, (*kadm.Client).ListEndOffsets)
+	log, err := p.sink.readState(ctx, false)
+	p.stale = log.stale()
+	return log.newest(), err
 }
 
 // fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
@@ -180,6 +182,11 @@ func (p *publisher) produce(ctx context.Context, records []cdc.Record, st *cdc.S
 		}
 		p.client.Produce(context.Background(), &kgo.Record{Topic: p.sink.cfg.StateTopic(), Key: []byte(st.Key()), Value: value}, p.promise)
 		expected++
+		for _, key := range p.stale {
+			p.client.Produce(context.Background(), &kgo.Record{Topic: p.sink.cfg.StateTopic(), Key: []byte(key)}, p.promise)
+			expected++
+		}
+		p.stale = nil
 	}
 	if err := p.client.Flush(ctx); err != nil {
 		return fmt.Errorf("flush a window: %w", err)

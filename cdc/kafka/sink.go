@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
@@ -70,7 +69,8 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 
 // Peek reads the newest state record with a client of its own. It does not wait for the end of a transaction that is open.
 func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) {
-	return s.readState(ctx, (*kadm.Client).ListCommittedOffsets)
+	log, err := s.readState(ctx, true)
+	return log.newest(), err
 }
 
 // Open makes the session's client and checks the topics that are known. In exactly-once it fences the relay that had the
@@ -134,7 +134,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ManualFlushing(),
 		kgo.StopProducerOnDataLossDetected(),
-		kgo.MaxBufferedRecords(s.cfg.Window.Rows + 2), // never reached: Produce must not block
+		kgo.MaxBufferedRecords(s.cfg.Window.Rows + 2 + maxStale), // never reached: Produce must not block
 		kgo.ProducerBatchCompression(codec),
 		kgo.ProducerBatchMaxBytesFn(p.batchLimit),
 		kgo.RecordPartitioner(partitioner()),

@@ -3,108 +3,106 @@ package kafka
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
-// listEnd is how far to read: to the last stable offset, or to the end, which waits for open transactions to be ended.
-type listEnd func(*kadm.Client, context.Context, ...string) (kadm.ListedOffsets, error)
-
-// readState returns the state record that holds; nil when there is no topic or no record.
-func (s *Sink) readState(ctx context.Context, end listEnd) (*cdc.State, error) {
-	states, _, err := s.readTopic(ctx, end)
-	return cdc.NewestState(states), err
+// stateLog is what stands in the state topic: the records of all sessions that were not tombstoned, and what operators
+// decided, oldest first.
+type stateLog struct {
+	states    []*cdc.State
+	decisions []cdc.Decision
 }
 
 // Decisions returns what operators decided, oldest first.
 func (s *Sink) Decisions(ctx context.Context) ([]cdc.Decision, error) {
-	_, decisions, err := s.readTopic(ctx, (*kadm.Client).ListCommittedOffsets)
-	return decisions, err
+	log, err := s.readState(ctx, true)
+	return log.decisions, err
 }
 
-// readTopic reads the state topic from its beginning: it is compacted and small.
-func (s *Sink) readTopic(ctx context.Context, list listEnd) (states []*cdc.State, decisions []cdc.Decision, err error) {
+// readState reads the state topic from its beginning (it is compacted and small) to where its first open transaction begins,
+// if stable, else to its end, which waits until those that are open are ended. Where there is no topic there is nothing.
+func (s *Sink) readState(ctx context.Context, stable bool) (log stateLog, err error) {
 	name := s.cfg.StateTopic()
-	client, err := s.client(
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: {0: kgo.NewOffset().AtStart()}}),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // so that the last offset is seen, whatever stands there
-	)
+	r, err := s.reader(name, 0, 0)
 	if err != nil {
-		return nil, nil, err
+		return log, err
 	}
-	defer client.Close()
-	if err := s.ping(ctx, client); err != nil {
-		return nil, nil, err
+	defer r.close()
+	if err := s.ping(ctx, r.client); err != nil {
+		return log, err
 	}
-	found, err := describeTopic(ctx, client, name)
+	found, err := describeTopic(ctx, r.client, name)
 	if err != nil || found == nil {
-		return nil, nil, err
+		return log, err
 	}
 	if err := checkStateTopic(name, found); err != nil {
-		return nil, nil, err
+		return log, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	start, err := edge(ctx, client, name, (*kadm.Client).ListStartOffsets)
+	end, err := r.end(ctx, stable)
 	if err != nil {
-		return nil, nil, err
-	}
-	end, err := edge(ctx, client, name, list)
-	if err != nil {
-		return nil, nil, err
+		return log, err
 	}
 	if err := failpoint.Hit("state_read"); err != nil {
-		return nil, nil, err
+		return log, err
 	}
-	for next := start; next < end; {
-		fetches := client.PollFetches(ctx)
-		if err := fetches.Err(); err != nil {
-			return nil, nil, fmt.Errorf("read %s: %w", name, err)
+	var unreadable error
+	err = r.readTo(ctx, end, func(r *kgo.Record) {
+		if unreadable == nil {
+			unreadable = log.add(r)
 		}
-		for _, r := range fetches.Records() {
-			next = r.Offset + 1
-			if r.Attrs.IsControl() || r.Value == nil {
-				continue // the end of a transaction, or an old session's tombstone
-			}
-			if strings.HasPrefix(string(r.Key), cdc.DecisionPrefix) {
-				var d cdc.Decision
-				if json.Unmarshal(r.Value, &d) == nil { // they are only told
-					decisions = append(decisions, d)
-				}
-				continue
-			}
-			st := new(cdc.State)
-			if err := json.Unmarshal(r.Value, st); err != nil {
-				return nil, nil, &cdc.Halt{
-					Found: fmt.Sprintf("the record at offset %d of %s cannot be read: %v", r.Offset, name, err),
-					Means: "the delivered position is not certain",
-					Run:   "if a newer walpost wrote it, run that one; if somebody else did, stop them, delete the topic (it is the relay's own), and `walpost adopt` goes on from where the slot stands: nothing is lost, some rows may come again",
-				}
-			}
-			states = append(states, st)
-		}
-	}
-	return states, decisions, nil
+	})
+	return log, errors.Join(unreadable, err)
 }
 
-// edge is the first or the last offset of the state topic.
-func edge(ctx context.Context, client *kgo.Client, name string, list listEnd) (int64, error) {
-	offsets, err := list(kadm.NewClient(client), ctx, name)
-	if err != nil {
-		return 0, fmt.Errorf("ask for the ends of %s: %w", name, err)
+func (l *stateLog) add(r *kgo.Record) error {
+	key := string(r.Key)
+	switch {
+	case r.Value == nil: // an old session's tombstone
+		l.states = slices.DeleteFunc(l.states, func(st *cdc.State) bool { return st.Key() == key })
+		return nil
+	case strings.HasPrefix(key, cdc.DecisionPrefix):
+		var d cdc.Decision
+		if json.Unmarshal(r.Value, &d) == nil { // they are only told
+			l.decisions = append(l.decisions, d)
+		}
+		return nil
 	}
-	at, ok := offsets.Lookup(name, 0)
-	if !ok || at.Err != nil {
-		return 0, fmt.Errorf("ask for the ends of %s: %w", name, at.Err)
+	st := new(cdc.State)
+	if err := json.Unmarshal(r.Value, st); err != nil {
+		return &cdc.Halt{
+			Found: fmt.Sprintf("the record at offset %d of %s cannot be read: %v", r.Offset, r.Topic, err),
+			Means: "the delivered position is not certain",
+			Run:   "if a newer walpost wrote it, run that one; if somebody else did, stop them, delete the topic (it is the relay's own), and `walpost adopt` goes on from where the slot stands: nothing is lost, some rows may come again",
+		}
 	}
-	return at.Offset, nil
+	l.states = append(l.states, st)
+	return nil
+}
+
+// newest is the state record that holds; nil when there is none.
+func (l *stateLog) newest() *cdc.State { return cdc.NewestState(l.states) }
+
+const maxStale = 100 // tombstones in one window
+
+// stale are keys of sessions before the newest one's. Nobody asks for them any more, and each session leaves one.
+func (l *stateLog) stale() (keys []string) {
+	newest := l.newest()
+	for _, st := range l.states {
+		if st.Epoch < newest.Epoch {
+			keys = append(keys, st.Key())
+		}
+	}
+	slices.Sort(keys)
+	keys = slices.Compact(keys)
+	return keys[:min(len(keys), maxStale)]
 }
 
 func checkStateTopic(name string, t *topic) error {
