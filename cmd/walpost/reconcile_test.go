@@ -96,49 +96,63 @@ func TestColumns(t *testing.T) {
 	r.says(20*time.Second, `column \"event_type\" has a type that cannot be used`)
 }
 
-// TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it.
+// TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody came for it.
 func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
-	t.Parallel()
-	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}})
-	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
-		t.Fatal(err)
-	}
-	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
-	s.must("init")
-	r := s.start()
-	s.insert(5)
-	s.confirmed(20 * time.Second)
-	if err := r.stop(); err != nil {
-		t.Fatal(err)
-	}
-	s.insert(5)
-	s.exec("CREATE TABLE other (t text)")
-	cdctest.Eventually(t, time.Minute, func() error {
-		s.exec("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
-		s.exec("SELECT pg_switch_wal()")
-		s.exec("CHECKPOINT")
-		if is := s.query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", slot(s)); is != "lost" {
-			return fmt.Errorf("wal_status %s", is)
+	for _, c := range []struct {
+		cause    string
+		settings map[string]string
+		from     int // PostgreSQL
+	}{
+		{"wal_removed", map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}, 14},
+		{"idle_timeout", map[string]string{"idle_replication_slot_timeout": "1s"}, 18},
+	} {
+		if cdctest.Postgres(t).Major() < c.from {
+			continue // it cannot happen there
 		}
-		return nil
-	})
-	r = s.start()
-	r.says(20*time.Second, "is lost (wal_status lost")
-	if server.Major() >= 17 {
-		r.says(time.Second, "invalidation_reason wal_removed")
+		t.Run(c.cause, func(t *testing.T) {
+			t.Parallel()
+			server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: c.settings})
+			if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
+				t.Fatal(err)
+			}
+			s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
+			s.must("init")
+			r := s.start()
+			s.insert(5)
+			s.confirmed(20 * time.Second)
+			if err := r.stop(); err != nil {
+				t.Fatal(err)
+			}
+			s.insert(5)
+			s.exec("CREATE TABLE other (t text)")
+			cdctest.Eventually(t, time.Minute, func() error {
+				s.exec("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+				s.exec("SELECT pg_switch_wal()")
+				s.exec("CHECKPOINT")
+				if is := s.query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", slot(s)); is != "lost" {
+					return fmt.Errorf("wal_status %s", is)
+				}
+				return nil
+			})
+			r = s.start()
+			r.says(20*time.Second, "is lost (wal_status lost")
+			if server.Major() >= 17 {
+				r.says(time.Second, "invalidation_reason "+c.cause)
+			}
+			s.refuses("is lost", "adopt")
+			out := s.must("adopt", "--create-slot")
+			for _, text := range []string{"drop it, its WAL is lost", "may be missing in Kafka", "walpost replay --from"} {
+				if !strings.Contains(out, text) {
+					t.Errorf("adopt does not say %q:\n%s", text, out)
+				}
+			}
+			if err := r.stop(); err != nil {
+				t.Fatal(err)
+			}
+			s.start()
+			s.arrives(s.one())
+		})
 	}
-	s.refuses("is lost", "adopt")
-	out := s.must("adopt", "--create-slot")
-	for _, text := range []string{"drop it, its WAL is lost", "may be missing in Kafka", "walpost replay --from"} {
-		if !strings.Contains(out, text) {
-			t.Errorf("adopt does not say %q:\n%s", text, out)
-		}
-	}
-	if err := r.stop(); err != nil {
-		t.Fatal(err)
-	}
-	s.start()
-	s.arrives(s.one())
 }
 
 // TestStateTopicThatIsNotToBeTrusted: one clear sentence and a halt, never a start from zero.
