@@ -187,7 +187,16 @@ func replicasMissing(s *scene) {
 	if n := s.doubles(); n > 0 {
 		s.t.Errorf("%d duplicates, and everything was tried again in place", n)
 	}
-	s.refuses(kerr.CorruptMessage, 1, kmsg.Produce) // ends the session
+	// This ends the session, and hits rows whose window's state record is taken.
+	for range 3 {
+		h := s.kfake.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: s.topic, Err: kerr.CorruptMessage, When: func(r kmsg.Request) bool {
+			return len(r.(*kmsg.ProduceRequest).Topics) > 1
+		}})
+		if err := h.Wait(timeout(s.t, 40*time.Second), 1); err != nil {
+			s.t.Fatal(err)
+		}
+		s.flows()
+	}
 	s.mended()
 	s.settle()
 }
