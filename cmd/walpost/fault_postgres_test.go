@@ -275,8 +275,8 @@ func serverLimits(s *scene) {
 	r.says(20*time.Second, "LOGIN")
 	s.exec("ALTER ROLE " + role + " LOGIN")
 	r.kill()
-	// As impatient as can be borne: twice status_interval.
-	s.env["WALPOST_SOURCE_URL"] = strings.Replace(u, "wal_sender_timeout%3D0", "wal_sender_timeout%3D250ms", 1)
+	// Impatient: five times status_interval.
+	s.env["WALPOST_SOURCE_URL"] = strings.Replace(u, "wal_sender_timeout%3D0", "wal_sender_timeout%3D500ms", 1)
 	r = s.child()
 	s.grows(200)
 	s.mended()

@@ -32,7 +32,7 @@ func limitLowered(s *scene) {
 	s.limit("3000")
 	s.ledgered("large", 1, 5000)
 	r.says(30*time.Second, `"halted"`)
-	r.says(time.Second, "max.message.bytes")
+	r.says(time.Second, s.query("SELECT id::text FROM outbox WHERE aggregate_id = 'large'"))
 	s.grows(50)
 	for _, record := range cdctest.ReadAll(s.t, s.brokers, s.topic) {
 		if string(record.Key) == "large" {

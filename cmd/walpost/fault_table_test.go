@@ -27,7 +27,7 @@ var faults = []fault{
 	{33, "network_partitions", "PostgreSQL's or Kafka's side reset, or silent in one direction or both: where the server no longer hears the relay, another takes over within wal_sender_timeout; where the relay no longer hears the server, it gives up after 60 s; the old one does no harm; nothing missing, exactly-once nothing twice", partitioned, "", false},
 	{34, "bytes_split", "bytes one by one, every message split at every offset, on both sides: nothing twice, nothing changed", fragmented, "", false},
 	{35, "wal_disk_full", "the disk of pg_wal full until the server crashes, then enlarged: it goes on, nothing missing", walFull, "", false},
-	{39, "server_limits", "wal_sender_timeout 0 and 250 ms, max_wal_senders used up, login refused: named, tried again, nothing twice", serverLimits, "", false},
+	{39, "server_limits", "wal_sender_timeout 0 and 500 ms, max_wal_senders used up, login refused: named, tried again, nothing twice", serverLimits, "", false},
 	{40, "keepalive_storm", "PostgreSQL wants to stop and asks thousands of times a second while Kafka blocks: little CPU, and the connection is given back after queue_timeout", storm, "", false},
 	{41, "older_state", "a state record of the first version is read and gone on from, nothing twice; one of a newer version is refused (18)", oldState, "", false},
 	{42, "soak", "two relays, and one random fault after the other on them, PostgreSQL and both networks; for as long as asked with `WALPOST_CHAOS=10m go test ./cmd/walpost -run TestChaos -timeout 0`, which prints its seed: all of the above", soak, "", false},
