@@ -63,11 +63,11 @@ func kafkaAway() time.Duration {
 
 // kafkaSlow is fault 7: requests that take long, then little bandwidth. PostgreSQL waits, and does not lose patience.
 func kafkaSlow(s *scene) {
-	s.build(set{options: "-c wal_sender_timeout=2s"})
+	s.build(set{options: "-c wal_sender_timeout=1s", env: map[string]string{"WALPOST_WINDOW_ROWS": "50"}})
 	r := s.run()
 	s.flows()
-	s.kf.Set(cdctest.Wire{Delay: time.Second}, cdctest.Wire{})
-	time.Sleep(3 * time.Second) // longer than wal_sender_timeout
+	s.kf.Set(cdctest.Wire{Delay: 3 * time.Second}, cdctest.Wire{}) // longer than wal_sender_timeout
+	time.Sleep(5 * time.Second)
 	s.kf.Set(cdctest.Wire{Bandwidth: 50_000}, cdctest.Wire{Bandwidth: 50_000})
 	time.Sleep(3 * time.Second)
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
