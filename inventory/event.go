@@ -11,10 +11,16 @@ import (
 	"github.com/google/uuid"
 )
 
-// The event types that move stock. All others, those of the future among them, are none of inventory's business.
+// The event types that move stock.
 const (
 	OrderPaid      = "OrderPaid"
 	OrderCancelled = "OrderCancelled"
+)
+
+var (
+	handled = []string{OrderPaid, OrderCancelled}
+	// ignored are the order events that move no stock. Any other type is news to this program, and recorded.
+	ignored = []string{"OrderCreated", "OrderRejected", "OrderConfirmed", "OrderShipped", "OrderCompleted"}
 )
 
 // Limits of an event. They are wider than what the order service writes and narrower than what could hurt.
@@ -40,23 +46,13 @@ type Item struct {
 	Quantity int64 // 1 to maxQuantity
 }
 
-// Decode reads the event of a record from its value and its headers `type` and `id`. ok is false when the type is one
-// that inventory skips. An error says what is wrong with the event, without quoting it: such an event can never be
-// applied. Fields that inventory does not use are not looked at.
-func Decode(eventType, id string, value []byte) (ev Event, ok bool, err error) {
-	switch eventType {
-	case OrderPaid, OrderCancelled:
-	case "":
-		return Event{}, false, errors.New("header type is missing")
-	default:
-		return Event{}, false, nil
-	}
-	ev, err = decode(eventType, id, value)
-	return ev, err == nil, err
-}
-
-func decode(eventType, id string, value []byte) (Event, error) {
+// Decode reads the event of a record of one of these types from its value and its headers `type` and `id`. An error
+// says what is wrong with the event, without quoting it: such an event can never be applied. Fields that inventory does
+// not use are not looked at.
+func Decode(eventType, id string, value []byte) (Event, error) {
 	switch {
+	case eventType != OrderPaid && eventType != OrderCancelled:
+		return Event{}, fmt.Errorf("the type is neither %s nor %s", OrderPaid, OrderCancelled)
 	case id == "":
 		return Event{}, errors.New("header id is missing")
 	case len(value) == 0:

@@ -24,6 +24,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/sql"
 )
@@ -174,19 +175,24 @@ func (f *fixture) setStock(stock map[string]int64) {
 
 // A running is a consumer at work.
 type running struct {
-	*inventory.Consumer
+	*inbox.Consumer
 	reg  *prometheus.Registry
 	log  *syncBuffer
 	stop func() // and wait; once more does nothing
 }
 
+func (f *fixture) config(group string) inventory.ConsumerConfig {
+	return inventory.ConsumerConfig{
+		Brokers: f.brokers, Topic: f.topic, Group: group, Store: f.store, Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Policy: inbox.ParkKey,
+	}
+}
+
 func (f *fixture) start(group string) *running {
 	f.Helper()
 	r := &running{reg: prometheus.NewRegistry(), log: &syncBuffer{}}
-	consumer, err := inventory.NewConsumer(inventory.ConsumerConfig{
-		Brokers: f.brokers, Topic: f.topic, Group: group,
-		Store: f.store, Metrics: inventory.NewMetrics(r.reg), Log: zerolog.New(r.log).Level(zerolog.DebugLevel),
-	})
+	cfg := f.config(group)
+	cfg.Metrics, cfg.Log = inventory.NewMetrics(r.reg), zerolog.New(r.log).Level(zerolog.DebugLevel)
+	consumer, err := inbox.New(cfg.Inbox())
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -15,10 +15,6 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// consumer names this service in its inbox. It is not the Kafka group: whoever reads the topic into this database, in
-// whatever group, finds the events that are already in it.
-const consumer = "inventory"
-
 // ErrUnknownSKU is returned when nobody has ever set the stock of a SKU.
 var ErrUnknownSKU = errors.New("unknown SKU")
 
@@ -55,35 +51,28 @@ type Store struct{ pool *pgxpool.Pool }
 // NewStore uses the inventory database behind pool, which stays the caller's to close.
 func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool} }
 
-// Applied is what Apply did.
-type Applied struct {
-	Duplicate bool
-	Movements []Movement // SKU and Reason only
+// Apply takes or gives back, in tx, what ev asks for. It must be called once per event: cdc/inbox sees to that. An error
+// that inbox.Permanent has marked says that ev can never be applied.
+func (s *Store) Apply(ctx context.Context, tx pgx.Tx, ev Event) (done []Movement, err error) {
+	switch {
+	case ev.Type == OrderPaid:
+		done, err = take(ctx, tx, ev)
+	case ev.WasPaid:
+		done, err = giveBack(ctx, tx, ev)
+	}
+	if reason, refused := refusal(err); refused {
+		return nil, inbox.Permanent(errors.New(reason))
+	}
+	return done, err
 }
 
-// Apply takes or gives back what ev asks for, once, however often and from how many sides it is called with ev. The
-// inbox row, the stock and the movements are one transaction. at is where this delivery of ev came from.
-func (s *Store) Apply(ctx context.Context, ev Event, at inbox.Message) (Applied, error) {
-	at.EventID = ev.ID // the canonical form, however it was written
-	var done Applied
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		first, err := inbox.Once(ctx, tx, consumer, at)
-		switch {
-		case err != nil:
-			return err
-		case !first:
-			done.Duplicate = true
-		case ev.Type == OrderPaid:
-			done.Movements, err = take(ctx, tx, ev)
-		case ev.WasPaid:
-			done.Movements, err = giveBack(ctx, tx, ev)
-		}
-		return err
-	})
-	if err != nil {
-		return Applied{}, fmt.Errorf("apply %s %s: %w", ev.Type, ev.ID, err)
+// Lock locks the SKUs of all the events in sorted order, before any of them is applied: otherwise transactions of several
+// events each, from several partitions, would wait for each other in a circle.
+func (s *Store) Lock(ctx context.Context, tx pgx.Tx, skus []string) error {
+	if _, err := tx.Exec(ctx, `SELECT FROM stock WHERE sku = ANY($1) ORDER BY sku FOR UPDATE`, skus); err != nil {
+		return fmt.Errorf("lock the stock: %w", err)
 	}
-	return done, nil
+	return nil
 }
 
 func take(ctx context.Context, tx pgx.Tx, ev Event) ([]Movement, error) {
@@ -119,6 +108,9 @@ func giveBack(ctx context.Context, tx pgx.Tx, ev Event) ([]Movement, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("find what order %s took: %w", ev.OrderID, err)
 	}
+	if len(taken) == 0 {
+		return nil, known(ctx, tx, ev)
+	}
 	return move(ctx, tx, ev, taken, `
 		WITH moved AS (
 			UPDATE stock SET available = available + $2, updated_at = clock_timestamp() WHERE sku = $1
@@ -126,6 +118,18 @@ func giveBack(ctx context.Context, tx pgx.Tx, ev Event) ([]Movement, error) {
 		INSERT INTO stock_movements (sku, reason, change, order_id, event_id)
 		VALUES ($1, 'returned', $2, $3, $4)
 		RETURNING sku, reason`)
+}
+
+// known refuses the cancellation of a paid order whose payment never came here.
+func known(ctx context.Context, tx pgx.Tx, ev Event) error {
+	var known bool
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM stock_movements WHERE order_id = $1)`, ev.OrderID).Scan(&known); err != nil {
+		return fmt.Errorf("look for order %s: %w", ev.OrderID, err)
+	}
+	if !known {
+		return inbox.Permanent(fmt.Errorf("order %s does not exist here: it was paid and is cancelled, and its OrderPaid was never applied", ev.OrderID))
+	}
+	return nil
 }
 
 // move runs sql for each SKU in one round trip, in sorted order: two orders lock the SKUs they share in the same order.
@@ -144,19 +148,6 @@ func move(ctx context.Context, tx pgx.Tx, ev Event, quantities map[string]int64,
 		return nil, fmt.Errorf("move the stock of order %s: %w", ev.OrderID, err)
 	}
 	return done, nil
-}
-
-// RecordMalformed keeps the place of an event that can never be applied, its id where it has one, and the reason. It
-// reports whether that place is new.
-func (s *Store) RecordMalformed(ctx context.Context, at inbox.Message, reason string) (bool, error) {
-	tag, err := s.pool.Exec(ctx, `
-		INSERT INTO malformed_events (topic, partition, kafka_offset, consumer, event_id, reason)
-		VALUES ($1, $2, $3, $4, nullif($5, ''), $6) ON CONFLICT DO NOTHING`,
-		at.Topic, at.Partition, at.Offset, consumer, at.EventID, reason)
-	if err != nil {
-		return false, fmt.Errorf("record a malformed event: %w", err)
-	}
-	return tag.RowsAffected() == 1, nil
 }
 
 // refusal is the reason in err when PostgreSQL refuses the data itself, so that trying again would never help. The
@@ -243,6 +234,6 @@ func (s *Store) Movements(ctx context.Context, sku, reason string, after int64, 
 
 // Ping fails while the database cannot be used: it is away, or its tables are not there.
 func (s *Store) Ping(ctx context.Context) error {
-	_, err := s.pool.Exec(ctx, `SELECT FROM inbox, malformed_events, stock, stock_movements LIMIT 0`)
+	_, err := s.pool.Exec(ctx, `SELECT FROM inbox, inbox_parked, stock, stock_movements LIMIT 0`)
 	return err
 }

@@ -456,18 +456,22 @@ func TestUUIDv7(t *testing.T) {
 func TestInventoryServiceHasTheRightsItNeedsAndNoOthers(t *testing.T) {
 	_, service := migrated(t, sql.Inventory)
 	conn := connect(t, service)
-	const event = `INSERT INTO inbox (consumer, event_id, topic, partition, kafka_offset) VALUES ('c', 'e', 't', 0, 1) ON CONFLICT (consumer, event_id) DO NOTHING`
+	const event = `INSERT INTO inbox (consumer, event_id, event_day, topic, partition, kafka_offset) VALUES ('c', 'e', inbox_day('e'), 't', 0, 1) ON CONFLICT DO NOTHING`
 	for _, statement := range []string{
 		`INSERT INTO stock (sku, available) VALUES ('A', 2)`, `UPDATE stock SET available = available - 1`, event, event,
 		`INSERT INTO stock_movements (sku, event_id, order_id, change, reason) VALUES ('A', gen_random_uuid(), gen_random_uuid(), -1, 'sold')`,
 		`INSERT INTO stock_movements (sku, change, reason) VALUES ('A', 2, 'set')`,
-		`INSERT INTO malformed_events VALUES ('t', 0, 1, 'c', NULL, 'no id') ON CONFLICT DO NOTHING`,
+		`INSERT INTO inbox_parked (consumer, topic, partition, kafka_offset, holds_key, reason) VALUES ('c', 't', 0, 1, true, 'no id') ON CONFLICT DO NOTHING`,
+		`UPDATE inbox_parked SET status = 'dropped', resolved_at = now()`,
+		`INSERT INTO inbox_partitions (consumer_group, topic, partition, owner) VALUES ('c', 't', 0, 'o')`, `UPDATE inbox_partitions SET epoch = 2`,
+		`INSERT INTO inbox_parked_keys VALUES ('c', 't', 'k')`, `SELECT FROM inbox_parked_keys FOR SHARE`, `DELETE FROM inbox_parked_keys`,
+		`INSERT INTO inbox_decisions (consumer, command, by_whom, what) VALUES ('c', 'drop', 'me', 'it')`, `SELECT inbox_maintain(7, 30)`,
 	} {
 		if _, err := conn.Exec(t.Context(), statement); err != nil {
 			t.Errorf("%s: %v", statement, err)
 		}
 	}
-	for _, statement := range []string{`DELETE FROM stock`, `UPDATE stock_movements SET change = 1`, `DELETE FROM inbox`, `TRUNCATE malformed_events`} {
+	for _, statement := range []string{`DELETE FROM stock`, `UPDATE stock_movements SET change = 1`, `DELETE FROM inbox`, `DROP TABLE inbox_undated`, `DELETE FROM inbox_parked`, `UPDATE inbox_decisions SET what = ''`} {
 		refused(t, conn, "42501", statement)
 	}
 	for _, statement := range []string{

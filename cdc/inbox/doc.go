@@ -1,33 +1,60 @@
-// Package inbox applies a message at most once per consumer, in the caller's transaction.
+// Package inbox applies each event of a topic to a database once, in order, whatever fails.
 //
-// Kafka delivers at least once: after a crash, a rebalance or a replay of the relay the same event comes again. The
-// inbox is a table of the events a consumer has applied, in the same database as their effects:
+// The application gives a function; the rest is a Consumer:
 //
-//	BEGIN
-//	  INSERT INTO inbox (consumer, event_id, …) ON CONFLICT DO NOTHING    1 row: the first time   0 rows: seen before
-//	  … the effect …                                                      only the first time
-//	COMMIT                                                                both or neither
-//	then commit the offset in Kafka
+//	consumer, err := inbox.New(inbox.Config{Brokers: brokers, Topic: "payments", Group: "accounting", Pool: pool,
+//		Handle: func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error { … }})
+//	err = consumer.Run(ctx)
 //
-// The primary key is the lock. A second transaction with the same event waits in its INSERT until the first has ended:
-// when that committed, the second sees a duplicate; when it rolled back, the second is the first. Looking before
-// inserting would let both through.
+// Kafka delivers at least once: after a crash, a rebalance or a replay the same event comes again. The inbox is a table
+// of the events that were applied, in the same database as their effects:
 //
-// Why the order per key holds as well, even while a consumer that has lost its partition is still at work: a consumer
-// starts at a committed offset, below which everything is applied, and passes its events one by one; it reaches event
-// n+1 only when event n is committed, by itself or, seen as a duplicate, by somebody else.
+//	poll ──▶ worker of the partition, up to Batch events at a time                      ──▶ commit offsets
+//	           BEGIN
+//	             UPDATE inbox_partitions … WHERE epoch = mine        0 rows: fenced
+//	             INSERT INTO inbox … ON CONFLICT DO NOTHING          a row: the first time   none: seen before
+//	             … the handler, for the first times only …
+//	           COMMIT                                                all or nothing
 //
-// The table is the caller's to make (sql/inventory in this repository):
+// Rules:
 //
-//	CREATE TABLE inbox (
-//	    consumer     text        NOT NULL,
-//	    event_id     text        NOT NULL,
-//	    topic        text        NOT NULL,
-//	    partition    integer     NOT NULL,
-//	    kafka_offset bigint      NOT NULL,
-//	    processed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-//	    PRIMARY KEY (consumer, event_id)
-//	)
+//   - An offset is committed after the transaction of every event below it, never before. A crash between the two brings
+//     the event again, and the inbox knows it.
+//   - The primary key is the lock. A second transaction with the same event waits in its INSERT until the first has
+//     ended: when that committed, the second sees a duplicate; when it rolled back, the second is the first. Looking
+//     before inserting would let both through.
+//   - The events of a partition are applied one after the other; partitions go side by side. When the transaction of
+//     several events fails, they are tried one by one.
+//   - What a handler returns is transient unless it is marked: the event is tried again in place, after a random time
+//     that doubles up to 5 s. Its partition is paused meanwhile, the process stays in its group, others go on.
+//   - What Permanent marks, and a record without an id, is the Policy's: block its partition, park its key, or skip it.
+//     Parked and skipped events are rows of inbox_parked, whole, written in the transaction that passes them over.
+//   - An event of a key that is parked is parked behind it, in order, until an Operator has redriven what is before it.
+//   - Who claims a partition, when it is assigned, raises the epoch of its row; a transaction under an older one is
+//     refused. So a process that has slept through a rebalance applies nothing behind its successor's back, and one that
+//     the group does not know claims nothing.
 //
-// Rows must be kept for longer than an event can come again: the topic's retention and whatever is replayed by hand.
+// # What is remembered, and how long
+//
+// PostgreSQL enforces uniqueness within a partition of a table only, unless the key contains what the table is
+// partitioned by. The time of processing would be the wrong thing: a copy that comes after midnight would meet another
+// partition. The inbox is partitioned by the day of the event's id, which a UUIDv7 carries in its first 48 bits. It
+// follows from the id alone (a CHECK holds every row to it), so all copies of an event meet in the same partition
+// whenever they come, and the primary key (consumer, event_id, event_day) is as strict as (consumer, event_id).
+//
+// Days are made a week ahead and dropped whole when they are older than Retention. An event of a dropped day is refused,
+// as one that can never be applied: it cannot be told from a copy, so it is never applied twice. Nothing is dropped while
+// the topic keeps its records as long. Ids that are no UUIDv7 have no day: their rows share one partition, out of which
+// they are deleted by the time of processing, and a copy that comes after Retention is applied again.
+//
+// Schema makes the tables, and is for a migration of the service's own.
 package inbox
+
+import _ "embed"
+
+// Schema is the SQL that makes the tables of the inbox, as an administrator. The service needs SELECT and INSERT on all of
+// them, UPDATE on inbox_partitions, inbox_parked and inbox_parked_keys, DELETE on the latter, and EXECUTE on
+// inbox_maintain (sql/inventory/rights.sql in this repository).
+//
+//go:embed schema.sql
+var Schema string

@@ -22,6 +22,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
 	"github.com/walpost/walpost/inventory"
@@ -40,11 +41,11 @@ type cli struct {
 // parts are what the tests break, one at a time.
 type parts struct {
 	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer, ...kgo.Opt) (*cdc.Relay, *console.Console)
-	consume  func(*inventory.Consumer, context.Context) error
+	consume  func(*inbox.Consumer, context.Context) error
 	patience time.Duration // an event that takes longer from its commit to the stock is not coming
 }
 
-var whole = parts{pipeline.Relay, (*inventory.Consumer).Run, 20 * time.Second}
+var whole = parts{pipeline.Relay, (*inbox.Consumer).Run, 20 * time.Second}
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	return runWith(ctx, whole, args, getenv, stdout, stderr)
@@ -146,9 +147,9 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	}
 	defer pool.Close()
 	stock, metrics := inventory.NewStore(pool), inventory.NewMetrics(inventoryReg)
-	consumer, err := inventory.NewConsumer(inventory.ConsumerConfig{
-		Brokers: broker.Brokers(), Topic: topic, Group: consumerGroup, Store: stock, Metrics: metrics, Log: inventoryLog,
-	})
+	consumer, err := inbox.New(inventory.ConsumerConfig{
+		Brokers: broker.Brokers(), Topic: topic, Group: consumerGroup, Store: stock, Metrics: metrics, Log: inventoryLog, Policy: inbox.ParkKey,
+	}.Inbox())
 	if err != nil {
 		return err
 	}

@@ -25,10 +25,10 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
-	"github.com/walpost/walpost/inventory"
 )
 
 // TestMain is also the process that the tests start and stop.
@@ -158,7 +158,7 @@ func TestInventoryIsOff(t *testing.T) {
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
-	with.consume = func(_ *inventory.Consumer, ctx context.Context) error {
+	with.consume = func(_ *inbox.Consumer, ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}

@@ -328,7 +328,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	for what, sql := range map[string]string{
 		"events applied that were not produced": fmt.Sprintf(`SELECT count(*) - %d FROM inbox`, events),
 		"shortages":                             `SELECT count(*) FROM stock_movements WHERE reason = 'shortage'`,
-		"malformed events":                      `SELECT count(*) FROM malformed_events`,
+		"parked events":                         `SELECT count(*) FROM inbox_parked`,
 		"pieces returned before they were sold": `SELECT count(*) FROM stock_movements r JOIN stock_movements s USING (order_id, sku)
 			WHERE r.reason = 'returned' AND s.reason = 'sold' AND r.id < s.id`,
 	} {

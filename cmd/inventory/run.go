@@ -9,10 +9,12 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/sql"
@@ -33,10 +35,14 @@ type cli struct {
 }
 
 type serve struct {
-	Brokers []string `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
-	Topic   string   `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
-	Group   string   `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
-	HTTP    string   `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
+	Brokers   []string      `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
+	Topic     string        `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
+	Group     string        `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
+	Policy    inbox.Policy  `env:"INVENTORY_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
+	Batch     int           `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
+	Retention time.Duration `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topic keeps it. 0: for ever."`
+
+	HTTP string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
 }
 
 type migrate struct {
@@ -96,9 +102,10 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 
 	reg := app.NewRegistry()
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
-	consumer, err := inventory.NewConsumer(inventory.ConsumerConfig{
+	consumer, err := inbox.New(inventory.ConsumerConfig{
 		Brokers: c.Serve.Brokers, Topic: c.Serve.Topic, Group: c.Serve.Group, Store: store, Metrics: metrics, Log: log,
-	})
+		Policy: c.Serve.Policy, Batch: c.Serve.Batch, Retention: c.Serve.Retention,
+	}.Inbox())
 	if err != nil {
 		return err
 	}

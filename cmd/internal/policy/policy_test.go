@@ -55,7 +55,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/console", kafka},
 		"cdc/console":      {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/route", kafka},
 		"cdc/outbox":       {module, kafka},
-		"cdc/inbox":        {module, kafka},
+		"cdc/inbox":        {module},
 		"cdc/devenv":       {"testing"},
 		"orders":           {module + "inventory", kafka},
 		"inventory":        {module + "orders"},

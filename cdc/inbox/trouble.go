@@ -1,4 +1,4 @@
-package inventory
+package inbox
 
 import (
 	"sync"

@@ -1,0 +1,115 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Config of a Consumer. What is not said to be optional is required.
+type Config struct {
+	Brokers []string // host:port, one that answers is enough
+	Topic   string
+	Group   string // its processes share the topic's partitions
+	// Consumer names the effects in the inbox: whoever reads the topic under this name, in whatever group, finds the
+	// events that have been applied. Empty: Group.
+	Consumer string
+
+	Pool   *pgxpool.Pool // of the database with the inbox and the effects; stays the caller's to close
+	Handle Handler
+	// Prepare is optional. It is called before the events of one transaction when there are several: to take their locks
+	// in one order, or to read for all of them at once.
+	Prepare func(ctx context.Context, tx pgx.Tx, events []Event) error
+
+	// Types are the event types to handle; empty means all. Ignore are known types that are passed over without a trace.
+	// An event of any other type is set aside as with Skip, whatever Policy says.
+	Types, Ignore []string
+
+	Policy Policy // of events that can never be applied; empty: Block
+	Batch  int    // most events in a transaction; 0: 500
+
+	// Retention is how long the inbox remembers an event, counted from the time in its id; 0: for ever. Nothing is
+	// forgotten while the topic itself keeps its records as long or longer.
+	Retention time.Duration
+
+	Metrics *Metrics // optional
+	Log     zerolog.Logger
+}
+
+func (cfg Config) withDefaults() Config {
+	if cfg.Consumer == "" {
+		cfg.Consumer = cfg.Group
+	}
+	if cfg.Policy == "" {
+		cfg.Policy = Block
+	}
+	if cfg.Batch == 0 {
+		cfg.Batch = 500
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics(prometheus.NewRegistry(), "inbox", cfg.Types...)
+	}
+	cfg.Log = cfg.Log.With().Str("topic", cfg.Topic).Str("group", cfg.Group).Logger()
+	return cfg
+}
+
+func (cfg Config) validate() error {
+	var errs []error
+	for what, missing := range map[string]bool{
+		"Brokers": len(cfg.Brokers) == 0, "Topic": cfg.Topic == "", "Group": cfg.Group == "", "Pool": cfg.Pool == nil, "Handle": cfg.Handle == nil,
+	} {
+		if missing {
+			errs = append(errs, fmt.Errorf("%s is missing", what))
+		}
+	}
+	if !slices.Contains([]Policy{Block, ParkKey, Skip}, cfg.Policy) {
+		errs = append(errs, fmt.Errorf("policy %q is none of block, park_key, skip", cfg.Policy))
+	}
+	if cfg.Batch < 1 {
+		errs = append(errs, fmt.Errorf("a batch of %d events: at least 1", cfg.Batch))
+	}
+	if cfg.Retention < 0 || cfg.Retention > 0 && cfg.Retention < 24*time.Hour {
+		errs = append(errs, fmt.Errorf("a retention of %v: the inbox forgets by days, so at least 24h, or 0 for ever", cfg.Retention))
+	}
+	return errors.Join(errs...)
+}
+
+func (cfg Config) effects() *effects { return &effects{cfg.Consumer, cfg.Handle, cfg.Prepare} }
+
+// owner names this process to people.
+func owner() string {
+	host, _ := os.Hostname()
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
+}
+
+func (c *Consumer) options() []kgo.Opt {
+	return []kgo.Opt{
+		kgo.SeedBrokers(c.cfg.Brokers...),
+		kgo.ClientID(c.cfg.Consumer),
+		kgo.ConsumerGroup(c.cfg.Group),
+		kgo.ConsumeTopics(c.cfg.Topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that the offset passes the end of a transaction, and lag can be 0
+		kgo.DisableAutoCommit(),
+		kgo.BlockRebalanceOnPoll(),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.OnPartitionsAssigned(c.onAssigned),
+		kgo.OnPartitionsRevoked(c.onRevoked),
+		kgo.OnPartitionsLost(c.onLost),
+		kgo.SessionTimeout(sessionTimeout),
+		kgo.HeartbeatInterval(heartbeatInterval),
+		kgo.RebalanceTimeout(rebalanceTimeout),
+		kgo.MetadataMinAge(time.Second), // a topic that is made after us is found within seconds
+		kgo.MetadataMaxAge(30 * time.Second),
+	}
+}

@@ -1,0 +1,395 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// While polled records are being given to the workers, no rebalance can happen. A worker that takes long is left to
+// itself: its partition is paused, the others go on, and a rebalance that takes the partition away waits for the
+// transaction in hand, not longer than grace.
+const (
+	pollRecords      = 2000
+	pollTime         = time.Second // how old an offset to commit may get
+	patience         = time.Second
+	grace            = 5 * time.Second  // for a transaction in hand when its partition goes or the process stops
+	commitTimeout    = 3 * time.Second  // the offsets of a batch
+	claimTimeout     = 2 * time.Second  // in a rebalance; what cannot be claimed then is claimed by its worker
+	rebalanceTimeout = 60 * time.Second // far above the sum of these
+
+	// sessionTimeout is how long the partitions of a killed process wait until another one gets them.
+	sessionTimeout    = 10 * time.Second
+	heartbeatInterval = 3 * time.Second
+
+	leaveTimeout  = 5 * time.Second
+	watchInterval = 2 * time.Second
+)
+
+// A Consumer applies the events of a topic to a database.
+type Consumer struct {
+	cfg      Config
+	effects  *effects
+	log      zerolog.Logger
+	client   *kgo.Client
+	slots    chan struct{} // transactions at once
+	wake     chan struct{} // a worker that was left to itself is done
+	database trouble
+	kafka    trouble
+
+	mu         sync.Mutex
+	joined     bool
+	partitions map[int32]*partition
+	days       days
+}
+
+// New does not connect yet. An error is one of the configuration.
+func New(cfg Config) (*Consumer, error) {
+	cfg = cfg.withDefaults()
+	err := cfg.validate()
+	if err != nil {
+		return nil, fmt.Errorf("configure the consumer: %w", err)
+	}
+	c := &Consumer{
+		cfg: cfg, effects: cfg.effects(), log: cfg.Log, wake: make(chan struct{}, 1), partitions: map[int32]*partition{},
+		slots: make(chan struct{}, max(1, cfg.Pool.Config().MaxConns-1)), // leave one connection for others
+	}
+	if err := kgo.ValidateOpts(c.options()...); err != nil {
+		return nil, fmt.Errorf("configure the consumer: %w", err)
+	}
+	return c, nil
+}
+
+// Run consumes until ctx ends; then it finishes the transaction in hand of each partition, commits the offsets, leaves
+// the group and returns nil. It waits for Kafka and for the database whenever they are away. It may be called once.
+func (c *Consumer) Run(ctx context.Context) error {
+	client, err := kgo.NewClient(c.options()...)
+	if err != nil {
+		return fmt.Errorf("configure the consumer: %w", err)
+	}
+	c.client = client
+
+	watching, stopWatching := context.WithCancel(ctx)
+	var watchers sync.WaitGroup
+	watchers.Go(func() { c.watch(watching) })
+	watchers.Go(func() { c.maintain(watching) })
+	c.consume(ctx)
+	stopWatching()
+	watchers.Wait()
+
+	stopping := context.WithoutCancel(ctx)
+	c.end(stopping, slices.Collect(maps.Values(c.owned())))
+	leave, cancel := context.WithTimeout(stopping, leaveTimeout)
+	defer cancel()
+	if err := client.LeaveGroupContext(leave); err != nil {
+		c.log.Warn().Err(err).Msg("could not leave the group; it goes on without this process after the session timeout")
+	}
+	client.Close()
+	c.log.Info().Msg("consumer stopped")
+	return nil
+}
+
+// Ready says what keeps events from being applied, in a sentence, or nil.
+func (c *Consumer) Ready(ctx context.Context) error {
+	var database error
+	if _, err := c.cfg.Pool.Exec(ctx, `SELECT FROM inbox, inbox_partitions, inbox_parked, inbox_parked_keys LIMIT 0`); err != nil {
+		database = fmt.Errorf("the database cannot be used: %w", err)
+	} else if err := c.database.current(); err != nil {
+		database = fmt.Errorf("events cannot be applied: %w", err)
+	}
+	kafka := c.kafka.current()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if kafka == nil && !c.joined {
+		kafka = fmt.Errorf("the consumer is not in group %s yet", c.cfg.Group)
+	}
+	var blocked []error
+	for _, id := range slices.Sorted(maps.Keys(c.partitions)) {
+		if err := c.partitions[id].state().blocked; err != nil {
+			blocked = append(blocked, err)
+		}
+	}
+	return errors.Join(append([]error{database, kafka}, blocked...)...)
+}
+
+func (c *Consumer) consume(ctx context.Context) {
+	failures := 0
+	for ctx.Err() == nil {
+		c.resume()
+		fetches := c.poll(ctx)
+		err := pollError(fetches)
+		if err != nil {
+			c.kafka.failed(c.log, err, 2*maxBackoff)
+		}
+		if ctx.Err() == nil {
+			c.hand(ctx, fetches)
+		}
+		c.commit(ctx)
+		c.client.AllowRebalance()
+		if err == nil {
+			failures = 0
+			continue
+		}
+		failures++
+		select {
+		case <-ctx.Done():
+		case <-time.After(backoff(failures)):
+		}
+	}
+}
+
+// poll returns with nothing when a worker that was left to itself is done, or an offset should be committed.
+func (c *Consumer) poll(ctx context.Context) kgo.Fetches {
+	ctx, cancel := context.WithTimeout(ctx, pollTime)
+	defer cancel()
+	woken := make(chan struct{})
+	go func() {
+		defer close(woken)
+		select {
+		case <-c.wake:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	fetches := c.client.PollRecords(ctx, pollRecords)
+	cancel()
+	<-woken
+	return fetches
+}
+
+func pollError(fetches kgo.Fetches) error {
+	var first error
+	fetches.EachError(func(topic string, partition int32, err error) {
+		if first == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+			first = fmt.Errorf("fetch from %s, partition %d: %w", topic, partition, err)
+		}
+	})
+	return first
+}
+
+// hand gives what was polled to the partitions' workers, and pauses those that take long.
+func (c *Consumer) hand(ctx context.Context, fetches kgo.Fetches) {
+	c.mu.Lock()
+	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+		if p := c.partitions[f.Partition]; p != nil && len(f.Records) > 0 {
+			p.start(func() { c.work(p, f.Records) })
+		}
+	})
+	c.mu.Unlock()
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	waiting := true
+	for id, p := range c.owned() {
+		if waiting && !p.isPaused() {
+			select {
+			case <-p.idle():
+			case <-late.C:
+				waiting = false
+			case <-ctx.Done():
+				waiting = false
+			}
+		}
+		if p.leave(c.wake) {
+			c.client.PauseFetchPartitions(map[string][]int32{c.cfg.Topic: {id}})
+		}
+	}
+}
+
+// resume ends the pause of partitions whose worker is done.
+func (c *Consumer) resume() {
+	for id, p := range c.owned() {
+		if p.back() {
+			c.client.ResumeFetchPartitions(map[string][]int32{c.cfg.Topic: {id}})
+		}
+	}
+}
+
+func (c *Consumer) owned() map[int32]*partition {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.partitions)
+}
+
+// commit tells Kafka what is done. What it cannot commit now it commits with the next poll, or when the partition is
+// revoked; if it never can, the events come again and are duplicates.
+func (c *Consumer) commit(ctx context.Context) {
+	done := map[*partition]*kgo.Record{}
+	for _, p := range c.owned() {
+		if record := p.uncommitted(); record != nil {
+			done[p] = record
+		}
+	}
+	if len(done) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	if err := c.client.CommitRecords(ctx, slices.Collect(maps.Values(done))...); err != nil {
+		c.kafka.failed(c.log, fmt.Errorf("commit offsets: %w", err), 0)
+		return
+	}
+	for p, record := range done {
+		p.committed(record)
+	}
+}
+
+func (c *Consumer) onAssigned(ctx context.Context, client *kgo.Client, assigned map[string][]int32) {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	for _, id := range assigned[c.cfg.Topic] {
+		p := newPartition(claim{group: c.cfg.Group, topic: c.cfg.Topic, partition: id})
+		if err := c.claim(ctx, p); err != nil {
+			c.log.Debug().Err(err).Int32("partition", id).Msg("not claimed yet")
+		}
+		c.mu.Lock()
+		c.partitions[id] = p
+		c.mu.Unlock()
+	}
+	client.ResumeFetchPartitions(assigned) // paused when it was here before
+	c.mu.Lock()
+	c.joined = true
+	c.mu.Unlock()
+	c.tell("partitions assigned", assigned[c.cfg.Topic])
+}
+
+func (c *Consumer) onRevoked(ctx context.Context, _ *kgo.Client, revoked map[string][]int32) {
+	var ending []*partition
+	owned := c.owned()
+	for _, id := range revoked[c.cfg.Topic] {
+		if p := owned[id]; p != nil {
+			ending = append(ending, p)
+		}
+	}
+	c.end(ctx, ending)
+	c.forget(revoked[c.cfg.Topic])
+	c.tell("partitions revoked", revoked[c.cfg.Topic])
+}
+
+func (c *Consumer) onLost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
+	owned := c.owned()
+	for _, id := range lost[c.cfg.Topic] {
+		if p := owned[id]; p != nil {
+			p.stop(0)
+		}
+	}
+	c.forget(lost[c.cfg.Topic]) // and commit nothing: it is somebody else's
+	c.mu.Lock()
+	c.joined = false
+	c.mu.Unlock()
+	c.tell("partitions lost", lost[c.cfg.Topic])
+}
+
+// end stops the workers, in good order as far as grace lasts, and commits what they have done.
+func (c *Consumer) end(ctx context.Context, partitions []*partition) {
+	var stopping sync.WaitGroup
+	for _, p := range partitions {
+		stopping.Go(func() { p.stop(grace) })
+	}
+	stopping.Wait()
+	c.commit(ctx)
+}
+
+func (c *Consumer) forget(ids []int32) {
+	c.mu.Lock()
+	for _, id := range ids {
+		delete(c.partitions, id)
+		c.cfg.Metrics.forgetLag(c.cfg.Topic, id)
+	}
+	c.mu.Unlock()
+	c.measureStates()
+}
+
+func (c *Consumer) tell(what string, ids []int32) {
+	c.measureStates()
+	if len(ids) > 0 {
+		c.log.Info().Ints32("changed", ids).Ints32("partitions", slices.Sorted(maps.Keys(c.owned()))).Msg(what)
+	}
+}
+
+// watch asks Kafka how long the log is, for the lag and to know that it answers, and the database what is parked.
+func (c *Consumer) watch(ctx context.Context) {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		c.measureParked(ctx)
+		err := c.measureLag(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			c.kafka.failed(c.log, err, 0)
+		default:
+			c.kafka.worked(c.log)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *Consumer) measureLag(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*watchInterval)
+	defer cancel()
+	ends, err := kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("ask Kafka at %s for the offsets of topic %s: %w", strings.Join(c.cfg.Brokers, ","), c.cfg.Topic, err)
+	}
+	committed := c.client.CommittedOffsets()[c.cfg.Topic]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p := range c.partitions {
+		end, _ := ends.Lookup(c.cfg.Topic, p)
+		c.cfg.Metrics.setLag(c.cfg.Topic, p, max(0, end.Offset-committed[p].Offset))
+	}
+	return nil
+}
+
+// measureStates is called whenever a partition comes, goes or changes its state.
+func (c *Consumer) measureStates() {
+	var blocked, retrying int
+	owned := c.owned()
+	for _, p := range owned {
+		switch s := p.state(); {
+		case s.blocked != nil:
+			blocked++
+		case s.trouble != nil:
+			retrying++
+		}
+	}
+	c.cfg.Metrics.partitions.Set(float64(len(owned)))
+	c.cfg.Metrics.blocked.Set(float64(blocked))
+	c.cfg.Metrics.retrying.Set(float64(retrying))
+	if blocked+retrying == 0 {
+		c.database.worked(c.log)
+	}
+}
+
+// measureParked leaves the gauges alone when the database does not answer.
+func (c *Consumer) measureParked(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, watchInterval)
+	defer cancel()
+	var parked, keys int64
+	var oldest float64
+	if err := c.cfg.Pool.QueryRow(ctx, `
+		SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(parked_at)), 0)::float8,
+		       (SELECT count(*) FROM inbox_parked_keys WHERE consumer = $1)
+		FROM inbox_parked WHERE consumer = $1 AND status = 'parked'`, c.cfg.Consumer).Scan(&parked, &oldest, &keys); err == nil {
+		c.cfg.Metrics.parked.Set(float64(parked))
+		c.cfg.Metrics.parkedKeys.Set(float64(keys))
+		c.cfg.Metrics.oldestParked.Set(oldest)
+	}
+}

@@ -1,0 +1,230 @@
+package inbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// errFenced is returned when the partition has another owner in the database.
+var errFenced = errors.New("another process has taken the partition")
+
+// A claim is the right to apply a partition's events, as long as the database knows no later one.
+type claim struct {
+	group, topic string
+	partition    int32
+	epoch        int64
+}
+
+// take makes c the latest claim. It waits for a transaction of the owner before, which is applied or not when it
+// returns, and can be nothing else any more.
+func (c *claim) take(ctx context.Context, db querier, owner string) error {
+	err := db.QueryRow(ctx, `
+		INSERT INTO inbox_partitions AS p (consumer_group, topic, partition, owner) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (consumer_group, topic, partition)
+		DO UPDATE SET epoch = p.epoch + 1, owner = $4, claimed_at = clock_timestamp()
+		RETURNING epoch`, c.group, c.topic, c.partition, owner).Scan(&c.epoch)
+	if err != nil {
+		return fmt.Errorf("claim partition %d of %s: %w", c.partition, c.topic, err)
+	}
+	return nil
+}
+
+// advance says in tx that everything below next is done, or returns errFenced.
+func (c *claim) advance(ctx context.Context, tx pgx.Tx, next int64) error {
+	tag, err := tx.Exec(ctx, `
+		UPDATE inbox_partitions SET next_offset = $5, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
+		       blocked_since = NULL, decision = NULL
+		WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4`, c.group, c.topic, c.partition, c.epoch, next)
+	switch {
+	case err != nil:
+		return fmt.Errorf("advance partition %d of %s: %w", c.partition, c.topic, err)
+	case tag.RowsAffected() == 0:
+		return errFenced
+	}
+	return nil
+}
+
+// block records that the partition halts at ev, and returns what an operator has decided about it, if anything.
+func (c *claim) block(ctx context.Context, db querier, ev Event, reason string) (decision Policy, err error) {
+	err = db.QueryRow(ctx, `
+		UPDATE inbox_partitions SET
+			blocked_since = CASE WHEN blocked_offset = $5 THEN blocked_since ELSE clock_timestamp() END,
+			decision = CASE WHEN blocked_offset = $5 THEN decision END,
+			blocked_offset = $5, blocked_event = nullif($6, ''), blocked_reason = $7
+		WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4
+		RETURNING coalesce(decision, '')`,
+		c.group, c.topic, c.partition, c.epoch, ev.Offset, ev.ID, reason).Scan(&decision)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return "", errFenced
+	case err != nil:
+		return "", fmt.Errorf("record that partition %d of %s is blocked: %w", c.partition, c.topic, err)
+	}
+	return decision, nil
+}
+
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// effects is what a consumer does with events in a transaction.
+type effects struct {
+	consumer string
+	handle   Handler
+	prepare  func(context.Context, pgx.Tx, []Event) error
+}
+
+// outcome is what became of events.
+type outcome struct {
+	applied          []Event
+	duplicates, held int
+}
+
+// apply marks the events in the inbox and makes the effects of those that are not in it yet. Events of a parked key go
+// behind those that wait there.
+func (e *effects) apply(ctx context.Context, tx pgx.Tx, events []Event) (outcome, error) {
+	var out outcome
+	parked, err := e.parkedKeys(ctx, tx, events)
+	if err != nil {
+		return outcome{}, err
+	}
+	if len(parked) > 0 {
+		waits := func(ev Event) bool { return parked[string(ev.Key)] }
+		held := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { return !waits(ev) })
+		events = slices.DeleteFunc(slices.Clone(events), waits)
+		seen, err := e.seen(ctx, tx, held)
+		if err != nil {
+			return outcome{}, err
+		}
+		for _, ev := range held {
+			if seen[ev.ID] {
+				out.duplicates++
+				continue
+			}
+			if err := e.park(ctx, tx, ev, "an earlier event of its key is parked", true); err != nil {
+				return outcome{}, err
+			}
+			out.held++
+		}
+	}
+	first, err := e.mark(ctx, tx, events)
+	if err != nil {
+		return outcome{}, err
+	}
+	for _, ev := range events {
+		if first[ev.ID] {
+			delete(first, ev.ID) // a copy later in the batch is a duplicate
+			*ev.committed = nil  // of an attempt before
+			out.applied = append(out.applied, ev)
+		}
+	}
+	out.duplicates += len(events) - len(out.applied)
+	if e.prepare != nil && len(out.applied) > 1 {
+		if err := e.prepare(ctx, tx, out.applied); err != nil {
+			return outcome{}, fmt.Errorf("prepare %d events: %w", len(out.applied), err)
+		}
+	}
+	for _, ev := range out.applied {
+		if err := e.handle(ctx, tx, ev); err != nil {
+			return outcome{}, fmt.Errorf("apply event %s: %w", ev.ID, err)
+		}
+	}
+	return out, nil
+}
+
+// mark puts the events into the inbox and returns the ids that were not in it. It waits for whoever else is about to.
+func (e *effects) mark(ctx context.Context, tx pgx.Tx, events []Event) (map[string]bool, error) {
+	ids, days, offsets, hashes := make([]string, len(events)), make([]int, len(events)), make([]int64, len(events)), make([]*int32, len(events))
+	topics, partitions := make([]string, len(events)), make([]int32, len(events))
+	for i, ev := range events {
+		ids[i], days[i], topics[i], partitions[i], offsets[i] = ev.ID, ev.day(), ev.Topic, ev.Partition, ev.Offset
+		if ev.Key != nil {
+			hash := keyHash(ev.Key)
+			hashes[i] = &hash
+		}
+	}
+	rows, _ := tx.Query(ctx, `
+		INSERT INTO inbox (consumer, event_id, event_day, topic, partition, kafka_offset, key_hash)
+		SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::integer[])
+		ON CONFLICT (consumer, event_id, event_day) DO NOTHING RETURNING event_id`, e.consumer, ids, days, topics, partitions, offsets, hashes)
+	return set(rows, "mark events in the inbox")
+}
+
+// seen returns which of the events are in the inbox.
+func (e *effects) seen(ctx context.Context, db interface {
+	Query(context.Context, string, ...any) (pgx.Rows, error)
+}, events []Event,
+) (map[string]bool, error) {
+	ids, days := make([]string, len(events)), make([]int, len(events))
+	for i, ev := range events {
+		ids[i], days[i] = ev.ID, ev.day()
+	}
+	rows, _ := db.Query(ctx, `
+		SELECT i.event_id FROM unnest($2::text[], $3::integer[]) AS asked (event_id, event_day)
+		JOIN inbox i ON i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day = asked.event_day`, e.consumer, ids, days)
+	return set(rows, "look for events in the inbox")
+}
+
+// parkedKeys returns the events' keys that are parked, and keeps them so until tx ends: a redrive that would free one
+// waits, or is done.
+func (e *effects) parkedKeys(ctx context.Context, tx pgx.Tx, events []Event) (map[string]bool, error) {
+	var keys [][]byte
+	var topic string
+	for _, ev := range events {
+		topic = ev.Topic
+		if len(ev.Key) > 0 {
+			keys = append(keys, ev.Key)
+		}
+	}
+	rows, _ := tx.Query(ctx, `SELECT key FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = ANY($3) FOR SHARE`, e.consumer, topic, keys)
+	return set(rows, "look for parked keys")
+}
+
+func set(rows pgx.Rows, what string) (map[string]bool, error) {
+	found := map[string]bool{}
+	var value []byte
+	if _, err := pgx.ForEachRow(rows, []any{&value}, func() error {
+		found[string(value)] = true
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return found, nil
+}
+
+// refuse sets ev aside for good reason: in front of its key's next events, or of nothing.
+func (e *effects) refuse(ctx context.Context, tx pgx.Tx, ev Event, reason string, policy Policy) error {
+	parked, err := e.parkedKeys(ctx, tx, []Event{ev})
+	if err != nil {
+		return err
+	}
+	holds := len(ev.Key) > 0 && (policy == ParkKey || parked[string(ev.Key)])
+	if holds && !parked[string(ev.Key)] {
+		if _, err := tx.Exec(ctx, `INSERT INTO inbox_parked_keys (consumer, topic, key) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+			e.consumer, ev.Topic, ev.Key); err != nil {
+			return fmt.Errorf("park a key: %w", err)
+		}
+	}
+	return e.park(ctx, tx, ev, reason, holds)
+}
+
+// park keeps ev whole. The same record again changes nothing.
+func (e *effects) park(ctx context.Context, tx pgx.Tx, ev Event, reason string, holds bool) error {
+	headers, err := json.Marshal(ev.Headers)
+	if err == nil {
+		_, err = tx.Exec(ctx, `
+			INSERT INTO inbox_parked (consumer, topic, partition, kafka_offset, produced_at, event_id, event_type, key, value, headers, holds_key, reason)
+			VALUES ($1, $2, $3, $4, $5, nullif($6, ''), nullif($7, ''), $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING`,
+			e.consumer, ev.Topic, ev.Partition, ev.Offset, ev.Time.Truncate(time.Microsecond), ev.ID, ev.Type, ev.Key, ev.Value, headers, holds, reason)
+	}
+	if err != nil {
+		return fmt.Errorf("park event %s: %w", ev.ID, err)
+	}
+	return nil
+}
