@@ -241,3 +241,19 @@ func TestServerThatEndsTheStreamAtOnceIsHeard(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatCameWithTheStartIsHeard: a server that cannot decode the first thing may say so in one packet with its answer to
+// START_REPLICATION, and then nothing for ever.
+func TestWhatCameWithTheStartIsHeard(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.fail(errors.New("connection reset"))
+		synctest.Wait()
+		s.mu.Lock()
+		s.early = &Wedge{Found: "cannot decode"}
+		s.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		if role, err := relay.Role(); role != Halted {
+			t.Errorf("role %s, %v", role, err)
+		}
+	})
+}

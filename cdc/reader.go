@@ -57,6 +57,10 @@ func (s *session) read(ctx context.Context) error {
 	if err := r.answer(true); err != nil {
 		return err
 	}
+	// What came with the answer to START_REPLICATION: if it ends with the server's error, nothing comes behind it.
+	if _, err := r.decode(0); err != nil {
+		return err
+	}
 	for {
 		select {
 		case err := <-s.ended:

@@ -28,6 +28,7 @@ type server struct {
 	facts    Facts
 	factsErr error
 	first    error // ends each stream at once
+	early    error // came with the answer to Start: Next has it, and nothing more comes
 	onStatus func(confirmed LSN)
 }
 
@@ -89,6 +90,9 @@ func (s *server) Fill(deadline time.Time) (int, error) {
 func (s *server) Next(m *Message) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.early != nil {
+		return false, s.early
+	}
 	if len(s.messages) == 0 {
 		return false, nil
 	}
