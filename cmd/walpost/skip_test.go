@@ -1,0 +1,45 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// TestSkipMovesNoSlotWithoutItsRecord: Kafka refuses the state record, and the slot stays, or nobody would know what was skipped.
+func TestSkipMovesNoSlotWithoutItsRecord(t *testing.T) {
+	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	s := stageOn(t, cdctest.Database(t), cluster.Brokers())
+	s.must("init")
+	r := s.start()
+	s.insert(3)
+	s.confirmed(20 * time.Second)
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.insert(5)
+	slot := func() string {
+		return s.query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"])
+	}
+	end, before := s.query("SELECT pg_current_wal_flush_lsn()::text"), slot()
+	refusal := cluster.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "walpost.state." + s.pipeline, Err: kerr.TopicAuthorizationFailed, Count: -1})
+	s.refuses("write the state record", "skip", "--to", end)
+	if now := slot(); now != before {
+		t.Errorf("the slot was moved from %s to %s, and no record says so", before, now)
+	}
+	refusal.Remove()
+	s.must("skip", "--to", end)
+	if now := slot(); now != end {
+		t.Errorf("the slot is at %s, skipped to %s", now, end)
+	}
+}
