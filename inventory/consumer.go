@@ -33,7 +33,7 @@ func (cfg ConsumerConfig) Inbox() inbox.Config {
 	h := &applier{cfg}
 	return inbox.Config{
 		Brokers: cfg.Brokers, Topic: cfg.Topic, Group: cfg.Group, Consumer: consumer,
-		Pool: cfg.Store.pool, Handle: h.apply, Prepare: h.lock, Types: handled, Ignore: ignored,
+		Pool: cfg.Store.pool, Handle: h.apply, HandleBatch: h.applyAll, Types: handled, Ignore: ignored,
 		Policy: cfg.Policy, Batch: cfg.Batch, Retention: cfg.Retention, Metrics: cfg.Metrics.inbox, Log: cfg.Log,
 	}
 }
@@ -41,15 +41,25 @@ func (cfg ConsumerConfig) Inbox() inbox.Config {
 type applier struct{ cfg ConsumerConfig }
 
 func (a *applier) apply(ctx context.Context, tx pgx.Tx, record inbox.Event) error {
-	ev, err := Decode(record.Type, record.ID, record.Value)
-	if err != nil {
-		return inbox.Permanent(err)
+	return a.applyAll(ctx, tx, []inbox.Event{record})
+}
+
+func (a *applier) applyAll(ctx context.Context, tx pgx.Tx, records []inbox.Event) error {
+	events := make([]Event, len(records))
+	for i, record := range records {
+		ev, err := Decode(record.Type, record.ID, record.Value)
+		if err != nil {
+			return inbox.Permanent(err)
+		}
+		events[i] = ev
 	}
-	done, err := a.cfg.Store.Apply(ctx, tx, ev)
+	done, err := a.cfg.Store.Apply(ctx, tx, events...)
 	if err != nil {
 		return err
 	}
-	record.OnCommit(func() { a.applied(record, ev, done) })
+	for i, record := range records {
+		record.OnCommit(func() { a.applied(record, events[i], done[i]) })
+	}
 	return nil
 }
 
@@ -66,17 +76,4 @@ func (a *applier) applied(record inbox.Event, ev Event, done []Movement) {
 		}
 	}
 	log.Debug().Int("movements", len(done)).Msg("event applied")
-}
-
-// lock leaves events that cannot be read to apply.
-func (a *applier) lock(ctx context.Context, tx pgx.Tx, records []inbox.Event) error {
-	var skus []string
-	for _, record := range records {
-		if ev, err := Decode(record.Type, record.ID, record.Value); err == nil {
-			for _, item := range ev.Items {
-				skus = append(skus, item.SKU)
-			}
-		}
-	}
-	return a.cfg.Store.Lock(ctx, tx, skus)
 }

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) { cdctest.Main(m) }
 var migrating sync.Mutex
 
 // migrateURL makes the inventory's schema and returns a pool with the service's own rights.
-func migrateURL(t *testing.T, admin string) *pgxpool.Pool {
+func migrateURL(t testing.TB, admin string) *pgxpool.Pool {
 	t.Helper()
 	service, err := url.Parse(admin)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/inbox"
 )
 
 const (
@@ -29,22 +31,27 @@ const (
 //	PUT /stock/{sku}                {"available": 10} sets it, also for a SKU that is new
 //	GET /stock/{sku}/movements      why it is what it is, oldest first    ?limit=100&after=ID
 //	GET /shortages                  the movements that could not be made  ?limit=100&after=ID
+//	GET /parked                     events that could not be applied      ?limit=100&after=ID&all=true (the resolved too)
+//	GET /blocked                    partitions that halt at one
 //
 // A page has "items" and, when there are more, "next": the value of after for the next page. Errors are
 // application/problem+json (RFC 9457) and have changed nothing.
-func Routes(mux *http.ServeMux, store *Store, metrics *Metrics, log zerolog.Logger) {
-	h := &handler{store, metrics, log}
+func Routes(mux *http.ServeMux, store *Store, operator *inbox.Operator, metrics *Metrics, log zerolog.Logger) {
+	h := &handler{store, operator, metrics, log}
 	mux.HandleFunc("GET /stock", h.answer(h.list))
 	mux.HandleFunc("GET /stock/{sku}", h.answer(h.get))
 	mux.HandleFunc("PUT /stock/{sku}", h.answer(h.set))
 	mux.HandleFunc("GET /stock/{sku}/movements", h.answer(h.movements))
 	mux.HandleFunc("GET /shortages", h.answer(h.shortages))
+	mux.HandleFunc("GET /parked", h.answer(h.parked))
+	mux.HandleFunc("GET /blocked", h.answer(h.blocked))
 }
 
 type handler struct {
-	store   *Store
-	metrics *Metrics
-	log     zerolog.Logger
+	store    *Store
+	operator *inbox.Operator
+	metrics  *Metrics
+	log      zerolog.Logger
 }
 
 // A problem is what a client did wrong. Every other error is ours.
@@ -180,17 +187,49 @@ func (h *handler) moved(r *http.Request, sku, reason string) (page[Movement], er
 	if err != nil {
 		return none, err
 	}
-	var after int64
-	if s := r.FormValue("after"); s != "" {
-		if after, err = strconv.ParseInt(s, 10, 64); err != nil {
-			return none, problem{http.StatusBadRequest, "after must be the id of a movement"}
-		}
+	after, err := pageAfter(r)
+	if err != nil {
+		return none, err
 	}
 	list, err := h.store.Movements(r.Context(), sku, reason, after, limit+1)
 	if err != nil {
 		return none, err
 	}
 	return paged(list, limit, func(m Movement) string { return strconv.FormatInt(m.ID, 10) }), nil
+}
+
+// parked leaves the values out: they are anybody's data, and `inventory parked show` is for who may see them.
+func (h *handler) parked(r *http.Request) (any, error) {
+	limit, err := pageLimit(r)
+	if err != nil {
+		return nil, err
+	}
+	after, err := pageAfter(r)
+	if err != nil {
+		return nil, err
+	}
+	list, err := h.operator.List(r.Context(), r.FormValue("all") == "true", after, limit+1)
+	if err != nil {
+		return nil, err
+	}
+	return paged(list, limit, func(p inbox.Parked) string { return strconv.FormatInt(p.ID, 10) }), nil
+}
+
+func (h *handler) blocked(r *http.Request) (any, error) {
+	list, err := h.operator.Blocked(r.Context())
+	return page[inbox.Blocked]{Items: list}, err
+}
+
+func pageAfter(r *http.Request) (int64, error) {
+	s := r.FormValue("after")
+	if s == "" {
+		return 0, nil
+	}
+	after, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0, problem{http.StatusBadRequest, "after must be the id of the page's last item"}
+	}
+	return after, nil
 }
 
 func pageLimit(r *http.Request) (int, error) {

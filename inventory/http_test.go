@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/inventory"
 )
 
@@ -20,7 +20,8 @@ import (
 func ask(t *testing.T, f *fixture, method, path, body string) (int, map[string]any) {
 	t.Helper()
 	mux := http.NewServeMux()
-	inventory.Routes(mux, f.store, inventory.NewMetrics(prometheus.NewRegistry()), zerolog.Nop())
+	cfg := f.config("inventory")
+	inventory.Routes(mux, f.store, inbox.NewOperator(cfg.Inbox(), ""), cfg.Metrics, zerolog.Nop())
 	w := httptest.NewRecorder()
 	mux.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body)))
 	res := w.Result()

@@ -51,103 +51,88 @@ type Store struct{ pool *pgxpool.Pool }
 // NewStore uses the inventory database behind pool, which stays the caller's to close.
 func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool} }
 
-// Apply takes or gives back, in tx, what ev asks for. It must be called once per event: cdc/inbox sees to that. An error
-// that inbox.Permanent has marked says that ev can never be applied.
-func (s *Store) Apply(ctx context.Context, tx pgx.Tx, ev Event) (done []Movement, err error) {
-	switch {
-	case ev.Type == OrderPaid:
-		done, err = take(ctx, tx, ev)
-	case ev.WasPaid:
-		done, err = giveBack(ctx, tx, ev)
+// Apply takes or gives back, in tx, what each of the events asks for, in their order, and returns the movements of each,
+// with SKU and Reason only. It must be called once per event: cdc/inbox sees to that. An error that inbox.Permanent has
+// marked says that one of the events can never be applied.
+func (s *Store) Apply(ctx context.Context, tx pgx.Tx, events ...Event) ([][]Movement, error) {
+	// All SKUs in one order, before anything moves: transactions that share some wait for each other and never in a circle.
+	var skus []string
+	for _, ev := range events {
+		for _, item := range ev.Items {
+			skus = append(skus, item.SKU)
+		}
 	}
-	if reason, refused := refusal(err); refused {
-		return nil, inbox.Permanent(errors.New(reason))
-	}
-	return done, err
-}
-
-// Lock locks the SKUs of all the events in sorted order, before any of them is applied: otherwise transactions of several
-// events each, from several partitions, would wait for each other in a circle.
-func (s *Store) Lock(ctx context.Context, tx pgx.Tx, skus []string) error {
 	if _, err := tx.Exec(ctx, `SELECT FROM stock WHERE sku = ANY($1) ORDER BY sku FOR UPDATE`, skus); err != nil {
-		return fmt.Errorf("lock the stock: %w", err)
+		return nil, fmt.Errorf("lock the stock: %w", err)
 	}
-	return nil
+	var batch pgx.Batch
+	done := make([][]Movement, len(events))
+	for i, ev := range events {
+		switch {
+		case ev.Type == OrderPaid:
+			take(&batch, ev, &done[i])
+		case ev.WasPaid:
+			giveBack(&batch, ev, &done[i])
+		}
+	}
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+		if reason, refused := refusal(err); refused {
+			err = inbox.Permanent(errors.New(reason))
+		}
+		return nil, fmt.Errorf("move the stock: %w", err)
+	}
+	return done, nil
 }
 
-func take(ctx context.Context, tx pgx.Tx, ev Event) ([]Movement, error) {
+func take(batch *pgx.Batch, ev Event, done *[]Movement) {
 	want := make(map[string]int64, len(ev.Items))
 	for _, item := range ev.Items {
 		want[item.SKU] += item.Quantity
 	}
-	return move(ctx, tx, ev, want, `
-		WITH moved AS (
-			UPDATE stock SET available = available - $2, updated_at = clock_timestamp()
-			WHERE sku = $1 AND available >= $2 RETURNING sku
-		)
-		INSERT INTO stock_movements (sku, reason, change, requested, order_id, event_id)
-		SELECT $1, CASE WHEN served THEN 'sold' ELSE 'shortage' END, CASE WHEN served THEN -$2 ELSE 0 END,
-		       CASE WHEN NOT served THEN $2 END, $3, $4
-		FROM (SELECT EXISTS (SELECT FROM moved) AS served) AS outcome
-		RETURNING sku, reason`)
+	for _, sku := range slices.Sorted(maps.Keys(want)) {
+		batch.Queue(`
+			WITH moved AS (
+				UPDATE stock SET available = available - $2, updated_at = clock_timestamp()
+				WHERE sku = $1 AND available >= $2 RETURNING sku
+			)
+			INSERT INTO stock_movements (sku, reason, change, requested, order_id, event_id)
+			SELECT $1, CASE WHEN served THEN 'sold' ELSE 'shortage' END, CASE WHEN served THEN -$2 ELSE 0 END,
+			       CASE WHEN NOT served THEN $2 END, $3, $4
+			FROM (SELECT EXISTS (SELECT FROM moved) AS served) AS outcome
+			RETURNING sku, reason`, sku, want[sku], ev.OrderID, ev.ID).Query(collect(done))
+	}
 }
 
-func giveBack(ctx context.Context, tx pgx.Tx, ev Event) ([]Movement, error) {
-	rows, err := tx.Query(ctx, `
-		SELECT sku, -sum(change)::bigint FROM stock_movements
-		WHERE order_id = $1 GROUP BY sku HAVING sum(change) < 0`, ev.OrderID)
-	if err != nil {
-		return nil, fmt.Errorf("find what order %s took: %w", ev.OrderID, err)
-	}
-	taken := map[string]int64{}
-	var sku string
-	var quantity int64
-	if _, err := pgx.ForEachRow(rows, []any{&sku, &quantity}, func() error {
-		taken[sku] = quantity
-		return nil
-	}); err != nil {
-		return nil, fmt.Errorf("find what order %s took: %w", ev.OrderID, err)
-	}
-	if len(taken) == 0 {
-		return nil, known(ctx, tx, ev)
-	}
-	return move(ctx, tx, ev, taken, `
-		WITH moved AS (
-			UPDATE stock SET available = available + $2, updated_at = clock_timestamp() WHERE sku = $1
+// giveBack first refuses an order whose payment never came here.
+func giveBack(batch *pgx.Batch, ev Event, done *[]Movement) {
+	batch.Queue(`SELECT EXISTS (SELECT FROM stock_movements WHERE order_id = $1)`, ev.OrderID).QueryRow(func(row pgx.Row) error {
+		var known bool
+		err := row.Scan(&known)
+		if err == nil && !known {
+			err = inbox.Permanent(fmt.Errorf("order %s does not exist here: it was paid and is cancelled, and its OrderPaid was never applied", ev.OrderID))
+		}
+		return err
+	})
+	batch.Queue(`
+		WITH taken AS (
+			SELECT sku, -sum(change)::bigint AS quantity FROM stock_movements WHERE order_id = $1 GROUP BY sku HAVING sum(change) < 0
+		), moved AS (
+			UPDATE stock SET available = available + quantity, updated_at = clock_timestamp() FROM taken WHERE stock.sku = taken.sku
 		)
 		INSERT INTO stock_movements (sku, reason, change, order_id, event_id)
-		VALUES ($1, 'returned', $2, $3, $4)
-		RETURNING sku, reason`)
+		SELECT sku, 'returned', quantity, $1, $2 FROM taken ORDER BY sku
+		RETURNING sku, reason`, ev.OrderID, ev.ID).Query(collect(done))
 }
 
-// known refuses the cancellation of a paid order whose payment never came here.
-func known(ctx context.Context, tx pgx.Tx, ev Event) error {
-	var known bool
-	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM stock_movements WHERE order_id = $1)`, ev.OrderID).Scan(&known); err != nil {
-		return fmt.Errorf("look for order %s: %w", ev.OrderID, err)
-	}
-	if !known {
-		return inbox.Permanent(fmt.Errorf("order %s does not exist here: it was paid and is cancelled, and its OrderPaid was never applied", ev.OrderID))
-	}
-	return nil
-}
-
-// move runs sql for each SKU in one round trip, in sorted order: two orders lock the SKUs they share in the same order.
-func move(ctx context.Context, tx pgx.Tx, ev Event, quantities map[string]int64, sql string) ([]Movement, error) {
-	var batch pgx.Batch
-	var done []Movement
-	for _, sku := range slices.Sorted(maps.Keys(quantities)) {
-		batch.Queue(sql, sku, quantities[sku], ev.OrderID, ev.ID).QueryRow(func(row pgx.Row) error {
-			var m Movement
-			err := row.Scan(&m.SKU, &m.Reason)
-			done = append(done, m)
-			return err
+func collect(done *[]Movement) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		var m Movement
+		_, err := pgx.ForEachRow(rows, []any{&m.SKU, &m.Reason}, func() error {
+			*done = append(*done, m)
+			return nil
 		})
+		return err
 	}
-	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
-		return nil, fmt.Errorf("move the stock of order %s: %w", ev.OrderID, err)
-	}
-	return done, nil
 }
 
 // refusal is the reason in err when PostgreSQL refuses the data itself, so that trying again would never help. The

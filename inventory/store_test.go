@@ -17,7 +17,10 @@ func (f *fixture) apply(e event) ([]inventory.Movement, error) {
 	var done []inventory.Movement
 	err := pgx.BeginFunc(f.Context(), f.pool, func(tx pgx.Tx) (err error) {
 		if _, err = tx.Exec(f.Context(), `INSERT INTO inbox VALUES ('inventory', $1, inbox_day($1), 'orders', 0, 0)`, e.ID); err == nil {
-			done, err = f.store.Apply(f.Context(), tx, e.Event)
+			var all [][]inventory.Movement
+			if all, err = f.store.Apply(f.Context(), tx, e.Event); err == nil {
+				done = all[0]
+			}
 		}
 		return err
 	})

@@ -26,9 +26,9 @@ type Config struct {
 
 	Pool   *pgxpool.Pool // of the database with the inbox and the effects; stays the caller's to close
 	Handle Handler
-	// Prepare is optional. It is called before the events of one transaction when there are several: to take their locks
-	// in one order, or to read for all of them at once.
-	Prepare func(ctx context.Context, tx pgx.Tx, events []Event) error
+	// HandleBatch is optional: Handle for several events at once, in their order, to save round trips or to take locks in
+	// one order.
+	HandleBatch func(ctx context.Context, tx pgx.Tx, events []Event) error
 
 	// Types are the event types to handle; empty means all. Ignore are known types that are passed over without a trace.
 	// An event of any other type is set aside as with Skip, whatever Policy says.
@@ -83,7 +83,7 @@ func (cfg Config) validate() error {
 	return errors.Join(errs...)
 }
 
-func (cfg Config) effects() *effects { return &effects{cfg.Consumer, cfg.Handle, cfg.Prepare} }
+func (cfg Config) effects() *effects { return &effects{cfg.Consumer, cfg.Handle, cfg.HandleBatch} }
 
 // owner names this process to people.
 func owner() string {

@@ -286,28 +286,28 @@ func TestWrongConfigurationIsReportedWhole(t *testing.T) {
 	}
 }
 
-func TestHandlerOfABatchIsPreparedOnce(t *testing.T) {
+func TestBatchesAreHandledAtOnceAndSingleEventsAlone(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
 	ids := newIDs(50)
 	f.send(0, "a", ids...)
-	var prepared [][]inbox.Event
-	f.start(func(cfg *inbox.Config) {
+	f.fail(ids[30], inbox.Permanent(errors.New("broken")))
+	f.start(policy(inbox.Skip), func(cfg *inbox.Config) {
 		cfg.Batch = 20
-		cfg.Prepare = func(_ context.Context, _ pgx.Tx, events []inbox.Event) error {
-			prepared = append(prepared, events)
+		cfg.HandleBatch = func(ctx context.Context, tx pgx.Tx, events []inbox.Event) error {
+			if len(events) < 2 || len(events) > 20 {
+				t.Errorf("a batch of %d", len(events))
+			}
+			for _, ev := range events {
+				if err := f.handle(ctx, tx, ev); err != nil {
+					return err
+				}
+			}
 			return nil
 		}
 	}).stopAfter(f, 50)
-	n := 0
-	for _, events := range prepared {
-		if len(events) > 20 {
-			t.Errorf("a batch of %d", len(events))
-		}
-		n += len(events)
-	}
-	if n != 50 {
-		t.Errorf("%d of 50 events prepared in %d batches", n, len(prepared))
+	if got, want := f.effects(""), slices.Delete(slices.Clone(ids), 30, 31); !slices.Equal(got, want) {
+		t.Errorf("%d effects, want the other %d in order", len(got), len(want))
 	}
 }
 

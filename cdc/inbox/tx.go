@@ -75,9 +75,9 @@ type querier interface {
 
 // effects is what a consumer does with events in a transaction.
 type effects struct {
-	consumer string
-	handle   Handler
-	prepare  func(context.Context, pgx.Tx, []Event) error
+	consumer    string
+	handle      Handler
+	handleBatch func(context.Context, pgx.Tx, []Event) error
 }
 
 // outcome is what became of events.
@@ -125,10 +125,11 @@ func (e *effects) apply(ctx context.Context, tx pgx.Tx, events []Event) (outcome
 		}
 	}
 	out.duplicates += len(events) - len(out.applied)
-	if e.prepare != nil && len(out.applied) > 1 {
-		if err := e.prepare(ctx, tx, out.applied); err != nil {
-			return outcome{}, fmt.Errorf("prepare %d events: %w", len(out.applied), err)
+	if e.handleBatch != nil && len(out.applied) > 1 {
+		if err := e.handleBatch(ctx, tx, out.applied); err != nil {
+			return outcome{}, fmt.Errorf("apply %d events: %w", len(out.applied), err)
 		}
+		return out, nil
 	}
 	for _, ev := range out.applied {
 		if err := e.handle(ctx, tx, ev); err != nil {

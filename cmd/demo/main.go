@@ -147,14 +147,15 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	}
 	defer pool.Close()
 	stock, metrics := inventory.NewStore(pool), inventory.NewMetrics(inventoryReg)
-	consumer, err := inbox.New(inventory.ConsumerConfig{
+	consumption := inventory.ConsumerConfig{
 		Brokers: broker.Brokers(), Topic: topic, Group: consumerGroup, Store: stock, Metrics: metrics, Log: inventoryLog, Policy: inbox.ParkKey,
-	}.Inbox())
+	}.Inbox()
+	consumer, err := inbox.New(consumption)
 	if err != nil {
 		return err
 	}
 	app.OpsRoutes(inventoryMux, inventoryReg, consumer.Ready)
-	inventory.Routes(inventoryMux, stock, metrics, inventoryLog)
+	inventory.Routes(inventoryMux, stock, inbox.NewOperator(consumption, "demo"), metrics, inventoryLog)
 
 	var listeners [3]net.Listener
 	for i := range listeners {

@@ -28,16 +28,23 @@ type cli struct {
 	LogFormat   string `env:"LOG_FORMAT" help:"json or console; console on a terminal when not given."`
 
 	Serve   serve    `cmd:"" default:"withargs" help:"Consume events and answer HTTP (the default)."`
+	Parked  parked   `cmd:"" help:"See events that could not be applied, and decide about them."`
+	Replay  replay   `cmd:"" help:"Give the consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
 	Migrate migrate  `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights."`
 	Version struct{} `cmd:"" help:"Print the version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
 
+// source is what is consumed.
+type source struct {
+	Brokers []string `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
+	Topic   string   `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
+	Group   string   `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
+}
+
 type serve struct {
-	Brokers   []string      `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
-	Topic     string        `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
-	Group     string        `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
+	source
 	Policy    inbox.Policy  `env:"INVENTORY_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
 	Batch     int           `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
 	Retention time.Duration `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topic keeps it. 0: for ever."`
@@ -55,14 +62,18 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if command == nil || err != nil {
 		return err
 	}
-	switch command.Command() {
-	case "healthcheck <url>":
+	switch name := command.Command(); {
+	case name == "healthcheck <url>":
 		return flags.Healthcheck.Run(ctx)
-	case "version":
+	case name == "version":
 		_, err := fmt.Fprintln(stdout, "inventory", app.Version())
 		return err
-	case "migrate":
+	case name == "migrate":
 		return flags.migrate(ctx, stdout)
+	case name == "replay":
+		return flags.replay(ctx, stdout)
+	case strings.HasPrefix(name, "parked "):
+		return flags.parked(ctx, name, stdout)
 	default:
 		return flags.serve(ctx, stderr)
 	}
@@ -102,16 +113,17 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 
 	reg := app.NewRegistry()
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
-	consumer, err := inbox.New(inventory.ConsumerConfig{
+	cfg := inventory.ConsumerConfig{
 		Brokers: c.Serve.Brokers, Topic: c.Serve.Topic, Group: c.Serve.Group, Store: store, Metrics: metrics, Log: log,
 		Policy: c.Serve.Policy, Batch: c.Serve.Batch, Retention: c.Serve.Retention,
-	}.Inbox())
+	}.Inbox()
+	consumer, err := inbox.New(cfg)
 	if err != nil {
 		return err
 	}
 	mux := http.NewServeMux()
 	app.OpsRoutes(mux, reg, consumer.Ready)
-	inventory.Routes(mux, store, metrics, log)
+	inventory.Routes(mux, store, inbox.NewOperator(cfg, ""), metrics, log)
 
 	if err := store.Ping(ctx); err != nil {
 		log.Warn().Err(err).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
@@ -134,6 +146,14 @@ func (c *cli) pool(ctx context.Context) (*pgxpool.Pool, error) {
 }
 
 func (s *serve) check() error {
+	err := s.source.check()
+	if httpErr := checkAddress(s.HTTP); httpErr != nil {
+		err = errors.Join(err, fmt.Errorf("--http (INVENTORY_HTTP): %w", httpErr))
+	}
+	return err
+}
+
+func (s *source) check() error {
 	var errs []error
 	if len(s.Brokers) == 0 {
 		errs = append(errs, errors.New("--kafka-brokers (INVENTORY_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092"))
@@ -148,9 +168,6 @@ func (s *serve) check() error {
 	}
 	if s.Group == "" || len(s.Group) > 255 {
 		errs = append(errs, errors.New("--group (INVENTORY_GROUP): a consumer group's name has 1 to 255 bytes"))
-	}
-	if err := checkAddress(s.HTTP); err != nil {
-		errs = append(errs, fmt.Errorf("--http (INVENTORY_HTTP): %w", err))
 	}
 	return errors.Join(errs...)
 }

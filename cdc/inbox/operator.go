@@ -1,0 +1,422 @@
+package inbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// An Operator looks at what a consumer has set aside and decides about it, while the consumer runs or not. Each decision
+// is a row of inbox_decisions, in the transaction of what it does.
+type Operator struct {
+	cfg     Config
+	effects *effects
+	by      string
+}
+
+// NewOperator works on the inbox of the Consumer that cfg would make; by is who is asked afterwards. Of cfg only Replay
+// needs Brokers.
+func NewOperator(cfg Config, by string) *Operator {
+	cfg = cfg.withDefaults()
+	return &Operator{cfg, cfg.effects(), by}
+}
+
+// Parked is an event that was set aside.
+type Parked struct {
+	ID        int64      `json:"id"` // of the parked row; smaller is earlier
+	EventID   string     `json:"eventId,omitempty"`
+	Type      string     `json:"type,omitempty"`
+	Key       string     `json:"key,omitempty"`
+	Topic     string     `json:"topic"`
+	Partition int32      `json:"partition"`
+	Offset    int64      `json:"offset"`
+	HoldsKey  bool       `json:"holdsKey"` // later events of its key wait behind it
+	Reason    string     `json:"reason"`
+	ParkedAt  time.Time  `json:"parkedAt"`
+	Status    string     `json:"status"` // parked, redriven or dropped
+	Resolved  *time.Time `json:"resolvedAt,omitempty"`
+
+	// Only of Show: the record itself, absent where only its place is known.
+	Time    *time.Time `json:"time,omitempty"`
+	Headers []Header   `json:"headers,omitempty"`
+	Value   []byte     `json:"value,omitempty"`
+}
+
+const parkedColumns = `id, coalesce(event_id, ''), coalesce(event_type, ''), key, topic, partition, kafka_offset, holds_key, reason, parked_at, status, resolved_at`
+
+func (p *Parked) fields(key *[]byte) []any {
+	return []any{&p.ID, &p.EventID, &p.Type, key, &p.Topic, &p.Partition, &p.Offset, &p.HoldsKey, &p.Reason, &p.ParkedAt, &p.Status, &p.Resolved}
+}
+
+// text is what a record may hold, for people.
+func text(b []byte) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(string(b), "\x00", "?"), "?")
+}
+
+// List returns up to limit unresolved events with an id above after, in the order in which they were parked; with all,
+// the resolved ones too.
+func (o *Operator) List(ctx context.Context, all bool, after int64, limit int) ([]Parked, error) {
+	rows, _ := o.cfg.Pool.Query(ctx, `SELECT `+parkedColumns+` FROM inbox_parked
+		WHERE consumer = $1 AND ($2 OR status = 'parked') AND id > $3 ORDER BY id LIMIT $4`, o.cfg.Consumer, all, after, limit)
+	list := []Parked{}
+	var p Parked
+	var key []byte
+	if _, err := pgx.ForEachRow(rows, p.fields(&key), func() error {
+		p.Key = text(key)
+		list = append(list, p)
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("list parked events: %w", err)
+	}
+	return list, nil
+}
+
+// ErrUnknown is returned when there is no such parked event.
+var ErrUnknown = errors.New("there is no such parked event")
+
+// Show returns one parked event whole.
+func (o *Operator) Show(ctx context.Context, id int64) (Parked, error) {
+	p, _, err := o.load(ctx, o.cfg.Pool, id, "")
+	return p, err
+}
+
+func (o *Operator) load(ctx context.Context, db querier, id int64, lock string) (Parked, Event, error) {
+	var p Parked
+	var headers []byte
+	ev := Event{committed: new([]func())}
+	err := db.QueryRow(ctx, `SELECT `+parkedColumns+`, produced_at, value, headers FROM inbox_parked WHERE consumer = $1 AND id = $2 `+lock,
+		o.cfg.Consumer, id).Scan(append(p.fields(&ev.Key), &p.Time, &ev.Value, &headers)...)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrUnknown
+	}
+	if err == nil && headers != nil {
+		err = json.Unmarshal(headers, &ev.Headers)
+	}
+	if err != nil {
+		return Parked{}, Event{}, fmt.Errorf("parked event %d: %w", id, err)
+	}
+	p.Key, p.Headers, p.Value = text(ev.Key), ev.Headers, ev.Value
+	ev.ID, ev.Type, ev.Topic, ev.Partition, ev.Offset = p.EventID, p.Type, p.Topic, p.Partition, p.Offset
+	if p.Time != nil {
+		ev.Time = *p.Time
+	}
+	return p, ev, nil
+}
+
+// Done says what was done about a parked event, or why nothing was.
+type Done struct {
+	Parked
+	Did string // applied, duplicate, dropped
+	Err error  // it stays
+}
+
+// Redrive applies parked events, or all of them, each in a transaction of its own, through the inbox and under its own
+// id; with the first of a key go those that wait behind it, in order, until one cannot be applied. What would break the
+// order of a key stays, unless forced. With dryRun all of it is done in one transaction, which is rolled back: the
+// consumer waits for it where it meets one of the keys. The error is one of the database; what has been done by then is
+// done.
+func (o *Operator) Redrive(ctx context.Context, ids []int64, all, force, dryRun bool) (done []Done, err error) {
+	if ids, err = o.chosen(ctx, ids, all); err != nil {
+		return nil, err
+	}
+	err = o.rehearse(ctx, dryRun, func(db beginner) error {
+		seen := map[int64]bool{} // it stood behind another one
+		for _, id := range ids {
+			for next := id; next != 0 && !seen[next]; {
+				seen[next] = true
+				one, behind, err := o.redrive(ctx, db, next, force)
+				if err != nil {
+					return err
+				}
+				done = append(done, one)
+				next = behind
+			}
+		}
+		return nil
+	})
+	return done, err
+}
+
+type beginner interface {
+	Begin(context.Context) (pgx.Tx, error)
+}
+
+// rehearse gives do a transaction to begin its own in when nothing of it may stay.
+func (o *Operator) rehearse(ctx context.Context, dryRun bool, do func(beginner) error) error {
+	if !dryRun {
+		return do(o.cfg.Pool)
+	}
+	tx, err := o.cfg.Pool.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	return do(tx)
+}
+
+// chosen is ids, or all that are parked.
+func (o *Operator) chosen(ctx context.Context, ids []int64, all bool) ([]int64, error) {
+	if !all {
+		return ids, nil
+	}
+	rows, _ := o.cfg.Pool.Query(ctx, `SELECT id FROM inbox_parked WHERE consumer = $1 AND status = 'parked' ORDER BY id`, o.cfg.Consumer)
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("list parked events: %w", err)
+	}
+	return ids, nil
+}
+
+// refusal is why a parked event stays.
+type refusal struct{ error }
+
+func (r *refusal) Unwrap() error { return r.error }
+
+func stays(format string, args ...any) error { return &refusal{fmt.Errorf(format, args...)} }
+
+// redrive returns the next event of the key as well, if it waits behind this one and this one is out of the way.
+func (o *Operator) redrive(ctx context.Context, db beginner, id int64, force bool) (done Done, next int64, err error) {
+	var ev Event
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) (err error) {
+		if done.Parked, ev, err = o.lock(ctx, tx, id); err != nil {
+			return err
+		}
+		if next, err = o.mayBeRedriven(ctx, tx, done.Parked, ev, force); err != nil {
+			return err
+		}
+		first, err := o.mark(ctx, tx, ev)
+		if err != nil {
+			return err
+		}
+		done.Did = "duplicate"
+		if first {
+			done.Did = "applied"
+			if err := o.effects.handle(ctx, tx, ev); err != nil {
+				return stays("it still cannot be applied: %s", reasonOf(err))
+			}
+		}
+		if err := o.resolve(ctx, tx, done.Parked, ev, "redriven"); err != nil {
+			return err
+		}
+		how := done.Did
+		if force {
+			how += ", forced"
+		}
+		return o.decide(ctx, tx, "redrive", fmt.Sprintf("parked event %d (event %s at %s/%d/%d): %s", id, ev.ID, ev.Topic, ev.Partition, ev.Offset, how))
+	})
+	var stay *refusal
+	if errors.As(err, &stay) {
+		done.Did, done.Err = "", stay
+		return done, 0, nil
+	}
+	if _, rehearsal := db.(pgx.Tx); err == nil && !rehearsal {
+		for _, f := range *ev.committed {
+			f()
+		}
+	}
+	return done, next, err
+}
+
+// mark reports whether ev is not in the inbox yet. Where the inbox has no partition for it any more, the parked row alone
+// keeps it from being applied twice.
+func (o *Operator) mark(ctx context.Context, tx pgx.Tx, ev Event) (first bool, err error) {
+	var remembered bool
+	if err := tx.QueryRow(ctx, `SELECT $1 = 0 OR $1 BETWEEN first_day AND last_day FROM inbox_maintain($2, NULL)`, ev.day(), daysAhead).Scan(&remembered); err != nil {
+		return false, fmt.Errorf("make the inbox's partitions: %w", err)
+	}
+	if !remembered {
+		return true, nil
+	}
+	marked, err := o.effects.mark(ctx, tx, []Event{ev})
+	return marked[ev.ID], err
+}
+
+// lock takes the row of the event's key, if there is one, and then the event: no consumer parks or applies an event of the
+// key meanwhile.
+func (o *Operator) lock(ctx context.Context, tx pgx.Tx, id int64) (Parked, Event, error) {
+	p, ev, err := o.load(ctx, tx, id, "")
+	if err != nil {
+		return p, ev, err
+	}
+	if _, err := tx.Exec(ctx, `SELECT FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 FOR UPDATE`, o.cfg.Consumer, ev.Topic, ev.Key); err != nil {
+		return p, ev, fmt.Errorf("lock the key of parked event %d: %w", id, err)
+	}
+	if p, ev, err = o.load(ctx, tx, id, "FOR UPDATE"); err != nil {
+		return p, ev, err
+	}
+	if p.Status != "parked" {
+		return p, ev, stays("it is %s already", p.Status)
+	}
+	return p, ev, nil
+}
+
+// mayBeRedriven refuses what cannot be applied or would come out of order, and returns the next parked event of the key.
+func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Event, force bool) (next int64, err error) {
+	switch {
+	case p.Headers == nil:
+		return 0, stays("only its place is known: replay the topic from offset %d of partition %d", p.Offset, p.Partition)
+	case ev.ID == "":
+		return 0, stays("it has no id, so the inbox cannot tell it from a copy: drop it, and have it published with an id")
+	}
+	if len(ev.Key) == 0 {
+		return 0, nil
+	}
+	var earlier int64
+	var later bool
+	if err := tx.QueryRow(ctx, `
+		SELECT coalesce(min(id) FILTER (WHERE id < $4), 0), coalesce(min(id) FILTER (WHERE id > $4 AND holds_key), 0)
+		FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND status = 'parked' AND (holds_key OR id < $4)`,
+		o.cfg.Consumer, ev.Topic, ev.Key, p.ID).Scan(&earlier, &next); err != nil {
+		return 0, fmt.Errorf("look for parked events of the same key: %w", err)
+	}
+	// What waited behind an event could be applied before it by force only; what did not wait, at any time.
+	sql := `SELECT EXISTS (SELECT FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND id > $4 AND status = 'redriven')`
+	args := []any{o.cfg.Consumer, ev.Topic, ev.Key, p.ID}
+	if !p.HoldsKey {
+		sql = `SELECT EXISTS (SELECT FROM inbox WHERE consumer = $1 AND topic = $2 AND partition = $3 AND kafka_offset > $4
+			AND coalesce(key_hash, $5) = $5 AND event_id <> $6 AND (event_day = 0 OR event_day >= $7))`
+		args = []any{o.cfg.Consumer, ev.Topic, ev.Partition, ev.Offset, keyHash(ev.Key), ev.ID, ev.day() - 1}
+	}
+	if err := tx.QueryRow(ctx, sql, args...).Scan(&later); err != nil {
+		return 0, fmt.Errorf("look for later events of the same key: %w", err)
+	}
+	switch {
+	case force:
+		return next, nil
+	case earlier != 0:
+		return 0, stays("parked event %d of the same key is before it", earlier)
+	case later:
+		return 0, stays("later events of its key were applied: out of order, only with --force")
+	}
+	return next, nil
+}
+
+// resolve ends the parking of an event, and of its key with the last one.
+func (o *Operator) resolve(ctx context.Context, tx pgx.Tx, p Parked, ev Event, status string) error {
+	if _, err := tx.Exec(ctx, `UPDATE inbox_parked SET status = $2, resolved_at = clock_timestamp() WHERE id = $1`, p.ID, status); err != nil {
+		return fmt.Errorf("resolve parked event %d: %w", p.ID, err)
+	}
+	if _, err := tx.Exec(ctx, `
+		DELETE FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 AND NOT EXISTS (
+			SELECT FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND status = 'parked' AND holds_key)`,
+		o.cfg.Consumer, ev.Topic, ev.Key); err != nil {
+		return fmt.Errorf("free the key of parked event %d: %w", p.ID, err)
+	}
+	return nil
+}
+
+// Drop gives parked events up: they will never be applied, whatever delivers them again. What waits behind them stays and
+// can be redriven.
+func (o *Operator) Drop(ctx context.Context, ids []int64, all, dryRun bool) (done []Done, err error) {
+	if ids, err = o.chosen(ctx, ids, all); err != nil {
+		return nil, err
+	}
+	err = o.rehearse(ctx, dryRun, func(db beginner) error {
+		for _, id := range ids {
+			one, err := o.drop(ctx, db, id)
+			if err != nil {
+				return err
+			}
+			done = append(done, one)
+		}
+		return nil
+	})
+	return done, err
+}
+
+func (o *Operator) drop(ctx context.Context, db beginner, id int64) (Done, error) {
+	done := Done{Did: "dropped"}
+	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		p, ev, err := o.lock(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		done.Parked = p
+		if ev.ID != "" {
+			if _, err := o.mark(ctx, tx, ev); err != nil {
+				return err
+			}
+		}
+		if err := o.resolve(ctx, tx, p, ev, "dropped"); err != nil {
+			return err
+		}
+		return o.decide(ctx, tx, "drop", fmt.Sprintf("parked event %d (event %s at %s/%d/%d)", id, ev.ID, ev.Topic, ev.Partition, ev.Offset))
+	})
+	var stay *refusal
+	if errors.As(err, &stay) {
+		done.Did, done.Err, err = "", stay, nil
+	}
+	return done, err
+}
+
+// A Blocked partition halts at an event.
+type Blocked struct {
+	Topic     string    `json:"topic"`
+	Partition int32     `json:"partition"`
+	Offset    int64     `json:"offset"`
+	EventID   string    `json:"eventId,omitempty"`
+	Reason    string    `json:"reason"`
+	Since     time.Time `json:"since"`
+}
+
+// Blocked returns the partitions of the consumer's group that halt.
+func (o *Operator) Blocked(ctx context.Context) ([]Blocked, error) {
+	rows, _ := o.cfg.Pool.Query(ctx, `
+		SELECT topic, partition, blocked_offset, coalesce(blocked_event, ''), blocked_reason, blocked_since
+		FROM inbox_partitions WHERE consumer_group = $1 AND blocked_offset IS NOT NULL ORDER BY topic, partition`, o.cfg.Group)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Blocked])
+	if err != nil {
+		return nil, fmt.Errorf("list blocked partitions: %w", err)
+	}
+	return list, nil
+}
+
+// Pass has the event at which a partition halts parked, or skipped, instead. The consumer does it when it tries again,
+// within seconds.
+func (o *Operator) Pass(ctx context.Context, partition int32, offset int64, policy Policy) error {
+	if policy != ParkKey && policy != Skip {
+		return fmt.Errorf("a blocked event can be passed over with park_key or skip, not with %q", policy)
+	}
+	return pgx.BeginFunc(ctx, o.cfg.Pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `UPDATE inbox_partitions SET decision = $5
+			WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND blocked_offset = $4`, o.cfg.Group, o.cfg.Topic, partition, offset, policy)
+		switch {
+		case err != nil:
+			return fmt.Errorf("pass over an event: %w", err)
+		case tag.RowsAffected() == 0:
+			return fmt.Errorf("partition %d of %s does not halt at offset %d: see what does", partition, o.cfg.Topic, offset)
+		}
+		return o.decide(ctx, tx, "pass", fmt.Sprintf("event at %s/%d/%d: %s", o.cfg.Topic, partition, offset, policy))
+	})
+}
+
+// A Decision is what an operator did.
+type Decision struct {
+	At      time.Time `json:"at"`
+	Command string    `json:"command"`
+	By      string    `json:"by"`
+	What    string    `json:"what"`
+}
+
+// Decisions returns the last ones, newest first.
+func (o *Operator) Decisions(ctx context.Context, limit int) ([]Decision, error) {
+	rows, _ := o.cfg.Pool.Query(ctx, `SELECT at, command, by_whom, what FROM inbox_decisions WHERE consumer = $1 ORDER BY id DESC LIMIT $2`, o.cfg.Consumer, limit)
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Decision])
+	if err != nil {
+		return nil, fmt.Errorf("list decisions: %w", err)
+	}
+	return list, nil
+}
+
+func (o *Operator) decide(ctx context.Context, tx pgx.Tx, command, what string) error {
+	if _, err := tx.Exec(ctx, `INSERT INTO inbox_decisions (consumer, command, by_whom, what) VALUES ($1, $2, $3, $4)`,
+		o.cfg.Consumer, command, o.by, what); err != nil {
+		return fmt.Errorf("record the decision: %w", err)
+	}
+	return nil
+}

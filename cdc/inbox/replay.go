@@ -1,0 +1,218 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// replayStall is how long the log may give nothing while it is read.
+const replayStall = 30 * time.Second
+
+// A Replay is what a consumer group gets once more of one partition: the records from From up to Committed.
+type Replay struct {
+	Partition       int32
+	From, Committed int64
+	LogStart        int64 // when above what was asked for, the records before are gone
+
+	New        int // events that are not in the inbox: these will be applied
+	Duplicates int // events that are: these will be skipped
+	Parked     int // events that are parked and stay so
+	Others     int // of types that are not handled, and records that cannot be read
+}
+
+// ErrGroupBusy is returned when the group has members: their offsets cannot be moved.
+var ErrGroupBusy = errors.New("the group has running consumers")
+
+// Replay moves the group's offsets back to from, and says what that brings: with dryRun that is all. Offsets are only
+// ever moved back, never over records that were not consumed yet. partition is one, or -1 for all; offset counts when
+// from is zero.
+func (o *Operator) Replay(ctx context.Context, from time.Time, partition int32, offset int64, dryRun bool) ([]Replay, error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(o.cfg.Brokers...), kgo.ClientID(o.cfg.Consumer))
+	if err != nil {
+		return nil, fmt.Errorf("configure the client: %w", err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	plan, err := o.plan(ctx, admin, from, partition, offset)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.count(ctx, plan); err != nil || dryRun {
+		return plan, err
+	}
+	return plan, o.rewind(ctx, admin, plan)
+}
+
+func (o *Operator) plan(ctx context.Context, admin *kadm.Client, from time.Time, partition int32, offset int64) ([]Replay, error) {
+	committed, err := admin.FetchOffsetsForTopics(ctx, o.cfg.Group, o.cfg.Topic)
+	if err == nil {
+		err = committed.Error()
+	}
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return nil, fmt.Errorf("ask for the offsets of group %s: %w", o.cfg.Group, err)
+	}
+	starts, err := admin.ListStartOffsets(ctx, o.cfg.Topic)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask for the start of topic %s: %w", o.cfg.Topic, err)
+	}
+	var targets kadm.ListedOffsets
+	if !from.IsZero() {
+		targets, err = admin.ListOffsetsAfterMilli(ctx, from.UnixMilli(), o.cfg.Topic)
+		if err == nil {
+			err = targets.Error()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ask for the offsets of %s: %w", from.Format(time.RFC3339), err)
+		}
+	}
+	var plan []Replay
+	starts.Each(func(start kadm.ListedOffset) {
+		at, ok := committed.Lookup(o.cfg.Topic, start.Partition)
+		if !ok || at.At < 0 || partition >= 0 && partition != start.Partition {
+			return
+		}
+		r := Replay{Partition: start.Partition, From: offset, Committed: at.At, LogStart: start.Offset}
+		if target, ok := targets.Lookup(o.cfg.Topic, start.Partition); ok {
+			r.From = target.Offset
+		}
+		r.From = min(max(r.From, r.LogStart), r.Committed)
+		plan = append(plan, r)
+	})
+	if len(plan) == 0 {
+		return nil, fmt.Errorf("group %s has committed nothing there on topic %s: there is nothing to replay", o.cfg.Group, o.cfg.Topic)
+	}
+	slices.SortFunc(plan, func(a, b Replay) int { return int(a.Partition - b.Partition) })
+	return plan, nil
+}
+
+// count reads what would come again and asks the inbox about it.
+func (o *Operator) count(ctx context.Context, plan []Replay) error {
+	open, offsets := map[int32]*Replay{}, map[int32]kgo.Offset{}
+	for i := range plan {
+		if r := &plan[i]; r.From < r.Committed {
+			open[r.Partition], offsets[r.Partition] = r, kgo.NewOffset().At(r.From)
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(o.cfg.Brokers...), kgo.ClientID(o.cfg.Consumer), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{o.cfg.Topic: offsets}))
+	if err != nil {
+		return fmt.Errorf("configure the client: %w", err)
+	}
+	defer client.Close()
+	for len(open) > 0 {
+		polled, cancel := context.WithTimeout(ctx, replayStall)
+		fetches := client.PollRecords(polled, pollRecords)
+		err := polled.Err()
+		cancel()
+		if err != nil {
+			return fmt.Errorf("read topic %s, partitions %v not to their end: %w", o.cfg.Topic, slices.Sorted(maps.Keys(open)), err)
+		}
+		var failed error
+		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+			r := open[f.Partition]
+			if r == nil || failed != nil {
+				return
+			}
+			failed = o.classify(ctx, r, f.Records)
+			if n := len(f.Records); n > 0 && f.Records[n-1].Offset >= r.Committed-1 {
+				delete(open, f.Partition)
+			}
+		})
+		if failed != nil {
+			return failed
+		}
+	}
+	return nil
+}
+
+func (o *Operator) classify(ctx context.Context, r *Replay, records []*kgo.Record) error {
+	var events []Event
+	for _, record := range records {
+		if record.Attrs.IsControl() || record.Offset >= r.Committed {
+			continue
+		}
+		ev := newEvent(record)
+		if ev.ID == "" || len(o.cfg.Types) > 0 && !slices.Contains(o.cfg.Types, ev.Type) {
+			r.Others++
+			continue
+		}
+		events = append(events, ev)
+	}
+	seen, err := o.effects.seen(ctx, o.cfg.Pool, events)
+	if err != nil {
+		return err
+	}
+	parked, err := o.parked(ctx, events)
+	if err != nil {
+		return err
+	}
+	for _, ev := range events {
+		switch {
+		case seen[ev.ID]:
+			r.Duplicates++
+		case parked[ev.ID]:
+			r.Parked++
+		default:
+			r.New++
+		}
+	}
+	return nil
+}
+
+func (o *Operator) parked(ctx context.Context, events []Event) (map[string]bool, error) {
+	ids := make([]string, len(events))
+	for i, ev := range events {
+		ids[i] = ev.ID
+	}
+	rows, _ := o.cfg.Pool.Query(ctx, `SELECT event_id FROM inbox_parked WHERE consumer = $1 AND status = 'parked' AND event_id = ANY($2)`, o.cfg.Consumer, ids)
+	return set(rows, "look for parked events")
+}
+
+// rewind moves the offsets, and records it if they were moved.
+func (o *Operator) rewind(ctx context.Context, admin *kadm.Client, plan []Replay) error {
+	groups, err := admin.DescribeGroups(ctx, o.cfg.Group)
+	if err == nil {
+		err = groups.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("ask for the members of group %s: %w", o.cfg.Group, err)
+	}
+	if n := len(groups[o.cfg.Group].Members); n > 0 {
+		return fmt.Errorf("%w: %d in %s, stop the consumers and run this again", ErrGroupBusy, n, o.cfg.Group)
+	}
+	offsets := kadm.Offsets{}
+	what := fmt.Sprintf("group %s on topic %s back to", o.cfg.Group, o.cfg.Topic)
+	for _, r := range plan {
+		offsets.AddOffset(o.cfg.Topic, r.Partition, r.From, -1)
+		what += fmt.Sprintf(" %d/%d (from %d)", r.Partition, r.From, r.Committed)
+	}
+	return pgx.BeginFunc(ctx, o.cfg.Pool, func(tx pgx.Tx) error {
+		if err := o.decide(ctx, tx, "replay", what); err != nil {
+			return err
+		}
+		moved, err := admin.CommitOffsets(ctx, o.cfg.Group, offsets) // refused, if somebody has joined since
+		if err == nil {
+			err = moved.Error()
+		}
+		if err != nil {
+			return fmt.Errorf("move the offsets of group %s (have its consumers been started again? stop them): %w", o.cfg.Group, err)
+		}
+		return nil
+	})
+}
