@@ -317,7 +317,7 @@ func TestCopyOverADaysBoundaryIsSeen(t *testing.T) {
 	// The retention passes: the day of the first is dropped with all before today.
 	f.exec(`DROP TABLE inbox_before`)
 	f.send(0, "a", ids[0], ids[2])
-	r = f.start(policy(inbox.Skip))
+	f.start(policy(inbox.Skip))
 	f.waitCommitted(f.group, map[int32]int64{0: 17})
 	f.waitEffects("a", ids...)
 	want := []string{"which is to come", "before what the inbox remembers", "before what the inbox remembers"}
