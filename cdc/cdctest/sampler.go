@@ -74,10 +74,12 @@ func (s *Sampler) stop() {
 	<-s.ended
 }
 
-// Stop ends it, fails the test when something was found, and says how often it looked.
+// Stop looks once more, ends it, fails the test when something was found, and says how often it looked.
 func (s *Sampler) Stop() (samples int) {
 	s.t.Helper()
 	s.stop()
+	s.sample(s.t.Context())
+	s.rest()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.early.err("confirmed before it was in Kafka (I8)"); err != nil {
@@ -104,7 +106,7 @@ func (s *Sampler) Samples() int {
 
 // sample takes one, or none where something cannot be asked at the moment.
 func (s *Sampler) sample(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	confirmed, err := s.confirmed(ctx)
 	if err != nil {
