@@ -95,6 +95,7 @@ func postgresKilled(s *scene) {
 			s.t.Fatal(err)
 		}
 		started := s.query("SELECT pg_postmaster_start_time()::text")
+		witness := s.connect()
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			s.t.Fatal(err)
 		}
@@ -103,6 +104,12 @@ func postgresKilled(s *scene) {
 			cdctest.Eventually(s.t, time.Minute, func() error { return s.server.Start(s.t.Context()) })
 			s.sampler.Resume()
 		}
+		cdctest.Eventually(s.t, time.Minute, func() error { // the server ends every connection when it has noticed
+			if witness.Ping(s.t.Context()) == nil {
+				return errors.New("the server has not noticed")
+			}
+			return witness.Close(context.Background())
+		})
 		cdctest.Eventually(s.t, time.Minute, func() error {
 			conn, err := pgx.Connect(s.t.Context(), s.admin)
 			if err != nil {
