@@ -216,6 +216,12 @@ func TestUnknownTypesAreRecordedAndStandInNobodysWay(t *testing.T) {
 	if n := r.count(t, "test_events_skipped_total"); n != 1 {
 		t.Errorf("%v skipped", n)
 	}
+	cfg := f.config()
+	cfg.Types = []string{"Thing"}
+	events, err := inbox.NewOperator(cfg, "ada").Redrive(t.Context(), nil, true, true, false)
+	if got := did(t, events, err); strings.Count(got, "is still unknown to this program") != 2 || f.tries(ids[2]) > 0 {
+		t.Errorf("redriven: %s", got)
+	}
 }
 
 // TestOwnerOfAnOldEpochIsFenced: who has lost the partition in the database applies nothing, and claims it again only as
@@ -249,11 +255,15 @@ func TestOwnerOfAnOldEpochIsFenced(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.waitEffects("a", id)
+	described, err := kadm.NewClient(f.client).DescribeGroups(t.Context(), f.group)
+	if err != nil || len(described[f.group].Members) != 1 {
+		t.Errorf("applied by who is no member: the group has %+v (%v)", described[f.group].Members, err)
+	}
 	if n := r.count(t, "test_fenced_total"); n != 1 {
 		t.Errorf("fenced %v times", n)
 	}
 	if epoch := scan[int64](f, `SELECT epoch FROM inbox_partitions`); epoch != 3 {
-		t.Errorf("epoch %d, want 3: assigned, taken by the successor, assigned again", epoch)
+		t.Errorf("epoch %d, want 3: assigned, taken by the successor, taken back", epoch)
 	}
 }
 

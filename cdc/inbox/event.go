@@ -38,8 +38,8 @@ type Event struct {
 
 // A Header is one of a record's.
 type Header struct {
-	Key   string
-	Value []byte
+	Key   string `json:"key"`
+	Value []byte `json:"value"`
 }
 
 // Header is the value of the first header of that key, or "". What anybody may have written there is cut to what a log

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -262,6 +263,8 @@ func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Ev
 		return 0, stays("only its place is known: replay the topic from offset %d of partition %d", p.Offset, p.Partition)
 	case ev.ID == "":
 		return 0, stays("it has no id, so the inbox cannot tell it from a copy: drop it, and have it published with an id")
+	case len(o.cfg.Types) > 0 && !slices.Contains(o.cfg.Types, ev.Type):
+		return 0, stays("its type %s is still unknown to this program", ev.Type)
 	}
 	if len(ev.Key) == 0 {
 		return 0, nil
