@@ -266,10 +266,11 @@ func serverLimits(s *scene) {
 		s.t.Fatal(err)
 	}
 	// The only walsender is taken.
-	taken, err := pgx.Connect(s.t.Context(), s.admin+"&replication=database")
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	var taken *pgx.Conn
+	cdctest.Eventually(s.t, 20*time.Second, func() (err error) { // the relay's may not have ended yet
+		taken, err = pgx.Connect(s.t.Context(), s.admin+"&replication=database")
+		return err
+	})
 	r = s.spawn()
 	r.says(20*time.Second, "max_wal_senders")
 	_ = taken.Close(s.t.Context())
