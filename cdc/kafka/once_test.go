@@ -1,8 +1,10 @@
 package kafka_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,28 +140,44 @@ func TestOpenTransactionOfADeadRelayIsEnded(t *testing.T) {
 
 // TestEndWhoseAnswerIsLostEndsTheSession: applied or not, Publish must not say that the window is durable, nor try again.
 func TestEndWhoseAnswerIsLostEndsTheSession(t *testing.T) {
-	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cluster.Close)
-	s := onceStage(t, cluster.Brokers())
-	p := s.open(t)
-	if err := p.Publish(t.Context(), s.records(0, 1), &cdc.State{Version: 1, Covered: 1}); err != nil {
-		t.Fatal(err)
-	}
-	ends := 0
-	cluster.Cluster().ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
-		cluster.Cluster().KeepControl()
-		ends++
-		resp := req.ResponseKind().(*kmsg.EndTxnResponse)
-		resp.ErrorCode = kerr.UnknownServerError.Code
-		return resp, nil, true
-	})
-	if err := p.Publish(t.Context(), s.records(1, 1), &cdc.State{Version: 1, Covered: 2}); err == nil {
-		t.Error("the end of the transaction was not confirmed, and the window was called durable")
-	}
-	if ends != 1 {
-		t.Errorf("the transaction was ended %d times", ends)
+	for name, answer := range map[string]func(*kmsg.EndTxnResponse) error{
+		"an unknown error": func(r *kmsg.EndTxnResponse) error {
+			r.ErrorCode = kerr.UnknownServerError.Code
+			return nil
+		},
+		"a coordinator that is not there yet": func(r *kmsg.EndTxnResponse) error {
+			r.ErrorCode = kerr.CoordinatorLoadInProgress.Code
+			return nil
+		},
+		"the connection is cut": func(*kmsg.EndTxnResponse) error { return errors.New("cut") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(cluster.Close)
+			s := onceStage(t, cluster.Brokers())
+			p := s.open(t)
+			if err := p.Publish(t.Context(), s.records(0, 1), &cdc.State{Version: 1, Covered: 1}); err != nil {
+				t.Fatal(err)
+			}
+			var ends atomic.Int64
+			cluster.Cluster().ControlKey(int16(kmsg.EndTxn), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				cluster.Cluster().KeepControl()
+				ends.Add(1)
+				resp := req.ResponseKind().(*kmsg.EndTxnResponse)
+				if err := answer(resp); err != nil {
+					return nil, err, true
+				}
+				return resp, nil, true
+			})
+			if err := p.Publish(t.Context(), s.records(1, 1), &cdc.State{Version: 1, Covered: 2}); err == nil {
+				t.Error("the end of the transaction was not confirmed, and the window was called durable")
+			}
+			if n := ends.Load(); n != 1 {
+				t.Errorf("the transaction was ended %d times", n)
+			}
+		})
 	}
 }

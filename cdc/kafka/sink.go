@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
@@ -116,6 +117,15 @@ func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 	return nil
 }
 
+// retryFor is how long the client itself tries a request again. The end of a transaction never: before transaction version 2
+// a first attempt that was thought lost could arrive late, and end the next transaction in its middle.
+func retryFor(key int16) time.Duration {
+	if key == int16(kmsg.EndTxn) {
+		return time.Nanosecond
+	}
+	return 30 * time.Second // the client's own default
+}
+
 // newPublisher makes a client that publishes in transactions, and fences whoever has the same id, if it is given one.
 func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout time.Duration) (*publisher, error) {
 	p := &publisher{sink: s, once: transactionalID != "", limits: map[string]int{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
@@ -140,7 +150,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 		kgo.RecordPartitioner(partitioner()),
 	}
 	if transactionalID != "" {
-		opts = append(opts, kgo.TransactionalID(transactionalID), kgo.TransactionTimeout(timeout))
+		opts = append(opts, kgo.TransactionalID(transactionalID), kgo.TransactionTimeout(timeout), kgo.RetryTimeoutFn(retryFor))
 	}
 	client, err := s.client(opts...)
 	if err != nil {
