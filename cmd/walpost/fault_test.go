@@ -39,7 +39,7 @@ type fault struct {
 	does   string // and what happens to rows, order, duplicates and positions
 	run    func(*scene)
 	tags   string // build tags that the test needs
-	slow   bool   // only where asked for
+	slow   bool   // only where asked for, and in the long form
 }
 
 func (f *fault) path() string { return fmt.Sprintf("%d_%s", f.number, f.name) }
@@ -82,7 +82,7 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	binary, cluster := failpointBinary(t), newCluster(t)
-	// A plain `go test ./...` stays under five minutes: it does each line in one of the modes.
+	// A plain `go test ./...` stays under five minutes: it does each line that is not slow, in one of the modes.
 	asked := flag.Lookup("test.run").Value.String() != ""
 	for _, f := range faults {
 		if f.run == nil {
@@ -91,7 +91,7 @@ func TestFaults(t *testing.T) {
 		t.Run(f.path(), func(t *testing.T) {
 			t.Parallel()
 			for i, m := range modes {
-				if !asked && (i != f.number%2 || f.slow) {
+				if !asked && (i != f.number%2 || f.slow && !long()) {
 					continue
 				}
 				t.Run(string(m), func(t *testing.T) {
