@@ -350,11 +350,7 @@ func stateTopic(s *scene) {
 		{"garbage", put("garbage"), "cannot be read"},
 		{"a newer version", put(`{"version": 99}`), "version 99"},
 		{"truncated", func(admin *kadm.Client, _ *kgo.Client, topic string) error {
-			ends, err := admin.ListEndOffsets(s.t.Context(), topic)
-			if err == nil {
-				_, err = admin.DeleteRecords(s.t.Context(), ends.Offsets())
-			}
-			return err
+			return truncate(s.t.Context(), admin, topic)
 		}, "no state record"},
 		{"deleted", func(admin *kadm.Client, _ *kgo.Client, topic string) error {
 			_, err := admin.DeleteTopic(s.t.Context(), topic)

@@ -174,7 +174,7 @@ func openTransactions(s *scene) {
 func hugeTransactions(s *scene) {
 	rows := 60_000
 	if long() {
-		rows = 1_000_000
+		rows = 300_000
 	}
 	s.build(set{options: "-c wal_sender_timeout=5s", load: cdctest.WriterConfig{Rate: 10}})
 	s.exec("CREATE TABLE other (n int)")

@@ -24,7 +24,7 @@ func kills() int {
 		return n
 	}
 	if long() {
-		return 30
+		return 15
 	}
 	return 5
 }

@@ -244,9 +244,13 @@ func (s *scene) once(report cdctest.Report) {
 }
 
 // released waits until the server lets go of the WAL that was needed: restart_lsn moves past what was committed when all was
-// confirmed. It does so when a snapshot of running transactions is confirmed; a checkpoint logs one.
+// confirmed. It does so when a snapshot of running transactions is confirmed; a checkpoint logs one. On the shared server other
+// tests' open transactions hold it back.
 func (s *scene) released() {
 	s.t.Helper()
+	if s.server == nil {
+		return
+	}
 	end := s.query("SELECT pg_current_wal_lsn()::text")
 	cdctest.Eventually(s.t, 30*time.Second, func() error {
 		s.exec("CHECKPOINT")

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -346,5 +348,36 @@ func (s *stage) migrateOrders() {
 	s.t.Helper()
 	if err := sql.Migrate(s.t.Context(), sql.Orders, s.admin, s.as("orders_"+strings.ReplaceAll(s.pipeline, "-", "_"), "pw"), io.Discard); err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// truncate takes all records away. A broker refuses that for a topic that is compacted only.
+func truncate(ctx context.Context, admin *kadm.Client, topic string) error {
+	policy := func(value string) error {
+		answers, err := admin.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "cleanup.policy", Value: &value}}, topic)
+		if err == nil {
+			_, err = answers.On(topic, func(a *kadm.AlterConfigsResponse) error { return a.Err })
+		}
+		return err
+	}
+	if err := policy("compact,delete"); err != nil {
+		return err
+	}
+	ends, err := admin.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	for { // the leader may not know of the policy yet
+		answers, err := admin.DeleteRecords(ctx, ends.Offsets())
+		if err == nil {
+			err = answers.Error()
+		}
+		switch {
+		case err == nil:
+			return policy("compact")
+		case !errors.Is(err, kerr.PolicyViolation) || ctx.Err() != nil:
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
