@@ -149,11 +149,3 @@ func (o *Oracle) Complete(t testing.TB, ledger Ledger) Ledger {
 	})
 	return ledger
 }
-
-// Drop gives the slot back before the test ends; a standby, or a server that must lose its WAL, has no use for it.
-func (o *Oracle) Drop(t testing.TB) {
-	t.Helper()
-	if err := execAll(t.Context(), o.url, "SELECT pg_drop_replication_slot('"+o.slot+"')"); err != nil {
-		t.Errorf("drop the oracle's slot: %v", err)
-	}
-}
