@@ -30,19 +30,9 @@ type Admin struct {
 
 // Admin connects as the administrator to the database of source.url.
 func (s *Source) Admin(ctx context.Context, adminURL string) (*Admin, error) {
-	cfg, err := pgx.ParseConfig(adminURL)
+	conn, err := s.connectAs(ctx, "the administrator's URL", adminURL, "walpost init")
 	if err != nil {
-		return nil, errors.New("the administrator's URL is not a PostgreSQL URL (postgres://postgres@host:5432/database)")
-	}
-	target, err := pgconn.ParseConfig(s.cfg.URL)
-	if err != nil {
-		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
-	}
-	cfg.Database = target.Database // slot and publication belong to the outbox's database
-	cfg.RuntimeParams["application_name"] = "walpost init"
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, connectError("the administrator's URL", cfg.Config, err)
+		return nil, err
 	}
 	return &Admin{source: s, conn: conn}, nil
 }

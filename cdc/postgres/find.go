@@ -30,36 +30,17 @@ const (
 // Find looks for rows whose id is what, or, if there is none, for those whose aggregate id it is, oldest first. end is a WAL
 // position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable.
 func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, end cdc.LSN, err error) {
-	cfg, err := pgx.ParseConfig(url)
+	conn, err := s.connectAs(ctx, "--read-url", url, "walpost where")
 	if err != nil {
-		return nil, 0, errors.New("--read-url: not a PostgreSQL URL (postgres://user@host:5432/database)")
-	}
-	target, err := pgconn.ParseConfig(s.cfg.URL)
-	if err != nil {
-		return nil, 0, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
-	}
-	cfg.Database = target.Database
-	cfg.RuntimeParams["application_name"] = "walpost where"
-	cfg.RuntimeParams["statement_timeout"] = fmt.Sprint(findIn.Milliseconds())
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, 0, connectError("--read-url", cfg.Config, err)
+		return nil, 0, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	types := map[string]string{}
-	schema, table := s.cfg.SchemaTable()
-	columns, err := conn.Query(ctx, `
-		SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
-		WHERE attrelid = to_regclass(format('%I.%I', $1::text, $2::text)) AND attnum > 0 AND NOT attisdropped`, schema, table)
-	if err != nil {
-		return nil, 0, classify("look for the outbox's columns", err)
+	if _, err := conn.Exec(ctx, fmt.Sprintf("SET statement_timeout = %d", findIn.Milliseconds())); err != nil {
+		return nil, 0, classify("set a timeout", err)
 	}
-	var name, typ string
-	if _, err := pgx.ForEachRow(columns, []any{&name, &typ}, func() error {
-		types[name] = typ
-		return nil
-	}); err != nil {
-		return nil, 0, classify("look for the outbox's columns", err)
+	types, err := s.columnTypes(ctx, conn)
+	if err != nil {
+		return nil, 0, err
 	}
 	c := s.cfg.Columns
 	if c.CreatedAt == "" {
@@ -93,7 +74,7 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 			case "22P02", "22003": // what is asked for is no value of the column's type
 				continue
 			case "42501":
-				return nil, 0, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, cfg.User)
+				return nil, 0, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)
 			case "57014":
 				return nil, 0, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
 			}

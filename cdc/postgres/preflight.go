@@ -43,6 +43,41 @@ func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// connectAs connects as somebody else to the outbox's database; key is what holds the URL.
+func (s *Source) connectAs(ctx context.Context, key, url, application string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("%s: not a PostgreSQL URL (postgres://user@host:5432/database)", key)
+	}
+	target, err := pgx.ParseConfig(s.cfg.URL)
+	if err != nil {
+		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	cfg.Database = target.Database
+	cfg.RuntimeParams["application_name"] = application
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, connectError(key, cfg.Config, err)
+	}
+	return conn, nil
+}
+
+// columnTypes are the outbox's columns and their types, as SQL writes them; none where there is no such table.
+func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
+		WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped`, quotedTable(s.cfg))
+	if err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	types := map[string]string{}
+	var name, typ string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { types[name] = typ; return nil }); err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	return types, nil
+}
+
 // Preflight checks what a session needs of the server, with the relay's own rights, and reports everything that is wrong at
 // once. What is wrong with publication and table alone is in Facts.
 func (s *Source) Preflight(ctx context.Context) error {

@@ -32,16 +32,9 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 	if _, err := a.conn.Exec(ctx, `SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET timezone = 'UTC'; SET extra_float_digits = 3; SET application_name = 'walpost replay'`); err != nil {
 		return nil, classify("prepare to read the outbox", err)
 	}
-	rows, err := a.conn.Query(ctx, `
-		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
-		WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped`, quotedTable(a.source.cfg))
+	types, err := a.source.columnTypes(ctx, a.conn)
 	if err != nil {
-		return nil, classify("read the table's columns", err)
-	}
-	types := map[string]string{}
-	var name, typ string
-	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { types[name] = typ; return nil }); err != nil {
-		return nil, classify("read the table's columns", err)
+		return nil, err
 	}
 	c := a.source.cfg.Columns
 	c.Headers, c.CreatedAt = cmp.Or(c.Headers, "headers"), cmp.Or(c.CreatedAt, "created_at")
