@@ -25,12 +25,8 @@ type Admin struct {
 
 // Admin connects, and fails where Kafka does not answer.
 func (s *Sink) Admin(ctx context.Context) (*Admin, error) {
-	client, err := s.client(kgo.RequiredAcks(kgo.AllISRAcks()))
+	client, err := s.connect(ctx, kgo.RequiredAcks(kgo.AllISRAcks()))
 	if err != nil {
-		return nil, err
-	}
-	if err := s.ping(ctx, client); err != nil {
-		client.Close()
 		return nil, err
 	}
 	brokers, err := kadm.NewClient(client).ListBrokers(ctx)

@@ -148,14 +148,11 @@ func (u *Unresolved) Count(ctx context.Context) (int, error) {
 
 // askDeadLetters checks the topic with a client of its own.
 func (s *Sink) askDeadLetters(ctx context.Context) error {
-	client, err := s.client()
+	client, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if err := s.ping(ctx, client); err != nil {
-		return err
-	}
 	return s.checkDeadLetterTopic(ctx, client)
 }
 
@@ -213,14 +210,11 @@ func (r *Redrive) Resolve(ctx context.Context, records []cdc.Record, keys []stri
 
 // Entries are the unresolved dead letters in the order of their rows; none where the topic does not exist.
 func (s *Sink) Entries(ctx context.Context) ([]Entry, error) {
-	client, err := s.client()
+	client, err := s.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
-	if err := s.ping(ctx, client); err != nil {
-		return nil, err
-	}
 	if found, err := describeTopic(ctx, client, s.cfg.DeadLetterTopic()); err != nil || found == nil {
 		return nil, err
 	}

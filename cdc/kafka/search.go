@@ -40,14 +40,11 @@ type Searched struct{ Records, Partitions int }
 
 // Topics are the existing topics whose names match.
 func (s *Sink) Topics(ctx context.Context, pattern *regexp.Regexp) (names []string, err error) {
-	client, err := s.client()
+	client, err := s.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
-	if err := s.ping(ctx, client); err != nil {
-		return nil, err
-	}
 	details, err := kadm.NewClient(client).ListTopics(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list topics: %w", err)
@@ -62,14 +59,11 @@ func (s *Sink) Topics(ctx context.Context, pattern *regexp.Regexp) (names []stri
 
 // Search reads committed records from a time on, up to where the partitions end when it begins.
 func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searched, err error) {
-	client, err := s.client()
+	client, err := s.connect(ctx)
 	if err != nil {
 		return nil, read, err
 	}
 	defer client.Close()
-	if err := s.ping(ctx, client); err != nil {
-		return nil, read, err
-	}
 	for _, topic := range q.Topics {
 		found, err := describeTopic(ctx, client, topic)
 		if err != nil {

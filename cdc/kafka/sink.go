@@ -68,6 +68,19 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 	return nil
 }
 
+// connect is a client of a Kafka that answers.
+func (s *Sink) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, error) {
+	client, err := s.client(opts...)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ping(ctx, client); err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
 // Peek reads the newest state record with a client of its own. It does not wait for the end of a transaction that is open.
 func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) {
 	log, err := s.readState(ctx, true)
