@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -176,7 +177,7 @@ func (p *Postgres) Start(ctx context.Context) error {
 	return nil
 }
 
-// ready reads the status line that the server keeps in its pid file.
+// ready reads the status line that the server keeps in its pid file. A killed server leaves its own there, which says ready too.
 func (p *Postgres) ready() bool {
 	const statusLine = 7 // the eighth
 	b, err := os.ReadFile(filepath.Join(p.data(), "postmaster.pid"))
@@ -184,7 +185,7 @@ func (p *Postgres) ready() bool {
 		return false
 	}
 	lines := strings.Split(string(b), "\n")
-	return len(lines) > statusLine && strings.TrimSpace(lines[statusLine]) == "ready"
+	return len(lines) > statusLine && lines[0] == strconv.Itoa(p.proc.cmd.Process.Pid) && strings.TrimSpace(lines[statusLine]) == "ready"
 }
 
 // Stop stops the server and keeps its data. The mode is that of pg_ctl: "smart" waits for clients to leave, "fast"

@@ -11,8 +11,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,6 +138,28 @@ func TestRestartKeepsPortAndData(t *testing.T) {
 	}
 	if err := server.Start(t.Context()); err == nil {
 		t.Error("a running server was started once more")
+	}
+}
+
+// A killed server's pid file says ready, and its children may keep a new one from starting for a moment: Start says so, or the server is up.
+func TestKilledServerIsUpWhenStartSaysSo(t *testing.T) {
+	server, _ := start(t, devenv.PostgresConfig{})
+	url := server.URL("postgres")
+	for range 5 {
+		pid, err := strconv.Atoi(query(t, url, `SELECT split_part(pg_read_file('postmaster.pid'), E'\n', 1)`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = server.Stop(within(t, 30*time.Second), "immediate") // it is gone
+		for err = server.Start(within(t, 30*time.Second)); err != nil; err = server.Start(within(t, 30*time.Second)) {
+			if !strings.Contains(err.Error(), "ended while starting") {
+				t.Fatal(err)
+			}
+		}
+		query(t, url, "SELECT 'up'")
 	}
 }
 
