@@ -3,8 +3,6 @@ package cdc
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -17,7 +15,7 @@ import (
 )
 
 // Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
-// path in capitals (WALPOST_SOURCE_URL); the environment wins.
+// path in capitals (WALPOST_SOURCE_URL); the environment wins. HTTP and ShutdownTimeout are those of the process.
 type Config struct {
 	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is called walpost.state. and this name"`
 	Source          SourceConfig  `yaml:"source"`
@@ -157,104 +155,6 @@ func DefaultConfig() Config {
 	}
 }
 
-// LoadConfig reads the YAML file (none if path is empty), then the environment, and validates. Everything that is wrong is
-// reported together, each with the key and what to write instead.
-func LoadConfig(path string, getenv func(string) string) (Config, error) {
-	var text []byte
-	if path != "" {
-		var err error
-		if text, err = os.ReadFile(path); err != nil {
-			return Config{}, fmt.Errorf("read configuration: %w: name the file with --config", err)
-		}
-	}
-	return ParseConfig(text, getenv)
-}
-
-// ParseConfig is LoadConfig for text that is at hand.
-func ParseConfig(text []byte, getenv func(string) string) (Config, error) {
-	cfg := DefaultConfig()
-	var errs []error
-	if len(strings.TrimSpace(string(text))) > 0 {
-		if err := yaml.UnmarshalWithOptions(text, &cfg, yaml.Strict()); err != nil {
-			errs = append(errs, mistakes(text, yamlError(err))...)
-		}
-	}
-	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
-		name := envName(path)
-		s := getenv(name)
-		if s == "" {
-			return
-		}
-		if v.Kind() == reflect.Slice && !strings.HasPrefix(s, "[") {
-			s = "[" + s + "]"
-		}
-		var err error
-		if v.Kind() == reflect.String {
-			v.SetString(s)
-		} else {
-			err = yaml.UnmarshalWithOptions([]byte(s), v.Addr().Interface(), yaml.Strict())
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("environment %s: %w", name, yamlError(err)))
-		}
-	})
-	// What could not be read has its default or zero value, about which there is nothing to say.
-	if len(errs) == 0 {
-		errs = append(errs, cfg.Validate())
-	}
-	return cfg, errors.Join(errs...)
-}
-
-// mistakes names every key that does not exist and every value of the wrong type; the parser stops at the first and does
-// not always say where. For bad syntax it is the parser's own error.
-func mistakes(text []byte, parser error) (errs []error) {
-	var document map[string]any
-	if yaml.Unmarshal(text, &document) != nil {
-		return []error{parser}
-	}
-	var cfg Config
-	known := map[string]bool{}
-	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
-		var value any = document
-		for i, key := range path {
-			known[strings.Join(path[:i+1], ".")] = true
-			m, ok := value.(map[string]any)
-			if !ok {
-				return
-			}
-			value = m[key]
-		}
-		if value == nil {
-			return
-		}
-		b, err := yaml.Marshal(value)
-		if err == nil {
-			err = yaml.Unmarshal(b, v.Addr().Interface())
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %s: %w", strings.Join(path, "."), strings.TrimSpace(string(b)), yamlError(err)))
-		}
-	})
-	errs = append(errs, unknownKeys(document, "", known)...)
-	if len(errs) == 0 {
-		return []error{parser}
-	}
-	return errs
-}
-
-// unknownKeys looks only into keys that hold others: a rename map's keys are the user's.
-func unknownKeys(document map[string]any, prefix string, known map[string]bool) (errs []error) {
-	for _, key := range slices.Sorted(maps.Keys(document)) {
-		path := prefix + key
-		if !known[path] {
-			errs = append(errs, fmt.Errorf("%s: there is no such key: see the configuration reference in the README", path))
-		} else if inner, ok := document[key].(map[string]any); ok && path != "kafka.rename" {
-			errs = append(errs, unknownKeys(inner, path+".", known)...)
-		}
-	}
-	return errs
-}
-
 // yamlError reduces the parser's error to one line: position, message.
 func yamlError(err error) error {
 	var ye yaml.Error
@@ -267,7 +167,11 @@ func yamlError(err error) error {
 	return errors.New(ye.GetMessage())
 }
 
-func envName(path []string) string { return "WALPOST_" + strings.ToUpper(strings.Join(path, "_")) }
+const environment = "WALPOST_"
+
+func envName(prefix string, path []string) string {
+	return prefix + strings.ToUpper(strings.Join(path, "_"))
+}
 
 // eachKey visits the leaves of the configuration.
 func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Value, tag reflect.StructTag)) {
@@ -295,14 +199,17 @@ func LegalTopic(name string) bool {
 }
 
 // Validate reports everything that is wrong, each with the key's name and what to do.
-func (c *Config) Validate() error {
+func (c *Config) Validate() error { return c.validate(environment) }
+
+// validate names variables that begin with env.
+func (c *Config) validate(env string) error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if !namePattern.MatchString(c.Pipeline) {
 		bad("pipeline: %q: give the pipeline a name of its own of a-z, 0-9, _ and -", c.Pipeline)
 	}
 	if c.Source.URL == "" {
-		bad("source.url: missing: write postgres://walpost@host:5432/database, or set %s", envName([]string{"source", "url"}))
+		bad("source.url: missing: write postgres://walpost@host:5432/database, or set %s", envName(env, []string{"source", "url"}))
 	} else if _, err := pgconn.ParseConfig(c.Source.URL); err != nil {
 		bad("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
@@ -336,7 +243,7 @@ func (c *Config) Validate() error {
 		bad("source.max_row_bytes: %s: must be between 1MiB and 1GiB", n)
 	}
 	if len(c.Kafka.Brokers) == 0 {
-		bad("kafka.brokers: missing: write [host:9092], or set %s", envName([]string{"kafka", "brokers"}))
+		bad("kafka.brokers: missing: write [host:9092], or set %s", envName(env, []string{"kafka", "brokers"}))
 	}
 	for _, b := range c.Kafka.Brokers {
 		if host, port, ok := strings.Cut(b, ":"); !ok || host == "" || port == "" {
@@ -347,7 +254,7 @@ func (c *Config) Validate() error {
 	case "":
 	case "plain", "scram-sha-256", "scram-sha-512":
 		if c.Kafka.SASL.Username == "" || c.Kafka.SASL.Password == "" {
-			bad("kafka.sasl: username and password are needed with mechanism %s; the password may stand in %s", m, envName([]string{"kafka", "sasl", "password"}))
+			bad("kafka.sasl: username and password are needed with mechanism %s; the password may stand in %s", m, envName(env, []string{"kafka", "sasl", "password"}))
 		}
 	default:
 		bad("kafka.sasl.mechanism: %q: write plain, scram-sha-256 or scram-sha-512", m)
@@ -422,14 +329,21 @@ func (c *Config) validatePoison(bad func(format string, args ...any)) {
 	if !LegalTopic(topic) {
 		bad("poison.topic: %q: letters, digits, '.', '_' and '-' only, and not beginning with __ or walpost.; empty is walpost.dlq.%s", topic, c.Pipeline)
 	}
+	if slices.Contains(c.topics(), topic) {
+		bad("poison.topic: %q is a topic of the outbox: dead letters need one of their own", topic)
+	}
+}
+
+// topics are those of the outbox, {event_type} left as it is.
+func (c *Config) topics() []string {
+	var names []string
 	for _, t := range c.Kafka.AggregateTypes {
 		if renamed, ok := c.Kafka.Rename[t]; ok {
 			t = renamed
 		}
-		if strings.ReplaceAll(c.Kafka.Topic, "{aggregate_type}", t) == topic {
-			bad("poison.topic: %q is a topic of the outbox: dead letters need one of their own", topic)
-		}
+		names = append(names, strings.ReplaceAll(c.Kafka.Topic, "{aggregate_type}", t))
 	}
+	return names
 }
 
 // SchemaTable splits the table's name; both are empty when it is not schema.name.
@@ -467,5 +381,6 @@ func ConfigReference() string {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", strings.Join(path, "."), def, tag.Get("doc"))
 	})
+	fmt.Fprintf(&b, "| `pipelines` |  | several pipelines in one process: a list of what stands above, but for http and shutdown_timeout; keys beside it are the defaults of all of them |\n")
 	return b.String()
 }

@@ -14,8 +14,16 @@ kafka: {brokers: ["localhost:9092"], aggregate_types: [order]}
 
 func noEnv(string) string { return "" }
 
+func parseOne(text string, getenv func(string) string) (Config, error) {
+	cfgs, err := ParseConfigs([]byte(text), getenv)
+	if len(cfgs) == 0 {
+		return Config{}, err
+	}
+	return cfgs[0], err
+}
+
 func TestConfigOfThreeLines(t *testing.T) {
-	cfg, err := ParseConfig([]byte(goodConfig), noEnv)
+	cfg, err := parseOne(goodConfig, noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +70,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"pipeline: [":                             "line",
 		"source: {url: 'postgres://u:pw@h:x/db'}": "source.url:",
 	} {
-		_, err := ParseConfig([]byte(text), noEnv)
+		_, err := parseOne(text, noEnv)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want it to say %q", text, err, want)
 			continue
@@ -76,7 +84,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 }
 
 func TestConfigReportsEverythingTogether(t *testing.T) {
-	_, err := ParseConfig([]byte("kafka: {partitions: -1}\nwindow: {rows: -1}"), noEnv)
+	_, err := parseOne("kafka: {partitions: -1}\nwindow: {rows: -1}", noEnv)
 	for _, key := range []string{"pipeline:", "source.url:", "kafka.brokers:", "kafka.aggregate_types:", "kafka.partitions:", "window.rows:"} {
 		if err == nil || !strings.Contains(err.Error(), key) {
 			t.Errorf("%s is not reported: %v", key, err)
@@ -89,7 +97,7 @@ func TestEnvironmentWins(t *testing.T) {
 		"WALPOST_PIPELINE": "other", "WALPOST_KAFKA_BROKERS": "a:1,b:2", "WALPOST_KAFKA_RENAME": "{order: orders}",
 		"WALPOST_WINDOW_BYTES": "64KiB", "WALPOST_QUEUE_TIMEOUT": "5s", "WALPOST_KAFKA_TLS": "true", "WALPOST_KAFKA_SASL_PASSWORD": "123",
 	}
-	cfg, err := ParseConfig([]byte(goodConfig), func(k string) string { return env[k] })
+	cfg, err := parseOne(goodConfig, func(k string) string { return env[k] })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +105,7 @@ func TestEnvironmentWins(t *testing.T) {
 		cfg.QueueTimeout != 5*time.Second || !cfg.Kafka.TLS || cfg.Kafka.SASL.Password != "123" {
 		t.Errorf("%+v", cfg)
 	}
-	_, err = ParseConfig([]byte(goodConfig), func(k string) string { return map[string]string{"WALPOST_QUEUE_TIMEOUT": "soon"}[k] })
+	_, err = parseOne(goodConfig, func(k string) string { return map[string]string{"WALPOST_QUEUE_TIMEOUT": "soon"}[k] })
 	if err == nil || !strings.Contains(err.Error(), "WALPOST_QUEUE_TIMEOUT") {
 		t.Errorf("a wrong variable is not named: %v", err)
 	}
@@ -132,17 +140,21 @@ func TestLegalTopic(t *testing.T) {
 func FuzzConfig(f *testing.F) {
 	f.Add(goodConfig)
 	f.Add("window: {bytes: 4MiB, pace: 1ms}\nkafka:\n  rename: {a: b}\n")
+	f.Add("kafka: {brokers: ['a:1'], aggregate_types: [x]}\npipelines:\n- {pipeline: a, source: {url: 'postgres://h/a', slot: a}}\n- {pipeline: b, source: {url: 'postgres://h/b', slot: b}}\n")
+	f.Add("pipelines: [~, {}, [], x]\n")
 	f.Add("source:\n  columns: {id: event_id}\nhttp: 0.0.0.0:1\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		cfg, err := ParseConfig([]byte(text), noEnv)
+		cfgs, err := ParseConfigs([]byte(text), noEnv)
 		if err != nil {
 			return
 		}
-		if err := cfg.Validate(); err != nil {
-			t.Errorf("accepted, but not valid: %v", err)
-		}
-		if !LegalTopic(cfg.StateTopic()[len("walpost."):]) {
-			t.Errorf("state topic %q", cfg.StateTopic())
+		for i := range cfgs {
+			if err := cfgs[i].Validate(); err != nil {
+				t.Errorf("accepted, but not valid: %v", err)
+			}
+			if !LegalTopic(cfgs[i].StateTopic()[len("walpost."):]) {
+				t.Errorf("state topic %q", cfgs[i].StateTopic())
+			}
 		}
 	})
 }

@@ -481,7 +481,7 @@ func TestPoisonConfigMistakesAreNamed(t *testing.T) {
 		kafka + "}\npoison: {policy: dead_letter, topic: dead}":  "",
 		kafka + "}\npoison: {policy: dead_letter, hold_key: on}": "hold_key",
 	} {
-		_, err := ParseConfig([]byte(base+text), noEnv)
+		_, err := parseOne(base+text, noEnv)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", text, err, want)
 		}

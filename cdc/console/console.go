@@ -16,7 +16,7 @@ import (
 
 // Console observes one relay.
 type Console struct {
-	pipeline, slot string
+	pipeline string
 
 	received, dropped, others, bytes, published, windows, halts, retries prometheus.Counter
 	deadLetters                                                          *prometheus.CounterVec
@@ -76,7 +76,7 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 		return m
 	}
 	c := &Console{
-		pipeline: pipeline, slot: slot,
+		pipeline:  pipeline,
 		received:  counter("walpost_rows_received_total", "Rows of the outbox that were taken off the WAL and had to be delivered."),
 		dropped:   counter("walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."),
 		others:    counter("walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."),
@@ -106,7 +106,7 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 	return c
 }
 
-// CountDeadLetters lets Status tell what the counter counts. It is called before Routes.
+// CountDeadLetters lets Status tell what the counter counts. It is called before Status.
 func (c *Console) CountDeadLetters(counter Counter) { c.deadLetterCounter = counter }
 
 // Observer is what the relay tells its facts to.
@@ -187,20 +187,52 @@ func (c *Console) Ready(context.Context) error {
 	}
 }
 
-// Routes adds GET /status.
-func (c *Console) Routes(mux *http.ServeMux) {
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		c.mu.Lock()
-		s := c.status
-		c.mu.Unlock()
-		if c.deadLetterCounter != nil {
-			if n, err := c.deadLetterCounter.Count(r.Context()); err != nil {
-				s.DeadLettersError = err.Error()
-			} else {
-				s.DeadLetters = &n
-			}
+// Status is how the relay stands now.
+func (c *Console) Status(ctx context.Context) Status {
+	c.mu.Lock()
+	s := c.status
+	c.mu.Unlock()
+	if c.deadLetterCounter != nil {
+		if n, err := c.deadLetterCounter.Count(ctx); err != nil {
+			s.DeadLettersError = err.Error()
+		} else {
+			s.DeadLetters = &n
 		}
+	}
+	return s
+}
+
+// Group is the consoles of a process, one for each pipeline.
+type Group []*Console
+
+// Ready is nil while every relay of the process is ready; otherwise it says of each that is not why not.
+func (g Group) Ready(ctx context.Context) error {
+	if len(g) == 1 {
+		return g[0].Ready(ctx)
+	}
+	var errs []error
+	for _, c := range g {
+		if err := c.Ready(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("pipeline %s: %w", c.pipeline, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Routes adds GET /status: the one pipeline's, or a list of them.
+func (g Group) Routes(mux *http.ServeMux) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		statuses := make([]Status, len(g))
+		var asked sync.WaitGroup
+		for i, c := range g {
+			asked.Go(func() { statuses[i] = c.Status(r.Context()) })
+		}
+		asked.Wait()
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(s)
+		if len(g) == 1 {
+			_ = json.NewEncoder(w).Encode(statuses[0])
+			return
+		}
+		_ = json.NewEncoder(w).Encode(statuses)
 	})
 }

@@ -21,7 +21,7 @@ func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
 	con := console.New("orders", "walpost", reg)
 	o := con.Observer()
 	mux := http.NewServeMux()
-	con.Routes(mux)
+	console.Group{con}.Routes(mux)
 	halt := &cdc.Halt{Found: "found", Means: "means", Run: "run"}
 	for _, c := range []struct {
 		name      string

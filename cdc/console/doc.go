@@ -1,2 +1,2 @@
-// Package console shows what a relay is doing: Prometheus metrics and the status as JSON.
+// Package console shows what the relays of a process are doing: Prometheus metrics and the status as JSON.
 package console

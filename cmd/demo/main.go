@@ -137,7 +137,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	relayLog, relayReg, relayMux := log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
 	relay, status := with.relay(cfg, relayLog, relayReg)
 	app.OpsRoutes(relayMux, relayReg, status.Ready)
-	status.Routes(relayMux)
+	console.Group{status}.Routes(relayMux)
 
 	// The inventory service: Kafka to PostgreSQL, and HTTP.
 	inventoryLog, inventoryReg, inventoryMux := log.With().Str("service", "inventory").Logger(), app.NewRegistry(), http.NewServeMux()

@@ -32,14 +32,14 @@ func delivered(t *testing.T) *stage {
 // rewrite changes the state record behind the relay's back.
 func (s *stage) rewrite(change func(*cdc.State)) {
 	s.t.Helper()
-	cfg, err := cdc.LoadConfig("", s.getenv)
+	cfgs, err := cdc.LoadConfigs("", s.getenv)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	st := s.state()
 	st.Epoch++
 	change(st)
-	admin, err := kafka.NewSink(cfg, nil).Admin(s.t.Context())
+	admin, err := kafka.NewSink(cfgs[0], nil).Admin(s.t.Context())
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +13,9 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,11 +27,12 @@ import (
 func main() { app.Main(run) }
 
 type cli struct {
-	Config    string `short:"c" env:"WALPOST_CONFIG" help:"Configuration of the pipeline, a YAML file. Every key can be set in the environment too: WALPOST_SOURCE_URL."`
+	Config    string `short:"c" env:"WALPOST_CONFIG" help:"Configuration, a YAML file. Every key can be set in the environment too: WALPOST_SOURCE_URL; of one pipeline among several, WALPOST_ORDERS_SOURCE_URL."`
+	Pipeline  string `short:"p" placeholder:"NAME" help:"Of several pipelines, this one only."`
 	LogLevel  string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
 	LogFormat string `env:"LOG_FORMAT" help:"json or console; by default console on a terminal."`
 
-	Relay   relayCmd   `cmd:"" help:"Relay the outbox until asked to stop."`
+	Relay   relayCmd   `cmd:"" help:"Relay the outbox, of every pipeline, until asked to stop."`
 	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka, once, with an administrator's rights: role, table, publication, slot, topics, first state record."`
 	Status  statusCmd  `cmd:"" help:"Say how slot and state record stand, and what blocks."`
 	Dlq     dlqCmd     `cmd:"" help:"Rows that could not be published (poison.policy: dead_letter): look at them, publish them after all, or give them up."`
@@ -44,14 +48,14 @@ type cli struct {
 type relayCmd struct{}
 
 type initCmd struct {
-	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator (superuser, or a role that may create roles, publications and slots)."`
+	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator (superuser, or a role that may create roles, publications and slots), in the database of source.url. For one pipeline among several: WALPOST_<PIPELINE>_ADMIN_URL."`
 	DryRun   bool   `help:"Show what would be done, with its SQL, and do nothing."`
 	Remove   bool   `help:"Take slot, publication, role and state record away again."`
 	Yes      bool   `help:"Do not ask before --remove."`
 }
 
 type statusCmd struct {
-	JSON bool `name:"json" help:"As JSON."`
+	JSON bool `name:"json" help:"As JSON: one pipeline's, or a list of them."`
 }
 
 type versionCmd struct{}
@@ -75,7 +79,52 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return command.Run(&process{ctx: ctx, cli: &c, getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr})
 }
 
-func (p *process) config() (cdc.Config, error) { return cdc.LoadConfig(p.cli.Config, p.getenv) }
+// configs are those of all pipelines, or of the one that --pipeline names.
+func (p *process) configs() ([]cdc.Config, error) {
+	cfgs, err := cdc.LoadConfigs(p.cli.Config, p.getenv)
+	if err != nil || p.cli.Pipeline == "" {
+		return cfgs, err
+	}
+	i := slices.IndexFunc(cfgs, func(c cdc.Config) bool { return c.Pipeline == p.cli.Pipeline })
+	if i < 0 {
+		return nil, fmt.Errorf("--pipeline %s: there is no such pipeline: %s", p.cli.Pipeline, names(cfgs))
+	}
+	return cfgs[i : i+1], nil
+}
+
+// config is for commands that act on one pipeline.
+func (p *process) config() (cdc.Config, error) {
+	cfgs, err := p.configs()
+	if err != nil {
+		return cdc.Config{}, err
+	}
+	if len(cfgs) > 1 {
+		return cdc.Config{}, fmt.Errorf("--pipeline: say which: %s", names(cfgs))
+	}
+	return cfgs[0], nil
+}
+
+func names(cfgs []cdc.Config) string {
+	var all []string
+	for _, c := range cfgs {
+		all = append(all, c.Pipeline)
+	}
+	return strings.Join(all, ", ")
+}
+
+// ownURL is what the pipeline's own variable has for the key, or else the flag.
+func (p *process) ownURL(cfg cdc.Config, key, flag string) string {
+	return cmp.Or(p.getenv(cfg.Variable(key)), flag)
+}
+
+// adminURL is the administrator's for a pipeline.
+func (p *process) adminURL(cfg cdc.Config, flag, need string) (string, error) {
+	url := p.ownURL(cfg, "ADMIN_URL", flag)
+	if url == "" {
+		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database", need)
+	}
+	return url, nil
+}
 
 // Run relays:
 //
@@ -83,7 +132,7 @@ func (p *process) config() (cdc.Config, error) { return cdc.LoadConfig(p.cli.Con
 //	 ▲                                                                        │
 //	 └──────────────── the slot's confirmed_flush_lsn ◀───────────────────────┘
 func (*relayCmd) Run(p *process) error {
-	cfg, err := p.config()
+	cfgs, err := p.configs()
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
 	if err := errors.Join(err, logErr); err != nil {
 		return err
@@ -91,39 +140,71 @@ func (*relayCmd) Run(p *process) error {
 	log = log.With().Str("service", "walpost").Logger()
 	if p.getenv("GOMEMLIMIT") == "" {
 		// What lives is a few windows' worth; without a limit the collector lets twice that pile up.
-		debug.SetMemoryLimit(24<<20 + 6*int64(cfg.Window.Bytes))
+		debug.SetMemoryLimit(memoryLimit(cfgs))
 	}
-	ln, err := net.Listen("tcp", cfg.HTTP)
+	address := cfgs[0].HTTP // the same in all
+	ln, err := net.Listen("tcp", address)
 	if err != nil {
-		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", cfg.HTTP, err)
+		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", address, err)
 	}
 	reg := app.NewRegistry()
-	relay, con := pipeline.Relay(cfg, log, reg)
+	relay, con := pipeline.Relays(cfgs, log, reg)
 	mux := http.NewServeMux()
 	app.OpsRoutes(mux, reg, con.Ready)
 	con.Routes(mux)
 
-	// The relay drains first; only then does the operator's page go away.
+	// The relays drain first; only then does the operator's page go away.
 	serving, done := context.WithCancel(context.WithoutCancel(p.ctx))
 	group, ctx := errgroup.WithContext(p.ctx)
 	group.Go(func() error {
 		defer done()
-		return relay.Run(ctx)
+		return relay(ctx)
 	})
 	group.Go(func() error { return app.Serve(serving, ln, mux, log) })
 	return group.Wait()
 }
 
-func (c *initCmd) Run(p *process) error {
-	cfg, err := p.config()
-	if c.AdminURL == "" {
-		err = errors.Join(err, errors.New("--admin-url (WALPOST_ADMIN_URL): missing: init needs an administrator's rights, postgres://postgres@host:5432/database"))
+func memoryLimit(cfgs []cdc.Config) int64 {
+	limit := int64(16 << 20)
+	for i := range cfgs {
+		limit += 8<<20 + 6*int64(cfgs[i].Window.Bytes)
 	}
+	return limit
+}
+
+func (c *initCmd) Run(p *process) error {
+	cfgs, err := p.configs()
+	errs := []error{err}
+	of := func(cfg cdc.Config, err error) {
+		if err != nil && len(cfgs) > 1 {
+			err = fmt.Errorf("pipeline %s: %w", cfg.Pipeline, err)
+		}
+		errs = append(errs, err)
+	}
+	urls := make([]string, len(cfgs))
+	for i, cfg := range cfgs {
+		urls[i], err = p.adminURL(cfg, c.AdminURL, "init needs an administrator's rights")
+		of(cfg, err)
+	}
+	switch err := errors.Join(errs...); {
+	case err != nil:
+		return err
+	case c.Remove:
+		return c.remove(p, urls[0])
+	}
+	for i, cfg := range cfgs {
+		if len(cfgs) > 1 {
+			fmt.Fprintf(p.stdout, "pipeline %s\n", cfg.Pipeline)
+		}
+		of(cfg, pipeline.Init(p.ctx, cfg, urls[i], c.DryRun, p.stdout))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *initCmd) remove(p *process, url string) error {
+	cfg, err := p.config()
 	if err != nil {
 		return err
-	}
-	if !c.Remove {
-		return pipeline.Init(p.ctx, cfg, c.AdminURL, c.DryRun, p.stdout)
 	}
 	if !c.Yes && !c.DryRun {
 		fmt.Fprintf(p.stdout, "This drops slot %s, its publication and role, and the state record of pipeline %s. Rows not delivered yet will not be published. Type the pipeline's name to go on: ", cfg.Source.Slot, cfg.Pipeline)
@@ -132,22 +213,35 @@ func (c *initCmd) Run(p *process) error {
 			return errors.New("nothing was removed")
 		}
 	}
-	return pipeline.Remove(p.ctx, cfg, c.AdminURL, c.DryRun, p.stdout)
+	return pipeline.Remove(p.ctx, cfg, url, c.DryRun, p.stdout)
 }
 
 func (c *statusCmd) Run(p *process) error {
-	cfg, err := p.config()
+	cfgs, err := p.configs()
 	if err != nil {
 		return err
 	}
-	st := pipeline.ReadStatus(p.ctx, cfg)
+	all := make([]pipeline.Status, len(cfgs))
+	var read sync.WaitGroup
+	for i, cfg := range cfgs {
+		read.Go(func() { all[i] = pipeline.ReadStatus(p.ctx, cfg) })
+	}
+	read.Wait()
 	if !c.JSON {
-		st.Write(p.stdout)
+		for i, st := range all {
+			if i > 0 {
+				fmt.Fprintln(p.stdout)
+			}
+			st.Write(p.stdout)
+		}
 		return nil
 	}
 	enc := json.NewEncoder(p.stdout)
 	enc.SetIndent("", "  ")
-	return enc.Encode(st)
+	if len(all) == 1 {
+		return enc.Encode(all[0])
+	}
+	return enc.Encode(all)
 }
 
 func (*versionCmd) Run(p *process) error {

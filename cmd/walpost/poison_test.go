@@ -51,11 +51,11 @@ func (s *stage) put(columns map[string]string) string {
 
 func (s *stage) sink() *kafka.Sink {
 	s.t.Helper()
-	cfg, err := cdc.LoadConfig("", s.getenv)
+	cfgs, err := cdc.LoadConfigs("", s.getenv)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return kafka.NewSink(cfg, nil)
+	return kafka.NewSink(cfgs[0], nil)
 }
 
 func (s *stage) entries() []kafka.Entry {

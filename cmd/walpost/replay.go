@@ -15,11 +15,9 @@ type replayCmd struct {
 
 func (c *replayCmd) Run(p *process) error {
 	cfg, err := p.config()
-	if c.AdminURL == "" {
-		err = errors.Join(err, errors.New("--admin-url (WALPOST_ADMIN_URL): missing: replay reads the outbox table, postgres://postgres@host:5432/database"))
-	}
-	if err != nil {
+	url, missing := p.adminURL(cfg, c.AdminURL, "replay reads the outbox table")
+	if err := errors.Join(err, missing); err != nil {
 		return err
 	}
-	return pipeline.Replay(p.ctx, cfg, c.AdminURL, c.From, c.To, c.DryRun, p.stdout, p.stderr)
+	return pipeline.Replay(p.ctx, cfg, url, c.From, c.To, c.DryRun, p.stdout, p.stderr)
 }

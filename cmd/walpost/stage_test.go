@@ -168,11 +168,11 @@ func (s *stage) confirmed(within time.Duration) {
 // state reads the newest state record.
 func (s *stage) state() *cdc.State {
 	s.t.Helper()
-	cfg, err := cdc.LoadConfig("", s.getenv)
+	cfgs, err := cdc.LoadConfigs("", s.getenv)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	st, err := kafka.NewSink(cfg, nil).Peek(s.t.Context())
+	st, err := kafka.NewSink(cfgs[0], nil).Peek(s.t.Context())
 	if err != nil || st == nil {
 		s.t.Fatalf("read the state record: %v, %v", st, err)
 	}

@@ -19,7 +19,7 @@ func (c *whereCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	where, err := pipeline.Find(p.ctx, cfg, c.ID, cmp.Or(c.ReadURL, p.getenv("WALPOST_ADMIN_URL"), cfg.Source.URL), c.Since)
+	where, err := pipeline.Find(p.ctx, cfg, c.ID, cmp.Or(p.ownURL(cfg, "READ_URL", c.ReadURL), p.ownURL(cfg, "ADMIN_URL", p.getenv("WALPOST_ADMIN_URL")), cfg.Source.URL), c.Since)
 	if err != nil {
 		return err
 	}

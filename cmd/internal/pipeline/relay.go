@@ -1,6 +1,10 @@
 package pipeline
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +17,29 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
+
+// Relays are the relays of a process, one for each pipeline, and their consoles. None knows of another: run ends when all have
+// drained after the end of ctx, and says what each had to say.
+func Relays(cfgs []cdc.Config, log zerolog.Logger, reg prometheus.Registerer, opts ...kgo.Opt) (run func(ctx context.Context) error, group console.Group) {
+	relays := make([]*cdc.Relay, len(cfgs))
+	for i, cfg := range cfgs {
+		relay, con := Relay(cfg, log, reg, opts...)
+		relays[i], group = relay, append(group, con)
+	}
+	return func(ctx context.Context) error {
+		errs := make([]error, len(relays))
+		var running sync.WaitGroup
+		for i, r := range relays {
+			running.Go(func() {
+				if errs[i] = r.Run(ctx); errs[i] != nil && len(relays) > 1 {
+					errs[i] = fmt.Errorf("pipeline %s: %w", cfgs[i].Pipeline, errs[i])
+				}
+			})
+		}
+		running.Wait()
+		return errors.Join(errs...)
+	}, group
+}
 
 // Relay is a pipeline's relay with its console, observed by log and metrics. Client options are for tests.
 func Relay(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {

@@ -1,0 +1,284 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// document is a configuration file: one pipeline's keys, or the keys that several have in common, and these.
+type document struct {
+	Config    `yaml:",inline"`
+	Pipelines []entry `yaml:"pipelines"`
+}
+
+// entry decodes the keys of one of several pipelines, over the common ones once they are known.
+type entry func(any) error
+
+// UnmarshalYAML keeps the decoder for later.
+func (e *entry) UnmarshalYAML(decode func(any) error) error {
+	*e = decode
+	return nil
+}
+
+// LoadConfigs reads the YAML file (none if path is empty), then the environment, and validates. It returns a Config for each
+// pipeline that the key pipelines lists, or one, where there is no such key. Of several, each takes what it does not set from the
+// top level, and its own variables are called by its name: WALPOST_ORDERS_SOURCE_URL. Everything that is wrong is reported
+// together, each with pipeline, key and what to write instead.
+func LoadConfigs(path string, getenv func(string) string) ([]Config, error) {
+	var text []byte
+	if path != "" {
+		var err error
+		if text, err = os.ReadFile(path); err != nil {
+			return nil, fmt.Errorf("read configuration: %w: name the file with --config", err)
+		}
+	}
+	return ParseConfigs(text, getenv)
+}
+
+// ParseConfigs is LoadConfigs for text that is at hand.
+func ParseConfigs(text []byte, getenv func(string) string) ([]Config, error) {
+	doc := document{Config: DefaultConfig()}
+	var errs []error
+	var parser error
+	if len(strings.TrimSpace(string(text))) > 0 {
+		parser = yaml.UnmarshalWithOptions(text, &doc, yaml.Strict())
+	}
+	errs = append(errs, readEnvironment(&doc.Config, environment, getenv)...)
+	cfgs := []Config{doc.Config}
+	if doc.Pipelines != nil {
+		cfgs = nil
+	}
+	for _, decode := range doc.Pipelines {
+		cfg := doc.Config
+		if decode != nil {
+			parser = errors.Join(parser, decode(&cfg))
+		}
+		errs = append(errs, readEnvironment(&cfg, cfg.environment(), getenv)...)
+		cfgs = append(cfgs, cfg)
+	}
+	if parser != nil {
+		errs = append(mistakes(text, parser), errs...)
+	}
+	// What could not be read has its default or zero value, about which there is nothing to say.
+	switch {
+	case len(errs) > 0:
+	case doc.Pipelines == nil:
+		errs = append(errs, doc.Validate())
+	default:
+		errs = append(errs, doc.together(cfgs)...)
+	}
+	return cfgs, errors.Join(errs...)
+}
+
+func readEnvironment(cfg *Config, prefix string, getenv func(string) string) (errs []error) {
+	eachKey(reflect.ValueOf(cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
+		name := envName(prefix, path)
+		s := getenv(name)
+		if s == "" {
+			return
+		}
+		if v.Kind() == reflect.Slice && !strings.HasPrefix(s, "[") {
+			s = "[" + s + "]"
+		}
+		var err error
+		if v.Kind() == reflect.String {
+			v.SetString(s)
+		} else {
+			err = yaml.UnmarshalWithOptions([]byte(s), v.Addr().Interface(), yaml.Strict())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("environment %s: %w", name, yamlError(err)))
+		}
+	})
+	return errs
+}
+
+// Variable is the name of the variable that only this one of several pipelines reads for the key: WALPOST_ORDERS_ADMIN_URL.
+func (c *Config) Variable(key string) string { return c.environment() + key }
+
+func (c *Config) environment() string {
+	return environment + strings.ToUpper(strings.ReplaceAll(c.Pipeline, "-", "_")) + "_"
+}
+
+// together says what is wrong with each of several pipelines and with all of them in one process.
+func (d *document) together(cfgs []Config) (errs []error) {
+	if len(cfgs) == 0 {
+		errs = append(errs, errors.New("pipelines: list at least one"))
+	}
+	if d.Pipeline != "" {
+		errs = append(errs, fmt.Errorf("pipeline: %q: each pipeline has its own name, under pipelines", d.Pipeline))
+	}
+	variables := map[string]string{}
+	eachKey(reflect.ValueOf(&d.Config).Elem(), nil, func(path []string, _ reflect.Value, _ reflect.StructTag) {
+		variables[envName(environment, path)] = "all pipelines"
+	})
+	for i := range cfgs {
+		c, name := &cfgs[i], cfgs[i].label(i)
+		bad := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf(name+": "+format, args...))
+		}
+		if err := c.validate(c.environment()); err != nil {
+			for line := range strings.SplitSeq(err.Error(), "\n") {
+				bad("%s", line)
+			}
+		}
+		if c.HTTP != d.HTTP {
+			bad("http: the process has one address: write it beside pipelines, not in one of them")
+		}
+		if c.ShutdownTimeout != d.ShutdownTimeout {
+			bad("shutdown_timeout: it is the process's: write it beside pipelines, not in one of them")
+		}
+		for j := range i {
+			c.beside(&cfgs[j], bad)
+		}
+		if slices.ContainsFunc(cfgs[:i], func(o Config) bool { return o.Pipeline == c.Pipeline }) {
+			continue // their variables are the same, of course
+		}
+		eachKey(reflect.ValueOf(c).Elem(), nil, func(path []string, _ reflect.Value, _ reflect.StructTag) {
+			variable := envName(c.environment(), path)
+			if of := variables[variable]; of != "" {
+				bad("pipeline: the variable %s is read by %s already: give this one another name", variable, of)
+			}
+			variables[variable] = name
+		})
+	}
+	return errs
+}
+
+// label names one of several pipelines to people.
+func (c *Config) label(i int) string {
+	if c.Pipeline == "" {
+		return "pipelines[" + strconv.Itoa(i) + "]"
+	}
+	return "pipeline " + c.Pipeline
+}
+
+// beside says what two pipelines must not share.
+func (c *Config) beside(o *Config, bad func(format string, args ...any)) {
+	if c.Pipeline == o.Pipeline && c.Pipeline != "" {
+		bad("pipeline: there are two of this name, and with it of the state topic %s: give each its own", c.StateTopic())
+	}
+	servers, database := c.Source.at()
+	theirs, theirDatabase := o.Source.at()
+	sameServer := overlap(servers, theirs)
+	if sameServer && c.Source.Slot == o.Source.Slot {
+		bad("source.slot: %q is read by pipeline %s on the same server: a slot's name is the server's, whatever the database: give each its own", c.Source.Slot, o.Pipeline)
+	}
+	if !overlap(c.Kafka.Brokers, o.Kafka.Brokers) {
+		return
+	}
+	for _, topic := range c.topics() {
+		if sameServer && database == theirDatabase && c.Source.Table == o.Source.Table && slices.Contains(o.topics(), topic) {
+			bad("kafka.topic: pipeline %s publishes %s to %s already: each row would be there twice", o.Pipeline, c.Source.Table, topic)
+		}
+		if topic == o.DeadLetterTopic() {
+			bad("kafka.topic: %s is where pipeline %s puts its dead letters", topic, o.Pipeline)
+		}
+	}
+	if c.DeadLetterTopic() == o.DeadLetterTopic() && c.Pipeline != o.Pipeline {
+		bad("poison.topic: %q is that of pipeline %s: give each its own, or leave it empty", c.DeadLetterTopic(), o.Pipeline)
+	}
+	if slices.Contains(o.topics(), c.DeadLetterTopic()) {
+		bad("poison.topic: %q is where pipeline %s publishes: dead letters need one of their own", c.DeadLetterTopic(), o.Pipeline)
+	}
+}
+
+// at is where the URL says the outbox is: all of its servers, as host:port, and the database.
+func (s *SourceConfig) at() (servers []string, database string) {
+	cfg, err := pgconn.ParseConfig(s.URL)
+	if s.URL == "" || err != nil {
+		return nil, "" // which Validate says
+	}
+	at := func(host string, port uint16) {
+		servers = append(servers, net.JoinHostPort(strings.ToLower(host), strconv.Itoa(int(port))))
+	}
+	at(cfg.Host, cfg.Port)
+	for _, f := range cfg.Fallbacks {
+		at(f.Host, f.Port)
+	}
+	return servers, cfg.Database
+}
+
+func overlap(a, b []string) bool {
+	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
+}
+
+// mistakes names every key that does not exist and every value of the wrong type; the parser stops at the first and does
+// not always say where. For bad syntax it is the parser's own error.
+func mistakes(text []byte, parser error) []error {
+	var top map[string]any
+	if yaml.Unmarshal(text, &top) != nil {
+		return []error{yamlError(parser)}
+	}
+	entries, list := top["pipelines"].([]any)
+	several := top["pipelines"] != nil
+	delete(top, "pipelines")
+	errs := wrongKeys(top, "")
+	if several && !list {
+		errs = append(errs, errors.New("pipelines: write a list, an entry for each: - pipeline: orders, and its other keys"))
+	}
+	for i, e := range entries {
+		keys, ok := e.(map[string]any)
+		name, _ := keys["pipeline"].(string)
+		label := (&Config{Pipeline: name}).label(i)
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s: %v: write the keys of a pipeline, pipeline: and the others", label, e))
+			continue
+		}
+		errs = append(errs, wrongKeys(keys, label+": ")...)
+	}
+	if len(errs) == 0 {
+		return []error{yamlError(parser)}
+	}
+	return errs
+}
+
+func wrongKeys(keys map[string]any, label string) (errs []error) {
+	var cfg Config
+	known := map[string]bool{}
+	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
+		var value any = keys
+		for i, key := range path {
+			known[strings.Join(path[:i+1], ".")] = true
+			m, ok := value.(map[string]any)
+			if !ok {
+				return
+			}
+			value = m[key]
+		}
+		if value == nil {
+			return
+		}
+		b, err := yaml.Marshal(value)
+		if err == nil {
+			err = yaml.Unmarshal(b, v.Addr().Interface())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s%s: %s: %w", label, strings.Join(path, "."), strings.TrimSpace(string(b)), yamlError(err)))
+		}
+	})
+	return append(errs, unknownKeys(keys, label, "", known)...)
+}
+
+// unknownKeys looks only into keys that hold others: a rename map's keys are the user's.
+func unknownKeys(keys map[string]any, label, prefix string, known map[string]bool) (errs []error) {
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		path := prefix + key
+		if !known[path] {
+			errs = append(errs, fmt.Errorf("%s%s: there is no such key: see the configuration reference in the README", label, path))
+		} else if inner, ok := keys[key].(map[string]any); ok && path != "kafka.rename" {
+			errs = append(errs, unknownKeys(inner, label, path+".", known)...)
+		}
+	}
+	return errs
+}
