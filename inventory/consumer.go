@@ -72,7 +72,7 @@ func (a *applier) applied(record inbox.Event, ev Event, done []Movement) {
 	for _, m := range done {
 		a.cfg.Metrics.moved(m.Reason)
 		if m.Reason == Shortage {
-			log.Info().Str("sku", m.SKU).Msg("shortage: not enough in stock, nothing taken")
+			log.Info().Str("sku", m.SKU).Msg("shortage: not enough in stock, nothing taken for the whole order")
 		}
 	}
 	log.Debug().Int("movements", len(done)).Msg("event applied")

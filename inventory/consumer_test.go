@@ -274,14 +274,7 @@ func TestMalformedEventsStopNothing(t *testing.T) {
 func TestWhatPostgreSQLRefusesIsMalformedToo(t *testing.T) {
 	f := newFixture(t, 1)
 	f.setStock(map[string]int64{"tea": 10})
-	admin := f.pool.Config().ConnConfig.Copy()
-	admin.User = "postgres"
-	conn, err := pgx.ConnectConfig(t.Context(), admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	if _, err := conn.Exec(t.Context(), `ALTER TABLE stock ADD CONSTRAINT never_7 CHECK (available <> 7)`); err != nil {
+	if _, err := f.owner().Exec(t.Context(), `ALTER TABLE stock_movements ADD CONSTRAINT never_3 CHECK (change <> -3)`); err != nil {
 		t.Fatal(err)
 	}
 	refused := paid(orderID(), item("tea", 3))
@@ -292,7 +285,7 @@ func TestWhatPostgreSQLRefusesIsMalformedToo(t *testing.T) {
 	f.wantStock(map[string]int64{"tea": 9})
 	var id, reason string
 	if err := f.pool.QueryRow(t.Context(), `SELECT event_id, reason FROM inbox_parked`).Scan(&id, &reason); err != nil ||
-		id != refused.ID || reason != "PostgreSQL refuses it: SQLSTATE 23514 never_7" {
+		id != refused.ID || reason != "PostgreSQL refuses it: SQLSTATE 23514 never_3" {
 		t.Errorf("recorded %s: %s (%v)", id, reason, err)
 	}
 }

@@ -319,6 +319,11 @@ func (f *fixture) audit(start map[string]int64, events []event) {
 		for _, i := range ev.Items {
 			want[i.SKU] += i.Quantity
 		}
+		rejected := false
+		for sku := range want {
+			_, isShort := short[line{ev.OrderID, ev.ID, sku}]
+			rejected = rejected || isShort
+		}
 		for sku, quantity := range want {
 			switch {
 			case ev.Type == inventory.OrderPaid:
@@ -326,7 +331,7 @@ func (f *fixture) audit(start map[string]int64, events []event) {
 				at := line{ev.OrderID, ev.ID, sku}
 				s, isSold := sold[at]
 				m, isShort := short[at]
-				if isSold == isShort || isSold && s.change != -quantity || isShort && m.requested != quantity {
+				if isSold == rejected || isSold && s.change != -quantity || isShort && m.requested != quantity {
 					f.Errorf("order %s wants %d of %s: sold %+v, short %+v", ev.OrderID, quantity, sku, s, m)
 				}
 				available[sku] += s.change
@@ -373,6 +378,33 @@ func (f *fixture) audit(start map[string]int64, events []event) {
 	if got := f.applied(); got != len(events) {
 		f.Errorf("%d events in the inbox, %d produced", got, len(events))
 	}
+	// What moved was told, and what was told moved: the same pieces, of the same order, for the same event.
+	if err := f.owner().QueryRow(f.Context(), `
+		WITH moved AS (
+			SELECT order_id::text, event_id::text, CASE reason WHEN 'sold' THEN 'StockReserved' WHEN 'shortage' THEN 'StockRejected' ELSE 'StockReleased' END AS what,
+				sku, coalesce(requested, abs(change)) AS n
+			FROM stock_movements WHERE reason <> 'set'
+		), told AS (
+			SELECT aggregate_id, payload->>'causedBy', event_type, line->>'sku', coalesce(line->>'requested', line->>'quantity')::bigint
+			FROM outbox, jsonb_array_elements(coalesce(payload->'short', payload->'items')) AS line
+			WHERE aggregate_type = 'stock' AND id::text = payload->>'eventId' AND event_type = payload->>'eventType' AND aggregate_id = payload->>'orderId'
+		)
+		SELECT count(*) FROM ((TABLE moved EXCEPT ALL TABLE told) UNION ALL (TABLE told EXCEPT ALL TABLE moved)) AS torn`).Scan(&torn); err != nil || torn > 0 {
+		f.Errorf("%d lines moved and not told, or told and not moved: %v", torn, err)
+	}
+}
+
+// owner is the database with all rights.
+func (f *fixture) owner() *pgxpool.Pool {
+	f.Helper()
+	config := f.pool.Config().Copy()
+	config.ConnConfig.User, config.ConnConfig.Password = "postgres", ""
+	pool, err := pgxpool.NewWithConfig(f.Context(), config)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(pool.Close)
+	return pool
 }
 
 // orders makes n orders of up to three of the SKUs, each paid, and every third cancelled after that.

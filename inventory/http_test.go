@@ -49,7 +49,8 @@ func TestStockOverHTTP(t *testing.T) {
 		t.Errorf("%d %v", status, got)
 	}
 	order := orderID()
-	f.apply(paid(order, item("tea", 3), item("cup", 2)))
+	f.mustApply(paid(orderID(), item("tea", 3)))
+	f.mustApply(paid(order, item("tea", 3), item("cup", 2)))
 	ask(t, f, "PUT", "/stock/tea", `{"available": 0}`)
 	ask(t, f, "PUT", "/stock/pot%2Fblue", `{"available": 1}`)
 

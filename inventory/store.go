@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/outbox"
 )
 
 // ErrUnknownSKU is returned when nobody has ever set the stock of a SKU.
@@ -51,88 +52,165 @@ type Store struct{ pool *pgxpool.Pool }
 // NewStore uses the inventory database behind pool, which stays the caller's to close.
 func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool} }
 
-// Apply takes or gives back, in tx, what each of the events asks for, in their order, and returns the movements of each,
-// with SKU and Reason only. It must be called once per event: cdc/inbox sees to that. An error that inbox.Permanent has
-// marked says that one of the events can never be applied.
+// Apply takes or gives back, in tx, what each of the events asks for, in their order, tells of it in the outbox, and returns the movements
+// of each, with SKU, Reason, Change and Requested only. It must be called once per event: cdc/inbox sees to that. An error that
+// inbox.Permanent has marked says that one of the events can never be applied. However many events there are, it is two round trips.
 func (s *Store) Apply(ctx context.Context, tx pgx.Tx, events ...Event) ([][]Movement, error) {
-	// All SKUs in one order, before anything moves: transactions that share some wait for each other and never in a circle.
-	var skus []string
-	for _, ev := range events {
-		for _, item := range ev.Items {
-			skus = append(skus, item.SKU)
-		}
+	shelf, err := lock(ctx, tx, events)
+	if err != nil {
+		return nil, err
 	}
-	if _, err := tx.Exec(ctx, `SELECT FROM stock WHERE sku = ANY($1) ORDER BY sku FOR UPDATE`, skus); err != nil {
-		return nil, fmt.Errorf("lock the stock: %w", err)
-	}
-	var batch pgx.Batch
+	var told []outbox.Event
 	done := make([][]Movement, len(events))
 	for i, ev := range events {
+		var short []Short
 		switch {
 		case ev.Type == OrderPaid:
-			take(&batch, ev, &done[i])
+			done[i], short = shelf.take(ev)
 		case ev.WasPaid:
-			giveBack(&batch, ev, &done[i])
+			if done[i], err = shelf.giveBack(ev); err != nil {
+				return nil, err
+			}
 		}
+		if len(done[i]) == 0 {
+			continue
+		}
+		answer, err := ev.answer(done[i], short)
+		if err != nil {
+			return nil, err
+		}
+		told = append(told, answer)
+	}
+	return done, write(ctx, tx, events, done, told)
+}
+
+// A shelf is what the events need to know, locked until the transaction ends.
+type shelf struct {
+	available map[string]int64            // by SKU; nobody knows the others
+	taken     map[string]map[string]int64 // by order and SKU, of orders that have been here
+}
+
+// lock takes all SKUs in one order, before anything moves: transactions that share some wait for each other and never in a circle.
+func lock(ctx context.Context, tx pgx.Tx, events []Event) (shelf, error) {
+	on := shelf{map[string]int64{}, map[string]map[string]int64{}}
+	wanted, cancelled := map[string]bool{}, []string{}
+	for _, ev := range events {
+		if ev.WasPaid {
+			cancelled = append(cancelled, ev.OrderID)
+		} else if ev.Type == OrderPaid {
+			for _, item := range ev.Items {
+				wanted[item.SKU] = true
+			}
+		}
+	}
+	var batch pgx.Batch
+	var sku, order string
+	var n int64
+	batch.Queue(`SELECT sku, available FROM stock
+		WHERE sku = ANY(ARRAY(SELECT unnest($1::text[]) UNION SELECT sku FROM stock_movements WHERE order_id = ANY($2::uuid[]))) ORDER BY sku FOR UPDATE`,
+		slices.Collect(maps.Keys(wanted)), cancelled).Query(func(rows pgx.Rows) error {
+		_, err := pgx.ForEachRow(rows, []any{&sku, &n}, func() error {
+			on.available[sku] = n
+			return nil
+		})
+		return err
+	})
+	if len(cancelled) > 0 {
+		batch.Queue(`SELECT order_id::text, sku, -sum(change)::bigint FROM stock_movements WHERE order_id = ANY($1::uuid[]) GROUP BY order_id, sku`,
+			cancelled).Query(func(rows pgx.Rows) error {
+			_, err := pgx.ForEachRow(rows, []any{&order, &sku, &n}, func() error {
+				on.took(order, sku, n)
+				return nil
+			})
+			return err
+		})
+	}
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+		return shelf{}, fmt.Errorf("lock the stock: %w", err)
+	}
+	return on, nil
+}
+
+func (s shelf) took(order, sku string, n int64) {
+	if s.taken[order] == nil {
+		s.taken[order] = map[string]int64{}
+	}
+	s.taken[order][sku] += n
+}
+
+// take serves an order whole, or not at all: then what it was short of is all that is recorded.
+func (s shelf) take(ev Event) (done []Movement, short []Short) {
+	want := make(map[string]int64, len(ev.Items))
+	for _, item := range ev.Items {
+		want[item.SKU] += item.Quantity
+	}
+	skus := slices.Sorted(maps.Keys(want))
+	for _, sku := range skus {
+		if n := want[sku]; n > s.available[sku] {
+			short = append(short, Short{sku, n, s.available[sku]})
+			done = append(done, Movement{SKU: sku, Reason: Shortage, Requested: &n})
+		}
+	}
+	for _, sku := range skus {
+		if len(short) > 0 {
+			s.took(ev.OrderID, sku, 0)
+			continue
+		}
+		s.available[sku] -= want[sku]
+		s.took(ev.OrderID, sku, want[sku])
+		done = append(done, Movement{SKU: sku, Reason: Sold, Change: -want[sku]})
+	}
+	return done, short
+}
+
+// giveBack refuses an order whose payment never came here.
+func (s shelf) giveBack(ev Event) (done []Movement, err error) {
+	taken, known := s.taken[ev.OrderID]
+	if !known {
+		return nil, inbox.Permanent(fmt.Errorf("order %s does not exist here: it was paid and is cancelled, and its OrderPaid was never applied", ev.OrderID))
+	}
+	for _, sku := range slices.Sorted(maps.Keys(taken)) {
+		if n := taken[sku]; n > 0 {
+			s.available[sku] += n
+			taken[sku] = 0
+			done = append(done, Movement{SKU: sku, Reason: Returned, Change: n})
+		}
+	}
+	return done, nil
+}
+
+// write makes the movements, and with them the changes of the stock, and tells of them.
+func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, told []outbox.Event) error {
+	if len(told) == 0 {
+		return nil
+	}
+	var skus, reasons, orders, ids []string
+	var changes []int64
+	var requested []*int64
+	for i, ev := range events {
+		for _, m := range done[i] {
+			skus, reasons, changes, requested = append(skus, m.SKU), append(reasons, m.Reason), append(changes, m.Change), append(requested, m.Requested)
+			orders, ids = append(orders, ev.OrderID), append(ids, ev.ID)
+		}
+	}
+	var batch pgx.Batch
+	batch.Queue(`UPDATE stock SET available = available + moved.change, updated_at = clock_timestamp()
+		FROM (SELECT sku, sum(change)::bigint AS change FROM unnest($1::text[], $2::bigint[]) AS line (sku, change) GROUP BY sku) AS moved
+		WHERE stock.sku = moved.sku AND moved.change <> 0`, skus, changes)
+	batch.Queue(`INSERT INTO stock_movements (sku, reason, change, requested, order_id, event_id)
+		SELECT sku, reason, change, requested, order_id, event_id
+		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[])
+			WITH ORDINALITY AS line (sku, reason, change, requested, order_id, event_id, n) ORDER BY n`, skus, reasons, changes, requested, orders, ids)
+	if err := outbox.Queue(&batch, told...); err != nil {
+		return inbox.Permanent(err)
 	}
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		if reason, refused := refusal(err); refused {
 			err = inbox.Permanent(errors.New(reason))
 		}
-		return nil, fmt.Errorf("move the stock: %w", err)
+		return fmt.Errorf("move the stock: %w", err)
 	}
-	return done, nil
-}
-
-func take(batch *pgx.Batch, ev Event, done *[]Movement) {
-	want := make(map[string]int64, len(ev.Items))
-	for _, item := range ev.Items {
-		want[item.SKU] += item.Quantity
-	}
-	for _, sku := range slices.Sorted(maps.Keys(want)) {
-		batch.Queue(`
-			WITH moved AS (
-				UPDATE stock SET available = available - $2, updated_at = clock_timestamp()
-				WHERE sku = $1 AND available >= $2 RETURNING sku
-			)
-			INSERT INTO stock_movements (sku, reason, change, requested, order_id, event_id)
-			SELECT $1, CASE WHEN served THEN 'sold' ELSE 'shortage' END, CASE WHEN served THEN -$2 ELSE 0 END,
-			       CASE WHEN NOT served THEN $2 END, $3, $4
-			FROM (SELECT EXISTS (SELECT FROM moved) AS served) AS outcome
-			RETURNING sku, reason`, sku, want[sku], ev.OrderID, ev.ID).Query(collect(done))
-	}
-}
-
-// giveBack first refuses an order whose payment never came here.
-func giveBack(batch *pgx.Batch, ev Event, done *[]Movement) {
-	batch.Queue(`SELECT EXISTS (SELECT FROM stock_movements WHERE order_id = $1)`, ev.OrderID).QueryRow(func(row pgx.Row) error {
-		var known bool
-		err := row.Scan(&known)
-		if err == nil && !known {
-			err = inbox.Permanent(fmt.Errorf("order %s does not exist here: it was paid and is cancelled, and its OrderPaid was never applied", ev.OrderID))
-		}
-		return err
-	})
-	batch.Queue(`
-		WITH taken AS (
-			SELECT sku, -sum(change)::bigint AS quantity FROM stock_movements WHERE order_id = $1 GROUP BY sku HAVING sum(change) < 0
-		), moved AS (
-			UPDATE stock SET available = available + quantity, updated_at = clock_timestamp() FROM taken WHERE stock.sku = taken.sku
-		)
-		INSERT INTO stock_movements (sku, reason, change, order_id, event_id)
-		SELECT sku, 'returned', quantity, $1, $2 FROM taken ORDER BY sku
-		RETURNING sku, reason`, ev.OrderID, ev.ID).Query(collect(done))
-}
-
-func collect(done *[]Movement) func(pgx.Rows) error {
-	return func(rows pgx.Rows) error {
-		var m Movement
-		_, err := pgx.ForEachRow(rows, []any{&m.SKU, &m.Reason}, func() error {
-			*done = append(*done, m)
-			return nil
-		})
-		return err
-	}
+	return nil
 }
 
 // refusal is the reason in err when PostgreSQL refuses the data itself, so that trying again would never help. The

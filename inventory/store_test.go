@@ -53,27 +53,31 @@ func (f *fixture) wantStock(want map[string]int64) {
 	}
 }
 
-func TestPaidOrderTakesWhatIsThereAndRecordsTheRest(t *testing.T) {
-	f := storeFixture(t, map[string]int64{"tea": 10, "cup": 1})
+func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
+	start := map[string]int64{"tea": 10, "cup": 1}
+	f := storeFixture(t, start)
 	order := orderID()
-	// tea twice is one quantity; cup is short, and spoon is unknown
+	// tea twice is one quantity, and there; cup is short, and spoon is unknown
 	pay := paid(order, item("tea", 2), item("cup", 2), item("spoon", 1), item("tea", 3))
 	done := f.mustApply(pay)
 	got := map[string]string{}
 	for _, m := range done {
 		got[m.SKU] = m.Reason
 	}
-	if want := map[string]string{"tea": "sold", "cup": "shortage", "spoon": "shortage"}; fmt.Sprint(got) != fmt.Sprint(want) {
+	if want := map[string]string{"cup": "shortage", "spoon": "shortage"}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("moved %v, want %v", got, want)
 	}
-	f.wantStock(map[string]int64{"tea": 5, "cup": 1})
+	f.wantStock(start)
 
-	// What comes into stock later is not taken by an order that was short.
+	// What comes into stock later is not taken by an order that was rejected, nor given back by its cancellation.
 	f.setStock(map[string]int64{"cup": 100})
 	cancel := cancelled(order, true, pay.Items...)
 	f.mustApply(cancel)
 	f.wantStock(map[string]int64{"tea": 10, "cup": 100})
-	f.audit(map[string]int64{"tea": 10, "cup": 100}, []event{pay, cancel})
+	whole := paid(orderID(), item("tea", 2), item("cup", 2), item("tea", 3))
+	f.mustApply(whole)
+	f.wantStock(map[string]int64{"tea": 5, "cup": 98})
+	f.audit(map[string]int64{"tea": 10, "cup": 100}, []event{pay, cancel, whole})
 
 	shortages, err := f.store.Movements(t.Context(), "", inventory.Shortage, 0, 10)
 	if err != nil || len(shortages) != 2 || *shortages[0].Requested != 2 || *shortages[1].Requested != 1 {

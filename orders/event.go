@@ -4,6 +4,7 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,34 +28,42 @@ type event struct {
 	Items         []Item    `json:"items"`
 	TotalAmount   Money     `json:"totalAmount"`
 	Currency      string    `json:"currency"`
-	WasPaid       *bool     `json:"wasPaid,omitempty"`
+	Detail
 }
 
-// lastEvent is the event of the change that made the order what it is.
-func (o Order) lastEvent() (outbox.Event, error) {
-	e := event{
-		SchemaVersion: 1,
-		OrderID:       o.ID, OrderNumber: o.Number, BuyerID: o.BuyerID, BuyerEmail: o.BuyerEmail,
-		Items: o.Items, TotalAmount: o.Total, Currency: o.Currency,
-	}
-	var at time.Time
-	switch o.Status {
-	case Created:
-		e.EventType, at = "OrderCreated", o.CreatedAt
-	case Paid:
-		e.EventType, at = "OrderPaid", *o.PaidAt
-	case Cancelled:
-		wasPaid := o.PaidAt != nil
-		e.EventType, at, e.WasPaid = "OrderCancelled", *o.CancelledAt, &wasPaid
-	}
-	e.OccurredAt = at.UTC().Format("2006-01-02T15:04:05.000000Z")
+// Detail is what an event tells of its change alone, and the order's history with it.
+type Detail struct {
+	WasPaid      *bool   `json:"wasPaid,omitempty"`      // of OrderCancelled
+	Reason       string  `json:"reason,omitempty"`       // of OrderRejected
+	Short        []Short `json:"short,omitempty"`        // of OrderRejected
+	TrackingCode string  `json:"trackingCode,omitempty"` // of OrderShipped
+}
 
-	row := outbox.NewEvent("order", o.ID.String(), e.EventType)
-	e.EventID = row.ID
-	payload, err := json.Marshal(e)
+// Short is a line that the stock could not serve.
+type Short struct {
+	SKU       string `json:"sku"`
+	Requested int64  `json:"requested"`
+	Available int64  `json:"available"`
+}
+
+// lastEvent is the event of the change that made the order what it is, and when that was.
+func (o Order) lastEvent(detail Detail) (outbox.Event, time.Time, error) {
+	at := o.CreatedAt
+	if o.Status != Created {
+		at = **o.became()
+	}
+	row := outbox.NewEvent("order", o.ID.String(), o.Status.event())
+	payload, err := json.Marshal(event{
+		EventID: row.ID, EventType: row.Type, SchemaVersion: 1, OccurredAt: at.UTC().Format("2006-01-02T15:04:05.000000Z"),
+		OrderID: o.ID, OrderNumber: o.Number, BuyerID: o.BuyerID, BuyerEmail: o.BuyerEmail,
+		Items: o.Items, TotalAmount: o.Total, Currency: o.Currency, Detail: detail,
+	})
 	if err != nil {
-		return outbox.Event{}, fmt.Errorf("encode %s: %w", e.EventType, err)
+		return outbox.Event{}, at, fmt.Errorf("encode %s: %w", row.Type, err)
 	}
 	row.Payload = payload
-	return row, nil
+	return row, at, nil
 }
+
+// event is the type of the event that tells of becoming s.
+func (s Status) event() string { return "Order" + strings.ToUpper(string(s[:1])) + string(s[1:]) }

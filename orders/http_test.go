@@ -51,13 +51,21 @@ func TestAnOrderOverHTTPFromPlacedToCancelled(t *testing.T) {
 # HELP orders_by_state Orders in the database, by state.
 # TYPE orders_by_state gauge
 orders_by_state{state="cancelled"} 1
+orders_by_state{state="completed"} 0
+orders_by_state{state="confirmed"} 0
 orders_by_state{state="created"} 1
 orders_by_state{state="paid"} 0
+orders_by_state{state="rejected"} 0
+orders_by_state{state="shipped"} 0
 # HELP orders_outbox_rows_written_total Outbox rows committed by this process, by event type.
 # TYPE orders_outbox_rows_written_total counter
 orders_outbox_rows_written_total{type="OrderCancelled"} 1
+orders_outbox_rows_written_total{type="OrderCompleted"} 0
+orders_outbox_rows_written_total{type="OrderConfirmed"} 0
 orders_outbox_rows_written_total{type="OrderCreated"} 2
 orders_outbox_rows_written_total{type="OrderPaid"} 1
+orders_outbox_rows_written_total{type="OrderRejected"} 0
+orders_outbox_rows_written_total{type="OrderShipped"} 0
 `
 	if err := testutil.GatherAndCompare(s.registry, strings.NewReader(want)); err != nil {
 		t.Error(err)

@@ -13,8 +13,8 @@ func newMetrics(reg prometheus.Registerer, store *Store) *prometheus.CounterVec 
 	events := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "orders_outbox_rows_written_total", Help: "Outbox rows committed by this process, by event type.",
 	}, []string{"type"})
-	for _, eventType := range []string{"OrderCreated", "OrderPaid", "OrderCancelled"} {
-		events.WithLabelValues(eventType)
+	for status := range next {
+		events.WithLabelValues(status.event())
 	}
 	reg.MustRegister(events, byState{store})
 	return events

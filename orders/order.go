@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,8 +23,23 @@ type Status string
 const (
 	Created   Status = "created"
 	Paid      Status = "paid"
+	Confirmed Status = "confirmed"
+	Rejected  Status = "rejected"
+	Shipped   Status = "shipped"
+	Completed Status = "completed"
 	Cancelled Status = "cancelled"
 )
+
+// next is the diagram of doc.go.
+var next = map[Status][]Status{
+	Created:   {Paid, Cancelled},
+	Paid:      {Confirmed, Rejected, Cancelled},
+	Confirmed: {Shipped, Cancelled},
+	Shipped:   {Completed},
+	Rejected:  nil,
+	Completed: nil,
+	Cancelled: nil,
+}
 
 // Order is an order as it stands, in the form in which it is answered.
 type Order struct {
@@ -36,8 +52,21 @@ type Order struct {
 	Total       Money      `json:"totalAmount"`
 	Currency    string     `json:"currency"` // ISO 4217
 	CreatedAt   time.Time  `json:"createdAt"`
-	PaidAt      *time.Time `json:"paidAt,omitempty"` // stays when a paid order is cancelled
+	PaidAt      *time.Time `json:"paidAt,omitempty"` // stays when a paid order is rejected or cancelled
+	ConfirmedAt *time.Time `json:"confirmedAt,omitempty"`
+	RejectedAt  *time.Time `json:"rejectedAt,omitempty"`
+	ShippedAt   *time.Time `json:"shippedAt,omitempty"`
+	CompletedAt *time.Time `json:"completedAt,omitempty"`
 	CancelledAt *time.Time `json:"cancelledAt,omitempty"`
+
+	TrackingCode string `json:"trackingCode,omitempty"`
+}
+
+// became is when the order became what it is.
+func (o *Order) became() **time.Time {
+	return map[Status]**time.Time{
+		Paid: &o.PaidAt, Confirmed: &o.ConfirmedAt, Rejected: &o.RejectedAt, Shipped: &o.ShippedAt, Completed: &o.CompletedAt, Cancelled: &o.CancelledAt,
+	}[o.Status]
 }
 
 // Item is one line of an order.
@@ -61,9 +90,8 @@ func (e *StateError) Error() string {
 	return fmt.Sprintf("order %d is %s and cannot become %s", e.Number, e.Is, e.Asked)
 }
 
-// mayBecome is the diagram of doc.go.
 func (o Order) mayBecome(to Status) error {
-	if o.Status == Created || o.Status == Paid && to == Cancelled {
+	if slices.Contains(next[o.Status], to) {
 		return nil
 	}
 	return &StateError{Number: o.Number, Is: o.Status, Asked: to}

@@ -74,47 +74,122 @@ func Place(ctx context.Context, tx pgx.Tx, o Order) (Change, error) {
 	if err != nil {
 		return Change{}, fmt.Errorf("write the lines of order %s: %w", o.ID, err)
 	}
-	return tell(ctx, tx, o)
+	return tell(ctx, tx, o, Detail{})
 }
 
-// Pay makes a created order paid and writes its OrderPaid. The error is ErrNotFound or a StateError where that cannot be.
+// Pay makes a created order paid and writes its charge and its OrderPaid. The error is ErrNotFound or a StateError where that cannot be.
 func Pay(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
-	return become(ctx, tx, id, Paid)
-}
-
-// Cancel makes a created or paid order cancelled and writes its OrderCancelled. The error is ErrNotFound or a StateError where that
-// cannot be.
-func Cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
-	return become(ctx, tx, id, Cancelled)
-}
-
-func become(ctx context.Context, tx pgx.Tx, id uuid.UUID, to Status) (Change, error) {
-	o, err := exactlyOne(ctx, tx, ` WHERE id = $1 FOR UPDATE OF orders`, id)
+	o, err := lock(ctx, tx, id)
 	if err != nil {
 		return Change{}, err
 	}
+	return become(ctx, tx, o, Paid, Detail{})
+}
+
+// Cancel makes a created, paid or confirmed order cancelled and writes its OrderCancelled, and the refund of what was paid. The error is
+// ErrNotFound or a StateError where that cannot be.
+func Cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
+	o, err := lock(ctx, tx, id)
+	if err != nil {
+		return Change{}, err
+	}
+	wasPaid := o.PaidAt != nil
+	return become(ctx, tx, o, Cancelled, Detail{WasPaid: &wasPaid})
+}
+
+// Confirm makes a paid order, which Hear returned, confirmed and writes its OrderConfirmed. The error is a StateError where that cannot be.
+func Confirm(ctx context.Context, tx pgx.Tx, o Order) (Change, error) {
+	return become(ctx, tx, o, Confirmed, Detail{})
+}
+
+// Reject makes a paid order, which Hear returned, rejected for want of stock and writes its refund and its OrderRejected. The error is a
+// StateError where that cannot be.
+func Reject(ctx context.Context, tx pgx.Tx, o Order, short []Short) (Change, error) {
+	return become(ctx, tx, o, Rejected, Detail{Reason: "out_of_stock", Short: short})
+}
+
+// Ship makes a confirmed order shipped and writes its OrderShipped. trackingCode may be empty. The error is ErrNotFound or a StateError
+// where that cannot be.
+func Ship(ctx context.Context, tx pgx.Tx, id uuid.UUID, trackingCode string) (Change, error) {
+	o, err := lock(ctx, tx, id)
+	if err != nil {
+		return Change{}, err
+	}
+	o.TrackingCode = trackingCode
+	return become(ctx, tx, o, Shipped, Detail{TrackingCode: trackingCode})
+}
+
+// Complete makes a shipped order completed and writes its OrderCompleted. The error is ErrNotFound or a StateError where that cannot be.
+func Complete(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
+	o, err := lock(ctx, tx, id)
+	if err != nil {
+		return Change{}, err
+	}
+	return become(ctx, tx, o, Completed, Detail{})
+}
+
+// Hear writes into an order's history what an event of somebody else told of it, and returns the order, locked until tx ends. The error
+// is ErrNotFound for an order there is not.
+func Hear(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uuid.UUID, detail any) (Order, error) {
+	o, err := lock(ctx, tx, id)
+	if err != nil {
+		return Order{}, err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO order_history (order_id, what, event_id, detail) VALUES ($1, $2, $3, $4)`, id, what, eventID, detail)
+	if err != nil {
+		return Order{}, fmt.Errorf("write the history of order %s: %w", id, err)
+	}
+	return o, nil
+}
+
+func lock(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Order, error) {
+	return exactlyOne(ctx, tx, ` WHERE id = $1 FOR UPDATE OF orders`, id)
+}
+
+func become(ctx context.Context, tx pgx.Tx, o Order, to Status, detail Detail) (Change, error) {
 	if err := o.mayBecome(to); err != nil {
 		return Change{}, err
 	}
-	err = tx.QueryRow(ctx, `UPDATE orders SET status = $2,
-			paid_at = CASE $2 WHEN 'paid' THEN clock_timestamp() ELSE paid_at END,
-			cancelled_at = CASE $2 WHEN 'cancelled' THEN clock_timestamp() END
-		WHERE id = $1 RETURNING status, paid_at, cancelled_at`, id, to).Scan(&o.Status, &o.PaidAt, &o.CancelledAt)
+	o.Status = to
+	column := string(to) + "_at"
+	err := tx.QueryRow(ctx, `UPDATE orders SET status = $2, tracking_code = nullif($3, ''), `+column+` = clock_timestamp() WHERE id = $1 RETURNING `+column,
+		o.ID, to, o.TrackingCode).Scan(o.became())
 	if err != nil {
-		return Change{}, fmt.Errorf("make order %s %s: %w", id, to, err)
+		return Change{}, fmt.Errorf("make order %s %s: %w", o.ID, to, err)
 	}
-	return tell(ctx, tx, o)
+	return tell(ctx, tx, o, detail)
 }
 
-func tell(ctx context.Context, tx pgx.Tx, o Order) (Change, error) {
-	ev, err := o.lastEvent()
+// tell writes what goes with the order's last change: event, history, and money.
+func tell(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error) {
+	ev, at, err := o.lastEvent(detail)
 	if err != nil {
 		return Change{}, err
 	}
 	if err := outbox.Append(ctx, tx, ev); err != nil {
 		return Change{}, err
 	}
+	var batch pgx.Batch
+	batch.Queue(`INSERT INTO order_history (order_id, at, what, event_id, detail) VALUES ($1, $2, $3, $4, $5)`, o.ID, at, ev.Type, ev.ID, detail)
+	if kind := o.lastPayment(); kind != "" {
+		batch.Queue(`INSERT INTO payments (order_id, kind, amount, currency, event_id, at) VALUES ($1, $2, $3, $4, $5, $6)`,
+			o.ID, kind, o.Total, o.Currency, ev.ID, at)
+	}
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+		return Change{}, fmt.Errorf("write history and payments of order %s: %w", o.ID, err)
+	}
 	return Change{Order: o, EventID: ev.ID, EventType: ev.Type}, nil
+}
+
+// lastPayment is the kind of the payment that goes with the last change, if any.
+func (o Order) lastPayment() string {
+	switch {
+	case o.Status == Paid:
+		return "charge"
+	case o.PaidAt != nil && (o.Status == Rejected || o.Status == Cancelled):
+		return "refund"
+	}
+	return ""
 }
 
 // Get returns one order, or ErrNotFound.
@@ -130,7 +205,10 @@ func (s *Store) List(ctx context.Context, below int64, limit int) ([]Order, erro
 // CountByStatus counts all orders.
 func (s *Store) CountByStatus(ctx context.Context) (map[Status]int64, error) {
 	rows, _ := s.pool.Query(ctx, `SELECT status, count(*) FROM orders GROUP BY status`)
-	counts := map[Status]int64{Created: 0, Paid: 0, Cancelled: 0}
+	counts := map[Status]int64{}
+	for status := range next {
+		counts[status] = 0
+	}
 	var status Status
 	var n int64
 	_, err := pgx.ForEachRow(rows, []any{&status, &n}, func() error {
@@ -159,7 +237,8 @@ func exactlyOne(ctx context.Context, q querier, where string, args ...any) (Orde
 }
 
 func query(ctx context.Context, q querier, where string, args ...any) ([]Order, error) {
-	rows, _ := q.Query(ctx, `SELECT id, number, status, buyer_id, buyer_email, total, currency, created_at, paid_at, cancelled_at,
+	rows, _ := q.Query(ctx, `SELECT id, number, status, buyer_id, buyer_email, total, currency,
+			created_at, paid_at, confirmed_at, rejected_at, shipped_at, completed_at, cancelled_at, coalesce(tracking_code, ''),
 			lines.skus, lines.quantities, lines.prices
 		FROM orders CROSS JOIN LATERAL (
 			SELECT array_agg(sku ORDER BY line_no) AS skus, array_agg(quantity ORDER BY line_no) AS quantities, array_agg(unit_price::text ORDER BY line_no) AS prices
@@ -168,7 +247,8 @@ func query(ctx context.Context, q querier, where string, args ...any) ([]Order, 
 		var o Order
 		var skus, prices []string
 		var quantities []int
-		err := row.Scan(&o.ID, &o.Number, &o.Status, &o.BuyerID, &o.BuyerEmail, &o.Total, &o.Currency, &o.CreatedAt, &o.PaidAt, &o.CancelledAt,
+		err := row.Scan(&o.ID, &o.Number, &o.Status, &o.BuyerID, &o.BuyerEmail, &o.Total, &o.Currency,
+			&o.CreatedAt, &o.PaidAt, &o.ConfirmedAt, &o.RejectedAt, &o.ShippedAt, &o.CompletedAt, &o.CancelledAt, &o.TrackingCode,
 			&skus, &quantities, &prices)
 		for i := range skus {
 			price, parseErr := ParseMoney(prices[i])

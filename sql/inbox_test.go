@@ -12,7 +12,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/inbox/schema"
 	"github.com/walpost/walpost/sql"
 )
 
@@ -29,7 +29,7 @@ const inboxShape = `
 func TestMigrationIsTheSchema(t *testing.T) {
 	admin, service := migrated(t, sql.Inventory)
 	fresh := connect(t, cdctest.Database(t))
-	if _, err := fresh.Exec(t.Context(), inbox.Schema); err != nil {
+	if _, err := fresh.Exec(t.Context(), schema.SQL); err != nil {
 		t.Fatal(err)
 	}
 	role := connect(t, service).Config().User
@@ -44,7 +44,7 @@ func TestMigrationIsTheSchema(t *testing.T) {
 	}
 	for line, n := range lines {
 		if n != 0 {
-			t.Errorf("%+d in cdc/inbox/schema.sql over sql/inventory: %s", n, line)
+			t.Errorf("%+d in cdc/inbox/schema over sql/inventory: %s", n, line)
 		}
 	}
 	if len(lines) < 100 {

@@ -1,11 +1,13 @@
 package sql
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
+	"database/sql"
 	"embed"
 	"encoding/base64"
 	"errors"
@@ -18,6 +20,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+
+	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
 //go:embed orders/*.sql inventory/*.sql
@@ -30,6 +34,18 @@ const (
 	Orders    Database = "orders"
 	Inventory Database = "inventory"
 )
+
+// inGo are the migrations whose text is kept elsewhere.
+var inGo = map[Database][]*goose.Migration{
+	Orders: {goose.NewGoMigration(6, exec(schema.SQL), exec(schema.Drop))},
+}
+
+func exec(statements string) *goose.GoFunc {
+	return &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, statements)
+		return err
+	}}
+}
 
 // migrateLock keeps two migrations of one database from running at once; the number has no meaning beyond this.
 const migrateLock = 0x77616c706f7374
@@ -85,7 +101,8 @@ func migrateSchema(ctx context.Context, which Database, admin *pgx.ConnConfig, o
 	}
 	db := stdlib.OpenDB(*admin)
 	defer db.Close()
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, folder, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, folder,
+		goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()), goose.WithGoMigrations(inGo[which]...))
 	if err != nil {
 		return fmt.Errorf("read the migrations of %s: %w", which, err)
 	}
@@ -94,7 +111,7 @@ func migrateSchema(ctx context.Context, which Database, admin *pgx.ConnConfig, o
 		return fmt.Errorf("migrate %s: %w", which, err)
 	}
 	for _, m := range done {
-		fmt.Fprintf(out, "schema: applied %s\n", m.Source.Path)
+		fmt.Fprintf(out, "schema: applied %s\n", cmp.Or(m.Source.Path, fmt.Sprintf("%05d, the inbox", m.Source.Version)))
 	}
 	version, err := provider.GetDBVersion(ctx)
 	if err != nil {

@@ -47,14 +47,5 @@
 // the topic keeps its records as long. Ids that are no UUIDv7 have no day: their rows share one partition, out of which
 // they are deleted by the time of processing, and a copy that comes after Retention is applied again.
 //
-// Schema makes the tables, and is for a migration of the service's own.
+// The package schema has the SQL of the tables, for a migration of the service's own.
 package inbox
-
-import _ "embed"
-
-// Schema is the SQL that makes the tables of the inbox, as an administrator. The service needs SELECT and INSERT on all of
-// them, UPDATE on inbox_partitions, inbox_parked and inbox_parked_keys, DELETE on the latter, and EXECUTE on
-// inbox_maintain (sql/inventory/rights.sql in this repository).
-//
-//go:embed schema.sql
-var Schema string

@@ -11,6 +11,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
 // A service that keeps a sum. Each payment comes twice, and counts once.
@@ -55,7 +56,7 @@ func environment(ctx context.Context) (brokers []string, pool *pgxpool.Pool, don
 	if pool, err = pgxpool.New(ctx, server.URL("postgres")); err != nil {
 		log.Fatal(err)
 	}
-	if _, err := pool.Exec(ctx, inbox.Schema+`; CREATE TABLE balance AS SELECT 0 AS amount`); err != nil {
+	if _, err := pool.Exec(ctx, schema.SQL+`; CREATE TABLE balance AS SELECT 0 AS amount`); err != nil {
 		log.Fatal(err)
 	}
 	kafka, err := devenv.StartKafka(devenv.KafkaConfig{SeedTopics: map[string]int{"payments": 1}})

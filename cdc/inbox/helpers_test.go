@@ -22,6 +22,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
@@ -52,7 +53,7 @@ func newFixture(t testing.TB, partitions int) *fixture {
 		TB: t, pool: pool, brokers: cdctest.Kafka(t), topic: cdctest.Name(t, "events"), group: cdctest.Name(t, "group"),
 		fails: map[string]error{}, tried: map[string]int{},
 	}
-	f.exec(inbox.Schema)
+	f.exec(schema.SQL)
 	f.exec(`CREATE TABLE effects (n bigint GENERATED ALWAYS AS IDENTITY, event_id text, key text, kafka_offset bigint)`)
 	cdctest.CreateTopic(t, f.brokers, f.topic, partitions)
 	if f.client, err = kgo.NewClient(kgo.SeedBrokers(f.brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.MetadataMinAge(100*time.Millisecond)); err != nil {

@@ -61,12 +61,11 @@ func NewEvent(aggregateType, aggregateID, eventType string) Event {
 // Append writes the event in tx: it happens when tx commits and never otherwise. After any error tx must be rolled back; an error
 // that is ErrRefused will come again for the same event.
 func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
-	headers, err := ev.check()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrRefused, err)
+	var batch pgx.Batch
+	if err := Queue(&batch, ev); err != nil {
+		return err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES ($1, $2, $3, $4, $5, $6)`,
-		ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), headers)
+	err := tx.SendBatch(ctx, &batch).Close()
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 		switch pgErr.Code {
 		case "23514": // check_violation; its detail holds the row, so it is not repeated
@@ -78,6 +77,25 @@ func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	if err != nil {
 		return fmt.Errorf("append event %s of type %q to the outbox: %w", ev.ID, ev.Type, err)
 	}
+	return nil
+}
+
+// Queue is Append for several events, in their order, and without a round trip of its own: one statement of a batch that is sent in a
+// transaction. What PostgreSQL refuses ends the batch with PostgreSQL's error.
+func Queue(batch *pgx.Batch, events ...Event) error {
+	n := len(events)
+	ids, kinds, aggregates, types, payloads, headers := make([]uuid.UUID, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	for i, ev := range events {
+		text, err := ev.check()
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+		ids[i], kinds[i], aggregates[i], types[i], payloads[i], headers[i] = ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), text
+	}
+	batch.Queue(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers)
+		SELECT id, kind, aggregate, type, payload::jsonb, headers::jsonb
+		FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY AS event (id, kind, aggregate, type, payload, headers, n) ORDER BY n`,
+		ids, kinds, aggregates, types, payloads, headers)
 	return nil
 }
 

@@ -1,4 +1,5 @@
-// Command orders serves the order service over HTTP and migrates its database. It knows PostgreSQL and no Kafka.
+// Command orders serves the order service over HTTP, consumes what others answer, and migrates its database. What serves HTTP knows
+// PostgreSQL and no Kafka.
 package main
 
 import (
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -26,6 +28,7 @@ type cli struct {
 	LogFormat   string `env:"LOG_FORMAT" placeholder:"FORMAT" help:"json or console; the default is console on a terminal and json elsewhere."`
 
 	Serve   serve   `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
+	Consume consume `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders."`
 	Migrate migrate `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
 	Version version `cmd:"" help:"Print the build's version."`
 
@@ -59,6 +62,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case "version":
 		fmt.Fprintln(stdout, "orders", app.Version())
 		return nil
+	}
+	if strings.HasPrefix(command.Command(), "consume") {
+		return c.consume(ctx, stderr)
 	}
 	return c.serve(ctx, stderr)
 }

@@ -1,6 +1,6 @@
 -- +goose Up
 
--- The inbox in partitions, and what stands around it. TestMigrationIsTheSchema keeps it equal to cdc/inbox/schema.sql; what was in the old
+-- The inbox in partitions, and what stands around it. TestMigrationIsTheSchema keeps it equal to cdc/inbox/schema; what was in the old
 -- tables stays: applied events in the inbox, malformed ones among the parked.
 
 ALTER TABLE inbox RENAME TO inbox_unpartitioned;

@@ -15,6 +15,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/console"
+	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/orders"
@@ -46,7 +47,7 @@ func (c *catalogue) MustRegister(collectors ...prometheus.Collector) {
 
 func (c *catalogue) Unregister(prometheus.Collector) bool { return false }
 
-// metrics are those of all three processes.
+// metrics are those of all processes.
 func metrics(t *testing.T) string {
 	t.Helper()
 	var c catalogue
@@ -58,6 +59,7 @@ func metrics(t *testing.T) string {
 	defer store.Close()
 	orders.Routes(http.NewServeMux(), store, &c, zerolog.Nop())
 	inventory.NewMetrics(&c)
+	inbox.NewMetrics(&c, "orders_inbox")
 	slices.Sort(c.rows)
 	return "| metric | what it is |\n|---|---|\n" + strings.Join(c.rows, "")
 }

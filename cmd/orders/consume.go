@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/orders/saga"
+)
+
+// groups are this service's consumer groups, each independent of the others: a new one is one entry here.
+var groups = []group{
+	{saga.Group, stockEvents, func(s shared) (inbox.Config, background) { return saga.Inbox(s.log), nil }},
+}
+
+// A group applies the events of one topic to the orders database.
+type group struct {
+	name  string
+	topic func(kafka) string
+	// open gives what is special about its consumer, and what runs beside it, or nil.
+	open func(shared) (inbox.Config, background)
+}
+
+// background works until ctx ends, and then returns nil.
+type background func(ctx context.Context) error
+
+// shared is what a group may use.
+type shared struct {
+	pool *pgxpool.Pool // of this group alone
+	reg  prometheus.Registerer
+	log  zerolog.Logger
+}
+
+func orderEvents(k kafka) string { return k.Topic }
+func stockEvents(k kafka) string { return k.StockTopic }
+
+// kafka is where the events are.
+type kafka struct {
+	Brokers     []string `name:"kafka-brokers" env:"ORDERS_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
+	Topic       string   `env:"ORDERS_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
+	StockTopic  string   `env:"ORDERS_STOCK_TOPIC" default:"outbox.event.stock" help:"Topic of the stock's answers."`
+	GroupPrefix string   `env:"ORDERS_GROUP_PREFIX" help:"Put before the names of the consumer groups, where several shops share a Kafka."`
+}
+
+func (k kafka) check() error {
+	if len(k.Brokers) == 0 {
+		return errors.New("--kafka-brokers (ORDERS_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092")
+	}
+	return nil
+}
+
+type consume struct {
+	kafka
+	Groups    []string      `arg:"" optional:"" name:"group" help:"The groups to consume; all when none is named."`
+	Policy    inbox.Policy  `env:"ORDERS_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
+	Batch     int           `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
+	Retention time.Duration `env:"ORDERS_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topics keep it. 0: for ever."`
+	HTTP      string        `name:"http" env:"ORDERS_CONSUME_HTTP" default:"127.0.0.1:8083" placeholder:"HOST:PORT" help:"Address to listen on, for /livez, /readyz and /metrics."`
+}
+
+func groupNames() (names []string) {
+	for _, g := range groups {
+		names = append(names, g.name)
+	}
+	return names
+}
+
+// chosen are the groups of these names, or all.
+func chosen(names []string) ([]group, error) {
+	for _, name := range names {
+		if !slices.Contains(groupNames(), name) {
+			return nil, fmt.Errorf("there is no group %q: name some of %s, or none for all", name, strings.Join(groupNames(), ", "))
+		}
+	}
+	if len(names) == 0 {
+		return groups, nil
+	}
+	return slices.DeleteFunc(slices.Clone(groups), func(g group) bool { return !slices.Contains(names, g.name) }), nil
+}
+
+// inbox is a group's consumer, all of it.
+func (g group) inbox(k kafka, s shared) (inbox.Config, background) {
+	cfg, beside := g.open(s)
+	cfg.Brokers, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
+	cfg.Metrics = inbox.NewMetrics(prometheus.WrapRegistererWith(prometheus.Labels{"group": g.name}, s.reg), "orders_inbox", cfg.Types...)
+	return cfg, beside
+}
+
+// connect gives a group its own connections, so that one whose database work takes long delays no other.
+func (c *cli) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(c.DatabaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+	}
+	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+	}
+	return pool, nil
+}
+
+// consume runs the chosen groups. What is only away, PostgreSQL or Kafka, is waited for: /readyz and the log say so.
+func (c *cli) consume(ctx context.Context, stderr io.Writer) error {
+	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
+	asked, err := chosen(c.Consume.Groups)
+	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), c.Consume.check(), logErr); err != nil {
+		return err
+	}
+	log = log.With().Str("service", "orders").Logger()
+	ln, err := net.Listen("tcp", c.Consume.HTTP)
+	if err != nil {
+		return fmt.Errorf("--http (ORDERS_CONSUME_HTTP): %w; stop what listens there or choose another address", err)
+	}
+	defer ln.Close()
+	reg, mux := app.NewRegistry(), http.NewServeMux()
+	ready := map[string]func(context.Context) error{}
+	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }}
+	for _, g := range asked {
+		pool, err := c.connect(ctx, g)
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		cfg, beside := g.inbox(c.Consume.kafka, shared{pool, reg, log})
+		cfg.Policy, cfg.Batch, cfg.Retention = c.Consume.Policy, c.Consume.Batch, c.Consume.Retention
+		consumer, err := inbox.New(cfg)
+		if err != nil {
+			return err
+		}
+		ready[g.name] = consumer.Ready
+		work = append(work, consumer.Run)
+		if beside != nil {
+			work = append(work, beside)
+		}
+	}
+	app.OpsRoutes(mux, reg, func(ctx context.Context) error {
+		var errs []error
+		for _, g := range asked {
+			if err := ready[g.name](ctx); err != nil {
+				errs = append(errs, fmt.Errorf("group %s: %w", g.name, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	running, ctx := errgroup.WithContext(ctx)
+	for _, do := range work {
+		running.Go(func() error { return do(ctx) })
+	}
+	return running.Wait()
+}

@@ -1,0 +1,101 @@
+package saga
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/walpost/walpost/orders"
+)
+
+// The types of the stock's answers.
+const (
+	StockReserved = "StockReserved"
+	StockRejected = "StockRejected"
+	StockReleased = "StockReleased"
+)
+
+// An Event is what an order needs to know of the stock's answer.
+type Event struct {
+	ID      uuid.UUID
+	Type    string
+	OrderID uuid.UUID
+	Detail  Detail
+}
+
+// Detail is what goes into the order's history.
+type Detail struct {
+	CausedBy uuid.UUID      `json:"causedBy"` // the order's event
+	Items    []Item         `json:"items,omitempty"`
+	Short    []orders.Short `json:"short,omitempty"`
+}
+
+// Item is what was taken or given back.
+type Item struct {
+	SKU      string `json:"sku"`
+	Quantity int64  `json:"quantity"`
+}
+
+const maxEventBytes = 1 << 20
+
+// Decode reads the event of a record from its value and its headers `type` and `id`. An error says what is wrong with the event, without
+// quoting it: such an event can never be applied. Fields that nobody here knows are not looked at.
+func Decode(eventType, id string, value []byte) (Event, error) {
+	if len(value) > maxEventBytes {
+		return Event{}, fmt.Errorf("the value is %d bytes, more than %d", len(value), maxEventBytes)
+	}
+	var body struct {
+		EventID       uuid.UUID `json:"eventId"`
+		EventType     string    `json:"eventType"`
+		SchemaVersion int       `json:"schemaVersion"`
+		OrderID       uuid.UUID `json:"orderId"`
+		Detail
+	}
+	if err := json.Unmarshal(value, &body); err != nil {
+		return Event{}, describe(err)
+	}
+	header, err := uuid.Parse(id)
+	switch {
+	case body.SchemaVersion != 1:
+		return Event{}, fmt.Errorf("schemaVersion is %d and not 1", body.SchemaVersion)
+	case body.EventType != eventType:
+		return Event{}, errors.New("eventType is not that of the header type")
+	case err != nil || body.EventID != header:
+		return Event{}, errors.New("eventId is not that of the header id")
+	case body.OrderID == uuid.Nil:
+		return Event{}, errors.New("orderId is missing")
+	case body.CausedBy == uuid.Nil:
+		return Event{}, errors.New("causedBy is missing")
+	case (eventType == StockRejected) != (len(body.Short) > 0):
+		return Event{}, errors.New("short must be of StockRejected, and is not")
+	case (eventType == StockRejected) != (len(body.Items) == 0):
+		return Event{}, errors.New("items are missing, or of StockRejected")
+	}
+	for i, line := range body.Items {
+		if line.SKU == "" || line.Quantity < 1 {
+			return Event{}, fmt.Errorf("items[%d] is no sku and quantity", i)
+		}
+	}
+	for i, line := range body.Short {
+		if line.SKU == "" || line.Available < 0 || line.Requested <= line.Available {
+			return Event{}, fmt.Errorf("short[%d] is no sku that is short", i)
+		}
+	}
+	return Event{ID: header, Type: eventType, OrderID: body.OrderID, Detail: body.Detail}, nil
+}
+
+// describe says what encoding/json found without its quotations from the text, which may be anybody's data.
+func describe(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return fmt.Errorf("not JSON, at byte %d", syntax.Offset)
+	case errors.As(err, &kind):
+		return fmt.Errorf("%s is of the wrong kind (at byte %d)", kind.Field, kind.Offset)
+	default:
+		return errors.New("not the JSON of an event")
+	}
+}

@@ -1,0 +1,75 @@
+// Package saga brings the stock's answer back to its order: a paid one becomes confirmed, or rejected and refunded.
+//
+//	outbox.event.order ──▶ inventory ──▶ its outbox ──▶ relay ──▶ outbox.event.stock ──▶ cdc/inbox ──▶ Apply
+//
+// An order that was cancelled meanwhile stays so, whatever comes: its money has gone back with the cancellation, and its stock goes back when
+// inventory hears of it. What comes is in the order's history either way. An answer for an order that nobody knows, or that could not have
+// been asked for, can never be applied.
+package saga
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/orders"
+)
+
+// Group is the consumer group of the way back.
+const Group = "orders"
+
+// Inbox is how stock events are applied to orders; where they come from and go to is for the caller to add.
+func Inbox(log zerolog.Logger) inbox.Config {
+	return inbox.Config{
+		Types: []string{StockReserved, StockRejected, StockReleased},
+		Handle: func(ctx context.Context, tx pgx.Tx, record inbox.Event) error {
+			ev, err := Decode(record.Type, record.ID, record.Value)
+			if err != nil {
+				return inbox.Permanent(err)
+			}
+			change, err := Apply(ctx, tx, ev)
+			if err != nil {
+				return err
+			}
+			record.OnCommit(func() {
+				line := log.Info().Stringer("order_id", ev.OrderID).Stringer("cause", ev.ID).Str("type", ev.Type)
+				if change.EventType == "" {
+					line.Msg("heard: the order stays as it is")
+					return
+				}
+				line.Stringer("event_id", change.EventID).Msg("order " + string(change.Order.Status))
+			})
+			return nil
+		},
+	}
+}
+
+// Apply makes of an order, in tx, what the stock's answer says. The Change is empty when that is nothing. An error that inbox.Permanent has
+// marked says that the event can never be applied.
+func Apply(ctx context.Context, tx pgx.Tx, ev Event) (orders.Change, error) {
+	o, err := orders.Hear(ctx, tx, ev.OrderID, ev.Type, ev.ID, ev.Detail)
+	switch {
+	case errors.Is(err, orders.ErrNotFound):
+		return orders.Change{}, inbox.Permanent(fmt.Errorf("order %s does not exist here", ev.OrderID))
+	case err != nil || o.Status == orders.Cancelled:
+		return orders.Change{}, err
+	}
+	var change orders.Change
+	switch ev.Type {
+	case StockReserved:
+		change, err = orders.Confirm(ctx, tx, o)
+	case StockRejected:
+		change, err = orders.Reject(ctx, tx, o, ev.Detail.Short)
+	case StockReleased:
+		err = fmt.Errorf("order %d is %s and its stock was released", o.Number, o.Status)
+		return change, inbox.Permanent(err)
+	}
+	if errors.As(err, new(*orders.StateError)) {
+		err = inbox.Permanent(err)
+	}
+	return change, err
+}

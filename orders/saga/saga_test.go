@@ -1,0 +1,126 @@
+package saga_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/orders"
+	"github.com/walpost/walpost/orders/saga"
+	"github.com/walpost/walpost/sql"
+)
+
+func TestMain(m *testing.M) { cdctest.Main(m) }
+
+// shop is an orders database, as the service sees it and as its owner does.
+type shop struct {
+	*testing.T
+	pool, owner *pgxpool.Pool
+}
+
+func open(t *testing.T) *shop {
+	t.Helper()
+	admin := cdctest.Database(t)
+	service := strings.Replace(admin, "postgres@", "orders_service@", 1)
+	if err := sql.Migrate(t.Context(), sql.Orders, admin, service, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	s := &shop{T: t}
+	for pool, url := range map[**pgxpool.Pool]string{&s.pool: service, &s.owner: admin} {
+		var err error
+		if *pool, err = pgxpool.New(t.Context(), url); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup((*pool).Close)
+	}
+	return s
+}
+
+// do makes a change of an order, in a transaction.
+func (s *shop) do(change func(context.Context, pgx.Tx) error) error {
+	return pgx.BeginFunc(s.Context(), s.pool, func(tx pgx.Tx) error { return change(s.Context(), tx) })
+}
+
+// paid is an order that was placed and paid.
+func (s *shop) paid() (id uuid.UUID) {
+	s.Helper()
+	if err := s.pool.QueryRow(s.Context(), `SELECT pay_order(create_order('b', 'a@b.example', '[{"sku": "tea", "quantity": 2, "unitPrice": "19.90"}]'))`).Scan(&id); err != nil {
+		s.Fatal(err)
+	}
+	return id
+}
+
+func (s *shop) cancel(id uuid.UUID) error {
+	return s.do(func(ctx context.Context, tx pgx.Tx) error {
+		_, err := orders.Cancel(ctx, tx, id)
+		return err
+	})
+}
+
+func (s *shop) apply(ev saga.Event) error {
+	return s.do(func(ctx context.Context, tx pgx.Tx) error {
+		_, err := saga.Apply(ctx, tx, ev)
+		return err
+	})
+}
+
+func answer(eventType string, order uuid.UUID) saga.Event {
+	ev := saga.Event{ID: uuid.Must(uuid.NewV7()), Type: eventType, OrderID: order, Detail: saga.Detail{CausedBy: uuid.Must(uuid.NewV7())}}
+	if eventType == saga.StockRejected {
+		ev.Detail.Short = []orders.Short{{SKU: "tea", Requested: 2, Available: 1}}
+	} else {
+		ev.Detail.Items = []saga.Item{{SKU: "tea", Quantity: 2}}
+	}
+	return ev
+}
+
+// story is an order's state, its history and its payments, in a line.
+func (s *shop) story(id uuid.UUID) (story string) {
+	s.Helper()
+	if err := s.owner.QueryRow(s.Context(), `SELECT concat_ws(': ', status,
+			(SELECT string_agg(what, ' ' ORDER BY at, id) FROM order_history WHERE order_id = $1),
+			(SELECT string_agg(kind || ' ' || amount, ' ' ORDER BY at) FROM payments WHERE order_id = $1))
+		FROM orders WHERE id = $1`, id).Scan(&story); err != nil {
+		s.Fatal(err)
+	}
+	return story
+}
+
+func TestAPaidOrderIsConfirmedOrRejectedAndRefunded(t *testing.T) {
+	s := open(t)
+	confirmed, rejected := s.paid(), s.paid()
+	if err := s.apply(answer(saga.StockReserved, confirmed)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.apply(answer(saga.StockRejected, rejected)); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[uuid.UUID]string{
+		confirmed: "confirmed: OrderCreated OrderPaid StockReserved OrderConfirmed: charge 39.80",
+		rejected:  "rejected: OrderCreated OrderPaid StockRejected OrderRejected: charge 39.80 refund 39.80",
+	} {
+		if got := s.story(id); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	var payload struct {
+		Reason      string
+		Short       []orders.Short
+		TotalAmount string
+	}
+	var text string
+	if err := s.owner.QueryRow(t.Context(), `SELECT payload::text FROM outbox WHERE event_type = 'OrderRejected'`).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(text), &payload); err != nil || payload.Reason != "out_of_stock" || len(payload.Short) != 1 ||
+		payload.Short[0] != (orders.Short{SKU: "tea", Requested: 2, Available: 1}) || payload.TotalAmount != "39.80" {
+		t.Errorf("%s (%v)", text, err)
+	}
+}
