@@ -187,3 +187,24 @@ func newClient(t testing.TB, brokers []string, opts ...kgo.Opt) *kgo.Client {
 	t.Cleanup(client.Close)
 	return client
 }
+
+// Evict has the group's members leave it, as the broker does with a member that is gone when its session timeout is over.
+func Evict(t testing.TB, client *kgo.Client, group string) {
+	t.Helper()
+	describe := kmsg.NewPtrDescribeGroupsRequest()
+	describe.Groups = []string{group}
+	described, err := describe.RequestWith(t.Context(), client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave := kmsg.NewPtrLeaveGroupRequest()
+	leave.Group = group
+	for _, member := range described.Groups[0].Members {
+		m := kmsg.NewLeaveGroupRequestMember()
+		m.MemberID = member.MemberID
+		leave.Members = append(leave.Members, m)
+	}
+	if _, err := leave.RequestWith(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+}

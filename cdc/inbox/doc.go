@@ -32,7 +32,7 @@
 //   - An event of a key that is parked is parked behind it, in order, until an Operator has redriven what is before it.
 //   - Who claims a partition, when it is assigned, raises the epoch of its row; a transaction under an older one is
 //     refused. So a process that has slept through a rebalance applies nothing behind its successor's back, and one that
-//     the group does not know claims nothing.
+//     the group does not know claims nothing. A frozen process's open transaction is ended by the server within 5 s.
 //
 // # What is remembered, and how long
 //

@@ -22,6 +22,9 @@ const (
 	blockRetry   = 5 * time.Second // an event that blocks is tried again: what it needs may be there now
 )
 
+// A transaction holds its partition's row, for which the next owner waits. The server ends one whose process is frozen.
+var begin = fmt.Sprintf("BEGIN; SET LOCAL idle_in_transaction_session_timeout = %d", eventTimeout.Milliseconds())
+
 // errIsolate is returned when the transaction of several events failed.
 var errIsolate = errors.New("one of several events")
 
@@ -174,7 +177,7 @@ func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, er
 
 // transact commits do's work together with the position behind it, if the partition is ours.
 func (c *Consumer) transact(ctx context.Context, p *partition, next int64, do func(pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, c.cfg.Pool, func(tx pgx.Tx) error {
+	return pgx.BeginTxFunc(ctx, c.cfg.Pool, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) error {
 		if err := p.claim.advance(ctx, tx, next); err != nil {
 			return err
 		}

@@ -25,7 +25,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
@@ -119,22 +118,7 @@ func (s *service) kill(p *process) {
 		s.Fatal(err)
 	}
 	_ = p.Wait()
-	describe := kmsg.NewPtrDescribeGroupsRequest()
-	describe.Groups = []string{s.group}
-	described, err := describe.RequestWith(s.Context(), s.client)
-	if err != nil {
-		s.Fatal(err)
-	}
-	leave := kmsg.NewPtrLeaveGroupRequest()
-	leave.Group = s.group
-	for _, member := range described.Groups[0].Members {
-		m := kmsg.NewLeaveGroupRequestMember()
-		m.MemberID = member.MemberID
-		leave.Members = append(leave.Members, m)
-	}
-	if _, err := leave.RequestWith(s.Context(), s.client); err != nil {
-		s.Fatal(err)
-	}
+	cdctest.Evict(s, s.client, s.group)
 }
 
 // terminate asks the process to stop and wants it to end well.

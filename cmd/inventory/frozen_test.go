@@ -1,0 +1,79 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// TestFrozenInTheMiddleOfAnEvent stops a process with a transaction open, as a hypervisor does. Its group gives the partitions to
+// another, which must get on, and when the first wakes up it applies nothing.
+func TestFrozenInTheMiddleOfAnEvent(t *testing.T) {
+	s := newService(t)
+	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := s.conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM stock FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	order := uuid.NewString()
+	produce := func(eventType string) {
+		t.Helper()
+		if err := s.client.ProduceSync(t.Context(), s.event(eventType, order, map[string]int{"tea": 3})).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	produce("OrderPaid")
+	frozen := s.start()
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		if s.number(`SELECT count(*) FROM pg_locks WHERE NOT granted`) == 0 {
+			return errors.New("the service does not wait for the stock yet")
+		}
+		return nil
+	})
+	if err := frozen.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil { // the server goes on with what it was asked for, and nobody reads the answer
+		t.Fatal(err)
+	}
+	cdctest.Evict(t, s.client, s.group)
+	first := s.env["INVENTORY_HTTP"]
+	port, err := devenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.env["INVENTORY_HTTP"] = fmt.Sprintf("127.0.0.1:%d", port)
+	heir := s.start()
+	s.waitApplied(1)
+	produce("OrderCancelled")
+	s.waitApplied(2)
+
+	if err := frozen.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	s.env["INVENTORY_HTTP"] = first
+	s.ready()
+	order = uuid.NewString()
+	produce("OrderPaid")
+	s.waitApplied(3)
+	if available := s.number(`SELECT available FROM stock`); available != 7 {
+		t.Errorf("%d in stock, want 7", available)
+	}
+	if n := s.number(`SELECT count(*) FROM stock_movements`); n != 3 {
+		t.Errorf("%d movements, want 3", n)
+	}
+	s.terminate(frozen)
+	s.terminate(heir)
+}
