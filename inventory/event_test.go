@@ -21,6 +21,7 @@ func TestDecodeReadsWhatTheOrderServiceWrites(t *testing.T) {
 	items := []inventory.Item{item("TEA-100", 2), item("CUP.white", 1)}
 	for file, want := range map[string]inventory.Event{
 		"order_paid.v1.json":      {Type: inventory.OrderPaid},
+		"order_paid.v2.json":      {Type: inventory.OrderPaid},
 		"order_cancelled.v1.json": {Type: inventory.OrderCancelled, WasPaid: true},
 	} {
 		value, err := os.ReadFile("../orders/testdata/" + file)
@@ -71,7 +72,7 @@ func TestDecode(t *testing.T) {
 		{"null", "OrderPaid", testEvent, []byte("null"), "schemaVersion is missing"},
 		{"no UTF-8", "OrderPaid", testEvent, []byte("{\"sku\": \"\xff\"}"), "not UTF-8"},
 		{"too large", "OrderPaid", testEvent, with("note", strings.Repeat("x", 1<<20)), "more than 1048576"},
-		{"another version", "OrderPaid", testEvent, with("schemaVersion", 2), "schemaVersion is 2 and not 1"},
+		{"the next version", "OrderPaid", testEvent, with("schemaVersion", 3), "schemaVersion is 3 and not 1 to 2"},
 		{"no event id", "OrderPaid", testEvent, with("eventId", nil), "eventId is missing"},
 		{"an event id that is none", "OrderPaid", testEvent, with("eventId", "secret"), "eventId is not a UUID"},
 		{"no order id", "OrderPaid", testEvent, with("orderId", nil), "orderId is missing"},

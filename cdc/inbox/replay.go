@@ -99,10 +99,21 @@ func (o *Operator) plan(ctx context.Context, admin *kadm.Client, from time.Time,
 
 // count reads what would come again and asks the inbox about it.
 func (o *Operator) count(ctx context.Context, plan []Replay) error {
-	open, offsets := map[int32]*Replay{}, map[int32]kgo.Offset{}
+	of, from, to := map[int32]*Replay{}, map[int32]int64{}, map[int32]int64{}
 	for i := range plan {
-		if r := &plan[i]; r.From < r.Committed {
-			open[r.Partition], offsets[r.Partition] = r, kgo.NewOffset().At(r.From)
+		r := &plan[i]
+		of[r.Partition], from[r.Partition], to[r.Partition] = r, r.From, r.Committed
+	}
+	return o.read(ctx, from, to, func(partition int32, records []*kgo.Record) error { return o.classify(ctx, of[partition], records) })
+}
+
+// read gives each the topic's committed records, transactions' ends among them, from and up to these offsets, in the order
+// of each partition.
+func (o *Operator) read(ctx context.Context, from, to map[int32]int64, each func(partition int32, records []*kgo.Record) error) error {
+	open, offsets := map[int32]bool{}, map[int32]kgo.Offset{}
+	for p := range to {
+		if from[p] < to[p] {
+			open[p], offsets[p] = true, kgo.NewOffset().At(from[p])
 		}
 	}
 	if len(open) == 0 {
@@ -125,14 +136,18 @@ func (o *Operator) count(ctx context.Context, plan []Replay) error {
 		}
 		var failed error
 		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
-			r := open[f.Partition]
-			if r == nil || failed != nil {
+			n := len(f.Records)
+			if !open[f.Partition] || failed != nil || n == 0 {
 				return
 			}
-			failed = o.classify(ctx, r, f.Records)
-			if n := len(f.Records); n > 0 && f.Records[n-1].Offset >= r.Committed-1 {
+			if f.Records[n-1].Offset >= to[f.Partition]-1 {
 				delete(open, f.Partition)
 			}
+			behind := slices.IndexFunc(f.Records, func(r *kgo.Record) bool { return r.Offset >= to[f.Partition] })
+			if behind < 0 {
+				behind = n
+			}
+			failed = each(f.Partition, f.Records[:behind])
 		})
 		if failed != nil {
 			return failed
@@ -144,7 +159,7 @@ func (o *Operator) count(ctx context.Context, plan []Replay) error {
 func (o *Operator) classify(ctx context.Context, r *Replay, records []*kgo.Record) error {
 	var events []Event
 	for _, record := range records {
-		if record.Attrs.IsControl() || record.Offset >= r.Committed {
+		if record.Attrs.IsControl() {
 			continue
 		}
 		ev := newEvent(record)

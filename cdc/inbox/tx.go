@@ -125,18 +125,23 @@ func (e *effects) apply(ctx context.Context, tx pgx.Tx, events []Event) (outcome
 		}
 	}
 	out.duplicates += len(events) - len(out.applied)
-	if e.handleBatch != nil && len(out.applied) > 1 {
-		if err := e.handleBatch(ctx, tx, out.applied); err != nil {
-			return outcome{}, fmt.Errorf("apply %d events: %w", len(out.applied), err)
+	return out, e.make(ctx, tx, out.applied)
+}
+
+// make makes the effects of events.
+func (e *effects) make(ctx context.Context, tx pgx.Tx, events []Event) error {
+	if e.handleBatch != nil && len(events) > 1 {
+		if err := e.handleBatch(ctx, tx, events); err != nil {
+			return fmt.Errorf("apply %d events: %w", len(events), err)
 		}
-		return out, nil
+		return nil
 	}
-	for _, ev := range out.applied {
+	for _, ev := range events {
 		if err := e.handle(ctx, tx, ev); err != nil {
-			return outcome{}, fmt.Errorf("apply event %s: %w", ev.ID, err)
+			return fmt.Errorf("apply event %s: %w", ev.ID, err)
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // mark puts the events into the inbox and returns the ids that were not in it. It waits for whoever else is about to.

@@ -1,0 +1,195 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Rebuilt is what a rebuild found on the topic.
+type Rebuilt struct {
+	Applied    int // events, each once
+	Duplicates int // further copies of them
+	Aside      int // parked, dropped, or behind a parked event of their key: they stay where they are
+	Refused    int // cannot be applied: left to the consumer and its policy, unless it has passed them already
+	Others     int // of types that are not handled, and records that cannot be read
+}
+
+// ErrCut is returned when the topic no longer has the records it began with.
+var ErrCut = errors.New("the topic no longer reaches back to its first event")
+
+// Hold keeps the group's consumers from applying anything until tx ends, running or not. They try again meanwhile.
+func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) error {
+	if _, err := tx.Exec(ctx, `SELECT FROM inbox_partitions WHERE consumer_group = $1 AND topic = $2 ORDER BY partition FOR UPDATE`, o.cfg.Group, o.cfg.Topic); err != nil {
+		return fmt.Errorf("hold the consumers of group %s: %w", o.cfg.Group, err)
+	}
+	return nil
+}
+
+// Rebuild applies every event of the topic, from its beginning to its end as of now, in tx, whether or not the inbox knows
+// it, and marks it there, so that whoever reads it afterwards finds a duplicate. Before that, tx must have called Hold, then
+// locked what Handle writes against a redrive, and emptied it; when tx rolls back, nothing has happened. The error is
+// ErrCut when records are missing at the beginning, unless partial allows it. progress is told how many records of how
+// many have been read.
+func (o *Operator) Rebuild(ctx context.Context, tx pgx.Tx, partial bool, progress func(done, of int64)) (Rebuilt, error) {
+	var done Rebuilt
+	from, to, err := o.extent(ctx)
+	if err != nil {
+		return done, err
+	}
+	var cut []string
+	var read, of int64
+	for p := range to {
+		if from[p] > 0 {
+			cut = append(cut, fmt.Sprintf("partition %d begins at offset %d", p, from[p]))
+		}
+		of += to[p] - from[p]
+	}
+	if len(cut) > 0 && !partial {
+		slices.Sort(cut)
+		return done, fmt.Errorf("%w: %s, %s", ErrCut, o.cfg.Topic, strings.Join(cut, ", "))
+	}
+	var d days
+	if err := o.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day FROM inbox_maintain($1, NULL)`, daysAhead).Scan(&d.first, &d.last); err != nil {
+		return done, fmt.Errorf("make the inbox's partitions: %w", err)
+	}
+	if _, err := tx.Exec(ctx, `CREATE TEMP TABLE inbox_rebuilt (event_id text PRIMARY KEY) ON COMMIT DROP`); err != nil {
+		return done, fmt.Errorf("make a table of what is rebuilt: %w", err)
+	}
+	err = o.read(ctx, from, to, func(_ int32, records []*kgo.Record) error {
+		var events []Event
+		for _, record := range records {
+			if record.Attrs.IsControl() {
+				continue
+			}
+			ev := newEvent(record)
+			switch known := len(o.cfg.Types) == 0 || slices.Contains(o.cfg.Types, ev.Type); {
+			case !known:
+				done.Others++
+			case ev.check(o.cfg.Types, 0, d.last) != nil:
+				done.Refused++
+			default:
+				events = append(events, ev)
+			}
+		}
+		for batch := range slices.Chunk(events, o.cfg.Batch) {
+			if err := o.again(ctx, tx, batch, d, &done); err != nil {
+				return err
+			}
+		}
+		read += int64(len(records))
+		progress(read, of)
+		return nil
+	})
+	if err != nil {
+		return done, err
+	}
+	return done, o.decide(ctx, tx, "rebuild", fmt.Sprintf("from topic %s: %+v", o.cfg.Topic, done))
+}
+
+// extent is where each partition of the topic begins and ends. Behind an open transaction it ends for us.
+func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(o.cfg.Brokers...), kgo.ClientID(o.cfg.Consumer))
+	if err != nil {
+		return nil, nil, fmt.Errorf("configure the client: %w", err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	starts, err := admin.ListStartOffsets(ctx, o.cfg.Topic)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask for the start of topic %s: %w", o.cfg.Topic, err)
+	}
+	ends, err := admin.ListCommittedOffsets(ctx, o.cfg.Topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask for the end of topic %s: %w", o.cfg.Topic, err)
+	}
+	from, to = map[int32]int64{}, map[int32]int64{}
+	starts.Each(func(l kadm.ListedOffset) { from[l.Partition] = l.Offset })
+	ends.Each(func(l kadm.ListedOffset) { to[l.Partition] = l.Offset })
+	return from, to, nil
+}
+
+// again applies what is neither set aside nor applied in this rebuild.
+func (o *Operator) again(ctx context.Context, tx pgx.Tx, events []Event, d days, done *Rebuilt) error {
+	aside, err := o.aside(ctx, tx, events)
+	if err != nil {
+		return err
+	}
+	var ids []string
+	for _, ev := range events {
+		if !aside[ev.ID] {
+			ids = append(ids, ev.ID)
+		}
+	}
+	rows, _ := tx.Query(ctx, `INSERT INTO inbox_rebuilt SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING event_id`, ids)
+	first, err := set(rows, "note what is rebuilt")
+	if err != nil {
+		return err
+	}
+	var fresh []Event
+	for _, ev := range events {
+		switch {
+		case aside[ev.ID]:
+			done.Aside++
+		case first[ev.ID]:
+			delete(first, ev.ID)
+			fresh = append(fresh, ev)
+		default:
+			done.Duplicates++
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	apply := func(events ...Event) error {
+		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+			remembered := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { day := ev.day(); return 0 < day && day < d.first })
+			if _, err := o.effects.mark(ctx, tx, remembered); err != nil {
+				return err
+			}
+			return o.effects.make(ctx, tx, events)
+		})
+	}
+	if err := apply(fresh...); err == nil {
+		done.Applied += len(fresh)
+		return nil
+	}
+	for _, ev := range fresh {
+		switch err := apply(ev); {
+		case err == nil:
+			done.Applied++
+		case isPermanent(err):
+			done.Refused++
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// aside returns which of the events a rebuild must leave alone.
+func (o *Operator) aside(ctx context.Context, tx pgx.Tx, events []Event) (map[string]bool, error) {
+	ids, days, keys := make([]string, len(events)), make([]int, len(events)), make([][]byte, len(events))
+	for i, ev := range events {
+		ids[i], days[i], keys[i] = ev.ID, ev.day(), ev.Key
+	}
+	rows, _ := tx.Query(ctx, `
+		SELECT event_id FROM unnest($3::text[], $4::integer[], $5::bytea[]) AS asked (event_id, event_day, key)
+		WHERE EXISTS (SELECT FROM inbox_parked p WHERE p.consumer = $1 AND p.event_id = asked.event_id AND p.status <> 'redriven')
+		OR EXISTS (SELECT FROM inbox_parked_keys k WHERE k.consumer = $1 AND k.topic = $2 AND k.key = asked.key)
+			AND NOT EXISTS (SELECT FROM inbox i WHERE i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day = asked.event_day)`,
+		o.cfg.Consumer, o.cfg.Topic, ids, days, keys)
+	return set(rows, "look for events that are set aside")
+}
