@@ -120,6 +120,32 @@ func (s *shop) place() uuid.UUID {
 	return decode[orders.Order](s.t, s.do(201, "POST", "/orders", good).body).ID
 }
 
+// confirm and reject are what comes of a paid order when the stock has answered.
+func (s *shop) confirm(id uuid.UUID) {
+	s.t.Helper()
+	s.hear(id, "StockReserved", orders.Confirm)
+}
+
+func (s *shop) reject(id uuid.UUID) {
+	s.t.Helper()
+	s.hear(id, "StockRejected", func(ctx context.Context, tx pgx.Tx, o orders.Order) (orders.Change, error) {
+		return orders.Reject(ctx, tx, o, []orders.Short{{SKU: "TEA-100", Requested: 2, Available: 1}})
+	})
+}
+
+func (s *shop) hear(id uuid.UUID, what string, change func(context.Context, pgx.Tx, orders.Order) (orders.Change, error)) {
+	s.t.Helper()
+	if err := pgx.BeginFunc(s.t.Context(), s.owner, func(tx pgx.Tx) error {
+		o, err := orders.Hear(s.t.Context(), tx, id, what, uuid.Must(uuid.NewV7()), struct{}{})
+		if err == nil {
+			_, err = change(s.t.Context(), tx, o)
+		}
+		return err
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func decode[T any](t *testing.T, text string) (v T) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
@@ -143,25 +169,39 @@ func (s *shop) fingerprint() string {
 	s.t.Helper()
 	return scan[string](s, `SELECT md5(string_agg(line, ',' ORDER BY line)) FROM (
 		SELECT o::text FROM orders o UNION ALL SELECT l::text FROM order_lines l UNION ALL
+		SELECT p::text FROM payments p UNION ALL SELECT h::text FROM order_history h UNION ALL
 		SELECT x::text FROM outbox x UNION ALL SELECT k::text FROM idempotency_keys k UNION ALL SELECT 'empty') AS all_rows (line)`)
 }
 
-// torn counts orders that have not exactly the events of their state, and events without an order in that state.
+// torn counts orders that have not exactly the events, the history and the payments of their state, and any of these without an order in
+// that state.
 const torn = `
-	WITH expected AS (
-		SELECT id::text AS order_id, 'OrderCreated' AS event_type, created_at AS at FROM orders
-		UNION ALL SELECT id::text, 'OrderPaid', paid_at FROM orders WHERE paid_at IS NOT NULL
-		UNION ALL SELECT id::text, 'OrderCancelled', cancelled_at FROM orders WHERE cancelled_at IS NOT NULL
-	), written AS (
-		SELECT aggregate_id AS order_id, event_type, (payload->>'occurredAt')::timestamptz AS at FROM outbox
+	WITH changes AS (
+		SELECT o.id::text AS order_id, change.* FROM orders o CROSS JOIN LATERAL (VALUES
+			('OrderCreated', created_at, NULL), ('OrderPaid', paid_at, 'charge'), ('OrderConfirmed', confirmed_at, NULL),
+			('OrderRejected', rejected_at, 'refund'), ('OrderShipped', shipped_at, NULL), ('OrderCompleted', completed_at, NULL),
+			('OrderCancelled', cancelled_at, CASE WHEN paid_at IS NOT NULL THEN 'refund' END)) AS change (event_type, at, payment)
+		WHERE change.at IS NOT NULL
+	), told AS (
+		SELECT id, aggregate_id AS order_id, event_type, (payload->>'occurredAt')::timestamptz AS at FROM outbox
+	), pairs (expected, found) AS (VALUES
+		((SELECT array_agg((order_id, event_type, at)::text ORDER BY order_id, event_type) FROM changes),
+		 (SELECT array_agg((order_id, event_type, at)::text ORDER BY order_id, event_type) FROM told)),
+		((SELECT array_agg((order_id, event_type, at, id)::text ORDER BY order_id, event_type) FROM told),
+		 (SELECT array_agg((order_id::text, what, at, event_id)::text ORDER BY order_id::text, what) FROM order_history WHERE what LIKE 'Order%')),
+		((SELECT array_agg((order_id, payment, at, id, total, currency)::text ORDER BY order_id, payment)
+		  FROM changes JOIN told USING (order_id, event_type, at) JOIN (SELECT id::text AS order_id, total, currency FROM orders) AS o USING (order_id) WHERE payment IS NOT NULL),
+		 (SELECT array_agg((order_id::text, kind, at, event_id, amount, currency)::text ORDER BY order_id::text, kind) FROM payments))
 	)
-	SELECT count(*)::int FROM (
-		(SELECT * FROM expected EXCEPT ALL SELECT * FROM written) UNION ALL (SELECT * FROM written EXCEPT ALL SELECT * FROM expected)) AS difference`
+	SELECT count(*)::int FROM pairs WHERE expected IS DISTINCT FROM found`
 
 func (s *shop) mustBeWhole() {
 	s.t.Helper()
 	if n := scan[int](s, torn); n != 0 {
-		s.t.Errorf("%d order states without their event or events without their state", n)
+		s.t.Errorf("%d of events, history and payments are not those of the orders' states", n)
+	}
+	if n := scan[int](s, `SELECT count(*)::int FROM order_balances WHERE balance <> due`); n != 0 {
+		s.t.Errorf("%d orders whose payments do not add up", n)
 	}
 	if n := scan[int](s, `SELECT count(*)::int FROM idempotency_keys WHERE answer IS NULL OR NOT EXISTS (SELECT FROM orders WHERE id = order_id)`); n != 0 {
 		s.t.Errorf("%d idempotency keys without the answer of their effect", n)

@@ -42,11 +42,14 @@ type api struct {
 func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zerolog.Logger) {
 	a := &api{store: store, log: log, events: newMetrics(reg, store)}
 	for path, methods := range map[string]map[string]handler{
-		"/orders":             {"POST": a.place, "GET": a.list},
-		"/orders/{id}":        {"GET": a.get},
-		"/orders/{id}/pay":    {"POST": a.change(Pay)},
-		"/orders/{id}/cancel": {"POST": a.change(Cancel)},
-		"/schemas/{name}":     {"GET": a.schema},
+		"/orders":               {"POST": a.place, "GET": a.list},
+		"/orders/{id}":          {"GET": a.get},
+		"/orders/{id}/pay":      {"POST": a.change(Pay)},
+		"/orders/{id}/cancel":   {"POST": a.change(Cancel)},
+		"/orders/{id}/ship":     {"POST": a.ship},
+		"/orders/{id}/complete": {"POST": a.change(Complete)},
+		"/orders/{id}/history":  {"GET": a.history},
+		"/schemas/{name}":       {"GET": a.schema},
 	} {
 		var allowed []string
 		for method, h := range methods {
@@ -77,7 +80,7 @@ func (a *api) handle(h handler) http.Handler {
 
 func (a *api) place(w http.ResponseWriter, r *http.Request) error {
 	var asked Request
-	key, err := read(w, r, &asked)
+	key, err := read(w, r, &asked, false)
 	if err != nil {
 		return err
 	}
@@ -94,12 +97,33 @@ func (a *api) change(change func(context.Context, pgx.Tx, uuid.UUID) (Change, er
 		if err != nil {
 			return err
 		}
-		key, err := read(w, r, nil)
+		key, err := read(w, r, &struct{}{}, true)
 		if err != nil {
 			return err
 		}
 		return a.once(w, r, key, http.StatusOK, func(tx pgx.Tx) (Change, error) { return change(r.Context(), tx, id) })
 	}
+}
+
+func (a *api) ship(w http.ResponseWriter, r *http.Request) error {
+	id, err := orderID(r)
+	if err != nil {
+		return err
+	}
+	var asked struct {
+		TrackingCode *string `json:"trackingCode"`
+	}
+	key, err := read(w, r, &asked, true)
+	if err != nil {
+		return err
+	}
+	var code string
+	if asked.TrackingCode != nil {
+		if code = *asked.TrackingCode; !trackingCodeForm.MatchString(code) {
+			return InvalidError{{"/trackingCode", "must be 1 to 100 printable ASCII characters"}}
+		}
+	}
+	return a.once(w, r, key, http.StatusOK, func(tx pgx.Tx) (Change, error) { return Ship(r.Context(), tx, id, code) })
 }
 
 // once makes the change and answers with the order as it then is, or repeats the answer the key has got before.
@@ -140,6 +164,21 @@ func (a *api) get(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return answerJSON(w, order)
+}
+
+func (a *api) history(w http.ResponseWriter, r *http.Request) error {
+	id, err := orderID(r)
+	if err != nil {
+		return err
+	}
+	entries, err := a.store.History(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return answerJSON(w, struct {
+		OrderID uuid.UUID `json:"orderId"`
+		History []Entry   `json:"history"`
+	}{id, entries})
 }
 
 func (a *api) list(w http.ResponseWriter, r *http.Request) error {
@@ -200,8 +239,8 @@ func number(asked url.Values, name string, unset, most int64) (int64, error) {
 	return n, nil
 }
 
-// read returns the request's key, and its body in into; nil is for requests whose path says everything: they may have {} for a body.
-func read(w http.ResponseWriter, r *http.Request, into any) (Key, error) {
+// read returns the request's key, and its body in into. Where the path can say everything the body is optional.
+func read(w http.ResponseWriter, r *http.Request, into any, optional bool) (Key, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	switch {
 	case errors.As(err, new(*http.MaxBytesError)):
@@ -209,14 +248,11 @@ func read(w http.ResponseWriter, r *http.Request, into any) (Key, error) {
 	case err != nil:
 		return Key{}, badRequest("the body ended early")
 	}
-	if into == nil && len(body) == 0 {
+	if optional && len(body) == 0 {
 		return keyOf(r, body)
 	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return Key{}, problem{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
-	}
-	if into == nil {
-		into = &struct{}{}
 	}
 	if err := decode(body, into); err != nil {
 		return Key{}, err

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -70,6 +71,56 @@ orders_outbox_rows_written_total{type="OrderShipped"} 0
 	if err := testutil.GatherAndCompare(s.registry, strings.NewReader(want)); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestHistoryTellsWhatHappenedWhen(t *testing.T) {
+	s := open(t)
+	id := s.place()
+	path := "/orders/" + id.String()
+	s.do(200, "POST", path+"/pay", "")
+	s.confirm(id)
+	s.do(200, "POST", path+"/ship", `{"trackingCode": "JD 0146"}`)
+	if o := decode[orders.Order](t, s.do(200, "POST", path+"/complete", "").body); o.Status != orders.Completed || o.TrackingCode != "JD 0146" ||
+		o.ConfirmedAt == nil || o.ShippedAt.Before(*o.ConfirmedAt) || o.CompletedAt.Before(*o.ShippedAt) {
+		t.Errorf("completed %+v", o)
+	}
+	story := func(path string) string {
+		var lines []string
+		h := decode[struct {
+			OrderID uuid.UUID
+			History []orders.Entry
+		}](t, s.do(200, "GET", path+"/history", "").body)
+		for i, e := range h.History {
+			if e.EventID == nil || i > 0 && e.At.Before(h.History[i-1].At) {
+				t.Errorf("%+v", e)
+			}
+			lines = append(lines, e.What+" "+compact(t, string(e.Detail)))
+		}
+		return strings.Join(lines, "\n")
+	}
+	if got, want := story(path), `OrderCreated {}
+OrderPaid {}
+charge {"amount":"44.80","currency":"EUR"}
+StockReserved {}
+OrderConfirmed {}
+OrderShipped {"trackingCode":"JD 0146"}
+OrderCompleted {}`; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+
+	id = s.place()
+	path = "/orders/" + id.String()
+	s.do(200, "POST", path+"/pay", "")
+	s.reject(id)
+	if got, want := story(path), `OrderCreated {}
+OrderPaid {}
+charge {"amount":"44.80","currency":"EUR"}
+StockRejected {}
+OrderRejected {"reason":"out_of_stock","short":[{"available":1,"requested":2,"sku":"TEA-100"}]}
+refund {"amount":"44.80","currency":"EUR"}`; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	s.mustBeWhole()
 }
 
 func TestOfManyWhoPayAtOnceOneDoes(t *testing.T) {
@@ -141,6 +192,10 @@ func TestRefusedRequestsGetAProblemAndChangeNothing(t *testing.T) {
 	created, paid, cancelled := "/orders/"+s.place().String(), "/orders/"+s.place().String(), "/orders/"+s.place().String()
 	s.do(200, "POST", paid+"/pay", "")
 	s.do(200, "POST", cancelled+"/cancel", "")
+	id := s.place()
+	confirmed := "/orders/" + id.String()
+	s.do(200, "POST", confirmed+"/pay", "")
+	s.confirm(id)
 	const unknown = "/orders/0198c0de-0000-7000-8000-000000000001"
 	with := func(old, new string) string {
 		if !strings.Contains(good, old) {
@@ -199,6 +254,13 @@ func TestRefusedRequestsGetAProblemAndChangeNothing(t *testing.T) {
 		{"pay twice", "POST", paid + "/pay", "", 409, "is paid and cannot become paid", nil},
 		{"pay a cancelled order", "POST", cancelled + "/pay", "", 409, "is cancelled and cannot become paid", nil},
 		{"cancel twice", "POST", cancelled + "/cancel", "", 409, "cannot become cancelled", nil},
+		{"ship what is not confirmed", "POST", paid + "/ship", "", 409, "is paid and cannot become shipped", nil},
+		{"complete what is not shipped", "POST", confirmed + "/complete", "", 409, "is confirmed and cannot become completed", nil},
+		{"an empty tracking code", "POST", confirmed + "/ship", `{"trackingCode": ""}`, 422, "/trackingCode", nil},
+		{"a long tracking code", "POST", confirmed + "/ship", `{"trackingCode": "` + strings.Repeat("1", 101) + `"}`, 422, "/trackingCode", nil},
+		{"a tracking code with a line break", "POST", confirmed + "/ship", `{"trackingCode": "1\r\nBcc: eve@shop.example"}`, 422, "/trackingCode", nil},
+		{"ship with another field", "POST", confirmed + "/ship", `{"carrier": "x"}`, 400, "unknown field", nil},
+		{"history of what is not there", "GET", unknown + "/history", "", 404, "no such order", nil},
 		{"pay with a body", "POST", created + "/pay", `{"amount": "1"}`, 400, "unknown field", nil},
 		{"pay with another content type", "POST", created + "/pay", `{}`, 415, "application/json", []string{"Content-Type", "text/plain"}},
 		{"a key that is none", "POST", created + "/pay", "", 400, "Idempotency-Key", []string{"Idempotency-Key", "a b"}},

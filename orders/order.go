@@ -135,6 +135,8 @@ var (
 	emailForm    = regexp.MustCompile("^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9-]+(\\.[A-Za-z0-9-]+)*$")
 	skuForm      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	currencyForm = regexp.MustCompile(`^[A-Z]{3}$`)
+
+	trackingCodeForm = regexp.MustCompile(`^[ -~]{1,100}$`)
 )
 
 // Order checks the request and calculates its total. What the database gives, number and time, is still zero. The error is an

@@ -40,12 +40,12 @@ func (s *Store) Close() { s.pool.Close() }
 // Ready says what keeps the service from taking orders, and what to do about it.
 func (s *Store) Ready(ctx context.Context) error {
 	var may bool
-	err := s.pool.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('outbox'), 'INSERT'), false)`).Scan(&may)
+	err := s.pool.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('outbox'), 'INSERT') AND has_table_privilege(to_regclass('order_history'), 'INSERT'), false)`).Scan(&may)
 	switch {
 	case err != nil:
 		return fmt.Errorf("the orders database cannot be used (start it, or mend ORDERS_DATABASE_URL): %w", err)
 	case !may:
-		return errors.New("the orders database has no outbox this role may write to: run orders migrate")
+		return errors.New("the orders database has no outbox, or no history, this role may write to: run orders migrate")
 	}
 	return nil
 }

@@ -197,10 +197,19 @@ func TestOrderServiceHasTheRightsItNeedsAndNoOthers(t *testing.T) {
 	for _, statement := range []string{
 		`SELECT id FROM outbox`, `UPDATE outbox SET event_type = 'x'`, `DELETE FROM outbox`, `TRUNCATE outbox`,
 		`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'a', 'a', 'a', '{}') RETURNING id`,
+		`UPDATE payments SET amount = 0`, `DELETE FROM payments`, `UPDATE order_history SET what = 'x'`, `DELETE FROM order_history`, `DELETE FROM inbox`,
 		`UPDATE orders SET total = 0`, `DELETE FROM orders`, `UPDATE order_lines SET quantity = 1`, `DELETE FROM idempotency_keys`,
 		`SELECT * FROM goose_db_version`, `CREATE TABLE mine ()`,
 	} {
 		refused(t, conn, "42501", statement)
+	}
+	for _, statement := range []string{
+		`INSERT INTO inbox_partitions (consumer_group, topic, partition, owner) VALUES ('c', 't', 0, 'o')`, `UPDATE inbox_partitions SET epoch = 2`,
+		`INSERT INTO inbox_parked_keys VALUES ('c', 't', 'k')`, `SELECT FROM inbox_parked_keys FOR SHARE`, `DELETE FROM inbox_parked_keys`, `SELECT inbox_maintain(7, 30)`,
+	} {
+		if _, err := conn.Exec(t.Context(), statement); err != nil {
+			t.Errorf("%s: %v", statement, err)
+		}
 	}
 	refused(t, conn, "42501", `ALTER PUBLICATION walpost SET (publish = 'insert, update')`)
 	if got := scan[string](t, conn, `SELECT what_to_do || coalesce(lag, '') FROM outbox_slot`); !strings.HasSuffix(got, "walpost init") {
@@ -416,6 +425,9 @@ func TestSQLFunctionsRefuseClearlyAndChangeNothing(t *testing.T) {
 	}
 	refused(t, conn, "P0002", `SELECT pay_order(gen_random_uuid())`)
 	refused(t, conn, "P0002", `SELECT cancel_order(NULL)`)
+	refused(t, conn, "P0002", `SELECT ship_order(gen_random_uuid())`)
+	refused(t, conn, "22023", `SELECT ship_order(gen_random_uuid(), E'1\n2')`)
+	refused(t, conn, "22023", `SELECT ship_order(gen_random_uuid(), '')`)
 	if n := scan[int](t, owner, `SELECT (SELECT count(*) FROM orders)::int + (SELECT count(*) FROM outbox)::int`); n != 0 {
 		t.Fatalf("%d rows after refused changes only", n)
 	}
@@ -423,6 +435,10 @@ func TestSQLFunctionsRefuseClearlyAndChangeNothing(t *testing.T) {
 	id := scan[uuid.UUID](t, conn, `SELECT create_order('b', 'a@b.example', $1)`, good)
 	scan[uuid.UUID](t, conn, `SELECT pay_order($1)`, id)
 	refused(t, conn, "55000", `SELECT pay_order($1)`, id)
+	refused(t, conn, "55000", `SELECT complete_order($1)`, id)
+	if err := refused(t, conn, "55000", `SELECT ship_order($1)`, id); err.Hint != "Only a confirmed order can become shipped." {
+		t.Errorf("hint %q", err.Hint)
+	}
 	scan[uuid.UUID](t, conn, `SELECT cancel_order($1)`, id)
 	refused(t, conn, "55000", `SELECT cancel_order($1)`, id)
 	if err := refused(t, conn, "55000", `SELECT pay_order($1)`, id); err.Message != "order 100001 is cancelled" || err.Hint == "" {

@@ -1,0 +1,40 @@
+package orders
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Entry is one thing that happened to an order.
+type Entry struct {
+	At      time.Time       `json:"at"`
+	What    string          `json:"what"`              // the type of an event, or charge or refund
+	EventID *uuid.UUID      `json:"eventId,omitempty"` // absent where it is no longer known
+	Detail  json.RawMessage `json:"detail"`            // an object
+}
+
+// history has a SELECT for each table that knows something of orders; n is for what happened at once.
+const history = `
+	SELECT at, what, event_id, detail FROM (
+		SELECT order_id, at, id AS n, what, event_id, detail FROM order_history
+		UNION ALL
+		SELECT order_id, at, NULL, kind, event_id, jsonb_build_object('amount', amount::text, 'currency', currency) FROM payments
+	) AS entry WHERE order_id = $1 ORDER BY at, n NULLS LAST`
+
+// History returns what happened to an order, the oldest first, or ErrNotFound.
+func (s *Store) History(ctx context.Context, id uuid.UUID) ([]Entry, error) {
+	rows, _ := s.pool.Query(ctx, history, id)
+	entries, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Entry])
+	if err != nil {
+		return nil, fmt.Errorf("read the history of order %s: %w", id, err)
+	}
+	if len(entries) == 0 {
+		return nil, ErrNotFound
+	}
+	return entries, nil
+}
