@@ -1,8 +1,11 @@
 package cdc
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"mime"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
@@ -59,6 +62,8 @@ type KafkaConfig struct {
 	Topic          string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
 	AggregateTypes []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison"`
 	Rename         map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
+	Headers        string            `yaml:"headers" doc:"walpost: id, type, lsn, seq, source, created_at; or cloudevents: ce_id, ce_type and the others of a CloudEvent 1.0 in binary mode"`
+	CloudEvents    CloudEventsConfig `yaml:"cloudevents"`
 	Payload        string            `yaml:"payload" doc:"any, or json: a payload that is not valid JSON is poison"`
 	Partitions     int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
 	Replication    int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
@@ -66,6 +71,23 @@ type KafkaConfig struct {
 	Compression    string            `yaml:"compression" doc:"none, snappy, lz4 or zstd"`
 	// TransactionTimeout is what read_committed consumers of a relay that died, and that nothing replaces, wait for.
 	TransactionTimeout time.Duration `yaml:"transaction_timeout" doc:"exactly_once: a transaction that is not ended after this long is aborted by the broker; a window that takes longer is sent again in smaller ones"`
+}
+
+// CloudEventsConfig is what a CloudEvent says beyond its row.
+type CloudEventsConfig struct {
+	Source      string `yaml:"source" doc:"ce_source, a URI; empty: walpost: and the pipeline's name"`
+	ContentType string `yaml:"content_type" doc:"the header content-type, of the payload; empty: none"`
+}
+
+// CloudEventsHeaders is what makes each record a CloudEvent.
+const CloudEventsHeaders = "cloudevents"
+
+// EventSource is what the records of a pipeline have for their source.
+func (k *KafkaConfig) EventSource(pipeline string) string {
+	if k.Headers != CloudEventsHeaders {
+		return pipeline
+	}
+	return cmp.Or(k.CloudEvents.Source, "walpost:"+pipeline)
 }
 
 // SASLConfig is how to log in to Kafka.
@@ -143,7 +165,7 @@ func DefaultConfig() Config {
 			Columns: ColumnsConfig{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"},
 		},
 		Kafka: KafkaConfig{
-			Topic: "outbox.event.{aggregate_type}", Payload: "any", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none",
+			Topic: "outbox.event.{aggregate_type}", Headers: "walpost", CloudEvents: CloudEventsConfig{ContentType: "application/json"}, Payload: "any", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none",
 			TransactionTimeout: 30 * time.Second,
 		},
 		Poison:          PoisonConfig{Policy: "halt"},
@@ -270,6 +292,19 @@ func (c *Config) validate(env string) error {
 			bad("kafka.aggregate_types: %q cannot stand in a topic's name: give it another under kafka.rename", t)
 		}
 	}
+	if !slices.Contains([]string{"walpost", CloudEventsHeaders}, c.Kafka.Headers) {
+		bad("kafka.headers: %q: write walpost or cloudevents", c.Kafka.Headers)
+	}
+	if s := c.Kafka.CloudEvents.Source; !printable(s) {
+		bad("kafka.cloudevents.source: %q: write a URI, https://shop.example/orders for example", s)
+	} else if _, err := url.Parse(s); err != nil {
+		bad("kafka.cloudevents.source: %q: write a URI, https://shop.example/orders for example", s)
+	}
+	if s := c.Kafka.CloudEvents.ContentType; s != "" {
+		if _, _, err := mime.ParseMediaType(s); err != nil {
+			bad("kafka.cloudevents.content_type: %q: write a media type, application/json for example", s)
+		}
+	}
 	if !slices.Contains([]string{"any", "json"}, c.Kafka.Payload) {
 		bad("kafka.payload: %q: write any or json", c.Kafka.Payload)
 	}
@@ -308,6 +343,11 @@ func (c *Config) validate(env string) error {
 		bad("shutdown_timeout: %s: not negative", d)
 	}
 	return errors.Join(errs...)
+}
+
+// printable is ASCII without spaces.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
 // TransactionalID is what fences a relay that was frozen and replaced, in exactly-once.

@@ -19,10 +19,10 @@ const maxHeaderBytes = 255
 
 // An Event is one delivery of an outbox row.
 type Event struct {
-	// ID is what makes two deliveries the same event: the outbox row's id, in the record header "id". A UUID is in its
-	// canonical form, however it was written.
+	// ID is what makes two deliveries the same event: the outbox row's id, in the record header "id", or "ce_id" of a
+	// CloudEvent. A UUID is in its canonical form, however it was written.
 	ID   string
-	Type string // record header "type"; may be empty where Config.Types is
+	Type string // record header "type" or "ce_type"; may be empty where Config.Types is
 
 	Key, Value []byte
 	Headers    []Header // all of them, id and type included
@@ -98,11 +98,21 @@ func newEvent(r *kgo.Record) Event {
 	for i, h := range r.Headers {
 		ev.Headers[i] = Header(h)
 	}
-	ev.ID, ev.Type = ev.Header("id"), ev.Header("type")
+	ev.ID, ev.Type = ev.Header(ev.name("id")), ev.Header(ev.name("type"))
 	if id, err := uuid.Parse(ev.ID); err == nil {
 		ev.ID = id.String()
 	}
 	return ev
+}
+
+// name is the key of the header that comes first: what a relay says stands before what a row adds, be it a CloudEvent or not.
+func (ev Event) name(key string) string {
+	for _, h := range ev.Headers {
+		if h.Key == key || h.Key == "ce_"+key {
+			return h.Key
+		}
+	}
+	return key
 }
 
 // check refuses what cannot be told from other events, and types that nobody here knows.
@@ -110,7 +120,7 @@ func (ev Event) check(types []string, first, last int) error {
 	switch day := ev.day(); {
 	case ev.ID == "":
 		return errors.New("header id is missing")
-	case slices.ContainsFunc(ev.Headers, func(h Header) bool { return h.Key == "id" && len(h.Value) > maxHeaderBytes }):
+	case slices.ContainsFunc(ev.Headers, func(h Header) bool { return h.Key == ev.name("id") && len(h.Value) > maxHeaderBytes }):
 		return fmt.Errorf("header id is longer than %d bytes", maxHeaderBytes)
 	case len(types) > 0 && ev.Type == "":
 		return errors.New("header type is missing")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -88,17 +89,17 @@ func (p *publisher) scan(ctx context.Context, topic string, partition int32, fro
 // position reads the place of a row of this pipeline from its headers; replayed rows and those of others have none.
 func (p *publisher) position(r *kgo.Record) (at cdc.Position, ok bool) {
 	var source, lsn, seq string
-	for _, h := range r.Headers {
+	for _, h := range slices.Backward(r.Headers) {
 		switch h.Key {
-		case "source":
+		case "source", "ce_source":
 			source = string(h.Value)
-		case "lsn":
+		case "lsn", "ce_lsn":
 			lsn = string(h.Value)
-		case "seq":
+		case "seq", "ce_seq":
 			seq = string(h.Value)
 		}
 	}
 	commit, err := cdc.ParseLSN(lsn)
 	n, serr := strconv.ParseUint(seq, 10, 32)
-	return cdc.Position{Commit: commit, Ordinal: uint32(n)}, err == nil && serr == nil && source == p.sink.cfg.Pipeline
+	return cdc.Position{Commit: commit, Ordinal: uint32(n)}, err == nil && serr == nil && (source == p.sink.cfg.Pipeline || source == p.sink.cfg.Kafka.EventSource(p.sink.cfg.Pipeline))
 }

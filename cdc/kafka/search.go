@@ -127,16 +127,16 @@ func partitionOf(topic string, key []byte, partitions int) int {
 
 func place(r *kgo.Record) Place {
 	p := Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp.UTC(), Key: string(r.Key)}
-	// The row's own headers come behind ours.
+	// The row's own headers come behind ours, whichever names ours have.
 	for _, h := range slices.Backward(r.Headers) {
 		switch v := string(h.Value); h.Key {
-		case "id":
+		case "id", "ce_id":
 			p.ID = v
-		case "type":
+		case "type", "ce_type":
 			p.Type = v
-		case "lsn":
+		case "lsn", "ce_lsn":
 			p.LSN = v
-		case "seq":
+		case "seq", "ce_seq":
 			p.Seq = v
 		case "redriven":
 			p.Redriven = true

@@ -24,7 +24,10 @@ type Router struct {
 	template string
 	rename   map[string]string
 	json     bool // payloads must be
+	cloud    bool // records are CloudEvents
+	names    names
 	source   []byte
+	content  []byte // the payload's type; nil where nothing is said of it
 	topics   map[topicKey]string
 
 	scratch []byte
@@ -32,16 +35,33 @@ type Router struct {
 	lsnText []byte
 }
 
+// names are the keys of the headers that a record has of its row.
+type names struct{ id, typ, lsn, seq, source, createdAt string }
+
+var (
+	ours = names{id: "id", typ: "type", lsn: "lsn", seq: "seq", source: "source", createdAt: "created_at"}
+	// Version 1.0 of CloudEvents, binary mode of its Kafka protocol binding. Position is an extension of ours.
+	cloudEvents = names{id: "ce_id", typ: "ce_type", lsn: "ce_lsn", seq: "ce_seq", source: "ce_source", createdAt: "ce_time"}
+	specVersion = []byte("1.0")
+)
+
 type topicKey struct{ aggregate, event string }
 
 var _ cdc.Route = (*Router)(nil)
 
 // New makes a router for a valid configuration.
 func New(pipeline string, cfg cdc.KafkaConfig) *Router {
-	return &Router{
+	r := &Router{
 		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == "json",
-		source: []byte(pipeline), topics: map[topicKey]string{},
+		names: ours, source: []byte(cfg.EventSource(pipeline)), topics: map[topicKey]string{},
 	}
+	if cfg.Headers == cdc.CloudEventsHeaders {
+		r.cloud, r.names = true, cloudEvents
+		if cfg.CloudEvents.ContentType != "" {
+			r.content = []byte(cfg.CloudEvents.ContentType)
+		}
+	}
+	return r
 }
 
 // Topics returns the topics that are known before any row came: none if the template asks for the event type.
@@ -81,6 +101,9 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	if r.json && !json.Valid(row.Payload) {
 		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is not valid JSON, and kafka.payload is json")
 	}
+	if r.cloud && len(row.EventType) == 0 {
+		return cdc.Refuse(row, cdc.BadType, topic, "its event type is NULL or empty, and a CloudEvent has one")
+	}
 	if row.Commit != r.lsn || r.lsnText == nil {
 		r.lsn, r.lsnText = row.Commit, r.keep([]byte(row.Commit.String()))
 	}
@@ -89,14 +112,23 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	seq := r.scratch[at:len(r.scratch):len(r.scratch)]
 
 	*rec = cdc.Record{Row: row, Topic: topic, Key: row.AggregateID, Value: row.Payload, Headers: append(rec.Headers[:0],
-		cdc.Header{Key: "id", Value: row.ID},
-		cdc.Header{Key: "type", Value: row.EventType},
-		cdc.Header{Key: "lsn", Value: r.lsnText},
-		cdc.Header{Key: "seq", Value: seq},
-		cdc.Header{Key: "source", Value: r.source},
+		cdc.Header{Key: r.names.id, Value: row.ID},
+		cdc.Header{Key: r.names.typ, Value: row.EventType},
+		cdc.Header{Key: r.names.lsn, Value: r.lsnText},
+		cdc.Header{Key: r.names.seq, Value: seq},
+		cdc.Header{Key: r.names.source, Value: r.source},
 	)}
-	if row.CreatedAt != nil {
-		rec.Headers = append(rec.Headers, cdc.Header{Key: "created_at", Value: r.rfc3339(row.CreatedAt)})
+	// ce_time is RFC 3339 or not there: infinity and a time without a zone are not.
+	if at := r.rfc3339(row.CreatedAt); at != nil && (!r.cloud || bytes.HasSuffix(at, []byte("Z"))) {
+		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.createdAt, Value: at})
+	}
+	if r.cloud {
+		rec.Headers = append(rec.Headers,
+			cdc.Header{Key: "ce_specversion", Value: specVersion},
+			cdc.Header{Key: "ce_subject", Value: row.AggregateID})
+		if r.content != nil {
+			rec.Headers = append(rec.Headers, cdc.Header{Key: "content-type", Value: r.content})
+		}
 	}
 	if len(row.Headers) > 0 && !bytes.Equal(row.Headers, []byte("{}")) {
 		return r.own(row, rec)

@@ -78,6 +78,48 @@ func TestRecordOfARow(t *testing.T) {
 	}
 }
 
+// TestRecordIsACloudEvent has the attributes that version 1.0 asks for, and no others' names.
+func TestRecordIsACloudEvent(t *testing.T) {
+	const usual = `outbox.event.order 42 {"a": 1} ce_id=e1 ce_type=OrderPaid ce_lsn=0/16B3748 ce_seq=3 ce_source=`
+	const rest = " ce_specversion=1.0 ce_subject=42"
+	for _, c := range []struct {
+		name   string
+		change func(*cdc.KafkaConfig, *cdc.Row)
+		want   string
+	}{
+		{"the usual row", nil, usual + "walpost:shop ce_time=2026-11-22T08:00:00.5Z" + rest + " content-type=application/json"},
+		{"a source and a content type of one's own", func(c *cdc.KafkaConfig, _ *cdc.Row) {
+			c.CloudEvents = cdc.CloudEventsConfig{Source: "https://shop.example/orders", ContentType: "application/avro"}
+		}, usual + "https://shop.example/orders ce_time=2026-11-22T08:00:00.5Z" + rest + " content-type=application/avro"},
+		{"nothing said of the content", func(c *cdc.KafkaConfig, _ *cdc.Row) { c.CloudEvents.ContentType = "" }, usual + "walpost:shop ce_time=2026-11-22T08:00:00.5Z" + rest},
+		{"no time", func(_ *cdc.KafkaConfig, r *cdc.Row) { r.CreatedAt = nil }, usual + "walpost:shop" + rest + " content-type=application/json"},
+		{"infinity is no time", func(_ *cdc.KafkaConfig, r *cdc.Row) { r.CreatedAt = []byte("infinity") }, usual + "walpost:shop" + rest + " content-type=application/json"},
+		{"a time without a zone is none", func(_ *cdc.KafkaConfig, r *cdc.Row) { r.CreatedAt = []byte("2026-11-22 08:00:00") }, usual + "walpost:shop" + rest + " content-type=application/json"},
+		{"own headers, of which ours are not theirs", func(_ *cdc.KafkaConfig, r *cdc.Row) {
+			r.CreatedAt, r.Headers = nil, []byte(`{"ce_traceparent": "00-1", "ce_id": "stolen", "content-type": "text/html", "id": "mine"}`)
+		}, usual + "walpost:shop" + rest + " content-type=application/json ce_traceparent=00-1 id=mine"},
+	} {
+		cfg, in := kafkaConfig(), row()
+		cfg.Headers = cdc.CloudEventsHeaders
+		if c.change != nil {
+			c.change(&cfg, in)
+		}
+		var rec cdc.Record
+		if err := route.New("shop", cfg).Route(in, &rec); err != nil {
+			t.Fatal(err)
+		}
+		if got := render(&rec); got != c.want {
+			t.Errorf("%s:\n got  %s\n want %s", c.name, got, c.want)
+		}
+	}
+	cfg, in := kafkaConfig(), row()
+	cfg.Headers, in.EventType = cdc.CloudEventsHeaders, nil
+	var refused *cdc.Refused
+	if err := route.New("shop", cfg).Route(in, new(cdc.Record)); !errors.As(err, &refused) || refused.Class != cdc.BadType {
+		t.Errorf("an event without a type is none: %v", err)
+	}
+}
+
 func TestRowsThatCannotBePublishedAreNamed(t *testing.T) {
 	for name, c := range map[string]struct {
 		topic  string

@@ -73,9 +73,10 @@ func (s *stage) look(committed int, topicToo bool) hit {
 	}
 }
 
+// header is one of ours, whichever kind they are of.
 func header(r *kgo.Record, key string) string {
 	for _, h := range r.Headers {
-		if h.Key == key {
+		if h.Key == key || h.Key == "ce_"+key {
 			return string(h.Value)
 		}
 	}
