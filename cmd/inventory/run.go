@@ -12,10 +12,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/cmd/internal/operate"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/sql"
 )
@@ -41,6 +44,17 @@ type source struct {
 	Brokers []string `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
 	Topic   string   `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
 	Group   string   `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
+}
+
+type parked struct {
+	Topic string `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
+	Group string `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group."`
+	operate.Parked
+}
+
+type replay struct {
+	source
+	operate.Replay
 }
 
 type serve struct {
@@ -73,7 +87,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case name == "replay":
 		return flags.replay(ctx, stdout)
 	case strings.HasPrefix(name, "parked "):
-		return flags.parked(ctx, name, stdout)
+		return flags.operate(ctx, source{Topic: flags.Parked.Topic, Group: flags.Parked.Group}, func(operator *inbox.Operator) error {
+			return flags.Parked.Run(ctx, name, "inventory", operator, stdout)
+		})
 	default:
 		return flags.serve(ctx, stderr)
 	}
@@ -132,6 +148,29 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 	group.Go(func() error { return app.Serve(ctx, ln, app.Instrument(reg, mux), log) })
 	group.Go(func() error { return consumer.Run(ctx) })
 	return group.Wait()
+}
+
+func (c *cli) replay(ctx context.Context, stdout io.Writer) error {
+	if err := errors.Join(c.Replay.Check(), c.Replay.source.check()); err != nil {
+		return err
+	}
+	return c.operate(ctx, c.Replay.source, func(operator *inbox.Operator) error {
+		return c.Replay.Run(ctx, c.Replay.Group, operator, stdout)
+	})
+}
+
+// operate looks at the inbox as the service would fill it.
+func (c *cli) operate(ctx context.Context, src source, do func(*inbox.Operator) error) error {
+	pool, err := c.pool(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	cfg := inventory.ConsumerConfig{
+		Brokers: src.Brokers, Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
+		Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
+	}
+	return do(inbox.NewOperator(cfg.Inbox(), operate.Who()))
 }
 
 func (c *cli) pool(ctx context.Context) (*pgxpool.Pool, error) {

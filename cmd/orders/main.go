@@ -29,6 +29,8 @@ type cli struct {
 
 	Serve   serve   `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
 	Consume consume `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders."`
+	Parked  parked  `cmd:"" help:"See events that could not be applied, and decide about them."`
+	Replay  replay  `cmd:"" help:"Give a consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
 	Migrate migrate `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
 	Version version `cmd:"" help:"Print the build's version."`
 
@@ -63,8 +65,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintln(stdout, "orders", app.Version())
 		return nil
 	}
-	if strings.HasPrefix(command.Command(), "consume") {
+	switch name := command.Command(); {
+	case strings.HasPrefix(name, "consume"):
 		return c.consume(ctx, stderr)
+	case strings.HasPrefix(name, "parked "):
+		return c.parked(ctx, name, stdout)
+	case name == "replay":
+		return c.replay(ctx, stdout)
 	}
 	return c.serve(ctx, stderr)
 }

@@ -1,9 +1,8 @@
-package main
+package operate
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,17 +10,11 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/rs/zerolog"
-
 	"github.com/walpost/walpost/cdc/inbox"
-	"github.com/walpost/walpost/inventory"
 )
 
-type parked struct {
-	Topic string `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
-	Group string `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group."`
-
+// Parked are the commands about events that could not be applied.
+type Parked struct {
 	List      parkedList    `cmd:"" help:"List parked events and blocked partitions, oldest first."`
 	Show      parkedShow    `cmd:"" help:"Show one whole, as JSON, with its record (the value in base64)."`
 	Redrive   parkedRedrive `cmd:"" help:"Apply parked events, once, under their own ids. What waits behind one goes with it, in order."`
@@ -48,9 +41,9 @@ type chosen struct {
 	DryRun bool    `help:"Try it, say what would be done, and keep nothing."`
 }
 
-func (c *chosen) check() error {
+func (c *chosen) check(program string) error {
 	if (len(c.IDs) == 0) != c.All {
-		return errors.New("name parked events by id, or say --all: `inventory parked list` shows them")
+		return fmt.Errorf("name parked events by id, or say --all: `%s parked list` shows them", program)
 	}
 	return nil
 }
@@ -72,12 +65,8 @@ type decisions struct {
 	Limit int `default:"100" help:"At most so many."`
 }
 
-// operator looks at the inbox as the service would fill it. Its name in the records of decisions is who is logged in here.
-func (c *cli) operator(ctx context.Context, src source) (*inbox.Operator, func(), error) {
-	pool, err := c.pool(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
+// Who is logged in here, for the records of decisions.
+func Who() string {
 	by := "unknown"
 	if who, err := user.Current(); err == nil {
 		by = who.Username
@@ -85,20 +74,11 @@ func (c *cli) operator(ctx context.Context, src source) (*inbox.Operator, func()
 	if host, err := os.Hostname(); err == nil {
 		by += "@" + host
 	}
-	cfg := inventory.ConsumerConfig{
-		Brokers: src.Brokers, Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
-		Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
-	}
-	return inbox.NewOperator(cfg.Inbox(), by), pool.Close, nil
+	return by
 }
 
-func (c *cli) parked(ctx context.Context, command string, stdout io.Writer) error {
-	operator, done, err := c.operator(ctx, source{Topic: c.Parked.Topic, Group: c.Parked.Group})
-	if err != nil {
-		return err
-	}
-	defer done()
-	p := &c.Parked
+// Run does what the command line chose, as kong names it ("parked list"). program is what people type before it.
+func (p *Parked) Run(ctx context.Context, command, program string, operator *inbox.Operator, stdout io.Writer) error {
 	switch command {
 	case "parked list":
 		return p.List.run(ctx, operator, stdout)
@@ -112,24 +92,24 @@ func (c *cli) parked(ctx context.Context, command string, stdout io.Writer) erro
 		return out.Encode(event)
 	case "parked pass <partition> <offset>":
 		if err := operator.Pass(ctx, p.Pass.Partition, p.Pass.Offset, p.Pass.As); err != nil {
-			return fmt.Errorf("%w (inventory parked list)", err)
+			return fmt.Errorf("%w (%s parked list)", err, program)
 		}
 		_, err := fmt.Fprintf(stdout, "partition %d goes on behind offset %d within seconds\n", p.Pass.Partition, p.Pass.Offset)
 		return err
 	case "parked decisions":
 		return p.Decisions.run(ctx, operator, stdout)
 	case "parked drop", "parked drop <id>":
-		if err := p.Drop.check(); err != nil {
+		if err := p.Drop.check(program); err != nil {
 			return err
 		}
 		events, err := operator.Drop(ctx, p.Drop.IDs, p.Drop.All, p.Drop.DryRun)
-		return report(stdout, events, err, p.Drop.DryRun)
+		return report(stdout, program, events, err, p.Drop.DryRun)
 	default:
-		if err := p.Redrive.check(); err != nil {
+		if err := p.Redrive.check(program); err != nil {
 			return err
 		}
 		events, err := operator.Redrive(ctx, p.Redrive.IDs, p.Redrive.All, p.Redrive.Force, p.Redrive.DryRun)
-		return report(stdout, events, err, p.Redrive.DryRun)
+		return report(stdout, program, events, err, p.Redrive.DryRun)
 	}
 }
 
@@ -173,7 +153,7 @@ func (d *decisions) run(ctx context.Context, operator *inbox.Operator, stdout io
 	return nil
 }
 
-func report(stdout io.Writer, events []inbox.Done, err error, dryRun bool) error {
+func report(stdout io.Writer, program string, events []inbox.Done, err error, dryRun bool) error {
 	stay := 0
 	for _, e := range events {
 		if e.Err != nil {
@@ -187,7 +167,7 @@ func report(stdout io.Writer, events []inbox.Done, err error, dryRun bool) error
 		fmt.Fprintln(stdout, "dry run: nothing was kept")
 	}
 	if err == nil && stay > 0 {
-		err = fmt.Errorf("%d parked events stay: mend what refuses them and redrive again, or give them up with `inventory parked drop`", stay)
+		err = fmt.Errorf("%d parked events stay: mend what refuses them and redrive again, or give them up with `%s parked drop`", stay, program)
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-package main
+package operate
 
 import (
 	"context"
@@ -7,27 +7,30 @@ import (
 	"io"
 	"text/tabwriter"
 	"time"
+
+	"github.com/walpost/walpost/cdc/inbox"
 )
 
-type replay struct {
-	source
+// Replay gives a group events once more.
+type Replay struct {
 	From      string `placeholder:"TIME" help:"Replay what Kafka got from this time on, as in 2026-11-01T00:00Z."`
 	Offset    int64  `default:"-1" help:"Replay from this offset on, of --partition or of each."`
 	Partition int32  `default:"-1" help:"Of this partition only."`
 	DryRun    bool   `help:"Say what it would bring, and move nothing."`
 }
 
-func (c *cli) replay(ctx context.Context, stdout io.Writer) error {
-	r := &c.Replay
+// Check says what is wrong with the flags.
+func (r *Replay) Check() error {
+	_, err := r.from()
+	return err
+}
+
+// Run moves the operator's group, which must have no running consumers, and says what that brings.
+func (r *Replay) Run(ctx context.Context, group string, operator *inbox.Operator, stdout io.Writer) error {
 	from, err := r.from()
-	if err := errors.Join(err, r.check()); err != nil {
-		return err
-	}
-	operator, done, err := c.operator(ctx, r.source)
 	if err != nil {
 		return err
 	}
-	defer done()
 	plan, err := operator.Replay(ctx, from, r.Partition, max(0, r.Offset), r.DryRun)
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PARTITION\tFROM\tTO\tNEW\tINBOX SKIPS\tPARKED\tNOT OURS")
@@ -48,12 +51,12 @@ func (c *cli) replay(ctx context.Context, stdout io.Writer) error {
 	case r.DryRun:
 		fmt.Fprintln(stdout, "dry run: nothing was moved")
 	default:
-		fmt.Fprintf(stdout, "group %s begins there when its consumers are started\n", r.Group)
+		fmt.Fprintf(stdout, "group %s begins there when its consumers are started\n", group)
 	}
 	return nil
 }
 
-func (r *replay) from() (time.Time, error) {
+func (r *Replay) from() (time.Time, error) {
 	if (r.From == "") == (r.Offset < 0) {
 		return time.Time{}, errors.New("say from where: --from 2026-11-01T00:00Z, or --offset 1000 (with --partition)")
 	}

@@ -1,0 +1,2 @@
+// Package operate is the commands with which people look after consumer groups: what was parked, and replay.
+package operate

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cmd/internal/operate"
+)
+
+type parked struct {
+	kafka
+	Group string `placeholder:"GROUP" help:"Of which consumer group. A list is of all when none is named."`
+	operate.Parked
+}
+
+type replay struct {
+	kafka
+	Group string `placeholder:"GROUP" help:"Which consumer group."`
+	operate.Replay
+}
+
+func (c *cli) parked(ctx context.Context, command string, stdout io.Writer) error {
+	if c.Parked.Group != "" || command != "parked list" {
+		return c.operate(ctx, c.Parked.kafka, c.Parked.Group, func(_ string, operator *inbox.Operator) error {
+			return c.Parked.Run(ctx, command, "orders", operator, stdout)
+		})
+	}
+	for _, name := range groupNames() {
+		if !c.Parked.List.JSON {
+			fmt.Fprintf(stdout, "group %s\n", name)
+		}
+		if err := c.operate(ctx, c.Parked.kafka, name, func(_ string, operator *inbox.Operator) error {
+			return c.Parked.Run(ctx, command, "orders", operator, stdout)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cli) replay(ctx context.Context, stdout io.Writer) error {
+	if err := errors.Join(c.Replay.Check(), c.Replay.check()); err != nil {
+		return err
+	}
+	return c.operate(ctx, c.Replay.kafka, c.Replay.Group, func(group string, operator *inbox.Operator) error {
+		return c.Replay.Run(ctx, group, operator, stdout)
+	})
+}
+
+// operate looks at a group's inbox as its consumer would fill it.
+func (c *cli) operate(ctx context.Context, k kafka, name string, do func(group string, operator *inbox.Operator) error) error {
+	if name == "" {
+		return fmt.Errorf("say of which group: --group with one of %s", strings.Join(groupNames(), ", "))
+	}
+	found, err := chosen([]string{name})
+	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL)); err != nil {
+		return err
+	}
+	pool, err := c.connect(ctx, found[0])
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	cfg, _ := found[0].inbox(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop()})
+	return do(cfg.Group, inbox.NewOperator(cfg, operate.Who()))
+}
