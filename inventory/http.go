@@ -30,6 +30,8 @@ const (
 //	GET /stock/{sku}                one
 //	PUT /stock/{sku}                {"available": 10} sets it, also for a SKU that is new
 //	GET /stock/{sku}/movements      why it is what it is, oldest first    ?limit=100&after=ID
+//	GET /products/{sku}             what it is called and looks like
+//	PUT /products/{sku}             {"name": "Green tea", "pictureUrl": "https://…"} sets it; the picture may be left out
 //	GET /shortages                  the movements that could not be made  ?limit=100&after=ID
 //	GET /parked                     events that could not be applied      ?limit=100&after=ID&all=true (the resolved too)
 //	GET /blocked                    partitions that halt at one
@@ -42,6 +44,8 @@ func Routes(mux *http.ServeMux, store *Store, operator *inbox.Operator, metrics 
 	mux.HandleFunc("GET /stock/{sku}", h.answer(h.get))
 	mux.HandleFunc("PUT /stock/{sku}", h.answer(h.set))
 	mux.HandleFunc("GET /stock/{sku}/movements", h.answer(h.movements))
+	mux.HandleFunc("GET /products/{sku}", h.answer(h.product))
+	mux.HandleFunc("PUT /products/{sku}", h.answer(h.setProduct))
 	mux.HandleFunc("GET /shortages", h.answer(h.shortages))
 	mux.HandleFunc("GET /parked", h.answer(h.parked))
 	mux.HandleFunc("GET /blocked", h.answer(h.blocked))
@@ -88,6 +92,8 @@ func (h *handler) problem(r *http.Request, err error) problem {
 		return p
 	case errors.Is(err, ErrUnknownSKU):
 		return problem{http.StatusNotFound, "unknown SKU: PUT /stock/{sku} makes it known"}
+	case errors.Is(err, ErrUnknownProduct):
+		return problem{http.StatusNotFound, "unknown product: PUT /products/{sku} makes it known"}
 	case r.Context().Err() != nil, !errors.As(err, &answered):
 		p = problem{http.StatusServiceUnavailable, "the database does not answer: try again later"}
 	default:

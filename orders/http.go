@@ -41,7 +41,7 @@ type api struct {
 // Routes adds the service's routes to mux, and its metrics to reg. What mux does not know otherwise gets a problem+json, too.
 func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zerolog.Logger) {
 	a := &api{store: store, log: log, events: newMetrics(reg, store)}
-	for path, methods := range map[string]map[string]handler{
+	Handle(mux, log, map[string]map[string]Handler{
 		"/orders":               {"POST": a.place, "GET": a.list},
 		"/orders/{id}":          {"GET": a.get},
 		"/orders/{id}/pay":      {"POST": a.change(Pay)},
@@ -50,28 +50,34 @@ func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zer
 		"/orders/{id}/complete": {"POST": a.change(Complete)},
 		"/orders/{id}/history":  {"GET": a.history},
 		"/schemas/{name}":       {"GET": a.schema},
-	} {
-		var allowed []string
-		for method, h := range methods {
-			mux.Handle(method+" "+path, a.handle(h))
-			allowed = append(allowed, method)
-		}
-		mux.Handle(path, a.handle(func(http.ResponseWriter, *http.Request) error { return methodNotAllowed(allowed) }))
-	}
-	mux.Handle("/", a.handle(func(http.ResponseWriter, *http.Request) error { return problem{Status: http.StatusNotFound} }))
+	})
+	mux.Handle("/", answer(log, func(http.ResponseWriter, *http.Request) error { return problem{Status: http.StatusNotFound} }))
 }
 
-// handler answers, or returns the error that says why not.
-type handler func(http.ResponseWriter, *http.Request) error
+// Handler answers, or returns the error that says why not.
+type Handler func(http.ResponseWriter, *http.Request) error
 
-func (a *api) handle(h handler) http.Handler {
+// Handle adds handlers to mux, by path and method. Errors are answered as this package's own: ErrNotFound, InvalidError, what ReadJSON returns,
+// and those of the database; other methods of a path are 405.
+func Handle(mux *http.ServeMux, log zerolog.Logger, paths map[string]map[string]Handler) {
+	for path, methods := range paths {
+		var allowed []string
+		for method, h := range methods {
+			mux.Handle(method+" "+path, answer(log, h))
+			allowed = append(allowed, method)
+		}
+		mux.Handle(path, answer(log, func(http.ResponseWriter, *http.Request) error { return methodNotAllowed(allowed) }))
+	}
+}
+
+func answer(log zerolog.Logger, h Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		if err := h(w, r.WithContext(ctx)); err != nil {
 			p := problemOf(err)
 			if p.Status >= http.StatusInternalServerError && r.Context().Err() == nil { // else the client is gone
-				a.log.Error().Str("route", r.Pattern).Int("status", p.Status).Err(err).Msg("request failed")
+				log.Error().Str("route", r.Pattern).Int("status", p.Status).Err(err).Msg("request failed")
 			}
 			p.write(w)
 		}
@@ -91,9 +97,9 @@ func (a *api) place(w http.ResponseWriter, r *http.Request) error {
 	return a.once(w, r, key, http.StatusCreated, func(tx pgx.Tx) (Change, error) { return Place(r.Context(), tx, order) })
 }
 
-func (a *api) change(change func(context.Context, pgx.Tx, uuid.UUID) (Change, error)) handler {
+func (a *api) change(change func(context.Context, pgx.Tx, uuid.UUID) (Change, error)) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		id, err := orderID(r)
+		id, err := OrderID(r)
 		if err != nil {
 			return err
 		}
@@ -106,7 +112,7 @@ func (a *api) change(change func(context.Context, pgx.Tx, uuid.UUID) (Change, er
 }
 
 func (a *api) ship(w http.ResponseWriter, r *http.Request) error {
-	id, err := orderID(r)
+	id, err := OrderID(r)
 	if err != nil {
 		return err
 	}
@@ -155,7 +161,7 @@ func (a *api) once(w http.ResponseWriter, r *http.Request, key Key, status int, 
 }
 
 func (a *api) get(w http.ResponseWriter, r *http.Request) error {
-	id, err := orderID(r)
+	id, err := OrderID(r)
 	if err != nil {
 		return err
 	}
@@ -163,11 +169,11 @@ func (a *api) get(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answerJSON(w, order)
+	return AnswerJSON(w, order)
 }
 
 func (a *api) history(w http.ResponseWriter, r *http.Request) error {
-	id, err := orderID(r)
+	id, err := OrderID(r)
 	if err != nil {
 		return err
 	}
@@ -175,7 +181,7 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answerJSON(w, struct {
+	return AnswerJSON(w, struct {
 		OrderID uuid.UUID `json:"orderId"`
 		History []Entry   `json:"history"`
 	}{id, entries})
@@ -206,7 +212,7 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) error {
 		page.Orders = found[:limit]
 		page.Next = found[limit-1].Number
 	}
-	return answerJSON(w, page)
+	return AnswerJSON(w, page)
 }
 
 func (a *api) schema(w http.ResponseWriter, r *http.Request) error {
@@ -218,8 +224,8 @@ func (a *api) schema(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// orderID is the path's id. What is not an id in its usual form names no order.
-func orderID(r *http.Request) (uuid.UUID, error) {
+// OrderID is the path's id. What is not an id in its usual form names no order.
+func OrderID(r *http.Request) (uuid.UUID, error) {
 	text := r.PathValue("id")
 	id, err := uuid.Parse(text)
 	if err != nil || id.String() != strings.ToLower(text) {
@@ -260,6 +266,12 @@ func read(w http.ResponseWriter, r *http.Request, into any, optional bool) (Key,
 	return keyOf(r, body)
 }
 
+// ReadJSON reads a request's body into into: one JSON object without unknown fields.
+func ReadJSON(w http.ResponseWriter, r *http.Request, into any) error {
+	_, err := read(w, r, into, false)
+	return err
+}
+
 // decode reads exactly one JSON object without fields unknown to into.
 func decode(body []byte, into any) error {
 	decoder := json.NewDecoder(strings.NewReader(string(body)))
@@ -284,7 +296,8 @@ func keyOf(r *http.Request, body []byte) (Key, error) {
 	return Key{values[0], sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.URL.Path, body))}, nil
 }
 
-func answerJSON(w http.ResponseWriter, v any) error {
+// AnswerJSON answers 200.
+func AnswerJSON(w http.ResponseWriter, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return err

@@ -139,6 +139,9 @@ var (
 	trackingCodeForm = regexp.MustCompile(`^[ -~]{1,100}$`)
 )
 
+// PlainEmail reports whether s is one e-mail address and nothing that could be more than that in a mail's header.
+func PlainEmail(s string) bool { return len(s) <= 254 && emailForm.MatchString(s) }
+
 // Order checks the request and calculates its total. What the database gives, number and time, is still zero. The error is an
 // InvalidError.
 func (r Request) Order() (Order, error) {
@@ -152,7 +155,7 @@ func (r Request) Order() (Order, error) {
 		r.Currency = "EUR"
 	}
 	must(buyerIDForm.MatchString(r.BuyerID), "/buyerId", "must be 1 to 100 printable ASCII characters without space")
-	must(len(r.BuyerEmail) <= 254 && emailForm.MatchString(r.BuyerEmail), "/buyerEmail", "must be one plain e-mail address")
+	must(PlainEmail(r.BuyerEmail), "/buyerEmail", "must be one plain e-mail address")
 	must(currencyForm.MatchString(r.Currency), "/currency", "must be three capital letters, as in EUR")
 	must(len(r.Items) >= 1 && len(r.Items) <= MaxItems, "/items", "must be 1 to 100 lines")
 

@@ -44,7 +44,7 @@ func problemOf(err error) problem {
 	case errors.As(err, &known):
 		return known
 	case errors.As(err, &invalid):
-		return problem{Status: http.StatusUnprocessableEntity, Detail: "the order asks for what cannot be", Errors: invalid}
+		return problem{Status: http.StatusUnprocessableEntity, Detail: "the request asks for what cannot be", Errors: invalid}
 	case errors.Is(err, ErrKeyReused):
 		return problem{Status: http.StatusUnprocessableEntity, Detail: ErrKeyReused.Error()}
 	case errors.Is(err, ErrNotFound):

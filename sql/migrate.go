@@ -83,7 +83,42 @@ func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, o
 	if err := migrateSchema(ctx, which, admin, out); err != nil {
 		return err
 	}
-	return grantRights(ctx, conn, which, service.User, out)
+	return grantRights(ctx, conn, string(which)+"/rights.sql", service.User, out)
+}
+
+// GrantReader makes the role of readerURL one that may read what other services may know of the inventory, and no more; it is not the
+// service's own. The schema must be there. About roles, passwords and repetition it is as Migrate.
+func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, out io.Writer) error {
+	admin, err := pgx.ParseConfig(adminURL)
+	if err != nil {
+		return fmt.Errorf("administrator's database URL: %w", err)
+	}
+	reader, err := pgx.ParseConfig(readerURL)
+	if err != nil {
+		return fmt.Errorf("reader's database URL: %w", err)
+	}
+	service, err := pgx.ParseConfig(serviceURL)
+	if err != nil {
+		return fmt.Errorf("service's database URL: %w", err)
+	}
+	if reader.User == admin.User || reader.User == service.User {
+		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it one of its own, as in postgres://inventory_reader:password@host/%s", reader.User, admin.Database)
+	}
+	if reader.Database != admin.Database {
+		return fmt.Errorf("the reader's database is %q and the administrator's %q: both URLs must name the same one", reader.Database, admin.Database)
+	}
+	conn, err := pgx.ConnectConfig(ctx, admin)
+	if err != nil {
+		return fmt.Errorf("connect as administrator: %w%s", err, connectHint(err, admin))
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrateLock); err != nil {
+		return fmt.Errorf("wait for another migration: %w", err)
+	}
+	if err := ensureRole(ctx, conn, reader.User, reader.Password, out); err != nil {
+		return err
+	}
+	return grantRights(ctx, conn, string(Inventory)+"/reader.sql", reader.User, out)
 }
 
 // connectHint says what to do about an error people meet before anything works.
@@ -151,11 +186,11 @@ func ensureRole(ctx context.Context, conn *pgx.Conn, role, password string, out 
 	return nil
 }
 
-// grantRights makes the role's rights what rights.sql says, whatever they were.
-func grantRights(ctx context.Context, conn *pgx.Conn, which Database, role string, out io.Writer) error {
-	rights, err := fs.ReadFile(files, string(which)+"/rights.sql")
+// grantRights makes the role's rights what the file says, whatever they were.
+func grantRights(ctx context.Context, conn *pgx.Conn, file, role string, out io.Writer) error {
+	rights, err := fs.ReadFile(files, file)
 	if err != nil {
-		return fmt.Errorf("read the rights of %s: %w", which, err)
+		return fmt.Errorf("read the rights in %s: %w", file, err)
 	}
 	name := pgx.Identifier{role}.Sanitize()
 	statements := "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM " + name + ";\n" + strings.ReplaceAll(string(rights), ":service", name)
@@ -164,9 +199,11 @@ func grantRights(ctx context.Context, conn *pgx.Conn, which Database, role strin
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("grant the service's role %q its rights: %w", role, err)
+		return fmt.Errorf("grant the role %q its rights: %w", role, err)
 	}
-	fmt.Fprintf(out, "rights: %q has those of the %s service and no others in these tables\n", role, which)
+	whose, _, _ := strings.Cut(file, "/")
+	whose += map[bool]string{true: " reader", false: " service"}[strings.HasSuffix(file, "reader.sql")]
+	fmt.Fprintf(out, "rights: %q has those of the %s and no others in these tables\n", role, whose)
 	return nil
 }
 

@@ -68,6 +68,8 @@ type serve struct {
 
 type migrate struct {
 	AdminURL string `name:"admin-database-url" env:"INVENTORY_ADMIN_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that may create tables and roles."`
+
+	ReaderURL string `name:"reader-database-url" env:"INVENTORY_READER_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that reads names and pictures of products and nothing else: what the order service's mails need. Made when given."`
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -106,7 +108,10 @@ func (c *cli) migrate(ctx context.Context, stdout io.Writer) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	return sql.Migrate(ctx, sql.Inventory, c.Migrate.AdminURL, c.DatabaseURL, stdout)
+	if err := sql.Migrate(ctx, sql.Inventory, c.Migrate.AdminURL, c.DatabaseURL, stdout); err != nil || c.Migrate.ReaderURL == "" {
+		return err
+	}
+	return sql.GrantReader(ctx, c.Migrate.AdminURL, c.DatabaseURL, c.Migrate.ReaderURL, stdout)
 }
 
 // serve reports everything that is wrong with the configuration at once. What is only away, PostgreSQL or Kafka, is

@@ -1,5 +1,5 @@
 -- What the inventory service may do; sql.Migrate takes everything back first and puts the role's quoted name for :service.
-GRANT SELECT, INSERT, UPDATE ON stock TO :service;
+GRANT SELECT, INSERT, UPDATE ON stock, products TO :service;
 GRANT INSERT ON outbox TO :service;
 GRANT SELECT, INSERT ON stock_movements, inbox, inbox_decisions TO :service;
 GRANT SELECT, INSERT, UPDATE ON inbox_partitions, inbox_parked TO :service;

@@ -9,3 +9,4 @@ GRANT SELECT, INSERT ON inbox, inbox_decisions TO :service;
 GRANT SELECT, INSERT, UPDATE ON inbox_partitions, inbox_parked TO :service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inbox_parked_keys TO :service; -- UPDATE is what a row lock asks for
 GRANT EXECUTE ON FUNCTION inbox_maintain TO :service;
+GRANT SELECT, INSERT, UPDATE ON notifications, notification_attempts, customer_notifications TO :service;

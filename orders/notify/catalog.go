@@ -1,0 +1,59 @@
+package notify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// errWaits marks what is nobody's attempt: the notification waits.
+var errWaits = errors.New("waits")
+
+// catalogTimeout is for one question to the inventory database.
+const catalogTimeout = 5 * time.Second
+
+// Catalog reads what products are called and look like, from the inventory database and with a role that may do nothing else.
+type Catalog struct{ pool *pgxpool.Pool }
+
+// OpenCatalog prepares connections to the database at url and makes none yet, so it fails for a wrong url only.
+func OpenCatalog(ctx context.Context, url string) (*Catalog, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	config.ConnConfig.RuntimeParams["application_name"] = "orders mail"
+	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+	config.ConnConfig.ConnectTimeout = catalogTimeout
+	config.MaxConns = 2
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	return &Catalog{pool}, nil
+}
+
+// Close closes all connections.
+func (c *Catalog) Close() { c.pool.Close() }
+
+type product struct{ name, picture string }
+
+// products returns those of the SKUs that somebody has described. An error is errWaits: the database is away, or not as it must be.
+func (c *Catalog) products(ctx context.Context, skus []string) (map[string]product, error) {
+	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
+	defer cancel()
+	rows, _ := c.pool.Query(ctx, `SELECT sku, name, coalesce(picture_url, '') FROM products WHERE sku = ANY($1)`, skus)
+	found := map[string]product{}
+	var sku string
+	var p product
+	if _, err := pgx.ForEachRow(rows, []any{&sku, &p.name, &p.picture}, func() error {
+		found[sku] = p
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("%w for the names of products: the inventory database cannot be read (ORDERS_CATALOG_URL): %w", errWaits, err)
+	}
+	return found, nil
+}

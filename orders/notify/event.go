@@ -1,0 +1,111 @@
+package notify
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/walpost/walpost/orders"
+)
+
+// kinds are the event types that are told, and what the telling is called.
+var kinds = map[string]string{"OrderConfirmed": "confirmed", "OrderRejected": "rejected", "OrderShipped": "shipped"}
+
+// eventTypes is kinds the other way round.
+var eventTypes = map[string]string{"confirmed": "OrderConfirmed", "rejected": "OrderRejected", "shipped": "OrderShipped"}
+
+// Types are the event types that notifications are made of; Ignored are the other ones of an order.
+var (
+	Types   = []string{"OrderConfirmed", "OrderRejected", "OrderShipped"}
+	Ignored = []string{"OrderCreated", "OrderPaid", "OrderCancelled", "OrderCompleted"}
+)
+
+const maxEventBytes = 1 << 20
+
+// event is what a notification needs of an order event. Other fields are not looked at.
+type event struct {
+	EventID       uuid.UUID     `json:"eventId"`
+	EventType     string        `json:"eventType"`
+	SchemaVersion int           `json:"schemaVersion"`
+	OrderID       uuid.UUID     `json:"orderId"`
+	OrderNumber   string        `json:"orderNumber"`
+	BuyerID       string        `json:"buyerId"`
+	BuyerEmail    string        `json:"buyerEmail"`
+	Items         []orders.Item `json:"items"`
+	TotalAmount   orders.Money  `json:"totalAmount"`
+	Currency      string        `json:"currency"`
+	TrackingCode  string        `json:"trackingCode"` // of OrderShipped
+	Short         []struct {    // of OrderRejected
+		SKU       string `json:"sku"`
+		Available int64  `json:"available"`
+	} `json:"short"`
+}
+
+var (
+	numberForm   = regexp.MustCompile(`^[1-9][0-9]{0,18}$`)
+	customerForm = regexp.MustCompile(`^[!-~]{1,100}$`)
+	currencyForm = regexp.MustCompile(`^[A-Z]{3}$`)
+	trackingForm = regexp.MustCompile(`^[ -~]{0,100}$`)
+)
+
+// decode reads the event of a record with these headers type and id. The error says what is wrong and quotes nothing: such an event can
+// never be told. The address is not checked: what cannot be written to is a notification that FAILED, not an event nobody can read.
+func decode(eventType, id string, value []byte) (event, error) {
+	var ev event
+	switch {
+	case kinds[eventType] == "":
+		return ev, fmt.Errorf("the type is none of %s", strings.Join(Types, ", "))
+	case len(value) > maxEventBytes:
+		return ev, fmt.Errorf("the value is %d bytes, more than %d", len(value), maxEventBytes)
+	case !utf8.Valid(value):
+		return ev, errors.New("the value is not UTF-8")
+	}
+	if err := json.Unmarshal(value, &ev); err != nil {
+		return event{}, describe(err)
+	}
+	switch {
+	case ev.SchemaVersion != 1:
+		return event{}, fmt.Errorf("schemaVersion is %d and not 1", ev.SchemaVersion)
+	case ev.EventType != eventType:
+		return event{}, errors.New("eventType is not that of the header type")
+	case ev.EventID == uuid.Nil || ev.EventID.String() != id:
+		return event{}, errors.New("eventId is not that of the header id")
+	case ev.OrderID == uuid.Nil:
+		return event{}, errors.New("orderId is missing")
+	case !numberForm.MatchString(ev.OrderNumber):
+		return event{}, errors.New("orderNumber is not a number as text")
+	case !customerForm.MatchString(ev.BuyerID):
+		return event{}, errors.New("buyerId is not 1 to 100 printable ASCII characters without space")
+	case !currencyForm.MatchString(ev.Currency):
+		return event{}, errors.New("currency is not three capital letters")
+	case !trackingForm.MatchString(ev.TrackingCode):
+		return event{}, errors.New("trackingCode is not at most 100 printable ASCII characters")
+	case len(ev.Items) == 0:
+		return event{}, errors.New("items are missing")
+	}
+	for i, item := range ev.Items {
+		if item.SKU == "" || len(item.SKU) > 64 || strings.ContainsFunc(item.SKU, unicode.IsControl) || item.Quantity < 1 {
+			return event{}, fmt.Errorf("items[%d] is not a sku of 1 to 64 bytes with a quantity above 0", i)
+		}
+	}
+	return ev, nil
+}
+
+// describe says what encoding/json found without its quotations from the text, which may be anybody's data.
+func describe(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return fmt.Errorf("not JSON, at byte %d", syntax.Offset)
+	case errors.As(err, &kind) && kind.Field != "":
+		return fmt.Errorf("%s is of the wrong kind, at byte %d", kind.Field, kind.Offset)
+	}
+	return errors.New("not the JSON of an order event")
+}
