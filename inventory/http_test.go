@@ -43,6 +43,18 @@ func ask(t *testing.T, f *fixture, method, path, body string) (int, map[string]a
 	return res.StatusCode, answer
 }
 
+func TestProductsOverHTTP(t *testing.T) {
+	f := storeFixture(t, nil)
+	for _, body := range []string{`{"name": "Tea"}`, `{"name": "Green tea", "pictureUrl": "https://shop.example/tea.jpg?w=48"}`} {
+		if status, got := ask(t, f, "PUT", "/products/tea", body); status != 200 || got["sku"] != "tea" {
+			t.Errorf("%d %v", status, got)
+		}
+	}
+	if status, got := ask(t, f, "GET", "/products/tea", ""); status != 200 || got["name"] != "Green tea" || got["pictureUrl"] != "https://shop.example/tea.jpg?w=48" {
+		t.Errorf("%d %v", status, got)
+	}
+}
+
 func TestStockOverHTTP(t *testing.T) {
 	f := storeFixture(t, nil)
 	if status, got := ask(t, f, "PUT", "/stock/tea", `{"available": 10}`); status != 200 || got["available"] != 10.0 || got["sku"] != "tea" {
@@ -128,6 +140,11 @@ func TestWrongRequestsChangeNothing(t *testing.T) {
 		{"too much", "PUT", "/stock/tea", `{"available": 1000000000001}`, 422, "from 0"},
 		{"more than an integer holds", "PUT", "/stock/tea", `{"available": 99999999999999999999}`, 400, "cannot unmarshal"},
 		{"missing", "PUT", "/stock/tea", `{}`, 422, "must be given"},
+		{"nobody has described it", "GET", "/products/tea", "", 404, "PUT /products"},
+		{"a product without a name", "PUT", "/products/tea", `{}`, 422, "name must be"},
+		{"a name of two lines", "PUT", "/products/tea", `{"name": "a\nb"}`, 422, "name must be"},
+		{"a picture that is a script", "PUT", "/products/tea", `{"name": "Tea", "pictureUrl": "javascript:alert(1)"}`, 422, "pictureUrl must be"},
+		{"a picture with a space", "PUT", "/products/tea", `{"name": "Tea", "pictureUrl": "https://a.example/b c"}`, 422, "pictureUrl must be"},
 		{"null", "PUT", "/stock/tea", `{"available": null}`, 422, "must be given"},
 		{"a fraction", "PUT", "/stock/tea", `{"available": 1.5}`, 400, "cannot unmarshal"},
 		{"text", "PUT", "/stock/tea", `{"available": "1"}`, 400, "cannot unmarshal"},

@@ -227,6 +227,18 @@ func TestOrderServiceHasTheRightsItNeedsAndNoOthers(t *testing.T) {
 	refused(t, conn, "42501", `SELECT id FROM outbox`)
 }
 
+func TestTheReaderHasARoleOfItsOwn(t *testing.T) {
+	admin, service := migrated(t, sql.Inventory)
+	for _, reader := range []string{admin, service, strings.Replace(serviceURL(t, admin), "/test_", "/elsewhere_", 1)} {
+		if err := sql.GrantReader(t.Context(), admin, service, reader, new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), "reader's database") {
+			t.Errorf("%s: got %v", reader, err)
+		}
+	}
+	if scan[bool](t, connect(t, service), `SELECT NOT has_table_privilege('products', 'INSERT')`) {
+		t.Error("the service has lost its rights")
+	}
+}
+
 func TestNobodyChangesAnEvent(t *testing.T) {
 	admin, _ := migrated(t, sql.Orders)
 	owner := connect(t, admin)
