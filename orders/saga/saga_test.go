@@ -124,3 +124,61 @@ func TestAPaidOrderIsConfirmedOrRejectedAndRefunded(t *testing.T) {
 		t.Errorf("%s (%v)", text, err)
 	}
 }
+
+// TestWhatAnAnswerMayFind goes through every state in which an answer can find an order.
+func TestWhatAnAnswerMayFind(t *testing.T) {
+	s := open(t)
+	const never = "can never be applied"
+	for state, want := range map[string]map[string]string{
+		"created":   {saga.StockReserved: never, saga.StockRejected: never, saga.StockReleased: never},
+		"paid":      {saga.StockReserved: "confirmed", saga.StockRejected: "rejected", saga.StockReleased: never},
+		"confirmed": {saga.StockReserved: never, saga.StockRejected: never, saga.StockReleased: never},
+		"rejected":  {saga.StockReserved: never, saga.StockRejected: never, saga.StockReleased: never},
+		"cancelled": {saga.StockReserved: "cancelled", saga.StockRejected: "cancelled", saga.StockReleased: "cancelled"},
+	} {
+		for eventType, becomes := range want {
+			order := s.in(state)
+			before := s.story(order)
+			err := s.apply(answer(eventType, order))
+			story := s.story(order)
+			switch {
+			case becomes == never:
+				if err == nil || story != before {
+					t.Errorf("%s for a %s order: %v, %s", eventType, state, err, story)
+				}
+			case err != nil || !strings.HasPrefix(story, becomes+": ") || !strings.Contains(story, eventType):
+				t.Errorf("%s for a %s order: %v, %s", eventType, state, err, story)
+			case becomes == state && strings.Replace(story, " "+eventType, "", 1) != before:
+				t.Errorf("%s for a %s order: %s became %s", eventType, state, before, story)
+			}
+		}
+	}
+	if err := s.apply(answer(saga.StockReserved, uuid.New())); err == nil || !strings.Contains(err.Error(), "does not exist here") {
+		t.Errorf("for an order nobody knows: %v", err)
+	}
+}
+
+// in is an order in this state.
+func (s *shop) in(state string) (id uuid.UUID) {
+	s.Helper()
+	var err error
+	switch state {
+	case "created":
+		err = s.pool.QueryRow(s.Context(), `SELECT create_order('b', 'a@b.example', '[{"sku": "tea", "quantity": 2, "unitPrice": "19.90"}]')`).Scan(&id)
+	case "paid":
+		return s.paid()
+	case "confirmed":
+		id = s.paid()
+		err = s.apply(answer(saga.StockReserved, id))
+	case "rejected":
+		id = s.paid()
+		err = s.apply(answer(saga.StockRejected, id))
+	case "cancelled":
+		id = s.paid()
+		err = s.cancel(id)
+	}
+	if err != nil {
+		s.Fatal(err)
+	}
+	return id
+}
