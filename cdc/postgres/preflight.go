@@ -266,7 +266,35 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 // currentTimeline is SQL for the timeline as the server names its WAL files, which is right from the moment of a promotion on.
 const currentTimeline = `('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int`
 
+// look reads one state of publication and table: what changes while they are looked at is looked at again. Otherwise the fingerprint could
+// be from before a change and the checks from behind it, and what may have hidden rows would be taken for a mistake that hid none.
 func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table, err error) {
+	for {
+		if f, err = s.identify(ctx, conn); err != nil {
+			return f, t, err
+		}
+		if t, err = s.checkTable(ctx, conn); err != nil {
+			return f, t, err
+		}
+		f.Hidden, f.Unfit = t.hidden, t.unfit
+		if t.oid != 0 {
+			hidden, err := s.checkPublication(ctx, conn, t)
+			if err != nil {
+				return f, t, err
+			}
+			f.Hidden = append(f.Hidden, hidden...)
+		}
+		if len(f.Hidden)+len(f.Unfit) == 0 {
+			return f, t, nil
+		}
+		if now, err := s.identify(ctx, conn); err != nil || now.Fingerprint == f.Fingerprint {
+			return f, t, err
+		}
+	}
+}
+
+// identify reads where the server and the slot stand, and the fingerprint.
+func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err error) {
 	schema, name := s.cfg.SchemaTable()
 	f.Slot.Name = s.cfg.Slot
 	var version int
@@ -275,7 +303,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 		SELECT pg_current_wal_flush_lsn()::text, `+currentTimeline+`, clock_timestamp(), current_setting('server_version_num')::int`,
 	).Scan(&f.WALEnd, &f.Timeline, &f.Time, &version)
 	if err != nil {
-		return f, t, classify("ask for the end of the WAL", err)
+		return f, classify("ask for the end of the WAL", err)
 	}
 	schemas := "" // publications of whole schemas exist from 15 on
 	if version >= 150000 {
@@ -296,18 +324,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 		s.cfg.Slot, s.cfg.Publication, schema, name,
 	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Fingerprint)
 	if err != nil {
-		return f, t, classify("read slot and publication", err)
+		return f, classify("read slot and publication", err)
 	}
-	if t, err = s.checkTable(ctx, conn); err != nil {
-		return f, t, err
-	}
-	f.Hidden, f.Unfit = t.hidden, t.unfit
-	if t.oid != 0 {
-		hidden, err := s.checkPublication(ctx, conn, t)
-		if err != nil {
-			return f, t, err
-		}
-		f.Hidden = append(f.Hidden, hidden...)
-	}
-	return f, t, nil
+	return f, nil
 }

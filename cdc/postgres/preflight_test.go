@@ -1,0 +1,54 @@
+package postgres_test
+
+import (
+	"bytes"
+	"errors"
+	"net/url"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// A table that is swapped while it is looked at has hidden rows, and the fingerprint must be the new one, which says so.
+func TestWhatChangesWhileItIsLookedAtIsLookedAtAgain(t *testing.T) {
+	admin := cdctest.Database(t)
+	cdctest.CreateOutbox(t, admin, "public.outbox")
+	conn, err := pgx.Connect(t.Context(), admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	u, err := url.Parse(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var swap sync.Once
+	swapped := errors.New("nobody asked for the publication")
+	proxy := cdctest.StartProxy(t, u.Host, func(f cdctest.Frame) cdctest.Verdict {
+		if !f.FromServer && bytes.Contains(f.Bytes, []byte("pg_publication_tables")) {
+			swap.Do(func() {
+				_, swapped = conn.Exec(t.Context(), `ALTER TABLE outbox RENAME TO outbox_old; CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)`)
+			})
+		}
+		return cdctest.Pass
+	})
+	cfg := cdc.DefaultConfig().Source
+	cfg.URL = admin
+	before, err := postgres.NewSource("test", cfg).Facts(t.Context())
+	if err != nil || len(before.Hidden) > 0 {
+		t.Fatal(before, err)
+	}
+	cfg.URL = proxy.URL(t, admin)
+	facts, err := postgres.NewSource("test", cfg).Facts(t.Context())
+	if err := errors.Join(err, swapped); err != nil {
+		t.Fatal(err)
+	}
+	if len(facts.Hidden) == 0 || facts.Fingerprint == before.Fingerprint {
+		t.Errorf("rows are hidden by %q, under fingerprint %s, as before: %t", facts.Hidden, facts.Fingerprint, facts.Fingerprint == before.Fingerprint)
+	}
+}
