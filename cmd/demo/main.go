@@ -1,5 +1,5 @@
-// Command demo shows the way of a row from COMMIT to stock: PostgreSQL, Kafka, the order service, the relay and the inventory
-// service in one process. It places, pays and cancels orders, and tells where each event is, as it happens.
+// Command demo shows the way of a row from COMMIT to stock, and the answer's way back: PostgreSQL, Kafka, the order service, the relay
+// and the inventory service in one process. It places, pays and cancels orders, and tells where each event is, as it happens.
 //
 // PostgreSQL is a real one, fetched where none is installed; Kafka is an in-process one. Both are gone when the demo ends.
 package main
@@ -27,6 +27,7 @@ import (
 	"github.com/walpost/walpost/cmd/internal/pipeline"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/orders"
+	"github.com/walpost/walpost/orders/saga"
 	"github.com/walpost/walpost/sql"
 )
 
@@ -42,7 +43,7 @@ type cli struct {
 type parts struct {
 	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer, ...kgo.Opt) (*cdc.Relay, *console.Console)
 	consume  func(*inbox.Consumer, context.Context) error
-	patience time.Duration // an event that takes longer from its commit to the stock is not coming
+	patience time.Duration // an event that takes longer from its commit to its effect is not coming
 }
 
 var whole = parts{pipeline.Relay, (*inbox.Consumer).Run, 20 * time.Second}
@@ -77,9 +78,10 @@ func runWith(ctx context.Context, with parts, args []string, getenv func(string)
 //	  │                                                                              │
 //	  ▼     one transaction      WAL             records                             ▼
 //	orders ───────────────▶ outbox ───▶ relay ───────────▶ outbox.event.order ───▶ inventory ───▶ stock, inbox
-//	         PostgreSQL,      ▲           │                    Kafka                            PostgreSQL,
-//	         database orders  └───────────┘                                                     database inventory
-//	                     confirmed_flush_lsn
+//	  ▲      PostgreSQL,      ▲           │                    Kafka                            PostgreSQL,
+//	  │      database orders  └───────────┘                                                     database inventory
+//	  │                  confirmed_flush_lsn                                                         │
+//	  └──── outbox.event.stock ◀──────── relay ◀──────── outbox ◀───── in the transaction that moves stock
 func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Writer) (err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -112,32 +114,56 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 			return err
 		}
 	}
-	cfg := cdc.DefaultConfig()
-	cfg.Pipeline = "demo"
-	cfg.Source.URL = pg.URLFor("walpost", "", "orders")
-	cfg.Source.StatusInterval = 100 * time.Millisecond // nobody wants to watch the slot for the usual second
-	cfg.Kafka.Brokers = broker.Brokers()
-	cfg.Kafka.AggregateTypes = []string{"order"}
-	cfg.Kafka.Replication = 1
-	if err := pipeline.Init(limited, cfg, pg.URL("orders"), false, io.Discard); err != nil {
-		return err
+	var cfgs []cdc.Config
+	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
+		cfg := cdc.DefaultConfig()
+		cfg.Pipeline = string(database)
+		cfg.Source.URL = pg.URLFor("walpost", "", string(database))
+		cfg.Source.StatusInterval = 100 * time.Millisecond // nobody wants to watch the slot for the usual second
+		cfg.Kafka.Brokers = broker.Brokers()
+		cfg.Kafka.AggregateTypes = []string{"order"}
+		cfg.Kafka.Replication = 1
+		if database == sql.Inventory {
+			cfg.Source.Slot = inventorySlot
+			cfg.Kafka.AggregateTypes = []string{"stock"}
+		}
+		if err := pipeline.Init(limited, cfg, pg.URL(string(database)), false, io.Discard); err != nil {
+			return err
+		}
+		cfgs = append(cfgs, cfg)
 	}
 
-	// The order service: HTTP and PostgreSQL. It knows no Kafka.
+	// The order service: HTTP and PostgreSQL, which know no Kafka, and beside them what consumes the stock's answers.
 	ordersLog, ordersReg, ordersMux := log.With().Str("service", "orders").Logger(), app.NewRegistry(), http.NewServeMux()
 	store, err := orders.Open(ctx, pg.URLFor("orders_service", "", "orders"))
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	app.OpsRoutes(ordersMux, ordersReg, store.Ready)
+	ordersPool, err := pgxpool.New(ctx, pg.URLFor("orders_service", "", "orders"))
+	if err != nil {
+		return err
+	}
+	defer ordersPool.Close()
+	answers := saga.Inbox(ordersLog)
+	answers.Brokers, answers.Topic, answers.Group, answers.Pool, answers.Policy, answers.Log = broker.Brokers(), stockTopic, saga.Group, ordersPool, inbox.ParkKey, ordersLog
+	wayBack, err := inbox.New(answers)
+	if err != nil {
+		return err
+	}
+	app.OpsRoutes(ordersMux, ordersReg, func(ctx context.Context) error { return errors.Join(store.Ready(ctx), wayBack.Ready(ctx)) })
 	orders.Routes(ordersMux, store, ordersReg, ordersLog)
 
-	// The relay: WAL to Kafka.
+	// The relay: two WALs to Kafka, each as if it were alone.
 	relayLog, relayReg, relayMux := log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
-	relay, status := with.relay(cfg, relayLog, relayReg)
+	var status console.Group
+	var relays []*cdc.Relay
+	for _, cfg := range cfgs {
+		relay, con := with.relay(cfg, relayLog, relayReg)
+		relays, status = append(relays, relay), append(status, con)
+	}
 	app.OpsRoutes(relayMux, relayReg, status.Ready)
-	console.Group{status}.Routes(relayMux)
+	status.Routes(relayMux)
 
 	// The inventory service: Kafka to PostgreSQL, and HTTP.
 	inventoryLog, inventoryReg, inventoryMux := log.With().Str("service", "inventory").Logger(), app.NewRegistry(), http.NewServeMux()
@@ -148,7 +174,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	defer pool.Close()
 	stock, metrics := inventory.NewStore(pool), inventory.NewMetrics(inventoryReg)
 	consumption := inventory.ConsumerConfig{
-		Brokers: broker.Brokers(), Topic: topic, Group: consumerGroup, Store: stock, Metrics: metrics, Log: inventoryLog, Policy: inbox.ParkKey,
+		Brokers: broker.Brokers(), Topic: orderTopic, Group: "inventory", Store: stock, Metrics: metrics, Log: inventoryLog, Policy: inbox.ParkKey,
 	}.Inbox()
 	consumer, err := inbox.New(consumption)
 	if err != nil {
@@ -158,29 +184,33 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	inventory.Routes(inventoryMux, stock, inbox.NewOperator(consumption, "demo"), metrics, inventoryLog)
 
 	var listeners [3]net.Listener
+	var urls [3]string
 	for i := range listeners {
 		if listeners[i], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 			return err
 		}
 		defer listeners[i].Close()
+		urls[i] = "http://" + listeners[i].Addr().String()
 	}
 	group.Go(func() error { return app.Serve(ctx, listeners[0], app.Instrument(ordersReg, ordersMux), ordersLog) })
 	group.Go(func() error {
 		return app.Serve(ctx, listeners[1], app.Instrument(inventoryReg, inventoryMux), inventoryLog)
 	})
 	group.Go(func() error { return app.Serve(ctx, listeners[2], relayMux, relayLog) })
-	group.Go(func() error { return relay.Run(ctx) })
+	for _, relay := range relays {
+		group.Go(func() error { return relay.Run(ctx) })
+	}
+	group.Go(func() error { return wayBack.Run(ctx) })
 	group.Go(func() error { return with.consume(consumer, ctx) })
 
 	// And somebody who buys, and looks at everything.
 	group.Go(func() error {
 		defer stop()
-		w, err := newWitness(limited, pg, broker, cfg, with.patience, out)
+		w, err := newWitness(limited, pg, broker, urls, with.patience, out)
 		if err != nil {
 			return err
 		}
 		defer w.close()
-		w.orders, w.inventory, w.relay = "http://"+listeners[0].Addr().String(), "http://"+listeners[1].Addr().String(), "http://"+listeners[2].Addr().String()
 		if err := w.tellAll(limited); err != nil || c.Once {
 			return err
 		}

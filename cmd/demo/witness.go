@@ -17,13 +17,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/orders/saga"
 )
 
 const (
-	topic         = "outbox.event.order" // of aggregate type order
-	consumerGroup = "inventory"
+	orderTopic = "outbox.event.order" // of aggregate type order
+	stockTopic = "outbox.event.stock" // of aggregate type stock
+
+	inventorySlot = "walpost_inventory" // slots are the server's, and both databases are on one
 )
 
 // witness buys as a customer does, and says where the events are. It asks the tables, the slot, the topic and the consumer group;
@@ -32,26 +34,40 @@ type witness struct {
 	out                      io.Writer
 	database                 string // URL of the orders database
 	orders, relay, inventory string // URLs
-	slot                     string
 	ordersDB, inventoryDB    *pgx.Conn
+	ways                     map[string]way // by topic
 	kafka                    *kgo.Client
 	arrived                  []*kgo.Record // and not looked at yet
 	patience                 time.Duration // with each event
 }
 
-func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, cfg cdc.Config, patience time.Duration, out io.Writer) (*witness, error) {
-	w := &witness{out: out, patience: patience, slot: cfg.Source.Slot, database: pg.URL("orders")}
+// way is how events get from one service to the other.
+type way struct {
+	from    *pgx.Conn // the database with their outbox
+	slot    string
+	to, url string // the service that applies them, in the consumer group of its name
+	effect  func(ctx context.Context, event string) (string, error)
+}
+
+// newWitness gets the URLs of orders, inventory and relay.
+func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, urls [3]string, patience time.Duration, out io.Writer) (*witness, error) {
+	w := &witness{out: out, patience: patience, database: pg.URL("orders"), orders: urls[0], inventory: urls[1], relay: urls[2]}
 	var err1, err2, err3 error
 	w.ordersDB, err1 = pgx.Connect(ctx, pg.URL("orders"))
 	w.inventoryDB, err2 = pgx.Connect(ctx, pg.URL("inventory"))
-	w.kafka, err3 = kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	w.kafka, err3 = kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...), kgo.ConsumeTopics(orderTopic, stockTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err := errors.Join(err1, err2, err3); err != nil {
 		w.close()
 		return nil, err
 	}
+	w.ways = map[string]way{
+		orderTopic: {w.ordersDB, "walpost", "inventory", w.inventory, w.moved},
+		stockTopic: {w.inventoryDB, inventorySlot, saga.Group, w.orders, w.heard},
+	}
 	w.say("Up: PostgreSQL %d, an in-process Kafka, the order service, the relay, the inventory service.", pg.Major())
 	w.say("Each event is a row of the table outbox, written in the transaction of the change it tells of. The relay reads it from the WAL,")
 	w.say("puts it into Kafka, and only then confirms it to its replication slot; inventory takes it from Kafka and moves the stock.")
+	w.say("Inventory answers the same way: its outbox, the relay's second pipeline, and orders hears whether the stock is reserved.")
 	return w, nil
 }
 
@@ -89,31 +105,43 @@ func (w *witness) tellAll(ctx context.Context) error {
 	if err := w.send(ctx, "POST", w.orders+"/orders", `{"buyerId": "ada", "buyerEmail": "ada@shop.example", "items": `+items+`}`, &first); err != nil {
 		return err
 	}
-	if err := w.follow(ctx, first.ID, "OrderCreated"); err != nil {
+	if err := w.follow(ctx, orderTopic, first.ID, "OrderCreated"); err != nil {
 		return err
 	}
 	w.say("\nIt is paid")
 	if err := w.send(ctx, "POST", w.orders+"/orders/"+first.ID+"/pay", "", nil); err != nil {
 		return err
 	}
-	if err := w.follow(ctx, first.ID, "OrderPaid"); err != nil {
+	if err := w.follow(ctx, orderTopic, first.ID, "OrderPaid"); err != nil {
+		return err
+	}
+	w.say("\nThe stock answers, and it is confirmed")
+	if err := w.settle(ctx, first.ID, "StockReserved", "OrderConfirmed"); err != nil {
 		return err
 	}
 
 	w.say("\nAnother comes over SQL, placed and paid in one transaction: two events of one commit")
-	if _, err := w.buy(ctx, `[{"sku": "TEA-100", "quantity": 3, "unitPrice": "4.50"}]`); err != nil {
+	if _, err := w.buy(ctx, `[{"sku": "TEA-100", "quantity": 3, "unitPrice": "4.50"}]`, "StockReserved", "OrderConfirmed"); err != nil {
 		return err
 	}
 	w.say("\nA third one comes the same way")
-	third, err := w.buy(ctx, `[{"sku": "MUG-200", "quantity": 2, "unitPrice": "12.00"}]`)
+	third, err := w.buy(ctx, `[{"sku": "MUG-200", "quantity": 2, "unitPrice": "12.00"}]`, "StockReserved", "OrderConfirmed")
 	if err != nil {
+		return err
+	}
+	w.say("\nA fourth one wants more than there is: it gets nothing, and its money back")
+	if _, err := w.buy(ctx, `[{"sku": "MUG-200", "quantity": 1, "unitPrice": "12.00"}, {"sku": "TEA-100", "quantity": 6, "unitPrice": "4.50"}]`,
+		"StockRejected", "OrderRejected"); err != nil {
 		return err
 	}
 	w.say("\nThe third one is cancelled: what it had taken goes back")
 	if err := w.send(ctx, "POST", w.orders+"/orders/"+third+"/cancel", "", nil); err != nil {
 		return err
 	}
-	if err := w.follow(ctx, third, "OrderCancelled"); err != nil {
+	if err := w.follow(ctx, orderTopic, third, "OrderCancelled"); err != nil {
+		return err
+	}
+	if err := w.follow(ctx, stockTopic, third, "StockReleased"); err != nil {
 		return err
 	}
 	return w.compare(ctx, before)
@@ -138,6 +166,7 @@ func (w *witness) goOn(ctx context.Context) error {
 	w.say("  %s '%s' -c 'SELECT * FROM outbox_slot'", psql, w.database)
 	w.say(`  curl -s -H 'Content-Type: application/json' -d '{"buyerId": "you", "buyerEmail": "you@shop.example", "items": %s}' %s/orders`, items, w.orders)
 	w.say("  curl -s -X POST %s/orders/ORDER_ID/pay", w.orders)
+	w.say("  curl -s %s/orders/ORDER_ID/history", w.orders)
 	for {
 		record, err := w.next(ctx)
 		if err != nil {
@@ -145,7 +174,7 @@ func (w *witness) goOn(ctx context.Context) error {
 		}
 		w.say("")
 		limited, cancel := w.limit(ctx)
-		if _, err = w.commit(limited, `id::text = $1`, header(record, "id")); err == nil {
+		if _, err = w.commit(limited, record.Topic, `id::text = $1`, header(record, "id")); err == nil {
 			err = w.delivery(limited, record)
 		}
 		cancel()
@@ -158,17 +187,27 @@ func (w *witness) goOn(ctx context.Context) error {
 	}
 }
 
-// buy places and pays an order in one transaction of SQL, and follows both its events.
-func (w *witness) buy(ctx context.Context, items string) (order string, err error) {
+// buy places and pays an order in one transaction of SQL, and follows both its events, the stock's answer and what comes of it.
+func (w *witness) buy(ctx context.Context, items, answer, outcome string) (order string, err error) {
 	w.say("  SELECT pay_order(create_order('bob', 'bob@shop.example', '%s'))", items)
 	err = w.ordersDB.QueryRow(ctx, `SELECT pay_order(create_order('bob', 'bob@shop.example', $1))::text`, items).Scan(&order)
 	if err != nil {
 		return "", fmt.Errorf("order over SQL: %w", err)
 	}
-	if err := w.follow(ctx, order, "OrderCreated"); err != nil {
-		return "", err
+	for _, eventType := range []string{"OrderCreated", "OrderPaid"} {
+		if err := w.follow(ctx, orderTopic, order, eventType); err != nil {
+			return "", err
+		}
 	}
-	return order, w.follow(ctx, order, "OrderPaid")
+	return order, w.settle(ctx, order, answer, outcome)
+}
+
+// settle follows the stock's answer to a paid order, and the event of what comes of it.
+func (w *witness) settle(ctx context.Context, order, answer, outcome string) error {
+	if err := w.follow(ctx, stockTopic, order, answer); err != nil {
+		return err
+	}
+	return w.follow(ctx, orderTopic, order, outcome)
 }
 
 // send makes a request, which must succeed, and decodes the answer into answer unless that is nil.
@@ -200,21 +239,23 @@ func (w *witness) send(ctx context.Context, method, url, body string, answer any
 	return json.Unmarshal(text, answer)
 }
 
-// follow says where the event of an order's change is, one place after the other, until stock has moved.
-func (w *witness) follow(ctx context.Context, order, eventType string) error {
+// follow says where the event of a topic about an order is, one place after the other, until it has had its effect.
+func (w *witness) follow(ctx context.Context, topic, order, eventType string) error {
 	ctx, cancel := w.limit(ctx)
 	defer cancel()
-	id, err := w.commit(ctx, `aggregate_id = $1 AND event_type = $2`, order, eventType)
+	id, err := w.commit(ctx, topic, `aggregate_id = $1 AND event_type = $2`, order, eventType)
 	if err != nil {
 		return err
 	}
 	for {
-		record, err := w.next(ctx)
-		switch {
-		case err != nil:
+		for i, record := range w.arrived {
+			if header(record, "id") == id {
+				w.arrived = slices.Delete(w.arrived, i, i+1)
+				return w.delivery(ctx, record)
+			}
+		}
+		if err := w.poll(ctx); err != nil {
 			return fmt.Errorf("%s %s is committed and does not come out of Kafka: %w; the relay says: %s", eventType, id, err, w.ready(ctx, w.relay))
-		case header(record, "id") == id:
-			return w.delivery(ctx, record)
 		}
 	}
 }
@@ -223,12 +264,12 @@ func (w *witness) limit(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, w.patience, fmt.Errorf("waited %s for it", w.patience))
 }
 
-// commit says what is in the outbox, as it was committed.
-func (w *witness) commit(ctx context.Context, where string, args ...any) (id string, err error) {
+// commit says what is in the outbox of a topic's events, as it was committed.
+func (w *witness) commit(ctx context.Context, topic, where string, args ...any) (id string, err error) {
 	var eventType, order, xid, end string
 	// A commit is in the WAL a moment before other sessions see it: a fast relay can be ahead of this query.
 	err = until(ctx, func() error {
-		return w.ordersDB.QueryRow(ctx, `SELECT id::text, event_type, aggregate_id, xmin::text, pg_current_wal_flush_lsn()::text
+		return w.ways[topic].from.QueryRow(ctx, `SELECT id::text, event_type, aggregate_id, xmin::text, pg_current_wal_flush_lsn()::text
 			FROM outbox WHERE `+where, args...).Scan(&id, &eventType, &order, &xid, &end)
 	})
 	if err != nil {
@@ -241,15 +282,15 @@ func (w *witness) commit(ctx context.Context, where string, args ...any) (id str
 
 // delivery says where an event in Kafka is, that the slot and the consumer group have it behind them, and what has become of it.
 func (w *witness) delivery(ctx context.Context, record *kgo.Record) error {
-	lsn := header(record, "lsn")
+	lsn, way := header(record, "lsn"), w.ways[record.Topic]
 	w.say("    Kafka      topic %s, partition %d, offset %d; its headers: lsn %s (of its COMMIT), seq %s", record.Topic, record.Partition, record.Offset, lsn, header(record, "seq"))
 	what := fmt.Sprintf("%s %s, in Kafka at partition %d, offset %d", header(record, "type"), header(record, "id"), record.Partition, record.Offset)
 
 	var confirmed string
 	err := until(ctx, func() error {
 		var behind bool
-		err := w.ordersDB.QueryRow(ctx, `SELECT confirmed_flush_lsn::text, confirmed_flush_lsn > $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`,
-			w.slot, lsn).Scan(&confirmed, &behind)
+		err := way.from.QueryRow(ctx, `SELECT confirmed_flush_lsn::text, confirmed_flush_lsn > $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`,
+			way.slot, lsn).Scan(&confirmed, &behind)
 		if err == nil && !behind {
 			err = fmt.Errorf("its confirmed_flush_lsn is %s", confirmed)
 		}
@@ -263,24 +304,24 @@ func (w *witness) delivery(ctx context.Context, record *kgo.Record) error {
 	admin := kadm.NewClient(w.kafka)
 	var consumed int64
 	err = until(ctx, func() error {
-		offsets, err := admin.FetchOffsets(ctx, consumerGroup)
+		offsets, err := admin.FetchOffsets(ctx, way.to)
 		if err != nil {
 			return err
 		}
 		at, ok := offsets.Lookup(record.Topic, record.Partition)
 		if consumed = at.At; !ok || consumed <= record.Offset {
-			return fmt.Errorf("group %s has not committed it", consumerGroup)
+			return fmt.Errorf("group %s has not committed it", way.to)
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("%s, is not applied by inventory: %w; inventory says: %s", what, err, w.ready(ctx, w.inventory))
+		return fmt.Errorf("%s, is not applied by %s: %w; %[2]s says: %[4]s", what, way.to, err, w.ready(ctx, way.url))
 	}
-	moved, err := w.moved(ctx, header(record, "id"))
+	effect, err := way.effect(ctx, header(record, "id"))
 	if err != nil {
 		return err
 	}
-	w.say("    inventory  group %s is at offset %d: %s", consumerGroup, consumed, moved)
+	w.say("    %-9s  group %[1]s is at offset %d: %s", way.to, consumed, effect)
 	return nil
 }
 
@@ -302,22 +343,33 @@ func (w *witness) moved(ctx context.Context, event string) (string, error) {
 	return strings.Join(moved, ", "), nil
 }
 
-// compare says whether the stock is what it was before, less what paid orders bought.
+// heard says what an order is since it heard of an event.
+func (w *witness) heard(ctx context.Context, event string) (heard string, err error) {
+	err = w.ordersDB.QueryRow(ctx, `SELECT format('order %s is %s', number, status) || coalesce(', ' || amount || ' ' || currency || ' go back', '')
+		FROM order_history JOIN orders ON orders.id = order_history.order_id LEFT JOIN (SELECT order_id, amount FROM payments WHERE kind = 'refund') AS refund USING (order_id)
+		WHERE event_id::text = $1`, event).Scan(&heard)
+	if err != nil {
+		return "", fmt.Errorf("look for the event in its order's history: %w", err)
+	}
+	return heard, nil
+}
+
+// compare says whether the stock is what it was before, less what confirmed orders bought.
 func (w *witness) compare(ctx context.Context, before map[string]int64) error {
 	after, err := w.stock(ctx)
 	if err != nil {
 		return err
 	}
-	sold, err := quantities(ctx, w.ordersDB, `SELECT sku, sum(quantity)::bigint FROM order_lines JOIN orders ON id = order_id WHERE status = 'paid' GROUP BY sku`)
+	sold, err := quantities(ctx, w.ordersDB, `SELECT sku, sum(quantity)::bigint FROM order_lines JOIN orders ON id = order_id WHERE status = 'confirmed' GROUP BY sku`)
 	if err != nil {
 		return err
 	}
-	w.say("\nstock     before   in paid orders   now")
+	w.say("\nstock     before   in confirmed orders   now")
 	var wrong []error
 	for _, sku := range slices.Sorted(maps.Keys(before)) {
-		w.say("%-9s %6d %16d %5d", sku, before[sku], sold[sku], after[sku])
+		w.say("%-9s %6d %21d %5d", sku, before[sku], sold[sku], after[sku])
 		if want := before[sku] - sold[sku]; after[sku] != want {
-			wrong = append(wrong, fmt.Errorf("the stock of %s is %d and should be %d: %d before, %d in paid orders", sku, after[sku], want, before[sku], sold[sku]))
+			wrong = append(wrong, fmt.Errorf("the stock of %s is %d and should be %d: %d before, %d in confirmed orders", sku, after[sku], want, before[sku], sold[sku]))
 		}
 	}
 	if err := errors.Join(wrong...); err != nil {
@@ -343,21 +395,28 @@ func quantities(ctx context.Context, conn *pgx.Conn, sql string) (map[string]int
 	return found, err
 }
 
-// next is the next record of the topic.
+// next is the next record of either topic.
 func (w *witness) next(ctx context.Context) (*kgo.Record, error) {
 	for len(w.arrived) == 0 {
-		fetches := w.kafka.PollFetches(ctx)
-		if ctx.Err() != nil {
-			return nil, ended(ctx)
+		if err := w.poll(ctx); err != nil {
+			return nil, err
 		}
-		if err := fetches.Err(); err != nil {
-			return nil, fmt.Errorf("read topic %s: %w", topic, err)
-		}
-		w.arrived = fetches.Records()
 	}
 	record := w.arrived[0]
 	w.arrived = w.arrived[1:]
 	return record, nil
+}
+
+func (w *witness) poll(ctx context.Context) error {
+	fetches := w.kafka.PollFetches(ctx)
+	if ctx.Err() != nil {
+		return ended(ctx)
+	}
+	if err := fetches.Err(); err != nil {
+		return fmt.Errorf("read topics %s and %s: %w", orderTopic, stockTopic, err)
+	}
+	w.arrived = append(w.arrived, fetches.Records()...)
+	return nil
 }
 
 func header(record *kgo.Record, key string) string {

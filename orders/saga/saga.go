@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
@@ -36,12 +37,12 @@ func Inbox(log zerolog.Logger) inbox.Config {
 				return err
 			}
 			record.OnCommit(func() {
-				line := log.Info().Stringer("order_id", ev.OrderID).Stringer("cause", ev.ID).Str("type", ev.Type)
-				if change.EventType == "" {
-					line.Msg("heard: the order stays as it is")
-					return
+				log.Debug().Str("topic", record.Topic).Int32("partition", record.Partition).Int64("offset", record.Offset).
+					Stringer("event_id", ev.ID).Stringer("order_id", ev.OrderID).Str("type", ev.Type).Msg("event applied")
+				if change.EventType != "" {
+					log.Info().Stringer("order_id", ev.OrderID).Str("order_number", strconv.FormatInt(change.Order.Number, 10)).
+						Stringer("event_id", change.EventID).Str("type", change.EventType).Msg("order " + string(change.Order.Status))
 				}
-				line.Stringer("event_id", change.EventID).Msg("order " + string(change.Order.Status))
 			})
 			return nil
 		},
