@@ -13,7 +13,7 @@ import (
 // Entry is one thing that happened to an order.
 type Entry struct {
 	At      time.Time       `json:"at"`
-	What    string          `json:"what"`              // the type of an event, or charge or refund
+	What    string          `json:"what"`              // the type of an event, charge or refund, mail or webhook
 	EventID *uuid.UUID      `json:"eventId,omitempty"` // absent where it is no longer known
 	Detail  json.RawMessage `json:"detail"`            // an object
 }
@@ -24,6 +24,13 @@ const history = `
 		SELECT order_id, at, id AS n, what, event_id, detail FROM order_history
 		UNION ALL
 		SELECT order_id, at, NULL, kind, event_id, jsonb_build_object('amount', amount::text, 'currency', currency) FROM payments
+		UNION ALL
+		SELECT order_id, began_at, a.id, channel, event_id,
+			jsonb_build_object('kind', kind, 'to', a.recipient, 'outcome', coalesce(outcome, 'unknown'), 'answer', coalesce(answer, ''))
+		FROM notifications n JOIN notification_attempts a ON a.notification_id = n.id
+		UNION ALL
+		SELECT order_id, created_at, NULL, channel, event_id, jsonb_build_object('kind', kind, 'status', status, 'reason', reason)
+		FROM notifications WHERE status = 'SUPPRESSED'
 	) AS entry WHERE order_id = $1 ORDER BY at, n NULLS LAST`
 
 // History returns what happened to an order, the oldest first, or ErrNotFound.

@@ -34,6 +34,9 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	return &Store{pool}, nil
 }
 
+// Pool is the store's, for what else is kept beside the orders.
+func (s *Store) Pool() *pgxpool.Pool { return s.pool }
+
 // Close waits for what is using a connection and closes all.
 func (s *Store) Close() { s.pool.Close() }
 

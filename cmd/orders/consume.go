@@ -18,20 +18,26 @@ import (
 
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/orders/notify"
 	"github.com/walpost/walpost/orders/saga"
 )
 
 // groups are this service's consumer groups, each independent of the others: a new one is one entry here.
 var groups = []group{
-	{saga.Group, stockEvents, func(s shared) (inbox.Config, background) { return saga.Inbox(s.log), nil }},
+	{name: saga.Group, topic: stockEvents, open: func(s *shared) (inbox.Config, background) { return saga.Inbox(s.log), nil }},
+	{name: notify.ChannelMail, topic: orderEvents, prepare: (*notifications).prepareMail, open: (*shared).mail},
+	{name: notify.ChannelWebhook, topic: orderEvents, prepare: (*notifications).prepareWebhook, open: (*shared).webhook},
 }
 
 // A group applies the events of one topic to the orders database.
 type group struct {
 	name  string
 	topic func(kafka) string
+	// prepare checks the group's own configuration, and says which variable to set where nothing of it is there: then the group is left out,
+	// unless it was named. It may be nil.
+	prepare func(*notifications) (missing string, err error)
 	// open gives what is special about its consumer, and what runs beside it, or nil.
-	open func(shared) (inbox.Config, background)
+	open func(*shared) (inbox.Config, background)
 }
 
 // background works until ctx ends, and then returns nil.
@@ -42,6 +48,7 @@ type shared struct {
 	pool *pgxpool.Pool // of this group alone
 	reg  prometheus.Registerer
 	log  zerolog.Logger
+	told *notifications // nothing in it where a group only looks at its inbox
 }
 
 func orderEvents(k kafka) string { return k.Topic }
@@ -64,6 +71,7 @@ func (k kafka) check() error {
 
 type consume struct {
 	kafka
+	notifications
 	Groups    []string      `arg:"" optional:"" name:"group" help:"The groups to consume; all when none is named."`
 	Policy    inbox.Policy  `env:"ORDERS_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
 	Batch     int           `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
@@ -91,9 +99,29 @@ func chosen(names []string) ([]group, error) {
 	return slices.DeleteFunc(slices.Clone(groups), func(g group) bool { return !slices.Contains(names, g.name) }), nil
 }
 
+// prepared are those of the groups that are configured. A group that was named must be.
+func (c *consume) prepared(asked []group, log zerolog.Logger) (ready []group, err error) {
+	for _, g := range asked {
+		var missing string
+		var wrong error
+		if g.prepare != nil {
+			missing, wrong = g.prepare(&c.notifications)
+		}
+		switch {
+		case wrong != nil && (missing == "" || slices.Contains(c.Groups, g.name)):
+			err = errors.Join(err, wrong)
+		case wrong != nil:
+			log.Warn().Str("group", g.name).Msg("left out, for nothing says where to send: set " + missing)
+		default:
+			ready = append(ready, g)
+		}
+	}
+	return ready, err
+}
+
 // inbox is a group's consumer, all of it.
 func (g group) inbox(k kafka, s shared) (inbox.Config, background) {
-	cfg, beside := g.open(s)
+	cfg, beside := g.open(&s)
 	cfg.Brokers, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
 	cfg.Metrics = inbox.NewMetrics(prometheus.WrapRegistererWith(prometheus.Labels{"group": g.name}, s.reg), "orders_inbox", cfg.Types...)
 	return cfg, beside
@@ -117,7 +145,8 @@ func (c *cli) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
 func (c *cli) consume(ctx context.Context, stderr io.Writer) error {
 	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
 	asked, err := chosen(c.Consume.Groups)
-	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), c.Consume.check(), logErr); err != nil {
+	asked, prepareErr := c.Consume.prepared(asked, log)
+	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), c.Consume.check(), prepareErr, logErr); err != nil {
 		return err
 	}
 	log = log.With().Str("service", "orders").Logger()
@@ -135,7 +164,7 @@ func (c *cli) consume(ctx context.Context, stderr io.Writer) error {
 			return err
 		}
 		defer pool.Close()
-		cfg, beside := g.inbox(c.Consume.kafka, shared{pool, reg, log})
+		cfg, beside := g.inbox(c.Consume.kafka, shared{pool, reg, log, &c.Consume.notifications})
 		cfg.Policy, cfg.Batch, cfg.Retention = c.Consume.Policy, c.Consume.Batch, c.Consume.Retention
 		consumer, err := inbox.New(cfg)
 		if err != nil {

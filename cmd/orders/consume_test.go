@@ -54,12 +54,12 @@ func newConsumed(t *testing.T) *consumed {
 	return c
 }
 
-// start consumes in this process until stop.
-func (c *consumed) start() (log *syncBuffer, stop func()) {
+// start consumes groups in this process until stop.
+func (c *consumed) start(groups ...string) (log *syncBuffer, stop func()) {
 	log = &syncBuffer{}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, []string{"consume", "orders"}, getenv(c.env), io.Discard, log) }()
+	go func() { done <- run(ctx, append([]string{"consume"}, groups...), getenv(c.env), io.Discard, log) }()
 	stop = sync.OnceFunc(func() {
 		cancel(errors.New("terminated"))
 		if err := <-done; err != nil {
@@ -138,7 +138,7 @@ func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 	c.produce(created, "StockReserved", reserved)
 	c.produce(out, "StockRejected", rejected)
 	c.produce(last, "StockReserved", reserved)
-	log, stop := c.start()
+	log, stop := c.start("orders")
 	c.becomes(last, "confirmed")
 	c.becomes(first, "confirmed")
 	c.becomes(out, "rejected")
@@ -188,7 +188,7 @@ func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 	if got, err := c.command("replay", "--group", "orders", "--offset", "0"); err != nil {
 		t.Errorf("replay: %s (%v)", got, err)
 	}
-	c.start()
+	c.start("orders")
 	again := c.paid()
 	c.produce(again, "StockReserved", reserved)
 	c.becomes(again, "confirmed")

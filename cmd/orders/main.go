@@ -17,6 +17,7 @@ import (
 
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"
+	"github.com/walpost/walpost/orders/notify"
 	"github.com/walpost/walpost/sql"
 )
 
@@ -28,7 +29,9 @@ type cli struct {
 	LogFormat   string `env:"LOG_FORMAT" placeholder:"FORMAT" help:"json or console; the default is console on a terminal and json elsewhere."`
 
 	Serve   serve   `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
-	Consume consume `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders."`
+	Consume consume `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders, and what customers and partners are told."`
+	Mail    notices `cmd:"" help:"See the mails about orders, and have those that failed sent again."`
+	Webhook notices `cmd:"" help:"The same of webhooks."`
 	Parked  parked  `cmd:"" help:"See events that could not be applied, and decide about them."`
 	Replay  replay  `cmd:"" help:"Give a consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
 	Migrate migrate `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
@@ -68,6 +71,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	switch name := command.Command(); {
 	case strings.HasPrefix(name, "consume"):
 		return c.consume(ctx, stderr)
+	case strings.HasPrefix(name, "mail "), strings.HasPrefix(name, "webhook "):
+		return c.notices(ctx, name, stdout)
 	case strings.HasPrefix(name, "parked "):
 		return c.parked(ctx, name, stdout)
 	case name == "replay":
@@ -117,6 +122,7 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 	reg, mux := app.NewRegistry(), http.NewServeMux()
 	app.OpsRoutes(mux, reg, store.Ready)
 	orders.Routes(mux, store, reg, log)
+	notify.Routes(mux, notify.NewStore(store.Pool()), log)
 	return app.Serve(ctx, ln, app.Instrument(reg, mux), log)
 }
 

@@ -68,6 +68,6 @@ func (c *cli) operate(ctx context.Context, k kafka, name string, do func(group s
 		return err
 	}
 	defer pool.Close()
-	cfg, _ := found[0].inbox(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop()})
+	cfg, _ := found[0].inbox(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop(), &notifications{}})
 	return do(cfg.Group, inbox.NewOperator(cfg, operate.Who()))
 }

@@ -111,7 +111,7 @@ func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 			t.Error(again)
 		}
 	}
-	if done, err := s.store.Republish(t.Context(), "mail", time.Time{}, 10, func(int) {}); done != 0 || err != nil {
+	if done, err := s.store.Republish(t.Context(), "mail", epoch, 10, func(int) {}); done != 0 || err != nil {
 		t.Errorf("%d re-published after success: %v", done, err)
 	}
 	if _, err := s.owner.Exec(t.Context(), `UPDATE notifications SET status = 'PENDING', ended_at = NULL`); err == nil || !strings.Contains(err.Error(), "is sent and stays so") {
@@ -384,7 +384,7 @@ func TestATemplateThatFailsIsRecordedAndNotInTheWay(t *testing.T) {
 		t.Errorf("listed as failed: %+v, %v", list, err)
 	}
 	// Mended, it goes out when it is re-published.
-	if done, err := s.store.Republish(t.Context(), "mail", time.Time{}, 10, func(int) {}); done != 1 || err != nil {
+	if done, err := s.store.Republish(t.Context(), "mail", epoch, 10, func(int) {}); done != 1 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
 	}
 	s.send(s.channel(server.url))
@@ -406,7 +406,7 @@ func TestAddressesWithMoreThanAnAddressAreRefusedAndRecorded(t *testing.T) {
 		}
 	}
 	// Not even when somebody insists.
-	if done, err := s.store.Republish(t.Context(), "mail", time.Time{}, 100, func(int) {}); done != len(bad) || err != nil {
+	if done, err := s.store.Republish(t.Context(), "mail", epoch, 100, func(int) {}); done != len(bad) || err != nil {
 		t.Errorf("%d of %d re-published: %v", done, len(bad), err)
 	}
 	good := s.mail("OrderConfirmed", nil)

@@ -175,6 +175,15 @@ func (s *Store) whole(ctx context.Context, where string, args ...any) ([]Notific
 	return list, nil
 }
 
+// Failed counts those of a channel that FAILED and were made at since or later.
+func (s *Store) Failed(ctx context.Context, channel string, since time.Time) (n int, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT count(*) FROM notifications WHERE channel = $1 AND status = 'FAILED' AND created_at >= $2`, channel, since).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count what failed: %w", err)
+	}
+	return n, nil
+}
+
 // republishBatch is how many rows one statement of Republish takes.
 const republishBatch = 100
 

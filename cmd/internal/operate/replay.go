@@ -63,10 +63,19 @@ func (r *Replay) from() (time.Time, error) {
 	if r.From == "" {
 		return time.Time{}, nil
 	}
+	from, err := ParseTime(r.From)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("--from: %w", err)
+	}
+	return from, nil
+}
+
+// ParseTime reads a moment as people write it: to the second or finer, to the minute, or a day's first in UTC.
+func ParseTime(text string) (time.Time, error) {
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04Z07:00", time.DateOnly} {
-		if from, err := time.Parse(layout, r.From); err == nil {
-			return from, nil
+		if at, err := time.Parse(layout, text); err == nil {
+			return at, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("--from: %q is no time as 2026-11-01T00:00Z", r.From)
+	return time.Time{}, fmt.Errorf("%q is no time as 2026-11-01T00:00Z", text)
 }

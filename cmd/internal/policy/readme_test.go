@@ -19,6 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/orders"
+	"github.com/walpost/walpost/orders/notify"
 )
 
 var update = flag.Bool("update", false, "write the generated parts of README.md")
@@ -60,6 +61,7 @@ func metrics(t *testing.T) string {
 	orders.Routes(http.NewServeMux(), store, &c, zerolog.Nop())
 	inventory.NewMetrics(&c)
 	inbox.NewMetrics(&c, "orders_inbox")
+	notify.NewMetrics(&c, nil)
 	slices.Sort(c.rows)
 	return "| metric | what it is |\n|---|---|\n" + strings.Join(c.rows, "")
 }
