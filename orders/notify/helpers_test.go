@@ -1,6 +1,7 @@
 package notify_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -367,6 +368,36 @@ func (s *session) Logout() error { return nil }
 
 // talker is a server that writes one thing to whoever connects, and then no more until the other end hangs up.
 func talker(t *testing.T, says string) (server string) {
+	return listen(t, func(conn net.Conn) {
+		_, _ = io.WriteString(conn, says)
+		_, _ = io.Copy(io.Discard, conn)
+	})
+}
+
+// conversation is a server that answers each command as told, or with 250; to what it has nothing to say it hangs up.
+func conversation(t *testing.T, answers map[string]string) (server string) {
+	return listen(t, func(conn net.Conn) {
+		_, _ = io.WriteString(conn, "220 hello\r\n")
+		var writing bool
+		for lines := bufio.NewScanner(conn); lines.Scan(); {
+			command, _, _ := strings.Cut(lines.Text(), " ")
+			if writing && command != "." {
+				continue
+			}
+			answer, told := answers[command]
+			if !told {
+				answer = "250 fine"
+			}
+			if answer == "" {
+				return
+			}
+			writing = strings.HasPrefix(answer, "354")
+			_, _ = io.WriteString(conn, answer+"\r\n")
+		}
+	})
+}
+
+func listen(t *testing.T, talk func(net.Conn)) (server string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -381,8 +412,7 @@ func talker(t *testing.T, says string) (server string) {
 			}
 			talks.Go(func() {
 				defer conn.Close()
-				_, _ = io.WriteString(conn, says)
-				_, _ = io.Copy(io.Discard, conn)
+				talk(conn)
 			})
 		}
 	})

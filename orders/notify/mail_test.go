@@ -66,6 +66,7 @@ func parts(t *testing.T, l letter) map[string]string {
 func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) { m.login = "shop:s3cret+" })
+	channel := s.channel(as("shop", "s3cret+", server.url, "required"), func(c *notify.MailConfig) { c.TLS = server.tls })
 	order := s.order()
 	shipped := event("OrderShipped", order, nil)
 	if err := s.take("mail", shipped); err != nil {
@@ -74,7 +75,7 @@ func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 	if n := s.one("mail", order); n.Status != notify.Pending || n.Attempts != 0 || n.EventID.String() != shipped.ID || server.sessions != 0 {
 		t.Fatalf("before anybody sends it: %+v, and %d sessions with the mail server", n, server.sessions)
 	}
-	stop := s.send(s.channel(as("shop", "s3cret+", server.url, "required"), func(c *notify.MailConfig) { c.TLS = server.tls }))
+	stop := s.send(channel)
 	n := s.until("mail", order, notify.Sent)
 	stop()
 
@@ -131,6 +132,9 @@ func TestWhatServersDo(t *testing.T) {
 	says := func(text string) func(*testing.T) *mailServer {
 		return func(t *testing.T) *mailServer { return &mailServer{url: talker(t, text), silent: true} }
 	}
+	talks := func(answers map[string]string) func(*testing.T) *mailServer {
+		return func(t *testing.T) *mailServer { return &mailServer{url: conversation(t, answers)} }
+	}
 	const five = "deferred deferred deferred deferred deferred"
 	for name, c := range map[string]struct {
 		server   func(*testing.T) *mailServer
@@ -162,6 +166,9 @@ func TestWhatServersDo(t *testing.T) {
 		"says bytes":                  {says("220 \x00\xff\x1b[2J\r\n250\x00\r\n"), nil, notify.Failed, five, "", 0},
 		"never ends a line":           {says(strings.Repeat("2", 2<<20)), nil, notify.Failed, five, "EOF", 0},
 		"answers everything with 250": {says(strings.Repeat("250 fine\r\n", 100)), nil, notify.Failed, five, "250", 0},
+		"hangs up after the 250":      {talks(map[string]string{"DATA": "354 go on", ".": "250 queued", "QUIT": ""}), nil, notify.Sent, "sent", "250 queued", 0},
+		"knows no code":               {talks(map[string]string{"DATA": "354 go on", ".": "999 whatever"}), nil, notify.Failed, five, "999", 0},
+		"goes on where it should end": {talks(map[string]string{"DATA": "250 go on"}), nil, notify.Failed, five, "250", 0},
 		"wants another password": {
 			real(func(m *mailServer) { m.login = "shop:right" }), func(u string) string { return as("shop", "wr0ng@pass", u, "required") },
 			notify.Failed, five, "not [password], that is shop", 0,
@@ -327,6 +334,32 @@ func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
 	}
 	if a, b := got[0].message.Header.Get("Message-Id"), got[1].message.Header.Get("Message-Id"); a != b || a == "" {
 		t.Errorf("Message-Ids %s and %s", a, b)
+	}
+}
+
+// The 250 is there and the database is not: what happened is written down when it is back, by who knows it.
+func TestTheDatabaseGoesAwayBehindTheServersAnswer(t *testing.T) {
+	s := open(t)
+	gone := make(chan struct{})
+	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) {
+		m.data = func(letter) error {
+			defer close(gone)
+			_, err := s.owner.Exec(context.Background(), `ALTER TABLE notification_attempts RENAME TO elsewhere`)
+			return err
+		}
+	})
+	order := s.mail("OrderConfirmed", nil)
+	s.send(s.channel(server.url), func(c *notify.SenderConfig) { c.Lease = time.Hour })
+	<-gone
+	cdctest.Eventually(t, time.Minute, func() error { // it has tried
+		if n := scan[int](s, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND query ~ 'rollback'`); n == 0 {
+			return errors.New("nobody has tried to write it down")
+		}
+		return nil
+	})
+	s.exec(s.owner, `ALTER TABLE elsewhere RENAME TO notification_attempts`)
+	if n := s.until("mail", order, notify.Sent); outcomes(n) != "sent" || len(server.all()) != 1 {
+		t.Errorf("%d mails, %+v", len(server.all()), n)
 	}
 }
 
