@@ -283,6 +283,7 @@ func TestWhatPostgreSQLRefusesIsMalformedToo(t *testing.T) {
 	f.start(group)
 	f.waitCommitted(group, 2)
 	f.wantStock(map[string]int64{"tea": 9})
+	f.wantToldWhatMoved() // although the transaction of both has failed
 	var id, reason string
 	if err := f.pool.QueryRow(t.Context(), `SELECT event_id, reason FROM inbox_parked`).Scan(&id, &reason); err != nil ||
 		id != refused.ID || reason != "PostgreSQL refuses it: SQLSTATE 23514 never_3" {

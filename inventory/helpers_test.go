@@ -378,7 +378,13 @@ func (f *fixture) audit(start map[string]int64, events []event) {
 	if got := f.applied(); got != len(events) {
 		f.Errorf("%d events in the inbox, %d produced", got, len(events))
 	}
-	// What moved was told, and what was told moved: the same pieces, of the same order, for the same event.
+	f.wantToldWhatMoved()
+}
+
+// wantToldWhatMoved: what moved was told, and what was told moved; the same pieces, of the same order, for the same event.
+func (f *fixture) wantToldWhatMoved() {
+	f.Helper()
+	var torn int
 	if err := f.owner().QueryRow(f.Context(), `
 		WITH moved AS (
 			SELECT order_id::text, event_id::text, CASE reason WHEN 'sold' THEN 'StockReserved' WHEN 'shortage' THEN 'StockRejected' ELSE 'StockReleased' END AS what,

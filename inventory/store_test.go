@@ -3,6 +3,7 @@ package inventory_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -83,6 +84,42 @@ func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
 	if err != nil || len(shortages) != 2 || *shortages[0].Requested != 2 || *shortages[1].Requested != 1 {
 		t.Errorf("shortages %+v, %v", shortages, err)
 	}
+}
+
+// TestManyEventsAtOnceAreAsOneAfterTheOther has each event of a batch find what those before it have left.
+func TestManyEventsAtOnceAreAsOneAfterTheOther(t *testing.T) {
+	f := storeFixture(t, map[string]int64{"tea": 3, "cup": 9})
+	a, b, c, d := orderID(), orderID(), orderID(), orderID()
+	events := []event{
+		paid(a, item("tea", 2), item("cup", 1)), paid(b, item("tea", 2)), // b is short of one
+		cancelled(a, true, item("tea", 2), item("cup", 1)), cancelled(a, true, item("tea", 2)), // the second time there is nothing to give back
+		paid(c, item("tea", 3)), cancelled(b, true, item("tea", 2)), cancelled(orderID(), false, item("tea", 1)), paid(d, item("cup", 9)),
+	}
+	var all []inventory.Event
+	for _, e := range events {
+		all = append(all, e.Event)
+	}
+	var done [][]inventory.Movement
+	if err := pgx.BeginFunc(t.Context(), f.pool, func(tx pgx.Tx) (err error) {
+		done, err = f.store.Apply(t.Context(), tx, all...)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, movements := range done {
+		line := ""
+		for _, m := range movements {
+			line += fmt.Sprintf("%s %s %d ", m.Reason, m.SKU, m.Change)
+		}
+		got = append(got, strings.TrimSpace(line))
+	}
+	want := []string{"sold cup -1 sold tea -2", "shortage tea 0", "returned cup 1 returned tea 2", "", "sold tea -3", "", "", "sold cup -9"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	f.wantStock(map[string]int64{"tea": 0, "cup": 0})
+	f.wantToldWhatMoved()
 }
 
 func TestLastPieceIsSold(t *testing.T) {

@@ -3,12 +3,16 @@ package saga_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -181,4 +185,50 @@ func (s *shop) in(state string) (id uuid.UUID) {
 		s.Fatal(err)
 	}
 	return id
+}
+
+// TestPaymentsAddUpUnderLoad has buyers, the stock and the warehouse work on the same orders at once.
+func TestPaymentsAddUpUnderLoad(t *testing.T) {
+	s := open(t)
+	const orderCount, perWorker = 24, 150
+	ids := make([]uuid.UUID, orderCount)
+	for i := range ids {
+		ids[i] = s.paid()
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range perWorker {
+				id := ids[rand.IntN(len(ids))]
+				var err error
+				switch rand.IntN(8) {
+				case 0:
+					err = s.cancel(id)
+				case 1:
+					_, err = s.pool.Exec(t.Context(), `SELECT cancel_order($1)`, id)
+				case 2:
+					_, err = s.pool.Exec(t.Context(), `SELECT ship_order($1)`, id)
+				case 3, 4:
+					err = s.apply(answer(saga.StockRejected, id))
+				default:
+					err = s.apply(answer(saga.StockReserved, id))
+				}
+				// What comes too late is refused, by name; anything else is a fault.
+				var server *pgconn.PgError
+				if err != nil && !errors.As(err, new(*orders.StateError)) && (!errors.As(err, &server) || server.Code != "55000") {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var wrong, ends int
+	if err := s.owner.QueryRow(t.Context(), `SELECT count(*) FILTER (WHERE balance <> due), count(DISTINCT status) FROM order_balances`).Scan(&wrong, &ends); err != nil || wrong > 0 || ends < 3 {
+		t.Errorf("%d orders are out of balance; they ended in %d states (%v)", wrong, ends, err)
+	}
+	var torn int
+	if err := s.owner.QueryRow(t.Context(), `SELECT count(*) FROM outbox FULL JOIN (SELECT * FROM order_history WHERE what LIKE 'Order%') AS own ON event_id = outbox.id AND what = event_type
+		WHERE event_id IS NULL OR outbox.id IS NULL`).Scan(&torn); err != nil || torn > 0 {
+		t.Errorf("%d events that are in outbox or history alone (%v)", torn, err)
+	}
 }
