@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -119,6 +121,67 @@ StockRejected {}
 OrderRejected {"reason":"out_of_stock","short":[{"available":1,"requested":2,"sku":"TEA-100"}]}
 refund {"amount":"44.80","currency":"EUR"}`; got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	s.mustBeWhole()
+}
+
+// TestNoOtherArrowsThanTheDiagrams tries every change in every state.
+func TestNoOtherArrowsThanTheDiagrams(t *testing.T) {
+	s := open(t)
+	way := map[orders.Status][]string{
+		"created": {}, "paid": {"pay"}, "confirmed": {"pay", "confirm"}, "rejected": {"pay", "reject"}, "shipped": {"pay", "confirm", "ship"},
+		"completed": {"pay", "confirm", "ship", "complete"}, "cancelled": {"cancel"},
+	}
+	arrows := map[string]orders.Status{
+		"created pay": "paid", "created cancel": "cancelled", "paid confirm": "confirmed", "paid reject": "rejected", "paid cancel": "cancelled",
+		"confirmed ship": "shipped", "confirmed cancel": "cancelled", "shipped complete": "completed",
+	}
+	try := func(id uuid.UUID, step string) (err error) {
+		return pgx.BeginFunc(t.Context(), s.owner, func(tx pgx.Tx) error {
+			switch step {
+			case "confirm", "reject":
+				o, err := orders.Hear(t.Context(), tx, id, "test", uuid.Must(uuid.NewV7()), struct{}{})
+				if err == nil && step == "confirm" {
+					_, err = orders.Confirm(t.Context(), tx, o)
+				} else if err == nil {
+					_, err = orders.Reject(t.Context(), tx, o, nil)
+				}
+				return err
+			case "ship":
+				_, err = orders.Ship(t.Context(), tx, id, "")
+			default:
+				_, err = map[string]func(context.Context, pgx.Tx, uuid.UUID) (orders.Change, error){
+					"pay": orders.Pay, "complete": orders.Complete, "cancel": orders.Cancel,
+				}[step](t.Context(), tx, id)
+			}
+			return err
+		})
+	}
+	for from, steps := range way {
+		for _, step := range []string{"pay", "confirm", "reject", "ship", "complete", "cancel"} {
+			id := s.place()
+			for _, before := range steps {
+				if err := try(id, before); err != nil {
+					t.Fatalf("%s: %v", before, err)
+				}
+			}
+			err := try(id, step)
+			want, legal := arrows[string(from)+" "+step]
+			if !legal {
+				want = from
+			}
+			if is := scan[string](s, `SELECT status FROM orders WHERE id = $1`, id); (err == nil) != legal || orders.Status(is) != want || !legal && !errors.As(err, new(*orders.StateError)) {
+				t.Errorf("%s a %s order: %v, it is %s", step, from, err, is)
+			}
+			// psql knows the same arrows.
+			if step == "confirm" || step == "reject" || legal {
+				continue
+			}
+			var refused *pgconn.PgError
+			if _, err := s.owner.Exec(t.Context(), `SELECT `+step+`_order($1)`, id); !errors.As(err, &refused) || refused.Code != "55000" {
+				t.Errorf("%s_order of a %s order: %v", step, from, err)
+			}
+		}
 	}
 	s.mustBeWhole()
 }
