@@ -1,19 +1,27 @@
 // Package orders takes orders, and writes an event in the same transaction as every change of one.
 //
-//	            pay                cancel
-//	created ──────────▶ paid ──────────────▶ cancelled        OrderCreated, OrderPaid, OrderCancelled: one event for each arrow,
-//	   └──────────────────── cancel ─────────────▲            and OrderCreated for the beginning
+//	         pay         stock reserved           ship           complete
+//	created ─────▶ paid ────────────────▶ confirmed ────▶ shipped ────────▶ completed
+//	   │            │ │                       │
+//	   │            │ └─ stock rejected ──────┼──▶ rejected     the money goes back
+//	   └────────────┴──────── cancel ─────────┴──▶ cancelled    the money goes back, if it was paid
 //
-// A state without its event, or an event without its state, cannot be: Place, Pay and Cancel take the caller's transaction and write
-// both. The SQL functions create_order, pay_order and cancel_order (sql/orders) do the same from psql. What an event holds is in
-// schemas, one file per type and version, and an example of each in testdata; consumers test against these.
+// One event for each arrow (OrderPaid, OrderConfirmed, OrderRejected, OrderShipped, OrderCompleted, OrderCancelled), and OrderCreated for
+// the beginning. A state without its event, or an event without its state, cannot be: Place, Pay and the others take the caller's transaction
+// and write both. In the same transaction go the charge or the refund (table payments: a constraint lets nothing be committed that does not
+// add up to the cent), and a line of the order's history. The SQL functions create_order, pay_order, cancel_order, ship_order and
+// complete_order (sql/orders) do the same from psql. What an event holds is in schemas, one file per type and version, and an example of
+// each in testdata; consumers test against these. That the stock was reserved or not is what orders/saga hears.
 //
 // Over HTTP:
 //
 //	POST /orders               place an order: 201 and the order
 //	POST /orders/{id}/pay      200 and the order, 409 if it is not created
-//	POST /orders/{id}/cancel   200 and the order, 409 if it is cancelled already
+//	POST /orders/{id}/cancel   200 and the order, 409 if it is rejected, shipped, completed or cancelled already
+//	POST /orders/{id}/ship     200 and the order, 409 if it is not confirmed; a body may have {"trackingCode": "…"}
+//	POST /orders/{id}/complete 200 and the order, 409 if it is not shipped
 //	GET  /orders/{id}          one order
+//	GET  /orders/{id}/history  what happened to it, when, and which event told of it
 //	GET  /orders?limit=&after= the newest first; next is the value of after for the following page
 //	GET  /schemas/{name}       the JSON Schema of an event
 //

@@ -186,7 +186,7 @@ func (r *race) check(order uuid.UUID, sku string, start int64, played []string) 
 	r.Helper()
 	var balance, due string
 	var available int64
-	if err := r.ordersOwner.QueryRow(r.Context(), `SELECT status, balance::text, due::numeric(18,2)::text FROM order_balances WHERE order_id = $1`, order).Scan(&status, &balance, &due); err != nil {
+	if err := r.ordersOwner.QueryRow(r.Context(), `SELECT status, balance::text, due::text FROM order_balances WHERE order_id = $1`, order).Scan(&status, &balance, &due); err != nil {
 		r.Fatal(err)
 	}
 	if err := r.stockOwner.QueryRow(r.Context(), `SELECT available FROM stock WHERE sku = $1 AND available = (SELECT sum(change) FROM stock_movements WHERE sku = $1)`, sku).Scan(&available); err != nil {

@@ -69,7 +69,7 @@ FROM changes WHERE what = 'OrderPaid' OR what = 'OrderCancelled' AND paid_at IS 
 
 CREATE VIEW order_balances AS
 SELECT id AS order_id, number, status, currency, charged, refunded, charged - refunded AS balance,
-    CASE WHEN status IN ('created', 'rejected', 'cancelled') THEN 0 ELSE total END AS due
+    CASE WHEN status IN ('created', 'rejected', 'cancelled') THEN 0.00 ELSE total END AS due
 FROM orders CROSS JOIN LATERAL (
     SELECT coalesce(sum(amount) FILTER (WHERE kind = 'charge'), 0) AS charged, coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0) AS refunded
     FROM payments WHERE order_id = orders.id) AS paid;
