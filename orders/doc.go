@@ -23,6 +23,7 @@
 //	GET  /orders/{id}          one order
 //	GET  /orders/{id}/history  what happened to it, when, and which event told of it
 //	GET  /orders?limit=&after= the newest first; next is the value of after for the following page
+//	GET  /statistics?from=&to= what was sold, per day and product: package statistics counts it
 //	GET  /schemas/{name}       the JSON Schema of an event
 //
 // Amounts are decimal strings with at most two places ("19.90") and exact everywhere. Errors are problem+json (RFC 9457); 400 is a

@@ -49,6 +49,7 @@ func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zer
 		"/orders/{id}/ship":     {"POST": a.ship},
 		"/orders/{id}/complete": {"POST": a.change(Complete)},
 		"/orders/{id}/history":  {"GET": a.history},
+		"/statistics":           {"GET": a.statistics},
 		"/schemas/{name}":       {"GET": a.schema},
 	})
 	mux.Handle("/", answer(log, func(http.ResponseWriter, *http.Request) error { return problem{Status: http.StatusNotFound} }))

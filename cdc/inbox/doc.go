@@ -33,7 +33,7 @@
 //   - Who claims a partition, when it is assigned, raises the epoch of its row; a transaction under an older one is
 //     refused. So a process that has slept through a rebalance applies nothing behind its successor's back, and one that
 //     the group does not know claims nothing. A frozen process's open transaction is ended by the server within 5 s.
-//   - What follows from the topic alone can be made anew from it: Operator.Rebuild applies the whole topic to emptied
+//   - What follows from the topic alone can be made anew from it: Held.Rebuild applies the whole topic to emptied
 //     tables, in one transaction, and the inbox then knows all of it. The consumer waits and goes on behind it.
 //
 // # What is remembered, and how long

@@ -14,32 +14,45 @@ import (
 
 // Rebuilt is what a rebuild found on the topic.
 type Rebuilt struct {
-	Applied    int // events, each once
-	Duplicates int // further copies of them
-	Aside      int // parked, dropped, or behind a parked event of their key: they stay where they are
-	Refused    int // cannot be applied: left to the consumer and its policy, unless it has passed them already
-	Others     int // of types that are not handled, and records that cannot be read
+	Applied    int  // events, each once
+	Duplicates int  // further copies of them
+	Aside      int  // parked, dropped, or behind a parked event of their key: they stay where they are
+	Refused    int  // cannot be applied: left to the consumer and its policy, unless it has passed them already
+	Others     int  // of types that are not handled, and records that cannot be read
+	Cut        bool // records are missing at the beginning
 }
 
 // ErrCut is returned when the topic no longer has the records it began with.
 var ErrCut = errors.New("the topic no longer reaches back to its first event")
 
-// Hold keeps the group's consumers from applying anything until tx ends, running or not. They try again meanwhile.
-func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Exec(ctx, `SELECT FROM inbox_partitions WHERE consumer_group = $1 AND topic = $2 ORDER BY partition FOR UPDATE`, o.cfg.Group, o.cfg.Topic); err != nil {
-		return fmt.Errorf("hold the consumers of group %s: %w", o.cfg.Group, err)
-	}
-	return nil
+// Held is a consumer group that applies nothing until a transaction ends.
+type Held struct {
+	*Operator
+	tx   pgx.Tx
+	days days
 }
 
-// Rebuild applies every event of the topic, from its beginning to its end as of now, in tx, whether or not the inbox knows
-// it, and marks it there, so that whoever reads it afterwards finds a duplicate. Before that, tx must have called Hold, then
-// locked what Handle writes against a redrive, and emptied it; when tx rolls back, nothing has happened. The error is
-// ErrCut when records are missing at the beginning, unless partial allows it. progress is told how many records of how
-// many have been read.
-func (o *Operator) Rebuild(ctx context.Context, tx pgx.Tx, partial bool, progress func(done, of int64)) (Rebuilt, error) {
+// Hold keeps the group's consumers, running or not, from applying anything until tx ends. They try again meanwhile.
+func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) (*Held, error) {
+	h := &Held{Operator: o, tx: tx}
+	// Not in tx, whose end others would wait for.
+	if err := o.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day FROM inbox_maintain($1, NULL)`, daysAhead).Scan(&h.days.first, &h.days.last); err != nil {
+		return nil, fmt.Errorf("make the inbox's partitions: %w", err)
+	}
+	if _, err := tx.Exec(ctx, `SELECT FROM inbox_partitions WHERE consumer_group = $1 AND topic = $2 ORDER BY partition FOR UPDATE`, o.cfg.Group, o.cfg.Topic); err != nil {
+		return nil, fmt.Errorf("hold the consumers of group %s: %w", o.cfg.Group, err)
+	}
+	return h, nil
+}
+
+// Rebuild applies every event of the topic, from its beginning to its end as of now, in the transaction, whether or not
+// the inbox knows it, and marks it there, so that whoever reads it afterwards finds a duplicate. Before that, what Handle
+// writes must have been locked, against a redrive, and emptied; when the transaction rolls back, nothing has happened. The
+// error is ErrCut when records are missing at the beginning, unless partial allows it. progress is told how many records
+// of how many have been read.
+func (h *Held) Rebuild(ctx context.Context, partial bool, progress func(done, of int64)) (Rebuilt, error) {
 	var done Rebuilt
-	from, to, err := o.extent(ctx)
+	from, to, err := h.extent(ctx)
 	if err != nil {
 		return done, err
 	}
@@ -51,35 +64,32 @@ func (o *Operator) Rebuild(ctx context.Context, tx pgx.Tx, partial bool, progres
 		}
 		of += to[p] - from[p]
 	}
-	if len(cut) > 0 && !partial {
+	done.Cut = len(cut) > 0
+	if done.Cut && !partial {
 		slices.Sort(cut)
-		return done, fmt.Errorf("%w: %s, %s", ErrCut, o.cfg.Topic, strings.Join(cut, ", "))
+		return done, fmt.Errorf("%w: %s, %s", ErrCut, h.cfg.Topic, strings.Join(cut, ", "))
 	}
-	var d days
-	if err := o.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day FROM inbox_maintain($1, NULL)`, daysAhead).Scan(&d.first, &d.last); err != nil {
-		return done, fmt.Errorf("make the inbox's partitions: %w", err)
-	}
-	if _, err := tx.Exec(ctx, `CREATE TEMP TABLE inbox_rebuilt (event_id text PRIMARY KEY) ON COMMIT DROP`); err != nil {
+	if _, err := h.tx.Exec(ctx, `CREATE TEMP TABLE inbox_rebuilt (event_id text PRIMARY KEY) ON COMMIT DROP`); err != nil {
 		return done, fmt.Errorf("make a table of what is rebuilt: %w", err)
 	}
-	err = o.read(ctx, from, to, func(_ int32, records []*kgo.Record) error {
+	err = h.read(ctx, from, to, func(_ int32, records []*kgo.Record) error {
 		var events []Event
 		for _, record := range records {
 			if record.Attrs.IsControl() {
 				continue
 			}
 			ev := newEvent(record)
-			switch known := len(o.cfg.Types) == 0 || slices.Contains(o.cfg.Types, ev.Type); {
+			switch known := len(h.cfg.Types) == 0 || slices.Contains(h.cfg.Types, ev.Type); {
 			case !known:
 				done.Others++
-			case ev.check(o.cfg.Types, 0, d.last) != nil:
+			case ev.check(h.cfg.Types, 0, h.days.last) != nil:
 				done.Refused++
 			default:
 				events = append(events, ev)
 			}
 		}
-		for batch := range slices.Chunk(events, o.cfg.Batch) {
-			if err := o.again(ctx, tx, batch, d, &done); err != nil {
+		for batch := range slices.Chunk(events, h.cfg.Batch) {
+			if err := h.again(ctx, batch, &done); err != nil {
 				return err
 			}
 		}
@@ -90,7 +100,7 @@ func (o *Operator) Rebuild(ctx context.Context, tx pgx.Tx, partial bool, progres
 	if err != nil {
 		return done, err
 	}
-	return done, o.decide(ctx, tx, "rebuild", fmt.Sprintf("from topic %s: %+v", o.cfg.Topic, done))
+	return done, h.decide(ctx, h.tx, "rebuild", fmt.Sprintf("from topic %s: %+v", h.cfg.Topic, done))
 }
 
 // extent is where each partition of the topic begins and ends. Behind an open transaction it ends for us.
@@ -122,8 +132,8 @@ func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err er
 }
 
 // again applies what is neither set aside nor applied in this rebuild.
-func (o *Operator) again(ctx context.Context, tx pgx.Tx, events []Event, d days, done *Rebuilt) error {
-	aside, err := o.aside(ctx, tx, events)
+func (h *Held) again(ctx context.Context, events []Event, done *Rebuilt) error {
+	aside, err := h.aside(ctx, events)
 	if err != nil {
 		return err
 	}
@@ -133,7 +143,7 @@ func (o *Operator) again(ctx context.Context, tx pgx.Tx, events []Event, d days,
 			ids = append(ids, ev.ID)
 		}
 	}
-	rows, _ := tx.Query(ctx, `INSERT INTO inbox_rebuilt SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING event_id`, ids)
+	rows, _ := h.tx.Query(ctx, `INSERT INTO inbox_rebuilt SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING event_id`, ids)
 	first, err := set(rows, "note what is rebuilt")
 	if err != nil {
 		return err
@@ -154,12 +164,12 @@ func (o *Operator) again(ctx context.Context, tx pgx.Tx, events []Event, d days,
 		return nil
 	}
 	apply := func(events ...Event) error {
-		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-			remembered := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { day := ev.day(); return 0 < day && day < d.first })
-			if _, err := o.effects.mark(ctx, tx, remembered); err != nil {
+		return pgx.BeginFunc(ctx, h.tx, func(tx pgx.Tx) error {
+			remembered := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { day := ev.day(); return 0 < day && day < h.days.first })
+			if _, err := h.effects.mark(ctx, tx, remembered); err != nil {
 				return err
 			}
-			return o.effects.make(ctx, tx, events)
+			return h.effects.make(ctx, tx, events)
 		})
 	}
 	if err := apply(fresh...); err == nil {
@@ -180,16 +190,16 @@ func (o *Operator) again(ctx context.Context, tx pgx.Tx, events []Event, d days,
 }
 
 // aside returns which of the events a rebuild must leave alone.
-func (o *Operator) aside(ctx context.Context, tx pgx.Tx, events []Event) (map[string]bool, error) {
+func (h *Held) aside(ctx context.Context, events []Event) (map[string]bool, error) {
 	ids, days, keys := make([]string, len(events)), make([]int, len(events)), make([][]byte, len(events))
 	for i, ev := range events {
 		ids[i], days[i], keys[i] = ev.ID, ev.day(), ev.Key
 	}
-	rows, _ := tx.Query(ctx, `
+	rows, _ := h.tx.Query(ctx, `
 		SELECT event_id FROM unnest($3::text[], $4::integer[], $5::bytea[]) AS asked (event_id, event_day, key)
 		WHERE EXISTS (SELECT FROM inbox_parked p WHERE p.consumer = $1 AND p.event_id = asked.event_id AND p.status <> 'redriven')
 		OR EXISTS (SELECT FROM inbox_parked_keys k WHERE k.consumer = $1 AND k.topic = $2 AND k.key = asked.key)
 			AND NOT EXISTS (SELECT FROM inbox i WHERE i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day = asked.event_day)`,
-		o.cfg.Consumer, o.cfg.Topic, ids, days, keys)
+		h.cfg.Consumer, h.cfg.Topic, ids, days, keys)
 	return set(rows, "look for events that are set aside")
 }

@@ -22,7 +22,8 @@ func (f *fixture) rebuild(ctx context.Context, partial bool, locked func(), prog
 	cfg.Batch, cfg.Types = 7, []string{"Thing"}
 	o := inbox.NewOperator(cfg, "ada")
 	err = pgx.BeginFunc(ctx, f.pool, func(tx pgx.Tx) error {
-		if err := o.Hold(ctx, tx); err != nil {
+		held, err := o.Hold(ctx, tx)
+		if err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `LOCK TABLE effects IN SHARE ROW EXCLUSIVE MODE`); err != nil {
@@ -32,7 +33,7 @@ func (f *fixture) rebuild(ctx context.Context, partial bool, locked func(), prog
 			return err
 		}
 		locked()
-		done, err = o.Rebuild(ctx, tx, partial, progress)
+		done, err = held.Rebuild(ctx, partial, progress)
 		return err
 	})
 	return done, err
@@ -132,7 +133,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("b", append(ids[5:10:10], old, ids[14])...)
-	if got := scan[string](f, `SELECT what FROM inbox_decisions WHERE command = 'rebuild' ORDER BY id DESC LIMIT 1`); !strings.Contains(got, "Applied:14 Duplicates:1 Aside:1") {
+	if got := scan[string](f, `SELECT what FROM inbox_decisions WHERE command = 'rebuild' ORDER BY id DESC LIMIT 1`); !strings.Contains(got, "Applied:14 Duplicates:1 Aside:1 Refused:0 Others:1 Cut:false") {
 		t.Errorf("recorded: %s", got)
 	}
 }
@@ -181,7 +182,7 @@ func TestRebuildRefusesATopicThatHasLostItsBeginning(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	done, err := f.rebuild(t.Context(), true, nothing, quiet)
-	if err != nil || done.Applied != 4 {
+	if err != nil || done.Applied != 4 || !done.Cut {
 		t.Errorf("partial: %+v (%v)", done, err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders/notify"
 	"github.com/walpost/walpost/orders/saga"
+	"github.com/walpost/walpost/orders/statistics"
 )
 
 // groups are this service's consumer groups, each independent of the others: a new one is one entry here.
@@ -27,6 +28,7 @@ var groups = []group{
 	{name: saga.Group, topic: stockEvents, open: func(s *shared) (inbox.Config, background) { return saga.Inbox(s.log), nil }},
 	{name: notify.ChannelMail, topic: orderEvents, prepare: (*notifications).prepareMail, open: (*shared).mail},
 	{name: notify.ChannelWebhook, topic: orderEvents, prepare: (*notifications).prepareWebhook, open: (*shared).webhook},
+	{name: statistics.Group, topic: orderEvents, open: func(*shared) (inbox.Config, background) { return statistics.Inbox(), nil }},
 }
 
 // A group applies the events of one topic to the orders database.

@@ -28,14 +28,15 @@ type cli struct {
 	LogLevel    string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
 	LogFormat   string `env:"LOG_FORMAT" placeholder:"FORMAT" help:"json or console; the default is console on a terminal and json elsewhere."`
 
-	Serve   serve   `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
-	Consume consume `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders, and what customers and partners are told."`
-	Mail    notices `cmd:"" help:"See the mails about orders, and have those that failed sent again."`
-	Webhook notices `cmd:"" help:"The same of webhooks."`
-	Parked  parked  `cmd:"" help:"See events that could not be applied, and decide about them."`
-	Replay  replay  `cmd:"" help:"Give a consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
-	Migrate migrate `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
-	Version version `cmd:"" help:"Print the build's version."`
+	Serve      serve              `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
+	Consume    consume            `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders, what customers and partners are told, and the statistics."`
+	Mail       notices            `cmd:"" help:"See the mails about orders, and have those that failed sent again."`
+	Webhook    notices            `cmd:"" help:"The same of webhooks."`
+	Parked     parked             `cmd:"" help:"See events that could not be applied, and decide about them."`
+	Replay     replay             `cmd:"" help:"Give a consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
+	Statistics statisticsCommands `cmd:"" help:"What was sold, per day and product."`
+	Migrate    migrate            `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
+	Version    version            `cmd:"" help:"Print the build's version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
@@ -75,6 +76,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return c.notices(ctx, name, stdout)
 	case strings.HasPrefix(name, "parked "):
 		return c.parked(ctx, name, stdout)
+	case strings.HasPrefix(name, "statistics "):
+		return c.statistics(ctx, name, stdout, stderr)
 	case name == "replay":
 		return c.replay(ctx, stdout)
 	}

@@ -28,16 +28,16 @@ type replay struct {
 
 func (c *cli) parked(ctx context.Context, command string, stdout io.Writer) error {
 	if c.Parked.Group != "" || command != "parked list" {
-		return c.operate(ctx, c.Parked.kafka, c.Parked.Group, func(_ string, operator *inbox.Operator) error {
-			return c.Parked.Run(ctx, command, "orders", operator, stdout)
+		return c.operate(ctx, c.Parked.kafka, c.Parked.Group, func(cfg inbox.Config) error {
+			return c.Parked.Run(ctx, command, "orders", inbox.NewOperator(cfg, operate.Who()), stdout)
 		})
 	}
 	for _, name := range groupNames() {
 		if !c.Parked.List.JSON {
 			fmt.Fprintf(stdout, "group %s\n", name)
 		}
-		if err := c.operate(ctx, c.Parked.kafka, name, func(_ string, operator *inbox.Operator) error {
-			return c.Parked.Run(ctx, command, "orders", operator, stdout)
+		if err := c.operate(ctx, c.Parked.kafka, name, func(cfg inbox.Config) error {
+			return c.Parked.Run(ctx, command, "orders", inbox.NewOperator(cfg, operate.Who()), stdout)
 		}); err != nil {
 			return err
 		}
@@ -49,13 +49,13 @@ func (c *cli) replay(ctx context.Context, stdout io.Writer) error {
 	if err := errors.Join(c.Replay.Check(), c.Replay.check()); err != nil {
 		return err
 	}
-	return c.operate(ctx, c.Replay.kafka, c.Replay.Group, func(group string, operator *inbox.Operator) error {
-		return c.Replay.Run(ctx, group, operator, stdout)
+	return c.operate(ctx, c.Replay.kafka, c.Replay.Group, func(cfg inbox.Config) error {
+		return c.Replay.Run(ctx, cfg.Group, inbox.NewOperator(cfg, operate.Who()), stdout)
 	})
 }
 
-// operate looks at a group's inbox as its consumer would fill it.
-func (c *cli) operate(ctx context.Context, k kafka, name string, do func(group string, operator *inbox.Operator) error) error {
+// operate works on a group's inbox as its consumer would fill it.
+func (c *cli) operate(ctx context.Context, k kafka, name string, do func(inbox.Config) error) error {
 	if name == "" {
 		return fmt.Errorf("say of which group: --group with one of %s", strings.Join(groupNames(), ", "))
 	}
@@ -69,5 +69,5 @@ func (c *cli) operate(ctx context.Context, k kafka, name string, do func(group s
 	}
 	defer pool.Close()
 	cfg, _ := found[0].inbox(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop(), &notifications{}})
-	return do(cfg.Group, inbox.NewOperator(cfg, operate.Who()))
+	return do(cfg)
 }

@@ -10,3 +10,4 @@ GRANT SELECT, INSERT, UPDATE ON inbox_partitions, inbox_parked TO :service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON inbox_parked_keys TO :service; -- UPDATE is what a row lock asks for
 GRANT EXECUTE ON FUNCTION inbox_maintain TO :service;
 GRANT SELECT, INSERT, UPDATE ON notifications, notification_attempts, customer_notifications TO :service;
+GRANT SELECT, INSERT, UPDATE, DELETE ON statistics, statistics_orders, statistics_since TO :service;

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/orders/statistics"
+)
+
+// withOrderEvents gives c the topic of order events as well, and what every group needs. Nobody answers where mails and
+// webhooks go: a consumer never asks.
+func (c *consumed) withOrderEvents() (topic string) {
+	c.Helper()
+	topic = cdctest.Name(c, "order")
+	cdctest.CreateTopic(c, strings.Split(c.env["ORDERS_KAFKA_BROKERS"], ","), topic, 1)
+	c.env["ORDERS_TOPIC"] = topic
+	c.env["ORDERS_SMTP_URL"], c.env["ORDERS_MAIL_FROM"], c.env["ORDERS_CATALOG_URL"] = "smtp://127.0.0.1:1", "shop@shop.example", c.env["ORDERS_DATABASE_URL"]
+	c.env["ORDERS_WEBHOOK_URL"], c.env["ORDERS_WEBHOOK_SECRET"] = "http://127.0.0.1:1", "sixteen bytes or more"
+	return topic
+}
+
+func TestStatisticsAreShownAndRebuiltByCommand(t *testing.T) {
+	c := newConsumed(t)
+	topic := c.withOrderEvents()
+	relay := func() {
+		t.Helper()
+		rows, _ := c.conn.Query(t.Context(), `SELECT id::text, aggregate_id, event_type, payload::text FROM outbox ORDER BY payload->>'occurredAt'`)
+		var id, key, eventType, value string
+		if _, err := pgx.ForEachRow(rows, []any{&id, &key, &eventType, &value}, func() error {
+			return c.client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Key: []byte(key), Value: []byte(value), Headers: []kgo.RecordHeader{
+				{Key: "id", Value: []byte(id)}, {Key: "type", Value: []byte(eventType)},
+			}}).FirstErr()
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.paid()
+	if _, err := c.conn.Exec(t.Context(), `SELECT cancel_order($1)`, c.paid()); err != nil {
+		t.Fatal(err)
+	}
+	day := time.Now().UTC().Format(time.DateOnly)
+	empty, err := c.command("statistics", "show")
+	if err != nil || strings.Count(empty, "\n") != 1 {
+		t.Errorf("%s (%v)", empty, err)
+	}
+	if _, err := c.command("statistics", "rebuild"); err == nil || !strings.Contains(err.Error(), "order 100001, paid at ") || !strings.Contains(err.Error(), "--partial") {
+		t.Errorf("of an empty topic: %v", err)
+	}
+	relay()
+	relay()
+	got, err := c.command("statistics", "rebuild")
+	if err != nil || got != "3 events counted, 3 copies of them skipped, 4 of other types\n" {
+		t.Errorf("%s (%v)", got, err)
+	}
+	got, err = c.command("statistics", "show")
+	if line := strings.Join(strings.Fields(strings.TrimPrefix(got, empty[:3])), " "); err != nil || !strings.HasSuffix(line, day+" tea 2 4 79.60 1 2 39.80 EUR") {
+		t.Errorf("%s (%v)", got, err)
+	}
+	got, err = c.command("statistics", "show", "--json", "--day", day)
+	if err != nil || !strings.Contains(got, `"returnedRevenue": "39.80"`) || strings.Contains(got, "since") {
+		t.Errorf("%s (%v)", got, err)
+	}
+	if got, err = c.command("statistics", "show", "--day", "2020-02-29"); err != nil || strings.Count(got, "\n") != 1 {
+		t.Errorf("%s (%v)", got, err)
+	}
+	if _, err := c.command("statistics", "show", "--from", "yesterday"); err == nil || !strings.Contains(err.Error(), "from must be a day") {
+		t.Errorf("got %v", err)
+	}
+	// The first events are gone with their topic: the new one begins with another order.
+	c.env["ORDERS_TOPIC"], c.env["ORDERS_GROUP_PREFIX"] = c.topic, "other."
+	if got, err = c.command("statistics", "rebuild", "--partial"); err != nil || !strings.Contains(got, "the topic has lost its beginning") {
+		t.Errorf("%s (%v)", got, err)
+	}
+	if got, err = c.command("statistics", "show"); err != nil || !strings.Contains(got, "since "+day+" only") {
+		t.Errorf("%s (%v)", got, err)
+	}
+}
+
+// TestStoppingOneGroupDelaysNoOther holds each group in turn where it would write, while all run in one process.
+func TestStoppingOneGroupDelaysNoOther(t *testing.T) {
+	c := newConsumed(t)
+	topic := c.withOrderEvents()
+	ctx, cancel := context.WithCancel(context.Background())
+	done, log := make(chan error, 1), &syncBuffer{}
+	go func() { done <- run(ctx, []string{"consume"}, getenv(c.env), io.Discard, log) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil || t.Failed() {
+			t.Errorf("consume: %v\n%s", err, log)
+		}
+	}()
+	var sent int64
+	// Every group moves for an event of a type that none knows: it is recorded.
+	send := func() {
+		t.Helper()
+		sent++
+		for _, to := range []string{topic, c.topic} {
+			if err := c.client.ProduceSync(t.Context(), &kgo.Record{Topic: to, Key: []byte("k"), Headers: []kgo.RecordHeader{
+				{Key: "id", Value: []byte(uuid.Must(uuid.NewV7()).String())}, {Key: "type", Value: []byte("NeverHeardOf")},
+			}}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	moved := func(db interface {
+		QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	}, group string,
+	) error {
+		var next int64
+		err := db.QueryRow(t.Context(), `SELECT coalesce(max(next_offset), 0) FROM inbox_partitions WHERE consumer_group = $1`, c.env["ORDERS_GROUP_PREFIX"]+group).Scan(&next)
+		if err == nil && next != sent {
+			err = fmt.Errorf("group %s is at %d of %d", group, next, sent)
+		}
+		return err
+	}
+	all := func(but string) {
+		t.Helper()
+		cdctest.Eventually(t, time.Minute, func() error {
+			var errs []error
+			for _, name := range groupNames() {
+				if name != but {
+					errs = append(errs, moved(c.conn, name))
+				}
+			}
+			return errors.Join(errs...)
+		})
+	}
+	send()
+	all("")
+	for _, held := range groupNames() {
+		tx, err := c.conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(t.Context(), `SELECT FROM inbox_partitions WHERE consumer_group = $1 FOR UPDATE`, c.env["ORDERS_GROUP_PREFIX"]+held); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			send()
+			all(held)
+		}
+		if moved(tx, held) == nil {
+			t.Errorf("group %s was not held at all", held)
+		}
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		all("")
+	}
+	if len(groupNames()) != 4 || groupNames()[3] != statistics.Group {
+		t.Errorf("groups: %v", groupNames())
+	}
+}

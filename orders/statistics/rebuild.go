@@ -1,0 +1,77 @@
+package statistics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc/inbox"
+)
+
+// Rebuild empties the statistics and counts the whole topic again, in one transaction: until it is done others see what was
+// there before, and when it fails, or its process is killed, that is what stays. The group's consumers may run; they wait
+// meanwhile and go on behind it. cfg is Inbox, filled in; by is who is asked afterwards. A topic that has lost its
+// beginning is an error, inbox.ErrCut, unless partial.
+func Rebuild(ctx context.Context, cfg inbox.Config, by string, partial bool, progress func(done, of int64)) (inbox.Rebuilt, error) {
+	operator := inbox.NewOperator(cfg, by)
+	var done inbox.Rebuilt
+	err := pgx.BeginFunc(ctx, cfg.Pool, func(tx pgx.Tx) error {
+		// A rebuild that is frozen does not hold its group for ever.
+		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = '60s'`); err != nil {
+			return fmt.Errorf("begin the rebuild: %w", err)
+		}
+		held, err := operator.Hold(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+			LOCK TABLE statistics, statistics_orders, statistics_since IN SHARE ROW EXCLUSIVE MODE;
+			DELETE FROM statistics; DELETE FROM statistics_orders; DELETE FROM statistics_since`); err != nil {
+			return fmt.Errorf("empty the statistics: %w", err)
+		}
+		if partial {
+			if _, err := tx.Exec(ctx, `INSERT INTO statistics_since VALUES ('-infinity')`); err != nil {
+				return fmt.Errorf("allow for a beginning that is missing: %w", err)
+			}
+		}
+		if done, err = held.Rebuild(ctx, partial, progress); err != nil {
+			return err
+		}
+		err = reachesBack(ctx, tx)
+		done.Cut = done.Cut || errors.Is(err, inbox.ErrCut)
+		switch {
+		case err != nil && !(done.Cut && partial):
+			return err
+		case !done.Cut:
+			_, err = tx.Exec(ctx, `DELETE FROM statistics_since`)
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE statistics_since SET since = (SELECT coalesce(min(paid_on), (now() AT TIME ZONE 'UTC')::date) FROM statistics_orders)`); err != nil {
+			return fmt.Errorf("note where the statistics begin: %w", err)
+		}
+		return nil
+	})
+	return done, err
+}
+
+// reachesBack asks for the first order that was paid. A topic that was made anew begins at offset 0 without it.
+func reachesBack(ctx context.Context, tx pgx.Tx) error {
+	var number int64
+	var paidAt time.Time
+	var counted bool
+	err := tx.QueryRow(ctx, `SELECT number, paid_at, EXISTS (SELECT FROM statistics_orders WHERE order_id = id) FROM orders
+		WHERE paid_at IS NOT NULL ORDER BY number LIMIT 1`).Scan(&number, &paidAt, &counted)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for the first paid order: %w", err)
+	case !counted:
+		return fmt.Errorf("%w: order %d, paid at %s, was the first, and its %s was not found there, or cannot be counted",
+			inbox.ErrCut, number, paidAt.UTC().Format(time.RFC3339), paid)
+	}
+	return nil
+}
