@@ -29,8 +29,8 @@ const history = `
 			jsonb_build_object('kind', kind, 'to', a.recipient, 'outcome', coalesce(outcome, 'unknown'), 'answer', coalesce(answer, ''))
 		FROM notifications n JOIN notification_attempts a ON a.notification_id = n.id
 		UNION ALL
-		SELECT order_id, created_at, NULL, channel, event_id, jsonb_build_object('kind', kind, 'status', status, 'reason', reason)
-		FROM notifications WHERE status = 'SUPPRESSED'
+		SELECT order_id, ended_at, NULL, channel, event_id, jsonb_build_object('kind', kind, 'status', status, 'reason', reason)
+		FROM notifications WHERE status IN ('SUPPRESSED', 'FAILED')
 	) AS entry WHERE order_id = $1 ORDER BY at, n NULLS LAST`
 
 // History returns what happened to an order, the oldest first, or ErrNotFound.

@@ -2,16 +2,21 @@ package notify_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/orders"
 	"github.com/walpost/walpost/orders/notify"
@@ -122,6 +127,39 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 	}
 	if done, err := s.store.Republish(t.Context(), "mail", epoch, 1000, func(int) {}); done != 0 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
+	}
+}
+
+// The order service's own examples are read, every line of them.
+func TestTheExamplesOfTheOrderServiceAreTold(t *testing.T) {
+	s := open(t)
+	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
+	s.send(s.channel(server.url))
+	for name, want := range map[string]string{"order_confirmed": "confirmed", "order_rejected": "cannot be delivered", "order_shipped": "on its way"} {
+		value, err := os.ReadFile("../testdata/" + name + ".v1.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var head struct {
+			EventID, OrderID, OrderNumber, EventType string
+			TotalAmount                              orders.Money
+		}
+		if err := json.Unmarshal(value, &head); err != nil {
+			t.Fatal(err)
+		}
+		s.exec(s.owner, `INSERT INTO orders (id, buyer_id, buyer_email, total, currency) VALUES ($1, 'b', 'b@shop.example', 0, 'EUR') ON CONFLICT DO NOTHING`, head.OrderID)
+		if err := s.take("mail", inbox.Event{ID: head.EventID, Type: head.EventType, Value: value}); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		cdctest.Eventually(t, time.Minute, func() error {
+			list, err := s.store.ByOrder(t.Context(), "mail", uuid.MustParse(head.OrderID))
+			if err == nil && !slices.ContainsFunc(list, func(n notify.Notification) bool {
+				return n.Status == notify.Sent && n.EventID.String() == head.EventID && strings.Contains(n.Subject, want) && strings.Contains(n.Text, head.TotalAmount.String())
+			}) {
+				err = fmt.Errorf("not there: %+v", list)
+			}
+			return err
+		})
 	}
 }
 

@@ -233,6 +233,7 @@ type mailServer struct {
 	tls *tls.Config // for the client, to trust it
 
 	silent bool // it is none, and answers late or never
+	smtps  bool // TLS from the first byte
 
 	mu       sync.Mutex
 	taken    []letter
@@ -276,6 +277,9 @@ func startMailServer(t *testing.T, address string, change func(*mailServer)) *ma
 		t.Fatal(err)
 	}
 	served := make(chan struct{})
+	if m.smtps {
+		ln = tls.NewListener(ln, server.TLSConfig)
+	}
 	go func() {
 		defer close(served)
 		_ = server.Serve(ln)
@@ -285,6 +289,9 @@ func startMailServer(t *testing.T, address string, change func(*mailServer)) *ma
 		<-served
 	})
 	m.url = "smtp://" + ln.Addr().String() + "?starttls=never"
+	if m.smtps {
+		m.url = "smtps://" + ln.Addr().String()
+	}
 	return m
 }
 
@@ -439,7 +446,9 @@ func as(user, password, server, starttls string) string {
 	if err != nil {
 		panic(err)
 	}
-	u.User, u.RawQuery = url.UserPassword(user, password), "starttls="+starttls
+	if u.User = url.UserPassword(user, password); starttls != "" {
+		u.RawQuery = "starttls=" + starttls
+	}
 	return u.String()
 }
 

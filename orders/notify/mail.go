@@ -169,7 +169,11 @@ func (m *Mail) deliver(ctx context.Context, n *task) (string, error) {
 		mail.WithTLSConfig(m.tls()),
 	}
 	if m.user != "" {
-		options = append(options, mail.WithSMTPAuth(mail.SMTPAuthAutoDiscover), mail.WithUsername(m.user), mail.WithPassword(m.password))
+		options = append(options, mail.WithUsername(m.user), mail.WithPassword(m.password),
+			mail.WithOpportunisticSMTPAuth(mail.SMTPAuthSCRAMSHA256, mail.SMTPAuthSCRAMSHA1, mail.SMTPAuthPlain, mail.SMTPAuthLogin)) // the latter two over TLS only
+	}
+	if m.implicit {
+		options = append(options, mail.WithSSL()) // the dialer does it; this is so that STARTTLS is not asked for
 	}
 	client, err := mail.NewClient(m.host, options...)
 	if err != nil {
@@ -201,7 +205,7 @@ func session(ctx context.Context, client *mail.Client, msg *mail.Msg) (err error
 }
 
 func (m *Mail) message(n *task) (*mail.Msg, error) {
-	msg := mail.NewMsg()
+	msg := mail.NewMsg(mail.WithNoDefaultUserAgent())
 	if err := errors.Join(msg.From(m.from), msg.To(n.Recipient)); err != nil {
 		return nil, err
 	}

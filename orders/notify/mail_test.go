@@ -173,6 +173,10 @@ func TestWhatServersDo(t *testing.T) {
 			real(func(m *mailServer) { m.login = "shop:right" }), func(u string) string { return as("shop", "wr0ng@pass", u, "required") },
 			notify.Failed, five, "not [password], that is shop", 0,
 		},
+		"speaks TLS from the first byte": {
+			real(func(m *mailServer) { m.login, m.smtps = "shop:wr0ng@pass", true }), func(u string) string { return as("shop", "wr0ng@pass", u, "") },
+			notify.Sent, "sent", "250", 1,
+		},
 		"has no certificate we trust": {
 			real(func(m *mailServer) { m.tls = nil }), func(u string) string {
 				return strings.Replace(strings.Replace(u, "never", "required", 1), "127.0.0.1", "localhost", 1)
@@ -250,6 +254,18 @@ func TestTwoSendersNeverSendOneMailTwice(t *testing.T) {
 	}
 	if n := scan[int](s, `SELECT count(*)::int FROM notification_attempts`); n != mails {
 		t.Errorf("%d attempts", n)
+	}
+}
+
+// A sender that ended in the last attempt, again and again, does not get a sixth.
+func TestAttemptsThatNobodyEndedCount(t *testing.T) {
+	s := open(t)
+	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
+	order := s.mail("OrderConfirmed", nil)
+	s.exec(s.owner, `UPDATE notifications SET attempts = 5, lease_owner = 'gone', lease_until = clock_timestamp()`)
+	s.send(s.channel(server.url))
+	if n := s.until("mail", order, notify.Failed); !strings.Contains(n.Reason, "whether it arrived is unknown") || len(server.all()) != 0 {
+		t.Errorf("%d mails, %+v", len(server.all()), n)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -71,6 +72,7 @@ type Sender struct {
 	log   zerolog.Logger
 	owner string
 	seq   int
+	waits atomic.Bool // for what a mail is made of
 }
 
 // NewSender does not send yet.
@@ -175,9 +177,19 @@ func (s *Sender) send(ctx context.Context, n *task) {
 	log := s.log.With().Int64("notification", n.ID).Stringer("order_id", n.OrderID).Stringer("event_id", n.EventID).Str("kind", n.Kind).Logger()
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Lease/2) // so that nobody else has it meanwhile
 	defer cancel()
-	if err := s.cfg.Channel.prepare(ctx, n); err != nil {
+	err := s.cfg.Channel.prepare(ctx, n)
+	if waits := errors.Is(err, errWaits); s.waits.Swap(waits) != waits {
+		if waits {
+			s.log.Warn().Err(err).Msg("nothing is sent until it is back")
+		} else {
+			s.log.Info().Msg("what was waited for is back")
+		}
+	}
+	if err != nil {
 		s.record(ctx, log, func(ctx context.Context) error { return s.unprepared(ctx, n, err) })
-		log.Warn().Err(err).Msg("not sent")
+		if !errors.Is(err, errWaits) {
+			log.Warn().Err(err).Msg("it cannot be sent")
+		}
 		return
 	}
 	attempt, err := s.begin(ctx, n)
