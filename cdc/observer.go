@@ -15,6 +15,9 @@ const (
 	Stopped   Role = "stopped"
 )
 
+// Roles are all of them.
+var Roles = []Role{Starting, Standby, Streaming, Retrying, Halted, Stopped}
+
 // Observer is told facts; logging and metrics subscribe. Functions that are nil are not called. They are called on the
 // relay's goroutines and must not block.
 type Observer struct {

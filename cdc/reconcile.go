@@ -41,6 +41,12 @@ func (s *SlotFacts) lost() (how string, lost bool) {
 	return how, s.WALStatus == "lost" || s.Invalidation != ""
 }
 
+// Lost says that there is no slot, or one that can never be read again.
+func (s *SlotFacts) Lost() bool {
+	_, lost := s.lost()
+	return lost || !s.Exists
+}
+
 // branch is where a timeline ends in the server's history: what was published above it does not exist there.
 func (f *Facts) branch(timeline int32) (end LSN, known bool) {
 	if timeline == f.Timeline {

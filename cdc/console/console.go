@@ -23,7 +23,8 @@ type Console struct {
 	windowSeconds                                                        prometheus.Histogram
 	covered, confirmed, stalled, streaming, lastCommit                   prometheus.Gauge
 
-	deadLetterCounter Counter // nil where no row is put aside
+	role  *prometheus.GaugeVec
+	asked *asked
 
 	mu     sync.Mutex
 	status Status
@@ -97,17 +98,31 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 		stalled:    gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
 		streaming:  gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
 		lastCommit: gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
-		status:     Status{Pipeline: pipeline, Slot: slot, Role: cdc.Starting, Since: time.Now().UTC()},
+		role: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "walpost_role", Help: "1 for what the relay is doing, 0 for the other roles.", ConstLabels: labels,
+		}, []string{"role"}),
+		asked:  newAsked(labels),
+		status: Status{Pipeline: pipeline, Slot: slot, Role: cdc.Starting, Since: time.Now().UTC()},
 	}
-	reg.MustRegister(c.windowSeconds, c.deadLetters)
+	reg.MustRegister(c.windowSeconds, c.deadLetters, c.role, c.asked)
+	c.enter(cdc.Starting)
 	for _, class := range cdc.Classes {
 		c.deadLetters.WithLabelValues(string(class))
 	}
 	return c
 }
 
-// CountDeadLetters lets Status tell what the counter counts. It is called before Status.
-func (c *Console) CountDeadLetters(counter Counter) { c.deadLetterCounter = counter }
+// CountDeadLetters lets status and metrics tell what the counter counts. It is called before either is asked for.
+func (c *Console) CountDeadLetters(counter Counter) { c.asked.letters = counter }
+
+// WatchSlot lets the metrics tell how the slot stands. It is called before they are asked for.
+func (c *Console) WatchSlot(facts Facts) { c.asked.facts = facts }
+
+func (c *Console) enter(role cdc.Role) {
+	for _, r := range cdc.Roles {
+		c.role.WithLabelValues(string(r)).Set(map[bool]float64{true: 1}[r == role])
+	}
+}
 
 // Observer is what the relay tells its facts to.
 func (c *Console) Observer() cdc.Observer {
@@ -122,6 +137,7 @@ func (c *Console) Observer() cdc.Observer {
 			case cdc.Retrying:
 				c.retries.Inc()
 			}
+			c.enter(role)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.status.Role, c.status.Reason, c.status.Since = role, "", time.Now().UTC()
@@ -192,8 +208,8 @@ func (c *Console) Status(ctx context.Context) Status {
 	c.mu.Lock()
 	s := c.status
 	c.mu.Unlock()
-	if c.deadLetterCounter != nil {
-		if n, err := c.deadLetterCounter.Count(ctx); err != nil {
+	if c.asked.letters != nil {
+		if n, err := c.asked.letters.Count(ctx); err != nil {
 			s.DeadLettersError = err.Error()
 		} else {
 			s.DeadLetters = &n

@@ -1,6 +1,7 @@
 package console_test
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +20,8 @@ import (
 func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	con := console.New("orders", "walpost", reg)
+	con.WatchSlot(standing{WALEnd: 500, Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: 200, RestartLSN: 100}})
+	con.CountDeadLetters(three{})
 	o := con.Observer()
 	mux := http.NewServeMux()
 	console.Group{con}.Routes(mux)
@@ -65,10 +68,25 @@ func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
 	}
+	for name, want := range map[string]float64{
+		"walpost_slot_lag_bytes": 300, "walpost_slot_retained_bytes": 400, "walpost_slot_lost": 0, "walpost_dead_letters_unresolved": 3,
+	} {
+		if got := gauge(t, reg, name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
 	if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
 		t.Errorf("metrics: %v %v", problems, err)
 	}
 }
+
+type standing cdc.Facts
+
+func (s standing) Facts(context.Context) (cdc.Facts, error) { return cdc.Facts(s), nil }
+
+type three struct{}
+
+func (three) Count(context.Context) (int, error) { return 3, nil }
 
 func gauge(t *testing.T, reg *prometheus.Registry, name string) float64 {
 	t.Helper()

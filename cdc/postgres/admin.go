@@ -76,7 +76,7 @@ func (a *Admin) planRole(ctx context.Context) (Step, error) {
 	name := pgx.Identifier{target.User}.Sanitize()
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		sql := fmt.Sprintf("CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 8", name)
+		sql := fmt.Sprintf("CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 24", name)
 		if target.Password != "" {
 			sql += " PASSWORD :password"
 		}

@@ -60,6 +60,20 @@ func (r *relay) becomes(s *stage, role cdc.Role) {
 	})
 }
 
+// measures waits until the relay's metrics have all of these.
+func (r *relay) measures(t testing.TB, texts ...string) {
+	t.Helper()
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		metrics := r.get(t, "/metrics")
+		for _, text := range texts {
+			if !strings.Contains(metrics, text) {
+				return fmt.Errorf("/metrics lack %s", text)
+			}
+		}
+		return nil
+	})
+}
+
 // TestPipelinesKeepToThemselves relays two databases of one server in one process. One loses its slot and halts, the other goes on;
 // an operator mends the one by name; the process is killed with both under load, and nothing is missing in either.
 func TestPipelinesKeepToThemselves(t *testing.T) {
@@ -94,12 +108,9 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 	if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "503 pipeline "+b.pipeline+": halted: ") || strings.Contains(ready, a.pipeline) {
 		t.Errorf("/readyz with one halted: %s", ready)
 	}
-	metrics := r.get(t, "/metrics")
-	for s, streaming := range map[*stage]int{a: 1, b: 0} {
-		if want := fmt.Sprintf("walpost_streaming{pipeline=%q} %d\n", s.pipeline, streaming); !strings.Contains(metrics, want) {
-			t.Errorf("/metrics lack %s", want)
-		}
-	}
+	r.measures(t, fmt.Sprintf("walpost_role{pipeline=%q,role=\"halted\"} 1\n", b.pipeline), fmt.Sprintf("walpost_role{pipeline=%q,role=\"streaming\"} 1\n", a.pipeline),
+		fmt.Sprintf("walpost_slot_lost{pipeline=%q} 1\n", b.pipeline), fmt.Sprintf("walpost_slot_lost{pipeline=%q} 0\n", a.pipeline),
+		fmt.Sprintf("walpost_slot_lag_bytes{pipeline=%q} ", a.pipeline), fmt.Sprintf("walpost_slot_retained_bytes{pipeline=%q} ", a.pipeline))
 	r.says(time.Second, `"pipeline":"`+b.pipeline+`","slot":"`+slot(b)+`","error"`)
 	var both []pipeline.Status
 	if err := json.Unmarshal([]byte(all.must("status", "--json")), &both); err != nil || len(both) != 2 {
@@ -187,13 +198,7 @@ func TestPipelinesAllDrain(t *testing.T) {
 	r.becomes(b, cdc.Streaming)
 	slow.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{})
 	id := a.one()
-	metric := fmt.Sprintf("walpost_rows_received_total{pipeline=%q} 1\n", a.pipeline)
-	cdctest.Eventually(t, 30*time.Second, func() error {
-		if text := r.get(t, "/metrics"); !strings.Contains(text, metric) {
-			return fmt.Errorf("the row is not received: /metrics lack %s", metric)
-		}
-		return nil
-	})
+	r.measures(t, fmt.Sprintf("walpost_rows_received_total{pipeline=%q} 1\n", a.pipeline))
 	ended := make(chan error, 1)
 	go func() { ended <- r.stop() }()
 	r.says(30*time.Second, `"pipeline":"`+b.pipeline+`","slot":"`+slot(b)+`","cause":"context canceled"`)

@@ -48,6 +48,7 @@ func Relay(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer, opts .
 	if cfg.Poison.Policy == cdc.DeadLetterPolicy {
 		con.CountDeadLetters(sink.Unresolved())
 	}
+	con.WatchSlot(postgres.NewSource(cfg.Pipeline, cfg.Source)) // of its own: the other is the session's
 	relay := cdc.NewRelay(cfg,
 		postgres.NewSource(cfg.Pipeline, cfg.Source),
 		sink,
