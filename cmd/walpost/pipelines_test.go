@@ -95,6 +95,7 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 	if n, m := len(a.ids()), len(b.ids()); n != 1 || m != 1 {
 		t.Errorf("one event each are %d and %d", n, m)
 	}
+	r.measures(t, fmt.Sprintf("walpost_slot_lost{pipeline=%q} 0\n", b.pipeline))
 
 	cdctest.Eventually(t, 30*time.Second, func() error { // the relay takes it again as soon as it can
 		conn := b.connect()
