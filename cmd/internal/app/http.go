@@ -49,7 +49,7 @@ func OpsRoutes(mux *http.ServeMux, reg *prometheus.Registry, ready func(context.
 
 // Instrument counts and times what next answers, by the pattern that http.ServeMux chose and by status. A path no pattern knows
 // is counted under "none", so that a scanner cannot make series.
-func Instrument(reg *prometheus.Registry, next http.Handler) http.Handler {
+func Instrument(reg prometheus.Registerer, next http.Handler) http.Handler {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "http_requests_total", Help: "Requests answered, by route and status.",
 	}, []string{"route", "status"})

@@ -17,6 +17,7 @@ import (
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/orders"
 	"github.com/walpost/walpost/orders/notify"
@@ -25,9 +26,12 @@ import (
 var update = flag.Bool("update", false, "write the generated parts of README.md")
 
 // catalogue is a registry that only takes down what is registered.
-type catalogue struct{ rows []string }
+type catalogue struct {
+	rows   []string
+	labels map[string][]string // by metric
+}
 
-var description = regexp.MustCompile(`fqName: "([^"]+)", help: "([^"]*)"`)
+var description = regexp.MustCompile(`fqName: "([^"]+)", help: "([^"]*)", unit: "[^"]*", constLabels: \{([^}]*)\}, variableLabels: \{([^}]*)\}`)
 
 func (c *catalogue) Register(collector prometheus.Collector) error {
 	descs := make(chan *prometheus.Desc, 100)
@@ -36,6 +40,13 @@ func (c *catalogue) Register(collector prometheus.Collector) error {
 	for d := range descs {
 		m := description.FindStringSubmatch(d.String())
 		c.rows = append(c.rows, fmt.Sprintf("| `%s` | %s |\n", m[1], m[2]))
+		if c.labels == nil {
+			c.labels = map[string][]string{}
+		}
+		for label := range strings.SplitSeq(m[3]+","+m[4], ",") {
+			name, _, _ := strings.Cut(label, "=")
+			c.labels[m[1]] = append(c.labels[m[1]], name)
+		}
 	}
 	return nil
 }
@@ -49,9 +60,8 @@ func (c *catalogue) MustRegister(collectors ...prometheus.Collector) {
 func (c *catalogue) Unregister(prometheus.Collector) bool { return false }
 
 // metrics are those of all processes.
-func metrics(t *testing.T) string {
+func metrics(t *testing.T) (c catalogue) {
 	t.Helper()
-	var c catalogue
 	console.New("p", "s", &c)
 	store, err := orders.Open(t.Context(), "postgres://127.0.0.1:1/none")
 	if err != nil {
@@ -60,9 +70,14 @@ func metrics(t *testing.T) string {
 	defer store.Close()
 	orders.Routes(http.NewServeMux(), store, &c, zerolog.Nop())
 	inventory.NewMetrics(&c)
-	inbox.NewMetrics(&c, "orders_inbox")
+	inbox.NewMetrics(prometheus.WrapRegistererWith(prometheus.Labels{"group": "g"}, &c), "orders_inbox")
 	notify.NewMetrics(&c, nil)
+	app.Instrument(&c, nil)
 	slices.Sort(c.rows)
+	return c
+}
+
+func (c *catalogue) table() string {
 	return "| metric | what it is |\n|---|---|\n" + strings.Join(c.rows, "")
 }
 
@@ -74,7 +89,8 @@ func TestReadmeIsGeneratedFromTheCode(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(b)
-	for name, want := range map[string]string{"configuration": cdc.ConfigReference(), "metrics": metrics(t)} {
+	all := metrics(t)
+	for name, want := range map[string]string{"configuration": cdc.ConfigReference(), "metrics": all.table()} {
 		before, rest, ok := strings.Cut(text, "<!-- generated: "+name+" -->\n")
 		have, after, end := strings.Cut(rest, "<!-- end -->")
 		if !ok || !end {
