@@ -33,7 +33,9 @@ func TestMonitoringAsksForWhatThereIs(t *testing.T) {
 	known := slices.Clone(everywhere)
 	for metric, labels := range all.labels {
 		known = append(known, labels...)
-		if slices.ContainsFunc(all.rows, func(row string) bool { return strings.HasPrefix(row, "| `"+metric+"`") && strings.Contains(row, "Time from") }) {
+		if slices.ContainsFunc(all.rows, func(row string) bool {
+			return strings.HasPrefix(row, "| `"+metric+"`") && strings.Contains(row, "Time from")
+		}) {
 			all.labels[metric+"_bucket"] = append(slices.Clone(labels), "le")
 			known = append(known, "le")
 		}
@@ -73,7 +75,9 @@ func TestMonitoringAsksForWhatThereIs(t *testing.T) {
 func alertExprs(t *testing.T) (exprs []string) {
 	t.Helper()
 	var rules struct {
-		Groups []struct{ Rules []struct{ Alert, Expr string } }
+		Groups []struct {
+			Rules []struct{ Alert, Expr string }
+		}
 	}
 	read(t, docker+"prometheus/alerts.yml", &rules)
 	for _, g := range rules.Groups {
