@@ -25,6 +25,7 @@
 //	GET  /orders?limit=&after= the newest first; next is the value of after for the following page
 //	GET  /statistics?from=&to= what was sold, per day and product: package statistics counts it
 //	GET  /schemas/{name}       the JSON Schema of an event
+//	GET  /orders/{id}/mails and /webhooks, GET and PUT /customers/{id}/notifications: package notify tells people
 //
 // Amounts are decimal strings with at most two places ("19.90") and exact everywhere. Errors are problem+json (RFC 9457); 400 is a
 // request that cannot be read, 422 one that can but asks for what cannot be, and after either nothing has changed.

@@ -232,7 +232,7 @@ type mailServer struct {
 	url string
 	tls *tls.Config // for the client, to trust it
 
-	silent bool // it is none, and answers late or never
+	silent bool // it may never answer
 	smtps  bool // TLS from the first byte
 
 	mu       sync.Mutex

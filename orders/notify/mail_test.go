@@ -130,6 +130,9 @@ func TestWhatServersDo(t *testing.T) {
 		return func(t *testing.T) *mailServer { return startMailServer(t, "127.0.0.1:0", change) }
 	}
 	says := func(text string) func(*testing.T) *mailServer {
+		return func(t *testing.T) *mailServer { return &mailServer{url: talker(t, text)} }
+	}
+	stalls := func(text string) func(*testing.T) *mailServer {
 		return func(t *testing.T) *mailServer { return &mailServer{url: talker(t, text), silent: true} }
 	}
 	talks := func(answers map[string]string) func(*testing.T) *mailServer {
@@ -157,13 +160,13 @@ func TestWhatServersDo(t *testing.T) {
 		"is busy for ever":            {real(func(m *mailServer) { m.data = func(letter) error { return no(452, "disk full") } }), nil, notify.Failed, five, "452", 0},
 		"drops the connection, once":  {real(func(m *mailServer) { m.breaks = func(n int) bool { return n == 1 } }), nil, notify.Sent, "deferred sent", "250", 1},
 		"is not there":                {func(t *testing.T) *mailServer { return &mailServer{url: nobody(t)} }, nil, notify.Failed, five, "refused", 0},
-		"stalls":                      {says(""), nil, notify.Failed, five, "timeout", 0},
-		"stalls after the greeting":   {says("220 hello\r\n"), nil, notify.Failed, five, "timeout", 0},
+		"stalls":                      {stalls(""), nil, notify.Failed, five, "timeout", 0},
+		"stalls after the greeting":   {stalls("220 hello\r\n"), nil, notify.Failed, five, "timeout", 0},
 		"greets with a refusal":       {says("554 not you\r\n"), nil, notify.Failed, five, "not you", 0},
 		"speaks HTTP":                 {says("HTTP/1.1 400 Bad Request\r\n\r\n"), nil, notify.Failed, five, "HTTP", 0},
 		"says half a code":            {says("5\r\n5\r\n5\r\n"), nil, notify.Failed, five, "5", 0},
 		"says empty lines":            {says("\r\n\r\n"), nil, notify.Failed, five, "", 0},
-		"says bytes":                  {says("220 \x00\xff\x1b[2J\r\n250\x00\r\n"), nil, notify.Failed, five, "", 0},
+		"says bytes":                  {stalls("220 \x00\xff\x1b[2J\r\n250\x00\r\n"), nil, notify.Failed, five, "", 0},
 		"never ends a line":           {says(strings.Repeat("2", 2<<20)), nil, notify.Failed, five, "EOF", 0},
 		"answers everything with 250": {says(strings.Repeat("250 fine\r\n", 100)), nil, notify.Failed, five, "250", 0},
 		"hangs up after the 250":      {talks(map[string]string{"DATA": "354 go on", ".": "250 queued", "QUIT": ""}), nil, notify.Sent, "sent", "250 queued", 0},

@@ -179,6 +179,9 @@ func TestWhatPartnersDo(t *testing.T) {
 			if outcomes(n) != c.outcomes || len(p.taken) != len(n.History) {
 				t.Errorf("attempts %q, want %q: %+v", outcomes(n), c.outcomes, n.History)
 			}
+			if name == "307" && !strings.Contains(n.Reason, "give the URL it leads to") {
+				t.Errorf("a redirect: %s", n.Reason)
+			}
 		})
 	}
 }
