@@ -149,7 +149,7 @@ func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 	for _, want := range []string{
 		`^group orders\n`, `StockReserved +` + nobody.String() + ` .*order ` + nobody.String() + ` does not exist here`, `not JSON, at byte 8`,
 		`an earlier event of its key is parked`, `unknown type StockMelted`, `schemaVersion is 7 and not 1`, `short must be of StockRejected`,
-		`short\[0\] is no sku that is short`, `items is of the wrong kind`, created.String() + ` .* is created and cannot become confirmed`,
+		`short\[0\] is no sku that is short`, `items is a string of the wrong kind`, created.String() + ` .* is created and cannot become confirmed`,
 	} {
 		if err != nil || !regexp.MustCompile(want).MatchString(list) {
 			t.Errorf("no %q in the list (%v):\n%s", want, err, list)

@@ -1,16 +1,15 @@
 package notify
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 
+	"github.com/walpost/walpost/cdc/inbox/upcast"
 	"github.com/walpost/walpost/orders"
 )
 
@@ -26,22 +25,22 @@ var (
 	Ignored = []string{"OrderCreated", "OrderPaid", "OrderCancelled", "OrderCompleted"}
 )
 
-const maxEventBytes = 1 << 20
+// versions are those of the events' JSON.
+var versions upcast.Steps
 
 // event is what a notification needs of an order event. Other fields are not looked at.
 type event struct {
-	EventID       uuid.UUID     `json:"eventId"`
-	EventType     string        `json:"eventType"`
-	SchemaVersion int           `json:"schemaVersion"`
-	OrderID       uuid.UUID     `json:"orderId"`
-	OrderNumber   string        `json:"orderNumber"`
-	BuyerID       string        `json:"buyerId"`
-	BuyerEmail    string        `json:"buyerEmail"`
-	Items         []orders.Item `json:"items"`
-	TotalAmount   orders.Money  `json:"totalAmount"`
-	Currency      string        `json:"currency"`
-	TrackingCode  string        `json:"trackingCode"` // of OrderShipped
-	Short         []struct {    // of OrderRejected
+	EventID      uuid.UUID     `json:"eventId"`
+	EventType    string        `json:"eventType"`
+	OrderID      uuid.UUID     `json:"orderId"`
+	OrderNumber  string        `json:"orderNumber"`
+	BuyerID      string        `json:"buyerId"`
+	BuyerEmail   string        `json:"buyerEmail"`
+	Items        []orders.Item `json:"items"`
+	TotalAmount  orders.Money  `json:"totalAmount"`
+	Currency     string        `json:"currency"`
+	TrackingCode string        `json:"trackingCode"` // of OrderShipped
+	Short        []struct {    // of OrderRejected
 		SKU       string `json:"sku"`
 		Available int64  `json:"available"`
 	} `json:"short"`
@@ -58,20 +57,13 @@ var (
 // never be told. The address is not checked: what cannot be written to is a notification that FAILED, not an event nobody can read.
 func decode(eventType, id string, value []byte) (event, error) {
 	var ev event
-	switch {
-	case kinds[eventType] == "":
+	if kinds[eventType] == "" {
 		return ev, fmt.Errorf("the type is none of %s", strings.Join(Types, ", "))
-	case len(value) > maxEventBytes:
-		return ev, fmt.Errorf("the value is %d bytes, more than %d", len(value), maxEventBytes)
-	case !utf8.Valid(value):
-		return ev, errors.New("the value is not UTF-8")
 	}
-	if err := json.Unmarshal(value, &ev); err != nil {
-		return event{}, describe(err)
+	if err := versions.Decode(eventType, value, &ev); err != nil {
+		return event{}, err
 	}
 	switch {
-	case ev.SchemaVersion != 1:
-		return event{}, fmt.Errorf("schemaVersion is %d and not 1", ev.SchemaVersion)
 	case ev.EventType != eventType:
 		return event{}, errors.New("eventType is not that of the header type")
 	case ev.EventID == uuid.Nil || ev.EventID.String() != id:
@@ -95,17 +87,4 @@ func decode(eventType, id string, value []byte) (event, error) {
 		}
 	}
 	return ev, nil
-}
-
-// describe says what encoding/json found without its quotations from the text, which may be anybody's data.
-func describe(err error) error {
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		return fmt.Errorf("not JSON, at byte %d", syntax.Offset)
-	case errors.As(err, &kind) && kind.Field != "":
-		return fmt.Errorf("%s is of the wrong kind, at byte %d", kind.Field, kind.Offset)
-	}
-	return errors.New("not the JSON of an order event")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -118,8 +117,8 @@ func (m *Mail) prepare(ctx context.Context, n *task) error {
 		return nil
 	}
 	var ev event
-	if err := json.Unmarshal(n.event, &ev); err != nil {
-		return fmt.Errorf("the event cannot be read any more: %w", describe(err))
+	if err := versions.Decode(eventTypes[n.Kind], n.event, &ev); err != nil {
+		return fmt.Errorf("the event cannot be read any more: %w", err)
 	}
 	skus := make([]string, len(ev.Items))
 	for i, item := range ev.Items {

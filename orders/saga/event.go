@@ -1,12 +1,12 @@
 package saga
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
 
+	"github.com/walpost/walpost/cdc/inbox/upcast"
 	"github.com/walpost/walpost/orders"
 )
 
@@ -38,28 +38,25 @@ type Item struct {
 	Quantity int64  `json:"quantity"`
 }
 
-const maxEventBytes = 1 << 20
+// versions are those of the events' JSON.
+var versions upcast.Steps
 
 // Decode reads the event of a record from its value and its headers `type` and `id`. An error says what is wrong with the event, without
 // quoting it: such an event can never be applied. Fields that nobody here knows are not looked at.
 func Decode(eventType, id string, value []byte) (Event, error) {
-	if len(value) > maxEventBytes {
-		return Event{}, fmt.Errorf("the value is %d bytes, more than %d", len(value), maxEventBytes)
-	}
 	var body struct {
-		EventID       uuid.UUID `json:"eventId"`
-		EventType     string    `json:"eventType"`
-		SchemaVersion int       `json:"schemaVersion"`
-		OrderID       uuid.UUID `json:"orderId"`
-		Detail
+		EventID   uuid.UUID      `json:"eventId"`
+		EventType string         `json:"eventType"`
+		OrderID   uuid.UUID      `json:"orderId"`
+		CausedBy  uuid.UUID      `json:"causedBy"`
+		Items     []Item         `json:"items"`
+		Short     []orders.Short `json:"short"`
 	}
-	if err := json.Unmarshal(value, &body); err != nil {
-		return Event{}, describe(err)
+	if err := versions.Decode(eventType, value, &body); err != nil {
+		return Event{}, err
 	}
 	header, err := uuid.Parse(id)
 	switch {
-	case body.SchemaVersion != 1:
-		return Event{}, fmt.Errorf("schemaVersion is %d and not 1", body.SchemaVersion)
 	case body.EventType != eventType:
 		return Event{}, errors.New("eventType is not that of the header type")
 	case err != nil || body.EventID != header:
@@ -83,19 +80,5 @@ func Decode(eventType, id string, value []byte) (Event, error) {
 			return Event{}, fmt.Errorf("short[%d] is no sku that is short", i)
 		}
 	}
-	return Event{ID: header, Type: eventType, OrderID: body.OrderID, Detail: body.Detail}, nil
-}
-
-// describe says what encoding/json found without its quotations from the text, which may be anybody's data.
-func describe(err error) error {
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		return fmt.Errorf("not JSON, at byte %d", syntax.Offset)
-	case errors.As(err, &kind):
-		return fmt.Errorf("%s is of the wrong kind (at byte %d)", kind.Field, kind.Offset)
-	default:
-		return errors.New("not the JSON of an event")
-	}
+	return Event{ID: header, Type: eventType, OrderID: body.OrderID, Detail: Detail{body.CausedBy, body.Items, body.Short}}, nil
 }

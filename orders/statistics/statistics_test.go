@@ -474,7 +474,7 @@ func TestWhatCannotBeCountedIsPermanent(t *testing.T) {
 		change          func(map[string]any)
 	}{
 		{"OrderPaid", "schemaVersion is 3 and not 1 to 2", set("schemaVersion", 3)},
-		{"OrderCancelled", "schemaVersion is 2 and not 1 to 1", set("schemaVersion", 2)},
+		{"OrderCancelled", "schemaVersion is 2 and not 1", set("schemaVersion", 2)},
 		{"OrderPaid", "the currency is not", set("payment", nil)},
 		{"OrderPaid", "orderId is missing", set("orderId", nil)},
 		{"OrderPaid", "not the JSON of an event", set("orderId", "17")},

@@ -45,7 +45,11 @@ func (s Steps) Decode(eventType string, value []byte, into any) error {
 	case of.SchemaVersion == nil:
 		return errors.New("schemaVersion is missing")
 	case *of.SchemaVersion < 1 || *of.SchemaVersion > newest:
-		return fmt.Errorf("schemaVersion is %d and not 1 to %d: this program does not know it", *of.SchemaVersion, newest)
+		known := "1"
+		if newest > 1 {
+			known += fmt.Sprintf(" to %d", newest)
+		}
+		return fmt.Errorf("schemaVersion is %d and not %s: this program does not know it", *of.SchemaVersion, known)
 	case *of.SchemaVersion < newest:
 		var err error
 		if value, err = raise(value, *of.SchemaVersion, steps); err != nil {
