@@ -135,6 +135,11 @@ func Complete(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 // is ErrNotFound for an order there is not.
 func Hear(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uuid.UUID, detail any) (Order, error) {
 	o, err := lock(ctx, tx, id)
+	if errors.Is(err, ErrNotFound) {
+		if err = awaitInsert(ctx, tx, id); err == nil {
+			o, err = lock(ctx, tx, id)
+		}
+	}
 	if err != nil {
 		return Order{}, err
 	}
@@ -143,6 +148,21 @@ func Hear(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uui
 		return Order{}, fmt.Errorf("write the history of order %s: %w", id, err)
 	}
 	return o, nil
+}
+
+// awaitInsert waits for a transaction that is about to have inserted the order. PostgreSQL writes a commit to the WAL before other sessions
+// see it, and in that moment an event has been to the stock and the answer is back. The key of the row is what can be waited for.
+func awaitInsert(ctx context.Context, tx pgx.Tx, id uuid.UUID) error {
+	attempt, err := tx.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("wait for order %s: %w", id, err)
+	}
+	_, err = attempt.Exec(ctx, `INSERT INTO orders (id, buyer_id, buyer_email, total, currency) VALUES ($1, 'nobody', 'nobody@invalid', 0, 'EUR')
+		ON CONFLICT (id) DO NOTHING`, id)
+	if err := errors.Join(err, attempt.Rollback(ctx)); err != nil {
+		return fmt.Errorf("wait for order %s: %w", id, err)
+	}
+	return nil
 }
 
 func lock(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Order, error) {

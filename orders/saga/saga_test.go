@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -159,6 +160,46 @@ func TestWhatAnAnswerMayFind(t *testing.T) {
 	}
 	if err := s.apply(answer(saga.StockReserved, uuid.New())); err == nil || !strings.Contains(err.Error(), "does not exist here") {
 		t.Errorf("for an order nobody knows: %v", err)
+	}
+}
+
+// TestAnAnswerThatIsFasterThanTheCommitWaits: the relay reads an order's commit from the WAL before other sessions see it.
+func TestAnAnswerThatIsFasterThanTheCommitWaits(t *testing.T) {
+	s := open(t)
+	for _, commits := range []bool{true, false} {
+		tx, err := s.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var id uuid.UUID
+		if err := tx.QueryRow(t.Context(), `SELECT pay_order(create_order('b', 'a@b.example', '[{"sku": "tea", "quantity": 2, "unitPrice": "19.90"}]'))`).Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- s.apply(answer(saga.StockReserved, id)) }()
+		cdctest.Eventually(t, 30*time.Second, func() error {
+			var waits int
+			err := s.owner.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waits)
+			if err == nil && waits == 0 {
+				err = errors.New("nobody waits for the order")
+			}
+			return err
+		})
+		if commits {
+			err = tx.Commit(t.Context())
+		} else {
+			err = tx.Rollback(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; (err == nil) != commits {
+			t.Errorf("the order's transaction commits: %t, the answer: %v", commits, err)
+		}
+	}
+	var left int
+	if err := s.owner.QueryRow(t.Context(), `SELECT count(*) FROM orders WHERE status <> 'confirmed'`).Scan(&left); err != nil || left > 0 {
+		t.Errorf("%d orders were left by waiting (%v)", left, err)
 	}
 }
 
