@@ -26,9 +26,17 @@ type event struct {
 	BuyerID       string    `json:"buyerId"`
 	BuyerEmail    string    `json:"buyerEmail"`
 	Items         []Item    `json:"items"`
-	TotalAmount   Money     `json:"totalAmount"`
-	Currency      string    `json:"currency"`
+	TotalAmount   *Money    `json:"totalAmount,omitempty"`
+	Currency      string    `json:"currency,omitempty"`
+	Payment       *payment  `json:"payment,omitempty"` // of OrderPaid, in the place of the two before
 	Detail
+}
+
+// payment is a charge or a refund.
+type payment struct {
+	ID       uuid.UUID `json:"id"`
+	Amount   Money     `json:"amount"`
+	Currency string    `json:"currency"`
 }
 
 // Detail is what an event tells of its change alone, and the order's history with it.
@@ -46,18 +54,23 @@ type Short struct {
 	Available int64  `json:"available"`
 }
 
-// lastEvent is the event of the change that made the order what it is, and when that was.
-func (o Order) lastEvent(detail Detail) (outbox.Event, time.Time, error) {
+// lastEvent is the event of the change that made the order what it is, and when that was. by is the payment that went with it.
+func (o Order) lastEvent(detail Detail, by payment) (outbox.Event, time.Time, error) {
 	at := o.CreatedAt
 	if o.Status != Created {
 		at = **o.became()
 	}
 	row := outbox.NewEvent("order", o.ID.String(), o.Status.event())
-	payload, err := json.Marshal(event{
+	e := event{
 		EventID: row.ID, EventType: row.Type, SchemaVersion: 1, OccurredAt: at.UTC().Format("2006-01-02T15:04:05.000000Z"),
-		OrderID: o.ID, OrderNumber: o.Number, BuyerID: o.BuyerID, BuyerEmail: o.BuyerEmail,
-		Items: o.Items, TotalAmount: o.Total, Currency: o.Currency, Detail: detail,
-	})
+		OrderID: o.ID, OrderNumber: o.Number, BuyerID: o.BuyerID, BuyerEmail: o.BuyerEmail, Items: o.Items, Detail: detail,
+	}
+	if o.Status == Paid {
+		e.SchemaVersion, e.Payment = 2, &by
+	} else {
+		e.TotalAmount, e.Currency = &o.Total, o.Currency
+	}
+	payload, err := json.Marshal(e)
 	if err != nil {
 		return outbox.Event{}, at, fmt.Errorf("encode %s: %w", row.Type, err)
 	}

@@ -185,7 +185,8 @@ func become(ctx context.Context, tx pgx.Tx, o Order, to Status, detail Detail) (
 
 // tell writes what goes with the order's last change: event, history, and money.
 func tell(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error) {
-	ev, at, err := o.lastEvent(detail)
+	by := payment{uuid.Must(uuid.NewV7()), o.Total, o.Currency}
+	ev, at, err := o.lastEvent(detail, by)
 	if err != nil {
 		return Change{}, err
 	}
@@ -195,8 +196,8 @@ func tell(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error
 	var batch pgx.Batch
 	batch.Queue(`INSERT INTO order_history (order_id, at, what, event_id, detail) VALUES ($1, $2, $3, $4, $5)`, o.ID, at, ev.Type, ev.ID, detail)
 	if kind := o.lastPayment(); kind != "" {
-		batch.Queue(`INSERT INTO payments (order_id, kind, amount, currency, event_id, at) VALUES ($1, $2, $3, $4, $5, $6)`,
-			o.ID, kind, o.Total, o.Currency, ev.ID, at)
+		batch.Queue(`INSERT INTO payments (id, order_id, kind, amount, currency, event_id, at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+			by.ID, o.ID, kind, by.Amount, by.Currency, ev.ID, at)
 	}
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return Change{}, fmt.Errorf("write history and payments of order %s: %w", o.ID, err)
