@@ -190,17 +190,17 @@ func tell(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error
 	if err != nil {
 		return Change{}, err
 	}
-	if err := outbox.Append(ctx, tx, ev); err != nil {
+	var batch pgx.Batch
+	if err := outbox.Queue(&batch, ev); err != nil {
 		return Change{}, err
 	}
-	var batch pgx.Batch
 	batch.Queue(`INSERT INTO order_history (order_id, at, what, event_id, detail) VALUES ($1, $2, $3, $4, $5)`, o.ID, at, ev.Type, ev.ID, detail)
 	if kind := o.lastPayment(); kind != "" {
 		batch.Queue(`INSERT INTO payments (id, order_id, kind, amount, currency, event_id, at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
 			by.ID, o.ID, kind, by.Amount, by.Currency, ev.ID, at)
 	}
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
-		return Change{}, fmt.Errorf("write history and payments of order %s: %w", o.ID, err)
+		return Change{}, fmt.Errorf("write %s of order %s, its history and payments: %w", ev.Type, o.ID, err)
 	}
 	return Change{Order: o, EventID: ev.ID, EventType: ev.Type}, nil
 }

@@ -231,7 +231,7 @@ func (s *shop) in(state string) (id uuid.UUID) {
 // TestPaymentsAddUpUnderLoad has buyers, the stock and the warehouse work on the same orders at once.
 func TestPaymentsAddUpUnderLoad(t *testing.T) {
 	s := open(t)
-	const orderCount, perWorker = 24, 150
+	const orderCount, perWorker = 60, 150
 	ids := make([]uuid.UUID, orderCount)
 	for i := range ids {
 		ids[i] = s.paid()
@@ -242,14 +242,14 @@ func TestPaymentsAddUpUnderLoad(t *testing.T) {
 			for range perWorker {
 				id := ids[rand.IntN(len(ids))]
 				var err error
-				switch rand.IntN(8) {
+				switch rand.IntN(16) {
 				case 0:
 					err = s.cancel(id)
 				case 1:
 					_, err = s.pool.Exec(t.Context(), `SELECT cancel_order($1)`, id)
-				case 2:
+				case 2, 3, 4:
 					_, err = s.pool.Exec(t.Context(), `SELECT ship_order($1)`, id)
-				case 3, 4:
+				case 5, 6, 7:
 					err = s.apply(answer(saga.StockRejected, id))
 				default:
 					err = s.apply(answer(saga.StockReserved, id))
