@@ -29,6 +29,7 @@ func together(t testing.TB, stages ...*stage) *stage {
 		c := cdc.Config{Pipeline: s.pipeline}
 		all.env[c.Variable("SOURCE_URL")] = s.env["WALPOST_SOURCE_URL"]
 		all.env[c.Variable("ADMIN_URL")] = s.env["WALPOST_ADMIN_URL"]
+		all.env[c.Variable("DELIVERY")] = s.env["WALPOST_DELIVERY"]
 	}
 	if err := os.WriteFile(all.env["WALPOST_CONFIG"], []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -75,11 +76,13 @@ func (r *relay) measures(t testing.TB, texts ...string) {
 }
 
 // TestPipelinesKeepToThemselves relays two databases of one server in one process. One loses its slot and halts, the other goes on;
-// an operator mends the one by name; the process is killed with both under load, and nothing is missing in either.
+// an operator mends the one by name; the process is killed with both under load, and started again, or replaced by one that stands by,
+// and nothing is missing in either.
 func TestPipelinesKeepToThemselves(t *testing.T) {
 	t.Parallel()
 	a := newStage(t)
 	b := stageOn(t, cdctest.Database(t), a.brokers)
+	b.env["WALPOST_DELIVERY"] = string(exactlyOnce)
 	all := together(t, a, b)
 	if out := all.must("init"); !strings.Contains(out, "pipeline "+a.pipeline) || !strings.Contains(out, "walpost.state."+b.pipeline+": written") {
 		t.Fatalf("init of both:\n%s", out)
@@ -130,10 +133,21 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 	all.must("adopt", "--create-slot", "--pipeline", b.pipeline)
 
 	writers := []*cdctest.Writer{cdctest.StartWriter(t, cdctest.WriterConfig{URL: a.admin, Rate: 60}), cdctest.StartWriter(t, cdctest.WriterConfig{URL: b.admin, Rate: 60})}
-	for range 2 {
+	for _, standby := range []bool{false, true} {
 		before := [2]string{a.one(), b.one()}
-		r.kill()
+		killed := r
+		if !standby {
+			killed.kill()
+		}
 		r = all.spawn()
+		if standby {
+			r.becomes(a, cdc.Standby)
+			r.becomes(b, cdc.Standby)
+			if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "200") {
+				t.Errorf("a process that stands by for both is not ready: %s", ready)
+			}
+			killed.kill()
+		}
 		r.becomes(a, cdc.Streaming)
 		r.becomes(b, cdc.Streaming)
 		a.arrives(before[0])
@@ -181,6 +195,14 @@ func TestPipelineWithoutItsServer(t *testing.T) {
 	}
 	b.arrives(b.one())
 	a.arrives(a.one())
+}
+
+func TestMemoryLimitGrowsWithEachPipeline(t *testing.T) {
+	a, b := cdc.DefaultConfig(), cdc.DefaultConfig()
+	b.Window.Bytes = 64 << 20
+	if one, both := memoryLimit([]cdc.Config{a}), memoryLimit([]cdc.Config{a, b}); one != 48<<20 || both != one+392<<20 {
+		t.Errorf("the limit is %d MiB of one pipeline, %d of two", one>>20, both>>20)
+	}
 }
 
 // TestPipelinesAllDrain: one pipeline has nothing to finish when the process is asked to stop, the other waits for its Kafka, and
