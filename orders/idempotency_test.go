@@ -75,7 +75,7 @@ func TestARepeatedPostWaitsForTheFirst(t *testing.T) {
 		first   int
 	}{
 		"and gets its answer":                    {`SELECT true`, 200},
-		"and does the work if the first is lost": {`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders' AND datname = current_database() AND query LIKE '%FOR UPDATE%'`, 503},
+		"and does the work if the first is lost": {`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders' AND datname = current_database() AND query LIKE '%FOR NO KEY UPDATE%'`, 503},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)

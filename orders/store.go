@@ -165,8 +165,10 @@ func awaitInsert(ctx context.Context, tx pgx.Tx, id uuid.UUID) error {
 	return nil
 }
 
+// lock is not FOR UPDATE: rows that refer to the order, such as its mails, are written meanwhile, many orders in a transaction and in
+// another order than here.
 func lock(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Order, error) {
-	return exactlyOne(ctx, tx, ` WHERE id = $1 FOR UPDATE OF orders`, id)
+	return exactlyOne(ctx, tx, ` WHERE id = $1 FOR NO KEY UPDATE OF orders`, id)
 }
 
 func become(ctx context.Context, tx pgx.Tx, o Order, to Status, detail Detail) (Change, error) {

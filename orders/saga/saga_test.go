@@ -163,6 +163,32 @@ func TestWhatAnAnswerMayFind(t *testing.T) {
 	}
 }
 
+// TestAnOrderInHandHoldsUpNobodyWhoWritesAboutIt: a mail refers to its order, and a batch of mails to many, in an order of its own.
+func TestAnOrderInHandHoldsUpNobodyWhoWritesAboutIt(t *testing.T) {
+	s := open(t)
+	for name, change := range map[string]func(ctx context.Context, tx pgx.Tx, id uuid.UUID) error{
+		"an answer": func(ctx context.Context, tx pgx.Tx, id uuid.UUID) error {
+			_, err := saga.Apply(ctx, tx, answer(saga.StockReserved, id))
+			return err
+		},
+		"psql": func(ctx context.Context, tx pgx.Tx, id uuid.UUID) error {
+			_, err := tx.Exec(ctx, `SELECT cancel_order($1)`, id)
+			return err
+		},
+	} {
+		id := s.paid()
+		if err := s.do(func(ctx context.Context, tx pgx.Tx) error {
+			if err := change(ctx, tx, id); err != nil {
+				return err
+			}
+			_, err := s.pool.Exec(ctx, `SET lock_timeout = '20s'; INSERT INTO order_history (order_id, what) VALUES ('`+id.String()+`', 'test')`)
+			return err
+		}); err != nil {
+			t.Errorf("%s holds the order, and nobody can write about it: %v", name, err)
+		}
+	}
+}
+
 // TestAnAnswerThatIsFasterThanTheCommitWaits: the relay reads an order's commit from the WAL before other sessions see it.
 func TestAnAnswerThatIsFasterThanTheCommitWaits(t *testing.T) {
 	s := open(t)

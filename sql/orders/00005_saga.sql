@@ -127,6 +127,20 @@ $$;
 -- +goose StatementEnd
 
 -- +goose StatementBegin
+CREATE OR REPLACE FUNCTION lock_order(order_id uuid) RETURNS orders LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    found_order orders;
+BEGIN
+    SELECT * INTO found_order FROM orders WHERE id = lock_order.order_id FOR NO KEY UPDATE; -- what refers to it is written meanwhile
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no order %', coalesce(lock_order.order_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT id, number, status FROM orders ORDER BY number DESC LIMIT 10;';
+    END IF;
+    RETURN found_order;
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
 CREATE FUNCTION change_order(order_id uuid, becomes text, tracking_code text DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
