@@ -245,13 +245,17 @@ func mistakes(text []byte, parser error) []error {
 
 func wrongKeys(keys map[string]any, label string) (errs []error) {
 	var cfg Config
-	known := map[string]bool{}
+	known, flat := map[string]bool{}, map[string]bool{}
 	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
 		var value any = keys
 		for i, key := range path {
 			known[strings.Join(path[:i+1], ".")] = true
 			m, ok := value.(map[string]any)
 			if !ok {
+				if parent := strings.Join(path[:i], "."); value != nil && !flat[parent] {
+					flat[parent] = true
+					errs = append(errs, fmt.Errorf("%s%s: it holds other keys: write these below it", label, parent))
+				}
 				return
 			}
 			value = m[key]

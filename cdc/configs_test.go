@@ -57,8 +57,8 @@ func TestPipelinesMistakesAreNamed(t *testing.T) {
 		base + "pipelines: [orders, " + a + "]":      {"pipelines[0]: orders: write the keys"},
 		base + "pipelines: [~]":                      {"pipelines[0]: pipeline:"},
 		base + "pipeline: x\npipelines: [" + a + "]": {`pipeline: "x": each pipeline has its own name`},
-		base + "pipelines: [" + a + ", {pipeline: b, sourc: {}, source: {slott: x}, window: {rows: many}}]\nshutdown: 1": {
-			"pipeline b: sourc: there is no such key", "pipeline b: source.slott: there is no such key", "pipeline b: window.rows: many", "shutdown: there is no such key",
+		base + "pipelines: [" + a + ", {pipeline: b, sourc: {}, kafka: {sasl: x}, source: {slott: x}, window: {rows: many}}]\nshutdown: 1": {
+			"pipeline b: kafka.sasl: it holds other keys", "pipeline b: sourc: there is no such key", "pipeline b: source.slott: there is no such key", "pipeline b: window.rows: many", "shutdown: there is no such key",
 		},
 		base + "pipelines: [{pipeline: a}, {pipeline: b, window: {rows: -1}}]": {
 			"pipeline a: source.url: missing: write postgres://walpost@host:5432/database, or set WALPOST_A_SOURCE_URL", "pipeline b: source.url", "pipeline b: window.rows: -1",
