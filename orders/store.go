@@ -132,7 +132,7 @@ func Complete(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 }
 
 // Hear writes into an order's history what an event of somebody else told of it, and returns the order, locked until tx ends. The error
-// is ErrNotFound for an order there is not.
+// is ErrNotFound for an order there is not, and ErrHeard for an event that is in the history already.
 func Hear(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uuid.UUID, detail any) (Order, error) {
 	o, err := lock(ctx, tx, id)
 	if errors.Is(err, ErrNotFound) {
@@ -143,9 +143,12 @@ func Hear(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uui
 	if err != nil {
 		return Order{}, err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO order_history (order_id, what, event_id, detail) VALUES ($1, $2, $3, $4)`, id, what, eventID, detail)
-	if err != nil {
+	first, err := tx.Exec(ctx, `INSERT INTO order_history (order_id, what, event_id, detail) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`, id, what, eventID, detail)
+	switch {
+	case err != nil:
 		return Order{}, fmt.Errorf("write the history of order %s: %w", id, err)
+	case first.RowsAffected() == 0:
+		return Order{}, ErrHeard
 	}
 	return o, nil
 }

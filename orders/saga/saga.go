@@ -56,6 +56,8 @@ func Apply(ctx context.Context, tx pgx.Tx, ev Event) (orders.Change, error) {
 	switch {
 	case errors.Is(err, orders.ErrNotFound):
 		return orders.Change{}, inbox.Permanent(fmt.Errorf("order %s does not exist here", ev.OrderID))
+	case errors.Is(err, orders.ErrHeard): // an inbox that was emptied is filled again
+		return orders.Change{}, nil
 	case err != nil || o.Status == orders.Cancelled:
 		return orders.Change{}, err
 	}

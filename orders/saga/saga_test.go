@@ -101,11 +101,12 @@ func (s *shop) story(id uuid.UUID) (story string) {
 func TestAPaidOrderIsConfirmedOrRejectedAndRefunded(t *testing.T) {
 	s := open(t)
 	confirmed, rejected := s.paid(), s.paid()
-	if err := s.apply(answer(saga.StockReserved, confirmed)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.apply(answer(saga.StockRejected, rejected)); err != nil {
-		t.Fatal(err)
+	// Each of them twice: an inbox that has lost its rows is not needed for it to count once.
+	reserve, reject := answer(saga.StockReserved, confirmed), answer(saga.StockRejected, rejected)
+	for _, ev := range []saga.Event{reserve, reject, reserve, reject} {
+		if err := s.apply(ev); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for id, want := range map[uuid.UUID]string{
 		confirmed: "confirmed: OrderCreated OrderPaid StockReserved OrderConfirmed: charge 39.80",
