@@ -327,3 +327,63 @@ func (r *running) stopAfter(f *fixture, n int64) {
 	f.waitCommitted(f.group, map[int32]int64{0: n})
 	r.stop()
 }
+
+// TestOneGroupsTroubleIsNotAnothers has two groups on one topic, and in turn one that is stopped, one that halts at a
+// poisoned event, and one whose database work hangs.
+func TestOneGroupsTroubleIsNotAnothers(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.exec(`CREATE TABLE others (n bigint GENERATED ALWAYS AS IDENTITY, event_id text)`)
+	ids := newIDs(9)
+	other := f.start(func(cfg *inbox.Config) {
+		cfg.Group, cfg.Consumer = f.group+"-other", "other"
+		cfg.Handle = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+			_, err := tx.Exec(ctx, `INSERT INTO others (event_id) VALUES ($1)`, ev.ID)
+			return err
+		}
+	})
+	goesOn := func(until int) {
+		t.Helper()
+		eventually(t, func() error {
+			if n := scan[int](f, `SELECT count(*)::int FROM others`); n != until {
+				return fmt.Errorf("the other group has applied %d of %d", n, until)
+			}
+			return other.Ready(t.Context())
+		})
+	}
+	r := f.start(policy(inbox.Block))
+	f.send(0, "k", ids[0])
+	f.waitEffects("", ids[:1]...)
+
+	r.stop()
+	f.send(0, "k", ids[1:3]...)
+	goesOn(3)
+
+	f.fail(ids[2], inbox.Permanent(errors.New("poison")))
+	r = f.start(policy(inbox.Block))
+	eventually(t, func() error {
+		if err := r.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "poison") {
+			return fmt.Errorf("not blocked: %w", err)
+		}
+		return nil
+	})
+	f.send(0, "k", ids[3:6]...)
+	goesOn(6)
+	f.waitEffects("", ids[:2]...)
+
+	f.fail(ids[2], nil)
+	f.waitEffects("", ids[:6]...)
+	tx, err := f.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE effects`); err != nil {
+		t.Fatal(err)
+	}
+	f.send(0, "k", ids[6:]...)
+	goesOn(9)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.waitEffects("", ids...)
+}

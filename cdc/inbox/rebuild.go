@@ -27,14 +27,14 @@ var ErrCut = errors.New("the topic no longer reaches back to its first event")
 
 // Held is a consumer group that applies nothing until a transaction ends.
 type Held struct {
-	*Operator
-	tx   pgx.Tx
-	days days
+	operator *Operator
+	tx       pgx.Tx
+	days     days
 }
 
 // Hold keeps the group's consumers, running or not, from applying anything until tx ends. They try again meanwhile.
 func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) (*Held, error) {
-	h := &Held{Operator: o, tx: tx}
+	h := &Held{operator: o, tx: tx}
 	// Not in tx, whose end others would wait for.
 	if err := o.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day FROM inbox_maintain($1, NULL)`, daysAhead).Scan(&h.days.first, &h.days.last); err != nil {
 		return nil, fmt.Errorf("make the inbox's partitions: %w", err)
@@ -51,8 +51,9 @@ func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) (*Held, error) {
 // error is ErrCut when records are missing at the beginning, unless partial allows it. progress is told how many records
 // of how many have been read.
 func (h *Held) Rebuild(ctx context.Context, partial bool, progress func(done, of int64)) (Rebuilt, error) {
+	o := h.operator
 	var done Rebuilt
-	from, to, err := h.extent(ctx)
+	from, to, err := o.extent(ctx)
 	if err != nil {
 		return done, err
 	}
@@ -67,28 +68,28 @@ func (h *Held) Rebuild(ctx context.Context, partial bool, progress func(done, of
 	done.Cut = len(cut) > 0
 	if done.Cut && !partial {
 		slices.Sort(cut)
-		return done, fmt.Errorf("%w: %s, %s", ErrCut, h.cfg.Topic, strings.Join(cut, ", "))
+		return done, fmt.Errorf("%w: %s, %s", ErrCut, o.cfg.Topic, strings.Join(cut, ", "))
 	}
 	if _, err := h.tx.Exec(ctx, `CREATE TEMP TABLE inbox_rebuilt (event_id text PRIMARY KEY) ON COMMIT DROP`); err != nil {
 		return done, fmt.Errorf("make a table of what is rebuilt: %w", err)
 	}
-	err = h.read(ctx, from, to, func(_ int32, records []*kgo.Record) error {
+	err = o.read(ctx, from, to, func(_ int32, records []*kgo.Record) error {
 		var events []Event
 		for _, record := range records {
 			if record.Attrs.IsControl() {
 				continue
 			}
 			ev := newEvent(record)
-			switch known := len(h.cfg.Types) == 0 || slices.Contains(h.cfg.Types, ev.Type); {
+			switch known := len(o.cfg.Types) == 0 || slices.Contains(o.cfg.Types, ev.Type); {
 			case !known:
 				done.Others++
-			case ev.check(h.cfg.Types, 0, h.days.last) != nil:
+			case ev.check(o.cfg.Types, 0, h.days.last) != nil:
 				done.Refused++
 			default:
 				events = append(events, ev)
 			}
 		}
-		for batch := range slices.Chunk(events, h.cfg.Batch) {
+		for batch := range slices.Chunk(events, o.cfg.Batch) {
 			if err := h.again(ctx, batch, &done); err != nil {
 				return err
 			}
@@ -100,7 +101,7 @@ func (h *Held) Rebuild(ctx context.Context, partial bool, progress func(done, of
 	if err != nil {
 		return done, err
 	}
-	return done, h.decide(ctx, h.tx, "rebuild", fmt.Sprintf("from topic %s: %+v", h.cfg.Topic, done))
+	return done, o.decide(ctx, h.tx, "rebuild", fmt.Sprintf("from topic %s: %+v", o.cfg.Topic, done))
 }
 
 // extent is where each partition of the topic begins and ends. Behind an open transaction it ends for us.
@@ -133,6 +134,7 @@ func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err er
 
 // again applies what is neither set aside nor applied in this rebuild.
 func (h *Held) again(ctx context.Context, events []Event, done *Rebuilt) error {
+	effects := h.operator.effects
 	aside, err := h.aside(ctx, events)
 	if err != nil {
 		return err
@@ -166,10 +168,10 @@ func (h *Held) again(ctx context.Context, events []Event, done *Rebuilt) error {
 	apply := func(events ...Event) error {
 		return pgx.BeginFunc(ctx, h.tx, func(tx pgx.Tx) error {
 			remembered := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { day := ev.day(); return 0 < day && day < h.days.first })
-			if _, err := h.effects.mark(ctx, tx, remembered); err != nil {
+			if _, err := effects.mark(ctx, tx, remembered); err != nil {
 				return err
 			}
-			return h.effects.make(ctx, tx, events)
+			return effects.make(ctx, tx, events)
 		})
 	}
 	if err := apply(fresh...); err == nil {
@@ -195,11 +197,12 @@ func (h *Held) aside(ctx context.Context, events []Event) (map[string]bool, erro
 	for i, ev := range events {
 		ids[i], days[i], keys[i] = ev.ID, ev.day(), ev.Key
 	}
+	cfg := h.operator.cfg
 	rows, _ := h.tx.Query(ctx, `
 		SELECT event_id FROM unnest($3::text[], $4::integer[], $5::bytea[]) AS asked (event_id, event_day, key)
 		WHERE EXISTS (SELECT FROM inbox_parked p WHERE p.consumer = $1 AND p.event_id = asked.event_id AND p.status <> 'redriven')
 		OR EXISTS (SELECT FROM inbox_parked_keys k WHERE k.consumer = $1 AND k.topic = $2 AND k.key = asked.key)
 			AND NOT EXISTS (SELECT FROM inbox i WHERE i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day = asked.event_day)`,
-		h.cfg.Consumer, h.cfg.Topic, ids, days, keys)
+		cfg.Consumer, cfg.Topic, ids, days, keys)
 	return set(rows, "look for events that are set aside")
 }
