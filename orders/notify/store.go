@@ -155,20 +155,24 @@ func (s *Store) ByOrder(ctx context.Context, channel string, order uuid.UUID) ([
 	return s.whole(ctx, `n.channel = $1 AND n.order_id = $2`, channel, order)
 }
 
-func (s *Store) whole(ctx context.Context, where string, args ...any) ([]Notification, error) {
-	rows, _ := s.pool.Query(ctx, `SELECT `+columns+`, coalesce(n.subject, ''), coalesce(n.html, ''), coalesce(n.plain, ''), CASE n.format WHEN 'json' THEN n.event ELSE '' END
-		FROM notifications n WHERE `+where+` ORDER BY n.id`, args...)
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (n Notification, err error) {
-		var body string
-		err = row.Scan(n.fields(&n.Subject, &n.HTML, &n.Text, &body)...)
-		n.Text += body
-		return n, err
+// whole is of one moment: an attempt that has ended and a notification that does not know it are never seen together.
+func (s *Store) whole(ctx context.Context, where string, args ...any) (list []Notification, err error) {
+	err = pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		rows, _ := tx.Query(ctx, `SELECT `+columns+`, coalesce(n.subject, ''), coalesce(n.html, ''), coalesce(n.plain, ''), CASE n.format WHEN 'json' THEN n.event ELSE '' END
+			FROM notifications n WHERE `+where+` ORDER BY n.id`, args...)
+		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (n Notification, err error) {
+			var body string
+			err = row.Scan(n.fields(&n.Subject, &n.HTML, &n.Text, &body)...)
+			n.Text += body
+			return n, err
+		})
+		for i := 0; err == nil && i < len(list); i++ {
+			rows, _ := tx.Query(ctx, `SELECT began_at, ended_at, recipient, coalesce(outcome, 'unknown'), coalesce(answer, '')
+				FROM notification_attempts WHERE notification_id = $1 ORDER BY id`, list[i].ID)
+			list[i].History, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Attempt])
+		}
+		return err
 	})
-	for i := 0; err == nil && i < len(list); i++ {
-		rows, _ := s.pool.Query(ctx, `SELECT began_at, ended_at, recipient, coalesce(outcome, 'unknown'), coalesce(answer, '')
-			FROM notification_attempts WHERE notification_id = $1 ORDER BY id`, list[i].ID)
-		list[i].History, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Attempt])
-	}
 	if err != nil {
 		return nil, fmt.Errorf("read notifications: %w", err)
 	}
