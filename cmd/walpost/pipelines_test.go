@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -235,5 +236,22 @@ func TestPipelinesAllDrain(t *testing.T) {
 	a.arrives(id)
 	if now := a.query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", slot(a)); now != a.state().Covered.String() {
 		t.Errorf("drained, the slot is at %s and the record at %s", now, a.state().Covered)
+	}
+}
+
+// TestOnePipelineOfSeveral: a process each, of one file.
+func TestOnePipelineOfSeveral(t *testing.T) {
+	t.Parallel()
+	a := newStage(t)
+	b := stageOn(t, cdctest.Database(t), a.brokers)
+	all := together(t, a, b)
+	all.must("init", "--pipeline", b.pipeline)
+	r := all.command(exec.Command(os.Args[0], "relay", "--pipeline", b.pipeline), "WALPOST_TEST_MAIN=1")
+	b.arrives(b.one())
+	if status := r.get(t, "/status"); strings.Contains(status, a.pipeline) || !strings.Contains(status, `{"pipeline":"`+b.pipeline) {
+		t.Errorf("/status: %s", status)
+	}
+	if n := a.query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", slot(a)); n != "0" {
+		t.Error("init of one has made the slot of the other")
 	}
 }
