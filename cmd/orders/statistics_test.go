@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -29,21 +31,84 @@ func (c *consumed) withOrderEvents() (topic string) {
 	return topic
 }
 
-func TestStatisticsAreShownAndRebuiltByCommand(t *testing.T) {
+// relay puts the whole outbox on the topic.
+func (c *consumed) relay(topic string) {
+	c.Helper()
+	rows, _ := c.conn.Query(c.Context(), `SELECT id::text, aggregate_id, event_type, payload::text FROM outbox ORDER BY payload->>'occurredAt'`)
+	var id, key, eventType, value string
+	if _, err := pgx.ForEachRow(rows, []any{&id, &key, &eventType, &value}, func() error {
+		return c.client.ProduceSync(c.Context(), &kgo.Record{Topic: topic, Key: []byte(key), Value: []byte(value), Headers: []kgo.RecordHeader{
+			{Key: "id", Value: []byte(id)}, {Key: "type", Value: []byte(eventType)},
+		}}).FirstErr()
+	}); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// TestRebuildKilledAtItsLastStatementLeavesWhatWas: kill -9 of the process that has counted everything and not committed.
+func TestRebuildKilledAtItsLastStatementLeavesWhatWas(t *testing.T) {
 	c := newConsumed(t)
 	topic := c.withOrderEvents()
-	relay := func() {
+	c.paid()
+	c.relay(topic)
+	if out, err := c.command("statistics", "rebuild"); err != nil {
+		t.Fatalf("%s (%v)", out, err)
+	}
+	change := func(sql string) {
 		t.Helper()
-		rows, _ := c.conn.Query(t.Context(), `SELECT id::text, aggregate_id, event_type, payload::text FROM outbox ORDER BY payload->>'occurredAt'`)
-		var id, key, eventType, value string
-		if _, err := pgx.ForEachRow(rows, []any{&id, &key, &eventType, &value}, func() error {
-			return c.client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Key: []byte(key), Value: []byte(value), Headers: []kgo.RecordHeader{
-				{Key: "id", Value: []byte(id)}, {Key: "type", Value: []byte(eventType)},
-			}}).FirstErr()
-		}); err != nil {
+		if _, err := c.conn.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
 	}
+	count := func(sql string) (n int) {
+		t.Helper()
+		if err := c.conn.QueryRow(t.Context(), sql).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	change(`UPDATE statistics SET orders = 99`) // so that the one can be told from the other
+	change(`BEGIN; LOCK TABLE inbox_decisions`)
+	cmd := exec.Command(os.Args[0], "statistics", "rebuild")
+	cmd.Env = append(os.Environ(), "ORDERS_TEST_MAIN=1")
+	for name, value := range c.env {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cdctest.Eventually(t, time.Minute, func() error {
+		if count(`SELECT count(*) FROM pg_locks WHERE relation = 'inbox_decisions'::regclass AND NOT granted`) == 0 {
+			return errors.New("the rebuild is not at its last statement")
+		}
+		return nil
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	change(`COMMIT`)
+	cdctest.Eventually(t, time.Minute, func() error {
+		if count(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'orders consume statistics'`) > 0 {
+			return errors.New("its session is still there")
+		}
+		return nil
+	})
+	if n := count(`SELECT orders FROM statistics`); n != 99 {
+		t.Errorf("%d orders", n)
+	}
+	if n := count(`SELECT count(*) FROM inbox_decisions`); n != 1 {
+		t.Errorf("%d decisions", n)
+	}
+	if out, err := c.command("statistics", "rebuild"); err != nil || count(`SELECT orders FROM statistics`) != 1 {
+		t.Errorf("again: %s (%v)", out, err)
+	}
+}
+
+func TestStatisticsAreShownAndRebuiltByCommand(t *testing.T) {
+	c := newConsumed(t)
+	topic := c.withOrderEvents()
+	relay := func() { c.relay(topic) }
 	c.paid()
 	if _, err := c.conn.Exec(t.Context(), `SELECT cancel_order($1)`, c.paid()); err != nil {
 		t.Fatal(err)
