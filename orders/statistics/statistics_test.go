@@ -296,11 +296,12 @@ func TestStatisticsEqualACountOverTheOrders(t *testing.T) {
 			}
 		})
 	}
+	kill := sync.OnceFunc(s.kill)
 	for round := range 3 {
 		s.publish()
 		if _, err := s.rebuild(t.Context(), false, func(int64, int64) {
 			if round == 0 {
-				s.kill()
+				kill()
 			}
 		}); (err != nil) != (round == 0) {
 			t.Errorf("round %d: %v", round, err)
