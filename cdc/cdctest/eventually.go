@@ -16,8 +16,7 @@ const patience = 3
 // must run on the test's own goroutine; a cond that may block needs a timeout of its own.
 func Eventually(t testing.TB, within time.Duration, cond func() error) {
 	t.Helper()
-	within *= patience
-	ctx, cancel := context.WithTimeout(t.Context(), within)
+	ctx, cancel := context.WithTimeout(t.Context(), patience*within)
 	defer cancel()
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := cond()
@@ -25,7 +24,7 @@ func Eventually(t testing.TB, within time.Duration, cond func() error) {
 			return
 		}
 		if !sleep(ctx, pause) {
-			t.Fatalf("not within %v: %v", within, err)
+			t.Fatalf("not within %v: %v", patience*within, err)
 		}
 	}
 }

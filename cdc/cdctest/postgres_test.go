@@ -103,7 +103,7 @@ func TestEventuallyWaitsAndFailsWithTheLastError(t *testing.T) {
 		defer func() { _ = recover() }()
 		cdctest.Eventually(failing, 30*time.Millisecond, func() error { return errors.New("never") })
 	}()
-	if failing.message != "not within 30ms: never" {
+	if failing.message != "not within 90ms: never" {
 		t.Errorf("failed with %q", failing.message)
 	}
 }
