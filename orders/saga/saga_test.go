@@ -224,8 +224,13 @@ func TestAnAnswerThatIsFasterThanTheCommitWaits(t *testing.T) {
 			t.Errorf("the order's transaction commits: %t, the answer: %v", commits, err)
 		}
 	}
+	var number int64 // the first is 100001, the second was rolled back
+	_, err := s.pool.Exec(t.Context(), `SELECT create_order('b', 'a@b.example', '[{"sku": "tea", "quantity": 1, "unitPrice": "1"}]')`)
+	if err := errors.Join(err, s.owner.QueryRow(t.Context(), `SELECT max(number) FROM orders`).Scan(&number)); err != nil || number != 100003 {
+		t.Errorf("the third order is %d: waiting has used up numbers (%v)", number, err)
+	}
 	var left int
-	if err := s.owner.QueryRow(t.Context(), `SELECT count(*) FROM orders WHERE status <> 'confirmed'`).Scan(&left); err != nil || left > 0 {
+	if err := s.owner.QueryRow(t.Context(), `SELECT count(*) FROM orders WHERE status <> 'confirmed' AND number <> 100003`).Scan(&left); err != nil || left > 0 {
 		t.Errorf("%d orders were left by waiting (%v)", left, err)
 	}
 }
