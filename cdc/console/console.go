@@ -218,6 +218,9 @@ func (c *Console) Status(ctx context.Context) Status {
 	return s
 }
 
+// Pipeline is the name of what it shows.
+func (c *Console) Pipeline() string { return c.pipeline }
+
 // Group is the consoles of a process, one for each pipeline.
 type Group []*Console
 

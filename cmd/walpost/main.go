@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/walpost"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
 )
@@ -148,8 +149,11 @@ func (*relayCmd) Run(p *process) error {
 		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", address, err)
 	}
 	reg := app.NewRegistry()
-	relay, con := pipeline.Relays(cfgs, log, reg)
-	mux := http.NewServeMux()
+	relays, err := walpost.NewGroup(cfgs, log, reg)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	mux, con := http.NewServeMux(), relays.Console()
 	app.OpsRoutes(mux, reg, con.Ready)
 	con.Routes(mux)
 
@@ -158,7 +162,7 @@ func (*relayCmd) Run(p *process) error {
 	group, ctx := errgroup.WithContext(p.ctx)
 	group.Go(func() error {
 		defer done()
-		return relay(ctx)
+		return relays.Run(ctx)
 	})
 	group.Go(func() error { return app.Serve(serving, ln, mux, log) })
 	return group.Wait()
