@@ -24,6 +24,7 @@ type Config struct {
 	Source          SourceConfig  `yaml:"source"`
 	Kafka           KafkaConfig   `yaml:"kafka"`
 	Poison          PoisonConfig  `yaml:"poison"`
+	Cleanup         CleanupConfig `yaml:"cleanup"`
 	Delivery        Delivery      `yaml:"delivery" doc:"at_least_once: a crash repeats what lies behind the state record, and consumers deduplicate by the header id; exactly_once: rows and state record in one Kafka transaction, and a read_committed consumer sees each row once"`
 	Window          WindowConfig  `yaml:"window"`
 	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
@@ -104,6 +105,21 @@ type PoisonConfig struct {
 	HoldKey bool   `yaml:"hold_key" doc:"hold later rows of a key back too, in the dead letter topic, while an earlier one is unresolved; otherwise they are published before it"`
 }
 
+// CleanupConfig is what becomes of rows that were delivered.
+type CleanupConfig struct {
+	Retention time.Duration `yaml:"retention" doc:"rows younger than this (created_at) stay in the table, for walpost replay and walpost where; what is not confirmed stays in any case"`
+	Every     time.Duration `yaml:"every" doc:"how often the relay deletes older rows, or drops their partitions and makes those of the days to come; 0: never, that is left to walpost cleanup"`
+	URL       string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as who may do so: the owner, if the table is partitioned; empty: source.url, whose role walpost init gives what a plain table needs"`
+}
+
+// CleanupURL is what cleans up, and the key that holds it.
+func (c *Config) CleanupURL() (key, url string) {
+	if c.Cleanup.URL == "" {
+		return "source.url", c.Source.URL
+	}
+	return "cleanup.url", c.Cleanup.URL
+}
+
 // DeadLetterPolicy is the policy that puts poison rows aside.
 const DeadLetterPolicy = "dead_letter"
 
@@ -169,6 +185,7 @@ func DefaultConfig() Config {
 			TransactionTimeout: 30 * time.Second,
 		},
 		Poison:          PoisonConfig{Policy: "halt"},
+		Cleanup:         CleanupConfig{Retention: 7 * 24 * time.Hour},
 		Delivery:        AtLeastOnce,
 		Window:          WindowConfig{Rows: 5000, Bytes: 4 << 20, Pace: 2 * time.Millisecond},
 		QueueTimeout:    time.Minute,
@@ -323,6 +340,15 @@ func (c *Config) validate(env string) error {
 	}
 	if d := c.Kafka.TransactionTimeout; d < time.Second || d > 15*time.Minute {
 		bad("kafka.transaction_timeout: %s: between 1s and 15m, the most that brokers allow by default", d)
+	}
+	if d := c.Cleanup.Retention; d < 0 {
+		bad("cleanup.retention: %s: a duration, not negative", d)
+	}
+	if d := c.Cleanup.Every; d != 0 && d < time.Second {
+		bad("cleanup.every: %s: at least 1s, or 0 for never", d)
+	}
+	if _, err := pgconn.ParseConfig(c.Cleanup.URL); c.Cleanup.URL != "" && err != nil {
+		bad("cleanup.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
 	if c.Delivery != AtLeastOnce && c.Delivery != ExactlyOnce {
 		bad("delivery: %q: write at_least_once or exactly_once", c.Delivery)

@@ -182,3 +182,20 @@ func TestAppendTellsAnEventApartThatIsRefusedFromADatabaseThatIsGone(t *testing.
 		t.Errorf("on a closed connection: %v", err)
 	}
 }
+
+// TestAppendWhereNoPartitionIs is not the event's fault: it can be tried again.
+func TestAppendWhereNoPartitionIs(t *testing.T) {
+	conn, err := pgx.Connect(t.Context(), cdctest.Database(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(t.Context(), `CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, headers jsonb,
+		created_at timestamptz DEFAULT now()) PARTITION BY RANGE (created_at)`); err != nil {
+		t.Fatal(err)
+	}
+	err = pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, good()) })
+	if err == nil || errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), "no partition for now: `walpost cleanup`") {
+		t.Errorf("append: %v", err)
+	}
+}

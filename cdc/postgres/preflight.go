@@ -151,10 +151,11 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) 
 
 // table is what the catalog says of the outbox.
 type table struct {
-	oid     uint32
-	columns []column
-	hidden  []string // why its rows may not reach the stream
-	unfit   []string // what is wrong with its columns
+	oid         uint32
+	partitioned bool
+	columns     []column
+	hidden      []string // why its rows may not reach the stream
+	unfit       []string // what is wrong with its columns
 }
 
 // checkTable looks for the outbox and its columns.
@@ -172,7 +173,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 	if err != nil {
 		return t, classify("look for the table", err)
 	}
-	if kind != "r" && kind != "p" {
+	if t.partitioned = kind == "p"; kind != "r" && !t.partitioned {
 		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
 	}
 	if persistence != "p" {
@@ -204,10 +205,8 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
-	var inserts, viaRoot, partitioned bool
-	err = conn.QueryRow(ctx, `
-		SELECT p.pubinsert, p.pubviaroot, coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)
-		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, t.oid).Scan(&inserts, &viaRoot, &partitioned)
+	var inserts, viaRoot bool
+	err = conn.QueryRow(ctx, `SELECT pubinsert, pubviaroot FROM pg_publication WHERE pubname = $1`, s.cfg.Publication).Scan(&inserts, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)
 		return problems, nil
@@ -218,7 +217,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	if !inserts {
 		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
 	}
-	if partitioned && !viaRoot {
+	if t.partitioned && !viaRoot {
 		bad("source.publication: %s is partitioned and the publication names its partitions: ALTER PUBLICATION %s SET (publish_via_partition_root = true)", s.cfg.Table, name)
 	}
 	schema, table := s.cfg.SchemaTable()

@@ -37,6 +37,9 @@ import (
 type Relay struct {
 	*cdc.Relay
 	*console.Console
+
+	cfg cdc.Config
+	log zerolog.Logger
 }
 
 // New makes a pipeline's relay. It opens nothing until Run, which may be called again when it has returned. Everything that is
@@ -61,7 +64,17 @@ func New(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay,
 		postgres.NewSource(cfg.Pipeline, cfg.Source),
 		sink,
 		route.New(cfg.Pipeline, cfg.Kafka),
-		cdc.Tee(logger(cfg, log), con.Observer())), con}, nil
+		cdc.Tee(logger(cfg, log), con.Observer())), con, cfg, log}, nil
+}
+
+// Run relays until ctx ends, and keeps the table small, where cleanup.every says so.
+func (r *Relay) Run(ctx context.Context) error {
+	var cleaner sync.WaitGroup
+	defer cleaner.Wait()
+	if r.cfg.Cleanup.Every > 0 {
+		cleaner.Go(func() { r.keepSmall(ctx) })
+	}
+	return r.Relay.Run(ctx)
 }
 
 // Group is the relays of a process, one for each pipeline. None knows of another.

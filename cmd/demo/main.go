@@ -126,7 +126,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 			cfg.Source.Slot = inventorySlot
 			cfg.Kafka.AggregateTypes = []string{"stock"}
 		}
-		if err := pipeline.Init(limited, cfg, pg.URL(string(database)), false, io.Discard); err != nil {
+		if err := pipeline.Init(limited, cfg, pg.URL(string(database)), false, false, io.Discard); err != nil {
 			return err
 		}
 		cfgs = append(cfgs, cfg)

@@ -46,7 +46,7 @@ func embedding(t *testing.T) (env map[string]string, admin, topic string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := pipeline.Init(t.Context(), cfgs[0], admin, false, io.Discard); err != nil {
+	if err := pipeline.Init(t.Context(), cfgs[0], admin, false, false, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	return env, admin, name + ".order"

@@ -48,4 +48,5 @@ var faults = []fault{
 	{44, "broker_paused", "three real brokers: the leader frozen past its session, and back: order holds, nothing twice", nil, "brokers", false},
 	{45, "too_few_in_sync", "three real brokers: min.insync.replicas not met: nothing is taken, rows wait, nothing twice", nil, "brokers", false},
 	{46, "broker_disk_full", "three real brokers: the disk of one full, and freed: the others go on, nothing twice", nil, "brokers", false},
+	{70, "partitions_dropped", "the outbox's partitions dropped and made under load, the relay killed between: none is dropped of which a row is not confirmed, the relay goes on without a halt, nothing missing", partitionsDropped, "", false},
 }

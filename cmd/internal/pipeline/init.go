@@ -57,13 +57,14 @@ func (s *setup) do(ctx context.Context, step postgres.Step) error {
 
 // Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What is
 // there already is left and said. A dry run changes nothing.
-func Init(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+// byDay makes a table that is not there a partitioned one.
+func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
 	if err != nil {
 		return err
 	}
 	defer s.close(ctx)
-	steps, err := s.pg.Plan(ctx)
+	steps, err := s.pg.Plan(ctx, postgres.Wanted{ByDay: byDay, Delete: cfg.Cleanup.Every > 0 && cfg.Cleanup.URL == ""})
 	if err != nil {
 		return err
 	}
