@@ -34,6 +34,7 @@ type Config struct {
 
 // SourceConfig is where the outbox is.
 type SourceConfig struct {
+	Kind           SourceKind    `yaml:"kind" doc:"wal: logical replication; polling: the table is asked, where logical replication is not to be had"`
 	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders"`
 	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
@@ -42,7 +43,17 @@ type SourceConfig struct {
 	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
 	CheckInterval  time.Duration `yaml:"check_interval" doc:"how often publication and table are looked at while streaming: a change that hides rows halts the relay"`
 	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this halts the relay instead of being read into memory"`
+	Polling        PollingConfig `yaml:"polling"`
 }
+
+// SourceKind is how rows are read from the table.
+type SourceKind string
+
+// The two kinds.
+const (
+	WAL     SourceKind = "wal"
+	Polling SourceKind = "polling"
+)
 
 // ColumnsConfig names the columns of the outbox table; other columns are ignored.
 type ColumnsConfig struct {
@@ -177,8 +188,9 @@ func (b ByteSize) String() string {
 func DefaultConfig() Config {
 	return Config{
 		Source: SourceConfig{
-			Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, CheckInterval: 30 * time.Second, MaxRowBytes: 16 << 20,
+			Kind: WAL, Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, CheckInterval: 30 * time.Second, MaxRowBytes: 16 << 20,
 			Columns: ColumnsConfig{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"},
+			Polling: defaultPolling(),
 		},
 		Kafka: KafkaConfig{
 			Topic: "outbox.event.{aggregate_type}", Headers: "walpost", CloudEvents: CloudEventsConfig{ContentType: "application/json"}, Payload: "any", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none",
@@ -350,6 +362,7 @@ func (c *Config) validate(env string) error {
 	if _, err := pgconn.ParseConfig(c.Cleanup.URL); c.Cleanup.URL != "" && err != nil {
 		bad("cleanup.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
+	c.validatePolling(bad)
 	if c.Delivery != AtLeastOnce && c.Delivery != ExactlyOnce {
 		bad("delivery: %q: write at_least_once or exactly_once", c.Delivery)
 	}

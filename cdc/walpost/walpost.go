@@ -29,13 +29,14 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
 
 // Relay is a pipeline's engine, of which Run and Role are, and its console, of which Status and Ready are.
 type Relay struct {
-	*cdc.Relay
+	*cdc.Sessions
 	*console.Console
 
 	cfg cdc.Config
@@ -51,20 +52,25 @@ func New(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay,
 	metrics := prometheus.NewRegistry()
 	con := console.New(cfg.Pipeline, cfg.Source.Slot, metrics)
 	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka))
-	if cfg.Poison.Policy == cdc.DeadLetterPolicy {
-		con.CountDeadLetters(sink.Unresolved())
+	router := route.New(cfg.Pipeline, cfg.Kafka)
+	observer := cdc.Tee(logger(cfg, log), con.Observer())
+	r := &Relay{Console: con, cfg: cfg, log: log}
+	if cfg.Source.Kind == cdc.Polling {
+		con.WatchTable(polling.NewWatch(cfg.Pipeline, cfg.Source))
+		r.Sessions = polling.New(cfg, polling.ToKafka(sink, router), observer).Sessions
+	} else {
+		if cfg.Poison.Policy == cdc.DeadLetterPolicy {
+			con.CountDeadLetters(sink.Unresolved())
+		}
+		con.WatchSlot(postgres.NewSource(cfg.Pipeline, cfg.Source)) // of its own: the other is the session's
+		r.Sessions = cdc.NewRelay(cfg, postgres.NewSource(cfg.Pipeline, cfg.Source), sink, router, observer).Sessions
 	}
-	con.WatchSlot(postgres.NewSource(cfg.Pipeline, cfg.Source)) // of its own: the other is the session's
 	if reg != nil {
 		if err := reg.Register(metrics); err != nil {
 			return nil, fmt.Errorf("register the metrics of pipeline %s: %w: run the relay that is there, or give this one a registry of its own", cfg.Pipeline, err)
 		}
 	}
-	return &Relay{cdc.NewRelay(cfg,
-		postgres.NewSource(cfg.Pipeline, cfg.Source),
-		sink,
-		route.New(cfg.Pipeline, cfg.Kafka),
-		cdc.Tee(logger(cfg, log), con.Observer())), con, cfg, log}, nil
+	return r, nil
 }
 
 // Run relays until ctx ends, and keeps the table small, where cleanup.every says so.
@@ -74,7 +80,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.cfg.Cleanup.Every > 0 {
 		cleaner.Go(func() { r.keepSmall(ctx) })
 	}
-	return r.Relay.Run(ctx)
+	return r.Sessions.Run(ctx)
 }
 
 // Group is the relays of a process, one for each pipeline. None knows of another.
@@ -117,14 +123,18 @@ func (g Group) Console() (all console.Group) {
 
 // logger writes one line per change of state at info and above, and one per row at debug. Never payload or key.
 func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
-	log = log.With().Str("pipeline", cfg.Pipeline).Str("slot", cfg.Source.Slot).Logger()
+	of, name := "slot", cfg.Source.Slot
+	if cfg.Source.Kind == cdc.Polling {
+		of, name = "table", cfg.Source.Table
+	}
+	log = log.With().Str("pipeline", cfg.Pipeline).Str(of, name).Logger()
 	o := cdc.Observer{
 		Role: func(role cdc.Role, err error) {
 			switch role {
 			case cdc.Streaming:
 				log.Info().Msg("streaming")
 			case cdc.Standby:
-				log.Info().AnErr("cause", err).Msg("standing by: another relay owns the slot")
+				log.Info().AnErr("cause", err).Msg("standing by: another relay owns the " + of)
 			case cdc.Retrying:
 				log.Warn().Err(err).Msg("session ended, starting over")
 			case cdc.Halted:

@@ -140,7 +140,7 @@ func TestARelayThatDropsARow(t *testing.T) {
 	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer) (*walpost.Relay, error) {
 		con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
 		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
-		return &walpost.Relay{Relay: cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()), Console: con}, nil
+		return &walpost.Relay{Sessions: cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()).Sessions, Console: con}, nil
 	}
 	out, _, err := once(t, with, io.Discard)
 	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {

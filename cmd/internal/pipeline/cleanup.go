@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -17,6 +18,9 @@ import (
 // Cleanup takes rows out of the outbox that are confirmed and older than cleanup.retention. While the relay is halted, or would
 // be, it refuses: what may be missing in Kafka is replayed from the table.
 func Cleanup(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	if cfg.Source.Kind == cdc.Polling {
+		return errors.New("source.kind: polling: the cleaner asks the slot what was delivered, and there is none: source.polling.after_publish: delete keeps the table small, or DELETE rows by their status")
+	}
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
 	st, facts, err := standing(ctx, source.Facts, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Peek)
 	if err != nil {

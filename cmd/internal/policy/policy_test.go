@@ -53,6 +53,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 		"cdc/postgres":     {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
 		"cdc/kafka":        {module + "cdc/postgres", module + "cdc/route", module + "cdc/console"},
 		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/console", kafka},
+		"cdc/polling":      {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
 		"cdc/console":      {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/route", kafka},
 		"cdc/walpost":      {module + "cdc/outbox", module + "cdc/inbox", module + "sql"},
 		"cdc/outbox":       {module, kafka},
