@@ -12,10 +12,14 @@
 //
 // The table's CHECKs (sql/orders/00002_outbox.sql) are the contract; Append says the same in words and before the round trip. A row
 // is never changed. A writer needs INSERT and no other right: nothing is read back.
+//
+// Append takes a transaction of pgx, AppendSQL one of database/sql (and of what is built on it: sqlx.Tx embeds it). A pool or a
+// connection is neither, so that a forgotten transaction does not compile.
 package outbox
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,7 +69,24 @@ func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	if err := Queue(&batch, ev); err != nil {
 		return err
 	}
-	err := tx.SendBatch(ctx, &batch).Close()
+	return appended(ev, tx.SendBatch(ctx, &batch).Close())
+}
+
+// AppendSQL is Append for a transaction of database/sql. What only the table's CHECKs can know is ErrRefused with the driver
+// pgx/v5/stdlib; another driver's error is wrapped as it is.
+func AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
+	headers, err := ev.check()
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers)
+		VALUES ($1::text::uuid, $2::text, $3::text, $4::text, $5::text::jsonb, $6::text::jsonb)`,
+		ev.ID.String(), ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), headers)
+	return appended(ev, err)
+}
+
+// appended is what PostgreSQL said to the event.
+func appended(ev Event, err error) error {
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 		switch pgErr.Code {
 		case "23514":
@@ -92,7 +113,7 @@ func Queue(batch *pgx.Batch, events ...Event) error {
 	for i, ev := range events {
 		text, err := ev.check()
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrRefused, err)
+			return err
 		}
 		ids[i], kinds[i], aggregates[i], types[i], payloads[i], headers[i] = ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), text
 	}
@@ -118,7 +139,10 @@ func (ev Event) check() (headers string, err error) {
 	wrong(isObject(ev.Payload), "payload must be a JSON object in UTF-8")
 	headers, ok := encodeHeaders(ev.Headers)
 	wrong(ok, "headers must be UTF-8 without NUL and at most %d bytes as jsonb", MaxHeaders)
-	return headers, errors.Join(errs...)
+	if len(errs) > 0 {
+		return "", fmt.Errorf("%w: %w", ErrRefused, errors.Join(errs...))
+	}
+	return headers, nil
 }
 
 func isText(s string, most int) bool {
