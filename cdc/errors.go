@@ -60,7 +60,8 @@ func (w *Wedge) Error() string { return w.Found }
 // Class says in one word why a row was refused: a metric's label.
 type Class string
 
-// The classes. ByKafka is what only the broker could find, ForOrder a row that is held behind an earlier one of its key.
+// The classes. ByKafka is what only the broker could find, ForOrder a row that is held behind an earlier one of its key,
+// ByHandler what a handler in the process did not take.
 const (
 	BadType    Class = "type"
 	BadTopic   Class = "topic"
@@ -71,6 +72,7 @@ const (
 	TooLarge   Class = "size"
 	ByKafka    Class = "kafka"
 	ForOrder   Class = "held"
+	ByHandler  Class = "handler"
 )
 
 // Classes are all of them.

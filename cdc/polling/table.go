@@ -65,6 +65,9 @@ func quoted(cfg *cdc.SourceConfig) string {
 	return pgx.Identifier{schema, name}.Sanitize()
 }
 
+// DDL makes the table, for a service that has its own migrations; `walpost init` does the same, and adds what a table lacks.
+func DDL(cfg cdc.SourceConfig) []string { return postgres.PolledDDL(cfg) }
+
 // open connects, and finds out that the table is what is needed.
 func open(ctx context.Context, pipeline string, cfg *cdc.SourceConfig) (*table, error) {
 	conn, oid, columns, err := postgres.NewSource(pipeline, *cfg).OpenPolled(ctx)

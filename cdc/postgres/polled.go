@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc"
 )
 
 // rendered are the settings under which SQL gives values as the replication connection does.
@@ -62,7 +64,7 @@ func (s *Source) polled(ctx context.Context, conn *pgx.Conn) (p polled, err erro
 	}
 	if t.oid == 0 {
 		p.missing = t.hidden
-		p.sql = append(append([]string{TableDDL(s.cfg)}, s.columnDDL(nil)...), s.indexDDL()...)
+		p.sql = PolledDDL(s.cfg)
 		return p, nil
 	}
 	p.oid, p.problems = t.oid, t.unfit
@@ -179,6 +181,12 @@ func (s *Source) unknownWords(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func quote(word string) string { return "'" + strings.ReplaceAll(word, "'", "''") + "'" }
+
+// PolledDDL makes a table that can be polled where there is none.
+func PolledDDL(cfg cdc.SourceConfig) []string {
+	s := NewSource("", cfg)
+	return append(append([]string{TableDDL(cfg)}, s.columnDDL(nil)...), s.indexDDL()...)
+}
 
 // columnDDL adds the columns that are not there yet. Rows that are in the table are pending then.
 func (s *Source) columnDDL(have map[string]bool) []string {
