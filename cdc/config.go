@@ -39,6 +39,7 @@ type SourceConfig struct {
 	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
+	Messages       string        `yaml:"messages" doc:"instead of a table: prefix of the transactional messages (pg_logical_emit_message) that are the outbox"`
 	Columns        ColumnsConfig `yaml:"columns"`
 	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
 	CheckInterval  time.Duration `yaml:"check_interval" doc:"how often publication and table are looked at while streaming: a change that hides rows halts the relay"`
@@ -270,7 +271,20 @@ func (c *Config) validate(env string) error {
 	if n := c.Source.Publication; n == "" || len(n) > 63 || strings.ContainsRune(n, 0) {
 		bad("source.publication: %q: a name of 1 to 63 bytes is needed", n)
 	}
-	if schema, table := c.Source.SchemaTable(); schema == "" || table == "" {
+	if schema, table := c.Source.SchemaTable(); c.Source.Messages != "" {
+		if t := c.Source.Table; t != "" && t != DefaultConfig().Source.Table {
+			bad("source.messages: %q, and source.table is %q: events come from one of them, leave the other out", c.Source.Messages, t)
+		}
+		if c.Source.Kind == Polling {
+			bad("source.messages: they are in the WAL only: leave source.kind: polling out")
+		}
+		if strings.ContainsRune(c.Source.Messages, 0) {
+			bad("source.messages: %q: a prefix without NUL", c.Source.Messages)
+		}
+		if c.Cleanup.Every > 0 {
+			bad("cleanup.every: there is nothing to clean up with source.messages: leave it out")
+		}
+	} else if schema == "" || table == "" {
 		bad("source.table: %q: write schema.name, public.outbox for example", c.Source.Table)
 	}
 	for _, col := range []struct{ key, value string }{
@@ -425,8 +439,11 @@ func (c *Config) topics() []string {
 	return names
 }
 
-// SchemaTable splits the table's name; both are empty when it is not schema.name.
+// SchemaTable splits the table's name; both are empty when it is not schema.name, or there is no table.
 func (s *SourceConfig) SchemaTable() (schema, table string) {
+	if s.Messages != "" {
+		return "", ""
+	}
 	schema, table, ok := strings.Cut(s.Table, ".")
 	if !ok || strings.Contains(table, ".") || schema == "" || table == "" {
 		return "", ""

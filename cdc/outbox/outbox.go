@@ -18,6 +18,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -25,6 +26,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -101,6 +103,42 @@ func appended(ev Event, err error) error {
 	}
 	if err != nil {
 		return fmt.Errorf("append event %s of type %q to the outbox: %w", ev.ID, ev.Type, err)
+	}
+	return nil
+}
+
+// Emit writes the event into the WAL alone, as a transactional message with a prefix (the relay's source.messages): there is no
+// table, nothing to clean up, and nothing to look at. What it costs is that a gap cannot be replayed. The payload is compacted.
+func Emit(ctx context.Context, tx pgx.Tx, prefix string, ev Event) error {
+	if _, err := ev.check(); err != nil {
+		return err
+	}
+	var message bytes.Buffer
+	enc := json.NewEncoder(&message)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(map[string]any{
+		"id": ev.ID, "aggregate_type": ev.AggregateType, "aggregate_id": ev.AggregateID, "event_type": ev.Type,
+		"payload": ev.Payload, "headers": ev.Headers, "created_at": time.Now().UTC(),
+	}); err != nil {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	if n := message.Len(); n > MaxPayload+MaxHeaders {
+		return fmt.Errorf("%w: event %s of type %q has %d bytes, and no CHECK keeps it from the relay: at most %d", ErrRefused, ev.ID, ev.Type, n, MaxPayload+MaxHeaders)
+	}
+	if _, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, $2::bytea)`, prefix, message.Bytes()); err != nil {
+		return fmt.Errorf("emit event %s of type %q: %w", ev.ID, ev.Type, err)
+	}
+	return nil
+}
+
+// Pass is Append for a table that stays empty: the row is deleted again in the same transaction. The relay publishes inserts, and
+// sees this one as it was; a gap cannot be replayed. A writer needs DELETE and SELECT (id) beside INSERT.
+func Pass(ctx context.Context, tx pgx.Tx, ev Event) error {
+	if err := Append(ctx, tx, ev); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM outbox WHERE id = $1`, ev.ID); err != nil {
+		return fmt.Errorf("delete event %s of type %q from the outbox: %w", ev.ID, ev.Type, err)
 	}
 	return nil
 }

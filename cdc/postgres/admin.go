@@ -71,7 +71,7 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 		return nil, err
 	}
 	steps := []Step{role, step, publication}
-	if want.Delete && !table.partitioned {
+	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
 		steps = append(steps, a.planDelete())
 	}
 	return steps, nil
@@ -113,6 +113,9 @@ func (a *Admin) planRole(ctx context.Context) (Step, error) {
 
 func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, err error) {
 	cfg := a.source.cfg
+	if cfg.Messages != "" {
+		return Step{What: fmt.Sprintf("no table: events are transactional messages with the prefix %q", cfg.Messages)}, t, nil
+	}
 	switch t, err = a.source.checkTable(ctx, a.conn); {
 	case err != nil:
 		return Step{}, t, err
@@ -183,7 +186,13 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	if err != nil {
 		return Step{}, classify("look for the publication", err)
 	}
-	if !exists {
+	switch {
+	case cfg.Messages != "" && exists:
+		return Step{What: fmt.Sprintf("publication %s: there", cfg.Publication)}, nil
+	case cfg.Messages != "":
+		sql := "CREATE PUBLICATION " + pgx.Identifier{cfg.Publication}.Sanitize() + " WITH (publish = 'insert')"
+		return Step{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}, nil
+	case !exists:
 		with := "publish = 'insert'"
 		if t.partitioned {
 			with += ", publish_via_partition_root = true"
@@ -283,6 +292,9 @@ func (a *Admin) DropSlot(ctx context.Context) error {
 
 // RowsBefore counts the rows that are in the outbox already: no slot will ever stream them.
 func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
+	if a.source.cfg.Messages != "" {
+		return 0, nil
+	}
 	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+quotedTable(a.source.cfg)).Scan(&n); err != nil {
 		return 0, classify("count the outbox", err)
 	}
@@ -295,7 +307,10 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	if err != nil {
 		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
-	revoke := fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$", quotedTable(a.source.cfg), pgx.Identifier{target.User}.Sanitize())
+	var revoke []string
+	if a.source.cfg.Messages == "" {
+		revoke = append(revoke, fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$", quotedTable(a.source.cfg), pgx.Identifier{target.User}.Sanitize()))
+	}
 	steps := []Step{{
 		What: fmt.Sprintf("publication %s: drop it", a.source.cfg.Publication),
 		SQL:  []string{"DROP PUBLICATION IF EXISTS " + pgx.Identifier{a.source.cfg.Publication}.Sanitize()},
@@ -309,7 +324,7 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	case super || me:
 		steps = append(steps, Step{What: fmt.Sprintf("role %s: an administrator's, left as it is", target.User)})
 	default:
-		steps = append(steps, Step{What: fmt.Sprintf("role %s: drop it", target.User), SQL: []string{revoke, "DROP ROLE " + pgx.Identifier{target.User}.Sanitize()}})
+		steps = append(steps, Step{What: fmt.Sprintf("role %s: drop it", target.User), SQL: append(revoke, "DROP ROLE "+pgx.Identifier{target.User}.Sanitize())})
 	}
 	return steps, nil
 }

@@ -201,6 +201,9 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 	return columns, nil
 }
 
+// errNoTable is what commands say that need one.
+var errNoTable = errors.New("there is no outbox table (source.messages): events are in the WAL until the slot has confirmed them, and then only in Kafka")
+
 // checkPublication makes sure that every insert into the outbox is in it, whole.
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
@@ -213,6 +216,9 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	}
 	if err != nil {
 		return nil, classify("look for the publication", err)
+	}
+	if s.cfg.Messages != "" { // they are no publication's
+		return nil, nil
 	}
 	if !inserts {
 		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
@@ -272,11 +278,13 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 		if f, err = s.identify(ctx, conn); err != nil {
 			return f, t, err
 		}
-		if t, err = s.checkTable(ctx, conn); err != nil {
-			return f, t, err
+		if s.cfg.Messages == "" {
+			if t, err = s.checkTable(ctx, conn); err != nil {
+				return f, t, err
+			}
 		}
 		f.Hidden, f.Unfit = t.hidden, t.unfit
-		if t.oid != 0 {
+		if t.oid != 0 || s.cfg.Messages != "" {
 			hidden, err := s.checkPublication(ctx, conn, t)
 			if err != nil {
 				return f, t, err

@@ -28,6 +28,9 @@ type Retained struct {
 
 // Retained prepares to read the outbox with the administrator's rights: the relay's role may not see the rows.
 func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, error) {
+	if a.source.cfg.Messages != "" {
+		return nil, errNoTable
+	}
 	if _, err := a.conn.Exec(ctx, `SET application_name = 'walpost replay'`); err != nil {
 		return nil, classify("prepare to read the outbox", err)
 	}

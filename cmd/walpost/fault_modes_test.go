@@ -58,3 +58,37 @@ func (s *scene) past() string {
 	return s.query(`SELECT coalesce(string_agg(c.relname, ' ' ORDER BY c.relname), '') FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
 		WHERE inhparent = 'outbox'::regclass AND c.relname ~ '_2' AND c.relname < $1`, time.Now().UTC().Format("outbox_20060102"))
 }
+
+// messagesFailOver is fault 71: 22 over messages. A trigger emits what the writer inserts, so that ledger and oracle know it; the
+// relay does not look at the table.
+func messagesFailOver(s *scene) {
+	s.build(set{server: true, quiet: true, env: map[string]string{"WALPOST_SOURCE_MESSAGES": "shop"}})
+	s.perRow("PERFORM pg_logical_emit_message(true, 'shop', to_jsonb(NEW)::text)")
+	s.watch(cdctest.WriterConfig{})
+	s.failOver()
+}
+
+// insertedAndDeleted is fault 72, with a trigger for the service that would delete.
+func insertedAndDeleted(s *scene) {
+	s.build(set{quiet: true})
+	s.perRow("DELETE FROM outbox WHERE id = NEW.id")
+	s.watch(cdctest.WriterConfig{})
+	r := s.child()
+	s.grows(100)
+	r.kill()
+	s.grows(50)
+	s.mended()
+	s.run()
+	s.settle()
+	if s.rows() != "0" {
+		s.t.Errorf("%s rows are left", s.rows())
+	}
+}
+
+// perRow does something in the transaction of each row.
+func (s *scene) perRow(plpgsql string) {
+	s.t.Helper()
+	cdctest.CreateOutbox(s.t, s.admin, "outbox")
+	s.exec("CREATE FUNCTION per_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN " + plpgsql + "; RETURN NULL; END $$")
+	s.exec("CREATE TRIGGER per_row AFTER INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION per_row()")
+}
