@@ -15,9 +15,6 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// lockClass is the first half of the advisory locks, the table's oid the second.
-const lockClass = 0x77706f6c
-
 // mostTroubled is how many refused rows are remembered at a time.
 const mostTroubled = 10_000
 
@@ -110,18 +107,7 @@ func (t *table) close() {
 
 // lock takes the table for this session: for itself where it keeps the order, with others where there is none.
 func (t *table) lock(ctx context.Context) error {
-	try := "pg_try_advisory_lock"
-	if t.cfg.Polling.Order == cdc.OrderNone {
-		try += "_shared"
-	}
-	var ok bool
-	if err := t.conn.QueryRow(ctx, "SELECT "+try+"($1::int, $2::int)", int32(lockClass), int32(t.oid)).Scan(&ok); err != nil {
-		return said("take the outbox table", err)
-	}
-	if !ok {
-		return cdc.ErrTableInUse
-	}
-	return nil
+	return postgres.Poll(ctx, t.conn, t.cfg.Table, t.oid, t.cfg.Polling.Order == cdc.OrderNone)
 }
 
 // settle moves the settled position on, as far as it is known. anew asks for the newest row too; more says that something was asked
@@ -208,6 +194,25 @@ func (t *table) inTrouble(ctx context.Context) (map[int64]int, error) {
 		return nil, said("look for refused rows", err)
 	}
 	return all, nil
+}
+
+// Left says how many rows that are in the table now are pending up to a position, or failed, and the highest position; up to 0 is
+// all of them.
+func Left(ctx context.Context, pipeline string, cfg cdc.SourceConfig, upTo int64) (pending, failed, newest int64, err error) {
+	conn, _, _, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	c, w := cfg.Polling.Columns, cfg.Polling.Words
+	err = conn.QueryRow(ctx, fmt.Sprintf(`
+		SELECT count(*) FILTER (WHERE %[1]s = %[2]s), count(*) FILTER (WHERE %[1]s = %[3]s), coalesce(max(%[4]s), 0)
+		FROM %[5]s WHERE %[1]s IN (%[2]s, %[3]s) AND (%[4]s <= $1 OR $1 = 0)`,
+		id(c.Status), literal(w.Pending), literal(w.Failed), id(c.Position), quoted(&cfg)), upTo).Scan(&pending, &failed, &newest)
+	if err != nil {
+		return 0, 0, 0, said("look for what is left", err)
+	}
+	return pending, failed, newest, nil
 }
 
 // Watch reads how a polled table stands, with connections of its own.

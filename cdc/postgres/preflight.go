@@ -290,6 +290,11 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 				return f, t, err
 			}
 			f.Hidden = append(f.Hidden, hidden...)
+			pollers, err := s.pollers(ctx, conn, t.oid)
+			if err != nil {
+				return f, t, err
+			}
+			f.Unfit = append(f.Unfit, pollers...)
 		}
 		if len(f.Hidden)+len(f.Unfit) == 0 {
 			return f, t, nil

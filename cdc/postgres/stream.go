@@ -62,6 +62,10 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("ask for the backend's process id", err)
 	}
+	if err := s.claim(ctx, pg); err != nil {
+		_ = pg.Close(ctx)
+		return nil, cdc.Identity{}, classify("take the outbox table", err)
+	}
 	if sys.Timeline > 1 {
 		// Without its history file a server is taken for one that branched off elsewhere: a Halt, where it matters.
 		if h, err := pglogrepl.TimelineHistory(ctx, pg, sys.Timeline); err == nil {

@@ -44,6 +44,8 @@ type cli struct {
 	Where   whereCmd   `cmd:"" help:"Was this event published? Where, or why not. Takes an event id or a key (order id)."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
+	MigrateSource migrateSourceCmd `cmd:"" help:"From polling to the WAL, without loss or gap: make the slot, and wait until the poller, which runs on, has published what is older. With the configuration that is to be: source.kind: wal."`
+
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
 

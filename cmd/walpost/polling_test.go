@@ -462,3 +462,72 @@ func TestPollingBadInput(t *testing.T) {
 	s.exec(`ALTER SEQUENCE outbox_position_seq CACHE 1`)
 	s.start().says(10*time.Second, `"streaming"`)
 }
+
+// TestFromPollingToTheWAL moves a pipeline under load. The two sources keep out of each other's way.
+func TestFromPollingToTheWAL(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.must("init")
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Rate: 60, Long: 200 * time.Millisecond})
+	poller := s.spawn()
+	poller.says(20*time.Second, `"streaming"`)
+	s.eventuallyCommitted(w, 200)
+
+	s.env["WALPOST_SOURCE_KIND"] = "wal"
+	if out := s.must("migrate-source"); !strings.Contains(out, "stop it, and start `walpost relay` with source.kind: wal") {
+		t.Errorf("migrate-source:\n%s", out)
+	}
+	early := s.start()
+	early.says(20*time.Second, "and each row would be published twice: stop that one, or this one")
+	if err := early.stop(); err != nil {
+		t.Error(err)
+	}
+	s.eventuallyCommitted(w, 200)
+	poller.kill()
+	s.eventuallyCommitted(w, 200)
+	s.start().says(20*time.Second, `"streaming"`)
+	s.eventuallyCommitted(w, 200)
+
+	s.env["WALPOST_SOURCE_KIND"] = "polling"
+	late := s.start()
+	late.says(20*time.Second, "a relay streams public.outbox from the WAL")
+	if err := late.stop(); err != nil {
+		t.Error(err)
+	}
+	s.env["WALPOST_SOURCE_KIND"] = "wal"
+
+	ledger := w.Stop()
+	s.confirmed(time.Minute)
+	last := map[string]int64{}
+	seen := map[string]bool{}
+	seq := map[string]int64{}
+	for _, e := range ledger.Events {
+		seq[e.ID.String()] = e.Seq
+	}
+	for _, r := range cdctest.ReadAll(t, s.brokers, s.topic) {
+		id := header(r, "id")
+		if seen[id] {
+			continue
+		}
+		seen[id] = true
+		if n, key := seq[id], string(r.Key); n != last[key]+1 {
+			t.Errorf("event %s is number %d of key %s and comes after number %d", id, n, key, last[key])
+		} else {
+			last[key] = n
+		}
+	}
+	if len(seen) != len(ledger.Events) {
+		t.Errorf("%d events are there, %d were committed", len(seen), len(ledger.Events))
+	}
+}
+
+func (s *stage) eventuallyCommitted(w *cdctest.Writer, more int) {
+	s.t.Helper()
+	want := w.Committed() + more
+	cdctest.Eventually(s.t, 30*time.Second, func() error {
+		if n := w.Committed(); n < want {
+			return fmt.Errorf("%d of %d are committed", n, want)
+		}
+		return nil
+	})
+}
