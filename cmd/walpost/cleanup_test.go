@@ -224,3 +224,23 @@ func TestPartitionsByDay(t *testing.T) {
 		t.Errorf("the relay was disturbed:\n%s", log)
 	}
 }
+
+// TestPartitionsBySchedule: the relay's own role is told whom it needs, and the owner in cleanup.url does it.
+func TestPartitionsBySchedule(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.env["WALPOST_CLEANUP_EVERY"], s.env["WALPOST_CLEANUP_RETENTION"] = "1s", "24h"
+	s.must("init", "--partition-by-day")
+	s.exec("CREATE TABLE outbox_20200101 PARTITION OF outbox FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')")
+	r := s.start()
+	r.says(20*time.Second, "name the owner in cleanup.url")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.env["WALPOST_CLEANUP_URL"] = s.admin
+	r = s.start()
+	r.says(30*time.Second, `"dropped":["outbox_20200101"]`)
+	if strings.Contains(r.log.String(), `"halted"`) {
+		t.Error("the relay halted")
+	}
+}
