@@ -46,7 +46,7 @@ type cli struct {
 
 type serve struct {
 	HTTP         string `name:"http" default:"127.0.0.1:8081" env:"ORDERS_HTTP" help:"Address to listen on, for orders and for /livez, /readyz and /metrics."`
-	Relay        bool   `env:"ORDERS_RELAY" help:"Relay the outbox too, from within this process, configured as walpost relay is: by the file that WALPOST_CONFIG names, and by WALPOST_ variables."`
+	Relay        bool   `env:"ORDERS_RELAY" help:"Relay the outbox too, from within this process, configured as walpost relay is: by the file that WALPOST_CONFIG names, and by WALPOST_ variables. GET /status and /metrics are at --http."`
 	DatabaseWait string `default:"15s" env:"ORDERS_DATABASE_WAIT" help:"How long to wait at the start for a database that does not answer yet."`
 }
 
