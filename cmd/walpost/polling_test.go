@@ -130,9 +130,9 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 	}
 }
 
-// TestPolledRowIsNeverOvertaken has transactions that commit late what they inserted early, in each order of their ids.
-func TestPolledRowIsNeverOvertaken(t *testing.T) {
-	t.Parallel()
+// pollingLateCommit is fault 75: transactions that commit late what they inserted early, in each order of their ids.
+func pollingLateCommit(of *scene) {
+	t := of.t
 	s := polled(t)
 	s.must("init")
 	s.exec(`CREATE TABLE other (n int)`)
@@ -211,14 +211,14 @@ func TestPolledRowIsNeverOvertaken(t *testing.T) {
 	comes("prepared", "first", "second")
 }
 
-// TestPollingKilledAtEachStep kills -9 under load between any two steps, and loses the answer to marking.
-func TestPollingKilledAtEachStep(t *testing.T) {
-	t.Parallel()
+// pollingKilled is fault 73: kills -9 under load between any two steps, and loses the answer to marking.
+func pollingKilled(of *scene) {
+	t := of.t
 	s := polled(t)
 	s.env["WALPOST_WINDOW_ROWS"] = "50"
 	s.must("init")
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Rate: 60, Prepared: true, Long: 200 * time.Millisecond})
-	binary := failpointBinary(t)()
+	binary := of.binary()
 	for i, point := range []string{"poll_fetched", "mid_produce", "mid_flush", "after_flush", "poll_published", "poll_marked"} {
 		r := s.command(exec.Command(binary, "relay"), fmt.Sprintf("WALPOST_FAILPOINT=%s:kill@%d", point, 1+i%3))
 		r.says(30*time.Second, "failpoint "+point+": kill")
@@ -235,9 +235,9 @@ func TestPollingKilledAtEachStep(t *testing.T) {
 	}
 }
 
-// TestTwoPollers has a second relay stand by and take over, again and again.
-func TestTwoPollers(t *testing.T) {
-	t.Parallel()
+// twoPollers is fault 74: a second relay stand by and take over, again and again.
+func twoPollers(of *scene) {
+	t := of.t
 	s := polled(t)
 	s.must("init")
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Rate: 60, Long: 200 * time.Millisecond})
