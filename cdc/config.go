@@ -24,6 +24,7 @@ type Config struct {
 	Source          SourceConfig  `yaml:"source"`
 	Kafka           KafkaConfig   `yaml:"kafka"`
 	Poison          PoisonConfig  `yaml:"poison"`
+	Cleanup         CleanupConfig `yaml:"cleanup"`
 	Delivery        Delivery      `yaml:"delivery" doc:"at_least_once: a crash repeats what lies behind the state record, and consumers deduplicate by the header id; exactly_once: rows and state record in one Kafka transaction, and a read_committed consumer sees each row once"`
 	Window          WindowConfig  `yaml:"window"`
 	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
@@ -33,15 +34,27 @@ type Config struct {
 
 // SourceConfig is where the outbox is.
 type SourceConfig struct {
+	Kind           SourceKind    `yaml:"kind" doc:"wal: logical replication; polling: the table is asked, where logical replication is not to be had"`
 	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders"`
 	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
+	Messages       string        `yaml:"messages" doc:"instead of a table: prefix of the transactional messages (pg_logical_emit_message) that are the outbox"`
 	Columns        ColumnsConfig `yaml:"columns"`
 	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
 	CheckInterval  time.Duration `yaml:"check_interval" doc:"how often publication and table are looked at while streaming: a change that hides rows halts the relay"`
 	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this halts the relay instead of being read into memory"`
+	Polling        PollingConfig `yaml:"polling"`
 }
+
+// SourceKind is how rows are read from the table.
+type SourceKind string
+
+// The two kinds.
+const (
+	WAL     SourceKind = "wal"
+	Polling SourceKind = "polling"
+)
 
 // ColumnsConfig names the columns of the outbox table; other columns are ignored.
 type ColumnsConfig struct {
@@ -104,6 +117,21 @@ type PoisonConfig struct {
 	HoldKey bool   `yaml:"hold_key" doc:"hold later rows of a key back too, in the dead letter topic, while an earlier one is unresolved; otherwise they are published before it"`
 }
 
+// CleanupConfig is what becomes of rows that were delivered.
+type CleanupConfig struct {
+	Retention time.Duration `yaml:"retention" doc:"rows younger than this (created_at) stay in the table, for walpost replay and walpost where; what is not confirmed stays in any case"`
+	Every     time.Duration `yaml:"every" doc:"how often the relay deletes older rows, or drops their partitions and makes those of the days to come; 0: never, that is left to walpost cleanup"`
+	URL       string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as who may do so: the owner, if the table is partitioned; empty: source.url, whose role walpost init gives what a plain table needs"`
+}
+
+// CleanupURL is what cleans up, and the key that holds it.
+func (c *Config) CleanupURL() (key, url string) {
+	if c.Cleanup.URL == "" {
+		return "source.url", c.Source.URL
+	}
+	return "cleanup.url", c.Cleanup.URL
+}
+
 // DeadLetterPolicy is the policy that puts poison rows aside.
 const DeadLetterPolicy = "dead_letter"
 
@@ -161,14 +189,16 @@ func (b ByteSize) String() string {
 func DefaultConfig() Config {
 	return Config{
 		Source: SourceConfig{
-			Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, CheckInterval: 30 * time.Second, MaxRowBytes: 16 << 20,
+			Kind: WAL, Slot: "walpost", Publication: "walpost", Table: "public.outbox", StatusInterval: time.Second, CheckInterval: 30 * time.Second, MaxRowBytes: 16 << 20,
 			Columns: ColumnsConfig{ID: "id", AggregateType: "aggregate_type", AggregateID: "aggregate_id", EventType: "event_type", Payload: "payload"},
+			Polling: defaultPolling(),
 		},
 		Kafka: KafkaConfig{
 			Topic: "outbox.event.{aggregate_type}", Headers: "walpost", CloudEvents: CloudEventsConfig{ContentType: "application/json"}, Payload: "any", Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: "none",
 			TransactionTimeout: 30 * time.Second,
 		},
 		Poison:          PoisonConfig{Policy: "halt"},
+		Cleanup:         CleanupConfig{Retention: 7 * 24 * time.Hour},
 		Delivery:        AtLeastOnce,
 		Window:          WindowConfig{Rows: 5000, Bytes: 4 << 20, Pace: 2 * time.Millisecond},
 		QueueTimeout:    time.Minute,
@@ -241,7 +271,20 @@ func (c *Config) validate(env string) error {
 	if n := c.Source.Publication; n == "" || len(n) > 63 || strings.ContainsRune(n, 0) {
 		bad("source.publication: %q: a name of 1 to 63 bytes is needed", n)
 	}
-	if schema, table := c.Source.SchemaTable(); schema == "" || table == "" {
+	if schema, table := c.Source.SchemaTable(); c.Source.Messages != "" {
+		if t := c.Source.Table; t != "" && t != DefaultConfig().Source.Table {
+			bad("source.messages: %q, and source.table is %q: events come from one of them, leave the other out", c.Source.Messages, t)
+		}
+		if c.Source.Kind == Polling {
+			bad("source.messages: they are in the WAL only: leave source.kind: polling out")
+		}
+		if strings.ContainsRune(c.Source.Messages, 0) {
+			bad("source.messages: %q: a prefix without NUL", c.Source.Messages)
+		}
+		if c.Cleanup.Every > 0 {
+			bad("cleanup.every: there is nothing to clean up with source.messages: leave it out")
+		}
+	} else if schema == "" || table == "" {
 		bad("source.table: %q: write schema.name, public.outbox for example", c.Source.Table)
 	}
 	for _, col := range []struct{ key, value string }{
@@ -324,6 +367,16 @@ func (c *Config) validate(env string) error {
 	if d := c.Kafka.TransactionTimeout; d < time.Second || d > 15*time.Minute {
 		bad("kafka.transaction_timeout: %s: between 1s and 15m, the most that brokers allow by default", d)
 	}
+	if d := c.Cleanup.Retention; d < 0 {
+		bad("cleanup.retention: %s: a duration, not negative", d)
+	}
+	if d := c.Cleanup.Every; d != 0 && d < time.Second {
+		bad("cleanup.every: %s: at least 1s, or 0 for never", d)
+	}
+	if _, err := pgconn.ParseConfig(c.Cleanup.URL); c.Cleanup.URL != "" && err != nil {
+		bad("cleanup.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	c.validatePolling(bad)
 	if c.Delivery != AtLeastOnce && c.Delivery != ExactlyOnce {
 		bad("delivery: %q: write at_least_once or exactly_once", c.Delivery)
 	}
@@ -386,8 +439,11 @@ func (c *Config) topics() []string {
 	return names
 }
 
-// SchemaTable splits the table's name; both are empty when it is not schema.name.
+// SchemaTable splits the table's name; both are empty when it is not schema.name, or there is no table.
 func (s *SourceConfig) SchemaTable() (schema, table string) {
+	if s.Messages != "" {
+		return "", ""
+	}
 	schema, table, ok := strings.Cut(s.Table, ".")
 	if !ok || strings.Contains(table, ".") || schema == "" || table == "" {
 		return "", ""

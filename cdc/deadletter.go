@@ -66,7 +66,7 @@ const (
 
 // record makes rec the dead letter of a row, for the topic.
 func (d *DeadLetter) record(topic string, rec *Record) error {
-	value, err := d.value()
+	value, err := d.Value()
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,8 @@ type deadLetterJSON struct {
 	CreatedAt     column    `json:"created_at"`
 }
 
-func (d *DeadLetter) value() ([]byte, error) {
+// Value is the whole row, as JSON.
+func (d *DeadLetter) Value() ([]byte, error) {
 	r := &d.Row
 	value, err := encodeJSON(deadLetterJSON{
 		deadLetterVersion, r.Commit.String(), r.Ordinal, r.XID, r.CommitTime,

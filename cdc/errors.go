@@ -9,6 +9,9 @@ import (
 // ErrSlotInUse is returned when another process holds the replication slot (SQLSTATE 55006): stand by and try again.
 var ErrSlotInUse = errors.New("the replication slot is in use by another process")
 
+// ErrTableInUse is returned when another process polls the outbox table: stand by and try again.
+var ErrTableInUse = errors.New("the outbox table is polled by another process")
+
 // errQueueFull ends a session whose queue has been full for too long: Kafka is away, and an open replication connection
 // that confirms nothing keeps PostgreSQL from stopping.
 var errQueueFull = errors.New("kafka has not taken a window for too long: the replication connection was given back and will be opened again when kafka answers; the slot keeps the WAL meanwhile")
@@ -57,7 +60,8 @@ func (w *Wedge) Error() string { return w.Found }
 // Class says in one word why a row was refused: a metric's label.
 type Class string
 
-// The classes. ByKafka is what only the broker could find, ForOrder a row that is held behind an earlier one of its key.
+// The classes. ByKafka is what only the broker could find, ForOrder a row that is held behind an earlier one of its key,
+// ByHandler what a handler in the process did not take.
 const (
 	BadType    Class = "type"
 	BadTopic   Class = "topic"
@@ -68,6 +72,7 @@ const (
 	TooLarge   Class = "size"
 	ByKafka    Class = "kafka"
 	ForOrder   Class = "held"
+	ByHandler  Class = "handler"
 )
 
 // Classes are all of them.

@@ -42,7 +42,7 @@ func (s *session) read(ctx context.Context) error {
 	for r.tracker == nil {
 		select {
 		case r.tracker = <-s.started:
-			s.enter(Streaming, nil)
+			s.Enter(Streaming, nil)
 		case err := <-s.ended:
 			s.ended <- nil
 			return err

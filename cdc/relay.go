@@ -19,6 +19,7 @@ const (
 
 // Relay moves one pipeline's rows from its source to its sink.
 type Relay struct {
+	*Sessions
 	cfg      Config
 	source   Source
 	sink     Sink
@@ -27,75 +28,87 @@ type Relay struct {
 	instance string
 	doubt    doubt
 
-	windowBytes int        // of the next session
-	jitter      *rand.Rand // of the backoff
+	windowBytes int // of the next session
+}
+
+// NewRelay makes a relay of a valid configuration. It holds nothing until Run.
+func NewRelay(cfg Config, source Source, sink Sink, route Route, observer Observer) *Relay {
+	host, _ := os.Hostname()
+	r := &Relay{
+		cfg: cfg, source: source, sink: sink, route: route, observer: observer,
+		windowBytes: int(cfg.Window.Bytes),
+		instance:    fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
+	}
+	r.Sessions = NewSessions(observer, r.session)
+	return r
+}
+
+// Sessions is a life of sessions, one after the other, whatever ends one of them.
+type Sessions struct {
+	session  func(context.Context) error
+	observer Observer
+	jitter   *rand.Rand // of the backoff
 
 	mu   sync.Mutex
 	role Role
 	err  error
 }
 
-// NewRelay makes a relay of a valid configuration. It holds nothing until Run.
-func NewRelay(cfg Config, source Source, sink Sink, route Route, observer Observer) *Relay {
-	host, _ := os.Hostname()
-	return &Relay{
-		cfg: cfg, source: source, sink: sink, route: route, observer: observer, role: Starting,
-		windowBytes: int(cfg.Window.Bytes),
-		jitter:      rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		instance:    fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
-	}
+// NewSessions begins nothing until Run. A session ends with nil only when its context has ended and nothing is left to do.
+func NewSessions(observer Observer, session func(context.Context) error) *Sessions {
+	return &Sessions{session: session, observer: observer, role: Starting, jitter: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
 }
 
 // Run relays until ctx ends, through any number of sessions. It returns nil when everything received was delivered and
 // confirmed, and an error when shutdown_timeout was over before.
-func (r *Relay) Run(ctx context.Context) error {
+func (r *Sessions) Run(ctx context.Context) error {
 	backoff := backoffMin
 	for {
 		began := time.Now()
 		err := r.session(ctx)
 		if ctx.Err() != nil {
 			if err == nil || errors.Is(err, context.Canceled) {
-				r.enter(Stopped, context.Cause(ctx))
+				r.Enter(Stopped, context.Cause(ctx))
 				return nil
 			}
-			r.enter(Stopped, err)
+			r.Enter(Stopped, err)
 			return err
 		}
 		var halt *Halt
 		var wait time.Duration
 		switch {
 		case errors.As(err, &halt):
-			r.enter(Halted, halt)
+			r.Enter(Halted, halt)
 			wait = haltRetry
-		case errors.Is(err, ErrSlotInUse):
-			r.enter(Standby, err)
+		case errors.Is(err, ErrSlotInUse), errors.Is(err, ErrTableInUse):
+			r.Enter(Standby, err)
 			wait = standbyRetry
 		default:
 			if time.Since(began) > backoffMax {
 				backoff = backoffMin
 			}
-			r.enter(Retrying, err)
+			r.Enter(Retrying, err)
 			wait = backoff/2 + time.Duration(r.jitter.Int64N(int64(backoff/2)))
 			backoff = min(2*backoff, backoffMax)
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			r.enter(Stopped, context.Cause(ctx))
+			r.Enter(Stopped, context.Cause(ctx))
 			return nil
 		}
 	}
 }
 
 // Role says what the relay is doing, and why where it is not streaming.
-func (r *Relay) Role() (Role, error) {
+func (r *Sessions) Role() (Role, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.role, r.err
 }
 
-// enter tells of a change once: a cause that repeats at every attempt is not news.
-func (r *Relay) enter(role Role, err error) {
+// Enter tells of a change once: a cause that repeats at every attempt is not news.
+func (r *Sessions) Enter(role Role, err error) {
 	r.mu.Lock()
 	same := r.role == role && text(r.err) == text(err)
 	r.role, r.err = role, err

@@ -106,9 +106,9 @@ func (s *session) run(ctx context.Context) error {
 		if errors.As(readErr, &halt) {
 			s.assess(ctx, halt)
 			s.halted.Store(halt)
-			s.enter(Halted, halt)
+			s.Enter(Halted, halt)
 		} else {
-			s.enter(Retrying, readErr)
+			s.Enter(Retrying, readErr)
 		}
 	}
 	close(s.drain)

@@ -19,6 +19,8 @@ type Ledger struct {
 	// Spread says that partitions were added while it was delivered: a key may go on in another one, and its order holds
 	// within a partition only.
 	Spread bool
+	// Polled says that its records have no position in the WAL: order is that of each key.
+	Polled bool
 }
 
 // Event is one committed outbox row.

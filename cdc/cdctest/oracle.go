@@ -3,6 +3,7 @@ package cdctest
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +23,7 @@ type Commit struct {
 
 // Oracle is a second slot, of test_decoding, on the relay's database: the true order of commits and where each ends.
 type Oracle struct {
-	url, slot, insert string
+	url, slot, insert string // insert matches a row of the table, or of a partition called after it
 
 	mu      sync.Mutex
 	conn    *pgx.Conn // nil until asked, and after an error
@@ -32,7 +33,7 @@ type Oracle struct {
 // StartOracle makes the slot; what is committed from now on is known. The table is schema.name, its first column the id.
 func StartOracle(t testing.TB, url, table string) *Oracle {
 	t.Helper()
-	o := &Oracle{url: url, slot: SlotName(t, "oracle"), insert: "table " + table + ": INSERT: id["}
+	o := &Oracle{url: url, slot: SlotName(t, "oracle"), insert: "^table " + regexp.QuoteMeta(table) + `(_[a-z0-9]+)?: INSERT: id\[`}
 	if err := execAll(t.Context(), url, "SELECT pg_create_logical_replication_slot('"+o.slot+"', 'test_decoding')"); err != nil {
 		t.Fatalf("create the oracle's slot: %v", err)
 	}
@@ -55,9 +56,9 @@ func (o *Oracle) Commits(ctx context.Context) (_ []Commit, err error) {
 			o.rest()
 		}
 	}()
-	rows, err := o.conn.Query(ctx, `SELECT lsn::text, xid::text::bigint, left(data, $3)
+	rows, err := o.conn.Query(ctx, `SELECT lsn::text, xid::text::bigint, left(data, 200)
 		FROM pg_logical_slot_peek_changes($1, NULL, NULL, 'skip-empty-xacts', '1')
-		WHERE data LIKE 'COMMIT%' OR starts_with(data, $2)`, o.slot, o.insert, len(o.insert)+60)
+		WHERE data LIKE 'COMMIT%' OR data ~ $2`, o.slot, o.insert)
 	if err != nil {
 		return nil, fmt.Errorf("ask the oracle: %w", err)
 	}
@@ -70,8 +71,8 @@ func (o *Oracle) Commits(ctx context.Context) (_ []Commit, err error) {
 	var lsn, data string
 	var xid int64
 	if _, err := pgx.ForEachRow(rows, []any{&lsn, &xid, &data}, func() error {
-		if rest, isRow := strings.CutPrefix(data, o.insert); isRow {
-			_, rest, _ = strings.Cut(rest, "'")
+		if strings.HasPrefix(data, "table ") {
+			_, rest, _ := strings.Cut(data, "'")
 			text, _, _ := strings.Cut(rest, "'")
 			id, err := uuid.Parse(text)
 			open.IDs = append(open.IDs, id)

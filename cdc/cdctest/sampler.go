@@ -201,7 +201,7 @@ func (s *Sampler) read(ctx context.Context) error {
 				s.next[r.Topic] = map[int32]int64{}
 			}
 			s.next[r.Topic][r.Partition] = r.Offset + 1
-			if id, _, err := headers(r); err == nil && !r.Attrs.IsControl() {
+			if id, _, err := headers(r, false); err == nil && !r.Attrs.IsControl() {
 				s.seen[id] = true
 			}
 		})

@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"strconv"
 	"sync"
 	"time"
 
@@ -20,12 +21,19 @@ type Facts interface {
 	Facts(ctx context.Context) (cdc.Facts, error)
 }
 
+// Table reads how a polled table stands.
+type Table interface {
+	Backlog(ctx context.Context) (cdc.Backlog, error)
+}
+
 // asked are the metrics that PostgreSQL and Kafka know and the relay does not, or not while it is halted: they are asked for when
 // somebody scrapes, and not more often than every few seconds. What cannot be asked is left out.
 type asked struct {
-	lag, retained, lost, unresolved *prometheus.Desc
+	lag, retained, lost, unresolved            *prometheus.Desc
+	pending, oldest, failed, heldKeys, horizon *prometheus.Desc
 
 	facts   Facts   // nil where nobody asks
+	table   Table   // nil where no table is polled
 	letters Counter // nil where no row is put aside
 
 	mu   sync.Mutex
@@ -39,12 +47,17 @@ func newAsked(labels prometheus.Labels) *asked {
 		lag:        desc("walpost_slot_lag_bytes", "WAL between what is confirmed to the slot and its end, whoever wrote it; also while no relay streams."),
 		retained:   desc("walpost_slot_retained_bytes", "WAL that the server keeps for the slot; also while no relay streams."),
 		lost:       desc("walpost_slot_lost", "1 when the server has removed WAL that was not delivered, or there is no slot."),
+		pending:    desc("walpost_pending_rows", "Polling: rows of the table that are pending."),
+		oldest:     desc("walpost_oldest_pending_seconds", "Polling: for how long the oldest pending row has been there; 0 without one."),
+		failed:     desc("walpost_failed_rows", "Polling: rows that were refused so often that they wait for walpost dlq."),
+		heldKeys:   desc("walpost_held_keys", "Polling: keys whose later rows wait for a failed one."),
+		horizon:    prometheus.NewDesc("walpost_horizon_seconds", "Polling: for how long the transaction has been open that rows wait for, by its process; 0 where that may not be seen. Left out when none wait.", []string{"pid"}, labels),
 		unresolved: desc("walpost_dead_letters_unresolved", "Dead letters that are neither redriven nor dropped."),
 	}
 }
 
 func (a *asked) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{a.lag, a.retained, a.lost, a.unresolved} {
+	for _, d := range []*prometheus.Desc{a.lag, a.retained, a.lost, a.unresolved, a.pending, a.oldest, a.failed, a.heldKeys, a.horizon} {
 		ch <- d
 	}
 }
@@ -75,6 +88,17 @@ func (a *asked) ask() (metrics []prometheus.Metric) {
 				gauge(a.lost, 0)
 				gauge(a.lag, max(0, float64(f.WALEnd)-float64(f.Slot.ConfirmedFlush)))
 				gauge(a.retained, max(0, float64(f.WALEnd)-float64(f.Slot.RestartLSN)))
+			}
+		}
+	}
+	if a.table != nil {
+		if b, err := a.table.Backlog(ctx); err == nil {
+			gauge(a.pending, float64(b.Pending))
+			gauge(a.oldest, b.OldestSeconds)
+			gauge(a.failed, float64(b.Failed))
+			gauge(a.heldKeys, float64(b.HeldKeys))
+			if b.Horizon != nil {
+				metrics = append(metrics, prometheus.MustNewConstMetric(a.horizon, prometheus.GaugeValue, b.Horizon.Seconds, strconv.Itoa(int(b.Horizon.PID))))
 			}
 		}
 	}

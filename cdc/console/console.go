@@ -33,7 +33,7 @@ type Console struct {
 // Status is what /status answers.
 type Status struct {
 	Pipeline  string    `json:"pipeline"`
-	Slot      string    `json:"slot"`
+	Slot      string    `json:"slot,omitempty"`
 	Role      cdc.Role  `json:"role"`
 	Reason    string    `json:"reason,omitempty"` // why it is not streaming
 	Since     time.Time `json:"since"`
@@ -46,6 +46,9 @@ type Status struct {
 	// DeadLetters is how many wait to be redriven or dropped, or why that is not known, where rows are put aside.
 	DeadLetters      *int   `json:"unresolved_dead_letters,omitempty"`
 	DeadLettersError string `json:"dead_letters_error,omitempty"`
+	// Backlog is what waits in a polled table, or why that is not known.
+	Backlog      *cdc.Backlog `json:"backlog,omitempty"`
+	BacklogError string       `json:"backlog_error,omitempty"`
 }
 
 // Counter counts unresolved dead letters, each time /status is asked.
@@ -118,6 +121,9 @@ func (c *Console) CountDeadLetters(counter Counter) { c.asked.letters = counter 
 // WatchSlot lets the metrics tell how the slot stands. It is called before they are asked for.
 func (c *Console) WatchSlot(facts Facts) { c.asked.facts = facts }
 
+// WatchTable lets status, metrics and readiness tell how a polled table stands. It is called before any is asked for.
+func (c *Console) WatchTable(table Table) { c.asked.table, c.status.Slot = table, "" }
+
 func (c *Console) enter(role cdc.Role) {
 	for _, r := range cdc.Roles {
 		c.role.WithLabelValues(string(r)).Set(map[bool]float64{true: 1}[r == role])
@@ -188,12 +194,21 @@ func (c *Console) Observer() cdc.Observer {
 }
 
 // Ready is nil while the relay streams, or stands by to take over; otherwise it is the sentence that says why not.
-func (c *Console) Ready(context.Context) error {
+func (c *Console) Ready(ctx context.Context) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch s := c.status; {
+	s := c.status
+	c.mu.Unlock()
+	switch {
+	case s.Role == cdc.Streaming && s.Stalled && c.asked.table != nil:
+		return errors.New("kafka does not answer; rows wait in the table")
 	case s.Role == cdc.Streaming && s.Stalled:
 		return errors.New("kafka does not answer; rows wait in the slot")
+	case s.Role == cdc.Streaming && c.asked.table != nil:
+		b, err := c.asked.table.Backlog(ctx)
+		if err == nil && b.Horizon != nil && b.OldestSeconds > heldTooLong.Seconds() {
+			return errors.New(b.Horizon.String())
+		}
+		return err
 	case s.Role == cdc.Streaming, s.Role == cdc.Standby:
 		return nil
 	case s.Reason != "":
@@ -202,6 +217,9 @@ func (c *Console) Ready(context.Context) error {
 		return errors.New(string(s.Role))
 	}
 }
+
+// heldTooLong is when rows that wait for an open transaction are somebody's concern.
+const heldTooLong = time.Minute
 
 // Status is how the relay stands now.
 func (c *Console) Status(ctx context.Context) Status {
@@ -215,8 +233,18 @@ func (c *Console) Status(ctx context.Context) Status {
 			s.DeadLetters = &n
 		}
 	}
+	if c.asked.table != nil {
+		if b, err := c.asked.table.Backlog(ctx); err != nil {
+			s.BacklogError = err.Error()
+		} else {
+			s.Backlog = &b
+		}
+	}
 	return s
 }
+
+// Pipeline is the name of what it shows.
+func (c *Console) Pipeline() string { return c.pipeline }
 
 // Group is the consoles of a process, one for each pipeline.
 type Group []*Console

@@ -36,6 +36,13 @@
 //   - What follows from the topic alone can be made anew from it: Held.Rebuild applies the whole topic to emptied
 //     tables, in one transaction, and the inbox then knows all of it. The consumer waits and goes on behind it.
 //
+// # With database/sql
+//
+// A handler gets a pgx.Tx, because claim, inbox row and effect are one transaction on one connection, and database/sql cannot join a
+// transaction that it has not begun itself. The SQL in it is the same, and the rest of the service may go on with database/sql over the
+// same pool, through stdlib.OpenDBFromPool. Code that must have a *sql.Tx needs a consumer of its own around the one INSERT above, as in
+// the example; it does without what Consumer adds: fencing, retries in place, parking, replay, retention.
+//
 // # What is remembered, and how long
 //
 // PostgreSQL enforces uniqueness within a partition of a table only, unless the key contains what the table is

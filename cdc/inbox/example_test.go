@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/devenv"
@@ -45,6 +46,63 @@ func Example() {
 	}
 	fmt.Println("balance:", balance)
 	// Output: balance: 42
+}
+
+// A consumer of one's own, whose effects are made in transactions of database/sql: the inbox row comes first, and no row means that the
+// event was applied before. Its offset is committed to Kafka after the transaction.
+func Example_databaseSQL() {
+	ctx := context.Background()
+	brokers, pool, done := environment(ctx)
+	defer done()
+	db := stdlib.OpenDBFromPool(pool)
+	defer func() { _ = db.Close() }()
+
+	apply := func(r *kgo.Record) error {
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback() }()
+		id := string(r.Headers[0].Value) // the header id
+		marked, err := tx.ExecContext(ctx, `
+			INSERT INTO inbox (consumer, event_id, event_day, topic, partition, kafka_offset) VALUES ('accounting', $1, inbox_day($1), $2, $3, $4)
+			ON CONFLICT DO NOTHING`, id, r.Topic, r.Partition, r.Offset)
+		if err != nil {
+			return err
+		}
+		if n, err := marked.RowsAffected(); err != nil || n == 0 {
+			fmt.Println("seen before:", string(r.Value))
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE balance SET amount = amount + $1::text::integer`, string(r.Value)); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics("payments"), kgo.ConsumerGroup("accounting"), kgo.DisableAutoCommit())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	for range 3 {
+		for _, r := range client.PollRecords(ctx, 1).Records() {
+			if err := apply(r); err != nil {
+				log.Fatal(err)
+			}
+			if err := client.CommitRecords(ctx, r); err != nil {
+				log.Fatal(err)
+			}
+		}
+	}
+	var balance int
+	if err := db.QueryRow(`SELECT amount FROM balance`).Scan(&balance); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("balance:", balance)
+	// Output:
+	// seen before: 10
+	// balance: 42
 }
 
 // environment is a database with an inbox and a topic with payments of 10, 10 again, and 32.

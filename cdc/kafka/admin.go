@@ -56,10 +56,13 @@ func (a *Admin) Topics() []TopicPlan {
 	if stateReplication == 0 {
 		stateReplication = min(3, a.brokers) // the delivered position must not hang on one broker
 	}
-	plans := []TopicPlan{{
-		Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
-		Config: map[string]string{"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
-	}}
+	var plans []TopicPlan
+	if a.sink.cfg.Source.Kind != cdc.Polling { // a polled table itself says what was published
+		plans = append(plans, TopicPlan{
+			Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
+			Config: map[string]string{"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
+		})
+	}
 	if a.sink.cfg.Poison.Policy == cdc.DeadLetterPolicy {
 		plans = append(plans, deadLetterPlan(a.sink.cfg, stateReplication))
 	}

@@ -2,7 +2,9 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -12,7 +14,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/outbox"
-	"github.com/walpost/walpost/sql"
+	migrations "github.com/walpost/walpost/sql"
 )
 
 // A change and its event in one transaction. pgx.BeginFunc commits when its function returns nil and rolls back otherwise, so there
@@ -20,23 +22,13 @@ import (
 func ExampleAppend() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	server, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer func() { _ = server.Close() }()
-	service := server.URLFor("orders_service", "", "postgres")
-	if err := sql.Migrate(ctx, sql.Orders, server.URL("postgres"), service, io.Discard); err != nil {
-		log.Fatal(err)
-	}
-	conn, err := pgx.Connect(ctx, server.URL("postgres"))
+	url, done := database(ctx)
+	defer done()
+	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	if _, err := conn.Exec(ctx, `CREATE TABLE parcels (id text PRIMARY KEY, place text)`); err != nil {
-		log.Fatal(err)
-	}
 
 	send := func(id, place string) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -59,4 +51,65 @@ func ExampleAppend() {
 	// sent: <nil>
 	// sent: true
 	// 1 1 {"place": "Lisbon", "parcel": "p-1"} <nil>
+}
+
+// The same with database/sql. Rollback after Commit does nothing, so it can be deferred at once.
+func ExampleAppendSQL() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	url, done := database(ctx)
+	defer done()
+	db, err := sql.Open("pgx", url) // import _ "github.com/jackc/pgx/v5/stdlib"
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+
+	send := func(id, place string) error {
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback() }()
+		if _, err := tx.ExecContext(ctx, `INSERT INTO parcels VALUES ($1, $2)`, id, place); err != nil {
+			return err
+		}
+		ev := outbox.NewEvent("parcel", id, "ParcelSent")
+		ev.Payload, _ = json.Marshal(map[string]any{"eventId": ev.ID, "parcel": id, "place": place})
+		if err := outbox.AppendSQL(ctx, tx, ev); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
+	fmt.Println("sent:", send("p-1", "Lisbon"))
+	fmt.Println("refused:", errors.Is(send("", "Porto"), outbox.ErrRefused)) // an event without a key, and the parcel with it
+
+	var parcels, events int
+	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM parcels), count(*) FROM outbox`).Scan(&parcels, &events)
+	fmt.Println(parcels, events, err)
+	// Output:
+	// sent: <nil>
+	// refused: true
+	// 1 1 <nil>
+}
+
+// database has an outbox, and parcels.
+func database(ctx context.Context) (url string, done func()) {
+	server, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	url = server.URL("postgres")
+	if err := migrations.Migrate(ctx, migrations.Orders, url, server.URLFor("orders_service", "", "postgres"), io.Discard); err != nil {
+		log.Fatal(err)
+	}
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, `CREATE TABLE parcels (id text PRIMARY KEY, place text)`); err != nil {
+		log.Fatal(err)
+	}
+	return url, func() { _ = server.Close() }
 }

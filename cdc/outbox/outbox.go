@@ -12,15 +12,21 @@
 //
 // The table's CHECKs (sql/orders/00002_outbox.sql) are the contract; Append says the same in words and before the round trip. A row
 // is never changed. A writer needs INSERT and no other right: nothing is read back.
+//
+// Append takes a transaction of pgx, AppendSQL one of database/sql (and of what is built on it: sqlx.Tx embeds it). A pool or a
+// connection is neither, so that a forgotten transaction does not compile.
 package outbox
 
 import (
+	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -65,10 +71,31 @@ func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	if err := Queue(&batch, ev); err != nil {
 		return err
 	}
-	err := tx.SendBatch(ctx, &batch).Close()
+	return appended(ev, tx.SendBatch(ctx, &batch).Close())
+}
+
+// AppendSQL is Append for a transaction of database/sql. What only the table's CHECKs can know is ErrRefused with the driver
+// pgx/v5/stdlib; another driver's error is wrapped as it is.
+func AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
+	headers, err := ev.check()
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers)
+		VALUES ($1::text::uuid, $2::text, $3::text, $4::text, $5::text::jsonb, $6::text::jsonb)`,
+		ev.ID.String(), ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), headers)
+	return appended(ev, err)
+}
+
+// appended is what PostgreSQL said to the event.
+func appended(ev Event, err error) error {
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 		switch pgErr.Code {
-		case "23514": // check_violation; its detail holds the row, so it is not repeated
+		case "23514":
+			if pgErr.ConstraintName == "" { // it will do when there is one
+				return fmt.Errorf("append event %s of type %q: the outbox has no partition for now: `walpost cleanup` makes those of the days to come, and a DEFAULT partition takes what has none", ev.ID, ev.Type)
+			}
+			// check_violation; its detail holds the row, so it is not repeated
 			return fmt.Errorf("%w: event %s of type %q violates %s of the outbox", ErrRefused, ev.ID, ev.Type, pgErr.ConstraintName)
 		case "22P05", "22003": // \u0000, or a number larger than numeric
 			return fmt.Errorf("%w: event %s of type %q: payload cannot be stored as jsonb: %s", ErrRefused, ev.ID, ev.Type, pgErr.Message)
@@ -76,6 +103,42 @@ func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	}
 	if err != nil {
 		return fmt.Errorf("append event %s of type %q to the outbox: %w", ev.ID, ev.Type, err)
+	}
+	return nil
+}
+
+// Emit writes the event into the WAL alone, as a transactional message with a prefix (the relay's source.messages): there is no
+// table, nothing to clean up, and nothing to look at. What it costs is that a gap cannot be replayed. The payload is compacted.
+func Emit(ctx context.Context, tx pgx.Tx, prefix string, ev Event) error {
+	if _, err := ev.check(); err != nil {
+		return err
+	}
+	var message bytes.Buffer
+	enc := json.NewEncoder(&message)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(map[string]any{
+		"id": ev.ID, "aggregate_type": ev.AggregateType, "aggregate_id": ev.AggregateID, "event_type": ev.Type,
+		"payload": ev.Payload, "headers": ev.Headers, "created_at": time.Now().UTC(),
+	}); err != nil {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	if n := message.Len(); n > MaxPayload+MaxHeaders {
+		return fmt.Errorf("%w: event %s of type %q has %d bytes, and no CHECK keeps it from the relay: at most %d", ErrRefused, ev.ID, ev.Type, n, MaxPayload+MaxHeaders)
+	}
+	if _, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, $2::bytea)`, prefix, message.Bytes()); err != nil {
+		return fmt.Errorf("emit event %s of type %q: %w", ev.ID, ev.Type, err)
+	}
+	return nil
+}
+
+// Pass is Append for a table that stays empty: the row is deleted again in the same transaction. The relay publishes inserts, and
+// sees this one as it was; a gap cannot be replayed. A writer needs DELETE and SELECT (id) beside INSERT.
+func Pass(ctx context.Context, tx pgx.Tx, ev Event) error {
+	if err := Append(ctx, tx, ev); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM outbox WHERE id = $1`, ev.ID); err != nil {
+		return fmt.Errorf("delete event %s of type %q from the outbox: %w", ev.ID, ev.Type, err)
 	}
 	return nil
 }
@@ -88,7 +151,7 @@ func Queue(batch *pgx.Batch, events ...Event) error {
 	for i, ev := range events {
 		text, err := ev.check()
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrRefused, err)
+			return err
 		}
 		ids[i], kinds[i], aggregates[i], types[i], payloads[i], headers[i] = ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), text
 	}
@@ -114,7 +177,10 @@ func (ev Event) check() (headers string, err error) {
 	wrong(isObject(ev.Payload), "payload must be a JSON object in UTF-8")
 	headers, ok := encodeHeaders(ev.Headers)
 	wrong(ok, "headers must be UTF-8 without NUL and at most %d bytes as jsonb", MaxHeaders)
-	return headers, errors.Join(errs...)
+	if len(errs) > 0 {
+		return "", fmt.Errorf("%w: %w", ErrRefused, errors.Join(errs...))
+	}
+	return headers, nil
 }
 
 func isText(s string, most int) bool {

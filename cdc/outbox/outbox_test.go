@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,10 +12,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/outbox"
-	"github.com/walpost/walpost/sql"
+	migrations "github.com/walpost/walpost/sql"
 )
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
@@ -24,7 +26,7 @@ func service(t testing.TB) (owner, conn *pgx.Conn) {
 	t.Helper()
 	admin := cdctest.Database(t)
 	url := strings.Replace(admin, "postgres@", "orders_service@", 1)
-	if err := sql.Migrate(t.Context(), sql.Orders, admin, url, io.Discard); err != nil {
+	if err := migrations.Migrate(t.Context(), migrations.Orders, admin, url, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	conns := make([]*pgx.Conn, 2)
@@ -89,9 +91,29 @@ func TestNewEventMintsAUUIDv7(t *testing.T) {
 	}
 }
 
+// appendSQL appends in a transaction that is rolled back.
+func appendSQL(t *testing.T, db *sql.DB, ev outbox.Event) error {
+	t.Helper()
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	return outbox.AppendSQL(t.Context(), tx, ev)
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
 // Each limit once at its edge, where Go and the table's CHECK must both say yes, and once behind it, where both must say no.
 func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 	_, conn := service(t)
+	db := stdlib.OpenDB(*conn.Config())
+	defer func() { _ = db.Close() }()
 	escapes := "\"\\\b\f\n\r\t\x01é\u2028</"
 	header := func(bytes int) map[string]string {
 		// {"k": "v", "…": ""}, with what JSON writes longer than it is
@@ -137,12 +159,16 @@ func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			ev := good()
 			c.set(&ev)
+			other := appendSQL(t, db, ev)
 			tx, err := conn.Begin(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _ = tx.Rollback(t.Context()) }()
 			err = outbox.Append(t.Context(), tx, ev)
+			if text(other) != text(err) {
+				t.Errorf("Append says %v, and AppendSQL %v", err, other)
+			}
 			if c.ok != (err == nil) || !c.ok && (!errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), c.says)) {
 				t.Fatalf("got %v", err)
 			}
@@ -180,5 +206,22 @@ func TestAppendTellsAnEventApartThatIsRefusedFromADatabaseThatIsGone(t *testing.
 	_ = conn.Close(t.Context())
 	if err := outbox.Append(t.Context(), tx, ev); err == nil || errors.Is(err, outbox.ErrRefused) {
 		t.Errorf("on a closed connection: %v", err)
+	}
+}
+
+// TestAppendWhereNoPartitionIs is not the event's fault: it can be tried again.
+func TestAppendWhereNoPartitionIs(t *testing.T) {
+	conn, err := pgx.Connect(t.Context(), cdctest.Database(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(t.Context(), `CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, headers jsonb,
+		created_at timestamptz DEFAULT now()) PARTITION BY RANGE (created_at)`); err != nil {
+		t.Fatal(err)
+	}
+	err = pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, good()) })
+	if err == nil || errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), "no partition for now: `walpost cleanup`") {
+		t.Errorf("append: %v", err)
 	}
 }

@@ -1,11 +1,13 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -40,9 +42,15 @@ func (s *Source) Admin(ctx context.Context, adminURL string) (*Admin, error) {
 // Close ends the connection.
 func (a *Admin) Close(ctx context.Context) { _ = a.conn.Close(ctx) }
 
+// Wanted is what a plan is for beyond relaying.
+type Wanted struct {
+	ByDay  bool // a table that is to be created is partitioned by day
+	Delete bool // the relay's role shall delete from the table what was delivered
+}
+
 // Plan returns the steps that role, table and publication need, in order. Problems that no step mends are an error, all of
 // them together.
-func (a *Admin) Plan(ctx context.Context) ([]Step, error) {
+func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	var walLevel string
 	if err := a.conn.QueryRow(ctx, `SELECT current_setting('wal_level')`).Scan(&walLevel); err != nil {
 		return nil, classify("ask for wal_level", err)
@@ -54,7 +62,7 @@ func (a *Admin) Plan(ctx context.Context) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	step, table, err := a.planTable(ctx)
+	step, table, err := a.planTable(ctx, want.ByDay)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +70,21 @@ func (a *Admin) Plan(ctx context.Context) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []Step{role, step, publication}, nil
+	steps := []Step{role, step, publication}
+	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
+		steps = append(steps, a.planDelete())
+	}
+	return steps, nil
+}
+
+// planDelete lets the relay's role delete rows without letting it see what is in them.
+func (a *Admin) planDelete() Step {
+	cfg := a.source.cfg
+	target, _ := pgconn.ParseConfig(cfg.URL) // planRole has read it
+	role, created := pgx.Identifier{target.User}.Sanitize(), pgx.Identifier{cmp.Or(cfg.Columns.CreatedAt, "created_at")}.Sanitize()
+	return Step{What: fmt.Sprintf("role %s: let it delete from %s (cleanup.every)", target.User, cfg.Table), SQL: []string{
+		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, quotedTable(cfg), role),
+	}}
 }
 
 // planRole gives the relay's role LOGIN and REPLICATION and nothing else.
@@ -89,13 +111,22 @@ func (a *Admin) planRole(ctx context.Context) (Step, error) {
 	return Step{What: fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", target.User)}, nil
 }
 
-func (a *Admin) planTable(ctx context.Context) (step Step, t table, err error) {
+func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, err error) {
 	cfg := a.source.cfg
+	if cfg.Messages != "" {
+		return Step{What: fmt.Sprintf("no table: events are transactional messages with the prefix %q", cfg.Messages)}, t, nil
+	}
 	switch t, err = a.source.checkTable(ctx, a.conn); {
 	case err != nil:
 		return Step{}, t, err
 	case t.oid == 0:
-		return Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}, t, nil
+		step = Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}
+		if t.partitioned = byDay; byDay {
+			step = Step{What: fmt.Sprintf("table %s: create it, with a partition for each day, %d days ahead, and one for all other rows", cfg.Table, DaysAhead), SQL: partitionedDDL(cfg)}
+		}
+		return step, t, nil
+	case byDay && !t.partitioned:
+		return Step{}, t, fmt.Errorf("--partition-by-day: %s is there already and is not partitioned: name another table in source.table, or init without it", cfg.Table)
 	case len(t.hidden)+len(t.unfit) > 0:
 		return Step{}, t, unfit(append(t.hidden, t.unfit...))
 	}
@@ -126,6 +157,23 @@ func TableDDL(cfg cdc.SourceConfig) string {
 )`)
 }
 
+// partitionedDDL is TableDDL for a table of days. The key of a partitioned table contains what it is partitioned by. The default
+// partition takes the rows of a day that has none: a service must not fail because nobody made it.
+func partitionedDDL(cfg cdc.SourceConfig) (sql []string) {
+	c := cfg.Columns
+	created := pgx.Identifier{cmp.Or(c.CreatedAt, "created_at")}.Sanitize()
+	id := pgx.Identifier{c.ID}.Sanitize()
+	root := strings.Replace(TableDDL(cfg), id+" uuid PRIMARY KEY", id+" uuid NOT NULL", 1)
+	schema, table := cfg.SchemaTable()
+	sql = append(sql, strings.TrimSuffix(root, "\n)")+fmt.Sprintf(",\n    PRIMARY KEY (%s, %s)\n) PARTITION BY RANGE (%s)", id, created, created),
+		fmt.Sprintf("CREATE TABLE %s PARTITION OF %s DEFAULT", pgx.Identifier{schema, table + "_default"}.Sanitize(), quotedTable(cfg)))
+	for _, day := range days(time.Now()) {
+		_, ddl := partitionDDL(cfg, day)
+		sql = append(sql, ddl...)
+	}
+	return sql
+}
+
 func quotedTable(cfg cdc.SourceConfig) string {
 	schema, table := cfg.SchemaTable()
 	return pgx.Identifier{schema, table}.Sanitize()
@@ -133,16 +181,20 @@ func quotedTable(cfg cdc.SourceConfig) string {
 
 func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	cfg := a.source.cfg
-	var exists, partitioned bool
-	err := a.conn.QueryRow(ctx, `
-		SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1), coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)`,
-		cfg.Publication, t.oid).Scan(&exists, &partitioned)
+	var exists bool
+	err := a.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, cfg.Publication).Scan(&exists)
 	if err != nil {
 		return Step{}, classify("look for the publication", err)
 	}
-	if !exists {
+	switch {
+	case cfg.Messages != "" && exists:
+		return Step{What: fmt.Sprintf("publication %s: there", cfg.Publication)}, nil
+	case cfg.Messages != "":
+		sql := "CREATE PUBLICATION " + pgx.Identifier{cfg.Publication}.Sanitize() + " WITH (publish = 'insert')"
+		return Step{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}, nil
+	case !exists:
 		with := "publish = 'insert'"
-		if partitioned {
+		if t.partitioned {
 			with += ", publish_via_partition_root = true"
 		}
 		sql := fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{cfg.Publication}.Sanitize(), quotedTable(cfg), with)
@@ -240,6 +292,9 @@ func (a *Admin) DropSlot(ctx context.Context) error {
 
 // RowsBefore counts the rows that are in the outbox already: no slot will ever stream them.
 func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
+	if a.source.cfg.Messages != "" {
+		return 0, nil
+	}
 	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+quotedTable(a.source.cfg)).Scan(&n); err != nil {
 		return 0, classify("count the outbox", err)
 	}
@@ -251,6 +306,10 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	target, err := pgconn.ParseConfig(a.source.cfg.URL)
 	if err != nil {
 		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	var revoke []string
+	if a.source.cfg.Messages == "" {
+		revoke = append(revoke, fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$", quotedTable(a.source.cfg), pgx.Identifier{target.User}.Sanitize()))
 	}
 	steps := []Step{{
 		What: fmt.Sprintf("publication %s: drop it", a.source.cfg.Publication),
@@ -265,7 +324,7 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	case super || me:
 		steps = append(steps, Step{What: fmt.Sprintf("role %s: an administrator's, left as it is", target.User)})
 	default:
-		steps = append(steps, Step{What: fmt.Sprintf("role %s: drop it", target.User), SQL: []string{"DROP ROLE " + pgx.Identifier{target.User}.Sanitize()}})
+		steps = append(steps, Step{What: fmt.Sprintf("role %s: drop it", target.User), SQL: append(revoke, "DROP ROLE "+pgx.Identifier{target.User}.Sanitize())})
 	}
 	return steps, nil
 }

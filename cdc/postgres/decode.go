@@ -94,8 +94,10 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 		return d.relation(&r)
 	case pglogrepl.MessageTypeInsert:
 		return d.insert(&r, m)
+	case pglogrepl.MessageTypeMessage:
+		return d.emitted(&r, m)
 	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate,
-		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeType, pglogrepl.MessageTypeMessage:
+		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeType:
 		m.Kind = cdc.Other
 	default:
 		return fmt.Errorf("unknown pgoutput message %q", byte(t))
@@ -210,6 +212,10 @@ func (d *decoder) relation(r *cursor) error {
 	}
 	if r.short {
 		return errTruncated
+	}
+	if d.cfg.Messages != "" {
+		d.relations[oid] = nil
+		return nil
 	}
 	if (oid == d.tableOID) != (name == d.cfg.Table) {
 		return &cdc.Halt{

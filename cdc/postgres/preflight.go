@@ -151,10 +151,11 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) 
 
 // table is what the catalog says of the outbox.
 type table struct {
-	oid     uint32
-	columns []column
-	hidden  []string // why its rows may not reach the stream
-	unfit   []string // what is wrong with its columns
+	oid         uint32
+	partitioned bool
+	columns     []column
+	hidden      []string // why its rows may not reach the stream
+	unfit       []string // what is wrong with its columns
 }
 
 // checkTable looks for the outbox and its columns.
@@ -172,7 +173,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 	if err != nil {
 		return t, classify("look for the table", err)
 	}
-	if kind != "r" && kind != "p" {
+	if t.partitioned = kind == "p"; kind != "r" && !t.partitioned {
 		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
 	}
 	if persistence != "p" {
@@ -200,14 +201,15 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 	return columns, nil
 }
 
+// errNoTable is what commands say that need one.
+var errNoTable = errors.New("there is no outbox table (source.messages): events are in the WAL until the slot has confirmed them, and then only in Kafka")
+
 // checkPublication makes sure that every insert into the outbox is in it, whole.
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
-	var inserts, viaRoot, partitioned bool
-	err = conn.QueryRow(ctx, `
-		SELECT p.pubinsert, p.pubviaroot, coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = $2), false)
-		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, t.oid).Scan(&inserts, &viaRoot, &partitioned)
+	var inserts, viaRoot bool
+	err = conn.QueryRow(ctx, `SELECT pubinsert, pubviaroot FROM pg_publication WHERE pubname = $1`, s.cfg.Publication).Scan(&inserts, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)
 		return problems, nil
@@ -215,10 +217,13 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	if err != nil {
 		return nil, classify("look for the publication", err)
 	}
+	if s.cfg.Messages != "" { // they are no publication's
+		return nil, nil
+	}
 	if !inserts {
 		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
 	}
-	if partitioned && !viaRoot {
+	if t.partitioned && !viaRoot {
 		bad("source.publication: %s is partitioned and the publication names its partitions: ALTER PUBLICATION %s SET (publish_via_partition_root = true)", s.cfg.Table, name)
 	}
 	schema, table := s.cfg.SchemaTable()
@@ -273,16 +278,23 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 		if f, err = s.identify(ctx, conn); err != nil {
 			return f, t, err
 		}
-		if t, err = s.checkTable(ctx, conn); err != nil {
-			return f, t, err
+		if s.cfg.Messages == "" {
+			if t, err = s.checkTable(ctx, conn); err != nil {
+				return f, t, err
+			}
 		}
 		f.Hidden, f.Unfit = t.hidden, t.unfit
-		if t.oid != 0 {
+		if t.oid != 0 || s.cfg.Messages != "" {
 			hidden, err := s.checkPublication(ctx, conn, t)
 			if err != nil {
 				return f, t, err
 			}
 			f.Hidden = append(f.Hidden, hidden...)
+			pollers, err := s.pollers(ctx, conn, t.oid)
+			if err != nil {
+				return f, t, err
+			}
+			f.Unfit = append(f.Unfit, pollers...)
 		}
 		if len(f.Hidden)+len(f.Unfit) == 0 {
 			return f, t, nil

@@ -28,31 +28,51 @@ type Retained struct {
 
 // Retained prepares to read the outbox with the administrator's rights: the relay's role may not see the rows.
 func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, error) {
-	// As the replication connection renders values.
-	if _, err := a.conn.Exec(ctx, `SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET timezone = 'UTC'; SET extra_float_digits = 3; SET application_name = 'walpost replay'`); err != nil {
+	if a.source.cfg.Messages != "" {
+		return nil, errNoTable
+	}
+	if _, err := a.conn.Exec(ctx, `SET application_name = 'walpost replay'`); err != nil {
 		return nil, classify("prepare to read the outbox", err)
 	}
-	types, err := a.source.columnTypes(ctx, a.conn)
+	for name, value := range rendered {
+		if _, err := a.conn.Exec(ctx, "SET "+name+" = "+quote(value)); err != nil {
+			return nil, classify("prepare to read the outbox", err)
+		}
+	}
+	columns, types, err := a.source.rowColumns(ctx, a.conn)
 	if err != nil {
 		return nil, err
 	}
 	c := a.source.cfg.Columns
-	c.Headers, c.CreatedAt = cmp.Or(c.Headers, "headers"), cmp.Or(c.CreatedAt, "created_at")
-	r := &Retained{From: from, To: to, admin: a, id: pgx.Identifier{c.ID}.Sanitize(), created: pgx.Identifier{c.CreatedAt}.Sanitize()}
+	c.CreatedAt = cmp.Or(c.CreatedAt, "created_at")
+	if types[c.CreatedAt] == "" {
+		return nil, fmt.Errorf("%s has no column %q, by which rows would be replayed", a.source.cfg.Table, c.CreatedAt)
+	}
+	r := &Retained{From: from, To: to, admin: a, columns: columns, id: pgx.Identifier{c.ID}.Sanitize(), created: pgx.Identifier{c.CreatedAt}.Sanitize()}
 	r.types = [2]string{types[c.CreatedAt], types[c.ID]}
+	return r, nil
+}
+
+// rowColumns are expressions of the bytes of a row's columns, in the order of a cdc.Row's fields, and the columns' types.
+func (s *Source) rowColumns(ctx context.Context, conn *pgx.Conn) (expressions []string, types map[string]string, err error) {
+	if types, err = s.columnTypes(ctx, conn); err != nil {
+		return nil, nil, err
+	}
+	c := s.cfg.Columns
+	c.Headers, c.CreatedAt = cmp.Or(c.Headers, "headers"), cmp.Or(c.CreatedAt, "created_at")
 	for _, name := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.Headers, c.CreatedAt} {
 		switch typ, ok := types[name]; {
 		case ok && name == c.Payload && typ == "bytea":
-			r.columns = append(r.columns, pgx.Identifier{name}.Sanitize())
+			expressions = append(expressions, pgx.Identifier{name}.Sanitize())
 		case ok:
-			r.columns = append(r.columns, "convert_to("+pgx.Identifier{name}.Sanitize()+"::text, 'UTF8')")
-		case name == c.Headers:
-			r.columns = append(r.columns, "NULL::bytea")
+			expressions = append(expressions, "convert_to("+pgx.Identifier{name}.Sanitize()+"::text, 'UTF8')")
+		case name == c.Headers, name == c.CreatedAt:
+			expressions = append(expressions, "NULL::bytea")
 		default:
-			return nil, fmt.Errorf("%s has no column %q, by which rows would be replayed", a.source.cfg.Table, name)
+			return nil, nil, fmt.Errorf("%s has no column %q", s.cfg.Table, name)
 		}
 	}
-	return r, nil
+	return expressions, types, nil
 }
 
 func (r *Retained) where() string {

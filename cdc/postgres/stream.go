@@ -62,6 +62,10 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("ask for the backend's process id", err)
 	}
+	if err := s.claim(ctx, pg); err != nil {
+		_ = pg.Close(ctx)
+		return nil, cdc.Identity{}, classify("take the outbox table", err)
+	}
 	if sys.Timeline > 1 {
 		// Without its history file a server is taken for one that branched off elsewhere: a Halt, where it matters.
 		if h, err := pglogrepl.TimelineHistory(ctx, pg, sys.Timeline); err == nil {
@@ -139,7 +143,11 @@ func (s *Source) connectReplication(ctx context.Context) (*pgconn.PgConn, error)
 // Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
 func (s *stream) Start(ctx context.Context) error {
 	publications := strings.ReplaceAll(pgx.Identifier{s.cfg.Publication}.Sanitize(), "'", "''")
-	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s')`, s.cfg.Slot, publications)
+	messages := ""
+	if s.cfg.Messages != "" {
+		messages = `, "messages" 'true'`
+	}
+	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s'%s)`, s.cfg.Slot, publications, messages)
 	query, err := (&pgproto3.Query{String: command}).Encode(nil)
 	if err != nil {
 		return fmt.Errorf("encode START_REPLICATION: %w", err)

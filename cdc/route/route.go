@@ -82,6 +82,9 @@ func (r *Router) NextWindow() { r.scratch, r.lsnText = r.scratch[:0], nil }
 
 // Route fills rec from the row, or refuses the row with a Refused.
 func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
+	if row.Malformed != "" {
+		return cdc.Refuse(row, cdc.BadPayload, "", "%s", row.Malformed)
+	}
 	topic, ok := r.topics[topicKey{string(row.AggregateType), string(row.EventType)}]
 	if !ok {
 		var err error
@@ -104,20 +107,20 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	if r.cloud && len(row.EventType) == 0 {
 		return cdc.Refuse(row, cdc.BadType, topic, "its event type is NULL or empty, and a CloudEvent has one")
 	}
-	if row.Commit != r.lsn || r.lsnText == nil {
-		r.lsn, r.lsnText = row.Commit, r.keep([]byte(row.Commit.String()))
-	}
-	at := len(r.scratch)
-	r.scratch = strconv.AppendUint(r.scratch, uint64(row.Ordinal), 10)
-	seq := r.scratch[at:len(r.scratch):len(r.scratch)]
-
 	*rec = cdc.Record{Row: row, Topic: topic, Key: row.AggregateID, Value: row.Payload, Headers: append(rec.Headers[:0],
 		cdc.Header{Key: r.names.id, Value: row.ID},
 		cdc.Header{Key: r.names.typ, Value: row.EventType},
-		cdc.Header{Key: r.names.lsn, Value: r.lsnText},
-		cdc.Header{Key: r.names.seq, Value: seq},
-		cdc.Header{Key: r.names.source, Value: r.source},
 	)}
+	if row.Ordinal > 0 { // it comes from the WAL
+		if row.Commit != r.lsn || r.lsnText == nil {
+			r.lsn, r.lsnText = row.Commit, r.keep([]byte(row.Commit.String()))
+		}
+		at := len(r.scratch)
+		r.scratch = strconv.AppendUint(r.scratch, uint64(row.Ordinal), 10)
+		seq := r.scratch[at:len(r.scratch):len(r.scratch)]
+		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.lsn, Value: r.lsnText}, cdc.Header{Key: r.names.seq, Value: seq})
+	}
+	rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.source, Value: r.source})
 	// ce_time is RFC 3339 or not there: infinity and a time without a zone are not.
 	if at := r.rfc3339(row.CreatedAt); at != nil && (!r.cloud || bytes.HasSuffix(at, []byte("Z"))) {
 		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.createdAt, Value: at})
@@ -186,7 +189,7 @@ func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
 			text = string(raw)
 		}
 		name, _ := key.(string)
-		if slices.ContainsFunc(rec.Headers[:ours], func(h cdc.Header) bool { return h.Key == name }) {
+		if name == r.names.lsn || name == r.names.seq || slices.ContainsFunc(rec.Headers[:ours], func(h cdc.Header) bool { return h.Key == name }) {
 			continue
 		}
 		if len(rec.Headers) == ours+maxHeaders {

@@ -166,13 +166,13 @@ func TestRecordsOfAWindowKeepTheirBytes(t *testing.T) {
 		rows := make([]cdc.Row, len(records))
 		for i := range records {
 			rows[i] = *row()
-			rows[i].Position = cdc.Position{Commit: cdc.LSN(i / 2), Ordinal: uint32(i)}
+			rows[i].Position = cdc.Position{Commit: cdc.LSN(i / 2), Ordinal: uint32(i + 1)}
 			if err := r.Route(&rows[i], &records[i]); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for i := range records {
-			want := fmt.Sprintf("lsn=%s seq=%d source=shop created_at=2026-11-22T08:00:00.5Z", cdc.LSN(i/2), i)
+			want := fmt.Sprintf("lsn=%s seq=%d source=shop created_at=2026-11-22T08:00:00.5Z", cdc.LSN(i/2), i+1)
 			if got := render(&records[i]); !strings.HasSuffix(got, want) {
 				t.Fatalf("record %d: %s, want it to end in %s", i, got, want)
 			}

@@ -16,13 +16,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc"
-	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/walpost"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
 	"github.com/walpost/walpost/inventory"
@@ -41,12 +40,12 @@ type cli struct {
 
 // parts are what the tests break, one at a time.
 type parts struct {
-	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer, ...kgo.Opt) (*cdc.Relay, *console.Console)
+	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer) (*walpost.Relay, error)
 	consume  func(*inbox.Consumer, context.Context) error
 	patience time.Duration // an event that takes longer from its commit to its effect is not coming
 }
 
-var whole = parts{pipeline.Relay, (*inbox.Consumer).Run, 20 * time.Second}
+var whole = parts{walpost.New, (*inbox.Consumer).Run, 20 * time.Second}
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	return runWith(ctx, whole, args, getenv, stdout, stderr)
@@ -127,7 +126,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 			cfg.Source.Slot = inventorySlot
 			cfg.Kafka.AggregateTypes = []string{"stock"}
 		}
-		if err := pipeline.Init(limited, cfg, pg.URL(string(database)), false, io.Discard); err != nil {
+		if err := pipeline.Init(limited, cfg, pg.URL(string(database)), false, false, io.Discard); err != nil {
 			return err
 		}
 		cfgs = append(cfgs, cfg)
@@ -156,12 +155,15 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 
 	// The relay: two WALs to Kafka, each as if it were alone.
 	relayLog, relayReg, relayMux := log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
-	var status console.Group
-	var relays []*cdc.Relay
+	var relays walpost.Group
 	for _, cfg := range cfgs {
-		relay, con := with.relay(cfg, relayLog, relayReg)
-		relays, status = append(relays, relay), append(status, con)
+		r, err := with.relay(cfg, relayLog, relayReg)
+		if err != nil {
+			return err
+		}
+		relays = append(relays, r)
 	}
+	status := relays.Console()
 	app.OpsRoutes(relayMux, relayReg, status.Ready)
 	status.Routes(relayMux)
 
@@ -197,9 +199,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 		return app.Serve(ctx, listeners[1], app.Instrument(inventoryReg, inventoryMux), inventoryLog)
 	})
 	group.Go(func() error { return app.Serve(ctx, listeners[2], relayMux, relayLog) })
-	for _, relay := range relays {
-		group.Go(func() error { return relay.Run(ctx) })
-	}
+	group.Go(func() error { return relays.Run(ctx) })
 	group.Go(func() error { return wayBack.Run(ctx) })
 	group.Go(func() error { return with.consume(consumer, ctx) })
 

@@ -19,7 +19,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -29,6 +28,7 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
+	"github.com/walpost/walpost/cdc/walpost"
 )
 
 // TestMain is also the process that the tests start and stop.
@@ -137,10 +137,10 @@ func TestARelayThatDropsARow(t *testing.T) {
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
-	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer, opts ...kgo.Opt) (*cdc.Relay, *console.Console) {
+	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer) (*walpost.Relay, error) {
 		con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
 		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
-		return cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()), con
+		return &walpost.Relay{Sessions: cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()).Sessions, Console: con}, nil
 	}
 	out, _, err := once(t, with, io.Discard)
 	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {

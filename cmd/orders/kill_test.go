@@ -20,14 +20,14 @@ import (
 )
 
 // startProcess starts the service as a process of its own and returns it with its base URL.
-func startProcess(t *testing.T, databaseURL string) (*exec.Cmd, string) {
+func startProcess(t *testing.T, databaseURL string, env ...string) (*exec.Cmd, string) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "serve")
-	cmd.Env = append(os.Environ(), "ORDERS_TEST_MAIN=1", "ORDERS_DATABASE_URL="+databaseURL, "ORDERS_HTTP=127.0.0.1:0", "LOG_FORMAT=json", "LOG_LEVEL=info")
+	cmd.Env = append(append(os.Environ(), env...), "ORDERS_TEST_MAIN=1", "ORDERS_DATABASE_URL="+databaseURL, "ORDERS_HTTP=127.0.0.1:0", "LOG_FORMAT=json", "LOG_LEVEL=info")
 	cmd.Stderr = w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -1,5 +1,5 @@
 // Command orders serves the order service over HTTP, consumes what others answer, and migrates its database. What serves HTTP knows
-// PostgreSQL and no Kafka.
+// PostgreSQL and no Kafka, but for the relay that --relay puts beside it.
 package main
 
 import (
@@ -14,7 +14,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/walpost"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"
 	"github.com/walpost/walpost/orders/notify"
@@ -43,6 +46,7 @@ type cli struct {
 
 type serve struct {
 	HTTP         string `name:"http" default:"127.0.0.1:8081" env:"ORDERS_HTTP" help:"Address to listen on, for orders and for /livez, /readyz and /metrics."`
+	Relay        bool   `env:"ORDERS_RELAY" help:"Relay the outbox too, from within this process, configured as walpost relay is: by the file that WALPOST_CONFIG names, and by WALPOST_ variables. GET /status and /metrics are at --http."`
 	DatabaseWait string `default:"15s" env:"ORDERS_DATABASE_WAIT" help:"How long to wait at the start for a database that does not answer yet."`
 }
 
@@ -81,7 +85,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case name == "replay":
 		return c.replay(ctx, stdout)
 	}
-	return c.serve(ctx, stderr)
+	return c.serve(ctx, getenv, stderr)
 }
 
 func (c *cli) migrate(ctx context.Context, stdout io.Writer) error {
@@ -94,7 +98,7 @@ func (c *cli) migrate(ctx context.Context, stdout io.Writer) error {
 	return sql.Migrate(ctx, sql.Orders, c.Migrate.AdminDatabaseURL, c.DatabaseURL, stdout)
 }
 
-func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
+func (c *cli) serve(ctx context.Context, getenv func(string) string, stderr io.Writer) error {
 	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
 	wait, waitErr := time.ParseDuration(c.Serve.DatabaseWait)
 	if waitErr != nil || wait < 0 {
@@ -104,7 +108,12 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 	if httpErr != nil {
 		httpErr = fmt.Errorf("--http (ORDERS_HTTP): %q is no address to listen on: %w; write it as in 127.0.0.1:8081", c.Serve.HTTP, httpErr)
 	}
-	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), httpErr, waitErr, logErr)
+	var pipelines []cdc.Config
+	var relayErr error
+	if c.Serve.Relay {
+		pipelines, relayErr = cdc.LoadConfigs(getenv("WALPOST_CONFIG"), getenv)
+	}
+	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), httpErr, waitErr, logErr, relayErr)
 	if err != nil {
 		return err
 	}
@@ -126,7 +135,23 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 	app.OpsRoutes(mux, reg, store.Ready)
 	orders.Routes(mux, store, reg, log)
 	notify.Routes(mux, notify.NewStore(store.Pool()), log)
-	return app.Serve(ctx, ln, app.Instrument(reg, mux), log)
+	relays, err := walpost.NewGroup(pipelines, log, reg)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	if c.Serve.Relay {
+		relays.Console().Routes(mux)
+	}
+
+	// /readyz does not ask the relay: orders are taken while Kafka is away. It ends after the last request.
+	relaying, drain := context.WithCancel(context.WithoutCancel(ctx))
+	var group errgroup.Group
+	group.Go(func() error { return relays.Run(relaying) })
+	group.Go(func() error {
+		defer drain()
+		return app.Serve(ctx, ln, app.Instrument(reg, mux), log)
+	})
+	return group.Wait()
 }
 
 // waitFor gives a database that is just starting, or is being migrated, its time. One that is still not usable then is a mistake in

@@ -85,6 +85,7 @@ func TestEveryMistakeInTheConfigurationIsNamedAtOnce(t *testing.T) {
 		"nothing is set":         {nil, nil, []string{"ORDERS_DATABASE_URL"}},
 		"nothing to migrate":     {[]string{"migrate"}, nil, []string{"ORDERS_ADMIN_DATABASE_URL", "ORDERS_DATABASE_URL"}},
 		"everything is wrong":    {nil, map[string]string{"ORDERS_DATABASE_URL": "postgres://a:s3cret@b:c/d", "ORDERS_HTTP": "nowhere", "ORDERS_DATABASE_WAIT": "long", "LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, []string{"--database-url", "--http", "--database-wait", "--log-level", "--log-format"}},
+		"a relay of nothing":     {[]string{"--relay", "--database-url", "postgres://a@127.0.0.1:1/b"}, nil, []string{"pipeline", "WALPOST_SOURCE_URL", "WALPOST_KAFKA_BROKERS"}},
 		"an unknown command":     {[]string{"server"}, nil, []string{"server"}},
 		"an unknown flag":        {[]string{"--kafka"}, nil, []string{"--kafka"}},
 		"an address in use":      {[]string{"--http", "192.0.2.1:1", "--database-url", "postgres://a@127.0.0.1:1/b"}, nil, []string{"--http (ORDERS_HTTP)"}},

@@ -71,6 +71,11 @@ func (s *scene) promote(standby *devenv.Postgres) {
 // failedOver is fault 22: a standby whose slot lags is promoted after it has received everything.
 func failedOver(s *scene) {
 	s.build(set{server: true})
+	s.failOver()
+}
+
+func (s *scene) failOver() {
+	s.t.Helper()
 	r := s.child()
 	s.grows(100)
 	standby := s.clone(true) // its slot stays where it is now

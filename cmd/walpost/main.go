@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/walpost"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
 )
@@ -39,8 +40,11 @@ type cli struct {
 	Skip    skipCmd    `cmd:"" help:"Give up what was committed before an LSN and cannot be delivered. The relay must be halted or stopped."`
 	Adopt   adoptCmd   `cmd:"" help:"Accept slot, publication, table and timeline as they are now, after a halt that was latched or with a slot that is not ours. The relay must be halted or stopped."`
 	Replay  replayCmd  `cmd:"" help:"Publish the rows of a time again that the outbox table still holds, marked by the header replay: after a gap."`
+	Cleanup cleanupCmd `cmd:"" help:"Delete from the outbox table what is confirmed and older than the retention; of a partitioned one, drop and make partitions."`
 	Where   whereCmd   `cmd:"" help:"Was this event published? Where, or why not. Takes an event id or a key (order id)."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+
+	MigrateSource migrateSourceCmd `cmd:"" help:"From polling to the WAL, without loss or gap: make the slot, and wait until the poller, which runs on, has published what is older. With the configuration that is to be: source.kind: wal."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
@@ -48,10 +52,11 @@ type cli struct {
 type relayCmd struct{}
 
 type initCmd struct {
-	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator (superuser, or a role that may create roles, publications and slots), in the database of source.url. For one pipeline among several: WALPOST_<PIPELINE>_ADMIN_URL."`
-	DryRun   bool   `help:"Show what would be done, with its SQL, and do nothing."`
-	Remove   bool   `help:"Take slot, publication, role and state record away again."`
-	Yes      bool   `help:"Do not ask before --remove."`
+	AdminURL       string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator (superuser, or a role that may create roles, publications and slots), in the database of source.url. For one pipeline among several: WALPOST_<PIPELINE>_ADMIN_URL."`
+	PartitionByDay bool   `help:"Where there is no outbox table, make one with a partition for each day, which walpost cleanup makes ahead and drops whole."`
+	DryRun         bool   `help:"Show what would be done, with its SQL, and do nothing."`
+	Remove         bool   `help:"Take slot, publication, role and state record away again."`
+	Yes            bool   `help:"Do not ask before --remove."`
 }
 
 type statusCmd struct {
@@ -148,8 +153,11 @@ func (*relayCmd) Run(p *process) error {
 		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", address, err)
 	}
 	reg := app.NewRegistry()
-	relay, con := pipeline.Relays(cfgs, log, reg)
-	mux := http.NewServeMux()
+	relays, err := walpost.NewGroup(cfgs, log, reg)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	mux, con := http.NewServeMux(), relays.Console()
 	app.OpsRoutes(mux, reg, con.Ready)
 	con.Routes(mux)
 
@@ -158,7 +166,7 @@ func (*relayCmd) Run(p *process) error {
 	group, ctx := errgroup.WithContext(p.ctx)
 	group.Go(func() error {
 		defer done()
-		return relay(ctx)
+		return relays.Run(ctx)
 	})
 	group.Go(func() error { return app.Serve(serving, ln, mux, log) })
 	return group.Wait()
@@ -196,7 +204,7 @@ func (c *initCmd) Run(p *process) error {
 		if len(cfgs) > 1 {
 			fmt.Fprintf(p.stdout, "pipeline %s\n", cfg.Pipeline)
 		}
-		of(cfg, pipeline.Init(p.ctx, cfg, urls[i], c.DryRun, p.stdout))
+		of(cfg, pipeline.Init(p.ctx, cfg, urls[i], c.PartitionByDay, c.DryRun, p.stdout))
 	}
 	return errors.Join(errs...)
 }

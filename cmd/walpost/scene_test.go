@@ -55,6 +55,7 @@ type set struct {
 	brokers  []string          // instead of those the run tests with
 	options  string            // of the relay's connections: -c wal_sender_timeout=2s
 	env      map[string]string
+	init     []string             // more arguments of init
 	quiet    bool                 // no writer
 	load     cdctest.WriterConfig // Rate 60, with prepared and long transactions, if zero
 }
@@ -90,7 +91,7 @@ func (s *scene) build(c set) {
 	for k, v := range c.env {
 		s.env[k] = v
 	}
-	s.must("init")
+	s.must(append([]string{"init"}, c.init...)...)
 	s.kf = cdctest.StartKafkaProxy(t, brokers, nil)
 	u, err := url.Parse(s.env["WALPOST_SOURCE_URL"])
 	if err != nil {

@@ -34,6 +34,9 @@ type decision struct {
 
 // decide opens both sides with the relay's own rights and reads what is to be decided on.
 func decide(ctx context.Context, cfg cdc.Config, dryRun bool, out io.Writer, opts []kgo.Opt) (*decision, error) {
+	if cfg.Source.Kind == cdc.Polling {
+		return nil, errors.New("source.kind: polling has neither slot nor state record: nothing is to be decided; `walpost status` says what waits, and for what")
+	}
 	d := &decision{cfg: cfg, source: postgres.NewSource(cfg.Pipeline, cfg.Source), out: out, dryRun: dryRun}
 	if err := d.source.Preflight(ctx); err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/route"
 )
 
@@ -21,9 +23,9 @@ import (
 type deadLetter struct {
 	Key           string          `json:"key"`
 	EventID       string          `json:"event_id"`
-	LSN           string          `json:"lsn"`
-	Seq           uint32          `json:"seq"`
-	CommitTime    time.Time       `json:"commit_time"`
+	LSN           string          `json:"lsn,omitempty"`
+	Seq           uint32          `json:"seq,omitempty"`
+	CommitTime    time.Time       `json:"commit_time,omitzero"`
 	Source        string          `json:"source"`
 	AggregateType string          `json:"aggregate_type"`
 	AggregateID   string          `json:"aggregate_id"`
@@ -43,8 +45,12 @@ func shown(e *kafka.Entry) deadLetter {
 		return deadLetter{Key: e.Key, Bytes: len(e.Value), Error: e.Err.Error()}
 	}
 	d, r := e.Letter, &e.Letter.Row
+	lsn := ""
+	if r.Ordinal > 0 {
+		lsn = r.Commit.String()
+	}
 	return deadLetter{
-		Key: e.Key, EventID: string(r.ID), LSN: r.Commit.String(), Seq: r.Ordinal, CommitTime: r.CommitTime, Source: d.Source,
+		Key: e.Key, EventID: string(r.ID), LSN: lsn, Seq: r.Ordinal, CommitTime: r.CommitTime, Source: d.Source,
 		AggregateType: string(r.AggregateType), AggregateID: string(r.AggregateID), EventType: string(r.EventType),
 		Topic: d.Topic, Class: d.Class, Reason: d.Reason, HeldFor: d.HeldFor, Time: d.Time, Bytes: len(e.Value),
 	}
@@ -54,9 +60,64 @@ func deadLetterSink(cfg cdc.Config, opts []kgo.Opt) *kafka.Sink {
 	return kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
 }
 
+// unresolved are the dead letters of the topic, or the failed rows of a polled table, whose keys are their positions.
+func unresolved(ctx context.Context, cfg cdc.Config, sink *kafka.Sink) ([]kafka.Entry, error) {
+	if cfg.Source.Kind != cdc.Polling {
+		return sink.Entries(ctx)
+	}
+	rows, err := polling.ListFailed(ctx, cfg.Pipeline, cfg.Source)
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]kafka.Entry, len(rows))
+	for i := range rows {
+		value, err := rows[i].Value()
+		if err != nil {
+			return nil, err
+		}
+		entries[i] = kafka.Entry{Key: strconv.FormatInt(rows[i].Position, 10), Offset: rows[i].Position, Value: value, Letter: &rows[i].DeadLetter}
+	}
+	return entries, nil
+}
+
+// resolveFailed redrives or drops failed rows of a polled table; no ids are all.
+func resolveFailed(ctx context.Context, cfg cdc.Config, ids []string, dryRun bool, done string, ask func(n int) error,
+	do func(context.Context, string, cdc.SourceConfig, []int64) error, out io.Writer,
+) error {
+	entries, err := unresolved(ctx, cfg, nil)
+	if err != nil {
+		return err
+	}
+	chosen, err := choose(entries, ids)
+	if err != nil || len(chosen) == 0 {
+		return err
+	}
+	var positions []int64
+	for i := range entries {
+		if !chosen[entries[i].Key] {
+			continue
+		}
+		positions = append(positions, entries[i].Offset)
+		if dryRun {
+			fmt.Fprintf(out, "would be %s %s\n", done, entries[i].Letter.Row.ID)
+		}
+	}
+	if dryRun {
+		return nil
+	}
+	if err := ask(len(positions)); err != nil {
+		return err
+	}
+	if err := do(ctx, cfg.Pipeline, cfg.Source, positions); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s: %d rows; what waits behind them follows\n", done, len(positions))
+	return nil
+}
+
 // ListDeadLetters prints what is unresolved, in the order of the rows.
 func ListDeadLetters(ctx context.Context, cfg cdc.Config, asJSON bool, out io.Writer, opts ...kgo.Opt) error {
-	entries, err := deadLetterSink(cfg, opts).Entries(ctx)
+	entries, err := unresolved(ctx, cfg, deadLetterSink(cfg, opts))
 	if err != nil {
 		return err
 	}
@@ -102,7 +163,7 @@ func line(s string) string {
 
 // ShowDeadLetter prints one dead letter with its row.
 func ShowDeadLetter(ctx context.Context, cfg cdc.Config, id string, out io.Writer, opts ...kgo.Opt) error {
-	entries, err := deadLetterSink(cfg, opts).Entries(ctx)
+	entries, err := unresolved(ctx, cfg, deadLetterSink(cfg, opts))
 	if err != nil {
 		return err
 	}
@@ -223,6 +284,9 @@ func selectInOrder(entries []kafka.Entry, chosen map[string]bool, all bool) (sel
 // are in one Kafka transaction, so that a read_committed reader sees an event either as a dead letter or as published. One
 // that is still refused stays, and what stands behind it.
 func RedriveDeadLetters(ctx context.Context, cfg cdc.Config, ids []string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	if cfg.Source.Kind == cdc.Polling {
+		return resolveFailed(ctx, cfg, ids, dryRun, "redriven", func(int) error { return nil }, polling.Redrive, out)
+	}
 	sink := deadLetterSink(cfg, opts)
 	redrive, err := sink.Redrive(ctx, dryRun) // before anything is read: another redrive is fenced from here on
 	if err != nil {
@@ -301,6 +365,9 @@ func RedriveDeadLetters(ctx context.Context, cfg cdc.Config, ids []string, dryRu
 
 // DropDeadLetters gives dead letters up; no ids are all. It asks before.
 func DropDeadLetters(ctx context.Context, cfg cdc.Config, ids []string, dryRun bool, ask func(n int) error, out io.Writer, opts ...kgo.Opt) error {
+	if cfg.Source.Kind == cdc.Polling {
+		return resolveFailed(ctx, cfg, ids, dryRun, "dropped", ask, polling.Drop, out)
+	}
 	sink := deadLetterSink(cfg, opts)
 	redrive, err := sink.Redrive(ctx, dryRun)
 	if err != nil {

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -57,13 +58,23 @@ func (s *setup) do(ctx context.Context, step postgres.Step) error {
 
 // Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What is
 // there already is left and said. A dry run changes nothing.
-func Init(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+// byDay makes a table that is not there a partitioned one.
+func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
 	if err != nil {
 		return err
 	}
 	defer s.close(ctx)
-	steps, err := s.pg.Plan(ctx)
+	plan := func(ctx context.Context) ([]postgres.Step, error) {
+		return s.pg.Plan(ctx, postgres.Wanted{ByDay: byDay, Delete: cfg.Cleanup.Every > 0 && cfg.Cleanup.URL == ""})
+	}
+	if cfg.Source.Kind == cdc.Polling {
+		if byDay {
+			return errors.New("--by-day is for source.kind: wal: a polled table that is to stay small has source.polling.after_publish: delete")
+		}
+		plan = s.pg.PlanPolled
+	}
+	steps, err := plan(ctx)
 	if err != nil {
 		return err
 	}
@@ -76,6 +87,9 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out
 		if err := s.topic(ctx, plan); err != nil {
 			return err
 		}
+	}
+	if cfg.Source.Kind == cdc.Polling {
+		return nil
 	}
 	return s.slot(ctx)
 }
@@ -183,6 +197,9 @@ func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, o
 		return err
 	}
 	defer s.close(ctx)
+	if cfg.Source.Kind == cdc.Polling {
+		return fmt.Errorf("source.kind: polling has neither slot nor state record: table and role are yours to drop")
+	}
 	s.say("slot %s: drop it, and with it the WAL it keeps", cfg.Source.Slot)
 	if !dryRun {
 		if err := s.pg.DropSlot(ctx); err != nil {

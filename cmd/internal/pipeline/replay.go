@@ -81,9 +81,6 @@ func Replay(ctx context.Context, cfg cdc.Config, adminURL, from, to string, dryR
 	return nil
 }
 
-// notReplayed are the headers that would say that a row is in its place in the stream.
-var notReplayed = map[string]bool{"lsn": true, "seq": true, "ce_lsn": true, "ce_seq": true, "replay": true}
-
 type replay struct {
 	cfg           cdc.Config
 	pub           cdc.Publisher
@@ -156,7 +153,7 @@ func (r *replay) flush(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		rec.Headers = append(slices.DeleteFunc(rec.Headers, func(h cdc.Header) bool { return notReplayed[h.Key] }),
+		rec.Headers = append(slices.DeleteFunc(rec.Headers, func(h cdc.Header) bool { return h.Key == "replay" }),
 			cdc.Header{Key: "replay", Value: r.mark})
 		records = append(records, rec)
 	}

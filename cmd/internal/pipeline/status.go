@@ -12,6 +12,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -34,6 +35,7 @@ type Status struct {
 	State         *cdc.State     `json:"state"`
 	Decisions     []cdc.Decision `json:"decisions"`                         // of operators, oldest first
 	DeadLetters   *int           `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
+	Backlog       *cdc.Backlog   `json:"backlog,omitempty"`                 // of a polled table, which has no slot
 	Blocked       []string       `json:"blocked"`                           // what keeps rows from flowing, each with what to do
 }
 
@@ -45,6 +47,20 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 			st.Blocked = append(st.Blocked, err.Error())
 		}
 		return err != nil
+	}
+	if cfg.Source.Kind == cdc.Polling {
+		b, err := polling.NewWatch(cfg.Pipeline, cfg.Source).Backlog(ctx)
+		if blocked(err) {
+			return st
+		}
+		st.Backlog = &b
+		if b.Horizon != nil {
+			blocked(errors.New(b.Horizon.String()))
+		}
+		if b.Failed > 0 {
+			blocked(fmt.Errorf("%d rows have failed and hold %d keys back: `walpost dlq list` says why", b.Failed, b.HeldKeys))
+		}
+		return st
 	}
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
 	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
@@ -129,7 +145,11 @@ func (s Status) Write(w io.Writer) {
 		fmt.Fprintf(w, "%-10s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	line("pipeline", "%s", s.Pipeline)
-	if s.Slot.Exists {
+	switch {
+	case s.Backlog != nil:
+		line("pending", "%d rows, the oldest for %.3g s", s.Backlog.Pending, s.Backlog.OldestSeconds)
+		line("failed", "%d rows, which hold %d keys", s.Backlog.Failed, s.Backlog.HeldKeys)
+	case s.Slot.Exists:
 		active := "not active"
 		if s.Slot.Active {
 			active = "active"
@@ -137,13 +157,15 @@ func (s Status) Write(w io.Writer) {
 		line("slot", "%s: %s, confirmed %s, wal_status %s", s.Slot.Name, active, s.Slot.ConfirmedFlush, s.Slot.WALStatus)
 		line("lag", "%s and %.3g s behind the end of the WAL at %s", bytes(s.LagBytes), s.LagSeconds, s.WALEnd)
 		line("retained", "%s of WAL is kept for the slot, from %s", bytes(s.RetainedBytes), s.Slot.RestartLSN)
-	} else {
+	default:
 		line("slot", "%s: not seen", s.Slot.Name)
 	}
-	if s.State != nil {
+	switch {
+	case s.Backlog != nil:
+	case s.State != nil:
 		line("state", "covered %s, last row %s/%d, epoch %d by %s, %s", s.State.Covered, s.State.CommitLSN, s.State.Ordinal,
 			s.State.Epoch, s.State.Instance, s.State.Time.Format(time.RFC3339))
-	} else {
+	default:
 		line("state", "no record seen")
 	}
 	if s.DeadLetters != nil {

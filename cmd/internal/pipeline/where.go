@@ -68,6 +68,9 @@ type Whereabouts struct {
 // gives key and time; then the key's partition from that time on, and the dead letter topic. since, if not zero, is how far
 // back to look instead.
 func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.Duration, opts ...kgo.Opt) (*Where, error) {
+	if cfg.Source.Kind == cdc.Polling {
+		return nil, fmt.Errorf("source.kind: polling: the row itself says what has become of it: SELECT %s, %s, %s FROM %s", cfg.Source.Polling.Columns.Status, cfg.Source.Polling.Columns.ProcessedAt, cfg.Source.Polling.Columns.LastError, cfg.Source.Table)
+	}
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
 	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
 	w := &Where{Asked: what, Events: []Whereabouts{}}

@@ -53,7 +53,9 @@ func TestWhoMayImportWhom(t *testing.T) {
 		"cdc/postgres":     {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
 		"cdc/kafka":        {module + "cdc/postgres", module + "cdc/route", module + "cdc/console"},
 		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/console", kafka},
+		"cdc/polling":      {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
 		"cdc/console":      {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/route", kafka},
+		"cdc/walpost":      {module + "cdc/outbox", module + "cdc/inbox", module + "sql"},
 		"cdc/outbox":       {module, kafka},
 		"cdc/inbox":        {module},
 		"cdc/devenv":       {"testing"},
@@ -82,11 +84,25 @@ func TestWhoMayImportWhom(t *testing.T) {
 		}
 	}
 	for _, service := range []string{"orders", "orders/saga", "inventory"} {
-		for _, engine := range []string{"cdc", "cdc/postgres", "cdc/kafka", "cdc/route", "cdc/console"} {
+		for _, engine := range []string{"cdc", "cdc/postgres", "cdc/kafka", "cdc/route", "cdc/console", "cdc/walpost"} {
 			if slices.Contains(all[service].Deps, module+engine) {
 				t.Errorf("%s reaches the engine's %s", service, engine)
 			}
 		}
+	}
+}
+
+// TestWhoEmbedsARelay: of the services only orders may, at the very top. Nothing below a command knows the whole relay.
+func TestWhoEmbedsARelay(t *testing.T) {
+	var who []string
+	for path, p := range packages(t) {
+		if slices.Contains(p.Imports, module+"cdc/walpost") {
+			who = append(who, path)
+		}
+	}
+	slices.Sort(who)
+	if want := []string{"cmd/demo", "cmd/orders", "cmd/walpost"}; !slices.Equal(who, want) {
+		t.Errorf("a relay is embedded by %v, and may be by %v", who, want)
 	}
 }
 

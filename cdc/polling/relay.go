@@ -1,0 +1,246 @@
+package polling
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/internal/failpoint"
+)
+
+const (
+	stallLog   = 5 * time.Second
+	maxBackoff = time.Minute
+	settleMin  = 2 * time.Millisecond
+)
+
+// Target is where rows go.
+type Target interface {
+	Open(ctx context.Context) (Delivery, error)
+}
+
+// Delivery is one session's way to the target.
+type Delivery interface {
+	// Take takes a row for the next Flush, or refuses it with a Refused: then the row is at fault, not the target.
+	Take(ctx context.Context, row *cdc.Row) error
+	// Flush returns when everything that was taken is delivered, and what became of it. It is a Refused when a row was, which
+	// one is certain only of a single row; after an error the Delivery must not be used again.
+	Flush(ctx context.Context) ([]cdc.Record, error)
+	Close()
+}
+
+// Relay moves one pipeline's pending rows from its table to a target.
+type Relay struct {
+	*cdc.Sessions
+	cfg      cdc.Config
+	target   Target
+	observer cdc.Observer
+
+	single int64               // rows up to here go one at a time: one of them was refused, and it is not known which
+	spent  error               // ends the session once what was fetched is marked
+	due    map[int64]time.Time // when a refused row is tried again
+}
+
+// New makes a relay. It holds nothing until Run.
+func New(cfg cdc.Config, target Target, observer cdc.Observer) *Relay {
+	r := &Relay{cfg: cfg, target: target, observer: cdc.Tee(observer)}
+	r.Sessions = cdc.NewSessions(observer, r.session)
+	return r
+}
+
+// session has the table, from the lock to whatever ends it. It returns nil only when ctx has ended and what was fetched is marked.
+func (r *Relay) session(ctx context.Context) error {
+	t, err := open(ctx, r.cfg.Pipeline, &r.cfg.Source)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	if err := t.lock(ctx); err != nil {
+		return err
+	}
+	delivery, err := r.target.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer delivery.Close()
+	r.Enter(cdc.Streaming, nil)
+	r.due = map[int64]time.Time{}
+
+	// What was fetched is published and marked after the end of ctx too.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(r.cfg.ShutdownTimeout, cancel) })()
+	for {
+		err := r.round(ctx, work, t, delivery)
+		switch {
+		case err != nil && work.Err() != nil:
+			return fmt.Errorf("shutdown_timeout: %s were over before what was fetched was published; it stays pending", r.cfg.ShutdownTimeout)
+		case err != nil || ctx.Err() != nil:
+			return err
+		}
+	}
+}
+
+// round takes everything that is settled, and waits for the next.
+func (r *Relay) round(ctx, work context.Context, t *table, delivery Delivery) error {
+	next := time.Now().Add(r.cfg.Source.Polling.Interval)
+	ordered := r.cfg.Source.Polling.Order == cdc.OrderKey
+	for anew, pause := true, settleMin; ; anew, pause = false, 2*pause {
+		more := false
+		if ordered {
+			var err error
+			if more, err = t.settle(ctx, anew); err != nil {
+				return err
+			}
+		}
+		due, err := r.dueNow(ctx, t)
+		if err != nil {
+			return err
+		}
+		for full := true; full && ctx.Err() == nil; {
+			if full, err = r.batch(work, t, delivery, due); err != nil {
+				return err
+			}
+		}
+		wait := time.Until(next)
+		if more && pause < wait {
+			wait = pause
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		if !more || !time.Now().Before(next) {
+			return nil
+		}
+	}
+}
+
+// dueNow are the refused rows whose time has come. One that is not known, of an earlier session or another relay, waits its time
+// from now on: no clock but this process's is asked.
+func (r *Relay) dueNow(ctx context.Context, t *table) (due []int64, err error) {
+	troubled, err := t.inTrouble(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	for position := range r.due {
+		if _, there := troubled[position]; !there {
+			delete(r.due, position)
+		}
+	}
+	due = []int64{}
+	for position, retries := range troubled {
+		at, known := r.due[position]
+		switch {
+		case !known:
+			r.due[position] = now.Add(r.backoff(retries))
+		case !now.Before(at):
+			due = append(due, position)
+		}
+	}
+	return due, nil
+}
+
+func (r *Relay) backoff(retries int) time.Duration {
+	d := r.cfg.Source.Polling.Backoff
+	for ; retries > 1 && d < maxBackoff; retries-- {
+		d *= 2
+	}
+	return min(d, maxBackoff)
+}
+
+// batch fetches, delivers and marks rows once. full says that there may be more.
+func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []int64) (full bool, err error) {
+	most := r.cfg.Window.Rows
+	if r.single > 0 {
+		most = 1
+	}
+	defer func() {
+		if err == nil {
+			err, r.spent = r.spent, nil
+		}
+	}()
+	if r.cfg.Source.Polling.Order == cdc.OrderKey {
+		return r.deliver(ctx, t, t.conn, delivery, most, due)
+	}
+	// The rows are locked while they are delivered, but not for ever: a transaction that stays open is everybody's burden.
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueueTimeout)
+	defer cancel()
+	err = pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) error {
+		full, err = r.deliver(ctx, t, tx, delivery, most, due)
+		return err
+	})
+	return full, err
+}
+
+func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Delivery, most int, due []int64) (full bool, err error) {
+	items, full, err := t.fetch(ctx, q, most, int(r.cfg.Window.Bytes), due)
+	if err != nil || len(items) == 0 {
+		r.single = 0
+		return false, err
+	}
+	if err := failpoint.Hit("poll_fetched"); err != nil {
+		return false, err
+	}
+	began := time.Now()
+	var taken []int64
+	var last *item // of those taken
+	var refused []refusal
+	held := map[string]bool{}
+	ordered := r.cfg.Source.Polling.Order == cdc.OrderKey
+	for _, it := range items {
+		key := it.key()
+		if ordered && key != "" && held[key] {
+			continue
+		}
+		err := delivery.Take(ctx, &it.row)
+		if why := (*cdc.Refused)(nil); errors.As(err, &why) {
+			refused = append(refused, refusal{it, why.Reason})
+			held[key] = true
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		taken, last = append(taken, it.position), it
+	}
+	if len(taken) > 0 {
+		stall := time.AfterFunc(stallLog, func() { r.observer.Stalled(true, time.Since(began)) })
+		records, err := delivery.Flush(ctx)
+		if !stall.Stop() {
+			r.observer.Stalled(false, time.Since(began))
+		}
+		why := (*cdc.Refused)(nil)
+		switch {
+		case errors.As(err, &why) && len(taken) > 1:
+			r.single = taken[len(taken)-1]
+			return false, fmt.Errorf("start over, one row at a time, to find out which it is: %w", errors.New(why.Error()))
+		case errors.As(err, &why):
+			// The row is known, and the delivery is spent: what is marked counts, and then the session ends.
+			r.spent = fmt.Errorf("start over behind a row that was refused: %w", errors.New(why.Error()))
+			return false, t.mark(ctx, q, nil, append(refused, refusal{last, why.Reason}))
+		case err != nil:
+			return false, err
+		}
+		r.observer.Published(records, time.Since(began))
+	}
+	if err := failpoint.Hit("poll_published"); err != nil {
+		return false, err
+	}
+	if err := t.mark(ctx, q, taken, refused); err != nil {
+		return false, err
+	}
+	for _, it := range refused {
+		r.due[it.position] = time.Now().Add(r.backoff(it.retries + 1))
+	}
+	if items[len(items)-1].position >= r.single {
+		r.single = 0
+	}
+	return full, failpoint.Hit("poll_marked")
+}

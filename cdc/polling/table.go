@@ -1,0 +1,292 @@
+package polling
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// mostTroubled is how many refused rows are remembered at a time.
+const mostTroubled = 10_000
+
+// item is a row that was fetched.
+type item struct {
+	position int64
+	retries  int
+	row      cdc.Row
+}
+
+// key is what order is kept for; empty is no key.
+func (it *item) key() string {
+	if len(it.row.AggregateID) == 0 {
+		return ""
+	}
+	return string(it.row.AggregateType) + "\x00" + string(it.row.AggregateID)
+}
+
+// table is the outbox of one session.
+type table struct {
+	conn    *pgx.Conn
+	cfg     *cdc.SourceConfig
+	oid     uint32
+	settled int64 // no row appears at or before it any more
+	asked   struct {
+		position int64 // is settled as soon as
+		xid      int64 // no transaction below it is open; 0 is nothing asked
+	}
+
+	newest, fetchRows, markRows, markRefused, troubled string // SQL
+}
+
+// querier is a connection or its transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+func id(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+func literal(word string) string { return "'" + strings.ReplaceAll(word, "'", "''") + "'" }
+
+func quoted(cfg *cdc.SourceConfig) string {
+	schema, name := cfg.SchemaTable()
+	return pgx.Identifier{schema, name}.Sanitize()
+}
+
+// DDL makes the table, for a service that has its own migrations; `walpost init` does the same, and adds what a table lacks.
+func DDL(cfg cdc.SourceConfig) []string { return postgres.PolledDDL(cfg) }
+
+// open connects, and finds out that the table is what is needed.
+func open(ctx context.Context, pipeline string, cfg *cdc.SourceConfig) (*table, error) {
+	conn, oid, columns, err := postgres.NewSource(pipeline, *cfg).OpenPolled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p, c := &cfg.Polling, cfg.Polling.Columns
+	words := strings.NewReplacer(
+		"{table}", quoted(cfg), "{columns}", strings.Join(columns, ", "), "{position}", id(c.Position), "{status}", id(c.Status),
+		"{processed_at}", id(c.ProcessedAt), "{retry_count}", id(c.RetryCount), "{last_error}", id(c.LastError),
+		"{type}", id(cfg.Columns.AggregateType), "{key}", id(cfg.Columns.AggregateID),
+		"{pending}", literal(p.Words.Pending), "{sent}", literal(p.Words.Sent), "{failed}", literal(p.Words.Failed))
+	t := &table{conn: conn, cfg: cfg, oid: oid}
+	t.newest = words.Replace(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, coalesce(max({position}), 0) FROM {table} WHERE {status} = {pending}`)
+	t.troubled = words.Replace(`SELECT {position}, {retry_count} FROM {table} WHERE {status} = {pending} AND {retry_count} > 0 ORDER BY {position} LIMIT $1`)
+	inOrder, lock := ` AND {position} <= $3 AND NOT EXISTS (
+			SELECT FROM {table} f WHERE ({status} = {failed} OR {status} = {pending} AND {retry_count} > 0)
+			AND f.{type} = o.{type} AND f.{key} = o.{key} AND f.{position} < o.{position})`, ``
+	if p.Order == cdc.OrderNone {
+		inOrder, lock = ` AND $3::bigint IS NOT NULL`, ` FOR UPDATE SKIP LOCKED`
+	}
+	t.fetchRows = words.Replace(`SELECT {position}, {retry_count}, {columns} FROM {table} o
+		WHERE {status} = {pending} AND ({retry_count} = 0 OR {position} = ANY($2))` + inOrder + ` ORDER BY {position} LIMIT $1` + lock)
+	t.markRows = words.Replace(`UPDATE {table} SET {status} = {sent}, {processed_at} = clock_timestamp() WHERE {position} = ANY($1) AND {status} = {pending}`)
+	if p.AfterPublish == cdc.DeleteRow {
+		t.markRows = words.Replace(`DELETE FROM {table} WHERE {position} = ANY($1) AND {status} = {pending}`)
+	}
+	t.markRefused = words.Replace(`UPDATE {table} SET {retry_count} = $2::int, {last_error} = $3,
+		{status} = CASE WHEN $4::bool THEN {failed} ELSE {status} END, {processed_at} = CASE WHEN $4 THEN clock_timestamp() END
+		WHERE {position} = $1 AND {status} = {pending}`)
+	return t, nil
+}
+
+// close also gives the lock back.
+func (t *table) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = t.conn.Close(ctx)
+}
+
+// lock takes the table for this session: for itself where it keeps the order, with others where there is none.
+func (t *table) lock(ctx context.Context) error {
+	return postgres.Poll(ctx, t.conn, t.cfg.Table, t.oid, t.cfg.Polling.Order == cdc.OrderNone)
+}
+
+// settle moves the settled position on, as far as it is known. anew asks for the newest row too; more says that something was asked
+// that is not known yet.
+func (t *table) settle(ctx context.Context, anew bool) (more bool, err error) {
+	for range 2 {
+		var xmin, newest int64
+		if err := t.conn.QueryRow(ctx, t.newest).Scan(&xmin, &newest); err != nil {
+			return false, said("look for the newest row", err)
+		}
+		if t.asked.xid != 0 && xmin >= t.asked.xid {
+			t.settled, t.asked.xid = t.asked.position, 0
+		}
+		if t.asked.xid != 0 || !anew || newest <= t.settled {
+			break
+		}
+		anew = false
+		t.asked.position = newest
+		// Behind the look at the newest row: all that drew a number before had an id before this one.
+		if err := t.conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&t.asked.xid); err != nil {
+			return false, said("draw a transaction id", err)
+		}
+	}
+	return t.asked.xid != 0, nil
+}
+
+// fetch takes the next rows, refused ones only where they are due. full says that there may be more.
+func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int64) (items []*item, full bool, err error) {
+	rows, err := q.Query(ctx, t.fetchRows, most, due, t.settled)
+	if err != nil {
+		return nil, false, said("fetch rows", err)
+	}
+	defer rows.Close()
+	size := 0
+	for rows.Next() {
+		it := &item{}
+		r := &it.row
+		if err := rows.Scan(&it.position, &it.retries, &r.ID, &r.AggregateType, &r.AggregateID, &r.EventType, &r.Payload, &r.Headers, &r.CreatedAt); err != nil {
+			return nil, false, said("fetch rows", err)
+		}
+		items = append(items, it)
+		size += len(r.Payload) + len(r.Headers) + len(r.AggregateID)
+		if len(items) == most || size >= bytes {
+			return items, true, nil
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, false, said("fetch rows", err)
+	}
+	return items, false, nil
+}
+
+// refusal is a row that was refused once more.
+type refusal struct {
+	*item
+	reason string
+}
+
+// mark records, in one transaction, what became of rows.
+func (t *table) mark(ctx context.Context, q querier, published []int64, refused []refusal) error {
+	var b pgx.Batch
+	if len(published) > 0 {
+		b.Queue(t.markRows, published)
+	}
+	for _, r := range refused {
+		b.Queue(t.markRefused, r.position, r.retries+1, r.reason, r.retries+1 >= t.cfg.Polling.Attempts)
+	}
+	if err := q.SendBatch(ctx, &b).Close(); err != nil {
+		return said("mark rows", err)
+	}
+	return nil
+}
+
+// inTrouble are the pending rows that were refused before, and how often.
+func (t *table) inTrouble(ctx context.Context) (map[int64]int, error) {
+	rows, err := t.conn.Query(ctx, t.troubled, mostTroubled)
+	if err != nil {
+		return nil, said("look for refused rows", err)
+	}
+	all := map[int64]int{}
+	var position int64
+	var retries int
+	if _, err := pgx.ForEachRow(rows, []any{&position, &retries}, func() error { all[position] = retries; return nil }); err != nil {
+		return nil, said("look for refused rows", err)
+	}
+	return all, nil
+}
+
+// Left says how many rows that are in the table now are pending up to a position, or failed, and the highest position; up to 0 is
+// all of them.
+func Left(ctx context.Context, pipeline string, cfg cdc.SourceConfig, upTo int64) (pending, failed, newest int64, err error) {
+	conn, _, _, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	c, w := cfg.Polling.Columns, cfg.Polling.Words
+	err = conn.QueryRow(ctx, fmt.Sprintf(`
+		SELECT count(*) FILTER (WHERE %[1]s = %[2]s), count(*) FILTER (WHERE %[1]s = %[3]s), coalesce(max(%[4]s), 0)
+		FROM %[5]s WHERE %[1]s IN (%[2]s, %[3]s) AND (%[4]s <= $1 OR $1 = 0)`,
+		id(c.Status), literal(w.Pending), literal(w.Failed), id(c.Position), quoted(&cfg)), upTo).Scan(&pending, &failed, &newest)
+	if err != nil {
+		return 0, 0, 0, said("look for what is left", err)
+	}
+	return pending, failed, newest, nil
+}
+
+// Watch reads how a polled table stands, with connections of its own.
+type Watch struct {
+	pipeline string
+	cfg      cdc.SourceConfig
+}
+
+// NewWatch connects to nothing yet.
+func NewWatch(pipeline string, cfg cdc.SourceConfig) *Watch { return &Watch{pipeline, cfg} }
+
+// Backlog asks the table and the server.
+func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
+	conn, oid, _, err := postgres.NewSource(w.pipeline, w.cfg).OpenPolled(ctx)
+	if err != nil {
+		return b, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	p, c, created := &w.cfg.Polling, w.cfg.Polling.Columns, cmp.Or(w.cfg.Columns.CreatedAt, "created_at")
+	age := "NULL"
+	var aged bool
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped)`, oid, created).Scan(&aged); err != nil {
+		return b, said("look at the table", err)
+	}
+	if aged {
+		age = "extract(epoch FROM clock_timestamp() - " + id(created) + ")"
+	}
+	words := strings.NewReplacer("{table}", quoted(&w.cfg), "{status}", id(c.Status), "{position}", id(c.Position), "{age}", age,
+		"{type}", id(w.cfg.Columns.AggregateType), "{key}", id(w.cfg.Columns.AggregateID), "{pending}", literal(p.Words.Pending), "{failed}", literal(p.Words.Failed))
+	err = conn.QueryRow(ctx, words.Replace(`
+		SELECT (SELECT count(*) FROM {table} WHERE {status} = {pending}),
+		       (SELECT count(*) FROM {table} WHERE {status} = {failed}),
+		       (SELECT count(*) FROM (SELECT DISTINCT {type}, {key} FROM {table} WHERE {status} = {failed} AND {key} IS NOT NULL) k),
+		       coalesce((SELECT greatest(0, {age}) FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1), 0)::float8`)).
+		Scan(&b.Pending, &b.Failed, &b.HeldKeys, &b.OldestSeconds)
+	switch {
+	case err != nil:
+		return b, said("count the outbox", err)
+	case p.Order == cdc.OrderNone:
+		b.HeldKeys = 0
+		return b, nil
+	case b.Pending == 0:
+		return b, nil
+	}
+	// Ids in these views have lost their epoch. How long another role's transaction is open, only some may see.
+	h := cdc.Horizon{}
+	err = conn.QueryRow(ctx, `
+		WITH oldest AS (SELECT (pg_snapshot_xmin(s)::text::bigint % 4294967296)::text::xid AS id FROM pg_current_snapshot() s WHERE pg_snapshot_xmin(s) < pg_snapshot_xmax(s))
+		SELECT a.pid, '', coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 FROM oldest JOIN pg_stat_activity a ON a.backend_xid = id
+		UNION ALL
+		SELECT 0, p.gid, extract(epoch FROM clock_timestamp() - p.prepared)::float8 FROM oldest JOIN pg_prepared_xacts p ON p.transaction = id
+		LIMIT 1`).Scan(&h.PID, &h.Prepared, &h.Seconds)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return b, nil
+	case err != nil:
+		return b, said("look for the oldest transaction", err)
+	}
+	if max(h.Seconds, b.OldestSeconds) > p.Interval.Seconds() { // else it is one of those that come and go
+		b.Horizon = &h
+	}
+	return b, nil
+}
+
+// said is a server's error by its SQLSTATE: what a person must mend is a Halt.
+func said(doing string, err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	text := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
+	switch pg.Code {
+	case "42501", "42P01", "42703", "42804", "42883":
+		return &cdc.Halt{Found: text, Means: "the table cannot be polled like this, and nothing is lost", Run: "let `walpost init` make what is missing, or mend it, and the relay goes on by itself"}
+	}
+	return errors.New(text) // the server's detail may hold row data
+}

@@ -1,0 +1,77 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// The first half of advisory locks on the outbox table, the table's oid the second: a table is polled, or streamed from the WAL,
+// or each row would be published twice. Each side takes its own lock first and then looks for the other's, so that of two that
+// start at once at least one sees the other.
+const (
+	polledLock   = 0x77706f6c
+	streamedLock = 0x7770776c
+)
+
+// claim says for as long as the replication connection lives that it streams the table, once it does.
+func (s *Source) claim(ctx context.Context, pg *pgconn.PgConn) error {
+	if s.tableOID == 0 {
+		return nil
+	}
+	_, err := pg.Exec(ctx, fmt.Sprintf("SELECT pg_try_advisory_lock_shared(%d, %d)", streamedLock, int32(s.tableOID))).ReadAll()
+	return err
+}
+
+// pollers says who polls the table.
+func (s *Source) pollers(ctx context.Context, conn *pgx.Conn, oid uint32) ([]string, error) {
+	var pid int32
+	err := conn.QueryRow(ctx, `
+		SELECT pid FROM pg_locks
+		WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1 AND objid = $2
+		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1`, uint32(polledLock), oid).Scan(&pid)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, classify("look for pollers", err)
+	}
+	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop that one, or this one", s.cfg.Table, pid)}, nil
+}
+
+// Poll takes the table for polling, for as long as the connection lives: shared with other pollers, or for itself.
+func Poll(ctx context.Context, conn *pgx.Conn, table string, oid uint32, shared bool) error {
+	try := "pg_try_advisory_lock"
+	if shared {
+		try += "_shared"
+	}
+	var ok bool
+	if err := conn.QueryRow(ctx, "SELECT "+try+"($1::int, $2::int)", int32(polledLock), int32(oid)).Scan(&ok); err != nil {
+		return classify("take the outbox table", err)
+	}
+	if !ok {
+		return cdc.ErrTableInUse
+	}
+	var pid int32
+	var slot string
+	err := conn.QueryRow(ctx, `
+		SELECT l.pid, s.slot_name::text FROM pg_locks l JOIN pg_replication_slots s ON s.active_pid = l.pid
+		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = $1 AND l.objid = $2
+		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1`, uint32(streamedLock), oid).Scan(&pid, &slot)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return classify("look for relays that stream the table", err)
+	}
+	return &cdc.Halt{
+		Found: fmt.Sprintf("source.kind: a relay streams %s from the WAL (slot %s, pid %d)", table, slot, pid),
+		Means: "each row would be published twice",
+		Run:   "stop that one, or this one",
+	}
+}

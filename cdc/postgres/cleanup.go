@@ -1,0 +1,365 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+const (
+	batchBlocks   = 512                    // of the table, looked through in one transaction
+	lockWithin    = "2s"                   // writers wait behind who waits for a lock
+	confirmWithin = 30 * time.Second       // what was committed when the cleanup began
+	confirmPoll   = 100 * time.Millisecond // between two looks at the slots
+	// DaysAhead is how many partitions are made before they are needed.
+	DaysAhead = 7
+)
+
+// Cleaner takes rows out of the outbox that every slot has confirmed and that are older than the retention.
+type Cleaner struct {
+	source *Source
+	conn   *pgx.Conn
+}
+
+// Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it; key is what holds the URL.
+func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error) {
+	if s.cfg.Messages != "" {
+		return nil, errNoTable
+	}
+	conn, err := s.connectAs(ctx, key, url, "walpost cleanup")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, `SET timezone = 'UTC'; SET datestyle = 'ISO'; SET lock_timeout = '`+lockWithin+`'`); err != nil {
+		_ = conn.Close(ctx)
+		return nil, classify("prepare to clean up", err)
+	}
+	return &Cleaner{source: s, conn: conn}, nil
+}
+
+// Close ends the connection.
+func (c *Cleaner) Close(ctx context.Context) { _ = c.conn.Close(ctx) }
+
+// horizon is a moment in both of PostgreSQL's counts. A transaction writes its commit record before it is seen as ended, so the
+// commits of all transactions before xid stand in the WAL before lsn: what they wrote is confirmed once lsn is. A row says by its
+// xmin which side it is on, whatever its created_at says.
+type horizon struct {
+	xid    string // xid8: no transaction before it is running, nor prepared
+	lsn    cdc.LSN
+	before time.Time // created_at, by the server's clock
+}
+
+func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horizon, err error) {
+	// The snapshot is of the statement's begin, the end of the WAL is read after it.
+	err = c.conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_insert_lsn(), clock_timestamp()`).Scan(&h.xid, &h.lsn, &h.before)
+	if err != nil {
+		return h, classify("ask for the oldest running transaction", err)
+	}
+	h.before = h.before.Add(-retention)
+	return h, nil
+}
+
+// passed is SQL for a row of a transaction before the horizon. Both ages count from the same transaction, modulo 2^32: a row
+// that is too old to be told is kept.
+func (h *horizon) passed() string { return fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", h.xid) }
+
+// behind says why rows of before the horizon may not all be deleted: a slot that has not confirmed it. Waiting helps while
+// somebody reads the slot. Every slot of pgoutput in the database counts: which table it is for stands nowhere, and a relay
+// whose slot is lost can replay only what the table still holds.
+func (c *Cleaner) behind(ctx context.Context, h horizon) (why error, wait bool, err error) {
+	own := c.source.cfg.Slot
+	var slot, status string
+	var confirmed cdc.LSN
+	var active, ours bool
+	err = c.conn.QueryRow(ctx, `
+		SELECT s.slot_name, coalesce(s.wal_status, ''), coalesce(s.confirmed_flush_lsn, '0/0'), s.active, s.slot_name = $2
+		FROM pg_replication_slots s
+		WHERE s.database = current_database() AND s.plugin = 'pgoutput' AND NOT s.temporary
+		  AND (s.slot_name = $2 OR coalesce(s.confirmed_flush_lsn, '0/0') < $1::text::pg_lsn)
+		ORDER BY coalesce(s.confirmed_flush_lsn, '0/0') < $1::text::pg_lsn DESC, s.slot_name = $2 DESC LIMIT 1`, h.lsn.String(), own,
+	).Scan(&slot, &status, &confirmed, &active, &ours)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("nothing was deleted: slot %q does not exist, so nobody knows what was delivered: `walpost status` says what is wrong", own), false, nil
+	case err != nil:
+		return nil, false, classify("look at the slots", err)
+	case ours && status == "lost":
+		return fmt.Errorf("nothing was deleted: slot %q is lost, and what it has not delivered is only in the table: `walpost adopt --create-slot`, then `walpost replay`", own), false, nil
+	case confirmed >= h.lsn:
+		return nil, false, nil
+	case ours:
+		return fmt.Errorf("nothing was deleted: the relay lags, and whether every row as old as the retention is delivered is not known: slot %q has confirmed %s, the table may hold rows committed up to %s: `walpost status` says what blocks", slot, confirmed, h.lsn), active, nil
+	}
+	return fmt.Errorf("nothing was deleted: another relay's slot %q of this database has confirmed %s, the table may hold rows committed up to %s that it has not read: start its relay, or drop the slot if there is none any more", slot, confirmed, h.lsn), active, nil
+}
+
+// await waits until every slot has confirmed the horizon.
+func (c *Cleaner) await(ctx context.Context, h horizon) error {
+	for deadline := time.Now().Add(confirmWithin); ; {
+		why, wait, err := c.behind(ctx, h)
+		switch {
+		case err != nil:
+			return err
+		case why == nil:
+			return nil
+		case !wait || time.Now().After(deadline):
+			return why
+		}
+		select {
+		case <-time.After(confirmPoll):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Cleaned is what one cleanup took out, or would.
+type Cleaned struct {
+	Rows    int64
+	Dropped []string // partitions
+	Made    []string // partitions
+	// Kept are partitions older than the retention that still hold rows of transactions that are not known to be confirmed, or that were busy.
+	Kept []string
+}
+
+// Clean deletes what is older than the retention, once every slot has confirmed all that was committed when it began. Of a
+// partitioned table it drops the partitions of which that holds for all rows, deletes from the default one, and makes
+// those of the days to come.
+func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun bool) (done Cleaned, err error) {
+	created, err := c.created(ctx)
+	if err != nil {
+		return done, err
+	}
+	parts, partitioned, err := c.partitions(ctx)
+	if err != nil {
+		return done, err
+	}
+	if partitioned {
+		// First: a day without a partition must not wait for a slot.
+		if done.Made, err = c.ahead(ctx, parts, dryRun); err != nil {
+			return done, err
+		}
+	}
+	h, err := c.horizon(ctx, retention)
+	if err != nil {
+		return done, err
+	}
+	if err := c.await(ctx, h); err != nil {
+		return done, err
+	}
+	if !partitioned {
+		done.Rows, err = c.remove(ctx, quotedTable(c.source.cfg), created, h, dryRun)
+		return done, err
+	}
+	for _, p := range parts {
+		switch {
+		case p.byDefault:
+			n, err := c.remove(ctx, p.name, created, h, dryRun)
+			if err != nil {
+				return done, err
+			}
+			done.Rows += n
+		case !p.to.IsZero() && !p.to.After(h.before):
+			dropped, err := c.drop(ctx, p, h, dryRun)
+			if err != nil {
+				return done, err
+			}
+			if dropped {
+				done.Dropped = append(done.Dropped, p.name)
+			} else {
+				done.Kept = append(done.Kept, p.name)
+			}
+		}
+	}
+	return done, nil
+}
+
+// created is created_at, quoted, with its type.
+func (c *Cleaner) created(ctx context.Context) (column [2]string, err error) {
+	types, err := c.source.columnTypes(ctx, c.conn)
+	if err != nil {
+		return column, err
+	}
+	name := cmp.Or(c.source.cfg.Columns.CreatedAt, "created_at")
+	if types[name] == "" {
+		return column, fmt.Errorf("%s has no column %q, which says how old a row is: name it in source.columns.created_at", c.source.cfg.Table, name)
+	}
+	return [2]string{pgx.Identifier{name}.Sanitize(), types[name]}, nil
+}
+
+// remove goes once through the table, so many blocks in a transaction, and needs no index. Between two it rests for as long as
+// one took.
+func (c *Cleaner) remove(ctx context.Context, table string, created [2]string, h horizon, dryRun bool) (n int64, err error) {
+	where := fmt.Sprintf("%s < '%s'::%s AND %s", created[0], text(h.before), created[1], h.passed())
+	if dryRun {
+		if err := c.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*) FROM ONLY %s WHERE %s", table, where)).Scan(&n); err != nil {
+			return 0, cleanupError("count what can be deleted", err)
+		}
+		return n, nil
+	}
+	var blocks int64
+	if err := c.conn.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int`, table).Scan(&blocks); err != nil {
+		return 0, classify("ask for the table's size", err)
+	}
+	for at := int64(0); at < blocks; at += batchBlocks {
+		began := time.Now()
+		tag, err := c.conn.Exec(ctx, fmt.Sprintf("DELETE FROM ONLY %s WHERE ctid >= '(%d,0)' AND ctid < '(%d,0)' AND %s", table, at, at+batchBlocks, where))
+		if err != nil {
+			return n, cleanupError("delete from the outbox", err)
+		}
+		n += tag.RowsAffected()
+		select {
+		case <-time.After(time.Since(began)):
+		case <-ctx.Done():
+			return n, context.Cause(ctx)
+		}
+	}
+	return n, nil
+}
+
+// cleanupError names the right that is missing.
+func cleanupError(doing string, err error) error {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" {
+		return fmt.Errorf("%s: %s: set cleanup.every and run `walpost init` again, which gives the relay's role what a plain table needs; of a partitioned table name the owner in cleanup.url, or run `walpost cleanup --admin-url`", doing, pg.Message)
+	}
+	return classify(doing, err)
+}
+
+// partition is one of the outbox, which is partitioned by range of created_at.
+type partition struct {
+	name      string // quoted
+	byDefault bool
+	from, to  time.Time // zero where there is no bound, or it is no time
+}
+
+// partitions are those right below the root.
+func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitioned bool, err error) {
+	table := quotedTable(c.source.cfg)
+	if err := c.conn.QueryRow(ctx, `SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)`, table).Scan(&partitioned); err != nil || !partitioned {
+		return nil, false, err
+	}
+	bound := func(which string) string {
+		return `CASE WHEN pg_get_expr(c.relpartbound, c.oid) ~ '` + which + ` \(''[0-9]{4}-' THEN (regexp_match(pg_get_expr(c.relpartbound, c.oid), '` + which + ` \(''([^'']+)''\)'))[1]::timestamptz END`
+	}
+	rows, err := c.conn.Query(ctx, `
+		SELECT c.oid::regclass::text, pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', `+bound("FROM")+`, `+bound("TO")+`
+		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+		WHERE i.inhparent = to_regclass($1) AND c.relkind = 'r' ORDER BY 4, 1`, table)
+	if err != nil {
+		return nil, true, classify("look for the partitions", err)
+	}
+	parts, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (p partition, err error) {
+		var from, to *time.Time
+		err = r.Scan(&p.name, &p.byDefault, &from, &to)
+		if from != nil && to != nil {
+			p.from, p.to = *from, *to
+		}
+		return p, err
+	})
+	if err != nil {
+		return nil, true, classify("look for the partitions", err)
+	}
+	return parts, true, nil
+}
+
+// ahead makes the partitions of today and the days to come, if there are any of a day, or none. Attaching one does not stop
+// writers. A day of which rows stand in the default partition already stays there.
+func (c *Cleaner) ahead(ctx context.Context, parts []partition, dryRun bool) (made []string, err error) {
+	var now time.Time
+	if err := c.conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+		return nil, classify("ask for the time", err)
+	}
+	for _, p := range parts {
+		if !p.byDefault && p.to.Sub(p.from) != 24*time.Hour {
+			return nil, nil // somebody else's scheme
+		}
+	}
+days:
+	for _, day := range days(now) {
+		for _, p := range parts {
+			if p.from.Equal(day) {
+				continue days
+			}
+		}
+		name, sql := partitionDDL(c.source.cfg, day)
+		if !dryRun {
+			if err := c.all(ctx, sql); err != nil {
+				pg := (*pgconn.PgError)(nil)
+				if errors.As(err, &pg) && pg.Code == "23514" {
+					continue
+				}
+				return made, cleanupError("make partition "+name, err)
+			}
+		}
+		made = append(made, name)
+	}
+	return made, nil
+}
+
+// all runs statements in one transaction.
+func (c *Cleaner) all(ctx context.Context, sql []string) error {
+	return pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+		for _, s := range sql {
+			if _, err := tx.Exec(ctx, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// days are today and the days to come, in UTC.
+func days(now time.Time) (all []time.Time) {
+	today := now.UTC().Truncate(24 * time.Hour)
+	for i := range DaysAhead + 1 {
+		all = append(all, today.AddDate(0, 0, i))
+	}
+	return all
+}
+
+// partitionDDL makes a day's partition beside the table and attaches it, which lets writers go on; PARTITION OF would not.
+func partitionDDL(cfg cdc.SourceConfig, day time.Time) (name string, sql []string) {
+	schema, table := cfg.SchemaTable()
+	name = pgx.Identifier{schema, table + day.Format("_20060102")}.Sanitize()
+	const at = "2006-01-02 15:04:05+00"
+	return name, []string{
+		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL)", name, quotedTable(cfg)),
+		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", quotedTable(cfg), name, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
+	}
+}
+
+// drop takes a partition away if every row in it is of a transaction before the horizon. It looks under a lock that keeps
+// writers out: who has written into it has ended. A lock that does not come soon leaves it for the next time.
+func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool) (dropped bool, err error) {
+	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+		if !dryRun {
+			if _, err := tx.Exec(ctx, "LOCK TABLE ONLY "+p.name+" IN SHARE MODE"); err != nil {
+				return err
+			}
+		}
+		var open bool
+		if err := tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM ONLY %s WHERE NOT %s)", p.name, h.passed())).Scan(&open); err != nil || open {
+			return err
+		}
+		dropped = true
+		if dryRun {
+			return nil
+		}
+		_, err := tx.Exec(ctx, "DROP TABLE "+p.name)
+		return err
+	})
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01") { // lock timeout, deadlock
+		return false, nil
+	}
+	if err != nil {
+		return false, cleanupError("drop partition "+p.name, err)
+	}
+	return dropped, nil
+}

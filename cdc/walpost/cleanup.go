@@ -1,0 +1,48 @@
+package walpost
+
+import (
+	"context"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// keepSmall cleans up every cleanup.every while the relay streams, which says that there is no gap to be replayed.
+func (r *Relay) keepSmall(ctx context.Context) {
+	log := r.log.With().Str("pipeline", r.cfg.Pipeline).Str("table", r.cfg.Source.Table).Logger()
+	tick := time.NewTicker(r.cfg.Cleanup.Every)
+	defer tick.Stop()
+	said := ""
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if role, _ := r.Role(); role != cdc.Streaming {
+			continue
+		}
+		done, err := r.clean(ctx)
+		switch {
+		case err == nil:
+			said = ""
+		case ctx.Err() == nil && err.Error() != said: // a cause that repeats is not news
+			said = err.Error()
+			log.Warn().Err(err).Msg("cleanup")
+		}
+		if done.Rows > 0 || len(done.Made)+len(done.Dropped) > 0 {
+			log.Info().Int64("rows", done.Rows).Strs("dropped", done.Dropped).Strs("made", done.Made).Msg("cleanup")
+		}
+	}
+}
+
+func (r *Relay) clean(ctx context.Context) (postgres.Cleaned, error) {
+	key, url := r.cfg.CleanupURL()
+	cleaner, err := postgres.NewSource(r.cfg.Pipeline, r.cfg.Source).Cleaner(ctx, key, url)
+	if err != nil {
+		return postgres.Cleaned{}, err
+	}
+	defer cleaner.Close(context.WithoutCancel(ctx))
+	return cleaner.Clean(ctx, r.cfg.Cleanup.Retention, false)
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+)
+
+// rows counts the outbox.
+func (s *stage) rows() string { s.t.Helper(); return s.query("SELECT count(*)::text FROM outbox") }
+
+// insertOld is insert, two hours ago.
+func (s *stage) insertOld(n int) {
+	s.t.Helper()
+	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
+		SELECT gen_random_uuid(), 'order', 'k' || i % 7, 'OrderPaid', jsonb_build_object('n', i), now() - interval '2 hours' FROM generate_series(1, $1::int) i`, n)
+}
+
+// keeps runs cleanup and wants its sentence, and the rows still there.
+func (s *stage) keeps(texts ...string) {
+	s.t.Helper()
+	before := s.rows()
+	out, err := s.walpost("cleanup", "--retention", "1h")
+	if err == nil {
+		s.t.Fatalf("cleanup did not refuse:\n%s", out)
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			s.t.Errorf("cleanup does not say %q: %v", text, err)
+		}
+	}
+	if after := s.rows(); after != before {
+		s.t.Errorf("cleanup refused, and %s of %s rows are left", after, before)
+	}
+}
+
+// TestCleanupDeletesWhatIsConfirmedAndOld and nothing else: neither what is young, nor what was committed by a transaction that
+// is still open when it begins, nor anything on a dry run.
+func TestCleanupDeletesWhatIsConfirmedAndOld(t *testing.T) {
+	t.Parallel()
+	s, _ := ownStage(t) // other tests' open transactions would be in the way
+	s.must("init")
+	r := s.start()
+	s.insertOld(3000)
+	s.insert(5)
+	late := s.connect()
+	defer func() { _ = late.Close(t.Context()) }()
+	for _, sql := range []string{"BEGIN", "SAVEPOINT s", `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
+		VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}', now() - interval '1 day')`, "RELEASE s"} {
+		if _, err := late.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := s.must("cleanup", "--retention", "1h", "--dry-run"); !strings.Contains(out, "3000 rows older than 1h0m0s would be deleted") || s.rows() != "3005" {
+		t.Errorf("dry run, and %s rows are left: %s", s.rows(), out)
+	}
+	// What a transaction writes that began behind the oldest one still open is not known to be confirmed.
+	s.insertOld(7)
+	if out := s.must("cleanup", "--retention", "1h"); !strings.Contains(out, " 3000 rows") || s.rows() != "12" {
+		t.Errorf("with an open transaction, and %s rows are left: %s", s.rows(), out)
+	}
+	if _, err := late.Exec(t.Context(), "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.must("cleanup", "--retention", "1h"); !strings.Contains(out, " 8 rows") {
+		t.Errorf("when it has ended: %s", out)
+	}
+	if s.rows() != "5" {
+		t.Errorf("%s rows are left, want the 5 young ones", s.rows())
+	}
+	s.insert(2)
+	s.confirmed(20 * time.Second)
+	if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 3000+5+1+7+2 {
+		t.Errorf("%d records: rows were lost, or deletes published", n)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCleanupRefuses wherever rows of the table may still be needed.
+func TestCleanupRefuses(t *testing.T) {
+	slot := func(s *stage) string { return s.env["WALPOST_SOURCE_SLOT"] }
+	for name, c := range map[string]struct {
+		change func(*stage)
+		says   []string
+	}{
+		"the relay is behind": {func(s *stage) {
+			s.insertOld(5)
+		}, []string{"nothing was deleted", "the relay lags", "walpost status"}},
+		"another relay is behind": {func(s *stage) {
+			s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot(s)+"_other")
+			s.insert(5)
+			s.start().says(20*time.Second, `"streaming"`)
+		}, []string{"another relay's slot", "_other", "drop the slot"}},
+		"no slot": {func(s *stage) {
+			s.exec("SELECT pg_drop_replication_slot($1)", slot(s))
+		}, []string{"nothing was deleted", "does not exist"}},
+		"a gap to be replayed": {func(s *stage) {
+			s.exec("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", slot(s))
+		}, []string{"nothing was deleted", "needed for a replay", "re-created or advanced"}},
+		"no state record": {func(s *stage) { s.env["WALPOST_PIPELINE"] += "-b" }, []string{"no state record"}},
+		"a latched halt": {func(s *stage) {
+			s.rewrite(func(st *cdc.State) {
+				st.Halt = &cdc.HaltRecord{Found: "rows may be missing", Latched: true}
+			})
+		}, []string{"nothing was deleted", "rows may be missing"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			s.must("init")
+			s.insertOld(20)
+			c.change(s)
+			s.keeps(c.says...)
+		})
+	}
+}
+
+// TestCleanupBySchedule has the relay do it, with its own role, which may see nothing of the rows.
+func TestCleanupBySchedule(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.env["WALPOST_CLEANUP_EVERY"], s.env["WALPOST_CLEANUP_RETENTION"] = "1s", "1h"
+	s.must("init")
+	role := "relay_" + s.env["WALPOST_SOURCE_SLOT"]
+	if may := s.query(`SELECT concat_ws(' ', has_table_privilege($1, 'outbox', 'DELETE'), has_table_privilege($1, 'outbox', 'SELECT'), has_table_privilege($1, 'outbox', 'INSERT, UPDATE'),
+		has_column_privilege($1, 'outbox', 'payload', 'SELECT'))`, role); may != "t f f f" {
+		t.Errorf("DELETE, SELECT, INSERT or UPDATE, SELECT (payload): %s", may)
+	}
+	r := s.start()
+	s.insertOld(20)
+	s.insert(3)
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		if n := s.rows(); n != "3" {
+			return fmt.Errorf("%s rows are left", n)
+		}
+		return nil
+	})
+	r.says(5*time.Second, `"rows":20`)
+	s.confirmed(20 * time.Second)
+	if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 23 {
+		t.Errorf("%d records, want 23", n)
+	}
+	s.exec("REVOKE DELETE ON outbox FROM " + role)
+	s.insertOld(1)
+	r.says(20*time.Second, "walpost init")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.must("init", "--remove", "--yes")
+}
+
+// TestPartitionsByDay are made by init and by cleanup, published through their root, and dropped whole: not while a row in one
+// is not confirmed, nor while one is in use. The relay notices nothing.
+func TestPartitionsByDay(t *testing.T) {
+	t.Parallel()
+	s, _ := ownStage(t) // other tests' open transactions would be in the way
+	if out := s.must("init", "--partition-by-day", "--dry-run"); !strings.Contains(out, "PARTITION BY RANGE") || !strings.Contains(out, "publish_via_partition_root") {
+		t.Errorf("dry run: %s", out)
+	}
+	s.must("init", "--partition-by-day")
+	s.must("init", "--partition-by-day")
+	const partitions = "SELECT string_agg(c.relname, ' ' ORDER BY c.relname) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'outbox'::regclass"
+	ahead := s.query(partitions)
+	today := time.Now().UTC()
+	if n := strings.Count(ahead, "outbox_2"); n != 8 || !strings.Contains(ahead, "outbox_default") || !strings.Contains(ahead, today.AddDate(0, 0, 7).Format("20060102")) {
+		t.Fatalf("init made %s", ahead)
+	}
+	day := func(back int) string { return today.AddDate(0, 0, -back).Format("outbox_20060102") }
+	for back := 3; back > 0; back-- {
+		s.exec(fmt.Sprintf("CREATE TABLE %s PARTITION OF outbox FOR VALUES FROM ('%s 00:00+00') TO ('%s 00:00+00')", day(back),
+			today.AddDate(0, 0, -back).Format(time.DateOnly), today.AddDate(0, 0, 1-back).Format(time.DateOnly)))
+	}
+	r := s.start()
+	s.insert(10)
+	old := func(n, back int) {
+		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
+			SELECT gen_random_uuid(), 'order', 'k' || i % 7, 'OrderPaid', '{}', $2::text::timestamptz FROM generate_series(1, $1::int) i`, n, today.AddDate(0, 0, -back).Format(time.DateOnly)+" 00:00+00")
+	}
+	old(5, 1)
+	old(20, 2)
+	old(20, 3)
+	old(30, 9) // no partition was made for that day
+	s.exec("DROP TABLE " + time.Now().UTC().AddDate(0, 0, 6).Format("outbox_20060102"))
+
+	// A row of a transaction that is open when the cleanup begins keeps its partition.
+	late := s.connect()
+	defer func() { _ = late.Close(t.Context()) }()
+	if _, err := late.Exec(t.Context(), "BEGIN; SELECT pg_current_xact_id()"); err != nil {
+		t.Fatal(err)
+	}
+	old(1, 2)
+	out := s.must("cleanup", "--retention", "24h")
+	if has := s.query(partitions); strings.Contains(has, day(3)) || !strings.Contains(has, day(2)) || !strings.Contains(has, day(1)) {
+		t.Errorf("left are %s; want all but %s:\n%s", has, day(3), out)
+	}
+	if !strings.Contains(out, "30 rows") || !strings.Contains(out, "dropped: "+day(3)) || !strings.Contains(out, "kept, in use or not all of it confirmed: "+day(2)) || !strings.Contains(out, "made: ") {
+		t.Errorf("cleanup says %s", out)
+	}
+	if _, err := late.Exec(t.Context(), "COMMIT; BEGIN; SELECT count(*) FROM "+day(2)); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.must("cleanup", "--retention", "24h"); !strings.Contains(out, "kept, in use") { // somebody reads it
+		t.Errorf("cleanup says %s", out)
+	}
+	if _, err := late.Exec(t.Context(), "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	s.must("cleanup", "--retention", "24h")
+	if has := s.query(partitions); has != strings.Replace(ahead, day(0), day(1)+" "+day(0), 1) {
+		t.Errorf("left are %s, init made %s", has, ahead)
+	}
+	s.insert(10)
+	s.confirmed(20 * time.Second)
+	if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 10+5+20+20+30+1+10 {
+		t.Errorf("%d records, want 96", n)
+	}
+	if log := r.log.String(); strings.Contains(log, `"halted"`) || strings.Contains(log, `"session ended`) {
+		t.Errorf("the relay was disturbed:\n%s", log)
+	}
+}
+
+// TestPartitionsBySchedule: the relay's own role is told whom it needs, and the owner in cleanup.url does it.
+func TestPartitionsBySchedule(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.env["WALPOST_CLEANUP_EVERY"], s.env["WALPOST_CLEANUP_RETENTION"] = "1s", "24h"
+	s.must("init", "--partition-by-day")
+	s.exec("CREATE TABLE outbox_20200101 PARTITION OF outbox FOR VALUES FROM ('2020-01-01 00:00+00') TO ('2020-01-02 00:00+00')")
+	r := s.start()
+	r.says(20*time.Second, "name the owner in cleanup.url")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.env["WALPOST_CLEANUP_URL"] = s.admin
+	r = s.start()
+	r.says(30*time.Second, `"dropped":["outbox_20200101"]`)
+	if strings.Contains(r.log.String(), `"halted"`) {
+		t.Error("the relay halted")
+	}
+}
