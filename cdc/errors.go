@@ -75,7 +75,7 @@ const (
 	ByHandler  Class = "handler"
 )
 
-// Classes are all of them.
+// Classes are those that dead letters can have.
 var Classes = []Class{BadType, BadTopic, BadID, BadKey, BadPayload, BadHeaders, TooLarge, ByKafka, ForOrder}
 
 // Refused says of a row that it can never be published as it is. The engine decides what follows: a [Halt], or a
