@@ -72,6 +72,11 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 			id.History = parseHistory(string(h.Content))
 		}
 	}
+	// A write that took long has left a reader of pgconn's behind, which would take the stream's first bytes.
+	if err := pg.SyncConn(ctx); err != nil {
+		_ = pg.Close(ctx)
+		return nil, cdc.Identity{}, classify("take over the replication connection", err)
+	}
 	hijacked, err := pg.Hijack()
 	if err != nil {
 		_ = pg.Close(ctx)
