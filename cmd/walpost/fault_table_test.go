@@ -51,7 +51,8 @@ var faults = []fault{
 	{70, "partitions_dropped", "the outbox's partitions dropped and made under load, the relay killed between: none is dropped of which a row is not confirmed, the relay goes on without a halt, nothing missing", partitionsDropped, "", false},
 	{71, "messages_failover", "events are transactional messages and no table; a standby with a slot that lags is promoted after it has received everything: nothing missing, nothing twice in either mode", messagesFailOver, "", true},
 	{72, "inserted_and_deleted", "each row is deleted in the transaction that inserts it, the relay killed between: nothing missing, order holds, the table is empty", insertedAndDeleted, "", false},
-	{73, "polling_killed", "polling: kill -9 between any two steps under load, and the connection lost before the marking: nothing missing, order of each key holds, at most a batch comes twice", pollingKilled, "", false},
+	{73, "polling_killed", "polling: kill -9 between any two steps under load, the connection lost before the marking, and its answer after it: nothing missing, order of each key holds, at most a batch comes twice", pollingKilled, "", false},
 	{74, "two_pollers", "polling: two relays on one table: one works, the other stands by and takes over when that one is killed; nothing missing, order of each key holds", twoPollers, "", false},
 	{75, "polling_late_commit", "polling: transactions that commit late what they inserted early, older and younger ones, open beside it, or prepared and forgotten: no row is overtaken by a later one of its key, status names who holds them back", pollingLateCommit, "", false},
+	{76, "polling_clock_jumps", "polling: the relay's clock jumps an hour back and ahead every second, with kills between: nothing missing, order of each key holds, a row that is refused is tried at its time and fails", pollingClock, "", true},
 }

@@ -81,7 +81,7 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
-	binary, cluster := failpointBinary(t), newCluster(t)
+	binary, jumping, cluster := failpointBinary(t), jumpingBinary(t), newCluster(t)
 	// A plain `go test ./...` stays under five minutes: it does each line that is not slow, in one of the modes.
 	asked := flag.Lookup("test.run").Value.String() != ""
 	for _, f := range faults {
@@ -97,7 +97,7 @@ func TestFaults(t *testing.T) {
 				}
 				t.Run(string(m), func(t *testing.T) {
 					t.Parallel()
-					s := &scene{t: t, mode: m, binary: binary, cluster: cluster, result: green}
+					s := &scene{t: t, mode: m, binary: binary, jumping: jumping, cluster: cluster, result: green}
 					t.Cleanup(func() {
 						if t.Failed() {
 							s.result = red

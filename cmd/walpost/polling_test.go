@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +42,12 @@ func run1(t testing.TB, conn *pgx.Conn, sql string) {
 	if _, err := conn.Exec(t.Context(), sql); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
+}
+
+// refusedRow inserts one with more headers than a record may have.
+func refusedRow(key, event string) string {
+	return `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES (gen_random_uuid(), 'order', '` + key + `', '` + event +
+		`', '{}', (SELECT jsonb_object_agg('h' || i, '') FROM generate_series(1, 1100) i))`
 }
 
 // types are the events of a key, in the topic's order.
@@ -211,7 +220,7 @@ func pollingLateCommit(of *scene) {
 	comes("prepared", "first", "second")
 }
 
-// pollingKilled is fault 73: kills -9 under load between any two steps, and loses the answer to marking.
+// pollingKilled is fault 73: kills -9 under load between any two steps, and loses the connection before and the answer after the marking.
 func pollingKilled(of *scene) {
 	t := of.t
 	s := polled(t)
@@ -229,10 +238,54 @@ func pollingKilled(of *scene) {
 	r.says(30*time.Second, "failpoint poll_published: sleep")
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, "walpost "+s.pipeline)
 	r.says(30*time.Second, "session ended, starting over")
+	r.kill()
+	// The rows are marked, and nobody hears of it.
+	var lost atomic.Bool
+	u, err := url.Parse(s.env["WALPOST_SOURCE_URL"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := cdctest.StartProxy(t, u.Host, func(f cdctest.Frame) cdctest.Verdict {
+		if f.FromServer && f.Type == 'C' && bytes.Contains(f.Bytes, []byte("UPDATE")) && lost.CompareAndSwap(false, true) {
+			return cdctest.Lose
+		}
+		return cdctest.Pass
+	})
+	s.env["WALPOST_SOURCE_URL"] = proxy.URL(t, s.env["WALPOST_SOURCE_URL"])
+	s.spawn().says(30*time.Second, "session ended, starting over")
 	report := s.delivered(w.Stop())
 	if report.Duplicates == 0 {
 		t.Error("nothing came twice: the kills were too tame to prove anything")
 	}
+}
+
+// pollingClock is fault 76: the clock of fault 38 under a poller, with a row that is refused until it has failed.
+func pollingClock(of *scene) {
+	t := of.t
+	binary, err := of.jumping()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := polled(t)
+	s.env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "3"
+	s.env["WALPOST_SOURCE_POLLING_BACKOFF"] = "100ms"
+	s.must("init")
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Rate: 60, Long: 200 * time.Millisecond})
+	for range 2 {
+		s.command(exec.Command(binary, "relay"), "WALPOST_FAILPOINT=poll_published:kill@3").ends(60 * time.Second)
+	}
+	conn := s.connect()
+	defer func() { _ = conn.Close(t.Context()) }()
+	run1(t, conn, refusedRow("late", "1"))
+	r := s.command(exec.Command(binary, "relay"))
+	r.says(30*time.Second, `"streaming"`)
+	cdctest.Eventually(t, time.Minute, func() error {
+		if b := s.backlog(); b.Failed != 1 {
+			return fmt.Errorf("%d rows have failed, want 1: the backoff goes by the clock", b.Failed)
+		}
+		return nil
+	})
+	s.delivered(w.Stop())
 }
 
 // twoPollers is fault 74: a second relay stand by and take over, again and again.
@@ -270,7 +323,7 @@ func TestFailedRowHoldsItsKey(t *testing.T) {
 			t.Cleanup(func() { _ = conn.Close(t.Context()) })
 			bad := func(key, event string) {
 				t.Helper()
-				run1(t, conn, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES (gen_random_uuid(), 'order', '`+key+`', '`+event+`', '{}', (SELECT jsonb_object_agg('h' || i, '') FROM generate_series(1, 1100) i))`)
+				run1(t, conn, refusedRow(key, event))
 			}
 			row(t, conn, "a", "1")
 			bad("a", "2")

@@ -26,8 +26,9 @@ type scene struct {
 	*stage
 	t       *testing.T
 	mode    mode
-	binary  func() string // walpost with failpoints
-	cluster func() any    // three real brokers
+	binary  func() string          // walpost with failpoints
+	jumping func() (string, error) // the same, with a clock that jumps
+	cluster func() any             // three real brokers
 	result  string
 	back    time.Duration
 
