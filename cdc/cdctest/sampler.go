@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ type Sampler struct {
 	client  *kgo.Client
 	cancel  context.CancelFunc
 	turn    sync.Mutex // held while a sample is taken, and while paused
+	paused  atomic.Bool
 	ended   chan struct{}
 	mu      sync.Mutex
 	samples int
@@ -71,6 +73,7 @@ func StartSampler(t testing.TB, cfg SamplerConfig) *Sampler {
 
 func (s *Sampler) stop() {
 	s.cancel()
+	s.Resume() // a test that failed meanwhile did not
 	<-s.ended
 }
 
@@ -91,11 +94,16 @@ func (s *Sampler) Stop() (samples int) {
 // Pause closes its connection until Resume: a server that is stopped smartly waits for clients.
 func (s *Sampler) Pause() {
 	s.turn.Lock()
+	s.paused.Store(true)
 	s.rest()
 }
 
-// Resume ends Pause.
-func (s *Sampler) Resume() { s.turn.Unlock() }
+// Resume ends Pause, if there was one.
+func (s *Sampler) Resume() {
+	if s.paused.Swap(false) {
+		s.turn.Unlock()
+	}
+}
 
 // Samples is how often something newly confirmed was looked up so far.
 func (s *Sampler) Samples() int {
