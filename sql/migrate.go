@@ -66,24 +66,12 @@ func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, o
 	if service.User == admin.User {
 		return fmt.Errorf("the service's database URL has the administrator's role %q: give the service a role of its own, as in postgres://%s_service:password@host/%s", service.User, which, admin.Database)
 	}
-	if service.Database != admin.Database {
-		return fmt.Errorf("the service's database is %q and the administrator's %q: both URLs must name the same one", service.Database, admin.Database)
-	}
-	conn, err := pgx.ConnectConfig(ctx, admin)
-	if err != nil {
-		return fmt.Errorf("connect as administrator: %w%s", err, connectHint(err, admin))
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrateLock); err != nil {
-		return fmt.Errorf("wait for another migration: %w", err)
-	}
-	if err := ensureRole(ctx, conn, service.User, service.Password, out); err != nil {
-		return err
-	}
-	if err := migrateSchema(ctx, which, admin, out); err != nil {
-		return err
-	}
-	return grantRights(ctx, conn, string(which)+"/rights.sql", service.User, out)
+	return withRole(ctx, admin, service, "service", out, func(conn *pgx.Conn) error {
+		if err := migrateSchema(ctx, which, admin, out); err != nil {
+			return err
+		}
+		return grantRights(ctx, conn, string(which)+"/rights.sql", service.User, out)
+	})
 }
 
 // GrantReader makes the role of readerURL one that may read what other services may know of the inventory, and no more; it is not the
@@ -104,8 +92,15 @@ func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, ou
 	if reader.User == admin.User || reader.User == service.User {
 		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it one of its own, as in postgres://inventory_reader:password@host/%s", reader.User, admin.Database)
 	}
-	if reader.Database != admin.Database {
-		return fmt.Errorf("the reader's database is %q and the administrator's %q: both URLs must name the same one", reader.Database, admin.Database)
+	return withRole(ctx, admin, reader, "reader", out, func(conn *pgx.Conn) error {
+		return grantRights(ctx, conn, string(Inventory)+"/reader.sql", reader.User, out)
+	})
+}
+
+// withRole makes the role and then calls do, as the administrator and alone.
+func withRole(ctx context.Context, admin, role *pgx.ConnConfig, whose string, out io.Writer, do func(*pgx.Conn) error) error {
+	if role.Database != admin.Database {
+		return fmt.Errorf("the %s's database is %q and the administrator's %q: both URLs must name the same one", whose, role.Database, admin.Database)
 	}
 	conn, err := pgx.ConnectConfig(ctx, admin)
 	if err != nil {
@@ -115,10 +110,10 @@ func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, ou
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrateLock); err != nil {
 		return fmt.Errorf("wait for another migration: %w", err)
 	}
-	if err := ensureRole(ctx, conn, reader.User, reader.Password, out); err != nil {
+	if err := ensureRole(ctx, conn, role.User, role.Password, out); err != nil {
 		return err
 	}
-	return grantRights(ctx, conn, string(Inventory)+"/reader.sql", reader.User, out)
+	return do(conn)
 }
 
 // connectHint says what to do about an error people meet before anything works.
