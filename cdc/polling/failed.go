@@ -3,7 +3,7 @@ package polling
 import (
 	"context"
 	"fmt"
-	"strings"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -17,23 +17,37 @@ type Failed struct {
 	cdc.DeadLetter
 }
 
-// ListFailed reads the failed rows in their order.
-func ListFailed(ctx context.Context, pipeline string, cfg cdc.SourceConfig) (all []Failed, err error) {
+// ListFailed reads the failed rows in their order, without payloads and headers.
+func ListFailed(ctx context.Context, pipeline string, cfg cdc.SourceConfig) ([]Failed, error) {
+	return failed(ctx, pipeline, cfg, "0", "")
+}
+
+// ReadFailed reads a failed row whole, unless it is larger than source.max_row_bytes; nil is one that has not failed, or no more.
+func ReadFailed(ctx context.Context, pipeline string, cfg cdc.SourceConfig, position int64) (*Failed, error) {
+	all, err := failed(ctx, pipeline, cfg, strconv.FormatInt(int64(cfg.MaxRowBytes), 10), fmt.Sprintf(" AND %s = %d", id(cfg.Polling.Columns.Position), position))
+	if len(all) == 0 {
+		return nil, err
+	}
+	return &all[0], nil
+}
+
+func failed(ctx context.Context, pipeline string, cfg cdc.SourceConfig, most, and string) ([]Failed, error) {
 	conn, _, columns, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
 	c := cfg.Polling.Columns
-	rows, err := conn.Query(ctx, fmt.Sprintf(`SELECT %[1]s, coalesce(%[2]s, ''), coalesce(%[3]s, 'epoch'), %[4]s FROM %[5]s WHERE %[6]s = %[7]s ORDER BY %[1]s`,
-		id(c.Position), id(c.LastError), id(c.ProcessedAt), strings.Join(columns, ", "), quoted(&cfg), id(c.Status), literal(cfg.Polling.Words.Failed)))
+	rows, err := conn.Query(ctx, within(&cfg, columns, most, fmt.Sprintf(`%s WHERE %s = %s%s`, quoted(&cfg), id(c.Status), literal(cfg.Polling.Words.Failed), and),
+		"coalesce("+id(c.LastError)+", '') AS reason", "coalesce("+id(c.ProcessedAt)+", 'epoch') AS since"))
 	if err != nil {
 		return nil, said("look for failed rows", err)
 	}
-	all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (f Failed, err error) {
-		f.Source = pipeline
-		r := &f.Row
-		return f, row.Scan(&f.Position, &f.Reason, &f.Time, &r.ID, &r.AggregateType, &r.AggregateID, &r.EventType, &r.Payload, &r.Headers, &r.CreatedAt)
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f Failed, err error) {
+		var it item
+		err = it.scan(row, &f.Reason, &f.Time)
+		f.Source, f.Position, f.Row = pipeline, it.position, it.row
+		return f, err
 	})
 	if err != nil {
 		return nil, said("look for failed rows", err)

@@ -179,6 +179,14 @@ func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []in
 	return full, err
 }
 
+// fits refuses a row that was not read, because of its size.
+func (r *Relay) fits(it *item) error {
+	if most := r.cfg.Source.MaxRowBytes; it.bytes > int64(most) {
+		return cdc.Refuse(&it.row, cdc.TooLarge, "", "the row is %d bytes, source.max_row_bytes is %s: raise that, if Kafka takes such a record, and `walpost dlq redrive`, or give the row up with `walpost dlq drop`", it.bytes, most)
+	}
+	return nil
+}
+
 func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Delivery, most int, due []int64) (full bool, err error) {
 	items, full, err := t.fetch(ctx, q, most, int(r.cfg.Window.Bytes), due)
 	if err != nil || len(items) == 0 {
@@ -199,7 +207,10 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 		if ordered && key != "" && held[key] {
 			continue
 		}
-		err := delivery.Take(ctx, &it.row)
+		err := r.fits(it)
+		if err == nil {
+			err = delivery.Take(ctx, &it.row)
+		}
 		if why := (*cdc.Refused)(nil); errors.As(err, &why) {
 			refused = append(refused, refusal{it, why.Reason})
 			held[key] = true

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,14 +16,45 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// mostTroubled is how many refused rows are remembered at a time.
-const mostTroubled = 10_000
+const (
+	mostTroubled = 10_000 // refused rows that are remembered at a time
+	firstRows    = 64     // of a session's first fetch
+)
 
 // item is a row that was fetched.
 type item struct {
 	position int64
 	retries  int
+	bytes    int64 // of all of it
 	row      cdc.Row
+}
+
+// scan reads what within selects.
+func (it *item) scan(rows pgx.CollectableRow, more ...any) error {
+	r := &it.row
+	return rows.Scan(append([]any{&it.position, &it.retries, &it.bytes, &r.ID, &r.AggregateType, &r.AggregateID, &r.EventType, &r.Payload, &r.Headers, &r.CreatedAt}, more...)...)
+}
+
+// within selects rows of from in the order of their positions. One that is larger than most comes without payload and headers, and no
+// column comes that is larger by itself: what is never sent takes no memory here.
+func within(cfg *cdc.SourceConfig, columns []string, most, from string, more ...string) string {
+	inner := append([]string{id(cfg.Polling.Columns.Position) + " AS position", id(cfg.Polling.Columns.RetryCount) + " AS retries"}, more...)
+	outer := []string{"position", "retries", "bytes"}
+	var sizes []string
+	for i, c := range columns {
+		name := fmt.Sprintf("c%d", i)
+		inner, sizes = append(inner, c+" AS "+name), append(sizes, "coalesce(octet_length("+name+"), 0)::bigint")
+		limit := fmt.Sprintf("octet_length(%s) <= %d", name, cfg.MaxRowBytes)
+		if i == 4 || i == 5 {
+			limit = "bytes <= " + most
+		}
+		outer = append(outer, "CASE WHEN "+limit+" THEN "+name+" END")
+	}
+	for _, m := range more {
+		outer = append(outer, m[strings.LastIndex(m, " ")+1:])
+	}
+	return fmt.Sprintf(`SELECT %s FROM (SELECT %s FROM %s) r, LATERAL (SELECT %s AS bytes) s ORDER BY position`,
+		strings.Join(outer, ", "), strings.Join(inner, ", "), from, strings.Join(sizes, " + "))
 }
 
 // key is what order is kept for; empty is no key.
@@ -39,6 +71,7 @@ type table struct {
 	cfg     *cdc.SourceConfig
 	oid     uint32
 	settled int64 // no row appears at or before it any more
+	rows    int   // that the next fetch asks for, at most
 	asked   struct {
 		position int64 // is settled as soon as
 		xid      int64 // no transaction below it is open; 0 is nothing asked
@@ -73,21 +106,21 @@ func open(ctx context.Context, pipeline string, cfg *cdc.SourceConfig) (*table, 
 	}
 	p, c := &cfg.Polling, cfg.Polling.Columns
 	words := strings.NewReplacer(
-		"{table}", quoted(cfg), "{columns}", strings.Join(columns, ", "), "{position}", id(c.Position), "{status}", id(c.Status),
+		"{table}", quoted(cfg), "{position}", id(c.Position), "{status}", id(c.Status),
 		"{processed_at}", id(c.ProcessedAt), "{retry_count}", id(c.RetryCount), "{last_error}", id(c.LastError),
 		"{type}", id(cfg.Columns.AggregateType), "{key}", id(cfg.Columns.AggregateID),
 		"{pending}", literal(p.Words.Pending), "{sent}", literal(p.Words.Sent), "{failed}", literal(p.Words.Failed))
-	t := &table{conn: conn, cfg: cfg, oid: oid}
+	t := &table{conn: conn, cfg: cfg, oid: oid, rows: firstRows}
 	t.newest = words.Replace(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, coalesce(max({position}), 0) FROM {table} WHERE {status} = {pending}`)
 	t.troubled = words.Replace(`SELECT {position}, {retry_count} FROM {table} WHERE {status} = {pending} AND {retry_count} > 0 ORDER BY {position} LIMIT $1`)
 	inOrder, lock := ` AND {position} <= $3 AND NOT EXISTS (
 			SELECT FROM {table} f WHERE ({status} = {failed} OR {status} = {pending} AND {retry_count} > 0)
-			AND f.{type} = o.{type} AND f.{key} = o.{key} AND f.{position} < o.{position})`, ``
+			AND md5(f.{key}::text) = md5(o.{key}::text) AND f.{type} = o.{type} AND f.{key} = o.{key} AND f.{position} < o.{position})`, ``
 	if p.Order == cdc.OrderNone {
 		inOrder, lock = ` AND $3::bigint IS NOT NULL`, ` FOR UPDATE SKIP LOCKED`
 	}
-	t.fetchRows = words.Replace(`SELECT {position}, {retry_count}, {columns} FROM {table} o
-		WHERE {status} = {pending} AND ({retry_count} = 0 OR {position} = ANY($2))` + inOrder + ` ORDER BY {position} LIMIT $1` + lock)
+	t.fetchRows = within(cfg, columns, strconv.FormatInt(int64(cfg.MaxRowBytes), 10), words.Replace(`{table} o
+		WHERE {status} = {pending} AND ({retry_count} = 0 OR {position} = ANY($2))`+inOrder+` ORDER BY {position} LIMIT $1`+lock))
 	t.markRows = words.Replace(`UPDATE {table} SET {status} = {sent}, {processed_at} = clock_timestamp() WHERE {position} = ANY($1) AND {status} = {pending}`)
 	if p.AfterPublish == cdc.DeleteRow {
 		t.markRows = words.Replace(`DELETE FROM {table} WHERE {position} = ANY($1) AND {status} = {pending}`)
@@ -134,9 +167,11 @@ func (t *table) settle(ctx context.Context, anew bool) (more bool, err error) {
 	return t.asked.xid != 0, nil
 }
 
-// fetch takes the next rows, refused ones only where they are due. full says that there may be more.
+// fetch takes the next rows, refused ones only where they are due. full says that there may be more. The server sends all that a
+// query asks for, whether it is read or not: so what is asked for follows what fitted before.
 func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int64) (items []*item, full bool, err error) {
-	rows, err := q.Query(ctx, t.fetchRows, most, due, t.settled)
+	asked := min(most, t.rows)
+	rows, err := q.Query(ctx, t.fetchRows, asked, due, t.settled)
 	if err != nil {
 		return nil, false, said("fetch rows", err)
 	}
@@ -144,20 +179,24 @@ func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int
 	size := 0
 	for rows.Next() {
 		it := &item{}
-		r := &it.row
-		if err := rows.Scan(&it.position, &it.retries, &r.ID, &r.AggregateType, &r.AggregateID, &r.EventType, &r.Payload, &r.Headers, &r.CreatedAt); err != nil {
+		if err := it.scan(rows); err != nil {
 			return nil, false, said("fetch rows", err)
 		}
 		items = append(items, it)
-		size += len(r.Payload) + len(r.Headers) + len(r.AggregateID)
-		if len(items) == most || size >= bytes {
+		r := &it.row
+		if size += len(r.ID) + len(r.AggregateType) + len(r.AggregateID) + len(r.EventType) + len(r.Payload) + len(r.Headers); size >= bytes {
+			t.rows = len(items)
 			return items, true, nil
 		}
 	}
 	if err := rows.Err(); err != nil {
 		return nil, false, said("fetch rows", err)
 	}
-	return items, false, nil
+	full = len(items) == asked
+	if full && asked == t.rows {
+		t.rows *= 2
+	}
+	return items, full, nil
 }
 
 // refusal is a row that was refused once more.

@@ -131,8 +131,8 @@ func (s *Source) polled(ctx context.Context, conn *pgx.Conn) (p polled, err erro
 
 func (s *Source) polledIndexes(ctx context.Context, conn *pgx.Conn, p *polled) error {
 	rows, err := conn.Query(ctx, `
-		SELECT a.attname::text, pg_get_expr(i.indpred, i.indrelid)
-		FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+		SELECT coalesce(a.attname::text, pg_get_indexdef(i.indexrelid, 1, false)), pg_get_expr(i.indpred, i.indrelid)
+		FROM pg_index i LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
 		WHERE i.indrelid = $1 AND i.indisvalid AND i.indpred IS NOT NULL`, p.oid)
 	if err != nil {
 		return classify("read the table's indexes", err)
@@ -143,7 +143,7 @@ func (s *Source) polledIndexes(ctx context.Context, conn *pgx.Conn, p *polled) e
 	if _, err := pgx.ForEachRow(rows, []any{&column, &predicate}, func() error {
 		failed := strings.Contains(predicate, quote(words.Failed))
 		pending = pending || column == first && strings.Contains(predicate, quote(words.Pending)) && !failed
-		troubled = troubled || column == s.cfg.Columns.AggregateType && failed
+		troubled = troubled || strings.HasPrefix(column, "md5(") && strings.Contains(column, s.cfg.Columns.AggregateID) && failed
 		return nil
 	}); err != nil {
 		return classify("read the table's indexes", err)
@@ -214,15 +214,15 @@ func (s *Source) columnDDL(have map[string]bool) []string {
 	return []string{"ALTER TABLE " + quotedTable(s.cfg) + "\n    " + strings.Join(add, ",\n    ")}
 }
 
-// indexDDL are the indexes on what is pending, and on what holds others back.
+// indexDDL are the indexes on what is pending, and on what holds others back: by a digest, for a key may be larger than an index takes.
 func (s *Source) indexDDL() []string {
 	p, c := s.cfg.Polling, s.cfg.Columns
 	id := func(name string) string { return pgx.Identifier{name}.Sanitize() }
 	status, position := id(p.Columns.Status), id(p.Columns.Position)
 	return []string{
 		fmt.Sprintf("CREATE INDEX ON %s (%s) WHERE %s = %s", quotedTable(s.cfg), position, status, quote(p.Words.Pending)),
-		fmt.Sprintf("CREATE INDEX ON %s (%s, %s, %s) WHERE %s = %s OR %s = %s AND %s > 0", quotedTable(s.cfg),
-			id(c.AggregateType), id(c.AggregateID), position, status, quote(p.Words.Failed), status, quote(p.Words.Pending), id(p.Columns.RetryCount)),
+		fmt.Sprintf("CREATE INDEX ON %s (md5(%s::text), %s) WHERE %s = %s OR %s = %s AND %s > 0", quotedTable(s.cfg),
+			id(c.AggregateID), position, status, quote(p.Words.Failed), status, quote(p.Words.Pending), id(p.Columns.RetryCount)),
 	}
 }
 

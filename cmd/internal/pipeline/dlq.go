@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,7 +36,7 @@ type deadLetter struct {
 	Reason        string          `json:"reason"`
 	HeldFor       string          `json:"held_for,omitempty"`
 	Time          time.Time       `json:"dead_lettered_at"`
-	Bytes         int             `json:"bytes"`
+	Bytes         int             `json:"bytes,omitempty"`
 	Error         string          `json:"error,omitempty"` // why it cannot be read
 	Row           json.RawMessage `json:"row,omitempty"`
 }
@@ -71,11 +72,7 @@ func unresolved(ctx context.Context, cfg cdc.Config, sink *kafka.Sink) ([]kafka.
 	}
 	entries := make([]kafka.Entry, len(rows))
 	for i := range rows {
-		value, err := rows[i].Value()
-		if err != nil {
-			return nil, err
-		}
-		entries[i] = kafka.Entry{Key: strconv.FormatInt(rows[i].Position, 10), Offset: rows[i].Position, Value: value, Letter: &rows[i].DeadLetter}
+		entries[i] = kafka.Entry{Key: strconv.FormatInt(rows[i].Position, 10), Offset: rows[i].Position, Letter: &rows[i].DeadLetter}
 	}
 	return entries, nil
 }
@@ -174,6 +171,15 @@ func ShowDeadLetter(ctx context.Context, cfg cdc.Config, id string, out io.Write
 	for i := range entries {
 		if !chosen[entries[i].Key] {
 			continue
+		}
+		if cfg.Source.Kind == cdc.Polling {
+			row, err := polling.ReadFailed(ctx, cfg.Pipeline, cfg.Source, entries[i].Offset)
+			if err != nil || row == nil {
+				return cmp.Or(err, fmt.Errorf("%s is not failed any more", line(id)))
+			}
+			if entries[i].Value, err = row.Value(); err != nil {
+				return err
+			}
 		}
 		d := shown(&entries[i])
 		if d.Row = entries[i].Value; !json.Valid(d.Row) {
