@@ -119,7 +119,7 @@ type PoisonConfig struct {
 
 // CleanupConfig is what becomes of rows that were delivered.
 type CleanupConfig struct {
-	Retention time.Duration `yaml:"retention" doc:"rows younger than this (created_at) stay in the table, for walpost replay and walpost where; what is not confirmed stays in any case"`
+	Retention time.Duration `yaml:"retention" doc:"rows younger than this (created_at; polling: processed_at) stay in the table, for walpost replay and walpost where; what is not confirmed, or polled and pending or failed, stays in any case"`
 	Every     time.Duration `yaml:"every" doc:"how often the relay deletes older rows, or drops their partitions and makes those of the days to come; 0: never, that is left to walpost cleanup"`
 	URL       string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as who may do so: the owner, if the table is partitioned; empty: source.url, whose role walpost init gives what a plain table needs"`
 }

@@ -86,8 +86,8 @@ func (c *Config) validatePolling(bad func(format string, args ...any)) {
 	if c.Poison.Policy == DeadLetterPolicy {
 		bad("poison.policy: dead_letter is for source.kind: wal: with polling a row that is refused stays in the table")
 	}
-	if c.Cleanup.Every > 0 {
-		bad("cleanup.every: the cleaner asks the slot what was delivered: with source.kind: polling, source.polling.after_publish: delete keeps the table small")
+	if c.Cleanup.Every > 0 && p.AfterPublish == DeleteRow {
+		bad("cleanup.every: there is nothing to clean up with source.polling.after_publish: delete: leave it out")
 	}
 	if d := p.Interval; d < 10*time.Millisecond || d > time.Hour {
 		bad("source.polling.interval: %s: must be between 10ms and 1h", d)

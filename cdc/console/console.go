@@ -21,7 +21,8 @@ type Console struct {
 	received, dropped, others, bytes, published, windows, halts, retries prometheus.Counter
 	deadLetters                                                          *prometheus.CounterVec
 	windowSeconds                                                        prometheus.Histogram
-	covered, confirmed, stalled, streaming, lastCommit                   prometheus.Gauge
+	covered, confirmed, stalled, streaming, lastCommit, refused          prometheus.Gauge
+	cleanedRows, cleanedPartitions                                       prometheus.Counter
 
 	role  *prometheus.GaugeVec
 	asked *asked
@@ -96,11 +97,14 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 			Name: "walpost_window_seconds", Help: "Time from a window's first row to its being durable.", ConstLabels: labels,
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
-		covered:    gauge("walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."),
-		confirmed:  gauge("walpost_confirmed_lsn", "LSN last confirmed to the slot."),
-		stalled:    gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
-		streaming:  gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
-		lastCommit: gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
+		covered:           gauge("walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."),
+		confirmed:         gauge("walpost_confirmed_lsn", "LSN last confirmed to the slot."),
+		stalled:           gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
+		streaming:         gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
+		lastCommit:        gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
+		cleanedRows:       counter("walpost_cleanup_rows_total", "Rows that cleanup.every has deleted from the outbox."),
+		cleanedPartitions: counter("walpost_cleanup_partitions_total", "Partitions of the outbox that cleanup.every has dropped."),
+		refused:           gauge("walpost_cleanup_refused", "1 while cleanup.every was refused, or failed, the last time, so that the outbox grows; the log says why."),
 		role: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "walpost_role", Help: "1 for what the relay is doing, 0 for the other roles.", ConstLabels: labels,
 		}, []string{"role"}),
@@ -123,6 +127,13 @@ func (c *Console) WatchSlot(facts Facts) { c.asked.facts = facts }
 
 // WatchTable lets status, metrics and readiness tell how a polled table stands. It is called before any is asked for.
 func (c *Console) WatchTable(table Table) { c.asked.table, c.status.Slot = table, "" }
+
+// Cleaned counts what a cleanup took out of the outbox. err says why it did not, or not all.
+func (c *Console) Cleaned(rows int64, partitions int, err error) {
+	c.cleanedRows.Add(float64(rows))
+	c.cleanedPartitions.Add(float64(partitions))
+	c.refused.Set(map[bool]float64{true: 1}[err != nil])
+}
 
 func (c *Console) enter(role cdc.Role) {
 	for _, r := range cdc.Roles {

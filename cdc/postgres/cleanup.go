@@ -22,7 +22,8 @@ const (
 	DaysAhead = 7
 )
 
-// Cleaner takes rows out of the outbox that every slot has confirmed and that are older than the retention.
+// Cleaner takes rows out of the outbox that are delivered and older than the retention. What is delivered every slot has
+// confirmed; in a polled table the row says so.
 type Cleaner struct {
 	source *Source
 	conn   *pgx.Conn
@@ -47,28 +48,56 @@ func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error)
 // Close ends the connection.
 func (c *Cleaner) Close(ctx context.Context) { _ = c.conn.Close(ctx) }
 
-// horizon is a moment in both of PostgreSQL's counts. A transaction writes its commit record before it is seen as ended, so the
-// commits of all transactions before xid stand in the WAL before lsn: what they wrote is confirmed once lsn is. A row says by its
-// xmin which side it is on, whatever its created_at says.
+// horizon is what is old enough, and what is delivered.
+//
+// For the WAL it is a moment in both of PostgreSQL's counts. A transaction writes its commit record before it is seen as ended, so
+// the commits of all transactions before xid stand in the WAL before lsn: what they wrote is confirmed once lsn is. A row says by
+// its xmin which side it is on, whatever its created_at says. Both ages count from the same transaction, modulo 2^32: a row that
+// is too old to be told is kept.
 type horizon struct {
-	xid    string // xid8: no transaction before it is running, nor prepared
-	lsn    cdc.LSN
-	before time.Time // created_at, by the server's clock
+	retention time.Duration
+	before    time.Time // by the server's clock
+	lsn       cdc.LSN   // to be confirmed before anything is deleted
+	old       string    // SQL for a row that is older than the retention
+	delivered string    // SQL for a row that is delivered, once lsn is confirmed
 }
 
 func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horizon, err error) {
+	name, typ, err := c.aged(ctx)
+	if err != nil {
+		return h, err
+	}
+	var xid string // xid8: no transaction before it is running, nor prepared
 	// The snapshot is of the statement's begin, the end of the WAL is read after it.
-	err = c.conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_insert_lsn(), clock_timestamp()`).Scan(&h.xid, &h.lsn, &h.before)
+	err = c.conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_insert_lsn(), clock_timestamp()`).Scan(&xid, &h.lsn, &h.before)
 	if err != nil {
 		return h, classify("ask for the oldest running transaction", err)
 	}
-	h.before = h.before.Add(-retention)
+	h.retention, h.before = retention, h.before.Add(-retention)
+	h.old = fmt.Sprintf("%s < '%s'::%s", pgx.Identifier{name}.Sanitize(), text(h.before), typ)
+	h.delivered = fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", xid)
+	if p := &c.source.cfg.Polling; c.source.cfg.Kind == cdc.Polling {
+		h.delivered = fmt.Sprintf("%s IN (%s, %s)", pgx.Identifier{p.Columns.Status}.Sanitize(), quote(p.Words.Sent), quote(p.Words.Dropped))
+	}
 	return h, nil
 }
 
-// passed is SQL for a row of a transaction before the horizon. Both ages count from the same transaction, modulo 2^32: a row
-// that is too old to be told is kept.
-func (h *horizon) passed() string { return fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", h.xid) }
+// aged is the column that says how old a row is, with its type.
+func (c *Cleaner) aged(ctx context.Context) (name, typ string, err error) {
+	cfg := c.source.cfg
+	key, name := "source.columns.created_at", cmp.Or(cfg.Columns.CreatedAt, "created_at")
+	if cfg.Kind == cdc.Polling {
+		key, name = "source.polling.columns.processed_at", cfg.Polling.Columns.ProcessedAt
+	}
+	types, err := c.source.columnTypes(ctx, c.conn)
+	if err != nil {
+		return "", "", err
+	}
+	if types[name] == "" {
+		return "", "", fmt.Errorf("%s has no column %q, which says how old a row is: name it in %s", cfg.Table, name, key)
+	}
+	return name, types[name], nil
+}
 
 // behind says why rows of before the horizon may not all be deleted: a slot that has not confirmed it. Waiting helps while
 // somebody reads the slot. Every slot of pgoutput in the database counts: which table it is for stands nowhere, and a relay
@@ -95,7 +124,7 @@ func (c *Cleaner) behind(ctx context.Context, h horizon) (why error, wait bool, 
 	case confirmed >= h.lsn:
 		return nil, false, nil
 	case ours:
-		return fmt.Errorf("nothing was deleted: the relay lags, and whether every row as old as the retention is delivered is not known: slot %q has confirmed %s, the table may hold rows committed up to %s: `walpost status` says what blocks", slot, confirmed, h.lsn), active, nil
+		return fmt.Errorf("nothing was deleted: the relay lags, perhaps by more than the retention of %s: slot %q has confirmed %s, the table may hold rows committed up to %s: `walpost status` says what blocks", h.retention, slot, confirmed, h.lsn), active, nil
 	}
 	return fmt.Errorf("nothing was deleted: another relay's slot %q of this database has confirmed %s, the table may hold rows committed up to %s that it has not read: start its relay, or drop the slot if there is none any more", slot, confirmed, h.lsn), active, nil
 }
@@ -133,10 +162,6 @@ type Cleaned struct {
 // partitioned table it drops the partitions of which that holds for all rows, deletes from the default one, and makes
 // those of the days to come.
 func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun bool) (done Cleaned, err error) {
-	created, err := c.created(ctx)
-	if err != nil {
-		return done, err
-	}
 	parts, partitioned, err := c.partitions(ctx)
 	if err != nil {
 		return done, err
@@ -151,17 +176,19 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	if err != nil {
 		return done, err
 	}
-	if err := c.await(ctx, h); err != nil {
-		return done, err
+	if c.source.cfg.Kind == cdc.WAL {
+		if err := c.await(ctx, h); err != nil {
+			return done, err
+		}
 	}
 	if !partitioned {
-		done.Rows, err = c.remove(ctx, quotedTable(c.source.cfg), created, h, dryRun)
+		done.Rows, err = c.remove(ctx, quotedTable(c.source.cfg), h, dryRun)
 		return done, err
 	}
 	for _, p := range parts {
 		switch {
 		case p.byDefault:
-			n, err := c.remove(ctx, p.name, created, h, dryRun)
+			n, err := c.remove(ctx, p.name, h, dryRun)
 			if err != nil {
 				return done, err
 			}
@@ -181,23 +208,10 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	return done, nil
 }
 
-// created is created_at, quoted, with its type.
-func (c *Cleaner) created(ctx context.Context) (column [2]string, err error) {
-	types, err := c.source.columnTypes(ctx, c.conn)
-	if err != nil {
-		return column, err
-	}
-	name := cmp.Or(c.source.cfg.Columns.CreatedAt, "created_at")
-	if types[name] == "" {
-		return column, fmt.Errorf("%s has no column %q, which says how old a row is: name it in source.columns.created_at", c.source.cfg.Table, name)
-	}
-	return [2]string{pgx.Identifier{name}.Sanitize(), types[name]}, nil
-}
-
 // remove goes once through the table, so many blocks in a transaction, and needs no index. Between two it rests for as long as
 // one took.
-func (c *Cleaner) remove(ctx context.Context, table string, created [2]string, h horizon, dryRun bool) (n int64, err error) {
-	where := fmt.Sprintf("%s < '%s'::%s AND %s", created[0], text(h.before), created[1], h.passed())
+func (c *Cleaner) remove(ctx context.Context, table string, h horizon, dryRun bool) (n int64, err error) {
+	where := h.old + " AND " + h.delivered
 	if dryRun {
 		if err := c.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*) FROM ONLY %s WHERE %s", table, where)).Scan(&n); err != nil {
 			return 0, cleanupError("count what can be deleted", err)
@@ -330,12 +344,12 @@ func partitionDDL(cfg cdc.SourceConfig, day time.Time) (name string, sql []strin
 	name = pgx.Identifier{schema, table + day.Format("_20060102")}.Sanitize()
 	const at = "2006-01-02 15:04:05+00"
 	return name, []string{
-		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL)", name, quotedTable(cfg)),
+		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", name, quotedTable(cfg)),
 		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", quotedTable(cfg), name, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
 	}
 }
 
-// drop takes a partition away if every row in it is of a transaction before the horizon. It looks under a lock that keeps
+// drop takes a partition away if every row in it is delivered. It looks under a lock that keeps
 // writers out: who has written into it has ended. A lock that does not come soon leaves it for the next time.
 func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool) (dropped bool, err error) {
 	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
@@ -345,7 +359,7 @@ func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool)
 			}
 		}
 		var open bool
-		if err := tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM ONLY %s WHERE NOT %s)", p.name, h.passed())).Scan(&open); err != nil || open {
+		if err := tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM ONLY %s WHERE (%s) IS NOT TRUE)", p.name, h.delivered)).Scan(&open); err != nil || open {
 			return err
 		}
 		dropped = true

@@ -21,9 +21,11 @@ func (r *Relay) keepSmall(ctx context.Context) {
 			return
 		}
 		if role, _ := r.Role(); role != cdc.Streaming {
+			r.Cleaned(0, 0, nil) // who streams knows
 			continue
 		}
 		done, err := r.clean(ctx)
+		r.Cleaned(done.Rows, len(done.Dropped), err)
 		switch {
 		case err == nil:
 			said = ""

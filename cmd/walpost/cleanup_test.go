@@ -91,7 +91,7 @@ func TestCleanupRefuses(t *testing.T) {
 	}{
 		"the relay is behind": {func(s *stage) {
 			s.insertOld(5)
-		}, []string{"nothing was deleted", "the relay lags", "walpost status"}},
+		}, []string{"nothing was deleted", "the relay lags, perhaps by more than the retention of 1h0m0s", "walpost status"}},
 		"another relay is behind": {func(s *stage) {
 			s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot(s)+"_other")
 			s.insert(5)
@@ -121,6 +121,71 @@ func TestCleanupRefuses(t *testing.T) {
 	}
 }
 
+// counts waits until the relay's metric has a value.
+func (r *relay) counts(metric, value string) {
+	r.t.Helper()
+	cdctest.Eventually(r.t, 20*time.Second, func() error {
+		text, err := r.ask("/metrics")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, metric+"{") {
+				if strings.HasSuffix(line, " "+value+"\n") {
+					return nil
+				}
+				return fmt.Errorf("%s, want %s", strings.TrimSpace(line), value)
+			}
+		}
+		return fmt.Errorf("no metric %s", metric)
+	})
+}
+
+// TestCleanupOfAPolledTable takes what was sent or dropped, and is old. What is pending or failed stays, whatever its age.
+func TestCleanupOfAPolledTable(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "1"
+	s.must("init")
+	r := s.start()
+	s.insert(20)
+	s.exec(refusedRow("held", "Refused"))
+	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'held', 'Waits', '{}')`)
+	stands := func(want string) {
+		t.Helper()
+		cdctest.Eventually(t, 20*time.Second, func() error {
+			if is := s.query(`SELECT coalesce(string_agg(status || ' ' || n, ', ' ORDER BY status), '') FROM (SELECT status, count(*) n FROM outbox GROUP BY status) s`); is != want {
+				return fmt.Errorf("the table holds %s, want %s", is, want)
+			}
+			return nil
+		})
+	}
+	stands("FAILED 1, PENDING 1, SENT 20")
+	s.exec(`UPDATE outbox SET processed_at = now() - interval '2 hours'`)
+	s.insert(3)
+	stands("FAILED 1, PENDING 1, SENT 23")
+	if out := s.must("cleanup", "--retention", "1h", "--dry-run"); !strings.Contains(out, " 20 rows older than 1h0m0s would be deleted") {
+		t.Errorf("dry run: %s", out)
+	}
+	if out := s.must("cleanup", "--retention", "1h"); !strings.Contains(out, " 20 rows older than 1h0m0s deleted") {
+		t.Errorf("cleanup: %s", out)
+	}
+	stands("FAILED 1, PENDING 1, SENT 3")
+	s.must("dlq", "drop", "--all", "--yes")
+	stands("DROPPED 1, SENT 4")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	s.env["WALPOST_CLEANUP_EVERY"], s.env["WALPOST_CLEANUP_RETENTION"] = "1s", "0s"
+	r = s.start()
+	r.counts("walpost_cleanup_rows_total", "5")
+	stands("")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestCleanupBySchedule has the relay do it, with its own role, which may see nothing of the rows.
 func TestCleanupBySchedule(t *testing.T) {
 	t.Parallel()
@@ -146,9 +211,15 @@ func TestCleanupBySchedule(t *testing.T) {
 	if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 23 {
 		t.Errorf("%d records, want 23", n)
 	}
+	r.counts("walpost_cleanup_rows_total", "20")
+	r.counts("walpost_cleanup_refused", "0")
 	s.exec("REVOKE DELETE ON outbox FROM " + role)
 	s.insertOld(1)
 	r.says(20*time.Second, "walpost init")
+	r.counts("walpost_cleanup_refused", "1")
+	s.exec("GRANT DELETE ON outbox TO " + role)
+	r.counts("walpost_cleanup_rows_total", "21")
+	r.counts("walpost_cleanup_refused", "0")
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +270,7 @@ func TestPartitionsByDay(t *testing.T) {
 	if has := s.query(partitions); strings.Contains(has, day(3)) || !strings.Contains(has, day(2)) || !strings.Contains(has, day(1)) {
 		t.Errorf("left are %s; want all but %s:\n%s", has, day(3), out)
 	}
-	if !strings.Contains(out, "30 rows") || !strings.Contains(out, "dropped: "+day(3)) || !strings.Contains(out, "kept, in use or not all of it confirmed: "+day(2)) || !strings.Contains(out, "made: ") {
+	if !strings.Contains(out, "30 rows") || !strings.Contains(out, "dropped: "+day(3)) || !strings.Contains(out, "kept, in use or not all of it delivered: "+day(2)) || !strings.Contains(out, "made: ") {
 		t.Errorf("cleanup says %s", out)
 	}
 	if _, err := late.Exec(t.Context(), "COMMIT; BEGIN; SELECT count(*) FROM "+day(2)); err != nil {

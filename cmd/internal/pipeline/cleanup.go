@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -15,25 +14,13 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// Cleanup takes rows out of the outbox that are confirmed and older than cleanup.retention. While the relay is halted, or would
-// be, it refuses: what may be missing in Kafka is replayed from the table.
+// Cleanup takes rows out of the outbox that are delivered and older than cleanup.retention.
 func Cleanup(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
-	if cfg.Source.Kind == cdc.Polling {
-		return errors.New("source.kind: polling: the cleaner asks the slot what was delivered, and there is none: source.polling.after_publish: delete keeps the table small, or DELETE rows by their status")
-	}
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
-	st, facts, err := standing(ctx, source.Facts, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Peek)
-	if err != nil {
-		return err
-	}
-	stream, id, err := source.Connect(ctx)
-	if err != nil {
-		return err
-	}
-	_ = stream.Close()
-	facts.Identity = id
-	if _, err := cdc.Reconcile(cfg.Pipeline, st, facts); err != nil {
-		return fmt.Errorf("nothing was deleted: rows of the table may be needed for a replay: %w", err)
+	if cfg.Source.Kind == cdc.WAL {
+		if err := noGap(ctx, cfg, source, opts...); err != nil {
+			return err
+		}
 	}
 	key, url := cfg.CleanupURL()
 	if adminURL != "" {
@@ -49,6 +36,24 @@ func Cleanup(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, 
 	return err
 }
 
+// noGap refuses while the relay is halted, or would be: what may be missing in Kafka is replayed from the table.
+func noGap(ctx context.Context, cfg cdc.Config, source *postgres.Source, opts ...kgo.Opt) error {
+	st, facts, err := standing(ctx, source.Facts, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Peek)
+	if err != nil {
+		return err
+	}
+	stream, id, err := source.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	_ = stream.Close()
+	facts.Identity = id
+	if _, err := cdc.Reconcile(cfg.Pipeline, st, facts); err != nil {
+		return fmt.Errorf("nothing was deleted: rows of the table may be needed for a replay: %w", err)
+	}
+	return nil
+}
+
 func summary(done postgres.Cleaned, cfg cdc.Config, dryRun bool) string {
 	would := ""
 	if dryRun {
@@ -58,7 +63,7 @@ func summary(done postgres.Cleaned, cfg cdc.Config, dryRun bool) string {
 	for _, part := range []struct {
 		what  string
 		names []string
-	}{{"made", done.Made}, {"dropped", done.Dropped}, {"kept, in use or not all of it confirmed", done.Kept}} {
+	}{{"made", done.Made}, {"dropped", done.Dropped}, {"kept, in use or not all of it delivered", done.Kept}} {
 		if len(part.names) > 0 {
 			said += fmt.Sprintf("; partitions%s %s: %s", would, part.what, strings.Join(part.names, ", "))
 		}
