@@ -104,23 +104,21 @@ func (c *Cleaner) aged(ctx context.Context) (name, typ string, err error) {
 // whose slot is lost can replay only what the table still holds.
 func (c *Cleaner) behind(ctx context.Context, h horizon) (why error, wait bool, err error) {
 	own := c.source.cfg.Slot
-	var slot, status string
+	var slot string
 	var confirmed cdc.LSN
 	var active, ours bool
 	err = c.conn.QueryRow(ctx, `
-		SELECT s.slot_name, coalesce(s.wal_status, ''), coalesce(s.confirmed_flush_lsn, '0/0'), s.active, s.slot_name = $2
+		SELECT s.slot_name, coalesce(s.confirmed_flush_lsn, '0/0'), s.active, s.slot_name = $2
 		FROM pg_replication_slots s
 		WHERE s.database = current_database() AND s.plugin = 'pgoutput' AND NOT s.temporary
 		  AND (s.slot_name = $2 OR coalesce(s.confirmed_flush_lsn, '0/0') < $1::text::pg_lsn)
 		ORDER BY coalesce(s.confirmed_flush_lsn, '0/0') < $1::text::pg_lsn DESC, s.slot_name = $2 DESC LIMIT 1`, h.lsn.String(), own,
-	).Scan(&slot, &status, &confirmed, &active, &ours)
+	).Scan(&slot, &confirmed, &active, &ours)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return fmt.Errorf("nothing was deleted: slot %q does not exist, so nobody knows what was delivered: `walpost status` says what is wrong", own), false, nil
 	case err != nil:
 		return nil, false, classify("look at the slots", err)
-	case ours && status == "lost":
-		return fmt.Errorf("nothing was deleted: slot %q is lost, and what it has not delivered is only in the table: `walpost adopt --create-slot`, then `walpost replay`", own), false, nil
 	case confirmed >= h.lsn:
 		return nil, false, nil
 	case ours:
