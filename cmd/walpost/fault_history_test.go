@@ -234,7 +234,7 @@ func (s *scene) halting(c set, all ...broken) {
 		if status := s.must("status"); !strings.Contains(status, b.says[0]) {
 			s.t.Errorf("%s: walpost status does not say it: %s", b.name, status)
 		}
-		s.keeps("nothing was deleted")
+		s.keeps("nothing was deleted", b.says[0])
 	}
 }
 
