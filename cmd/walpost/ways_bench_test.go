@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// BenchmarkWays compares, on one machine, the ways in and the ways of keeping the table small: first 500 events a second for some
+// seconds, each in a transaction of its own, then a backlog of WALPOST_BENCH_ROWS (100,000) that was written a day ago, published
+// and cleaned up. Of the first it reports time from commit to consumer and what relay and PostgreSQL, writers included, used of
+// a core; of the second rows per second, CPU per event while it is published, WAL per event from its insert until it is published and
+// for cleaning up, and the size of table and indexes when all is published, and when it is cleaned up and vacuumed.
+func BenchmarkWays(b *testing.B) {
+	binary, brokers := relayBinary(b), benchKafka(b)
+	backlog := 100_000
+	if n, err := strconv.Atoi(os.Getenv("WALPOST_BENCH_ROWS")); err == nil {
+		backlog = n
+	}
+	const insert = `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at) VALUES (event_id, 'order', key, 'OrderPaid', body, at)`
+	polling := func(interval, after string) map[string]string {
+		return map[string]string{
+			"WALPOST_SOURCE_KIND": "polling", "WALPOST_SOURCE_POLLING_INTERVAL": interval, "WALPOST_SOURCE_POLLING_AFTER_PUBLISH": after,
+		}
+	}
+	for _, way := range []struct {
+		name, event string
+		init        string
+		env         map[string]string
+		cleaned     bool // by walpost cleanup
+	}{
+		{name: "wal/plain", event: insert, cleaned: true},
+		{name: "wal/by-day", event: insert, init: "--partition-by-day", cleaned: true},
+		{name: "wal/insert-and-delete", event: insert + "; DELETE FROM outbox WHERE outbox.id = event_id"},
+		{name: "wal/messages", env: map[string]string{"WALPOST_SOURCE_MESSAGES": "shop"}, event: `PERFORM pg_logical_emit_message(true, 'shop',
+			jsonb_build_object('id', event_id, 'aggregate_type', 'order', 'aggregate_id', key, 'event_type', 'OrderPaid', 'payload', body)::text)`},
+		{name: "polling/100ms-mark", event: insert, env: polling("100ms", "mark"), cleaned: true},
+		{name: "polling/1s-mark", event: insert, env: polling("1s", "mark"), cleaned: true},
+		{name: "polling/1s-delete", event: insert, env: polling("1s", "delete")},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			server := cdctest.OwnPostgres(b, devenv.PostgresConfig{})
+			s := stageOn(b, server.URL("postgres"), brokers)
+			maps.Copy(s.env, way.env)
+			s.must(strings.Fields("init " + way.init)...)
+			if way.init != "" {
+				day := time.Now().UTC().AddDate(0, 0, -1)
+				s.exec(fmt.Sprintf("CREATE TABLE %s PARTITION OF outbox FOR VALUES FROM ('%s 00:00+00') TO ('%s 00:00+00')",
+					day.Format("outbox_20060102"), day.Format(time.DateOnly), day.AddDate(0, 0, 1).Format(time.DateOnly)))
+			}
+			s.exec(`CREATE FUNCTION event(key text, body jsonb, at timestamptz) RETURNS void LANGUAGE plpgsql AS $$
+				DECLARE event_id uuid := gen_random_uuid();
+				BEGIN ` + way.event + `; END $$`)
+			s.exec(`CREATE PROCEDURE backlog(n int) LANGUAGE plpgsql AS $$
+				BEGIN
+					FOR i IN 1..n LOOP
+						PERFORM event('order-' || i % 5000, jsonb_build_object('n', i, 'text', repeat('x', 280)), now() - interval '1 day');
+						COMMIT;
+					END LOOP;
+				END $$`)
+
+			const rate, events = 500, 5000
+			cpu, began := s.postgresCPU(), time.Now()
+			lat, u := latencies(b, s, binary, `SELECT event($1, jsonb_build_object('text', repeat('x', 280)), now())`, rate, events)
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(ms(lat[len(lat)/2]), "p50-ms")
+			b.ReportMetric(ms(lat[len(lat)*99/100]), "p99-ms")
+			b.ReportMetric(100*u.cpu.Seconds()/u.wall.Seconds(), "%core-relay")
+			b.ReportMetric(100*(s.postgresCPU()-cpu).Seconds()/time.Since(began).Seconds(), "%core-postgres")
+
+			each := func(what float64) float64 { return what / float64(backlog) }
+			s.exec("CHECKPOINT")
+			start := s.position()
+			conn := s.connect()
+			defer func() { _ = conn.Close(context.Background()) }()
+			if _, err := conn.Exec(b.Context(), fmt.Sprintf("CALL backlog(%d)", backlog)); err != nil {
+				b.Fatal(err)
+			}
+			cpu = s.postgresCPU()
+			u = drain(b, s, binary, backlog)
+			b.ReportMetric(float64(backlog)/u.wall.Seconds(), "rows/s")
+			b.ReportMetric(each(float64(u.cpu.Microseconds())), "µs-relay/event")
+			b.ReportMetric(each(float64((s.postgresCPU() - cpu).Microseconds())), "µs-postgres/event")
+			b.ReportMetric(each(s.written(start)), "wal-B/event")
+			b.ReportMetric(s.tableMiB(), "MiB-published")
+			if way.cleaned {
+				s.start()
+				if way.env == nil {
+					s.confirmed(2 * time.Minute)
+				}
+				before := s.position()
+				s.must("cleanup", "--retention", "0s")
+				b.ReportMetric(each(s.written(before)), "wal-B/event-cleanup")
+			}
+			s.exec("VACUUM")
+			b.ReportMetric(s.tableMiB(), "MiB-cleaned")
+		})
+	}
+}
+
+func (s *stage) position() string { s.t.Helper(); return s.query("SELECT pg_current_wal_lsn()::text") }
+
+func (s *stage) number(sql string, args ...any) float64 {
+	s.t.Helper()
+	n, err := strconv.ParseFloat(s.query(sql, args...), 64)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// written is the WAL since a position, in bytes.
+func (s *stage) written(since string) float64 {
+	s.t.Helper()
+	return s.number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1::text::pg_lsn)::text", since)
+}
+
+// tableMiB is the outbox, its partitions and indexes.
+func (s *stage) tableMiB() float64 {
+	s.t.Helper()
+	return s.number(`SELECT coalesce((SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname ~ '^outbox' AND relkind = 'r'), 0)::text`) / (1 << 20)
+}
+
+// postgresCPU is what the server's processes have used, those that have ended too.
+func (s *stage) postgresCPU() time.Duration {
+	s.t.Helper()
+	pid := strings.TrimSpace(strings.SplitN(s.query("SELECT pg_read_file('postmaster.pid')"), "\n", 2)[0])
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	ticks := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		of := fields[11:13] // utime, stime
+		switch {
+		case filepath.Base(filepath.Dir(file)) == pid:
+			of = fields[11:15] // and those of children that have ended
+		case fields[1] != pid:
+			continue
+		}
+		for _, f := range of {
+			n, _ := strconv.Atoi(f)
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
