@@ -23,4 +23,13 @@
 //
 // One relay at a time has the table, by an advisory lock; others stand by. A row that was refused holds the later rows of its key
 // back, while it is tried again and once it has failed.
+//
+// # At least once
+//
+// The lock is lost with the connection. A relay that is cut off from PostgreSQL, or frozen, while it publishes may have rows under
+// way to Kafka that its successor publishes too. They come late by then: behind A1, A2, A3 a consumer sees A1, A2 once more. It is
+// one window at most, in its order, of rows that came or come in their place as well: the first appearances of a key's events are
+// always in order, and whoever tells repeats by the header id sees nothing else. On a compacted topic the late one is a key's newest
+// until its next event. The relay looks at its connection every second while it publishes, and gives the window up when that is lost;
+// what then still comes late was on the wire to Kafka.
 package polling

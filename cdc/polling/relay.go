@@ -190,7 +190,6 @@ func (r *Relay) fits(it *item) error {
 func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Delivery, most int, due []int64) (full bool, err error) {
 	items, full, err := t.fetch(ctx, q, most, int(r.cfg.Window.Bytes), due)
 	if err != nil || len(items) == 0 {
-		r.single = 0
 		return false, err
 	}
 	if err := failpoint.Hit("poll_fetched"); err != nil {
@@ -223,7 +222,11 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 	}
 	if len(taken) > 0 {
 		stall := time.AfterFunc(stallLog, func() { r.observer.Stalled(true, time.Since(began)) })
-		records, err := delivery.Flush(ctx)
+		var records []cdc.Record
+		err := t.holding(ctx, func(ctx context.Context) (err error) {
+			records, err = delivery.Flush(ctx)
+			return err
+		})
 		if !stall.Stop() {
 			r.observer.Stalled(false, time.Since(began))
 		}

@@ -19,6 +19,9 @@ import (
 const (
 	mostTroubled = 10_000 // refused rows that are remembered at a time
 	firstRows    = 64     // of a session's first fetch
+
+	alive   = time.Second     // between two looks at the connection, while rows are published
+	answers = 5 * time.Second // that it may take
 )
 
 // item is a row that was fetched.
@@ -141,6 +144,37 @@ func (t *table) close() {
 // lock takes the table for this session: for itself where it keeps the order, with others where there is none.
 func (t *table) lock(ctx context.Context) error {
 	return postgres.Poll(ctx, t.conn, t.cfg.Table, t.oid, t.cfg.Polling.Order == cdc.OrderNone)
+}
+
+// holding runs f, whose ctx ends when the connection is found dead: the lock is lost with it, and another relay may have the table.
+func (t *table) holding(ctx context.Context, f func(context.Context) error) error {
+	ctx, lose := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(alive):
+			}
+			// Not ctx: a ping that is broken off closes the connection.
+			ping, cancel := context.WithTimeout(context.WithoutCancel(ctx), answers)
+			err := t.conn.Ping(ping)
+			cancel()
+			if err != nil {
+				lose(fmt.Errorf("the connection to PostgreSQL, and with it the table, was lost while rows were published; they are published again: %w", err))
+				return
+			}
+		}
+	}()
+	err := f(ctx)
+	lose(nil)
+	<-ended
+	if why := context.Cause(ctx); err != nil && !errors.Is(why, context.Canceled) {
+		return why
+	}
+	return err
 }
 
 // settle moves the settled position on, as far as it is known. anew asks for the newest row too; more says that something was asked

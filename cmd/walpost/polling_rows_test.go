@@ -1,14 +1,21 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
 )
 
 // between puts a proxy between the relay and PostgreSQL.
@@ -24,7 +31,7 @@ func (s *stage) between(pass func(cdctest.Frame) cdctest.Verdict) *cdctest.Proxy
 }
 
 // sent counts the rows' bytes that come from PostgreSQL.
-type sent struct{ all, largest atomic.Int64 }
+type sent struct{ all, largest, updates atomic.Int64 }
 
 func (n *sent) pass(f cdctest.Frame) cdctest.Verdict {
 	if f.FromServer && f.Type == 'D' {
@@ -33,7 +40,148 @@ func (n *sent) pass(f cdctest.Frame) cdctest.Verdict {
 		for l := n.largest.Load(); size > l && !n.largest.CompareAndSwap(l, size); l = n.largest.Load() {
 		}
 	}
+	if f.FromServer && f.Type == 'C' && bytes.Contains(f.Bytes, []byte("UPDATE")) {
+		n.updates.Add(1)
+	}
 	return cdctest.Pass
+}
+
+// TestPolledRowThatOnlyKafkaRefuses is among others of its key and of other keys: it is found out, and it alone fails.
+func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
+	t.Parallel()
+	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	s := polledOn(t, cluster.Brokers())
+	s.env["WALPOST_KAFKA_PARTITIONS"] = "1"
+	s.env["WALPOST_KAFKA_COMPRESSION"] = "none"
+	s.env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "2"
+	s.must("init")
+	var windows atomic.Int64
+	cluster.Cluster().ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.Cluster().KeepControl()
+		windows.Add(1)
+		produce := req.(*kmsg.ProduceRequest)
+		resp := produce.ResponseKind().(*kmsg.ProduceResponse)
+		marked := false
+		for _, topic := range produce.Topics {
+			rt := kmsg.NewProduceResponseTopic()
+			rt.Topic, rt.TopicID = topic.Topic, topic.TopicID
+			for _, part := range topic.Partitions {
+				rp := kmsg.NewProduceResponseTopicPartition()
+				rp.Partition, rp.ErrorCode = part.Partition, kerr.InvalidRecord.Code
+				marked = marked || bytes.Contains(part.Records, []byte("unwanted"))
+				rt.Partitions = append(rt.Partitions, rp)
+			}
+			resp.Topics = append(resp.Topics, rt)
+		}
+		return resp, nil, marked
+	})
+	conn := s.connect()
+	t.Cleanup(func() { _ = conn.Close(t.Context()) })
+	run1(t, conn, "BEGIN")
+	for _, e := range []string{"a1", "b1", "a2", "bunwanted", "a3", "b3", "c1"} {
+		row(t, conn, e[:1], e[1:])
+	}
+	run1(t, conn, "COMMIT")
+	s.insert(300)
+	r := s.start()
+	came := func(want string) {
+		t.Helper()
+		cdctest.Eventually(t, 40*time.Second, func() error {
+			records := cdctest.ReadAll(t, s.brokers, s.topic)
+			if got := fmt.Sprint(types(records, "a"), types(records, "b"), types(records, "c")); got != want {
+				return fmt.Errorf("got %s, want %s", got, want)
+			}
+			return nil
+		})
+	}
+	came("[1 2 3] [1] [1]")
+	const states = `SELECT string_agg(concat_ws(' ', aggregate_id || event_type, status, retry_count, substr(last_error, 1, 25)), ', ' ORDER BY position) FROM outbox WHERE aggregate_id < 'k'`
+	const failed = "a1 SENT 0, b1 SENT 0, a2 SENT 0, bunwanted FAILED 2 kafka refuses its record , a3 SENT 0, b3 PENDING 0, c1 SENT 0"
+	cdctest.Eventually(t, 40*time.Second, func() error {
+		if got := s.query(states); got != failed {
+			return fmt.Errorf("recorded is %s, want %s", got, failed)
+		}
+		return nil
+	})
+	cdctest.Eventually(t, 40*time.Second, func() error {
+		if b := s.backlog(); b.Pending != 1 {
+			return fmt.Errorf("%d are pending", b.Pending)
+		}
+		return nil
+	})
+	if n := windows.Load(); n > 150 { // one by one were those that were fetched with it
+		t.Errorf("300 rows took %d windows", n)
+	}
+	s.must("dlq", "drop", "--all", "--yes")
+	came("[1 2 3] [1 3] [1]")
+	if n := strings.Count(r.log.String(), "one row at a time"); n != 1 {
+		t.Errorf("it looked for the row %d times", n)
+	}
+}
+
+// TestPollerCutOff loses its connection to PostgreSQL while Kafka hangs, and with it the table, which another takes. What the
+// first has sent to Kafka comes late, as one run in order that came before.
+func TestPollerCutOff(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.must("init")
+	direct := maps.Clone(s.env)
+	var fetched atomic.Bool
+	pg := s.between(func(f cdctest.Frame) cdctest.Verdict {
+		if f.FromServer && f.Type == 'D' && bytes.Contains(f.Bytes, []byte("late2")) {
+			fetched.Store(true)
+		}
+		return cdctest.Pass
+	})
+	kf := cdctest.StartKafkaProxy(t, s.brokers, nil)
+	s.env["WALPOST_KAFKA_BROKERS"] = strings.Join(kf.Brokers(), ",")
+	first := s.start()
+	first.says(20*time.Second, `"streaming"`)
+	s.env = direct
+	conn := s.connect()
+	t.Cleanup(func() { _ = conn.Close(t.Context()) })
+	row(t, conn, "a", "early") // the first one's client knows the topic
+	s.drained()
+
+	kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{})
+	run1(t, conn, "BEGIN")
+	row(t, conn, "a", "late1")
+	row(t, conn, "a", "late2")
+	run1(t, conn, "COMMIT")
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		if !fetched.Load() {
+			return errors.New("the rows are not fetched")
+		}
+		return nil
+	})
+	pg.Cut()
+	second := s.start()
+	second.says(20*time.Second, `"streaming"`)
+	s.drained()
+	row(t, conn, "a", "later")
+	s.drained()
+	first.says(20*time.Second, "was lost while rows were published")
+	first.says(20*time.Second, "standing by")
+	kf.Set(cdctest.Wire{}, cdctest.Wire{})
+	comes := func(want string) {
+		t.Helper()
+		cdctest.Eventually(t, 20*time.Second, func() error {
+			if got := fmt.Sprint(types(cdctest.ReadAll(t, s.brokers, s.topic), "a")); got != want {
+				return fmt.Errorf("got %s, want %s", got, want)
+			}
+			return nil
+		})
+	}
+	comes("[early late1 late2 later late1 late2]")
+	if err := second.stop(); err != nil {
+		t.Error(err)
+	}
+	row(t, conn, "a", "last")
+	comes("[early late1 late2 later late1 late2 last]")
 }
 
 // TestPolledRowTooLarge has rows whose payload, headers or key are larger than source.max_row_bytes. They are never read, and hold
@@ -80,6 +228,10 @@ func TestPolledRowTooLarge(t *testing.T) {
 	if shown := s.must("dlq", "show", first); !strings.Contains(shown, `"payload": null`) {
 		t.Errorf("dlq show:\n%.1000s", shown)
 	}
+	second := s.query(`SELECT id::text FROM outbox WHERE status = 'FAILED' ORDER BY position OFFSET 1 LIMIT 1`)
+	if shown := s.must("dlq", "show", second); strings.Count(shown, second) != 2 {
+		t.Errorf("dlq show %s:\n%.1000s", second, shown)
+	}
 	if n := wire.largest.Load(); n > 1<<20 {
 		t.Errorf("PostgreSQL sent a row of %d bytes", n)
 	}
@@ -115,5 +267,12 @@ func TestPollingReadsWhatItPublishes(t *testing.T) {
 	s.drained()
 	if got, rows := wire.all.Load(), int64(300*10_100); got > 2*rows {
 		t.Errorf("PostgreSQL sent %d bytes for %d", got, rows)
+	}
+	// Small ones fill windows by and by.
+	wire.updates.Store(0)
+	s.insert(3000)
+	s.drained()
+	if n := wire.updates.Load(); n > 60 {
+		t.Errorf("3000 small rows took %d windows", n)
 	}
 }

@@ -22,7 +22,12 @@ import (
 // polled is a stage whose source is polled.
 func polled(t testing.TB) *stage {
 	t.Helper()
-	s := newStage(t)
+	return polledOn(t, cdctest.Kafka(t))
+}
+
+func polledOn(t testing.TB, brokers []string) *stage {
+	t.Helper()
+	s := stageOn(t, cdctest.Database(t), brokers)
 	s.env["WALPOST_SOURCE_KIND"] = "polling"
 	s.env["WALPOST_SOURCE_POLLING_INTERVAL"] = "50ms"
 	s.env["WALPOST_SOURCE_POLLING_BACKOFF"] = "20ms"

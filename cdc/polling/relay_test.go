@@ -1,0 +1,138 @@
+package polling_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/polling"
+)
+
+// broker refuses on Flush whatever window has an event that is called bad in it, as Kafka would. A delivery that is used after that
+// is an error.
+type broker struct {
+	mu     sync.Mutex
+	came   []string
+	tried  []time.Time // when the bad one was alone
+	within int         // how often it was not
+	opened func()
+	misuse error
+}
+
+func (b *broker) Open(context.Context) (polling.Delivery, error) {
+	b.opened()
+	return &way{broker: b}, nil
+}
+
+type way struct {
+	*broker
+	records []cdc.Record
+	spent   bool
+}
+
+func (w *way) Take(_ context.Context, row *cdc.Row) error {
+	w.records = append(w.records, cdc.Record{Row: row})
+	return nil
+}
+
+func (w *way) Flush(context.Context) ([]cdc.Record, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.spent {
+		w.misuse = errors.New("a delivery was used after its error")
+	}
+	records := w.records
+	w.records = nil
+	var events []string
+	for _, r := range records {
+		if string(r.Row.EventType) == "bad" {
+			if w.spent = true; len(records) == 1 {
+				w.tried = append(w.tried, time.Now())
+			} else {
+				w.within++
+			}
+			return nil, cdc.Refuse(r.Row, cdc.ByKafka, "", "not this one")
+		}
+		events = append(events, string(r.Row.AggregateID)+string(r.Row.EventType))
+	}
+	w.came = append(w.came, events...)
+	return records, nil
+}
+
+func (w *way) Close() {}
+
+// TestRefusedOnFlush has a row that only the target refuses, once it has all of a window.
+func TestRefusedOnFlush(t *testing.T) {
+	t.Parallel()
+	cfg := cdc.DefaultConfig()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	p := &cfg.Source.Polling
+	p.Interval, p.Backoff, p.Attempts = 20*time.Millisecond, 700*time.Millisecond, 3
+	conn, err := pgx.Connect(t.Context(), cfg.Source.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	for _, sql := range polling.DDL(cfg.Source) {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, e := range []string{"a1", "b1", "bbad", "a2", "b3", "c1"} {
+		if _, err := conn.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', $1, $2, '{}')`, e[:1], e[1:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The second session begins with rows that are not settled yet.
+	opened, held := 0, make(chan struct{})
+	b := &broker{opened: func() {
+		if opened++; opened == 2 {
+			if _, err := conn.Exec(t.Context(), "BEGIN; SELECT pg_current_xact_id()"); err != nil {
+				t.Error(err)
+			}
+			time.AfterFunc(10*p.Interval, func() {
+				_, _ = conn.Exec(context.Background(), "COMMIT")
+				close(held)
+			})
+		}
+	}}
+	relay := polling.New(cfg, b, cdc.Observer{})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- relay.Run(ctx) }()
+	watch := polling.NewWatch("p", cfg.Source)
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		if b, err := watch.Backlog(t.Context()); err != nil || b.Failed != 1 || b.Pending != 1 {
+			return fmt.Errorf("%+v, %w: want the bad one to have failed and b3 to wait", b, err)
+		}
+		return nil
+	})
+	<-held
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if got := strings.Join(b.came, " "); got != "a1 b1 a2 c1" || b.misuse != nil {
+		t.Errorf("came %s, %v", got, b.misuse)
+	}
+	if b.within != 1 {
+		t.Errorf("it was looked for %d times", b.within)
+	}
+	if len(b.tried) != 3 || !slices.IsSortedFunc(b.tried, time.Time.Compare) {
+		t.Fatalf("tried alone at %v, want three times", b.tried)
+	}
+	if first, second := b.tried[1].Sub(b.tried[0]), b.tried[2].Sub(b.tried[1]); first < p.Backoff || second < 2*p.Backoff {
+		t.Errorf("tried again after %s and %s: the backoff is %s and doubles", first, second, p.Backoff)
+	}
+}
