@@ -57,9 +57,12 @@ type Counter interface {
 	Count(ctx context.Context) (int, error)
 }
 
-// MarshalJSON writes LSNs as PostgreSQL does.
+// MarshalJSON writes LSNs as PostgreSQL does, and none where there is no slot.
 func (s Status) MarshalJSON() ([]byte, error) {
 	type plain Status
+	if s.Slot == "" {
+		return json.Marshal(plain(s))
+	}
 	return json.Marshal(struct {
 		plain
 		Covered   string `json:"covered_lsn"`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -46,6 +47,15 @@ type TopicPlan struct {
 	Partitions  int
 	Replication int // 0: the brokers' default
 	Config      map[string]string
+}
+
+// String says what is to be created.
+func (p TopicPlan) String() string {
+	said := fmt.Sprintf("%d partitions", p.Partitions)
+	for _, key := range slices.Sorted(maps.Keys(p.Config)) {
+		said += ", " + key + "=" + p.Config[key]
+	}
+	return said
 }
 
 // Topics returns the plan of all topics that are known: the state topic, the dead letter topic where the policy asks for

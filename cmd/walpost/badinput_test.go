@@ -82,7 +82,7 @@ func TestInitSaysWhatWillNotBePublished(t *testing.T) {
 	s := newStage(t)
 	cdctest.CreateOutbox(t, s.admin, "outbox")
 	s.insert(17)
-	if out := s.must("init"); !strings.Contains(out, "17 rows were in public.outbox before the slot: they will not be published") {
+	if out := s.must("init"); !strings.Contains(out, "17 rows were in public.outbox before the slot, which does not have them: they will not be published") {
 		t.Errorf("init:\n%s", out)
 	}
 }

@@ -65,7 +65,7 @@ func (d *decision) stateTopic(ctx context.Context) error {
 	if err != nil || !missing {
 		return err
 	}
-	d.say("topic %s: create it with %d partitions, %v", plan.Name, plan.Partitions, plan.Config)
+	d.say("topic %s: create it with %s", plan.Name, plan)
 	if d.dryRun {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -103,10 +104,10 @@ func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
 		s.say("topic %s: there, as configured", plan.Name)
 		return nil
 	case !missing:
-		s.say("topic %s: there, but it has %v; left as it is", plan.Name, drift)
+		s.say("topic %s: there, but it has %s; left as it is", plan.Name, strings.Join(drift, ", "))
 		return nil
 	}
-	s.say("topic %s: create it with %d partitions, %v", plan.Name, plan.Partitions, plan.Config)
+	s.say("topic %s: create it with %s", plan.Name, plan)
 	if s.dryRun {
 		return nil
 	}
@@ -184,7 +185,7 @@ func (s *setup) slot(ctx context.Context) error {
 		return err
 	}
 	if rows > 0 {
-		s.say("%d rows were in %s before the slot: they will not be published", rows, s.cfg.Source.Table)
+		s.say("%d rows were in %s before the slot, which does not have them: they will not be published from it", rows, s.cfg.Source.Table)
 	}
 	return nil
 }

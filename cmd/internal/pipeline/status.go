@@ -147,8 +147,16 @@ func (s Status) Write(w io.Writer) {
 	line("pipeline", "%s", s.Pipeline)
 	switch {
 	case s.Backlog != nil:
-		line("pending", "%d rows, the oldest for %.3g s", s.Backlog.Pending, s.Backlog.OldestSeconds)
-		line("failed", "%d rows, which hold %d keys", s.Backlog.Failed, s.Backlog.HeldKeys)
+		b := s.Backlog
+		oldest, held := "", ""
+		if b.Pending > 0 {
+			oldest = fmt.Sprintf(", the oldest for %.3g s", b.OldestSeconds)
+		}
+		if b.HeldKeys > 0 {
+			held = fmt.Sprintf(", keys held back: %d", b.HeldKeys)
+		}
+		line("pending", "%d rows%s", b.Pending, oldest)
+		line("failed", "%d rows%s", b.Failed, held)
 	case s.Slot.Exists:
 		active := "not active"
 		if s.Slot.Active {
