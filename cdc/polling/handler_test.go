@@ -20,6 +20,7 @@ import (
 type inbox struct {
 	mu     sync.Mutex
 	calls  []string
+	never  []time.Time // when c1 was called
 	answer func(event string, call int) error
 }
 
@@ -34,6 +35,9 @@ func (i *inbox) handle(_ context.Context, row *cdc.Row) error {
 		}
 	}
 	i.calls = append(i.calls, event)
+	if event == "c1" {
+		i.never = append(i.never, time.Now())
+	}
 	return i.answer(event, n)
 }
 
@@ -48,7 +52,7 @@ func TestHandler(t *testing.T) {
 	cfg := cdc.DefaultConfig()
 	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
 	p := &cfg.Source.Polling
-	p.Interval, p.Backoff, p.Attempts = 20*time.Millisecond, 10*time.Millisecond, 3
+	p.Interval, p.Backoff, p.Attempts = 20*time.Millisecond, 300*time.Millisecond, 3
 	conn, err := pgx.Connect(t.Context(), cfg.Source.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -66,6 +70,7 @@ func TestHandler(t *testing.T) {
 	for _, e := range []string{"x0", "a1", "b1", "c1", "c2", "a2"} {
 		exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', '` + e[:1] + `', '` + e[1:] + `', '{}')`)
 	}
+	exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'invoice', 'c', '3', '{}')`) // another order's
 	in := &inbox{answer: func(event string, call int) error {
 		switch {
 		case event == "x0" && call <= 4:
@@ -97,9 +102,12 @@ func TestHandler(t *testing.T) {
 	if got := in.called(); !strings.HasPrefix(got, "x0 x0 x0 x0 x0 a1 b1 c1 a2 ") || strings.Count(got, "b1") != 3 || strings.Count(got, "c1") != 3 || strings.Contains(got, "c2") {
 		t.Errorf("the handler was called for %s", got)
 	}
+	if at := in.never; len(at) == 3 && (at[1].Sub(at[0]) < p.Backoff || at[2].Sub(at[1]) < 2*p.Backoff) {
+		t.Errorf("c1 was called at %v: the backoff is %s and doubles", at, p.Backoff)
+	}
 	var recorded string
 	err = conn.QueryRow(t.Context(), `SELECT string_agg(concat_ws(' ', aggregate_id || event_type, status, retry_count, last_error), ', ' ORDER BY position) FROM outbox`).Scan(&recorded)
-	if want := "x0 SENT 0, a1 SENT 0, b1 SENT 2 not now, c1 FAILED 3 never, c2 PENDING 0, a2 SENT 0"; err != nil || recorded != want {
+	if want := "x0 SENT 0, a1 SENT 0, b1 SENT 2 not now, c1 FAILED 3 never, c2 PENDING 0, a2 SENT 0, c3 SENT 0"; err != nil || recorded != want {
 		t.Errorf("recorded is %s, %v; want %s", recorded, err, want)
 	}
 }

@@ -128,22 +128,18 @@ func (r *Relay) dueNow(ctx context.Context, t *table) (due []int64, err error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	for position := range r.due {
-		if _, there := troubled[position]; !there {
-			delete(r.due, position)
-		}
-	}
+	now, next := time.Now(), map[int64]time.Time{}
 	due = []int64{}
 	for position, retries := range troubled {
 		at, known := r.due[position]
-		switch {
-		case !known:
-			r.due[position] = now.Add(r.backoff(retries))
-		case !now.Before(at):
+		if !known {
+			at = now.Add(r.backoff(retries))
+		}
+		if next[position] = at; !now.Before(at) {
 			due = append(due, position)
 		}
 	}
+	r.due = next
 	return due, nil
 }
 

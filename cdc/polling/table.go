@@ -118,7 +118,7 @@ func open(ctx context.Context, pipeline string, cfg *cdc.SourceConfig) (*table, 
 	t.troubled = words.Replace(`SELECT {position}, {retry_count} FROM {table} WHERE {status} = {pending} AND {retry_count} > 0 ORDER BY {position} LIMIT $1`)
 	inOrder, lock := ` AND {position} <= $3 AND NOT EXISTS (
 			SELECT FROM {table} f WHERE ({status} = {failed} OR {status} = {pending} AND {retry_count} > 0)
-			AND md5(f.{key}::text) = md5(o.{key}::text) AND f.{type} = o.{type} AND f.{key} = o.{key} AND f.{position} < o.{position})`, ``
+			AND md5(f.{key}::text) = md5(o.{key}::text) AND f.{type} = o.{type} AND f.{position} < o.{position})`, ``
 	if p.Order == cdc.OrderNone {
 		inOrder, lock = ` AND $3::bigint IS NOT NULL`, ` FOR UPDATE SKIP LOCKED`
 	}

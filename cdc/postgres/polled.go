@@ -126,6 +126,16 @@ func (s *Source) polled(ctx context.Context, conn *pgx.Conn) (p polled, err erro
 		bad("source.polling.columns.transaction: column %q must stand before %q in the table, or rows could be overtaken: drop both, and let `walpost init` add them", c.Transaction, c.Position)
 	}
 	p.sql = s.columnDDL(have)
+	if t.partitioned && !have[c.Position] {
+		var barred bool
+		err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int < 170000 AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = $1)`, t.oid).Scan(&barred)
+		if err != nil {
+			return p, classify("look for partitions", err)
+		}
+		if barred {
+			bad("source.table: %s has partitions, and PostgreSQL adds no identity column to such a table before version 17: detach them, let `walpost init` add the columns, and attach new ones", s.cfg.Table)
+		}
+	}
 	return p, s.polledIndexes(ctx, conn, &p)
 }
 

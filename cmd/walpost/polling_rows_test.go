@@ -123,6 +123,86 @@ func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
 	}
 }
 
+// TestPolledPartitions polls a table that its owner has partitioned by day.
+func TestPolledPartitions(t *testing.T) {
+	t.Parallel()
+	for _, after := range []string{"mark", "delete"} {
+		t.Run(after, func(t *testing.T) {
+			t.Parallel()
+			s := polled(t)
+			s.env["WALPOST_SOURCE_POLLING_AFTER_PUBLISH"] = after
+			s.env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "1"
+			s.exec(`CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, headers jsonb, created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+				transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(), position bigint GENERATED ALWAYS AS IDENTITY) PARTITION BY RANGE (created_at)`)
+			s.must("init")
+			s.exec(`CREATE TABLE outbox_past PARTITION OF outbox FOR VALUES FROM (MINVALUE) TO ('2026-01-01')`)
+			s.exec(`CREATE TABLE outbox_now PARTITION OF outbox FOR VALUES FROM ('2026-01-01') TO (MAXVALUE)`)
+			conn := s.connect()
+			t.Cleanup(func() { _ = conn.Close(t.Context()) })
+			past := func(sql string) { run1(t, conn, sql+" RETURNING id") }
+			in := func(key, event, day string) {
+				past(fmt.Sprintf(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at) VALUES (gen_random_uuid(), 'order', '%s', '%s', '{}', '%s')`, key, event, day))
+			}
+			for i := range 4 { // to and fro between the partitions
+				in("a", fmt.Sprint(i), []string{"2025-12-31", "2026-11-22"}[i%2])
+			}
+			run1(t, conn, refusedRow("b", "0"))
+			in("b", "1", "2025-12-31")
+			s.start()
+			came := func(want string) {
+				t.Helper()
+				cdctest.Eventually(t, 20*time.Second, func() error {
+					records := cdctest.ReadAll(t, s.brokers, s.topic)
+					if got := fmt.Sprint(types(records, "a"), types(records, "b")); got != want {
+						return fmt.Errorf("got %s, want %s", got, want)
+					}
+					return nil
+				})
+			}
+			came("[0 1 2 3] []")
+			cdctest.Eventually(t, 20*time.Second, func() error {
+				if b := s.backlog(); b.Failed != 1 || b.Pending != 1 {
+					return fmt.Errorf("%+v", b)
+				}
+				return nil
+			})
+			s.must("dlq", "drop", "--all", "--yes")
+			came("[0 1 2 3] [1]")
+			s.drained()
+			want := map[string]string{"mark": "DROPPED1 SENT5", "delete": ""}[after]
+			if got := s.query(`SELECT coalesce(string_agg(s, ' ' ORDER BY s), '') FROM (SELECT status || count(*) AS s FROM outbox GROUP BY status) x`); got != want {
+				t.Errorf("the table holds %q, want %q", got, want)
+			}
+			s.exec(`DROP TABLE outbox_past`) // all of it is done
+			in("a", "4", "2026-11-22")
+			came("[0 1 2 3 4] [1]")
+		})
+	}
+}
+
+// TestPollingAPartitionedTable adds what polling needs to a table that has partitions, or says why not.
+func TestPollingAPartitionedTable(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	if _, err := s.walpost("init", "--partition-by-day"); err == nil || !strings.Contains(err.Error(), "--partition-by-day is for source.kind: wal") {
+		t.Errorf("init --partition-by-day: %v", err)
+	}
+	s.exec(`CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, created_at timestamptz NOT NULL DEFAULT clock_timestamp()) PARTITION BY RANGE (created_at)`)
+	s.exec(`CREATE TABLE outbox_all PARTITION OF outbox DEFAULT`)
+	_, err := s.walpost("init")
+	if s.query(`SELECT (current_setting('server_version_num')::int >= 170000)::text`) == "false" {
+		if err == nil || !strings.Contains(err.Error(), "has partitions, and PostgreSQL adds no identity column to such a table before version 17") {
+			t.Fatalf("init: %v", err)
+		}
+		s.exec(`DROP TABLE outbox_all`)
+		_, err = s.walpost("init")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.exec(`CREATE TABLE outbox_rest PARTITION OF outbox FOR VALUES FROM (MINVALUE) TO (MAXVALUE)`)
+}
+
 // TestPollerCutOff loses its connection to PostgreSQL while Kafka hangs, and with it the table, which another takes. What the
 // first has sent to Kafka comes late, as one run in order that came before.
 func TestPollerCutOff(t *testing.T) {
