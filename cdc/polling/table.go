@@ -101,34 +101,43 @@ func quoted(cfg *cdc.SourceConfig) string {
 // DDL makes the table, for a service that has its own migrations; `walpost init` does the same, and adds what a table lacks.
 func DDL(cfg cdc.SourceConfig) []string { return postgres.PolledDDL(cfg) }
 
+// words puts the configuration's names into SQL. A row f that {holds} stands before o in the same order if it is the {same}.
+func words(cfg *cdc.SourceConfig) *strings.Replacer {
+	c, w := cfg.Polling.Columns, cfg.Polling.Words
+	names := []string{
+		"{table}", quoted(cfg), "{id}", id(cfg.Columns.ID), "{type}", id(cfg.Columns.AggregateType), "{key}", id(cfg.Columns.AggregateID),
+		"{position}", id(c.Position), "{status}", id(c.Status), "{processed_at}", id(c.ProcessedAt), "{retry_count}", id(c.RetryCount), "{last_error}", id(c.LastError),
+		"{pending}", literal(w.Pending), "{sent}", literal(w.Sent), "{failed}", literal(w.Failed),
+	}
+	once := strings.NewReplacer(names...)
+	return strings.NewReplacer(append(names,
+		"{holds}", once.Replace(`(f.{status} = {failed} OR f.{status} = {pending} AND f.{retry_count} > 0)`),
+		"{same}", once.Replace(`md5(f.{key}::text) = md5(o.{key}::text) AND f.{type} = o.{type} AND f.{position} < o.{position}`))...)
+}
+
 // open connects, and finds out that the table is what is needed.
 func open(ctx context.Context, pipeline string, cfg *cdc.SourceConfig) (*table, error) {
 	conn, oid, columns, err := postgres.NewSource(pipeline, *cfg).OpenPolled(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p, c := &cfg.Polling, cfg.Polling.Columns
-	words := strings.NewReplacer(
-		"{table}", quoted(cfg), "{position}", id(c.Position), "{status}", id(c.Status),
-		"{processed_at}", id(c.ProcessedAt), "{retry_count}", id(c.RetryCount), "{last_error}", id(c.LastError),
-		"{type}", id(cfg.Columns.AggregateType), "{key}", id(cfg.Columns.AggregateID),
-		"{pending}", literal(p.Words.Pending), "{sent}", literal(p.Words.Sent), "{failed}", literal(p.Words.Failed))
+	p := &cfg.Polling
 	t := &table{conn: conn, cfg: cfg, oid: oid, rows: firstRows}
-	t.newest = words.Replace(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, coalesce(max({position}), 0) FROM {table} WHERE {status} = {pending}`)
-	t.troubled = words.Replace(`SELECT {position}, {retry_count} FROM {table} WHERE {status} = {pending} AND {retry_count} > 0 ORDER BY {position} LIMIT $1`)
+	sql := words(cfg)
+	t.newest = sql.Replace(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, coalesce(max({position}), 0) FROM {table} WHERE {status} = {pending}`)
+	t.troubled = sql.Replace(`SELECT {position}, {retry_count} FROM {table} WHERE {status} = {pending} AND {retry_count} > 0 ORDER BY {position} LIMIT $1`)
 	inOrder, lock := ` AND {position} <= $3 AND NOT EXISTS (
-			SELECT FROM {table} f WHERE ({status} = {failed} OR {status} = {pending} AND {retry_count} > 0)
-			AND md5(f.{key}::text) = md5(o.{key}::text) AND f.{type} = o.{type} AND f.{position} < o.{position})`, ``
+			SELECT FROM {table} f WHERE {holds} AND {same})`, ``
 	if p.Order == cdc.OrderNone {
 		inOrder, lock = ` AND $3::bigint IS NOT NULL`, ` FOR UPDATE SKIP LOCKED`
 	}
-	t.fetchRows = within(cfg, columns, strconv.FormatInt(int64(cfg.MaxRowBytes), 10), words.Replace(`{table} o
+	t.fetchRows = within(cfg, columns, strconv.FormatInt(int64(cfg.MaxRowBytes), 10), sql.Replace(`{table} o
 		WHERE {status} = {pending} AND ({retry_count} = 0 OR {position} = ANY($2))`+inOrder+` ORDER BY {position} LIMIT $1`+lock))
-	t.markRows = words.Replace(`UPDATE {table} SET {status} = {sent}, {processed_at} = clock_timestamp() WHERE {position} = ANY($1) AND {status} = {pending}`)
+	t.markRows = sql.Replace(`UPDATE {table} SET {status} = {sent}, {processed_at} = clock_timestamp() WHERE {position} = ANY($1) AND {status} = {pending}`)
 	if p.AfterPublish == cdc.DeleteRow {
-		t.markRows = words.Replace(`DELETE FROM {table} WHERE {position} = ANY($1) AND {status} = {pending}`)
+		t.markRows = sql.Replace(`DELETE FROM {table} WHERE {position} = ANY($1) AND {status} = {pending}`)
 	}
-	t.markRefused = words.Replace(`UPDATE {table} SET {retry_count} = $2::int, {last_error} = $3,
+	t.markRefused = sql.Replace(`UPDATE {table} SET {retry_count} = $2::int, {last_error} = $3,
 		{status} = CASE WHEN $4::bool THEN {failed} ELSE {status} END, {processed_at} = CASE WHEN $4 THEN clock_timestamp() END
 		WHERE {position} = $1 AND {status} = {pending}`)
 	return t, nil

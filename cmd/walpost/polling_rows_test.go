@@ -11,11 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cmd/internal/pipeline"
 )
 
 // between puts a proxy between the relay and PostgreSQL.
@@ -354,5 +356,67 @@ func TestPollingReadsWhatItPublishes(t *testing.T) {
 	s.drained()
 	if n := wire.updates.Load(); n > 60 {
 		t.Errorf("3000 small rows took %d windows", n)
+	}
+}
+
+// TestWherePolled gives each answer from the table, and where on Kafka a row is.
+func TestWherePolled(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "1"
+	s.must("init")
+	r := s.start()
+	first := s.row("a", 10)
+	conn := s.connect()
+	t.Cleanup(func() { _ = conn.Close(t.Context()) })
+	run1(t, conn, refusedRow("a", "2"))
+	second := s.query(`SELECT id::text FROM outbox WHERE event_type = '2'`)
+	third := s.row("a", 10)
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		if b := s.backlog(); b.Failed != 1 || b.Pending != 1 {
+			return fmt.Errorf("%+v", b)
+		}
+		return nil
+	})
+	for id, want := range map[string]struct {
+		answer pipeline.Answer
+		says   string
+	}{
+		first:  {pipeline.IsPublished, "  in the table: SENT since 20"},
+		second: {pipeline.IsDeadLettered, "FAILED since 20"},
+		third:  {pipeline.NotYet, "it waits behind event " + second},
+	} {
+		if got := answers(s.where(id)); fmt.Sprint(got) != fmt.Sprintf("[%s]", want.answer) {
+			t.Errorf("%s: %v, want %s", id, got, want.answer)
+		}
+		if out := s.must("where", id); !strings.Contains(out, want.says) || strings.Contains(out, "slot") || strings.Contains(out, "lsn") {
+			t.Errorf("it does not say %q:\n%s", want.says, out)
+		}
+	}
+	if w := s.where(first); len(w.Events[0].Places) != 1 || w.Events[0].Times != 1 {
+		t.Errorf("published at %+v", w.Events[0].Places)
+	}
+	if got := fmt.Sprint(answers(s.where("a"))); got != "[published dead_lettered not_yet]" {
+		t.Errorf("the key's: %s", got)
+	}
+	s.must("dlq", "drop", second, "--yes")
+	s.drained()
+	if got := fmt.Sprint(answers(s.where("a"))); got != "[published gone published]" {
+		t.Errorf("the key's: %s", got)
+	}
+	s.exec(`DELETE FROM outbox`)
+	if got := answers(s.where(first)); fmt.Sprint(got) != "[published]" {
+		t.Errorf("without its row: %v", got)
+	}
+	if out := s.must("where", uuid.Must(uuid.NewV7()).String()); !strings.Contains(out, "neither in the table nor") {
+		t.Errorf("of nobody:\n%s", out)
+	}
+	for _, args := range [][]string{{"skip", "--to", "0/1"}, {"adopt"}} {
+		if _, err := s.walpost(args...); err == nil || !strings.Contains(err.Error(), "polling has neither slot nor state record") || !strings.Contains(err.Error(), "walpost dlq") {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
 	}
 }

@@ -35,7 +35,7 @@ type decision struct {
 // decide opens both sides with the relay's own rights and reads what is to be decided on.
 func decide(ctx context.Context, cfg cdc.Config, dryRun bool, out io.Writer, opts []kgo.Opt) (*decision, error) {
 	if cfg.Source.Kind == cdc.Polling {
-		return nil, errors.New("source.kind: polling has neither slot nor state record: nothing is to be decided; `walpost status` says what waits, and for what")
+		return nil, errors.New("source.kind: polling has neither slot nor state record, and nothing to adopt or to step over: `walpost status` says what waits, and `walpost dlq redrive` or `walpost dlq drop` decides about failed rows")
 	}
 	d := &decision{cfg: cfg, source: postgres.NewSource(cfg.Pipeline, cfg.Source), out: out, dryRun: dryRun}
 	if err := d.source.Preflight(ctx); err != nil {

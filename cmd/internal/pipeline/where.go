@@ -16,6 +16,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -60,6 +61,8 @@ type Whereabouts struct {
 	Places     []kafka.Place `json:"places,omitempty"`
 	DeadLetter *deadLetter   `json:"dead_letter,omitempty"`
 
+	Row *polling.Standing `json:"row,omitempty"` // of a polled table
+
 	inTable bool
 	created time.Time
 }
@@ -68,8 +71,9 @@ type Whereabouts struct {
 // gives key and time; then the key's partition from that time on, and the dead letter topic. since, if not zero, is how far
 // back to look instead.
 func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.Duration, opts ...kgo.Opt) (*Where, error) {
-	if cfg.Source.Kind == cdc.Polling {
-		return nil, fmt.Errorf("source.kind: polling: the row itself says what has become of it: SELECT %s, %s, %s FROM %s", cfg.Source.Polling.Columns.Status, cfg.Source.Polling.Columns.ProcessedAt, cfg.Source.Polling.Columns.LastError, cfg.Source.Table)
+	polled := cfg.Source.Kind == cdc.Polling
+	if polled {
+		readURL = cfg.Source.URL
 	}
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
 	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
@@ -82,9 +86,34 @@ func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.
 		return nil, err
 	}
 	// Behind the rows and before the topics: what it says was delivered is to be found there.
-	st, facts, err := standing(ctx, source.Facts, sink.Peek)
+	if polled {
+		err = w.table(ctx, cfg, rows)
+	} else {
+		err = w.slot(ctx, source, sink, rows, end)
+	}
 	if err != nil {
 		return nil, err
+	}
+	if w.From, err = from(what, rows, since); err != nil {
+		return nil, errors.Join(append([]error{err}, notes(w.Notes)...)...)
+	}
+	if !polled {
+		if err := w.deadLetters(ctx, sink); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.search(ctx, cfg, sink, rows); err != nil {
+		return nil, err
+	}
+	w.answer()
+	return w, nil
+}
+
+// slot says how far rows are delivered from the WAL.
+func (w *Where) slot(ctx context.Context, source *postgres.Source, sink *kafka.Sink, rows []postgres.TableRow, end cdc.LSN) error {
+	st, facts, err := standing(ctx, source.Facts, sink.Peek)
+	if err != nil {
+		return err
 	}
 	w.confirmed = facts.Slot.ConfirmedFlush
 	if st != nil {
@@ -95,27 +124,58 @@ func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.
 	}
 	w.Confirmed, w.WALEnd = w.confirmed.String(), facts.WALEnd.String()
 	w.Behind = max(0, int64(w.atOrBehind)-int64(w.confirmed))
+	return nil
+}
 
-	if w.From, err = from(what, rows, since); err != nil {
-		return nil, errors.Join(append([]error{err}, notes(w.Notes)...)...)
+// table answers by what a polled table says of its rows.
+func (w *Where) table(ctx context.Context, cfg cdc.Config, rows []postgres.TableRow) error {
+	ids := make([]string, len(rows))
+	for i, r := range rows {
+		ids[i] = r.ID
 	}
-	// Before the topics: what is redriven meanwhile is seen twice, not never.
+	all, err := polling.Standings(ctx, cfg.Pipeline, cfg.Source, ids)
+	if err != nil {
+		return err
+	}
+	words := cfg.Source.Polling.Words
+	for _, r := range rows {
+		s, there := all[r.ID]
+		if !there { // published and deleted meanwhile
+			continue
+		}
+		e := w.event(r.ID, r.AggregateID, r.EventType)
+		switch e.Row = &s; s.Status {
+		case words.Pending:
+			e.Answer = NotYet
+		case words.Sent:
+			e.Answer = IsPublished
+		case words.Failed:
+			e.Answer = IsDeadLettered
+			e.DeadLetter = &deadLetter{
+				Key: strconv.FormatInt(s.Position, 10), EventID: r.ID, Source: cfg.Pipeline, Reason: s.LastError, Time: s.ProcessedAt,
+				AggregateType: r.AggregateType, AggregateID: r.AggregateID, EventType: r.EventType,
+			}
+		default:
+			e.Answer = Gone
+		}
+	}
+	return nil
+}
+
+// deadLetters looks into their topic, before it is looked for what is published: what is redriven meanwhile is seen twice, not never.
+func (w *Where) deadLetters(ctx context.Context, sink *kafka.Sink) error {
 	entries, err := sink.Entries(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for i := range entries {
-		if d := entries[i].Letter; d != nil && (string(d.Row.ID) == what || string(d.Row.AggregateID) == what) {
+		if d := entries[i].Letter; d != nil && (string(d.Row.ID) == w.Asked || string(d.Row.AggregateID) == w.Asked) {
 			e := w.event(string(d.Row.ID), string(d.Row.AggregateID), string(d.Row.EventType))
 			letter := shown(&entries[i])
 			e.DeadLetter = &letter
 		}
 	}
-	if err := w.search(ctx, cfg, sink, rows); err != nil {
-		return nil, err
-	}
-	w.answer()
-	return w, nil
+	return nil
 }
 
 func notes(texts []string) (errs []error) {
@@ -192,7 +252,7 @@ func (w *Where) search(ctx context.Context, cfg cdc.Config, sink *kafka.Sink, ro
 			e := w.event(p.ID, p.Key, p.Type)
 			e.Places = append(e.Places, p)
 		}
-		aside := slices.ContainsFunc(w.Events, func(e Whereabouts) bool { return e.DeadLetter != nil })
+		aside := slices.ContainsFunc(w.Events, func(e Whereabouts) bool { return e.DeadLetter != nil || e.Answer == NotYet })
 		if len(places) > 0 || aside || q.Key == nil || w.Behind > 0 {
 			return nil
 		}
@@ -218,6 +278,7 @@ func (w *Where) answer() {
 		switch e := &w.Events[i]; {
 		case len(e.Places) > 0:
 			e.Answer, e.Times = IsPublished, len(e.Places)
+		case e.Answer != "":
 		case e.DeadLetter != nil:
 			e.Answer = IsDeadLettered
 		case w.Behind > 0:
@@ -252,6 +313,20 @@ func (e *Whereabouts) position() (p cdc.Position) {
 	return p
 }
 
+func since(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " since " + t.UTC().Format(time.RFC3339Nano)
+}
+
+func tried(r *polling.Standing) string {
+	if r.RetryCount == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", refused %d times, last: %s", r.RetryCount, line(r.LastError))
+}
+
 // WriteJSON prints it for programs.
 func (w *Where) WriteJSON(out io.Writer) error {
 	enc := json.NewEncoder(out)
@@ -263,6 +338,10 @@ func (w *Where) WriteJSON(out io.Writer) error {
 func (w *Where) Write(out io.Writer) {
 	say := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
 	for _, e := range w.Events {
+		if e.Answer == Unknown && w.WALEnd == "" {
+			say("%s: not found\n  neither in the table nor an event or a key on its topics since then", line(e.EventID))
+			continue
+		}
 		if e.Answer == Unknown {
 			say("%s: not found", line(e.EventID))
 			say("  neither an event nor a key on the outbox's topics since then, nor a dead letter; the slot is %s behind the end of the WAL (%s)", bytes(w.Behind), w.WALEnd)
@@ -279,7 +358,10 @@ func (w *Where) Write(out io.Writer) {
 			}
 			position := fmt.Sprintf("lsn %s, seq %s; ", p.LSN, p.Seq)
 			if p.Replayed {
-				how, position = how+", by `walpost replay`", ""
+				how += ", by `walpost replay`"
+			}
+			if p.LSN == "" {
+				position = ""
 			}
 			say("  %s: topic %s, partition %d, offset %d; %s%s", how, p.Topic, p.Partition, p.Offset, position, p.Time.Format(time.RFC3339Nano))
 		}
@@ -288,6 +370,13 @@ func (w *Where) Write(out io.Writer) {
 		}
 		if d := e.DeadLetter; d != nil {
 			say("  dead-lettered: %s; since %s (`walpost dlq show %s`)", line(d.Reason), d.Time.Format(time.RFC3339), line(d.Key))
+		}
+		if r := e.Row; r != nil {
+			say("  in the table: %s%s%s", r.Status, since(r.ProcessedAt), tried(r))
+			if r.Behind != "" {
+				say("  it waits behind event %s of its key (`walpost where %s`)", line(r.Behind), line(r.Behind))
+			}
+			continue
 		}
 		switch e.Answer {
 		case NotYet:
