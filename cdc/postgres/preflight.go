@@ -255,7 +255,8 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	return problems, nil
 }
 
-// Facts reads what is compared with the state record, and of the server's identity the timeline.
+// Facts reads what is compared with the state record, and of the server's identity the timeline. A table that is polled is not
+// to be streamed; an Admin, who prepares that, does not mind.
 func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -264,7 +265,12 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 		return cdc.Facts{}, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	f, _, err := s.look(ctx, conn)
+	f, t, err := s.look(ctx, conn)
+	if err != nil || t.oid == 0 {
+		return f, err
+	}
+	pollers, err := s.pollers(ctx, conn, t.oid)
+	f.Unfit = append(f.Unfit, pollers...)
 	return f, err
 }
 
@@ -290,11 +296,6 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 				return f, t, err
 			}
 			f.Hidden = append(f.Hidden, hidden...)
-			pollers, err := s.pollers(ctx, conn, t.oid)
-			if err != nil {
-				return f, t, err
-			}
-			f.Unfit = append(f.Unfit, pollers...)
 		}
 		if len(f.Hidden)+len(f.Unfit) == 0 {
 			return f, t, nil

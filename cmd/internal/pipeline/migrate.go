@@ -22,13 +22,22 @@ func MigrateSource(ctx context.Context, cfg cdc.Config, adminURL string, out io.
 	if cfg.Source.Kind != cdc.WAL {
 		return errors.New("source.kind: name the configuration that is to be, with source.kind: wal; source.polling stays as it is until this has ended")
 	}
+	left := func(upTo int64) (pending, newest int64, err error) {
+		pending, failed, newest, err := polling.Left(ctx, cfg.Pipeline, cfg.Source, upTo)
+		if err == nil && failed > 0 {
+			err = fmt.Errorf("%d rows have failed, and no slot would have them: `walpost dlq redrive` or `walpost dlq drop` them under source.kind: polling, and run this again", failed)
+		}
+		return pending, newest, err
+	}
+	if _, _, err := left(0); err != nil {
+		return err
+	}
 	if err := Init(ctx, cfg, adminURL, false, false, out, opts...); err != nil {
 		return err
 	}
 	// The slot waited for the transactions that were open before it: what they committed can be seen.
-	pending, failed, upTo, err := polling.Left(ctx, cfg.Pipeline, cfg.Source, 0)
-	told := time.Time{}
-	for err == nil && pending > 0 {
+	pending, upTo, err := left(0)
+	for told := (time.Time{}); err == nil && pending > 0; {
 		if time.Since(told) > replayEvery {
 			fmt.Fprintf(out, "%d rows that may be older than the slot are pending: the poller has to publish them\n", pending)
 			told = time.Now()
@@ -38,15 +47,10 @@ func MigrateSource(ctx context.Context, cfg cdc.Config, adminURL string, out io.
 			return fmt.Errorf("%d rows that may be older than the slot are pending: let the poller run on, and run this again", pending)
 		case <-time.After(drainEvery):
 		}
-		if pending, failed, _, err = polling.Left(ctx, cfg.Pipeline, cfg.Source, upTo); err == nil && failed > 0 {
-			break
-		}
+		pending, _, err = left(upTo)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case failed > 0:
-		return fmt.Errorf("%d rows have failed, and the slot does not have them: `walpost dlq redrive` or `walpost dlq drop` them under source.kind: polling, and run this again", failed)
 	}
 	fmt.Fprintf(out, "the poller has published everything that is older than the slot: stop it, and start `walpost relay` with source.kind: wal; what the poller has published since then comes twice\n")
 	return nil

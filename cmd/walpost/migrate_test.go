@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+)
+
+// TestMigrateSourceWaitsForWhatNoSlotHas is every row that is older than the slot: a failed one is decided on before anything is
+// made, and one that fails meanwhile ends it.
+func TestMigrateSourceWaitsForWhatNoSlotHas(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "1"
+	s.must("init")
+	fails := func() {
+		t.Helper()
+		cdctest.Eventually(t, 20*time.Second, func() error {
+			if n := s.query("SELECT count(*)::text FROM outbox WHERE status = 'FAILED'"); n != "1" {
+				return fmt.Errorf("%s rows have failed", n)
+			}
+			return nil
+		})
+	}
+	wal := *s
+	wal.env = maps.Clone(s.env)
+	wal.env["WALPOST_SOURCE_KIND"] = "wal"
+	migrate := func() (string, error) { return wal.walpost("migrate-source") }
+	s.exec(refusedRow("k", "Refused"))
+	r := s.start()
+	fails()
+	if out, err := migrate(); err == nil || !strings.Contains(err.Error(), "1 rows have failed") || !strings.Contains(err.Error(), "walpost dlq") {
+		t.Errorf("with a failed row: %v\n%s", err, out)
+	}
+	if made := s.query("SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1) || ' ' || (SELECT count(*) FROM pg_publication)", s.env["WALPOST_SOURCE_SLOT"]); made != "0 0" {
+		t.Errorf("slots and publications before the decision: %s", made)
+	}
+	s.must("dlq", "drop", "--all", "--yes")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	s.exec(refusedRow("k", "RefusedMeanwhile"))
+	ended := make(chan error, 1)
+	go func() {
+		_, err := migrate()
+		ended <- err
+	}()
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		if s.query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]) == "0" {
+			return fmt.Errorf("no slot yet")
+		}
+		return nil
+	})
+	select {
+	case err := <-ended:
+		t.Fatalf("it did not wait for the pending row: %v", err)
+	default:
+	}
+	r = s.start()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "1 rows have failed") {
+		t.Errorf("with a row that fails meanwhile: %v", err)
+	}
+	s.must("dlq", "drop", "--all", "--yes")
+	if out, err := migrate(); err != nil || !strings.Contains(out, "stop it, and start `walpost relay`") {
+		t.Errorf("when all is decided: %v\n%s", err, out)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
