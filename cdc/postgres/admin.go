@@ -301,20 +301,27 @@ func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
 	return n, nil
 }
 
-// Removal returns the steps that take publication and role away. Slot and state have their own; the table stays.
+// Removal returns the steps that take the role away, and the publication where there is one. Slot and state have their own; the
+// table stays.
 func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	target, err := pgconn.ParseConfig(a.source.cfg.URL)
 	if err != nil {
 		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
+	user := pgx.Identifier{target.User}.Sanitize()
 	var revoke []string
 	if a.source.cfg.Messages == "" {
-		revoke = append(revoke, fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$", quotedTable(a.source.cfg), pgx.Identifier{target.User}.Sanitize()))
+		schema, _ := a.source.cfg.SchemaTable()
+		revoke = append(revoke, fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; REVOKE ALL ON SCHEMA %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$",
+			quotedTable(a.source.cfg), user, pgx.Identifier{schema}.Sanitize(), user))
 	}
-	steps := []Step{{
-		What: fmt.Sprintf("publication %s: drop it", a.source.cfg.Publication),
-		SQL:  []string{"DROP PUBLICATION IF EXISTS " + pgx.Identifier{a.source.cfg.Publication}.Sanitize()},
-	}}
+	var steps []Step
+	if a.source.cfg.Kind == cdc.WAL {
+		steps = append(steps, Step{
+			What: fmt.Sprintf("publication %s: drop it", a.source.cfg.Publication),
+			SQL:  []string{"DROP PUBLICATION IF EXISTS " + pgx.Identifier{a.source.cfg.Publication}.Sanitize()},
+		})
+	}
 	var super, me bool
 	err = a.conn.QueryRow(ctx, `SELECT rolsuper, rolname = current_user FROM pg_roles WHERE rolname = $1`, target.User).Scan(&super, &me)
 	switch {
@@ -324,7 +331,7 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	case super || me:
 		steps = append(steps, Step{What: fmt.Sprintf("role %s: an administrator's, left as it is", target.User)})
 	default:
-		steps = append(steps, Step{What: fmt.Sprintf("role %s: drop it", target.User), SQL: append(revoke, "DROP ROLE "+pgx.Identifier{target.User}.Sanitize())})
+		steps = append(steps, Step{What: fmt.Sprintf("role %s: drop it", target.User), SQL: append(revoke, "DROP ROLE "+user)})
 	}
 	return steps, nil
 }

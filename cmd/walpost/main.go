@@ -215,7 +215,11 @@ func (c *initCmd) remove(p *process, url string) error {
 		return err
 	}
 	if !c.Yes && !c.DryRun {
-		fmt.Fprintf(p.stdout, "This drops slot %s, its publication and role, and the state record of pipeline %s. Rows not delivered yet will not be published. Type the pipeline's name to go on: ", cfg.Source.Slot, cfg.Pipeline)
+		drops := fmt.Sprintf("slot %s, its publication and role, and the state record", cfg.Source.Slot)
+		if cfg.Source.Kind == cdc.Polling {
+			drops = "the role"
+		}
+		fmt.Fprintf(p.stdout, "This drops %s of pipeline %s. Rows not delivered yet will not be published. Type the pipeline's name to go on: ", drops, cfg.Pipeline)
 		answer, _ := bufio.NewReader(p.stdin).ReadString('\n')
 		if strings.TrimSpace(answer) != cfg.Pipeline {
 			return errors.New("nothing was removed")

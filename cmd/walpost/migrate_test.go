@@ -72,4 +72,11 @@ func TestMigrateSourceWaitsForWhatNoSlotHas(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}
+
+	wal.must("init", "--remove", "--yes")
+	s.must("init")
+	s.must("init", "--remove", "--yes")
+	if left := s.query("SELECT count(*)::text FROM pg_roles WHERE rolname = $1", "relay_"+s.env["WALPOST_SOURCE_SLOT"]); left != "0" {
+		t.Error("the role is left")
+	}
 }

@@ -190,21 +190,20 @@ func (s *setup) slot(ctx context.Context) error {
 	return nil
 }
 
-// Remove takes slot, publication, role and state record away again. The outbox table and its topics stay. The relay must be
-// stopped.
+// Remove takes slot, publication, role and state record away again; of a polled pipeline there is the role alone. The outbox table
+// and its topics stay. The relay must be stopped.
 func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
 	if err != nil {
 		return err
 	}
 	defer s.close(ctx)
-	if cfg.Source.Kind == cdc.Polling {
-		return fmt.Errorf("source.kind: polling has neither slot nor state record: table and role are yours to drop")
-	}
-	s.say("slot %s: drop it, and with it the WAL it keeps", cfg.Source.Slot)
-	if !dryRun {
-		if err := s.pg.DropSlot(ctx); err != nil {
-			return err
+	if cfg.Source.Kind == cdc.WAL {
+		s.say("slot %s: drop it, and with it the WAL it keeps", cfg.Source.Slot)
+		if !dryRun {
+			if err := s.pg.DropSlot(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	steps, err := s.pg.Removal(ctx)
@@ -215,6 +214,9 @@ func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, o
 		if err := s.do(ctx, step); err != nil {
 			return err
 		}
+	}
+	if cfg.Source.Kind == cdc.Polling {
+		return nil
 	}
 	s.say("topic %s: delete it", cfg.StateTopic())
 	if dryRun {
