@@ -77,16 +77,7 @@ func TestRefusedOnFlush(t *testing.T) {
 	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
 	p := &cfg.Source.Polling
 	p.Interval, p.Backoff, p.Attempts = 20*time.Millisecond, 700*time.Millisecond, 3
-	conn, err := pgx.Connect(t.Context(), cfg.Source.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(t.Context()) }()
-	for _, sql := range polling.DDL(cfg.Source) {
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	conn := outboxOf(t, cfg)
 	for _, e := range []string{"a1", "b1", "bbad", "a2", "b3", "c1"} {
 		if _, err := conn.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', $1, $2, '{}')`, e[:1], e[1:]); err != nil {
 			t.Fatal(err)
@@ -134,5 +125,101 @@ func TestRefusedOnFlush(t *testing.T) {
 	}
 	if first, second := b.tried[1].Sub(b.tried[0]), b.tried[2].Sub(b.tried[1]); first < p.Backoff || second < 2*p.Backoff {
 		t.Errorf("tried again after %s and %s: the backoff is %s and doubles", first, second, p.Backoff)
+	}
+}
+
+// outboxOf makes the table and connects to its database.
+func outboxOf(t *testing.T, cfg cdc.Config) *pgx.Conn {
+	t.Helper()
+	conn := connect(t, cfg)
+	for _, sql := range polling.DDL(cfg.Source) {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return conn
+}
+
+func connect(t *testing.T, cfg cdc.Config) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), cfg.Source.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+// TestTransactionsThatOverlap are such that one is always open, for longer than the interval: rows are settled all the same.
+func TestTransactionsThatOverlap(t *testing.T) {
+	t.Parallel()
+	cfg := cdc.DefaultConfig()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	cfg.Source.Polling.Interval = 10 * time.Millisecond
+	conns := []*pgx.Conn{outboxOf(t, cfg), connect(t, cfg)}
+	run := func(i int, sql string) {
+		t.Helper()
+		if _, err := conns[i%2].Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(0, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'a', '1', '{}')`)
+	in := &inbox{answer: func(string, int) error { return nil }}
+	const begin = "BEGIN; SELECT pg_current_xact_id()"
+	run(0, begin)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- polling.New(cfg, polling.To(in.handle), cdc.Observer{}).Run(ctx) }()
+	for i := 1; in.called() == ""; i++ {
+		run(i, begin)
+		time.Sleep(5 * cfg.Source.Polling.Interval)
+		if run(i+1, "COMMIT"); i == 100 {
+			t.Error("nothing is settled")
+			break
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLockedRows are another relay's, where there is no order: the others are not waited for.
+func TestLockedRows(t *testing.T) {
+	t.Parallel()
+	cfg := cdc.DefaultConfig()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	cfg.Source.Polling.Interval, cfg.Source.Polling.Order = 10*time.Millisecond, cdc.OrderNone
+	conn := outboxOf(t, cfg)
+	for _, sql := range []string{
+		`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), 'order', 'a', i::text, '{}' FROM generate_series(1, 3) i`,
+		`BEGIN`,
+		`SELECT FROM outbox WHERE event_type = '1' FOR UPDATE`,
+	} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := &inbox{answer: func(string, int) error { return nil }}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- polling.New(cfg, polling.To(in.handle), cdc.Observer{}).Run(ctx) }()
+	called := func(want string) {
+		t.Helper()
+		cdctest.Eventually(t, 10*time.Second, func() error {
+			if got := in.called(); got != want {
+				return fmt.Errorf("called for %q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	called("a2 a3")
+	if _, err := conn.Exec(t.Context(), "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	called("a2 a3 a1")
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
