@@ -44,12 +44,14 @@ func MigrateSource(ctx context.Context, cfg cdc.Config, adminURL string, out io.
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d rows that may be older than the slot are pending: let the poller run on, and run this again", pending)
 		case <-time.After(drainEvery):
 		}
 		pending, _, err = left(upTo)
 	}
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("rows that may be older than the slot are pending: let the poller run on, and run this again (%w)", ctx.Err())
+	case err != nil:
 		return err
 	}
 	fmt.Fprintf(out, "the poller has published everything that is older than the slot: stop it, and start `walpost relay` with source.kind: wal; what the poller has published since then comes twice\n")
