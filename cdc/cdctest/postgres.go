@@ -51,7 +51,7 @@ func Postgres(t testing.TB) *devenv.Postgres {
 	shared.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 		defer cancel()
-		shared.server, shared.err = devenv.StartPostgres(ctx, devenv.PostgresConfig{Version: version()})
+		shared.server, shared.err = devenv.StartPostgres(ctx, devenv.PostgresConfig{Version: version(), InMemory: inMemory(t)})
 	})
 	if shared.err != nil {
 		t.Fatalf("start the shared PostgreSQL: %v", shared.err)
@@ -69,6 +69,7 @@ func OwnPostgres(t testing.TB, cfg devenv.PostgresConfig) *devenv.Postgres {
 	if cfg.Version == "" {
 		cfg.Version = version()
 	}
+	cfg.InMemory = inMemory(t)
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
 	server, err := devenv.StartPostgres(ctx, cfg)
@@ -81,6 +82,12 @@ func OwnPostgres(t testing.TB, cfg devenv.PostgresConfig) *devenv.Postgres {
 		}
 	})
 	return server
+}
+
+// inMemory spares tests the disk. What a benchmark measures is a server with one.
+func inMemory(t testing.TB) bool {
+	_, benchmark := t.(*testing.B)
+	return !benchmark
 }
 
 func version() string { return os.Getenv("WALPOST_TEST_POSTGRES") }

@@ -27,7 +27,7 @@ func (p *Postgres) Copy(ctx context.Context, cfg CopyConfig) (*Postgres, error) 
 	}
 	c := &Postgres{bin: p.bin, user: p.user, log: &tail{next: p.log.next}}
 	var err error
-	if c.folder, err = os.MkdirTemp("", folderPattern); err != nil {
+	if c.folder, err = os.MkdirTemp(filepath.Dir(p.folder), folderPattern); err != nil {
 		return nil, fmt.Errorf("make a folder for PostgreSQL: %w", err)
 	}
 	if err := c.copyFrom(ctx, p, cfg); err != nil {

@@ -2,6 +2,7 @@ package devenv
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,9 @@ type PostgresConfig struct {
 	Version string
 	// Settings are lines of postgresql.conf beside or instead of ours (wal_level=logical, fsync=off, and so on).
 	Settings map[string]string
+	// InMemory keeps the data in memory where the system has a file system there with room for it (Linux: /dev/shm), else
+	// where temporary files are.
+	InMemory bool
 	// Log receives the server's log. Nil keeps only its last lines, for error messages.
 	Log io.Writer
 	// Fetching is called before a server that is not installed is fetched, which takes as long as the network does. May be nil.
@@ -63,8 +67,12 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 		return nil, err
 	}
 	p := &Postgres{bin: bin, user: user, log: &tail{next: cfg.Log}}
-	sweep(filepath.Join(os.TempDir(), folderPattern))
-	if p.folder, err = os.MkdirTemp("", folderPattern); err != nil {
+	parent := os.TempDir()
+	if cfg.InMemory {
+		parent = cmp.Or(memory(), parent)
+	}
+	sweep(filepath.Join(parent, folderPattern))
+	if p.folder, err = os.MkdirTemp(parent, folderPattern); err != nil {
 		return nil, fmt.Errorf("make a folder for PostgreSQL: %w", err)
 	}
 	if err := p.create(ctx, cfg.Settings); err != nil {
@@ -124,6 +132,7 @@ func (p *Postgres) configure(settings map[string]string) error {
 		"unix_socket_directories":   "",
 		"wal_level":                 "logical",
 		"fsync":                     "off",
+		"wal_init_zero":             "off",
 		"max_connections":           "200",
 		"max_wal_senders":           "50",
 		"max_replication_slots":     "100",
@@ -219,7 +228,7 @@ func (p *Postgres) Clone(ctx context.Context, standby bool, settings map[string]
 	}
 	c := &Postgres{bin: p.bin, user: p.user, log: &tail{}}
 	var err error
-	if c.folder, err = os.MkdirTemp("", folderPattern); err != nil {
+	if c.folder, err = os.MkdirTemp(filepath.Dir(p.folder), folderPattern); err != nil {
 		return nil, fmt.Errorf("make a folder for PostgreSQL: %w", err)
 	}
 	if err := c.copy(ctx, p, standby, settings); err != nil {

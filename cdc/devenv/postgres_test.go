@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -179,22 +180,31 @@ func TestSmartStopThatTakesTooLongSaysSoAndCanBeHardened(t *testing.T) {
 }
 
 func TestCloseLeavesNoProcessAndNoFolder(t *testing.T) {
-	server, temp := start(t, devenv.PostgresConfig{})
-	addr := address(t, server.URL("postgres"))
-	connect(t, server.URL("postgres"))
-	for range 2 {
-		if err := server.Close(); err != nil {
-			t.Fatal(err)
+	for _, inMemory := range []bool{false, true} {
+		server, temp := start(t, devenv.PostgresConfig{InMemory: inMemory})
+		addr := address(t, server.URL("postgres"))
+		folder := filepath.Dir(query(t, server.URL("postgres"), "SHOW data_directory"))
+		if !inMemory && filepath.Dir(folder) != temp {
+			t.Errorf("the server is in %s and not in %s", folder, temp)
 		}
-	}
-	if listening(addr) {
-		t.Error("something still listens on the server's port")
-	}
-	if left, _ := filepath.Glob(filepath.Join(temp, "*")); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-	if left := processes(t, temp); left != "" {
-		t.Errorf("still running: %s", left)
+		connect(t, server.URL("postgres"))
+		for range 2 {
+			if err := server.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if listening(addr) {
+			t.Error("something still listens on the server's port")
+		}
+		if left, _ := filepath.Glob(filepath.Join(temp, "*")); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		if _, err := os.Stat(folder); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left behind: %v", folder, err)
+		}
+		if left := processes(t, folder); left != "" {
+			t.Errorf("still running: %s", left)
+		}
 	}
 }
 

@@ -108,3 +108,13 @@ func (u serverUser) prepare(cmd *exec.Cmd, folder string) {
 	cmd.Env = serverEnv()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential, Setpgid: true}
 }
+
+// memory is the folder of a file system in memory, or "" where there is none with room for servers: containers often have 64 MB.
+func memory() string {
+	const folder, room = "/dev/shm", 4 << 30
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(folder, &fs); err != nil || fs.Bavail*uint64(fs.Bsize) < room {
+		return ""
+	}
+	return folder
+}
