@@ -12,6 +12,7 @@ import (
 // TestWhatIsWrongWithTheServerIsSaidTogether has a server on which nothing is as it must be. One line names all of it, each with
 // the way to mend it, and once mended the relay streams without being restarted.
 func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
+	t.Parallel()
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"wal_level": "replica"}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
@@ -40,6 +41,7 @@ func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 
 // TestColumnListAndMissingRights are refused early, in the words of the configuration.
 func TestColumnListAndMissingRights(t *testing.T) {
+	t.Parallel()
 	t.Run("column list", func(t *testing.T) {
 		s := newStage(t)
 		s.must("init")
@@ -79,6 +81,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 
 // TestInitSaysWhatWillNotBePublished counts the rows that no slot will ever stream.
 func TestInitSaysWhatWillNotBePublished(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	cdctest.CreateOutbox(t, s.admin, "outbox")
 	s.insert(17)
@@ -89,6 +92,7 @@ func TestInitSaysWhatWillNotBePublished(t *testing.T) {
 
 // TestRelaysRoleHasNothingElse: LOGIN and REPLICATION; not the rows.
 func TestRelaysRoleHasNothingElse(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	role := "relay_" + s.env["WALPOST_SOURCE_SLOT"]
@@ -105,6 +109,7 @@ func TestRelaysRoleHasNothingElse(t *testing.T) {
 
 // TestMadeTableIsTheServicesTable: what init makes where there is no table is what the orders service migrates to.
 func TestMadeTableIsTheServicesTable(t *testing.T) {
+	t.Parallel()
 	columns := func(s *stage) string {
 		return s.query(`
 			SELECT string_agg(c, E'\n' ORDER BY c) FROM (

@@ -68,6 +68,7 @@ func (s *stage) ofKey(key string) string {
 // TestDLQRedrive: what is redriven is the record that the row asked for, with its id and key, and one header more. What is still
 // refused stays, with a sentence.
 func TestDLQRedrive(t *testing.T) {
+	t.Parallel()
 	s := dlqStage(t, nil)
 	if got := s.unresolved(); got != "1 3 4" {
 		t.Fatalf("unresolved: %s", got)
@@ -131,6 +132,7 @@ func TestDLQRedrive(t *testing.T) {
 
 // TestDLQRedriveOfAHeldKey frees the key of a running relay: in order, and without a restart.
 func TestDLQRedriveOfAHeldKey(t *testing.T) {
+	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_POISON_HOLD_KEY": "true"})
 	if got := s.unresolved(); got != "1 2 3 4" {
 		t.Fatalf("unresolved: %s", got)
@@ -156,6 +158,7 @@ func TestDLQRedriveOfAHeldKey(t *testing.T) {
 
 // TestDLQDrop asks, and says what waits.
 func TestDLQDrop(t *testing.T) {
+	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_POISON_HOLD_KEY": "true"})
 	if out, err := s.walpost("dlq", "drop", event(1)); err == nil || !strings.Contains(out, "never be published") || s.unresolved() != "1 2 3 4" {
 		t.Errorf("drop did not ask: %v\n%s", err, out)
@@ -180,6 +183,7 @@ func TestDLQDrop(t *testing.T) {
 
 // TestDLQOfAPipelineWithoutOne: no topic, no dead letters, no error.
 func TestDLQOfAPipelineWithoutOne(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	if out := s.must("dlq", "list"); !strings.Contains(out, "no dead letters") {
@@ -189,6 +193,7 @@ func TestDLQOfAPipelineWithoutOne(t *testing.T) {
 
 // TestDLQInExactlyOnce: a dead letter and the state record are one transaction, and redrive is not in the relay's way.
 func TestDLQInExactlyOnce(t *testing.T) {
+	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_DELIVERY": "exactly_once", "WALPOST_POISON_HOLD_KEY": "true"})
 	s.limit("1048588")
 	s.must("dlq", "redrive", "--all")

@@ -19,6 +19,7 @@ import (
 // TestChaos does one random fault after the other, in both modes, for as long as WALPOST_CHAOS says (10m; a few seconds without
 // it), and prints the seed of its choices; WALPOST_CHAOS_SEED takes it again.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	lasts, seed := 5*time.Second, rand.Uint64()
 	if text := os.Getenv("WALPOST_CHAOS"); text != "" {
 		var err error

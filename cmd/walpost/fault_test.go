@@ -65,6 +65,7 @@ const (
 
 // TestFaults runs every line of the fault table in both modes.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	results := map[string]map[mode]cell{}
 	if *update {

@@ -52,6 +52,7 @@ func (s *stage) rewrite(change func(*cdc.State)) {
 // TestReconcileHalts changes one side behind the relay's back. Each time the relay halts with a sentence that says what was
 // found and what to run, publishes nothing, confirms nothing, and gives the slot back.
 func TestReconcileHalts(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		change func(s *stage)
@@ -132,6 +133,7 @@ func TestReconcileHalts(t *testing.T) {
 
 // TestInitGoesOnWhereItStopped runs init at every place where an earlier one can have ended.
 func TestInitGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	if out := s.must("init", "--dry-run"); !strings.Contains(out, "CREATE PUBLICATION") || !strings.Contains(out, "pg_create_logical_replication_slot") {
 		t.Errorf("the dry run does not show its SQL:\n%s", out)
@@ -160,6 +162,7 @@ func TestInitGoesOnWhereItStopped(t *testing.T) {
 
 // TestRemoveLeavesNothingBehind takes a pipeline away, after asking.
 func TestRemoveLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	if _, err := s.walpost("init", "--remove"); err == nil {
@@ -181,6 +184,7 @@ func TestRemoveLeavesNothingBehind(t *testing.T) {
 // TestRowThatKafkaCannotTakeHalts puts a row between others that can never be published. What is before it arrives, nothing
 // behind it does, it is named, and once it can be taken the rest goes on, with nothing twice.
 func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
+	t.Parallel()
 	type poison struct {
 		name   string
 		column string
@@ -264,6 +268,7 @@ func (s *stage) limit(bytes string) {
 
 // TestChangesUnderARunningRelay pulls the ground away while the relay streams. It halts on the next row, before anything is skipped.
 func TestChangesUnderARunningRelay(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		change func(*stage)
 		says   string

@@ -97,6 +97,7 @@ func positionOf(t testing.TB, r *kgo.Record) (p cdc.Position) {
 // as soon as a state record is durable, for what is then not confirmed yet is confirmed within milliseconds on servers that ask.
 // WALPOST_KILLS says how often.
 func TestKillLosesNothing(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		t.Run(string(m), func(t *testing.T) {
 			t.Parallel()

@@ -102,6 +102,7 @@ var poisonKinds = []poisonKind{
 
 // TestPoisonHalts: the first policy. What stands before the row arrives, nothing behind it does, and it is said which row and why.
 func TestPoisonHalts(t *testing.T) {
+	t.Parallel()
 	for _, kind := range poisonKinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
@@ -126,6 +127,7 @@ func TestPoisonHalts(t *testing.T) {
 // TestPoisonIsPutAside: the second and the third. Every kind of poison, each between two rows of its key, in one go: the poison
 // is in the dead letter topic, whole and with its reason; everything else is published, in order, or held.
 func TestPoisonIsPutAside(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"dead_letter", "dead_letter+hold_key"} {
 		t.Run(policy, func(t *testing.T) {
 			t.Parallel()
@@ -205,6 +207,7 @@ func sameSet(a, b []string) bool {
 
 // TestDeadLetterHoldsBytes: a bytea of more than a megabyte that is no text comes out of the dead letter topic as it went in.
 func TestDeadLetterHoldsBytes(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
 	s.exec(`CREATE TABLE outbox (id bigint, aggregate_type text, aggregate_id text, event_type text, payload bytea, note text)`)
@@ -228,6 +231,7 @@ func TestDeadLetterHoldsBytes(t *testing.T) {
 // TestKillAroundDeadLetters kills -9 under a load of which every fourth row is poison. Nothing is lost: each row is on the topic or
 // in the dead letter topic, where repeats stand under one key. In exactly-once nothing is there twice.
 func TestKillAroundDeadLetters(t *testing.T) {
+	t.Parallel()
 	for _, delivery := range []cdc.Delivery{cdc.AtLeastOnce, cdc.ExactlyOnce} {
 		t.Run(string(delivery), func(t *testing.T) { killAroundDeadLetters(t, delivery) })
 	}
@@ -291,6 +295,7 @@ func killAroundDeadLetters(t *testing.T, delivery cdc.Delivery) {
 // TestDeadLetterTopicIsGuarded: a topic that would lose dead letters, or that is the outbox's, is a clear sentence and nothing is
 // published.
 func TestDeadLetterTopicIsGuarded(t *testing.T) {
+	t.Parallel()
 	create := func(s *stage, partitions int32, policy string) {
 		client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
 		if err != nil {
@@ -339,6 +344,7 @@ func TestDeadLetterTopicIsGuarded(t *testing.T) {
 // TestLimitLoweredUnderARunningRelay: the relay knows a limit that no longer holds, and Kafka refuses a whole batch. No innocent row
 // is put aside.
 func TestLimitLoweredUnderARunningRelay(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
 	s.must("init")

@@ -17,6 +17,7 @@ import (
 // TestWhatHidesRowsIsSeenWithoutARow changes what the relay depends on while it streams and nobody writes: only looking finds it.
 // It is latched: undoing it changes nothing, a restart changes nothing, and every place says the same sentence.
 func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, change, undo, says string
 		from                     int // PostgreSQL
@@ -76,6 +77,7 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 
 // TestColumns: one more is nobody's business; one that is needed and gone halts at once, and the halt ends with its cause.
 func TestColumns(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "300ms"
 	s.must("init")
@@ -98,6 +100,7 @@ func TestColumns(t *testing.T) {
 
 // TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody came for it.
 func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		cause    string
 		settings map[string]string
@@ -157,6 +160,7 @@ func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 
 // TestStateTopicThatIsNotToBeTrusted: one clear sentence and a halt, never a start from zero.
 func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
+	t.Parallel()
 	admin := func(s *stage) *kadm.Client {
 		client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
 		if err != nil {
@@ -240,6 +244,7 @@ func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 
 // TestTwoPipelinesOfOneName have one transactional id. The second one must say so before it fences the first.
 func TestTwoPipelinesOfOneName(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_DELIVERY"] = "exactly_once"
 	s.must("init")

@@ -12,6 +12,7 @@ import (
 
 // TestRowsTravelFromInitToTopic is the whole way, as README tells it.
 func TestRowsTravelFromInitToTopic(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	r := s.start()

@@ -11,6 +11,7 @@ import (
 // TestReplayFillsAGap loses rows the way an advanced slot does, and brings them back from the table: whole, in created order,
 // marked, and as the stream would have rendered them.
 func TestReplayFillsAGap(t *testing.T) {
+	t.Parallel()
 	for _, delivery := range []string{"at_least_once", "exactly_once"} {
 		t.Run(delivery, func(t *testing.T) {
 			t.Parallel()
@@ -69,6 +70,7 @@ func TestReplayFillsAGap(t *testing.T) {
 
 // TestReplaySaysWhatItRefuses and publishes the rest.
 func TestReplaySaysWhatItRefuses(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), t, 'k', 'OrderPaid', '{}' FROM unnest('{order,invoice,order}'::text[]) t`)

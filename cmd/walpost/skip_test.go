@@ -14,6 +14,7 @@ import (
 
 // TestSkipMovesNoSlotWithoutItsRecord: Kafka refuses the state record, and the slot stays, or nobody would know what was skipped.
 func TestSkipMovesNoSlotWithoutItsRecord(t *testing.T) {
+	t.Parallel()
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 // TestStatusBesideABusyRelay asks again and again while slot and state record move: it must never see one behind the other and
 // tell an operator to begin anew.
 func TestStatusBesideABusyRelay(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_SOURCE_STATUS_INTERVAL"] = "100ms"
 	s.must("init")

@@ -10,6 +10,7 @@ import (
 
 // TestUsersOwnTable relays the tables people know from articles, with the values they hold, byte for byte.
 func TestUsersOwnTable(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		env     map[string]string
@@ -85,6 +86,7 @@ func TestUsersOwnTable(t *testing.T) {
 // TestPublicationThatCarriesMore relays over a publication of all tables and all operations: inserts into the outbox are
 // published, the rest is counted.
 func TestPublicationThatCarriesMore(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.exec(`CREATE TABLE outbox (id text PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb);
 		CREATE TABLE other (id int PRIMARY KEY, t text); CREATE PUBLICATION walpost FOR ALL TABLES`)
@@ -109,6 +111,7 @@ func TestPublicationThatCarriesMore(t *testing.T) {
 
 // TestTemplateOverEventType has a topic per event type, with names of its own.
 func TestTemplateOverEventType(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_KAFKA_TOPIC"] = s.pipeline + ".{aggregate_type}.{event_type}"
 	s.env["WALPOST_KAFKA_RENAME"] = "{order: orders, OrderPaid: paid}"
@@ -122,6 +125,7 @@ func TestTemplateOverEventType(t *testing.T) {
 
 // TestPartitionsAreTheJavaClients compares with values of Kafka's own tests of murmur2.
 func TestPartitionsAreTheJavaClients(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	s.start()

@@ -92,6 +92,7 @@ func (s *stage) standing() string {
 // TestWedgeIsSteppedOver has rows that PostgreSQL itself cannot decode for us: bytes that are no UTF-8, in a database that does
 // not look. The relay publishes what stands before them, names the way past, and nothing else is lost on it.
 func TestWedgeIsSteppedOver(t *testing.T) {
+	t.Parallel()
 	s := stageOn(t, cdctest.Database(t, "ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"), cdctest.Kafka(t))
 	s.must("init")
 	s.exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check, DROP CONSTRAINT outbox_payload_check1, ALTER COLUMN payload TYPE text`)
@@ -138,6 +139,7 @@ func TestWedgeIsSteppedOver(t *testing.T) {
 
 // TestRowTooLargeForUsIsSteppedOver: one that the relay will not read into memory.
 func TestRowTooLargeForUsIsSteppedOver(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_SOURCE_MAX_ROW_BYTES"] = "1MiB"
 	s.must("init")
@@ -165,6 +167,7 @@ func TestRowTooLargeForUsIsSteppedOver(t *testing.T) {
 
 // TestSkipRefusesToGuess: whatever would not do what it says.
 func TestSkipRefusesToGuess(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	r := s.start()
@@ -198,6 +201,7 @@ func TestSkipRefusesToGuess(t *testing.T) {
 // TestAdoptEndsEachLatchedHalt takes each cause that hides rows, and goes on from what is there. What was hidden is named; what
 // was not is neither lost nor doubled.
 func TestAdoptEndsEachLatchedHalt(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		change func(s *stage)
@@ -277,6 +281,7 @@ func TestAdoptEndsEachLatchedHalt(t *testing.T) {
 
 // TestAdoptTakesASlotThatIsNotOurs: no state record, be it that there never was one or that its topic is gone.
 func TestAdoptTakesASlotThatIsNotOurs(t *testing.T) {
+	t.Parallel()
 	s := delivered(t)
 	s.deleteTopic("walpost.state." + s.pipeline)
 	id := s.one()
@@ -294,6 +299,7 @@ func TestAdoptTakesASlotThatIsNotOurs(t *testing.T) {
 
 // TestAdoptRefuses what no decision mends.
 func TestAdoptRefuses(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	s.refuses("nothing to adopt", "adopt")

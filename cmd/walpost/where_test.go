@@ -41,6 +41,7 @@ func answers(w pipeline.Where) (all []pipeline.Answer) {
 
 // TestWhere gives each of the answers for events of one key, and for the key all of them.
 func TestWhere(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
 	cdctest.CreateOutbox(t, s.admin, "outbox")
@@ -133,6 +134,7 @@ func TestWhere(t *testing.T) {
 // TestWhereWithoutTheRow: the relay's own role may not read the outbox, and rows are deleted. A UUIDv7 tells the time by itself;
 // for another id it must be said.
 func TestWhereWithoutTheRow(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	s.start()
@@ -172,6 +174,7 @@ func TestWhereWithoutTheRow(t *testing.T) {
 
 // TestWhereAfterPartitionsWereAdded finds what the producer once put elsewhere.
 func TestWhereAfterPartitionsWereAdded(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.must("init")
 	s.start()
