@@ -23,6 +23,7 @@ var plenty = map[string]int64{"tea": 100_000, "cup": 100_000, "pot": 100_000}
 func skusOf(stock map[string]int64) []string { return slices.Sorted(maps.Keys(stock)) }
 
 func TestEveryEventTwiceAndToTwoConsumersAtOnce(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 3)
 	f.setStock(plenty)
 	events := orders(150, skusOf(plenty)...)
@@ -45,6 +46,7 @@ func TestEveryEventTwiceAndToTwoConsumersAtOnce(t *testing.T) {
 }
 
 func TestThreeConsumersJoinAndLeaveUnderLoad(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 6)
 	f.setStock(plenty)
 	group := cdctest.Name(t, "inventory")
@@ -109,6 +111,7 @@ func TestThreeConsumersJoinAndLeaveUnderLoad(t *testing.T) {
 }
 
 func TestPartitionIsNotGivenAwayWithAnEventInHand(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 2)
 	f.setStock(plenty)
 	events := orders(30, skusOf(plenty)...)
@@ -133,6 +136,7 @@ func TestPartitionIsNotGivenAwayWithAnEventInHand(t *testing.T) {
 }
 
 func TestOffsetIsCommittedAfterTheTransaction(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 1)
 	f.setStock(map[string]int64{"tea": 5})
 	f.produce(paid(orderID(), item("tea", 1)))
@@ -168,7 +172,7 @@ func (f *fixture) waitBlocked() {
 	f.Helper()
 	cdctest.Eventually(f, 30*time.Second, func() error {
 		var waiting int
-		if err := f.pool.QueryRow(f.Context(), `SELECT count(*) FROM pg_locks WHERE NOT granted`).Scan(&waiting); err != nil {
+		if err := f.pool.QueryRow(f.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting); err != nil {
 			return err
 		}
 		if waiting == 0 {
@@ -179,6 +183,7 @@ func (f *fixture) waitBlocked() {
 }
 
 func TestStopFinishesTheEventInHandAndLeavesTheGroup(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 1)
 	f.setStock(map[string]int64{"tea": 500})
 	for range 200 {
@@ -213,6 +218,7 @@ func TestStopFinishesTheEventInHandAndLeavesTheGroup(t *testing.T) {
 }
 
 func TestMalformedEventsStopNothing(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 1)
 	f.setStock(map[string]int64{"tea": 10})
 	good := func() *kgo.Record { return paid(orderID(), item("tea", 1)).record(f.topic) }
@@ -272,6 +278,7 @@ func TestMalformedEventsStopNothing(t *testing.T) {
 }
 
 func TestWhatPostgreSQLRefusesIsMalformedToo(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 1)
 	f.setStock(map[string]int64{"tea": 10})
 	if _, err := f.owner().Exec(t.Context(), `ALTER TABLE stock_movements ADD CONSTRAINT never_3 CHECK (change <> -3)`); err != nil {
@@ -406,6 +413,7 @@ func TestTopicMadeLate(t *testing.T) {
 }
 
 func TestTransactionsOfTheRelay(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, 1)
 	f.setStock(map[string]int64{"tea": 10})
 	producer, err := kgo.NewClient(kgo.SeedBrokers(f.brokers...), kgo.TransactionalID(cdctest.Name(t, "relay")))

@@ -46,6 +46,7 @@ func object(t *testing.T, text string) (fields map[string]any) {
 
 // TestAnswersAreAsTheSchemasSay compares what is in the outbox with schemas and examples, which the order service's tests read.
 func TestAnswersAreAsTheSchemasSay(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, map[string]int64{"TEA-100": 3, "CUP.white": 1})
 	order, late := orderID(), orderID()
 	items := []inventory.Item{item("TEA-100", 2), item("CUP.white", 1)}
@@ -85,6 +86,7 @@ func TestAnswersAreAsTheSchemasSay(t *testing.T) {
 
 // A schema that takes everything would make the contract test one that cannot fail.
 func TestSchemasRefuseWhatIsNoAnswer(t *testing.T) {
+	t.Parallel()
 	for eventType := range schemaFiles {
 		sch := schema(t, eventType)
 		if err := sch.Validate(example(t, eventType)); err != nil {

@@ -31,9 +31,6 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// migrating keeps two tests from altering the server's one role at the same time.
-var migrating sync.Mutex
-
 // migrateURL makes the inventory's schema and returns a pool with the service's own rights.
 func migrateURL(t testing.TB, admin string) *pgxpool.Pool {
 	t.Helper()
@@ -42,11 +39,7 @@ func migrateURL(t testing.TB, admin string) *pgxpool.Pool {
 		t.Fatal(err)
 	}
 	service.User = url.UserPassword("inventory_service", "secret")
-	migrating.Lock()
-	defer migrating.Unlock()
-	if err := sql.Migrate(t.Context(), sql.Inventory, admin, service.String(), io.Discard); err != nil {
-		t.Fatal(err)
-	}
+	cdctest.AlterRoles(t, func() error { return sql.Migrate(t.Context(), sql.Inventory, admin, service.String(), io.Discard) })
 	pool, err := pgxpool.New(t.Context(), service.String())
 	if err != nil {
 		t.Fatal(err)

@@ -44,6 +44,7 @@ func ask(t *testing.T, f *fixture, method, path, body string) (int, map[string]a
 }
 
 func TestProductsOverHTTP(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, nil)
 	for _, body := range []string{`{"name": "Tea"}`, `{"name": "Green tea", "pictureUrl": "https://shop.example/tea.jpg?w=48"}`} {
 		if status, got := ask(t, f, "PUT", "/products/tea", body); status != 200 || got["sku"] != "tea" {
@@ -56,6 +57,7 @@ func TestProductsOverHTTP(t *testing.T) {
 }
 
 func TestStockOverHTTP(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, nil)
 	if status, got := ask(t, f, "PUT", "/stock/tea", `{"available": 10}`); status != 200 || got["available"] != 10.0 || got["sku"] != "tea" {
 		t.Errorf("%d %v", status, got)
@@ -95,6 +97,7 @@ func TestStockOverHTTP(t *testing.T) {
 }
 
 func TestPages(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, nil)
 	if _, got := ask(t, f, "GET", "/stock", ""); fmt.Sprint(got) != "map[items:[]]" {
 		t.Errorf("an empty list is %v", got)
@@ -124,6 +127,7 @@ func TestPages(t *testing.T) {
 }
 
 func TestWrongRequestsChangeNothing(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, map[string]int64{"tea": 5})
 	long := strings.Repeat("x", 65)
 	for _, c := range []struct {
@@ -174,6 +178,7 @@ func TestWrongRequestsChangeNothing(t *testing.T) {
 }
 
 func TestWithoutDatabaseHTTPSaysSo(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, nil)
 	f.pool.Close()
 	if status, got := ask(t, f, "GET", "/stock", ""); status != 503 || !strings.Contains(fmt.Sprint(got["detail"]), "try again") {

@@ -55,6 +55,7 @@ func (f *fixture) wantStock(want map[string]int64) {
 }
 
 func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
+	t.Parallel()
 	start := map[string]int64{"tea": 10, "cup": 1}
 	f := storeFixture(t, start)
 	order := orderID()
@@ -88,6 +89,7 @@ func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
 
 // TestManyEventsAtOnceAreAsOneAfterTheOther has each event of a batch find what those before it have left.
 func TestManyEventsAtOnceAreAsOneAfterTheOther(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, map[string]int64{"tea": 3, "cup": 9})
 	a, b, c, d := orderID(), orderID(), orderID(), orderID()
 	events := []event{
@@ -123,12 +125,14 @@ func TestManyEventsAtOnceAreAsOneAfterTheOther(t *testing.T) {
 }
 
 func TestLastPieceIsSold(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, map[string]int64{"tea": 3})
 	f.mustApply(paid(orderID(), item("tea", 3)))
 	f.wantStock(map[string]int64{"tea": 0})
 }
 
 func TestCancellationGivesBackOnlyWhatWasTaken(t *testing.T) {
+	t.Parallel()
 	f := storeFixture(t, map[string]int64{"tea": 10})
 	never, unpaid, twice := orderID(), orderID(), orderID()
 	pay, first, again := paid(twice, item("tea", 4)), cancelled(twice, true, item("tea", 4)), cancelled(twice, true, item("tea", 4))
@@ -146,6 +150,7 @@ func TestCancellationGivesBackOnlyWhatWasTaken(t *testing.T) {
 }
 
 func TestOrdersOfTheSameSKUsNeitherDeadlockNorOversell(t *testing.T) {
+	t.Parallel()
 	skus := []string{"a", "b", "c", "d", "e"}
 	start := map[string]int64{}
 	for _, sku := range skus {

@@ -3,6 +3,7 @@ package cdctest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -26,9 +27,17 @@ var shared struct {
 	err    error
 }
 
-// Main is the body of a package's TestMain: it runs the tests, stops the shared server and fails the run when a
-// goroutine is left. It does not return.
-func Main(m *testing.M) { goleak.VerifyTestMain(run{m}) }
+// Main is the body of a package's TestMain: it runs the tests, six at a time where -parallel says nothing else, for they mostly wait,
+// stops the shared server and fails the run when a goroutine is left. It does not return.
+func Main(m *testing.M) {
+	flag.Parse()
+	byHand := false
+	flag.Visit(func(f *flag.Flag) { byHand = byHand || f.Name == "test.parallel" })
+	if !byHand {
+		_ = flag.Set("test.parallel", "6")
+	}
+	goleak.VerifyTestMain(run{m})
+}
 
 type run struct{ *testing.M }
 
@@ -107,6 +116,20 @@ func Database(t testing.TB, options ...string) string {
 		}
 	})
 	return server.URL(name)
+}
+
+var roles sync.Mutex
+
+// AlterRoles does what makes or alters roles that other tests of this binary make too: roles are the server's, and of two who alter one
+// at the same time PostgreSQL refuses one.
+func AlterRoles(t testing.TB, do func() error) {
+	t.Helper()
+	roles.Lock()
+	err := do()
+	roles.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func dropDatabase(server *devenv.Postgres, name string) error {

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -16,6 +14,7 @@ import (
 // TestFrozenInTheMiddleOfAnEvent stops a process with a transaction open, as a hypervisor does. Its group gives the partitions to
 // another, which must get on, and when the first wakes up it applies nothing.
 func TestFrozenInTheMiddleOfAnEvent(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {
 		t.Fatal(err)
@@ -36,12 +35,7 @@ func TestFrozenInTheMiddleOfAnEvent(t *testing.T) {
 	}
 	produce("OrderPaid")
 	frozen := s.start()
-	cdctest.Eventually(t, 30*time.Second, func() error {
-		if s.number(`SELECT count(*) FROM pg_locks WHERE NOT granted`) == 0 {
-			return errors.New("the service does not wait for the stock yet")
-		}
-		return nil
-	})
+	s.waitsForStock()
 	if err := frozen.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

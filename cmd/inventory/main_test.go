@@ -69,9 +69,7 @@ func newService(t *testing.T) *service {
 		"INVENTORY_HTTP": fmt.Sprintf("127.0.0.1:%d", port), "LOG_LEVEL": "debug",
 	}
 	cdctest.CreateTopic(t, brokers, s.topic, 3)
-	if err := run(t.Context(), []string{"migrate"}, s.getenv, io.Discard, io.Discard); err != nil {
-		t.Fatal(err)
-	}
+	cdctest.AlterRoles(t, func() error { return run(t.Context(), []string{"migrate"}, s.getenv, io.Discard, io.Discard) })
 	if s.conn, err = pgx.Connect(t.Context(), admin); err != nil {
 		t.Fatal(err)
 	}
@@ -176,6 +174,19 @@ func (s *service) waitApplied(n int64) {
 	})
 }
 
+// waitsForStock waits until somebody in this database waits for a lock. Not in pg_stat_activity: who asks in a transaction, as s.conn may
+// be, sees there what was when it first asked.
+func (s *service) waitsForStock() {
+	s.Helper()
+	cdctest.Eventually(s, 30*time.Second, func() error {
+		if s.number(`SELECT count(*) FROM pg_locks JOIN pg_locks here USING (pid)
+			WHERE NOT pg_locks.granted AND here.database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 0 {
+			return errors.New("the service does not wait for the stock yet")
+		}
+		return nil
+	})
+}
+
 // committed is the group's offset by partition.
 func (s *service) committed() map[int32]int64 {
 	s.Helper()
@@ -227,6 +238,7 @@ func (s *service) event(eventType, orderID string, items map[string]int) *kgo.Re
 
 // TestKilledUnderLoad kills the service at random points while orders are paid and cancelled, and counts the pieces.
 func TestKilledUnderLoad(t *testing.T) {
+	t.Parallel()
 	kills := 5
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
 		kills = 30
@@ -329,6 +341,7 @@ func TestKilledUnderLoad(t *testing.T) {
 
 // TestKilledInTheMiddleOfAnEvent kills the service between the inbox row and the stock: nothing of the event may stay.
 func TestKilledInTheMiddleOfAnEvent(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {
 		t.Fatal(err)
@@ -344,12 +357,7 @@ func TestKilledInTheMiddleOfAnEvent(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := s.start()
-	cdctest.Eventually(t, 30*time.Second, func() error {
-		if s.number(`SELECT count(*) FROM pg_locks WHERE NOT granted`) == 0 {
-			return errors.New("the service does not wait for the stock yet")
-		}
-		return nil
-	})
+	s.waitsForStock()
 	if at := s.committedSum(); at != 0 {
 		t.Errorf("offset %d is committed before the event is applied", at)
 	}
@@ -367,6 +375,7 @@ func TestKilledInTheMiddleOfAnEvent(t *testing.T) {
 
 // TestSIGTERM leaves nothing to do twice.
 func TestSIGTERM(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 1000)`); err != nil {
 		t.Fatal(err)
@@ -403,6 +412,7 @@ func TestSIGTERM(t *testing.T) {
 }
 
 func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
+	t.Parallel()
 	valid := map[string]string{
 		"INVENTORY_DATABASE_URL": "postgres://inventory_service:secret@127.0.0.1:1/inventory", "INVENTORY_KAFKA_BROKERS": "127.0.0.1:1",
 		"INVENTORY_HTTP": "127.0.0.1:0",
@@ -443,6 +453,7 @@ func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 
 // TestStaysUpWithoutPostgreSQLAndKafka waits for both, and says so.
 func TestStaysUpWithoutPostgreSQLAndKafka(t *testing.T) {
+	t.Parallel()
 	ports := make([]string, 3)
 	for i := range ports {
 		port, err := devenv.FreePort()

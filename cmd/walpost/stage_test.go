@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -34,12 +33,6 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv("WALPOST_TEST_MAIN") != "" {
 		app.Main(run)
-	}
-	flag.Parse()
-	byHand := false
-	flag.Visit(func(f *flag.Flag) { byHand = byHand || f.Name == "test.parallel" })
-	if !byHand {
-		_ = flag.Set("test.parallel", "6") // faults mostly wait
 	}
 	cdctest.Main(m)
 }

@@ -43,6 +43,7 @@ func (s *shop) become(order uuid.UUID, state orders.Status) {
 
 // Decision and content, for each kind of notification, state of the order when it is decided, and setting of the customer.
 func TestKindStateAndSettingsDecide(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
 	s.send(s.channel(server.url))
@@ -132,6 +133,7 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 
 // The order service's own examples are read, every line of them.
 func TestTheExamplesOfTheOrderServiceAreTold(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
 	s.send(s.channel(server.url))
@@ -164,6 +166,7 @@ func TestTheExamplesOfTheOrderServiceAreTold(t *testing.T) {
 }
 
 func TestEventsThatCannotBeToldAreNamedAndQuoteNothing(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	order := s.order()
 	good := func(change map[string]any) inbox.Event { return event("OrderShipped", order, change) }
@@ -215,6 +218,7 @@ func TestEventsThatCannotBeToldAreNamedAndQuoteNothing(t *testing.T) {
 }
 
 func TestNotificationsOverHTTP(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	mux := http.NewServeMux()
 	notify.Routes(mux, s.store, zerolog.Nop())

@@ -63,12 +63,12 @@ func open(t *testing.T) *shop {
 	orders, inventory := cdctest.Database(t), cdctest.Database(t)
 	as := func(admin, role string) string { return strings.Replace(admin, "postgres@", role+"@", 1) }
 	s := &shop{T: t, serviceURL: as(orders, "orders_service"), catalogURL: as(inventory, "inventory_reader"), log: &syncBuffer{}, registry: prometheus.NewRegistry()}
-	if err := errors.Join(
-		sql.Migrate(t.Context(), sql.Orders, orders, s.serviceURL, io.Discard),
-		sql.Migrate(t.Context(), sql.Inventory, inventory, as(inventory, "inventory_service"), io.Discard),
-		sql.GrantReader(t.Context(), inventory, as(inventory, "inventory_service"), s.catalogURL, io.Discard)); err != nil {
-		t.Fatal(err)
-	}
+	cdctest.AlterRoles(t, func() error {
+		return errors.Join(
+			sql.Migrate(t.Context(), sql.Orders, orders, s.serviceURL, io.Discard),
+			sql.Migrate(t.Context(), sql.Inventory, inventory, as(inventory, "inventory_service"), io.Discard),
+			sql.GrantReader(t.Context(), inventory, as(inventory, "inventory_service"), s.catalogURL, io.Discard))
+	})
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(s.log.String())

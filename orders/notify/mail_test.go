@@ -64,6 +64,7 @@ func parts(t *testing.T, l letter) map[string]string {
 
 // The consumer writes a row and talks to nobody; the sender does the rest, over STARTTLS and with a password.
 func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) { m.login = "shop:s3cret+" })
 	channel := s.channel(as("shop", "s3cret+", server.url, "required"), func(c *notify.MailConfig) { c.TLS = server.tls })
@@ -124,6 +125,7 @@ func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 }
 
 func TestWhatServersDo(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	no := func(code int, text string) error { return &smtp.SMTPError{Code: code, Message: text} }
 	real := func(change func(*mailServer)) func(*testing.T) *mailServer {
@@ -228,6 +230,7 @@ func TestWhatServersDo(t *testing.T) {
 }
 
 func TestTwoSendersNeverSendOneMailTwice(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) {
 		m.data = func(letter) error {
@@ -262,6 +265,7 @@ func TestTwoSendersNeverSendOneMailTwice(t *testing.T) {
 
 // Between two attempts is a random time around one that doubles.
 func TestAttemptsKeepTheirDistance(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	down := nobody(t)
 	seen := map[time.Duration]bool{}
@@ -291,6 +295,7 @@ func TestAttemptsKeepTheirDistance(t *testing.T) {
 
 // A sender that was frozen until its lease went to another one: what it sent is SENT all the same, and what it did not is the other's.
 func TestASenderThatLostItsLease(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	var answer error
 	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) {
@@ -322,6 +327,7 @@ func TestASenderThatLostItsLease(t *testing.T) {
 
 // A sender that ended in the last attempt, again and again, does not get a sixth.
 func TestAttemptsThatNobodyEndedCount(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
 	order := s.mail("OrderConfirmed", nil)
@@ -359,6 +365,7 @@ func sendAsChild() {
 // The one window: the sender is killed between the server's 250 and its own COMMIT. The mail goes out once more, under the same Message-ID, and
 // the attempt that nobody could end stays to be seen.
 func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	order := s.mail("OrderConfirmed", nil)
 	held := make(chan struct{})
@@ -418,6 +425,7 @@ func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
 
 // The 250 is there and the database is not: what happened is written down when it is back, by who knows it.
 func TestTheDatabaseGoesAwayBehindTheServersAnswer(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	gone := make(chan struct{})
 	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) {
@@ -443,6 +451,7 @@ func TestTheDatabaseGoesAwayBehindTheServersAnswer(t *testing.T) {
 }
 
 func TestWithTheCatalogAwayMailsWaitAndAreNeverHalfFilled(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
 	order := s.mail("OrderConfirmed", nil)
@@ -464,6 +473,7 @@ func TestWithTheCatalogAwayMailsWaitAndAreNeverHalfFilled(t *testing.T) {
 }
 
 func TestTheCatalogIsReadAndNothingElse(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	reader := pool(t, s.catalogURL)
 	for _, statement := range []string{`SELECT * FROM stock`, `SELECT updated_at FROM products`, `UPDATE products SET name = 'x'`, `DELETE FROM products`, `SELECT * FROM inbox`} {
@@ -474,6 +484,7 @@ func TestTheCatalogIsReadAndNothingElse(t *testing.T) {
 }
 
 func TestATemplateThatFailsIsRecordedAndNotInTheWay(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
 	folder := fstest.MapFS{
@@ -506,6 +517,7 @@ func TestATemplateThatFailsIsRecordedAndNotInTheWay(t *testing.T) {
 }
 
 func TestAddressesWithMoreThanAnAddressAreRefusedAndRecorded(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
 	var bad []uuid.UUID
@@ -536,6 +548,7 @@ func TestAddressesWithMoreThanAnAddressAreRefusedAndRecorded(t *testing.T) {
 
 // SMTP is down until five attempts are used up; then it is back, and all arrive without anybody typing a command.
 func TestWhatFailedIsRepublishedByItself(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	refusals := 2
 	down := nobody(t)
@@ -578,6 +591,7 @@ func TestWhatFailedIsRepublishedByItself(t *testing.T) {
 
 // What a server has refused is offered to it again at intervals that double, and what ran out of attempts in every round.
 func TestARefusedMailIsNotForcedOnAServer(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) { m.rcpt = func(int) error { return &smtp.SMTPError{Code: 550, Message: "no"} } })
 	order := s.mail("OrderConfirmed", nil)
@@ -598,6 +612,7 @@ func TestARefusedMailIsNotForcedOnAServer(t *testing.T) {
 }
 
 func TestTheRateIsKept(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})
 	first, second := s.mail("OrderConfirmed", nil), s.mail("OrderConfirmed", nil)

@@ -61,6 +61,7 @@ func (s *shop) webhook(url string) *notify.Webhook {
 }
 
 func TestAWebhookIsSignedAndNamesItsEvent(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	p := startPartner(t, func(n int, w http.ResponseWriter) {
 		if n == 1 {
@@ -137,6 +138,7 @@ orders_notifications_oldest_pending_seconds{channel="webhook"} 0
 }
 
 func TestWhatPartnersDo(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	status := func(code int) func(int, http.ResponseWriter) {
 		return func(n int, w http.ResponseWriter) {
@@ -194,6 +196,7 @@ func panicOnce(n int) {
 }
 
 func TestChannelsNameEveryMistakeAtOnceAndNoSecret(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ url, from, want string }{
 		{"", "", "is missing"},
 		{"smtp://shop:s3cret%zz@host", "shop@shop.example", "is no URL"},

@@ -41,20 +41,13 @@ type shop struct {
 	published   map[uuid.UUID]bool
 }
 
-// migrating keeps two tests from altering the server's one role at the same time.
-var migrating sync.Mutex
-
 func open(t *testing.T) *shop {
 	t.Helper()
 	admin := cdctest.Database(t)
 	service := strings.Replace(admin, "postgres@", "orders_service@", 1)
-	migrating.Lock()
-	err := sql.Migrate(t.Context(), sql.Orders, admin, service, io.Discard)
-	migrating.Unlock()
-	if err != nil {
-		t.Fatal(err)
-	}
+	cdctest.AlterRoles(t, func() error { return sql.Migrate(t.Context(), sql.Orders, admin, service, io.Discard) })
 	s := &shop{T: t, brokers: cdctest.Kafka(t), published: map[uuid.UUID]bool{}}
+	var err error
 	for pool, url := range map[**pgxpool.Pool]string{&s.pool: service, &s.owner: admin} {
 		if *pool, err = pgxpool.New(t.Context(), url); err != nil {
 			t.Fatal(err)
