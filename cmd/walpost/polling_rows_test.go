@@ -463,3 +463,31 @@ func TestMigrateSourceWaits(t *testing.T) {
 		t.Errorf("with only newer rows: %v\n%s", err, out)
 	}
 }
+
+// TestReplayPolled publishes once more what the table still has, whatever its status.
+func TestReplayPolled(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.must("init")
+	r := s.start()
+	s.insert(3)
+	s.drained()
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.insert(2)
+	hour := func(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339) }
+	out := s.must("replay", "--from", hour(-time.Hour), "--to", hour(time.Hour))
+	if !strings.Contains(out, "so does what is pending") || !strings.Contains(out, "5 rows were published again") {
+		t.Errorf("replay:\n%s", out)
+	}
+	again := 0
+	for _, rec := range cdctest.ReadAll(t, s.brokers, s.topic) {
+		if header(rec, "replay") != "" {
+			again++
+		}
+	}
+	if pending := s.backlog().Pending; again != 5 || pending != 2 {
+		t.Errorf("%d records are a replay's, and %d rows are pending; want 5 and 2", again, pending)
+	}
+}

@@ -65,11 +65,10 @@ func Replay(ctx context.Context, cfg cdc.Config, adminURL, from, to string, dryR
 	if err != nil {
 		what += ", then it failed"
 	}
-	if admin, aerr := sink.Admin(ctx); aerr == nil {
-		defer admin.Close()
-		aerr = admin.WriteDecision(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: "replay", By: operator(), What: what, From: from, To: to})
-		if aerr != nil {
-			err = errors.Join(err, aerr)
+	if cfg.Source.Kind == cdc.WAL { // polling has no topic to write it down in
+		if admin, aerr := sink.Admin(ctx); aerr == nil {
+			defer admin.Close()
+			err = errors.Join(err, admin.WriteDecision(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: "replay", By: operator(), What: what, From: from, To: to}))
 		}
 	}
 	if err != nil {
@@ -116,6 +115,10 @@ func (r *replay) overlap(ctx context.Context, sink *kafka.Sink, rows *postgres.R
 	}
 	r.total = total
 	r.say("%d rows were created from %s to %s and are still in %s", total, rows.From.UTC().Format(time.RFC3339), rows.To.UTC().Format(time.RFC3339), r.cfg.Source.Table)
+	if r.cfg.Source.Kind == cdc.Polling {
+		r.say("what was published before comes twice, and so does what is pending, which the relay publishes in its turn: consumers tell by the header id")
+		return nil
+	}
 	if st == nil || delivered.IsZero() {
 		r.say("nothing tells how many of them were published before; those come twice, consumers tell by the header id")
 		return nil

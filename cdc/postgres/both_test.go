@@ -1,0 +1,40 @@
+package postgres_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// TestPollTakesTheTable for one connection, and has the server look whether it is still there.
+func TestPollTakesTheTable(t *testing.T) {
+	t.Parallel()
+	url := cdctest.Database(t)
+	var conns []*pgx.Conn
+	for range 2 {
+		conn, err := pgx.Connect(t.Context(), url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close(t.Context()) }()
+		conns = append(conns, conn)
+	}
+	if err := postgres.Poll(t.Context(), conns[0], "outbox", 4711, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, shared := range []bool{false, true} {
+		if err := postgres.Poll(t.Context(), conns[1], "outbox", 4711, shared); !errors.Is(err, cdc.ErrTableInUse) {
+			t.Errorf("a second one, shared %t: %v", shared, err)
+		}
+	}
+	var alive string
+	err := conns[0].QueryRow(t.Context(), `SELECT concat_ws(' ', current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval'), current_setting('tcp_keepalives_count'))`).Scan(&alive)
+	if err != nil || alive != "10 5 3" {
+		t.Errorf("keepalives %s, %v", alive, err)
+	}
+}
