@@ -223,3 +223,44 @@ func TestLockedRows(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDecidedMeanwhile has rows that somebody decides about while they are delivered: that stands.
+func TestDecidedMeanwhile(t *testing.T) {
+	t.Parallel()
+	cfg := cdc.DefaultConfig()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	cfg.Source.Polling.Interval = 10 * time.Millisecond
+	conn := outboxOf(t, cfg)
+	if _, err := conn.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
+		SELECT gen_random_uuid(), 'order', k, '1', '{}' FROM unnest('{a,b,c}'::text[]) k`); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	relay := polling.New(cfg, polling.To(func(ctx context.Context, row *cdc.Row) error {
+		key := string(row.AggregateID)
+		if key == "c" {
+			close(done)
+			return nil
+		}
+		if _, err := conn.Exec(ctx, `UPDATE outbox SET status = 'DROPPED' WHERE aggregate_id = $1`, key); err != nil {
+			t.Error(err)
+		}
+		if key == "b" {
+			return errors.New("not this one")
+		}
+		return nil
+	}), cdc.Observer{})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- relay.Run(ctx) }()
+	<-done
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	var got string
+	err := conn.QueryRow(t.Context(), `SELECT string_agg(concat_ws(' ', aggregate_id, status, retry_count), ', ' ORDER BY position) FROM outbox`).Scan(&got)
+	if want := "a DROPPED 0, b DROPPED 0, c SENT 0"; err != nil || got != want {
+		t.Errorf("recorded is %s, %v; want %s", got, err, want)
+	}
+}

@@ -32,7 +32,7 @@ func Standings(ctx context.Context, pipeline string, cfg cdc.SourceConfig, ids [
 	if err := conn.QueryRow(ctx, `SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = $1 AND attname = $2`, oid, cfg.Columns.ID).Scan(&typ); err != nil {
 		return nil, said("look at the table", err)
 	}
-	behind := `coalesce((SELECT f.{id}::text FROM {table} f WHERE {holds} AND {same} AND o.{status} = {pending} ORDER BY f.{position} DESC LIMIT 1), '')`
+	behind := `coalesce((SELECT f.{id}::text FROM {table} f WHERE {holds} AND {same} ORDER BY f.{position} DESC LIMIT 1), '')`
 	if cfg.Polling.Order == cdc.OrderNone {
 		behind = `''`
 	}

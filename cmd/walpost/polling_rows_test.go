@@ -372,9 +372,9 @@ func TestWherePolled(t *testing.T) {
 	t.Cleanup(func() { _ = conn.Close(t.Context()) })
 	run1(t, conn, refusedRow("a", "2"))
 	second := s.query(`SELECT id::text FROM outbox WHERE event_type = '2'`)
-	third := s.row("a", 10)
+	third, fourth := s.row("a", 10), s.row("a", 10)
 	cdctest.Eventually(t, 20*time.Second, func() error {
-		if b := s.backlog(); b.Failed != 1 || b.Pending != 1 {
+		if b := s.backlog(); b.Failed != 1 || b.Pending != 2 {
 			return fmt.Errorf("%+v", b)
 		}
 		return nil
@@ -386,6 +386,7 @@ func TestWherePolled(t *testing.T) {
 		first:  {pipeline.IsPublished, "  in the table: SENT since 20"},
 		second: {pipeline.IsDeadLettered, "FAILED since 20"},
 		third:  {pipeline.NotYet, "it waits behind event " + second},
+		fourth: {pipeline.NotYet, "it waits behind event " + second},
 	} {
 		if got := answers(s.where(id)); fmt.Sprint(got) != fmt.Sprintf("[%s]", want.answer) {
 			t.Errorf("%s: %v, want %s", id, got, want.answer)
@@ -397,12 +398,15 @@ func TestWherePolled(t *testing.T) {
 	if w := s.where(first); len(w.Events[0].Places) != 1 || w.Events[0].Times != 1 {
 		t.Errorf("published at %+v", w.Events[0].Places)
 	}
-	if got := fmt.Sprint(answers(s.where("a"))); got != "[published dead_lettered not_yet]" {
+	if got := fmt.Sprint(answers(s.where("a"))); got != "[published dead_lettered not_yet not_yet]" {
 		t.Errorf("the key's: %s", got)
+	}
+	if w := s.where(third); w.Read.Partitions != 1 {
+		t.Errorf("read %+v for a row that is pending", w.Read)
 	}
 	s.must("dlq", "drop", second, "--yes")
 	s.drained()
-	if got := fmt.Sprint(answers(s.where("a"))); got != "[published gone published]" {
+	if got := fmt.Sprint(answers(s.where("a"))); got != "[published gone published published]" {
 		t.Errorf("the key's: %s", got)
 	}
 	s.exec(`DELETE FROM outbox`)
