@@ -27,7 +27,7 @@ type Observer struct {
 	Received func(rows, dropped, others, bytes int)
 	// Published is called when a window is durable, dead letters included, with the time since its first row came.
 	Published func(records []Record, took time.Duration)
-	// DeadLettered is called for each record of a durable window that is a dead letter.
+	// DeadLettered is called for each record of a durable window that is a dead letter, and for each row of a polled table that fails.
 	DeadLettered func(r *Record)
 	// Covered is called when a state record is durable.
 	Covered func(st *State)

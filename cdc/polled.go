@@ -125,6 +125,7 @@ func distinct(of string, bad func(format string, args ...any), values [][2]strin
 // Backlog is what waits in a polled table.
 type Backlog struct {
 	Pending  int64 `json:"pending"`
+	Refused  int64 `json:"refused"` // of those pending: they are tried again
 	Failed   int64 `json:"failed"`
 	HeldKeys int64 `json:"held_keys"` // keys that wait for a failed row
 	// OldestSeconds is for how long the oldest pending row has been there, where the table has created_at.
@@ -133,7 +134,8 @@ type Backlog struct {
 	Horizon *Horizon `json:"horizon,omitempty"`
 }
 
-// Horizon is an open transaction, anywhere on the server. A prepared one has a name and no process.
+// Horizon is an open transaction, anywhere on the server, with how long it is open, or at least how long rows have been waiting. A prepared
+// one has a name and no process.
 type Horizon struct {
 	PID      int32   `json:"pid,omitempty"`
 	Prepared string  `json:"prepared,omitempty"`

@@ -51,7 +51,7 @@ func newAsked(labels prometheus.Labels) *asked {
 		oldest:     desc("walpost_oldest_pending_seconds", "Polling: for how long the oldest pending row has been there; 0 without one."),
 		failed:     desc("walpost_failed_rows", "Polling: rows that were refused so often that they wait for walpost dlq."),
 		heldKeys:   desc("walpost_held_keys", "Polling: keys whose later rows wait for a failed one."),
-		horizon:    prometheus.NewDesc("walpost_horizon_seconds", "Polling: for how long the transaction has been open that rows wait for, by its process; 0 where that may not be seen. Left out when none wait.", []string{"pid"}, labels),
+		horizon:    prometheus.NewDesc("walpost_horizon_seconds", "Polling: for how long the transaction has been open that rows wait for, by its process; for how long they have waited, where that may not be seen. Left out when none wait.", []string{"pid"}, labels),
 		unresolved: desc("walpost_dead_letters_unresolved", "Dead letters that are neither redriven nor dropped."),
 	}
 }

@@ -91,7 +91,7 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 		bytes:     counter("walpost_received_bytes_total", "Bytes read from the replication connection."),
 		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka, as dead letters too."),
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "walpost_dead_letters_total", Help: "Rows that went to the dead letter topic, by class of the reason.", ConstLabels: labels,
+			Name: "walpost_dead_letters_total", Help: "Rows that were put aside, by class of the reason: into the dead letter topic, or, polled, as failed.", ConstLabels: labels,
 		}, []string{"class"}),
 		windows: counter("walpost_windows_total", "Windows that are durable in Kafka."),
 		halts:   counter("walpost_halts_total", "Times the relay halted and asked for a human."),
@@ -219,7 +219,7 @@ func (c *Console) Ready(ctx context.Context) error {
 		return errors.New("kafka does not answer; rows wait in the slot")
 	case s.Role == cdc.Streaming && c.asked.table != nil:
 		b, err := c.asked.table.Backlog(ctx)
-		if err == nil && b.Horizon != nil && b.OldestSeconds > heldTooLong.Seconds() {
+		if err == nil && b.Horizon != nil && b.Horizon.Seconds > heldTooLong.Seconds() {
 			return errors.New(b.Horizon.String())
 		}
 		return err

@@ -207,7 +207,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 			err = delivery.Take(ctx, &it.row)
 		}
 		if why := (*cdc.Refused)(nil); errors.As(err, &why) {
-			refused = append(refused, refusal{it, why.Reason})
+			refused = append(refused, refusal{it, why})
 			held[key] = true
 			continue
 		}
@@ -234,7 +234,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 		case errors.As(err, &why):
 			// The row is known, and the delivery is spent: what is marked counts, and then the session ends.
 			r.spent = fmt.Errorf("start over behind a row that was refused: %w", errors.New(why.Error()))
-			return false, t.mark(ctx, q, nil, append(refused, refusal{last, why.Reason}))
+			return false, r.mark(ctx, t, q, nil, append(refused, refusal{last, why}))
 		case err != nil:
 			return false, err
 		}
@@ -243,14 +243,25 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 	if err := failpoint.Hit("poll_published"); err != nil {
 		return false, err
 	}
-	if err := t.mark(ctx, q, taken, refused); err != nil {
+	if err := r.mark(ctx, t, q, taken, refused); err != nil {
 		return false, err
-	}
-	for _, it := range refused {
-		r.due[it.position] = time.Now().Add(r.backoff(it.retries + 1))
 	}
 	if items[len(items)-1].position >= r.single {
 		r.single = 0
 	}
 	return full, failpoint.Hit("poll_marked")
+}
+
+// mark records what became of rows, and when those refused are tried again.
+func (r *Relay) mark(ctx context.Context, t *table, q querier, published []int64, refused []refusal) error {
+	if err := t.mark(ctx, q, published, refused); err != nil {
+		return err
+	}
+	for _, it := range refused {
+		r.due[it.position] = time.Now().Add(r.backoff(it.retries + 1))
+		if t.fails(it.item) {
+			r.observer.DeadLettered(&cdc.Record{Row: &it.row, Refused: it.why})
+		}
+	}
+	return nil
 }

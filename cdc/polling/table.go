@@ -112,7 +112,7 @@ func words(cfg *cdc.SourceConfig) *strings.Replacer {
 	once := strings.NewReplacer(names...)
 	return strings.NewReplacer(append(names,
 		"{holds}", once.Replace(`(f.{status} = {failed} OR f.{status} = {pending} AND f.{retry_count} > 0)`),
-		"{same}", once.Replace(`md5(f.{key}::text) = md5(o.{key}::text) AND f.{type} = o.{type} AND f.{position} < o.{position}`))...)
+		"{same}", once.Replace(`hashtextextended(f.{key}::text, 0) = hashtextextended(o.{key}::text, 0) AND f.{key} = o.{key} AND f.{type} = o.{type} AND f.{position} < o.{position}`))...)
 }
 
 // open connects, and finds out that the table is what is needed.
@@ -245,7 +245,7 @@ func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int
 // refusal is a row that was refused once more.
 type refusal struct {
 	*item
-	reason string
+	why *cdc.Refused
 }
 
 // mark records, in one transaction, what became of rows.
@@ -255,13 +255,16 @@ func (t *table) mark(ctx context.Context, q querier, published []int64, refused 
 		b.Queue(t.markRows, published)
 	}
 	for _, r := range refused {
-		b.Queue(t.markRefused, r.position, r.retries+1, r.reason, r.retries+1 >= t.cfg.Polling.Attempts)
+		b.Queue(t.markRefused, r.position, r.retries+1, r.why.Reason, t.fails(r.item))
 	}
 	if err := q.SendBatch(ctx, &b).Close(); err != nil {
 		return said("mark rows", err)
 	}
 	return nil
 }
+
+// fails says of a row that is refused once more that it is not tried again.
+func (t *table) fails(it *item) bool { return it.retries+1 >= t.cfg.Polling.Attempts }
 
 // inTrouble are the pending rows that were refused before, and how often.
 func (t *table) inTrouble(ctx context.Context) (map[int64]int, error) {
@@ -313,23 +316,25 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 		return b, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	p, c, created := &w.cfg.Polling, w.cfg.Polling.Columns, cmp.Or(w.cfg.Columns.CreatedAt, "created_at")
+	p, created := &w.cfg.Polling, cmp.Or(w.cfg.Columns.CreatedAt, "created_at")
 	age := "NULL"
 	var aged bool
 	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped)`, oid, created).Scan(&aged); err != nil {
 		return b, said("look at the table", err)
 	}
 	if aged {
-		age = "extract(epoch FROM clock_timestamp() - " + id(created) + ")"
+		age = "greatest(0, extract(epoch FROM clock_timestamp() - " + id(created) + "))"
 	}
-	words := strings.NewReplacer("{table}", quoted(&w.cfg), "{status}", id(c.Status), "{position}", id(c.Position), "{age}", age,
-		"{type}", id(w.cfg.Columns.AggregateType), "{key}", id(w.cfg.Columns.AggregateID), "{pending}", literal(p.Words.Pending), "{failed}", literal(p.Words.Failed))
-	err = conn.QueryRow(ctx, words.Replace(`
+	var waits float64 // of rows that wait for nothing but the relay and other transactions
+	err = conn.QueryRow(ctx, words(&w.cfg).Replace(strings.ReplaceAll(`
 		SELECT (SELECT count(*) FROM {table} WHERE {status} = {pending}),
+		       (SELECT count(*) FROM {table} WHERE {status} = {pending} AND {retry_count} > 0),
 		       (SELECT count(*) FROM {table} WHERE {status} = {failed}),
 		       (SELECT count(*) FROM (SELECT DISTINCT {type}, {key} FROM {table} WHERE {status} = {failed} AND {key} IS NOT NULL) k),
-		       coalesce((SELECT greatest(0, {age}) FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1), 0)::float8`)).
-		Scan(&b.Pending, &b.Failed, &b.HeldKeys, &b.OldestSeconds)
+		       coalesce((SELECT {age} FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1), 0)::float8,
+		       coalesce((SELECT {age} FROM {table} o WHERE {status} = {pending} AND {retry_count} = 0
+		                 AND NOT EXISTS (SELECT FROM {table} f WHERE {holds} AND {same}) ORDER BY {position} LIMIT 1), 0)::float8`, "{age}", age))).
+		Scan(&b.Pending, &b.Refused, &b.Failed, &b.HeldKeys, &b.OldestSeconds, &waits)
 	switch {
 	case err != nil:
 		return b, said("count the outbox", err)
@@ -339,7 +344,7 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 	case b.Pending == 0:
 		return b, nil
 	}
-	// Ids in these views have lost their epoch. How long another role's transaction is open, only some may see.
+	// Ids in these views have lost their epoch.
 	h := cdc.Horizon{}
 	err = conn.QueryRow(ctx, `
 		WITH oldest AS (SELECT (pg_snapshot_xmin(s)::text::bigint % 4294967296)::text::xid AS id FROM pg_current_snapshot() s WHERE pg_snapshot_xmin(s) < pg_snapshot_xmax(s))
@@ -353,7 +358,10 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 	case err != nil:
 		return b, said("look for the oldest transaction", err)
 	}
-	if max(h.Seconds, b.OldestSeconds) > p.Interval.Seconds() { // else it is one of those that come and go
+	if h.Seconds == 0 { // how long another role's transaction is open, only some may see
+		h.Seconds = waits
+	}
+	if h.Seconds > p.Interval.Seconds() { // else it is one of those that come and go
 		b.Horizon = &h
 	}
 	return b, nil

@@ -153,7 +153,7 @@ func (s *Source) polledIndexes(ctx context.Context, conn *pgx.Conn, p *polled) e
 	if _, err := pgx.ForEachRow(rows, []any{&column, &predicate}, func() error {
 		failed := strings.Contains(predicate, quote(words.Failed))
 		pending = pending || column == first && strings.Contains(predicate, quote(words.Pending)) && !failed
-		troubled = troubled || strings.HasPrefix(column, "md5(") && strings.Contains(column, s.cfg.Columns.AggregateID) && failed
+		troubled = troubled || strings.HasPrefix(column, "hashtextextended(") && strings.Contains(column, s.cfg.Columns.AggregateID) && failed
 		return nil
 	}); err != nil {
 		return classify("read the table's indexes", err)
@@ -224,14 +224,14 @@ func (s *Source) columnDDL(have map[string]bool) []string {
 	return []string{"ALTER TABLE " + quotedTable(s.cfg) + "\n    " + strings.Join(add, ",\n    ")}
 }
 
-// indexDDL are the indexes on what is pending, and on what holds others back: by a digest, for a key may be larger than an index takes.
+// indexDDL are the indexes on what is pending, and on what holds others back: by a hash, for a key may be larger than an index takes.
 func (s *Source) indexDDL() []string {
 	p, c := s.cfg.Polling, s.cfg.Columns
 	id := func(name string) string { return pgx.Identifier{name}.Sanitize() }
 	status, position := id(p.Columns.Status), id(p.Columns.Position)
 	return []string{
 		fmt.Sprintf("CREATE INDEX ON %s (%s) WHERE %s = %s", quotedTable(s.cfg), position, status, quote(p.Words.Pending)),
-		fmt.Sprintf("CREATE INDEX ON %s (md5(%s::text), %s) WHERE %s = %s OR %s = %s AND %s > 0", quotedTable(s.cfg),
+		fmt.Sprintf("CREATE INDEX ON %s (hashtextextended(%s::text, 0), %s) WHERE %s = %s OR %s = %s AND %s > 0", quotedTable(s.cfg),
 			id(c.AggregateID), position, status, quote(p.Words.Failed), status, quote(p.Words.Pending), id(p.Columns.RetryCount)),
 	}
 }

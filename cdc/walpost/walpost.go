@@ -144,8 +144,11 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 			}
 		},
 		DeadLettered: func(r *cdc.Record) {
-			log.Warn().Bytes("event_id", r.Row.ID).Stringer("lsn", r.Row.Commit).Uint32("seq", r.Row.Ordinal).Str("topic", r.Refused.Topic).
-				Str("class", string(r.Refused.Class)).Str("reason", r.Refused.Reason).Msg("dead letter: the row was put aside")
+			log.Warn().Bytes("event_id", r.Row.ID).Func(func(e *zerolog.Event) {
+				if r.Row.Ordinal > 0 { // of the WAL
+					e.Stringer("lsn", r.Row.Commit).Uint32("seq", r.Row.Ordinal).Str("topic", r.Refused.Topic)
+				}
+			}).Str("class", string(r.Refused.Class)).Str("reason", r.Refused.Reason).Msg("dead letter: the row was put aside")
 		},
 		Covered: func(st *cdc.State) {
 			log.Debug().Stringer("lsn", st.Covered).Int64("epoch", st.Epoch).Msg("state record is durable")

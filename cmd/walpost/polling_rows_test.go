@@ -489,3 +489,22 @@ func TestReplayPolled(t *testing.T) {
 		t.Errorf("%d records are a replay's, and %d rows are pending; want 5 and 2", again, pending)
 	}
 }
+
+// TestARefusedRowIsShownWhileItIsTriedAgain tells it from one that nobody has looked at.
+func TestARefusedRowIsShownWhileItIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.env["WALPOST_SOURCE_POLLING_BACKOFF"] = "1m"
+	s.must("init")
+	s.exec(refusedRow("k", "Refused"))
+	r := s.start()
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		if status := s.must("status"); !strings.Contains(status, "; 1 were refused and are tried again") {
+			return fmt.Errorf("status says\n%s", status)
+		}
+		return nil
+	})
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+}

@@ -160,7 +160,7 @@ func pollingLateCommit(of *scene) {
 		pid := conn.PgConn().PID()
 		cdctest.Eventually(t, 20*time.Second, func() error {
 			b := s.backlog()
-			if b.Horizon == nil || b.Horizon.PID != int32(pid) || b.OldestSeconds < 0.6 {
+			if b.Horizon == nil || b.Horizon.PID != int32(pid) || b.OldestSeconds < 0.6 || b.Horizon.Seconds < 0.6 {
 				return fmt.Errorf("status does not say that rows have waited for pid %d: %+v, %+v", pid, b, b.Horizon)
 			}
 			return nil
@@ -358,8 +358,18 @@ func TestFailedRowHoldsItsKey(t *testing.T) {
 				})
 			}
 			came("[1] [1] []")
+			run1(t, conn, "BEGIN; SELECT pg_current_xact_id()")
+			if h := s.backlog().Horizon; h != nil {
+				t.Errorf("rows wait for a failed one, and status says: %s", h)
+			}
+			run1(t, conn, "COMMIT")
 			if n := s.query(`SELECT string_agg(status || retry_count || (last_error ~ 'headers has more than 1000'), ',' ORDER BY position) FROM outbox WHERE status = 'FAILED'`); n != "FAILED3true,FAILED3true" {
 				t.Errorf("failed rows: %s", n)
+			}
+			r.says(5*time.Second, `"class":"headers"`)
+			r.says(5*time.Second, "dead letter: the row was put aside")
+			if metrics := r.get(t, "/metrics"); !strings.Contains(metrics, `walpost_dead_letters_total{class="headers",pipeline="`+s.pipeline+`"} 2`) {
+				t.Error("the metrics do not count the two rows that failed")
 			}
 			if list := s.must("dlq", "list"); strings.Count(list, "headers has more than 1000 entries") != 2 {
 				t.Errorf("dlq list:\n%s", list)

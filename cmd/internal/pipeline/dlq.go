@@ -31,8 +31,8 @@ type deadLetter struct {
 	AggregateType string          `json:"aggregate_type"`
 	AggregateID   string          `json:"aggregate_id"`
 	EventType     string          `json:"event_type"`
-	Topic         string          `json:"topic"` // where it would have gone
-	Class         cdc.Class       `json:"class"`
+	Topic         string          `json:"topic,omitempty"` // where it would have gone
+	Class         cdc.Class       `json:"class,omitempty"`
 	Reason        string          `json:"reason"`
 	HeldFor       string          `json:"held_for,omitempty"`
 	Time          time.Time       `json:"dead_lettered_at"`

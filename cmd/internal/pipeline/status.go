@@ -152,6 +152,9 @@ func (s Status) Write(w io.Writer) {
 		if b.Pending > 0 {
 			oldest = fmt.Sprintf(", the oldest for %.3g s", b.OldestSeconds)
 		}
+		if b.Refused > 0 {
+			oldest += fmt.Sprintf("; %d were refused and are tried again", b.Refused)
+		}
 		if b.HeldKeys > 0 {
 			held = fmt.Sprintf(", keys held back: %d", b.HeldKeys)
 		}

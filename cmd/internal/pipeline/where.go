@@ -224,8 +224,8 @@ func timeOf(id string) time.Time {
 }
 
 // search looks first where the producer puts the records: the key's partition, of the row's topic or, for all events of a key,
-// of every topic of the outbox. Where the key is not known, or a delivered event is not there (partitions were added since,
-// or topics renamed), it looks everywhere.
+// of every topic of the outbox. Where the key is not known, or the event is not there (partitions were added since, or topics
+// renamed), it looks everywhere.
 func (w *Where) search(ctx context.Context, cfg cdc.Config, sink *kafka.Sink, rows []postgres.TableRow) error {
 	all, err := sink.Topics(ctx, route.Pattern(cfg.Kafka))
 	if err != nil {
@@ -253,7 +253,7 @@ func (w *Where) search(ctx context.Context, cfg cdc.Config, sink *kafka.Sink, ro
 			e.Places = append(e.Places, p)
 		}
 		aside := slices.ContainsFunc(w.Events, func(e Whereabouts) bool { return e.DeadLetter != nil || e.Answer == NotYet })
-		if len(places) > 0 || aside || q.Key == nil || w.Behind > 0 {
+		if len(places) > 0 || aside || q.Key == nil {
 			return nil
 		}
 		q = everywhere
