@@ -43,7 +43,7 @@ type SourceConfig struct {
 	Columns        ColumnsConfig `yaml:"columns"`
 	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
 	CheckInterval  time.Duration `yaml:"check_interval" doc:"how often publication and table are looked at while streaming: a change that hides rows halts the relay"`
-	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this halts the relay instead of being read into memory"`
+	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this is never read into memory: it halts the relay, or, polled, is refused"`
 	Polling        PollingConfig `yaml:"polling"`
 }
 
