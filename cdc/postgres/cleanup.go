@@ -339,11 +339,12 @@ func days(now time.Time) (all []time.Time) {
 // partitionDDL makes a day's partition beside the table and attaches it, which lets writers go on; PARTITION OF would not.
 func partitionDDL(cfg cdc.SourceConfig, day time.Time) (name string, sql []string) {
 	schema, table := cfg.SchemaTable()
-	name = pgx.Identifier{schema, table + day.Format("_20060102")}.Sanitize()
+	table += day.Format("_20060102")
+	quoted := pgx.Identifier{schema, table}.Sanitize()
 	const at = "2006-01-02 15:04:05+00"
-	return name, []string{
-		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", name, quotedTable(cfg)),
-		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", quotedTable(cfg), name, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
+	return schema + "." + table, []string{
+		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, quotedTable(cfg)),
+		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", quotedTable(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
 	}
 }
 

@@ -121,6 +121,49 @@ func TestCleanupRefuses(t *testing.T) {
 	}
 }
 
+// TestPolledPartitionsAreCleanedUp: a day of which every row is sent or dropped goes whole, one with a failed row stays, and those of
+// the days to come are made.
+func TestPolledPartitionsAreCleanedUp(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "1"
+	s.exec(`CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, headers jsonb, created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+		transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(), position bigint GENERATED ALWAYS AS IDENTITY) PARTITION BY RANGE (created_at)`)
+	s.must("init")
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	for _, ago := range []int{3, 2, 0} {
+		day := today.AddDate(0, 0, -ago)
+		s.exec(fmt.Sprintf("CREATE TABLE outbox_%d PARTITION OF outbox FOR VALUES FROM ('%s+00') TO ('%s+00')", ago, day.Format(time.DateTime), day.AddDate(0, 0, 1).Format(time.DateTime)))
+	}
+	at := func(day int) {
+		t.Helper()
+		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}', $1)`, today.AddDate(0, 0, day).Add(time.Hour))
+	}
+	at(-3)
+	at(-2)
+	s.exec(strings.Replace(strings.Replace(refusedRow("held", "Refused"), "headers)", "headers, created_at)", 1), "FROM generate_series(1, 1100) i))", "FROM generate_series(1, 1100) i), $1)", 1), today.AddDate(0, 0, -2).Add(time.Hour))
+	at(0)
+	r := s.start()
+	s.drained()
+	out := s.must("cleanup", "--retention", "1h")
+	for _, want := range []string{"partitions dropped: outbox_3", "delivered: outbox_2", "partitions made: public.outbox_" + today.AddDate(0, 0, 1).Format("20060102")} {
+		if !strings.Contains(out, want) {
+			t.Errorf("cleanup does not say %q: %s", want, out)
+		}
+	}
+	at(1)
+	s.drained()
+	if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 4 {
+		t.Errorf("%d records, want 4", n)
+	}
+	if n := s.query("SELECT count(*)::text FROM outbox WHERE status = 'FAILED'"); n != "1" {
+		t.Errorf("%s failed rows are left", n)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // counts waits until the relay's metric has a value.
 func (r *relay) counts(metric, value string) {
 	r.t.Helper()

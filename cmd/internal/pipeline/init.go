@@ -71,7 +71,7 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bo
 	}
 	if cfg.Source.Kind == cdc.Polling {
 		if byDay {
-			return errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
+			return errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
 		}
 		plan = s.pg.PlanPolled
 	}
