@@ -49,10 +49,13 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 			if c.undo != "" {
 				s.exec(c.undo)
 			}
-			st := s.state()
-			if st.Halt == nil || !st.Halt.Latched || st.Halt.Risk.From == 0 || st.Halt.Risk.To < st.Halt.Risk.From {
-				t.Fatalf("the halt is not latched with its range: %+v", st.Halt)
-			}
+			var st *cdc.State
+			cdctest.Eventually(t, 20*time.Second, func() error { // it is said first, and written when what was received is delivered
+				if st = s.state(); st.Halt == nil || !st.Halt.Latched || st.Halt.Risk.From == 0 || st.Halt.Risk.To < st.Halt.Risk.From {
+					return fmt.Errorf("the halt is not latched with its range: %+v", st.Halt)
+				}
+				return nil
+			})
 			sentence := st.Halt.Halt().Error()
 			if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, sentence) {
 				t.Errorf("/readyz: %s, want\n%s", ready, sentence)
