@@ -38,7 +38,7 @@ func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.Exec(ctx, `SET timezone = 'UTC'; SET datestyle = 'ISO'; SET lock_timeout = '`+lockWithin+`'`); err != nil {
+	if _, err := conn.Exec(ctx, `SET timezone = 'UTC'; SET datestyle = 'ISO'; SET synchronous_commit = local; SET lock_timeout = '`+lockWithin+`'`); err != nil {
 		_ = conn.Close(ctx)
 		return nil, classify("prepare to clean up", err)
 	}
@@ -175,6 +175,10 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 		return done, err
 	}
 	if c.source.cfg.Kind == cdc.WAL {
+		// What is written and not committed may lie in the server's buffers for many seconds, unseen by any relay: a commit flushes it.
+		if _, err := c.conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'walpost cleanup', '')`); err != nil {
+			return done, classify("flush the WAL", err)
+		}
 		if err := c.await(ctx, h); err != nil {
 			return done, err
 		}
