@@ -60,11 +60,5 @@ func (p *Postgres) copyFrom(ctx context.Context, from *Postgres, cfg CopyConfig)
 			return fmt.Errorf("make it a standby: %w", err)
 		}
 	}
-	if p.port, err = FreePort(); err != nil {
-		return err
-	}
-	if err := p.configure(cfg.Settings); err != nil {
-		return err
-	}
-	return p.Start(ctx)
+	return p.begin(ctx, cfg.Settings)
 }

@@ -3,23 +3,34 @@ package devenv
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 )
 
-// FreePort returns a loopback port that nothing listens on. It lies below the range from which systems take the local
-// ports of outgoing connections, so a server can be restarted on it later.
+// FreePort returns a loopback port that nothing listens on, and that no server of ours that is down comes back to. It lies below the
+// range from which systems take the local ports of outgoing connections, so a server can be restarted on it later.
 func FreePort() (int, error) {
+	port, kept, err := keepPort()
+	if err != nil {
+		return 0, err
+	}
+	return port, kept.Close()
+}
+
+// keepPort is FreePort, and keeps the port from others who ask for one, in any process, until it is closed.
+func keepPort() (port int, kept io.Closer, err error) {
 	const low, high, attempts = 15000, 30000, 100
-	var last error
 	for range attempts {
-		port := low + rand.IntN(high-low)
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			last = err
+		port = low + rand.IntN(high-low)
+		if kept, err = keep(port); err != nil {
 			continue
 		}
-		return port, ln.Close()
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, kept, ln.Close()
+		}
+		_ = kept.Close()
 	}
-	return 0, errors.Join(errors.New("no free port on 127.0.0.1"), last)
+	return 0, nil, errors.Join(errors.New("no free port on 127.0.0.1"), err)
 }

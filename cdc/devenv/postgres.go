@@ -43,8 +43,9 @@ type PostgresConfig struct {
 // Postgres is a running, or stopped but kept, PostgreSQL server. Its methods may be called from several goroutines,
 // but Start, Stop and Close only from one at a time.
 type Postgres struct {
-	folder string   // holds data/; removed by Close
-	claim  *os.File // tells others that the folder is in use
+	folder string    // holds data/; removed by Close
+	claim  *os.File  // tells others that the folder is in use
+	kept   io.Closer // and the port, while the server is down too
 	bin    installation
 	user   serverUser
 	port   int
@@ -110,8 +111,11 @@ func (p *Postgres) begin(ctx context.Context, settings map[string]string) error 
 	p.settings = settings
 	// The port is free now and may be taken a moment later: then another one.
 	for attempt := 1; ; attempt++ {
+		if p.kept != nil {
+			_ = p.kept.Close()
+		}
 		var err error
-		if p.port, err = FreePort(); err != nil {
+		if p.port, p.kept, err = keepPort(); err != nil {
 			return err
 		}
 		if err := p.configure(settings); err != nil {
@@ -266,6 +270,9 @@ func (c *Postgres) copy(ctx context.Context, p *Postgres, standby bool, settings
 func (p *Postgres) Close() error {
 	err := p.kill()
 	_ = p.claim.Close() // may be nil or closed
+	if p.kept != nil {
+		_ = p.kept.Close()
+	}
 	if rm := os.RemoveAll(p.folder); rm != nil {
 		err = errors.Join(err, fmt.Errorf("remove PostgreSQL's folder: %w", rm))
 	}

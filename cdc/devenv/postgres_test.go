@@ -364,3 +364,24 @@ func processes(t *testing.T, temp string) string {
 	}
 	return strings.Join(lines, "; ")
 }
+
+// TestAServerThatIsDownKeepsItsPort from others who look for a free one, until it is closed.
+func TestAServerThatIsDownKeepsItsPort(t *testing.T) {
+	server, _ := start(t, devenv.PostgresConfig{})
+	_, port, _ := net.SplitHostPort(address(t, server.URL("postgres")))
+	if err := server.Stop(t.Context(), "fast"); err != nil {
+		t.Fatal(err)
+	}
+	if ln, err := net.Listen("unix", "@walpost-port-"+port); err == nil {
+		_ = ln.Close()
+		t.Error("another would take the port of a server that is down")
+	}
+	if err := server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", "@walpost-port-"+port)
+	if err != nil {
+		t.Fatalf("the port of a server that is gone: %v", err)
+	}
+	_ = ln.Close()
+}

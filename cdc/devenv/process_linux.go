@@ -2,6 +2,8 @@ package devenv
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -40,6 +42,11 @@ func claim(folder string) (*os.File, error) {
 		return nil, err
 	}
 	return f, syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+}
+
+// keep says that a port is in use, though perhaps by nobody now.
+func keep(port int) (io.Closer, error) {
+	return net.Listen("unix", fmt.Sprintf("@walpost-port-%d", port)) // no file: it ends with the process
 }
 
 // sweep removes the folders of processes that were killed. A fresh one may not be locked yet.
