@@ -45,6 +45,7 @@ func TestCleanupDeletesWhatIsConfirmedAndOld(t *testing.T) {
 	s, _ := ownStage(t) // other tests' open transactions would be in the way
 	s.must("init")
 	r := s.start()
+	r.says(20*time.Second, `"streaming"`) // a slot that nobody reads is not waited for
 	s.insertOld(3000)
 	s.insert(5)
 	late := s.connect()
@@ -291,6 +292,7 @@ func TestPartitionsByDay(t *testing.T) {
 			today.AddDate(0, 0, -back).Format(time.DateOnly), today.AddDate(0, 0, 1-back).Format(time.DateOnly)))
 	}
 	r := s.start()
+	r.says(20*time.Second, `"streaming"`)
 	s.insert(10)
 	old := func(n, back int) {
 		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
