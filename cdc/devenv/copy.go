@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 
 // CopyConfig says what to make of a copy.
 type CopyConfig struct {
-	// Settings are as in PostgresConfig.
+	// Settings are as in PostgresConfig, beside or instead of those of the server that is copied.
 	Settings map[string]string
 	// Standby lets the copy follow what primary_conninfo in Settings names, until it is promoted.
 	Standby bool
@@ -60,5 +61,8 @@ func (p *Postgres) copyFrom(ctx context.Context, from *Postgres, cfg CopyConfig)
 			return fmt.Errorf("make it a standby: %w", err)
 		}
 	}
-	return p.begin(ctx, cfg.Settings)
+	settings := map[string]string{}
+	maps.Copy(settings, from.settings)
+	maps.Copy(settings, cfg.Settings)
+	return p.begin(ctx, settings)
 }

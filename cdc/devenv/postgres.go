@@ -224,48 +224,6 @@ func (p *Postgres) Stop(ctx context.Context, mode string) error {
 	}
 }
 
-// Clone copies the data of a stopped server, cold, into a server of its own and starts that, as a standby of the first where
-// standby is set: then settings hold its primary_conninfo. Settings of the first hold for it too. The log's reader is not shared.
-func (p *Postgres) Clone(ctx context.Context, standby bool, settings map[string]string) (*Postgres, error) {
-	if p.proc != nil {
-		return nil, errors.New("a running server cannot be copied cold: Stop it first")
-	}
-	c := &Postgres{bin: p.bin, user: p.user, log: &tail{}}
-	var err error
-	if c.folder, err = os.MkdirTemp(filepath.Dir(p.folder), folderPattern); err != nil {
-		return nil, fmt.Errorf("make a folder for PostgreSQL: %w", err)
-	}
-	if err := c.copy(ctx, p, standby, settings); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
-}
-
-func (c *Postgres) copy(ctx context.Context, p *Postgres, standby bool, settings map[string]string) error {
-	if err := c.user.openFolder(c.folder); err != nil {
-		return err
-	}
-	var err error
-	if c.claim, err = claim(c.folder); err != nil {
-		return fmt.Errorf("lock PostgreSQL's folder: %w", err)
-	}
-	if out, err := exec.CommandContext(ctx, "cp", "-a", p.data(), c.data()).CombinedOutput(); err != nil {
-		return fmt.Errorf("copy the data folder: %w\n%s", err, out)
-	}
-	if standby {
-		signal := filepath.Join(c.data(), "standby.signal")
-		if err := errors.Join(os.WriteFile(signal, nil, 0o600), c.user.own(signal)); err != nil {
-			return fmt.Errorf("make it a standby: %w", err)
-		}
-	}
-	all := maps.Clone(p.settings)
-	if all == nil {
-		all = map[string]string{}
-	}
-	maps.Copy(all, settings)
-	return c.begin(ctx, all)
-}
-
 // Close stops the server at once and removes its folder. It may be called more than once.
 func (p *Postgres) Close() error {
 	err := p.kill()

@@ -29,7 +29,7 @@ func (s *scene) clone(standby bool) *devenv.Postgres {
 		}
 		settings["hot_standby_feedback"] = "on"
 	}
-	copied, err := s.server.Clone(timeout(s.t, time.Minute), standby, settings)
+	copied, err := s.server.Copy(timeout(s.t, time.Minute), devenv.CopyConfig{Standby: standby, Settings: settings})
 	if err != nil {
 		s.t.Fatal(err)
 	}
