@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"strings"
@@ -78,5 +79,41 @@ func TestMigrateSourceWaitsForWhatNoSlotHas(t *testing.T) {
 	s.must("init", "--remove", "--yes")
 	if left := s.query("SELECT count(*)::text FROM pg_roles WHERE rolname = $1", "relay_"+s.env["WALPOST_SOURCE_SLOT"]); left != "0" {
 		t.Error("the role is left")
+	}
+}
+
+// TestMigrateSourceWaits for no rows that the slot has, and says what to do when it is broken off.
+func TestMigrateSourceWaits(t *testing.T) {
+	t.Parallel()
+	s := polled(t)
+	s.must("init")
+	if _, err := s.walpost("migrate-source"); err == nil || !strings.Contains(err.Error(), "with source.kind: wal") {
+		t.Errorf("with source.kind: polling: %v", err)
+	}
+	s.env["WALPOST_SOURCE_KIND"] = "wal"
+	migrate := func() (out *buffer, stop func(), ended chan error) {
+		ctx, stop := context.WithCancel(t.Context())
+		t.Cleanup(stop)
+		out, ended = &buffer{}, make(chan error, 1)
+		go func() { ended <- run(ctx, []string{"migrate-source"}, s.getenv, out, out) }()
+		cdctest.Eventually(t, 30*time.Second, func() error {
+			if !strings.Contains(out.String(), "2 rows that may be older than the slot are pending") {
+				return fmt.Errorf("it says %s", out)
+			}
+			return nil
+		})
+		return out, stop, ended
+	}
+	s.insert(2)
+	_, stop, ended := migrate()
+	stop()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "let the poller run on, and run this again") {
+		t.Errorf("broken off: %v", err)
+	}
+	out, _, ended := migrate()
+	s.exec(`WITH old AS (UPDATE outbox SET status = 'SENT')
+		INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'new', '{}')`)
+	if err := <-ended; err != nil || !strings.Contains(out.String(), "everything that is older than the slot") {
+		t.Errorf("with only newer rows: %v\n%s", err, out)
 	}
 }
