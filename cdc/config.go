@@ -451,6 +451,14 @@ func (s *SourceConfig) SchemaTable() (schema, table string) {
 	return schema, table
 }
 
+// Configured returns the names of publication and table, or of the messages, as the state record keeps them.
+func (s *SourceConfig) Configured() Configured {
+	if s.Messages != "" {
+		return Configured{Publication: s.Publication, Messages: s.Messages}
+	}
+	return Configured{Publication: s.Publication, Table: s.Table}
+}
+
 // StateTopic is where the pipeline's state record lives.
 func (c *Config) StateTopic() string { return "walpost.state." + c.Pipeline }
 

@@ -50,7 +50,7 @@ func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
 		return nil, fmt.Errorf("%s lies behind the end of the WAL, %s: PostgreSQL would take it and silently lose every row until then", to, f.WALEnd)
 	}
 	next := *st
-	next.Version, next.Slot = StateVersion, f.Slot.Name
+	next.Version, next.Slot, next.Configured = StateVersion, f.Slot.Name, f.Configured
 	next.Epoch, next.Instance, next.Time = st.Epoch+1, "skip", f.Time
 	next.Covered, next.Skipped = to, to
 	if h := st.Halt; h != nil && (!h.Latched || (to >= h.Risk.To && st.Fingerprint == f.Fingerprint)) {
@@ -99,6 +99,9 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 		if st.Slot != "" && st.Slot != slot.Name {
 			accept("slot %q instead of %q", slot.Name, st.Slot)
 		}
+		if how, _ := st.Configured.differs(f.Configured); how != "" && !st.Configured.IsZero() {
+			accept("the configuration: %s", how)
+		}
 		other := st.Timeline > f.Timeline || !known(st, &f) || shared(st, &f) > f.WALEnd || (st.Halt != nil && st.Halt.History)
 		switch {
 		case other:
@@ -136,7 +139,7 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 		return nil, errors.New("state record and server agree: there is nothing to adopt")
 	}
 	next.Version, next.Slot, next.Halt, next.Phase = StateVersion, slot.Name, nil, ""
-	next.Fingerprint, next.Checked, next.CheckedAt = f.Fingerprint, f.WALEnd, f.Time
+	next.Fingerprint, next.Configured, next.Checked, next.CheckedAt = f.Fingerprint, f.Configured, f.WALEnd, f.Time
 	next.Epoch, next.Instance, next.Time = next.Epoch+1, "adopt", f.Time
 	a.State = &next
 	if st != nil {

@@ -102,7 +102,13 @@ func (r *Refused) halt() *Halt {
 	return &Halt{
 		Found: r.Error(),
 		Means: "nothing behind it is published before this is decided, and nothing is lost",
-		Run: "mend what refuses it (the topic's limit, kafka.aggregate_types, the writer's check) and the relay goes on by itself; " +
-			"or set poison.policy: dead_letter, which puts such rows aside; or give up its transaction with `walpost skip`",
+		Run: "remove what refuses it (the topic's limit, kafka.aggregate_types, the writer's check) and the relay goes on by itself; " +
+			"or set poison.policy: dead_letter, which puts such rows aside; or " + giveUp(r.Row.Commit),
 	}
+}
+
+// giveUp names the command that steps over the transaction whose commit record begins at commit, and no other. A commit record is
+// longer than eight bytes, and PostgreSQL sends a transaction iff its commit record begins at or behind the slot's position.
+func giveUp(commit LSN) string {
+	return fmt.Sprintf("`walpost skip --to %s` gives up what is left of this one transaction, whose rows can be written to the outbox again", commit+8)
 }

@@ -63,7 +63,7 @@ func deadLetterHalt(refused *Refused, err error) error {
 	}
 	halt := refused.halt()
 	halt.Found += "; and the dead letter topic cannot take it either: " + again.Reason
-	halt.Run = "mend the row's way (the topic's limit, kafka.aggregate_types), or raise max.message.bytes of the dead letter topic, and the relay goes on by itself; or give up its transaction with `walpost skip`"
+	halt.Run = "remove what refuses the row (the topic's limit, kafka.aggregate_types), or raise max.message.bytes of the dead letter topic, and the relay goes on by itself; or " + giveUp(refused.Row.Commit)
 	return halt
 }
 

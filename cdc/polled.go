@@ -134,21 +134,10 @@ type Backlog struct {
 	Horizon *Horizon `json:"horizon,omitempty"`
 }
 
-// Horizon is an open transaction, anywhere on the server, with how long it is open, or at least how long rows have been waiting. A prepared
-// one has a name and no process.
-type Horizon struct {
-	PID      int32   `json:"pid,omitempty"`
-	Prepared string  `json:"prepared,omitempty"`
-	Seconds  float64 `json:"open_seconds"`
-}
+// Horizon is the open transaction that rows of a polled table wait for. Its Seconds are at least how long rows have been waiting, where
+// its own age may not be seen.
+type Horizon struct{ Transaction }
 
 func (h *Horizon) String() string {
-	who, end := fmt.Sprintf("the transaction of pid %d", h.PID), fmt.Sprintf("SELECT pg_terminate_backend(%d)", h.PID)
-	if h.PID == 0 {
-		who, end = fmt.Sprintf("the prepared transaction %q", h.Prepared), "COMMIT PREPARED or ROLLBACK PREPARED"
-	}
-	if h.Seconds > 0 {
-		who += fmt.Sprintf(", open for %.0f s", h.Seconds)
-	}
-	return fmt.Sprintf("rows wait for %s: it may still commit some that come before them: end it (%s)", who, end)
+	return fmt.Sprintf("rows wait for %s: it may still commit some that come before them: end it (%s)", h.Transaction, h.End())
 }

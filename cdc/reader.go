@@ -233,9 +233,7 @@ func (r *reader) decode(bytes int) (rows int, err error) {
 	return rows, r.wedged(err)
 }
 
-// wedged makes a change that can never be taken a Halt that names the way past it. A commit record is longer than eight
-// bytes, and PostgreSQL sends a transaction iff its commit record begins at or behind the slot's position: eight bytes on
-// is past this transaction and no other.
+// wedged makes a change that can never be taken a Halt that names the way past it.
 func (r *reader) wedged(err error) error {
 	var w *Wedge
 	if !errors.As(err, &w) {
@@ -250,7 +248,7 @@ func (r *reader) wedged(err error) error {
 		tx := r.tracker.tx
 		halt.Found = fmt.Sprintf("%s; it is in transaction %d, committed at %s", w.Found, tx.XID, tx.Commit)
 		halt.Means = "the transaction cannot be delivered whole, and everything behind it waits in the slot; nothing is lost"
-		halt.Run = fmt.Sprintf("`walpost skip --to %s` steps over the rest of this one transaction; what was skipped can be written to the outbox again", tx.Commit+8)
+		halt.Run = giveUp(tx.Commit)
 	}
 	if w.Mend != "" {
 		halt.Run = w.Mend + "; or " + halt.Run

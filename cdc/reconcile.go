@@ -12,8 +12,9 @@ type Facts struct {
 	Slot   SlotFacts
 	WALEnd LSN       // pg_current_wal_flush_lsn()
 	Time   time.Time // the server's clock
-	// Fingerprint identifies publication and table as they are now.
+	// Fingerprint identifies publication and table as they are now, and Configured is what the configuration calls them.
 	Fingerprint string
+	Configured  Configured
 	// Hidden is what keeps rows of the outbox out of the stream, each with the way to mend it.
 	Hidden []string
 	// Unfit is what is wrong with the table's columns: its rows come, and cannot be understood.
@@ -72,30 +73,17 @@ func identify(pipeline string, st *State, f *Facts) error {
 			Means: "without it nobody knows what has been delivered; starting anyway could skip rows",
 			Run:   "run `walpost init` (once per pipeline); if there was a record, find out who deleted the state topic, then `walpost adopt` goes on from where the slot stands",
 		}
-	case st.Pipeline != pipeline:
-		return &Halt{
-			Found: fmt.Sprintf("the state record belongs to pipeline %q, this is %q", st.Pipeline, pipeline),
-			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
-			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
-		}
-	case st.Phase == PhaseCreating:
+	case st.Pipeline == pipeline && st.Phase == PhaseCreating:
 		return &Halt{
 			Found: fmt.Sprintf("the state record of pipeline %q says that `walpost init` did not finish", pipeline),
 			Means: "nothing has been published yet",
 			Run:   "run `walpost init` again",
 		}
-	case st.SystemID != f.SystemID:
-		return &Halt{
-			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
-			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
-			Run:   "point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`",
-		}
-	case st.Slot != "" && st.Slot != slot.Name:
-		return &Halt{
-			Found: fmt.Sprintf("the state record of pipeline %q is of slot %q, this relay is configured for slot %q", pipeline, st.Slot, slot.Name),
-			Means: "two pipelines of one name share state and transactional id: they would fence each other, and each would skip rows of the other",
-			Run:   "give one of them another `pipeline` name and run `walpost init` for it; if the slot was renamed on purpose, `walpost adopt`",
-		}
+	}
+	if err := Foreign(pipeline, st, f); err != nil {
+		return err
+	}
+	switch {
 	case st.Timeline > f.Timeline:
 		return &Halt{
 			Found: fmt.Sprintf("the state record is of timeline %d, the server is on timeline %d", st.Timeline, f.Timeline),
@@ -136,6 +124,49 @@ func identify(pipeline string, st *State, f *Facts) error {
 	return nil
 }
 
+// Foreign returns a Halt if the state record is of another pipeline, server, slot or configuration than the one that is asked about,
+// and nil if it may be gone on from as far as that goes.
+func Foreign(pipeline string, st *State, f *Facts) error {
+	switch slot := f.Slot; {
+	case st.Pipeline != pipeline:
+		return &Halt{
+			Found: fmt.Sprintf("the state record belongs to pipeline %q, this is %q", st.Pipeline, pipeline),
+			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
+			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
+		}
+	case st.SystemID != f.SystemID:
+		return &Halt{
+			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
+			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
+			Run:   "point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`",
+		}
+	case st.Slot != "" && st.Slot != slot.Name:
+		return &Halt{
+			Found: fmt.Sprintf("the state record of pipeline %q is of slot %q, this relay is configured for slot %q", pipeline, st.Slot, slot.Name),
+			Means: "two pipelines of one name share state and transactional id: they would fence each other, and each would skip rows of the other",
+			Run:   "give one of them another `pipeline` name and run `walpost init` for it; if the slot was renamed on purpose, `walpost adopt`",
+		}
+	case !st.Configured.IsZero() && st.Configured != f.Configured:
+		return misnamed(st, f)
+	}
+	return nil
+}
+
+// misnamed is the halt for a configuration that names another publication or table than the one this pipeline has read so far. It is
+// not latched: nothing in the database has changed.
+func misnamed(st *State, f *Facts) *Halt {
+	how, keys := st.Configured.differs(f.Configured)
+	halt := &Halt{
+		Found: how,
+		Means: "the configuration names something else than this pipeline has read so far; nothing was read from it, and nothing is lost: rows wait in the slot",
+		Run:   fmt.Sprintf("correct %s, and the relay goes on by itself; if the change is meant, `walpost adopt` accepts it", strings.Join(keys, " and ")),
+	}
+	if st.Halt != nil && st.Halt.Latched {
+		halt.Found += fmt.Sprintf("; and a halt was latched at %s, under the earlier names: %s", clock(st.Halt.At), st.Halt.Found)
+	}
+	return halt
+}
+
 func known(st *State, f *Facts) bool {
 	_, known := f.branch(st.Timeline)
 	return known
@@ -162,7 +193,7 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 		return nil, err
 	}
 	next := *st
-	next.Version, next.Slot, next.Halt = StateVersion, f.Slot.Name, nil
+	next.Version, next.Slot, next.Halt, next.Configured = StateVersion, f.Slot.Name, nil, f.Configured
 	if end, _ := f.branch(st.Timeline); st.Timeline != f.Timeline {
 		next.failover(f.Timeline, end)
 	}
@@ -234,6 +265,15 @@ func (s *State) checked() LSN {
 // row may have been committed after it, and ends with the second that has not ended yet.
 func replay(st *State, f *Facts) string {
 	return fmt.Sprintf("`walpost replay --from %s --to %s`", clock(lastSeen(st).Add(-time.Minute)), clock(f.Time.Add(time.Second)))
+}
+
+// ReplayUntilNow returns the command that publishes the rows that may be missing, with those of transactions that were open across a
+// decision, once these have ended.
+func ReplayUntilNow(st *State, f *Facts) string {
+	if st == nil {
+		st = &State{CheckedAt: f.Time}
+	}
+	return fmt.Sprintf("`walpost replay --from %s --to now`", clock(lastSeen(st).Add(-time.Minute)))
 }
 
 // lastSeen is the server's time up to which nothing is in doubt.

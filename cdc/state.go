@@ -3,6 +3,7 @@ package cdc
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -35,6 +36,8 @@ type State struct {
 	Fingerprint string    `json:"fingerprint"`
 	Checked     LSN       `json:"checked"`
 	CheckedAt   time.Time `json:"checked_at,omitzero"`
+	// Configured is what the configuration named when Fingerprint was taken. A record that an older walpost wrote does not have it.
+	Configured Configured `json:"configured,omitzero"`
 	// Instance names the process, Epoch its session. Readers take the highest epoch, then the highest Covered in it: a
 	// relay that was frozen and replaced writes under its own old epoch only.
 	Instance string    `json:"instance"`
@@ -45,6 +48,33 @@ type State struct {
 	Halt *HaltRecord `json:"halt,omitempty"`
 	// Phantoms are what the last failover took back.
 	Phantoms *Phantoms `json:"phantoms,omitempty"`
+}
+
+// Configured is what a configuration names in the database. A name that differs from the state record's is an error of the
+// configuration, and no change of the database.
+type Configured struct {
+	Publication string `json:"publication"`
+	Table       string `json:"table,omitempty"`
+	Messages    string `json:"messages,omitempty"`
+}
+
+// IsZero reports that nobody knows what was configured.
+func (c Configured) IsZero() bool { return c == Configured{} }
+
+// differs says which keys have another value in now, with both values, and which keys those are.
+func (c Configured) differs(now Configured) (how string, keys []string) {
+	var said []string
+	for _, key := range []struct{ name, then, now string }{
+		{"source.publication", c.Publication, now.Publication},
+		{"source.table", c.Table, now.Table},
+		{"source.messages", c.Messages, now.Messages},
+	} {
+		if key.then != key.now {
+			said = append(said, fmt.Sprintf("%s is %q, it was %q", key.name, key.now, key.then))
+			keys = append(keys, key.name)
+		}
+	}
+	return strings.Join(said, ", "), keys
 }
 
 // HaltRecord is a [Halt] as it stands in the state record. One that is latched ends only by an operator's command.

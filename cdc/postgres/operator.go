@@ -13,6 +13,8 @@ import (
 const (
 	countWithin = 30 * time.Second
 	countLimit  = 1_000_000 // changes
+
+	advanceWithin = 2 * time.Minute // it reads the WAL up to there
 )
 
 // Operator is an Admin with the relay's own rights, which are enough for the slot.
@@ -24,8 +26,36 @@ func (s *Source) Operator(ctx context.Context) (*Admin, error) {
 	return &Admin{source: s, conn: conn}, nil
 }
 
+// Writers returns the transactions of this database that have written something and are open, prepared ones too, by their ids.
+func (a *Admin) Writers(ctx context.Context) (map[string]cdc.Transaction, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	// Every role sees pid and backend_xid of all sessions. An autovacuum worker has no user, and writes no rows.
+	rows, err := a.conn.Query(ctx, `
+		SELECT backend_xid::text, pid, '', coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::float8
+		FROM pg_stat_activity
+		WHERE datname = current_database() AND backend_xid IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
+		UNION ALL
+		SELECT transaction::text, 0, gid, extract(epoch FROM clock_timestamp() - prepared)::float8
+		FROM pg_prepared_xacts WHERE database = current_database()`)
+	if err != nil {
+		return nil, classify("look for open transactions", err)
+	}
+	all := map[string]cdc.Transaction{}
+	var xid string
+	var t cdc.Transaction
+	_, err = pgx.ForEachRow(rows, []any{&xid, &t.PID, &t.Prepared, &t.Seconds}, func() error { all[xid] = t; return nil })
+	if err != nil {
+		return nil, classify("look for open transactions", err)
+	}
+	return all, nil
+}
+
 // Advance moves the slot to an LSN that the server has reached. It runs no output plugin, so it passes what cannot be decoded.
+// From 17 on the server waits in it for the standbys of synchronized_standby_slots; the limit ends that.
 func (a *Admin) Advance(ctx context.Context, to cdc.LSN) error {
+	ctx, cancel := context.WithTimeout(ctx, advanceWithin)
+	defer cancel()
 	if _, err := a.conn.Exec(ctx, `SELECT pg_replication_slot_advance($1, $2::text::pg_lsn)`, a.source.cfg.Slot, to.String()); err != nil {
 		return classify("advance the slot", err)
 	}

@@ -309,7 +309,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 // identify reads where the server and the slot stand, and the fingerprint.
 func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err error) {
 	schema, name := s.cfg.SchemaTable()
-	f.Slot.Name = s.cfg.Slot
+	f.Slot.Name, f.Configured = s.cfg.Slot, s.cfg.Configured()
 	var version int
 	// The end of the WAL before the catalog: what the catalog shows held up to there.
 	err = conn.QueryRow(ctx, `

@@ -160,27 +160,6 @@ func TestInitGoesOnWhereItStopped(t *testing.T) {
 	cdctest.Consume(t, s.brokers, s.topic, 20*time.Second, cdctest.AtLeast(3))
 }
 
-// TestRemoveLeavesNothingBehind takes a pipeline away, after asking.
-func TestRemoveLeavesNothingBehind(t *testing.T) {
-	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	if _, err := s.walpost("init", "--remove"); err == nil {
-		t.Fatal("--remove did not ask")
-	}
-	out := s.must("init", "--remove", "--yes")
-	for what, sql := range map[string]string{
-		"slot":        "SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '" + s.env["WALPOST_SOURCE_SLOT"] + "'",
-		"publication": "SELECT count(*)::text FROM pg_publication",
-		"role":        "SELECT count(*)::text FROM pg_roles WHERE rolname = 'relay_" + s.env["WALPOST_SOURCE_SLOT"] + "'",
-	} {
-		if n := s.query(sql); n != "0" {
-			t.Errorf("%s is still there:\n%s", what, out)
-		}
-	}
-	s.must("init") // and can be made again
-}
-
 // TestRowThatKafkaCannotTakeHalts puts a row between others that can never be published. What is before it arrives, nothing
 // behind it does, it is named, and once it can be taken the rest goes on, with nothing twice.
 func TestRowThatKafkaCannotTakeHalts(t *testing.T) {

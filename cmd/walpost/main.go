@@ -55,7 +55,7 @@ type initCmd struct {
 	AdminURL       string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator (superuser, or a role that may create roles, publications and slots), in the database of source.url. For one pipeline among several: WALPOST_<PIPELINE>_ADMIN_URL."`
 	PartitionByDay bool   `help:"Where there is no outbox table, make one with a partition for each day, which walpost cleanup makes ahead and drops whole."`
 	DryRun         bool   `help:"Show what would be done, with its SQL, and do nothing."`
-	Remove         bool   `help:"Take slot, publication, role and state record away again."`
+	Remove         bool   `help:"Take slot and state record away again, and publication and role where nobody else uses them."`
 	Yes            bool   `help:"Do not ask before --remove."`
 }
 
@@ -215,9 +215,9 @@ func (c *initCmd) remove(p *process, url string) error {
 		return err
 	}
 	if !c.Yes && !c.DryRun {
-		drops := fmt.Sprintf("slot %s, its publication and role, and the state record", cfg.Source.Slot)
+		drops := fmt.Sprintf("slot %s, the state record, and publication and role where nobody else uses them", cfg.Source.Slot)
 		if cfg.Source.Kind == cdc.Polling {
-			drops = "the role"
+			drops = "the role, where nobody else uses it"
 		}
 		fmt.Fprintf(p.stdout, "This drops %s of pipeline %s. Rows not delivered yet will not be published. Type the pipeline's name to go on: ", drops, cfg.Pipeline)
 		answer, _ := bufio.NewReader(p.stdin).ReadString('\n')

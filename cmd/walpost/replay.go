@@ -9,7 +9,7 @@ import (
 type replayCmd struct {
 	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as somebody who may read the outbox table: the relay's role may not."`
 	From     string `required:"" placeholder:"TIME" help:"Rows created at or after this time (created_at): 2026-11-22T08:00:00Z."`
-	To       string `required:"" placeholder:"TIME" help:"Rows created before this time."`
+	To       string `required:"" placeholder:"TIME" help:"Rows created before this time; or now."`
 	DryRun   bool   `help:"Say how many rows there are, and publish nothing."`
 }
 

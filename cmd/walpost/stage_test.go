@@ -137,9 +137,14 @@ func (s *stage) query(sql string, args ...any) (text string) {
 
 func (s *stage) connect() *pgx.Conn {
 	s.t.Helper()
-	conn, err := pgx.Connect(s.t.Context(), s.admin)
+	return connectTo(s.t, s.admin)
+}
+
+func connectTo(t testing.TB, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return conn
 }

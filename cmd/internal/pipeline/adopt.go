@@ -12,7 +12,7 @@ import (
 )
 
 // Adopt accepts slot, publication, table and timeline as they are, and says what it leaves behind. With createSlot it first
-// makes the slot anew, where it is missing or lost. It runs with the relay's own rights.
+// makes the slot, where it is missing or lost. It runs with the relay's own rights.
 func Adopt(ctx context.Context, cfg cdc.Config, createSlot, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	d, err := decide(ctx, cfg, dryRun, out, opts)
 	if err != nil {
@@ -34,6 +34,16 @@ func Adopt(ctx context.Context, cfg cdc.Config, createSlot, dryRun bool, out io.
 	if err != nil {
 		return err
 	}
+	var open []cdc.Transaction
+	if !a.Gap.IsZero() {
+		// What an open transaction has written may be hidden although it commits behind the gap.
+		if open, err = d.writers(ctx); err != nil {
+			return err
+		}
+		if a, err = cdc.Adopt(cfg.Pipeline, d.state, d.facts); err != nil {
+			return err
+		}
+	}
 	for _, line := range a.Accepts {
 		d.say("adopt %s", line)
 	}
@@ -41,6 +51,7 @@ func Adopt(ctx context.Context, cfg cdc.Config, createSlot, dryRun bool, out io.
 	if !a.Gap.IsZero() {
 		d.say("left behind: rows committed in %s may be missing in Kafka; %s publishes what the table still holds of them", a.Gap, a.Replay)
 		what += fmt.Sprintf("; rows committed in %s may be missing", a.Gap)
+		d.stillOpen(open)
 	}
 	if dryRun {
 		d.say("nothing was changed (--dry-run)")
@@ -72,22 +83,23 @@ func (d *decision) stateTopic(ctx context.Context) error {
 	return d.kafka.Create(ctx, plan)
 }
 
-// createSlot makes the slot anew. One that can still be read is not thrown away.
+// createSlot makes the slot where it is missing or lost. A slot that can still be read is not thrown away, and none is made for an
+// adoption that would be refused afterwards.
 func (d *decision) createSlot(ctx context.Context) error {
 	slot := d.facts.Slot
 	lost := slot.WALStatus == "lost" || slot.Invalidation != ""
 	if slot.Exists && !lost {
 		return fmt.Errorf("slot %q exists and can be read: run this without --create-slot", slot.Name)
 	}
-	if problems := append(d.facts.Hidden, d.facts.Unfit...); len(problems) > 0 {
-		return fmt.Errorf("rows would be hidden as it is: mend it first: %s", strings.Join(problems, "; "))
+	d.facts.Slot = cdc.SlotFacts{Name: slot.Name, Exists: true, ConfirmedFlush: d.facts.WALEnd, WALStatus: "reserved"}
+	if _, err := cdc.Adopt(d.cfg.Pipeline, d.state, d.facts); err != nil {
+		return err
 	}
 	if lost {
 		d.say("slot %s: drop it, its WAL is lost", slot.Name)
 	}
 	d.say("slot %s: create it (PostgreSQL waits for the transactions that are running)\n    %s;", slot.Name, d.pg.CreateSlotSQL())
 	if d.dryRun {
-		d.facts.Slot = cdc.SlotFacts{Name: slot.Name, Exists: true, ConfirmedFlush: d.facts.WALEnd, WALStatus: "reserved"}
 		return nil
 	}
 	if lost {

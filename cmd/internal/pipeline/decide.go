@@ -1,12 +1,14 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/user"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -124,6 +126,60 @@ func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
 	}
 	d.say("slot %s: moved to %s", d.cfg.Source.Slot, to)
 	return nil
+}
+
+// writersWithin is how long a decision waits for the transactions that were open when it was taken.
+var writersWithin = time.Minute
+
+// writers waits until every transaction has ended that has written something and is open now: rows that it wrote while rows were hidden
+// come with its commit or never, and can be replayed only after it. Then it looks at the server again. It returns those that are still
+// open after a minute, the oldest first. A dry run does not wait.
+func (d *decision) writers(ctx context.Context) (open []cdc.Transaction, err error) {
+	var first map[string]cdc.Transaction
+	for deadline, told := time.Now().Add(writersWithin), (time.Time{}); ; {
+		now, err := d.pg.Writers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if first == nil {
+			first = now
+		}
+		open = open[:0]
+		for xid := range first {
+			if t, still := now[xid]; still {
+				open = append(open, t)
+			}
+		}
+		slices.SortFunc(open, func(a, b cdc.Transaction) int {
+			return cmp.Or(cmp.Compare(b.Seconds, a.Seconds), cmp.Compare(a.PID, b.PID))
+		})
+		switch {
+		case d.dryRun:
+			return open, nil
+		case len(open) == 0, time.Now().After(deadline):
+			return open, d.look(ctx)
+		}
+		if time.Since(told) > replayEvery {
+			told = time.Now()
+			d.say("waits for %s: rows that it wrote may be hidden, and are seen once it has ended (%s)", open[0], open[0].End())
+		}
+		select {
+		case <-time.After(drainEvery):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("nothing was changed: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// stillOpen names transactions that were open across the decision, and what to run once they have ended.
+func (d *decision) stillOpen(open []cdc.Transaction) {
+	if len(open) == 0 {
+		return
+	}
+	for _, t := range open {
+		d.say("still open: %s: rows that it wrote before now may be missing, too (%s)", t, t.End())
+	}
+	d.say("once they have ended, run %s", cdc.ReplayUntilNow(d.state, &d.facts))
 }
 
 const goOn = "start the relay; one that is halted goes on by itself within 30 s"

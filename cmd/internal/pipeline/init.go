@@ -79,6 +79,11 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bo
 	if err != nil {
 		return err
 	}
+	if cfg.Source.Kind == cdc.WAL {
+		if err := s.vacant(ctx); err != nil {
+			return err
+		}
+	}
 	for _, step := range steps {
 		if err := s.do(ctx, step); err != nil {
 			return err
@@ -93,6 +98,22 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bo
 		return nil
 	}
 	return s.slot(ctx)
+}
+
+// vacant returns an error if slot or state record belong to something else. It is asked before anything is made, so that what is refused
+// leaves nothing behind.
+func (s *setup) vacant(ctx context.Context) error {
+	st, facts, err := standing(ctx, s.pg.Facts, s.kafka.State)
+	name := s.cfg.Source.Slot
+	switch {
+	case err != nil:
+		return err
+	case st == nil && facts.Slot.Exists:
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: `walpost adopt` goes on from where it stands; or choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, s.cfg.Pipeline, name)
+	case st != nil && st.Phase != cdc.PhaseCreating:
+		return cdc.Foreign(s.cfg.Pipeline, st, &facts)
+	}
+	return nil
 }
 
 func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
@@ -149,12 +170,10 @@ func (s *setup) slot(ctx context.Context) error {
 		}
 		s.say("slot %s: there, and the state record covers %s", name, st.Covered)
 		return nil
-	case st == nil && facts.Slot.Exists:
-		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: `walpost adopt` goes on from where it stands; or choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, s.cfg.Pipeline, name)
 	}
 	first := cdc.State{
 		Version: cdc.StateVersion, Pipeline: s.cfg.Pipeline, Slot: name, SystemID: facts.SystemID, Timeline: facts.Timeline,
-		Instance: "init", Phase: cdc.PhaseCreating, Time: time.Now().UTC(),
+		Configured: s.cfg.Source.Configured(), Instance: "init", Phase: cdc.PhaseCreating, Time: time.Now().UTC(),
 	}
 	if st != nil {
 		s.say("slot %s: an earlier init did not finish, begin again", name)
@@ -190,37 +209,56 @@ func (s *setup) slot(ctx context.Context) error {
 	return nil
 }
 
-// Remove takes slot, publication, role and state record away again; of a polled pipeline there is the role alone. The outbox table
-// and its topics stay. The relay must be stopped.
+// Remove takes slot and state record away, and publication and role where nobody else uses them; of a polled pipeline there is the role
+// alone. The outbox table and its topics stay. The relay must be stopped.
 func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
 	if err != nil {
 		return err
 	}
 	defer s.close(ctx)
+	steps, err := s.pg.Removal(ctx)
+	if err != nil {
+		return err
+	}
 	if cfg.Source.Kind == cdc.WAL {
+		if err := s.owned(ctx); err != nil {
+			return err
+		}
 		s.say("slot %s: drop it, and with it the WAL it keeps", cfg.Source.Slot)
 		if !dryRun {
 			if err := s.pg.DropSlot(ctx); err != nil {
 				return err
 			}
 		}
-	}
-	steps, err := s.pg.Removal(ctx)
-	if err != nil {
-		return err
+		s.say("topic %s: delete it", cfg.StateTopic())
+		if !dryRun {
+			if err := s.kafka.Delete(ctx, cfg.StateTopic()); err != nil {
+				return err
+			}
+		}
 	}
 	for _, step := range steps {
 		if err := s.do(ctx, step); err != nil {
 			return err
 		}
 	}
-	if cfg.Source.Kind == cdc.Polling {
+	return nil
+}
+
+// owned returns an error where slot or state record are another pipeline's, so that a wrong name in the configuration removes nothing.
+func (s *setup) owned(ctx context.Context) error {
+	st, facts, err := standing(ctx, s.pg.Facts, s.kafka.State)
+	var halt *cdc.Halt
+	switch {
+	case errors.As(err, &halt), err == nil && st == nil && !facts.Slot.Exists: // a spoiled topic is removed, too
+		return nil
+	case err != nil:
+		return err
+	case st == nil:
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: it may be another pipeline's: look who reads it, and drop it yourself (SELECT pg_drop_replication_slot('%s'))", s.cfg.Source.Slot, s.cfg.Pipeline, s.cfg.Source.Slot)
+	case st.Phase == cdc.PhaseCreating:
 		return nil
 	}
-	s.say("topic %s: delete it", cfg.StateTopic())
-	if dryRun {
-		return nil
-	}
-	return s.kafka.Delete(ctx, cfg.StateTopic())
+	return cdc.Foreign(s.cfg.Pipeline, st, &facts)
 }

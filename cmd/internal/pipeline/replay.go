@@ -26,6 +26,9 @@ const (
 // Replay publishes the rows that the outbox still holds of a time once more, by created_at and id, each marked by the header
 // replay and without lsn and seq: it is not the stream. It runs beside a relay or without one.
 func Replay(ctx context.Context, cfg cdc.Config, adminURL, from, to string, dryRun bool, out, progress io.Writer, opts ...kgo.Opt) error {
+	if to == "now" {
+		to = time.Now().Add(time.Minute).UTC().Format(time.RFC3339) // the writers' clocks may be ahead
+	}
 	since, err := time.Parse(time.RFC3339, from)
 	until, uerr := time.Parse(time.RFC3339, to)
 	switch {

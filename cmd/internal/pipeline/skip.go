@@ -37,11 +37,22 @@ func Skip(ctx context.Context, cfg cdc.Config, to string, dryRun bool, out io.Wr
 		what = fmt.Sprintf("%d outbox rows of %d transactions are given up, but for those that were delivered already", rows, transactions)
 		d.say("skip %s: %s", cdc.Range{From: from, To: lsn}, what)
 	}
+	ends := d.state.Halt != nil && d.state.Halt.Latched && next.Halt == nil
+	var open []cdc.Transaction
+	if ends {
+		if open, err = d.writers(ctx); err != nil {
+			return err
+		}
+		if next, err = cdc.SkipTo(cfg.Pipeline, d.state, d.facts, lsn); err != nil {
+			return err
+		}
+	}
 	switch {
 	case d.state.Halt != nil && next.Halt != nil:
 		d.say("the latched halt stays, `walpost adopt` ends it: %v", next.Halt.Halt())
-	case d.state.Halt != nil && d.state.Halt.Latched:
+	case ends:
 		d.say("the latched halt ends: %s", d.state.Halt.Found)
+		d.stillOpen(open)
 	}
 	if dryRun {
 		d.say("nothing was changed (--dry-run)")
