@@ -1,0 +1,120 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// TestWrongNameIsNeverLatched starts a relay once with a wrong name of each kind. It halts, publishes nothing and changes nothing, and the
+// right configuration goes on by itself. So it is with every command.
+func TestWrongNameIsNeverLatched(t *testing.T) {
+	t.Parallel()
+	s := delivered(t)
+	s.exec("CREATE PUBLICATION other FOR TABLE outbox")
+	s.exec("CREATE TABLE outbox2 (LIKE outbox INCLUDING ALL)")
+	for name, c := range map[string]struct {
+		env  map[string]string
+		says string
+	}{
+		"publication that does not exist": {map[string]string{"WALPOST_SOURCE_PUBLICATION": "walpots"}, `source.publication is "walpots", it was "walpost"`},
+		"publication of something else":   {map[string]string{"WALPOST_SOURCE_PUBLICATION": "other"}, `source.publication is "other", it was "walpost"`},
+		"table that does not exist":       {map[string]string{"WALPOST_SOURCE_TABLE": "public.outbux"}, `source.table is "public.outbux", it was "public.outbox"`},
+		"table that is another":           {map[string]string{"WALPOST_SOURCE_TABLE": "public.outbox2"}, `source.table is "public.outbox2", it was "public.outbox"`},
+		"messages instead of a table":     {map[string]string{"WALPOST_SOURCE_MESSAGES": "outbox"}, `source.messages is "outbox", it was ""`},
+		"two names":                       {map[string]string{"WALPOST_SOURCE_PUBLICATION": "x", "WALPOST_SOURCE_TABLE": "public.x"}, `source.publication is "x", it was "walpost", source.table is "public.x"`},
+		"slot":                            {map[string]string{"WALPOST_SOURCE_SLOT": "walpots"}, `configured for slot "walpots"`},
+		"column":                          {map[string]string{"WALPOST_SOURCE_COLUMNS_PAYLOAD": "boddy"}, `the table has no column "boddy"`},
+	} {
+		before := s.standing()
+		was := map[string]string{}
+		for key, value := range c.env {
+			was[key] = s.env[key]
+			s.env[key] = value
+		}
+		r := s.start()
+		r.says(20*time.Second, `"halted"`)
+		if log := strings.ReplaceAll(r.log.String(), `\"`, `"`); !strings.Contains(log, c.says) {
+			t.Errorf("%s: the halt does not say %q: %s", name, c.says, log)
+		}
+		if err := r.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if out := s.must("status"); !strings.Contains(out, c.says) {
+			t.Errorf("%s: status does not say %q:\n%s", name, c.says, out)
+		}
+		for _, args := range [][]string{{"init"}, {"init", "--remove", "--yes"}, {"skip", "--to", "0/1"}} {
+			if name == "column" && args[0] == "init" && len(args) > 1 {
+				continue // a pipeline can be taken away, with any columns
+			}
+			if out, err := s.walpost(args...); err == nil {
+				t.Errorf("%s: walpost %s went through:\n%s", name, strings.Join(args, " "), out)
+			}
+		}
+		for key, value := range was {
+			s.env[key] = value
+		}
+		if after := s.standing(); after != before {
+			t.Errorf("%s: changed\n%s\nto\n%s", name, before, after)
+		}
+	}
+	if n := s.query("SELECT string_agg(pubname, ' ' ORDER BY pubname) FROM pg_publication"); n != "other walpost" {
+		t.Errorf("publications: %s", n)
+	}
+	s.start()
+	s.arrives(s.one())
+	if out := s.must("status"); !strings.Contains(out, "by nothing") {
+		t.Errorf("status:\n%s", out)
+	}
+}
+
+// TestChangedNameIsAdopted goes over to another publication on purpose, and then has a halt that was latched under the earlier name.
+func TestChangedNameIsAdopted(t *testing.T) {
+	t.Parallel()
+	s := delivered(t)
+	s.exec("ALTER PUBLICATION walpost RENAME TO orders")
+	s.env["WALPOST_SOURCE_PUBLICATION"] = "orders"
+	if out := s.dry("adopt"); !strings.Contains(out, `source.publication is "orders", it was "walpost"`) {
+		t.Errorf("adopt:\n%s", out)
+	}
+	s.must("adopt")
+	r := s.start()
+	s.arrives(s.one())
+	s.exec("ALTER PUBLICATION orders SET (publish = 'update')")
+	s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "100ms"
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = s.start()
+	r.says(20*time.Second, "does not publish inserts")
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.exec("CREATE PUBLICATION later FOR TABLE outbox WITH (publish = 'insert')")
+	s.env["WALPOST_SOURCE_PUBLICATION"] = "later"
+	for _, text := range []string{`source.publication is "later", it was "orders"`, "a halt was latched at", "orders does not publish inserts"} {
+		if out := s.must("status"); !strings.Contains(out, text) {
+			t.Errorf("status does not say %q:\n%s", text, out)
+		}
+	}
+	s.must("adopt")
+	s.start()
+	s.arrives(s.one())
+}
+
+// TestRecordWithoutNamesTakesThemOver has the record of an older walpost, which did not write down what was configured.
+func TestRecordWithoutNamesTakesThemOver(t *testing.T) {
+	t.Parallel()
+	s := delivered(t)
+	s.rewrite(func(st *cdc.State) { st.Configured = cdc.Configured{} })
+	r := s.start()
+	s.arrives(s.one())
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.state().Configured; got != (cdc.Configured{Publication: "walpost", Table: "public.outbox"}) {
+		t.Errorf("the record names %+v", got)
+	}
+}
