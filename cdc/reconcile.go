@@ -67,11 +67,17 @@ func (f *Facts) branch(timeline int32) (end LSN, known bool) {
 func identify(pipeline string, st *State, f *Facts) error {
 	slot := f.Slot
 	switch {
+	case st == nil && !slot.Exists:
+		return &Halt{
+			Found: fmt.Sprintf("no state record for pipeline %q, and no replication slot %q", pipeline, slot.Name),
+			Means: "the pipeline was not prepared yet; nothing is read or published",
+			Run:   "`walpost init` prepares it, once, with an administrator's rights",
+		}
 	case st == nil:
 		return &Halt{
-			Found: fmt.Sprintf("no state record for pipeline %q", pipeline),
-			Means: "without it nobody knows what has been delivered; starting anyway could skip rows",
-			Run:   "run `walpost init` (once per pipeline); if there was a record, find out who deleted the state topic, then `walpost adopt` goes on from where the slot stands",
+			Found: fmt.Sprintf("no state record for pipeline %q, although replication slot %q exists", pipeline, slot.Name),
+			Means: "the state topic was deleted, or the slot is another pipeline's: nobody knows what has been delivered, and starting anyway could skip rows",
+			Run:   fmt.Sprintf("if the slot is this pipeline's, `walpost adopt` goes on from where it stands, %s; else name another under source.slot and run `walpost init`", slot.ConfirmedFlush),
 		}
 	case st.Pipeline == pipeline && st.Phase == PhaseCreating:
 		return &Halt{

@@ -27,7 +27,7 @@ func TestReconcileTable(t *testing.T) {
 		says             string
 		latched, history bool
 	}{
-		"no state": {nil, "no state record for pipeline \"p\": without it nobody knows what has been delivered; starting anyway could skip rows; run `walpost init` (once per pipeline); if there was a record, find out who deleted the state topic, then `walpost adopt` goes on from where the slot stands", false, false},
+		"no state": {nil, "no state record for pipeline \"p\", although replication slot \"s\" exists: the state topic was deleted, or the slot is another pipeline's: nobody knows what has been delivered, and starting anyway could skip rows; if the slot is this pipeline's, `walpost adopt` goes on from where it stands, 0/100; else name another under source.slot and run `walpost init`", false, false},
 		"init not finished": {
 			func(s *State, _ *Facts) { s.Phase = PhaseCreating },
 			"the state record of pipeline \"p\" says that `walpost init` did not finish: nothing has been published yet; run `walpost init` again", false, false,

@@ -194,8 +194,9 @@ func unhex(b []byte) ([]byte, error) {
 	return b[:n], nil
 }
 
-// relation takes down a relation's description. The outbox is known by its OID; its name is checked, because a publication
-// goes by OID: a renamed table keeps streaming, and a new one under its name does not.
+// relation notes a relation's description. The outbox is what has its OID now, under any name, and what had its name at this place in the
+// WAL: a table that was renamed, swapped or renamed back has rows of both kinds behind the slot, and none of them may be lost. That a
+// publication does not carry a new table under the old name is found by looking at the catalog.
 func (d *decoder) relation(r *cursor) error {
 	oid := r.uint32()
 	name := r.string() + "." + r.string()
@@ -217,15 +218,7 @@ func (d *decoder) relation(r *cursor) error {
 		d.relations[oid] = nil
 		return nil
 	}
-	if (oid == d.tableOID) != (name == d.cfg.Table) {
-		return &cdc.Halt{
-			Found: fmt.Sprintf("relation %d in the stream is called %s; the outbox %s was relation %d when the session began", oid, name, d.cfg.Table, d.tableOID),
-			Means: "the table was renamed or replaced: rows of the new one may not be in the publication",
-			Run:   "make the publication carry the table that is meant, then `walpost adopt` accepts what is there",
-			Latch: true,
-		}
-	}
-	if oid != d.tableOID {
+	if oid != d.tableOID && name != d.cfg.Table {
 		d.relations[oid] = nil
 		return nil
 	}

@@ -1,10 +1,15 @@
 package main
 
-import "github.com/walpost/walpost/cmd/internal/pipeline"
+import (
+	"time"
+
+	"github.com/walpost/walpost/cmd/internal/pipeline"
+)
 
 type adoptCmd struct {
-	CreateSlot bool `help:"Make the slot anew, where it is missing or lost."`
-	DryRun     bool `help:"Say what would be accepted and left behind, and do nothing."`
+	CreateSlot bool          `help:"Make the slot anew, where it is missing or lost."`
+	Wait       time.Duration `default:"1m" help:"How long to wait for transactions that are open: rows that they wrote may be hidden, and can be replayed only once they have ended."`
+	DryRun     bool          `help:"Say what would be accepted and left behind, and do nothing."`
 }
 
 func (c *adoptCmd) Run(p *process) error {
@@ -12,5 +17,5 @@ func (c *adoptCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	return pipeline.Adopt(p.ctx, cfg, c.CreateSlot, c.DryRun, p.stdout)
+	return pipeline.Adopt(p.ctx, cfg, c.CreateSlot, c.Wait, c.DryRun, p.stdout)
 }

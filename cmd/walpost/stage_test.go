@@ -379,3 +379,11 @@ func truncate(ctx context.Context, admin *kadm.Client, topic string) error {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
+
+// contains is nil when the text holds the other.
+func contains(text, other string) error {
+	if !strings.Contains(text, other) {
+		return fmt.Errorf("it does not say %q: %s", other, text)
+	}
+	return nil
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -13,8 +14,8 @@ import (
 
 // Adopt accepts slot, publication, table and timeline as they are, and says what it leaves behind. With createSlot it first
 // makes the slot, where it is missing or lost. It runs with the relay's own rights.
-func Adopt(ctx context.Context, cfg cdc.Config, createSlot, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
-	d, err := decide(ctx, cfg, dryRun, out, opts)
+func Adopt(ctx context.Context, cfg cdc.Config, createSlot bool, wait time.Duration, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	d, err := decide(ctx, cfg, wait, dryRun, out, opts)
 	if err != nil {
 		return err
 	}
@@ -43,6 +44,10 @@ func Adopt(ctx context.Context, cfg cdc.Config, createSlot, dryRun bool, out io.
 		if a, err = cdc.Adopt(cfg.Pipeline, d.state, d.facts); err != nil {
 			return err
 		}
+	}
+	if a.Advance != 0 && len(open) > 0 && !dryRun {
+		t := open[0]
+		return fmt.Errorf("nothing was changed: %s was open before the publication was made, and PostgreSQL could not decode it: end it (%s), and run `walpost adopt` again", t, t.End())
 	}
 	for _, line := range a.Accepts {
 		d.say("adopt %s", line)

@@ -28,6 +28,7 @@ type decision struct {
 	kafka  *kafka.Admin
 	pub    cdc.Publisher // nil in a dry run
 	out    io.Writer
+	wait   time.Duration // for transactions that are open across the decision
 	dryRun bool
 
 	state *cdc.State
@@ -35,11 +36,11 @@ type decision struct {
 }
 
 // decide opens both sides with the relay's own rights and reads what is to be decided on.
-func decide(ctx context.Context, cfg cdc.Config, dryRun bool, out io.Writer, opts []kgo.Opt) (*decision, error) {
+func decide(ctx context.Context, cfg cdc.Config, wait time.Duration, dryRun bool, out io.Writer, opts []kgo.Opt) (*decision, error) {
 	if cfg.Source.Kind == cdc.Polling {
 		return nil, errors.New("source.kind: polling has neither slot nor state record, and nothing to adopt or to step over: `walpost status` says what waits, and `walpost dlq redrive` or `walpost dlq drop` decides about failed rows")
 	}
-	d := &decision{cfg: cfg, source: postgres.NewSource(cfg.Pipeline, cfg.Source), out: out, dryRun: dryRun}
+	d := &decision{cfg: cfg, source: postgres.NewSource(cfg.Pipeline, cfg.Source), out: out, wait: wait, dryRun: dryRun}
 	if err := d.source.Preflight(ctx); err != nil {
 		return nil, err
 	}
@@ -128,15 +129,12 @@ func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
 	return nil
 }
 
-// writersWithin is how long a decision waits for the transactions that were open when it was taken.
-var writersWithin = time.Minute
-
 // writers waits until every transaction has ended that has written something and is open now: rows that it wrote while rows were hidden
 // come with its commit or never, and can be replayed only after it. Then it looks at the server again. It returns those that are still
-// open after a minute, the oldest first. A dry run does not wait.
+// open after d.wait, the oldest first. A dry run does not wait.
 func (d *decision) writers(ctx context.Context) (open []cdc.Transaction, err error) {
 	var first map[string]cdc.Transaction
-	for deadline, told := time.Now().Add(writersWithin), (time.Time{}); ; {
+	for deadline, told := time.Now().Add(d.wait), (time.Time{}); ; {
 		now, err := d.pg.Writers(ctx)
 		if err != nil {
 			return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -12,12 +13,12 @@ import (
 
 // Skip gives up what was committed before to and is not delivered: it writes the state record, then moves the slot. It runs
 // with the relay's own rights.
-func Skip(ctx context.Context, cfg cdc.Config, to string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+func Skip(ctx context.Context, cfg cdc.Config, to string, wait time.Duration, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	lsn, err := cdc.ParseLSN(to)
 	if err != nil {
 		return fmt.Errorf("--to: %w; the halt names it, and pg_replication_slots shows where the slot stands", err)
 	}
-	d, err := decide(ctx, cfg, dryRun, out, opts)
+	d, err := decide(ctx, cfg, wait, dryRun, out, opts)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,269 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
+)
+
+// provoked is a halt: what brings it about, and what its sentence says to do.
+type provoked struct {
+	name string
+	// found is the beginning of the halt's text as it stands in the source.
+	found string
+	// change brings it about behind a relay that is stopped; live, under one that streams.
+	change, live func(s *stage)
+	// fix does what the sentence asks for in other words than a walpost command: SQL, or another configuration.
+	fix func(s *stage)
+	// run names, in their order, those printed commands that are run, by their first words.
+	run []string
+	// refused names the first words of a printed command that goes as far as it can, and then asks for the next.
+	refused string
+	// lost is how many rows of the table are given up, and said to be.
+	lost int
+	// server are settings of a server that this halt needs for itself.
+	server map[string]string
+	// without is true where nothing was delivered before.
+	without bool
+}
+
+func sqls(statements ...string) func(*stage) {
+	return func(s *stage) {
+		for _, sql := range statements {
+			s.exec(sql)
+		}
+	}
+}
+
+func each(all ...func(*stage)) func(*stage) {
+	return func(s *stage) {
+		for _, f := range all {
+			f(s)
+		}
+	}
+}
+
+func insert(n int) func(*stage) { return func(s *stage) { s.insert(n) } }
+
+func setting(key, value string) func(*stage) { return func(s *stage) { s.env[key] = value } }
+
+func record(change func(*cdc.State)) func(*stage) { return func(s *stage) { s.rewrite(change) } }
+
+func onSlot(sql string) func(*stage) { return func(s *stage) { s.exec(sql, slot(s)) } }
+
+const (
+	dropSlot = "SELECT pg_drop_replication_slot($1)"
+	makeSlot = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')"
+)
+
+// provokedHalts are the halts of a relay that reads the WAL.
+var provokedHalts = []provoked{
+	{name: "never prepared", found: "no state record for pipeline %q, and no replication slot", without: true, run: []string{"init"}},
+	{name: "state topic deleted", found: "no state record for pipeline %q, although replication slot", change: func(s *stage) { s.deleteTopic("walpost.state." + s.pipeline); s.insert(3) }, run: []string{"adopt"}},
+	{name: "init did not finish", found: "the state record of pipeline %q says that `walpost init` did not finish", change: record(func(st *cdc.State) { st.Phase = cdc.PhaseCreating }), run: []string{"init"}},
+	{name: "another server, and a new pipeline for it", found: "the state record is of the PostgreSQL with system id", change: record(func(st *cdc.State) { st.SystemID = "7" }), fix: func(s *stage) {
+		s.env["WALPOST_PIPELINE"] += "-new" // for the new server
+		s.env["WALPOST_SOURCE_SLOT"] += "_new"
+	}, run: []string{"init"}},
+	{name: "slot renamed", found: "the state record of pipeline %q is of slot", change: func(s *stage) {
+		s.insert(3)
+		s.exec("SELECT pg_copy_logical_replication_slot($1, $2)", slot(s), slot(s)+"_b")
+		s.exec(dropSlot, slot(s))
+		s.env["WALPOST_SOURCE_SLOT"] += "_b"
+	}, run: []string{"adopt"}},
+	{name: "publication renamed", found: "the configuration names something else", change: each(sqls("ALTER PUBLICATION walpost RENAME TO orders"), setting("WALPOST_SOURCE_PUBLICATION", "orders"), insert(3)), run: []string{"adopt"}},
+	{name: "stale primary", found: "the state record is of timeline %d, the server is on timeline %d", change: record(func(st *cdc.State) { st.Timeline = 7 }), run: []string{"adopt"}},
+	{name: "state ahead of the server", found: "the state record knows of what was committed up to", change: each(record(func(st *cdc.State) { st.Covered += 1 << 40 }), insert(3)), run: []string{"adopt"}},
+	{name: "slot missing", found: "replication slot %q does not exist", change: each(insert(3), onSlot(dropSlot)), run: []string{"adopt --create-slot", "replay"}},
+	{name: "slot missing, and rows came since", found: "replication slot %q does not exist", change: each(onSlot(dropSlot), insert(3)), run: []string{"adopt --create-slot", "replay"}},
+	{
+		name: "slot lost", found: "replication slot %q is lost", server: map[string]string{"max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "32MB"},
+		change: func(s *stage) {
+			s.insert(3)
+			s.exec("CREATE TABLE other (text text)")
+			cdctest.Eventually(s.t, 30*time.Second, func() error {
+				s.exec("INSERT INTO other SELECT repeat(gen_random_uuid()::text, 100) FROM generate_series(1, 5000)")
+				s.exec("SELECT pg_switch_wal()")
+				s.exec("CHECKPOINT")
+				if status := s.query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", slot(s)); status != "lost" {
+					return fmt.Errorf("the slot is %s", status)
+				}
+				return nil
+			})
+		}, run: []string{"adopt --create-slot", "replay"},
+	},
+	{name: "slot advanced", found: "slot %q has confirmed", change: each(insert(3), onSlot("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())")), run: []string{"adopt", "replay"}},
+	{name: "slot made again", found: "slot %q has confirmed", change: each(onSlot(dropSlot), insert(3), onSlot(makeSlot)), run: []string{"adopt", "replay"}},
+	{name: "changed and changed back", found: "publication or table changed", change: sqls("ALTER PUBLICATION walpost SET (publish = 'update')", aRow, "ALTER PUBLICATION walpost SET (publish = 'insert')"), run: []string{"adopt", "replay"}},
+	{name: "taken out and put back", found: "publication or table changed", change: sqls("ALTER PUBLICATION walpost DROP TABLE outbox", aRow, "ALTER PUBLICATION walpost ADD TABLE outbox"), run: []string{"adopt", "replay"}},
+	{name: "taken out", found: "publication or table changed", change: sqls("ALTER PUBLICATION walpost DROP TABLE outbox", aRow), fix: sqls("ALTER PUBLICATION walpost ADD TABLE outbox"), run: []string{"adopt", "replay"}},
+	{name: "publication dropped", found: "publication or table changed", change: sqls("DROP PUBLICATION walpost", aRow), refused: "init", run: []string{"adopt", "replay"}},
+	{name: "publication dropped under a relay", found: "publication", live: sqls("DROP PUBLICATION walpost", aRow), refused: "init", run: []string{"adopt", "replay"}},
+	{name: "table replaced", found: "publication or table changed", change: sqls("ALTER TABLE outbox RENAME TO outbox_old", "CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", aRow), fix: sqls("ALTER PUBLICATION walpost SET TABLE outbox"), run: []string{"adopt", "replay"}},
+	{name: "table renamed under a relay", found: "publication or table changed", live: sqls("ALTER TABLE outbox RENAME TO outbox_old", aRowOf("outbox_old")), fix: sqls("ALTER TABLE outbox_old RENAME TO outbox"), run: []string{"adopt", "replay"}},
+	{name: "table replaced before its rows were read", found: "publication or table changed", change: sqls(aRow, "ALTER TABLE outbox RENAME TO outbox_old", aRowOf("outbox_old"), "CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", "INSERT INTO outbox SELECT * FROM outbox_old"), fix: sqls("ALTER PUBLICATION walpost SET TABLE outbox"), run: []string{"adopt", "replay"}},
+	{name: "a column of another name", found: "rows of the outbox cannot be streamed or understood", change: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "body"), fix: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "payload")},
+	{name: "role without rights", found: "the relay cannot stream like this", change: func(s *stage) { s.exec("ALTER ROLE relay_" + slot(s) + " NOREPLICATION") }, fix: func(s *stage) { s.exec("ALTER ROLE relay_" + slot(s) + " REPLICATION") }},
+	{name: "role dropped", found: "the relay may not connect or stream", change: func(s *stage) { s.exec("DROP ROLE relay_" + slot(s)) }, run: []string{"init"}},
+	{name: "topic missing", found: "topic %s does not exist", change: each(func(s *stage) { s.deleteTopic(s.topic) }, insert(3)), run: []string{"init"}, lost: 20}, // deleted with the topic
+	{name: "dead letter topic missing", found: "the dead letter topic %s does not exist", change: each(setting("WALPOST_POISON_POLICY", "dead_letter"), insert(3)), run: []string{"init"}},
+	{name: "a row too large for us", found: "outbox row %q cannot be read", live: func(s *stage) {
+		s.exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check1")
+		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', jsonb_build_object('t', repeat('x', 2000000)))`)
+		s.insert(3)
+	}, run: []string{"skip --to"}, lost: 1},
+	{name: "a row of a type that is not listed", found: "outbox row %q at %s/%d cannot be published", live: func(s *stage) {
+		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'invoice', 'k', 'OrderPaid', '{}')`)
+		s.insert(3)
+	}, run: []string{"skip --to"}, lost: 1},
+	{name: "a poison row among others of its transaction", found: "outbox row %q at %s/%d cannot be published", live: func(s *stage) {
+		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), CASE i WHEN 3 THEN 'invoice' ELSE 'order' END, 'k', 'OrderPaid', '{}' FROM generate_series(1, 5) i`)
+		s.insert(3)
+	}, run: []string{"skip --to"}, lost: 3}, // two stand before it and are published
+	{name: "state topic with two partitions", found: "topic %s has %d partitions", change: func(s *stage) {
+		s.insert(3)
+		s.deleteTopic("walpost.state." + s.pipeline)
+		cdctest.CreateTopic(s.t, s.brokers, "walpost.state."+s.pipeline, 2)
+	}, fix: func(s *stage) { s.deleteTopic("walpost.state." + s.pipeline) }, run: []string{"adopt"}},
+}
+
+func aRowOf(table string) string {
+	return "INSERT INTO " + table + " (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}')"
+}
+
+var aRow = aRowOf("outbox")
+
+// TestPrintedCommandsEndEachHalt provokes each halt, runs the commands that its sentence prints, as they are printed, and finds that the
+// halt has ended: every row that stands in the table is in Kafka, but for those that were given up and counted.
+func TestPrintedCommandsEndEachHalt(t *testing.T) {
+	t.Parallel()
+	for _, c := range provokedHalts {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			var s *stage
+			if c.server != nil {
+				server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: c.server})
+				if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
+					t.Fatal(err)
+				}
+				s = stageOn(t, server.URL("shop"), cdctest.Kafka(t))
+			} else {
+				s = newStage(t)
+			}
+			s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "100ms"
+			s.env["WALPOST_SOURCE_MAX_ROW_BYTES"] = "1MiB"
+			if c.without {
+				s.exec("CREATE ROLE relay_" + slot(s) + " LOGIN REPLICATION PASSWORD 's3cret'")
+			} else {
+				s.must("init")
+				r := s.start()
+				s.insert(20)
+				s.confirmed(20 * time.Second)
+				if c.live != nil {
+					c.live(s)
+				} else if err := r.stop(); err != nil {
+					t.Fatal(err)
+				}
+				if c.live != nil {
+					s.endsIn(r, c)
+					return
+				}
+			}
+			if c.change != nil {
+				c.change(s)
+			}
+			s.endsIn(s.start(), c)
+		})
+	}
+}
+
+// endsIn waits until the relay is halted, and does what the halt says.
+func (s *stage) endsIn(r *relay, c provoked) {
+	s.t.Helper()
+	sentence := r.halted()
+	if literal, _, _ := strings.Cut(c.found, "%"); !strings.Contains(sentence, literal) {
+		s.t.Fatalf("the halt is another one: %s", sentence)
+	}
+	if ready := r.get(s.t, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, sentence[:20]) {
+		s.t.Errorf("/readyz does not say the sentence: %s", ready)
+	}
+	if status := s.must("status"); !strings.HasPrefix(c.found, "topic") && !strings.Contains(status, sentence[:20]) {
+		s.t.Errorf("status does not say the sentence:\n%s", status)
+	}
+	if err := r.stop(); err != nil {
+		s.t.Fatal(err)
+	}
+	if c.refused != "" {
+		args := s.find(sentence, c.refused)
+		if out, err := s.walpost(args...); err == nil || !strings.Contains(err.Error(), "`walpost "+c.run[0]) {
+			s.t.Errorf("walpost %s: %v, want an error that says %q\n%s", c.refused, err, c.run[0], out)
+		}
+	}
+	if c.fix != nil {
+		c.fix(s)
+	}
+	said := ""
+	for _, command := range c.run {
+		out := s.must(s.find(sentence, command)...)
+		said += out
+	}
+	if m := regexp.MustCompile(`(\d+) outbox rows of 1 transactions are given up`).FindStringSubmatch(said); c.lost > 0 && c.run[0] == "skip --to" {
+		if m == nil {
+			s.t.Errorf("skip does not say how many rows are given up:\n%s", said)
+		} else if n, _ := strconv.Atoi(m[1]); n < c.lost {
+			s.t.Errorf("skip says that %d rows are given up, at most, and %d are", n, c.lost)
+		}
+	}
+	s.start()
+	s.arrives(s.one())
+	s.confirmed(20 * time.Second)
+	n, err := strconv.Atoi(s.query("SELECT count(*)::text FROM outbox"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if old := s.query("SELECT coalesce(to_regclass('outbox_old')::text, '')"); old != "" && c.name == "table replaced" {
+		n += 20
+	}
+	if got := len(s.ids()); got != n-c.lost {
+		s.t.Errorf("%d events arrived, want %d of %d rows: %s\n%s", got, n-c.lost, n, sentence, said)
+	}
+	if status := s.must("status"); !strings.Contains(status, "by nothing") {
+		s.t.Errorf("status:\n%s", status)
+	}
+}
+
+// find returns the printed command that begins with the words.
+func (s *stage) find(sentence, words string) []string {
+	s.t.Helper()
+	for _, args := range printed(sentence) {
+		if strings.HasPrefix(strings.Join(args, " "), words) {
+			return args
+		}
+	}
+	s.t.Fatalf("the halt does not print walpost %s: %s", words, sentence)
+	return nil
+}
+
+// halted waits until the relay is halted, and returns the halt's sentence.
+func (r *relay) halted() (sentence string) {
+	r.t.Helper()
+	cdctest.Eventually(r.t, 30*time.Second, func() error {
+		for line := range strings.Lines(r.log.String()) {
+			var said struct{ Message, Error string }
+			if json.Unmarshal([]byte(line), &said) == nil && said.Message == "halted" {
+				sentence = said.Error
+				return nil
+			}
+		}
+		return fmt.Errorf("the relay is not halted")
+	})
+	return sentence
+}
