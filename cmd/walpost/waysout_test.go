@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
@@ -233,4 +234,49 @@ func TestAdoptRefuses(t *testing.T) {
 	s.refuses("--create-slot", "adopt")
 	s.exec("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", slot(s))
 	s.refuses("a logical one of pgoutput is needed", "adopt")
+}
+
+// TestRefusedLeavesNothingBehind: what is refused has made neither slot nor role, publication or topic.
+func TestRefusedLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	there := func(s *stage) string {
+		return s.query(`SELECT concat((SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE database = current_database()), ' / ',
+			(SELECT string_agg(pubname, ' ') FROM pg_publication), ' / ', (SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolname = $1))`, "relay_"+slot(s))
+	}
+	for name, c := range map[string]struct {
+		change func(*stage)
+		args   []string
+		says   string
+	}{
+		"adopt on another server": {func(s *stage) { s.rewrite(func(st *cdc.State) { st.SystemID = "7" }); s.exec(dropSlot, slot(s)) }, []string{"adopt", "--create-slot"}, "system id"},
+		"adopt after an init that was cut": {func(s *stage) {
+			s.rewrite(func(st *cdc.State) { st.Phase = cdc.PhaseCreating })
+			s.exec(dropSlot, slot(s))
+		}, []string{"adopt", "--create-slot"}, "`walpost init` again"},
+		"adopt of a table that hides rows": {func(s *stage) { s.exec("ALTER PUBLICATION walpost DROP TABLE outbox"); s.exec(dropSlot, slot(s)) }, []string{"adopt", "--create-slot"}, "does not carry"},
+		"adopt of a slot that can be read": {func(*stage) {}, []string{"adopt", "--create-slot"}, "can be read"},
+		"init on another server": {func(s *stage) {
+			s.rewrite(func(st *cdc.State) { st.SystemID = "7" })
+			s.exec("DROP PUBLICATION walpost")
+			s.exec("DROP ROLE relay_" + slot(s))
+		}, []string{"init"}, "system id"},
+		"init beside a slot without record": {func(s *stage) {
+			s.deleteTopic("walpost.state." + s.pipeline)
+			s.exec("DROP PUBLICATION walpost")
+			s.exec("DROP ROLE relay_" + slot(s))
+		}, []string{"init"}, "nobody knows what was delivered"},
+		"init with a wrong slot":         {func(s *stage) { s.env["WALPOST_SOURCE_SLOT"] += "_b"; s.exec("DROP PUBLICATION walpost") }, []string{"init"}, "is of slot"},
+		"skip behind the end of the WAL": {func(*stage) {}, []string{"skip", "--to", "FFFF/0"}, "behind the end of the WAL"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := delivered(t)
+			c.change(s)
+			before := there(s)
+			s.refuses(c.says, c.args...)
+			if after := there(s); after != before {
+				t.Errorf("slots / publications / roles were %q, and are %q", before, after)
+			}
+		})
+	}
 }
