@@ -30,6 +30,8 @@ type Config struct {
 	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout" doc:"how long SIGTERM waits for Kafka to take what was received"`
 	HTTP            string        `yaml:"http" doc:"address of /livez, /readyz, /metrics and /status"`
+
+	several bool // it is one of several pipelines in a file
 }
 
 // SourceConfig is where the outbox is.
@@ -229,6 +231,9 @@ func envName(prefix string, path []string) string {
 func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Value, tag reflect.StructTag)) {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
+		if !field.IsExported() {
+			continue
+		}
 		p := append(slices.Clone(path), field.Tag.Get("yaml"))
 		if v.Field(i).Kind() == reflect.Struct {
 			eachKey(v.Field(i), p, f)

@@ -64,6 +64,7 @@ func ParseConfigs(text []byte, getenv func(string) string) ([]Config, error) {
 			parser = errors.Join(parser, decode(&cfg))
 		}
 		errs = append(errs, readEnvironment(&cfg, cfg.environment(), getenv)...)
+		cfg.several = true
 		cfgs = append(cfgs, cfg)
 	}
 	if parser != nil {
@@ -101,6 +102,15 @@ func readEnvironment(cfg *Config, prefix string, getenv func(string) string) (er
 		}
 	})
 	return errs
+}
+
+// Commands returns a text in which each walpost command in backquotes is one that can be run as it stands: of several pipelines it names
+// this one.
+func (c *Config) Commands(text string) string {
+	if !c.several {
+		return text
+	}
+	return strings.ReplaceAll(text, "`walpost ", "`walpost -p "+c.Pipeline+" ")
 }
 
 // Variable is the name of the variable that only this one of several pipelines reads for the key: WALPOST_ORDERS_ADMIN_URL.

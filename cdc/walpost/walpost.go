@@ -54,6 +54,9 @@ func New(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay,
 	sink := kafka.NewSink(cfg, route.Topics(cfg.Kafka))
 	router := route.New(cfg.Pipeline, cfg.Kafka)
 	observer := cdc.Tee(logger(cfg, log), con.Observer())
+	if tell := observer.Role; cfg.Commands("`walpost ") != "`walpost " {
+		observer.Role = func(role cdc.Role, err error) { tell(role, runnable(&cfg, err)) }
+	}
 	r := &Relay{Console: con, cfg: cfg, log: log}
 	if cfg.Source.Kind == cdc.Polling {
 		con.WatchTable(polling.NewWatch(cfg.Pipeline, cfg.Source))
@@ -71,6 +74,14 @@ func New(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay,
 		}
 	}
 	return r, nil
+}
+
+// runnable is the error with commands that name the pipeline.
+func runnable(cfg *cdc.Config, err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(cfg.Commands(err.Error()))
 }
 
 // Run relays until ctx ends, and keeps the table small, where cleanup.every says so.

@@ -72,6 +72,19 @@ type process struct {
 	getenv         func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
+
+	one *cdc.Config // the pipeline that the command acts on, once that is known
+}
+
+// sentences lets the commands that a command prints name the pipeline that it acts on.
+type sentences struct {
+	io.Writer
+	cfg *cdc.Config
+}
+
+func (s sentences) Write(b []byte) (int, error) {
+	_, err := io.WriteString(s.Writer, s.cfg.Commands(string(b)))
+	return len(b), err
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -81,7 +94,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	command.BindTo(ctx, (*context.Context)(nil)) // for commands of app
-	return command.Run(&process{ctx: ctx, cli: &c, getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr})
+	p := &process{ctx: ctx, cli: &c, getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr}
+	if err = command.Run(p); err != nil && p.one != nil && p.one.Commands(err.Error()) != err.Error() {
+		return errors.New(p.one.Commands(err.Error()))
+	}
+	return err
 }
 
 // configs are those of all pipelines, or of the one that --pipeline names.
@@ -106,6 +123,7 @@ func (p *process) config() (cdc.Config, error) {
 	if len(cfgs) > 1 {
 		return cdc.Config{}, fmt.Errorf("--pipeline: say which: %s", names(cfgs))
 	}
+	p.one, p.stdout = &cfgs[0], sentences{p.stdout, &cfgs[0]}
 	return cfgs[0], nil
 }
 
@@ -185,7 +203,7 @@ func (c *initCmd) Run(p *process) error {
 	errs := []error{err}
 	of := func(cfg cdc.Config, err error) {
 		if err != nil && len(cfgs) > 1 {
-			err = fmt.Errorf("pipeline %s: %w", cfg.Pipeline, err)
+			err = fmt.Errorf("pipeline %s: %s", cfg.Pipeline, cfg.Commands(err.Error()))
 		}
 		errs = append(errs, err)
 	}
@@ -204,7 +222,7 @@ func (c *initCmd) Run(p *process) error {
 		if len(cfgs) > 1 {
 			fmt.Fprintf(p.stdout, "pipeline %s\n", cfg.Pipeline)
 		}
-		of(cfg, pipeline.Init(p.ctx, cfg, urls[i], c.PartitionByDay, c.DryRun, p.stdout))
+		of(cfg, pipeline.Init(p.ctx, cfg, urls[i], c.PartitionByDay, c.DryRun, sentences{p.stdout, &cfgs[i]}))
 	}
 	return errors.Join(errs...)
 }
@@ -244,7 +262,7 @@ func (c *statusCmd) Run(p *process) error {
 			if i > 0 {
 				fmt.Fprintln(p.stdout)
 			}
-			st.Write(p.stdout)
+			st.Write(sentences{p.stdout, &cfgs[i]})
 		}
 		return nil
 	}

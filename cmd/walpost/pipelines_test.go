@@ -131,7 +131,13 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 		all.refuses("--pipeline: say which: "+a.pipeline+", "+b.pipeline, args...)
 	}
 	all.refuses("there is no such pipeline: "+a.pipeline+", "+b.pipeline, "status", "--pipeline", "c")
-	all.must("adopt", "--create-slot", "--pipeline", b.pipeline)
+	command := all.find(r.halted(), "-p "+b.pipeline+" adopt") // as it is printed, by status as by the log
+	if text := all.must("status"); !strings.Contains(text, "`walpost "+strings.Join(command, " ")+"`") {
+		t.Errorf("status does not print walpost %s:\n%s", strings.Join(command, " "), text)
+	}
+	if out := all.must(command...); !strings.Contains(out, "`walpost -p "+b.pipeline+" replay ") {
+		t.Errorf("adopt prints no replay of this pipeline:\n%s", out)
+	}
 
 	writers := []*cdctest.Writer{cdctest.StartWriter(t, cdctest.WriterConfig{URL: a.admin, Rate: 60}), cdctest.StartWriter(t, cdctest.WriterConfig{URL: b.admin, Rate: 60})}
 	for _, standby := range []bool{false, true} {
