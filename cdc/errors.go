@@ -12,6 +12,9 @@ var ErrSlotInUse = errors.New("the replication slot is in use by another process
 // ErrTableInUse is returned when another process polls the outbox table: stand by and try again.
 var ErrTableInUse = errors.New("the outbox table is polled by another process")
 
+// errFormerSession says that nobody else has the slot: the server holds it for a session of this relay that has ended.
+var errFormerSession = errors.New("the slot is still held by this relay's former session")
+
 // errQueueFull ends a session whose queue has been full for too long: Kafka is away, and an open replication connection
 // that confirms nothing keeps PostgreSQL from stopping.
 var errQueueFull = errors.New("kafka has not taken a window for too long: the replication connection was given back and will be opened again when kafka answers; the slot keeps the WAL meanwhile")

@@ -37,6 +37,10 @@ type Observer struct {
 	Stalled func(stalled bool, since time.Duration)
 	// Phantoms is called when a failover was found to have taken back rows that are published.
 	Phantoms func(p *Phantoms)
+	// Stuck is called when rows may be waiting and nothing moves, whatever the cause, and with nil when that is over.
+	Stuck func(s *Stall)
+	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when they do not any more.
+	CommitsWait func(err error)
 	// Watching is called when publication and table cannot be looked at, and with nil when they can again.
 	Watching func(err error)
 }
@@ -89,6 +93,18 @@ func (o *Observer) phantoms(p *Phantoms) {
 	}
 }
 
+func (o *Observer) stuck(s *Stall) {
+	if o.Stuck != nil {
+		o.Stuck(s)
+	}
+}
+
+func (o *Observer) commitsWait(err error) {
+	if o.CommitsWait != nil {
+		o.CommitsWait(err)
+	}
+}
+
 func (o *Observer) watching(err error) {
 	if o.Watching != nil {
 		o.Watching(err)
@@ -136,6 +152,16 @@ func Tee(observers ...Observer) Observer {
 		Phantoms: func(p *Phantoms) {
 			for i := range observers {
 				observers[i].phantoms(p)
+			}
+		},
+		Stuck: func(s *Stall) {
+			for i := range observers {
+				observers[i].stuck(s)
+			}
+		},
+		CommitsWait: func(err error) {
+			for i := range observers {
+				observers[i].commitsWait(err)
 			}
 		},
 		Watching: func(err error) {

@@ -62,6 +62,12 @@ func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error
 		timer.Reset(wait)
 		select {
 		case <-s.queue.wake:
+		case <-s.refresh:
+			if s.stale(p) {
+				if err := s.write(ctx, pub, p, nil); err != nil {
+					return err
+				}
+			}
 		case <-timer.C:
 		case <-drain:
 			draining, drain = true, nil
@@ -136,6 +142,7 @@ func (s *session) publishRows(ctx context.Context, pub Publisher, p *progress, r
 			return err
 		}
 		s.delivered = true
+		s.at.published.Add(int64(len(records)))
 		s.observer.published(records, time.Since(since))
 		for i := range records {
 			if records[i].Refused != nil {
@@ -164,9 +171,13 @@ func (s *session) write(ctx context.Context, pub Publisher, p *progress, records
 	if due, _ := p.due(now); due || records == nil || s.cfg.Delivery == ExactlyOnce {
 		st = s.record(p, now)
 	}
-	stall := time.AfterFunc(stallLog, func() { s.observer.stalled(true, time.Since(now)) })
+	stall := time.AfterFunc(stallLog, func() {
+		s.at.stuck.Store(true)
+		s.observer.stalled(true, time.Since(now))
+	})
 	err := pub.Publish(ctx, records, st)
 	if !stall.Stop() {
+		s.at.stuck.Store(false)
 		s.observer.stalled(false, time.Since(now))
 	}
 	if err != nil {
@@ -179,6 +190,7 @@ func (s *session) write(ctx context.Context, pub Publisher, p *progress, records
 		}
 		p.written(st, time.Now())
 		s.confirmed.Store(uint64(st.Covered))
+		s.place.Store(&place{st.Covered, st.Last()})
 		s.observer.covered(st)
 	}
 	return nil

@@ -96,7 +96,7 @@ func (r *reader) answer(now bool) error {
 		return nil
 	}
 	silent := t.Sub(r.heard)
-	if silent > deadAfter && r.pinged.After(r.heard) && !r.held {
+	if silent > deadAfter && r.pinged.After(r.heard) && !r.held && !r.stillBusy() {
 		return fmt.Errorf("the server has sent nothing for %s, not even an answer: connection given up", silent.Round(time.Second))
 	}
 	ping := silent > pingAfter && !r.held
@@ -225,6 +225,7 @@ func (r *reader) decode(bytes int) (rows int, err error) {
 		}
 	})
 	r.observer.received(rows, dropped, others, bytes)
+	r.at.moves(r.tracker.seen, rows+dropped+others, bytes)
 	if err == nil && !r.settled && r.tracker.caughtUp() {
 		r.settled = true
 		r.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have more already

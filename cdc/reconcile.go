@@ -17,6 +17,11 @@ type Facts struct {
 	Configured  Configured
 	// Hidden is what keeps rows of the outbox out of the stream, each with the way to mend it.
 	Hidden []string
+	// Standbys are the slots that rows of this one wait for, Walsender is who reads it on the server, and Commits says that commits wait for
+	// this relay; nil where they do not.
+	Standbys  []StandbySlot
+	Walsender Walsender
+	Commits   *CommitWait
 	// Unfit is what is wrong with the table's columns: its rows come, and cannot be understood.
 	Unfit []string
 }

@@ -27,6 +27,7 @@ type Relay struct {
 	observer Observer
 	instance string
 	doubt    doubt
+	troubles troubles
 
 	windowBytes int // of the next session
 }
@@ -80,6 +81,9 @@ func (r *Sessions) Run(ctx context.Context) error {
 		case errors.As(err, &halt):
 			r.Enter(Halted, halt)
 			wait = haltRetry
+		case errors.Is(err, errFormerSession):
+			r.Enter(Retrying, err)
+			wait = standbyRetry
 		case errors.Is(err, ErrSlotInUse), errors.Is(err, ErrTableInUse):
 			r.Enter(Standby, err)
 			wait = standbyRetry

@@ -26,9 +26,13 @@ type session struct {
 	failed    bool          // the publisher's: a window was not, and the client must not be used again
 	held      held          // the publisher's: keys that wait for a dead letter
 
-	found  chan error            // the watcher's word that something changed
-	looked atomic.Pointer[Facts] // the last look at publication and table that found them unchanged
-	halted atomic.Pointer[Halt]  // why the reader ended, where it is a halt; set before drain is closed
+	found   chan error           // the watcher's word that something changed
+	looked  atomic.Pointer[look] // the last look that found publication and table unchanged
+	at      moving
+	place   atomic.Pointer[place] // of the last durable state record; nil before step 7
+	lag     Lag
+	refresh chan struct{}        // the watcher's wish for a state record
+	halted  atomic.Pointer[Halt] // why the reader ended, where it is a halt; set before drain is closed
 }
 
 // session runs the seven steps of a start, the only recovery path there is, and then relays until something ends it.
@@ -59,8 +63,17 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 	// 3. Own the slot. Never start above 0/0: a start beyond the WAL's end is accepted silently and loses rows.
 	if err := stream.Start(ctx); err != nil {
+		if !errors.Is(err, ErrSlotInUse) {
+			return err
+		}
+		r.rest(true)
+		if pid := facts.Slot.ActivePID; pid != 0 && pid == r.troubles.pid {
+			return fmt.Errorf("%w, PID %d: it ends when the server finds its connection dead, or with SELECT pg_terminate_backend(%d)", errFormerSession, pid, pid)
+		}
 		return err
 	}
+	r.troubles.pid = id.PID
+	r.commits(&facts)
 	s := &session{
 		Relay: r, stream: stream, id: id,
 		queue:   newQueue(newWindow(r.cfg.Window.Rows, r.windowBytes)),
@@ -68,8 +81,13 @@ func (r *Relay) session(ctx context.Context) error {
 		drain:   make(chan struct{}),
 		ended:   make(chan error, 1),
 		found:   make(chan error, 1),
+		refresh: make(chan struct{}, 1),
 	}
 	err = s.run(ctx)
+	r.rest(false)
+	if ctx.Err() == nil {
+		s.countFailure(err)
+	}
 	if s.delivered {
 		r.windowBytes = int(r.cfg.Window.Bytes)
 	}
@@ -185,7 +203,8 @@ func (s *session) publishAll(ctx, drain context.Context) error {
 		return fmt.Errorf("write the session's first state record: %w", err)
 	}
 	s.observer.covered(next)
-	s.looked.Store(&facts)
+	s.place.Store(&place{next.Covered, next.Last()})
+	s.remember(&facts)
 	s.started <- newTracker(next, facts.Slot.ConfirmedFlush)
 	// 7. Stream, and watch what could hide rows.
 	watching, stop := context.WithCancel(drain)
@@ -219,38 +238,6 @@ func (s *session) stillAlone(ctx context.Context, pub Publisher, st *State, fact
 	return facts, err
 }
 
-// watch looks at publication and table again and again. What it finds changed ends the session; that it cannot look does not.
-func (s *session) watch(ctx context.Context, st State) {
-	tick := time.NewTicker(s.cfg.Source.CheckInterval)
-	defer tick.Stop()
-	blind := false
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		facts, err := s.source.Facts(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if blind != (err != nil) {
-			blind = !blind
-			s.observer.watching(err)
-		}
-		if err != nil {
-			continue
-		}
-		if err := unchanged(&st, &facts); err != nil {
-			s.found <- err
-			s.stream.Interrupt()
-			return
-		}
-		st.Checked, st.CheckedAt = facts.WALEnd, facts.Time
-		s.looked.Store(&facts)
-	}
-}
-
 // assess names the range that is at risk, for a halt of which the stream could not tell: since the last look that found
 // nothing.
 func (s *session) assess(ctx context.Context, halt *Halt) {
@@ -258,10 +245,10 @@ func (s *session) assess(ctx context.Context, halt *Halt) {
 	if !halt.Latch || !halt.Risk.IsZero() || last == nil {
 		return
 	}
-	halt.Risk = Range{last.WALEnd, last.WALEnd}
+	halt.Risk = Range{last.facts.WALEnd, last.facts.WALEnd}
 	if facts, err := s.source.Facts(ctx); err == nil {
 		halt.Risk.To = facts.WALEnd
-		halt.Run += ", and " + replay(&State{CheckedAt: last.Time}, &facts) + " publishes the rows of that time"
+		halt.Run += ", and " + replay(&State{CheckedAt: last.facts.Time}, &facts) + " publishes the rows of that time"
 	}
 }
 
@@ -269,7 +256,10 @@ func (s *session) assess(ctx context.Context, halt *Halt) {
 func (s *session) record(p *progress, now time.Time) *State {
 	st := p.record(now)
 	if last := s.looked.Load(); last != nil {
-		st.Checked, st.CheckedAt = last.WALEnd, last.Time
+		st.Checked, st.CheckedAt = last.facts.WALEnd, last.facts.Time
+	}
+	if at := s.lag.Current(st.Covered); !at.IsZero() {
+		st.CurrentAt = at
 	}
 	return st
 }

@@ -38,6 +38,8 @@ type State struct {
 	CheckedAt   time.Time `json:"checked_at,omitzero"`
 	// Configured is what the configuration named when Fingerprint was taken. A record that an older walpost wrote does not have it.
 	Configured Configured `json:"configured,omitzero"`
+	// CurrentAt is the server's time at which the WAL was last seen to end at or before Covered: what was written until then is delivered.
+	CurrentAt time.Time `json:"current_at,omitzero"`
 	// Instance names the process, Epoch its session. Readers take the highest epoch, then the highest Covered in it: a
 	// relay that was frozen and replaced writes under its own old epoch only.
 	Instance string    `json:"instance"`

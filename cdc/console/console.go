@@ -22,6 +22,7 @@ type Console struct {
 	deadLetters                                                          *prometheus.CounterVec
 	windowSeconds                                                        prometheus.Histogram
 	covered, confirmed, stalled, streaming, lastCommit, refused          prometheus.Gauge
+	stuck, synchronous                                                   prometheus.Gauge
 	cleanedRows, cleanedPartitions                                       prometheus.Counter
 
 	role  *prometheus.GaugeVec
@@ -42,6 +43,10 @@ type Status struct {
 	Confirmed cdc.LSN   `json:"-"`
 	Published int64     `json:"published"` // rows since the process started
 	Stalled   bool      `json:"kafka_stalled"`
+	// Stall says why rows may be waiting and nothing moves, while that is so.
+	Stall string `json:"stalled,omitempty"`
+	// CommitsWait says that commits of the server wait for this relay, while they do.
+	CommitsWait string `json:"commits_wait,omitempty"`
 	// Phantoms are what the last failover took back, in words.
 	Phantoms string `json:"phantoms,omitempty"`
 	// DeadLetters is how many wait to be redriven or dropped, or why that is not known, where rows are put aside.
@@ -103,6 +108,8 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 		covered:           gauge("walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."),
 		confirmed:         gauge("walpost_confirmed_lsn", "LSN last confirmed to the slot."),
 		stalled:           gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
+		stuck:             gauge("walpost_stalled", "1 while rows may be waiting and nothing moves, whatever the cause; /status and the log name it."),
+		synchronous:       gauge("walpost_synchronous_standby", "1 while commits of the whole server wait for this relay, or can, because synchronous_standby_names matches it."),
 		streaming:         gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
 		lastCommit:        gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
 		cleanedRows:       counter("walpost_cleanup_rows_total", "Rows that cleanup.every has deleted from the outbox."),
@@ -198,6 +205,22 @@ func (c *Console) Observer() cdc.Observer {
 			defer c.mu.Unlock()
 			c.status.Confirmed = lsn
 		},
+		Stuck: func(s *cdc.Stall) {
+			c.stuck.Set(map[bool]float64{true: 1}[s != nil])
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.status.Stall = ""; s != nil {
+				c.status.Stall = s.Error()
+			}
+		},
+		CommitsWait: func(err error) {
+			c.synchronous.Set(map[bool]float64{true: 1}[err != nil])
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.status.CommitsWait = ""; err != nil {
+				c.status.CommitsWait = err.Error()
+			}
+		},
 		Stalled: func(stalled bool, _ time.Duration) {
 			c.stalled.Set(map[bool]float64{true: 1}[stalled])
 			c.mu.Lock()
@@ -217,6 +240,8 @@ func (c *Console) Ready(ctx context.Context) error {
 		return errors.New("kafka does not answer; rows wait in the table")
 	case s.Role == cdc.Streaming && s.Stalled:
 		return errors.New("kafka does not answer; rows wait in the slot")
+	case s.Role == cdc.Streaming && s.Stall != "":
+		return errors.New(s.Stall)
 	case s.Role == cdc.Streaming && c.asked.table != nil:
 		b, err := c.asked.table.Backlog(ctx)
 		if err == nil && b.Horizon != nil && b.Horizon.Seconds > heldTooLong.Seconds() {

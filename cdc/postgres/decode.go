@@ -108,15 +108,57 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 	return nil
 }
 
-// insert decodes the tuple of a row of the outbox. Other tables' rows are Other.
-func (d *decoder) insert(r *cursor, m *cdc.Message) error {
+// foreign says of the first bytes of a CopyData frame whether the rest of it can be left unread: it is neither an insert into the
+// outbox nor an event. It is errTruncated while there are too few bytes to tell.
+func (d *decoder) foreign(head []byte) (bool, error) {
+	if len(head) < 1 {
+		return false, errTruncated
+	}
+	if head[0] != pglogrepl.XLogDataByteID {
+		return false, fmt.Errorf("a message %q of more than %d bytes in the replication stream", head[0], gulp)
+	}
+	r := cursor{b: head}
+	r.skip(25)
+	switch t := pglogrepl.MessageType(r.byte()); t {
+	case pglogrepl.MessageTypeInsert:
+		rel, err := d.known(&r)
+		return rel == nil, err
+	case pglogrepl.MessageTypeMessage:
+		transactional := r.byte()&1 != 0
+		r.skip(8) // LSN
+		ours := append([]byte(d.cfg.Messages), 0)
+		prefix := r.bytes(len(ours))
+		if r.short {
+			return false, errTruncated
+		}
+		return !transactional || d.cfg.Messages == "" || !bytes.Equal(prefix, ours), nil
+	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate:
+		return true, nil
+	}
+	if r.short {
+		return false, errTruncated
+	}
+	return false, nil
+}
+
+// known reads the OID of a row's relation and gives its description, nil for a table that is not the outbox.
+func (d *decoder) known(r *cursor) (*relation, error) {
 	oid := r.uint32()
 	rel, known := d.relations[oid]
 	if r.short {
-		return errTruncated
+		return nil, errTruncated
 	}
 	if !known {
-		return &cdc.Halt{Found: fmt.Sprintf("a row of relation %d came before its description", oid), Means: "the stream cannot be understood, and skipping could lose rows", Run: "restart the relay; if it comes back, report it with the PostgreSQL version"}
+		return nil, &cdc.Halt{Found: fmt.Sprintf("a row of relation %d came before its description", oid), Means: "the stream cannot be understood, and skipping could lose rows", Run: "restart the relay; if it comes back, report it with the PostgreSQL version"}
+	}
+	return rel, nil
+}
+
+// insert decodes the tuple of a row of the outbox. Other tables' rows are Other.
+func (d *decoder) insert(r *cursor, m *cdc.Message) error {
+	rel, err := d.known(r)
+	if err != nil {
+		return err
 	}
 	if rel == nil {
 		m.Kind = cdc.Other
@@ -233,14 +275,16 @@ func (d *decoder) relation(r *cursor) error {
 	return nil
 }
 
-// tooLarge names the row whose message was not read because of its size.
+// tooLarge names the row whose message was not read because of its size. An event's content is not looked at.
 func (d *decoder) tooLarge(head []byte, size int) error {
-	var m cdc.Message
-	if len(head) > 26 {
+	what := fmt.Sprintf("an event of prefix %q", d.cfg.Messages)
+	if d.cfg.Messages == "" {
+		var m cdc.Message
 		_ = d.message(head[25:], &m) // truncated, but the first columns are there
+		what = fmt.Sprintf("outbox row %q", m.Row.ID)
 	}
 	return &cdc.Wedge{
-		Found: fmt.Sprintf("outbox row %q cannot be read: it is %d bytes, source.max_row_bytes is %s", m.Row.ID, size, d.cfg.MaxRowBytes),
+		Found: fmt.Sprintf("%s cannot be read: it is %d bytes, source.max_row_bytes is %s", what, size, d.cfg.MaxRowBytes),
 		Mend:  "raise source.max_row_bytes, if Kafka takes such a record",
 	}
 }

@@ -16,7 +16,13 @@ import (
 // all: they can hold row data.
 var decoding = regexp.MustCompile(`associated LSN ([0-9A-F]+/[0-9A-F]+)`)
 
-// classify turns a server's error into the engine's decision, by SQLSTATE and never by message text.
+// looksForPublication are the server's functions that find, while it decodes, that a publication was not there at that place in the
+// WAL: get_publication_oid with an error, up to 17, LoadPublications with a warning, from 18 on. The names are never translated.
+var looksForPublication = map[string]bool{"get_publication_oid": true, "GetPublicationByName": true, "LoadPublications": true}
+
+// classify turns a server's error into the engine's decision, by SQLSTATE and never by message text. What 55000 and 42704 say of a
+// slot (it is lost, it is not there), the next session's start reads in the catalog: they say the same of a standby that is away,
+// of a server that stops and of a parameter that nobody knows.
 func classify(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -27,23 +33,22 @@ func classify(doing string, err error) error {
 		at = m[1]
 	}
 	said := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
+	if at != "" && looksForPublication[pg.Routine] {
+		return publicationMissing(said)
+	}
 	switch pg.Code {
 	case "55006":
 		return fmt.Errorf("%s: %w", said, cdc.ErrSlotInUse)
-	case "42704": // undefined object: slot, or, up to 17, the publication as it was at that place in the WAL
-		if at != "" {
-			return publicationMissing(said)
-		}
-		return &cdc.Halt{Found: said, Means: "the slot does not exist: rows committed since it was dropped will not be streamed by a new one", Run: "run `walpost status` for the positions; `walpost adopt --create-slot` begins with a new slot"}
-	case "55000": // object not in the right state: an invalidated slot
-		return &cdc.Halt{Found: said, Means: "the slot can no longer be read: rows behind its confirmed position may never be streamed", Run: "run `walpost status` for the positions; `walpost adopt --create-slot` begins with a new slot"}
 	case "42501", "28P01", "28000", "3D000":
 		return &cdc.Halt{Found: said, Means: "the relay may not connect or stream", Run: "check user, password and database of source.url; the role needs LOGIN and REPLICATION (`walpost init` makes it)"}
-	case "XX000", "22021", "22P05", "54000":
+	case "XX000", "22021", "22P05", "42704", "54000":
 		if at != "" {
 			what, quiet := map[string]string{"22021": "bytes that are no text in the database's encoding", "22P05": "a character that UTF-8 does not have"}[pg.Code]
 			if !quiet { // those two would show bytes of the row
 				what = pg.Message
+			}
+			if pg.Code == "54000" || pg.Code == "XX000" { // a value of more than 1 GB in text form has either code
+				what += "; it can be another table's, and a publication of the outbox alone keeps the next one out"
 			}
 			return &cdc.Wedge{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, what, pg.Code)}
 		}
@@ -68,13 +73,14 @@ func errorResponse(body []byte) error {
 	return pgconn.ErrorResponseToPgError(&e)
 }
 
-// notice halts on the one notice that means loss: from 18 on a missing publication is a warning, and its rows are skipped.
+// notice halts on the one notice that means loss: from 18 on a missing publication is a warning, and its rows are skipped. Others have
+// its SQLSTATE: the server writes one each second while a standby is away that the slot waits for.
 func notice(body []byte) error {
 	var n pgproto3.NoticeResponse
 	if err := n.Decode(body); err != nil {
 		return fmt.Errorf("read the server's notice: %w", err)
 	}
-	if n.Code == "55000" {
+	if looksForPublication[n.Routine] {
 		return publicationMissing("PostgreSQL warns: " + n.Message)
 	}
 	return nil

@@ -266,6 +266,9 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	}
 	defer func() { _ = conn.Close(ctx) }()
 	f, t, err := s.look(ctx, conn)
+	if err == nil {
+		err = s.waits(ctx, conn, &f)
+	}
 	if err != nil || t.oid == 0 {
 		return f, err
 	}

@@ -37,6 +37,10 @@ type stream struct {
 	buf  []byte
 	r, w int // buf[r:w] is received and not decoded
 
+	// skim is how many bytes are still to come of a frame that is nobody's concern here; they are dropped as they come.
+	skim    int
+	skimmed bool // Next has to count that frame
+
 	undisturbed bool
 	interrupted atomic.Bool
 	closeOnce   sync.Once
@@ -198,6 +202,7 @@ func (s *stream) Fill(deadline time.Time) (int, error) {
 		n, err := s.conn.Read(s.buf[s.w:])
 		s.w += n
 		total += n
+		s.drop()
 		if err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return total, nil
@@ -235,8 +240,15 @@ func (s *stream) raw() net.Conn {
 	return s.conn
 }
 
-// makeRoom moves the incomplete message to the front, and makes the buffer as large as that message needs, no larger than
-// a row may be.
+// drop takes out of the buffer what belongs to the frame that is skimmed over.
+func (s *stream) drop() {
+	n := min(s.skim, s.w-s.r)
+	s.r += n
+	s.skim -= n
+}
+
+// makeRoom moves the incomplete message to the front, and makes the buffer as large as that message needs. A large message that is
+// not the outbox's is skimmed over: its first bytes say whose it is. A row of the outbox may be as large as the configuration says.
 func (s *stream) makeRoom() error {
 	need := 0
 	if s.w-s.r >= 5 {
@@ -245,11 +257,21 @@ func (s *stream) makeRoom() error {
 			return fmt.Errorf("a frame of %d bytes in the replication stream", need)
 		}
 	}
-	if limit := int(s.cfg.MaxRowBytes) + gulp; need > limit {
-		if s.w-s.r < gulp/2 {
+	if need > gulp && s.buf[s.r] == 'd' {
+		head := s.buf[s.r+5 : s.w]
+		switch foreign, err := s.decoder.foreign(head); {
+		case errors.Is(err, errTruncated):
+			need = gulp // its first bytes are still to come
+		case err != nil:
+			return err
+		case foreign:
+			s.skim, s.skimmed = need, true
+			s.drop()
+			need = 0
+		case need > int(s.cfg.MaxRowBytes)+gulp && len(head) >= gulp/2:
+			return s.decoder.tooLarge(head, need)
+		case need > int(s.cfg.MaxRowBytes)+gulp:
 			need = gulp // its first columns are enough to name it
-		} else {
-			return s.decoder.tooLarge(s.buf[s.r+5:s.w], need)
 		}
 	}
 	size := max(gulp, need)
@@ -281,6 +303,11 @@ func (s *stream) frame() (typ byte, body []byte, ok bool) {
 
 // Next decodes the next message. Whatever is no CopyData ends the stream or is a notice.
 func (s *stream) Next(m *cdc.Message) (bool, error) {
+	if s.skimmed {
+		s.skimmed = false
+		m.Kind = cdc.Other
+		return true, nil
+	}
 	for {
 		typ, body, ok := s.frame()
 		if !ok {

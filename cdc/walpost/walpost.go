@@ -174,6 +174,20 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 		Phantoms: func(p *cdc.Phantoms) {
 			log.Warn().Int("rows", p.Rows).Bool("at_least", p.AtLeast).Stringer("range", p.Range).Msg(p.String())
 		},
+		Stuck: func(s *cdc.Stall) {
+			if s != nil {
+				log.Error().Str("stall", s.Cause).Err(s).Msg("stalled: rows may be waiting and nothing moves")
+				return
+			}
+			log.Info().Msg("rows flow again")
+		},
+		CommitsWait: func(err error) {
+			if err != nil {
+				log.Error().Err(err).Msg("this relay has become a synchronous standby")
+				return
+			}
+			log.Info().Msg("no commit waits for this relay any more")
+		},
 		Watching: func(err error) {
 			if err != nil {
 				log.Warn().Err(err).Msg("publication and table cannot be looked at; rows go on")

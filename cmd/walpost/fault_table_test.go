@@ -47,6 +47,7 @@ var faults = []fault{
 	{43, "leader_killed", "three real brokers, three replicas: the leader killed -9, twice; order holds, nothing twice", nil, "brokers", false},
 	{44, "broker_paused", "three real brokers: the leader frozen past its session, and back: order holds, nothing twice", nil, "brokers", false},
 	{45, "too_few_in_sync", "three real brokers: min.insync.replicas not met: nothing is taken, rows wait, nothing twice", nil, "brokers", false},
+	{54, "foreign_giants", "rows and messages of others, 60 MB and 100 MB each, in a publication of all tables and between rows of the outbox, also updates of the outbox itself: skimmed over, memory stays; nothing twice", foreignGiants, "", false},
 	{46, "broker_disk_full", "three real brokers: the disk of one full, and freed: the others go on, nothing twice", nil, "brokers", false},
 	{70, "partitions_dropped", "the outbox's partitions dropped and made under load, the relay killed between: none is dropped of which a row is not confirmed, the relay goes on without a halt, nothing missing", partitionsDropped, "", false},
 	{71, "messages_failover", "events are transactional messages and no table; a standby with a slot that lags is promoted after it has received everything: nothing missing, nothing twice in either mode", messagesFailOver, "", true},

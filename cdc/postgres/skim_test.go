@@ -1,0 +1,202 @@
+package postgres
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// pgoutput is a CopyData frame around a message.
+func pgoutput(message ...byte) []byte {
+	body := append([]byte{'w'}, make([]byte, 24)...)
+	return frameOf('d', append(body, message...))
+}
+
+func frameOf(typ byte, body []byte) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{typ}, uint32(len(body)+4)), body...)
+}
+
+// change is a message of one column of n bytes, for relation oid.
+func change(kind byte, oid uint32, n int) []byte {
+	m := binary.BigEndian.AppendUint32([]byte{kind}, oid)
+	m = append(m, 'N', 0, 1, 't')
+	m = binary.BigEndian.AppendUint32(m, uint32(n))
+	return pgoutput(append(m, bytes.Repeat([]byte{'x'}, n)...)...)
+}
+
+// skimmer is a stream of the outbox, relation 7, beside relation 9; with messages, of the prefix shop.
+func skimmer(t *testing.T, messages bool) (*stream, net.Conn) {
+	t.Helper()
+	cfg := defaults()
+	cfg.MaxRowBytes = 1 << 20
+	d := newDecoder(cfg, 7)
+	if d.relations[9] = nil; messages {
+		d.cfg.Messages = "shop"
+		d.relations[7] = nil
+	} else {
+		d.relations[7] = &relation{field: []field{fieldID}}
+	}
+	server, client := net.Pipe()
+	t.Cleanup(func() { _, _ = server.Close(), client.Close() })
+	return newStream(d.cfg, client, d), server
+}
+
+// take reads what comes in pieces of n bytes until the stream ends, and says which kinds of messages there were.
+func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds []cdc.MessageKind, err error) {
+	t.Helper()
+	go func() {
+		for piece := range slices.Chunk(wire, n) {
+			if _, err := server.Write(piece); err != nil {
+				return
+			}
+		}
+		_ = server.Close()
+	}()
+	for {
+		_, lost := s.Fill(time.Now().Add(10 * time.Second))
+		if len(s.buf) > int(s.cfg.MaxRowBytes)+gulp {
+			t.Fatalf("the buffer has grown to %d bytes", len(s.buf))
+		}
+		for {
+			var m cdc.Message
+			ok, err := s.Next(&m)
+			if err != nil {
+				return kinds, err
+			}
+			if !ok {
+				break
+			}
+			kinds = append(kinds, m.Kind)
+		}
+		if lost != nil {
+			if w := (*cdc.Wedge)(nil); errors.As(lost, &w) || s.skim > 0 || s.r < s.w {
+				return kinds, lost
+			}
+			return kinds, nil
+		}
+	}
+}
+
+// TestForeignMessagesAreSkimmedOver: whatever their kind and size, and however the network cuts them, they are counted, held in no
+// memory, and the outbox's rows before and behind them come.
+func TestForeignMessagesAreSkimmedOver(t *testing.T) {
+	t.Parallel()
+	const large = 3 << 20 // three times a row's limit
+	row := change('I', 7, 100)
+	event := frameOf('d', emitted(1, "shop", []byte(anEvent)))
+	content := bytes.Repeat([]byte{'x'}, large)
+	for name, c := range map[string]struct {
+		ours, foreign []byte
+		messages      bool
+	}{
+		"an insert into another table":               {row, change('I', 9, large), false},
+		"an update of another table":                 {row, change('U', 9, large), false},
+		"an update of the outbox":                    {row, change('U', 7, large), false},
+		"a delete from the outbox, REPLICA IDENTITY": {row, change('D', 7, large), false},
+		"a truncate of very many tables":             {row, pgoutput(append([]byte{'T'}, content...)...), false},
+		"a message, where there is a table":          {row, frameOf('d', emitted(1, "shop", content)), false},
+		"another tool's message":                     {event, frameOf('d', emitted(1, "other", content)), true},
+		"a message whose prefix begins like ours":    {event, frameOf('d', emitted(1, "shop2", content)), true},
+		"a prefix that is longer than the buffer":    {event, frameOf('d', emitted(1, string(content), nil)), true},
+		"our prefix without a transaction":           {event, frameOf('d', emitted(0, "shop", content)), true},
+		"an insert, where there are messages":        {event, change('I', 9, large), true},
+		"one that fits a row's limit":                {row, change('I', 9, 900<<10), false},
+		"one byte more than the buffer":              {row, change('I', 9, gulp-40), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wire := slices.Concat(c.ours, c.foreign, c.foreign, c.ours, c.foreign, c.ours)
+			for _, n := range []int{7, 1000, 64<<10 + 1, len(wire)} {
+				if n < 1000 && len(c.foreign) > 1<<20 && !strings.Contains(name, "message") {
+					continue
+				}
+				s, server := skimmer(t, c.messages)
+				kinds, err := take(t, s, server, wire, n)
+				if want := []cdc.MessageKind{cdc.Insert, cdc.Other, cdc.Other, cdc.Insert, cdc.Other, cdc.Insert}; err != nil || !slices.Equal(kinds, want) {
+					t.Errorf("in pieces of %d bytes: %v, %v; want %v", n, kinds, err, want)
+				}
+				if len(s.buf) > gulp {
+					t.Errorf("in pieces of %d bytes: the buffer has grown to %d bytes", n, len(s.buf))
+				}
+			}
+		})
+	}
+}
+
+// TestLargeMessagesThatAreNotForeign: a row of the outbox comes whole up to its limit and is a wedge above it, an unknown relation halts,
+// and what ends inside a message that is skimmed over is a lost connection.
+func TestLargeMessagesThatAreNotForeign(t *testing.T) {
+	t.Parallel()
+	var wedge *cdc.Wedge
+	var halt *cdc.Halt
+	event := func(n int) []byte { return frameOf('d', emitted(1, "shop", bytes.Repeat([]byte{'x'}, n))) }
+	for name, c := range map[string]struct {
+		wire     []byte
+		messages bool
+		check    func(kinds []cdc.MessageKind, err error) bool
+	}{
+		"a row at the limit":   {change('I', 7, 1<<20), false, func(k []cdc.MessageKind, err error) bool { return err == nil && len(k) == 1 && k[0] == cdc.Insert }},
+		"an event that is one": {event(1 << 20), true, func(k []cdc.MessageKind, err error) bool { return err == nil && len(k) == 1 && k[0] == cdc.Insert }},
+		"a row above it":       {change('I', 7, 2<<20), false, func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &wedge) }},
+		"an event above it":    {event(2 << 20), true, func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &wedge) }},
+		"an unknown relation":  {change('I', 8, 2<<20), false, func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &halt) }},
+		"the end inside a foreign one": {change('I', 9, 2<<20)[:1<<20], false, func(k []cdc.MessageKind, err error) bool {
+			return err != nil && !errors.As(err, &wedge) && !errors.As(err, &halt)
+		}},
+	} {
+		for _, n := range []int{999, 1 << 20} {
+			s, server := skimmer(t, c.messages)
+			if kinds, err := take(t, s, server, c.wire, n); !c.check(kinds, err) {
+				t.Errorf("%s, in pieces of %d bytes: %v, %v", name, n, kinds, err)
+			}
+		}
+	}
+}
+
+// TestOnlyTheRoutineSaysThatThePublicationIsMissing: SQLSTATE 55000 and 42704 say it of a standby, a server that stops and a slot too.
+func TestOnlyTheRoutineSaysThatThePublicationIsMissing(t *testing.T) {
+	t.Parallel()
+	body := func(code, routine, context string) []byte {
+		b := "SWARNUNG\x00VWARNING\x00C" + code + "\x00Mübersprungen\x00R" + routine + "\x00"
+		if context != "" {
+			b += "W" + context + "\x00"
+		}
+		return []byte(b + "\x00")
+	}
+	latched := func(err error) bool {
+		var h *cdc.Halt
+		return errors.As(err, &h) && h.Latch
+	}
+	if err := notice(body("55000", "LoadPublications", "")); !latched(err) {
+		t.Errorf("the warning that rows are skipped: %v, want a latched halt", err)
+	}
+	for code, routine := range map[string]string{"55000": "StandbySlotsHaveCaughtup", "22023": "StandbySlotsHaveCaughtup", "01000": "exec_stmt_raise", "42704": "somewhere"} {
+		if err := notice(body(code, routine, "")); err != nil {
+			t.Errorf("a notice of %s from %s: %v", code, routine, err)
+		}
+	}
+	const at = "slot \"s\", output plugin \"pgoutput\", in the change callback, associated LSN 0/15D5B40"
+	if err := classify("stream", errorResponse(body("42704", "get_publication_oid", at))); !latched(err) {
+		t.Errorf("a publication that is missing in the WAL: %v, want a latched halt", err)
+	}
+	var wedge *cdc.Wedge
+	if err := classify("stream", errorResponse(body("42704", "typenameType", at))); !errors.As(err, &wedge) {
+		t.Errorf("something else that is missing in the WAL: %v, want a wedge", err)
+	}
+	var halt *cdc.Halt
+	for code, routine := range map[string]string{
+		"55000": "StandbySlotsHaveCaughtup", "55P02": "exec_replication_command", "42704": "ReplicationSlotAcquire", "42501": "",
+	} {
+		err := classify("stream", errorResponse(body(code, routine, "")))
+		if want := code == "42501"; errors.As(err, &halt) != want || !strings.Contains(err.Error(), "übersprungen") {
+			t.Errorf("an error of %s from %s: %v", code, routine, err)
+		}
+	}
+}

@@ -1,0 +1,202 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	lookEvery    = 5 * time.Second
+	lookWithin   = 10 * time.Second
+	stallAfter   = 14 * time.Second // without motion: three looks, so that a stall is told within 30 s from the row's commit
+	sameFailures = 3                // sessions in a row that fail at one place: streaming alone is no progress any more
+)
+
+// moving is what moves while a session works. Reader and publisher write it, the watcher reads it.
+type moving struct {
+	seen      atomic.Uint64 // LSN that the stream has reached
+	received  atomic.Int64  // messages but keepalives, and gulps of a message that is skimmed over
+	published atomic.Int64  // rows
+	stuck     atomic.Bool   // Kafka has not answered for stallLog
+}
+
+// moves notes what one gulp held. Of a message that is skimmed over nothing comes but bytes.
+func (m *moving) moves(seen LSN, messages, bytes int) {
+	m.seen.Store(uint64(seen))
+	if messages == 0 && bytes > 1<<10 {
+		messages = 1
+	}
+	m.received.Add(int64(messages))
+}
+
+// motion is one look at it.
+type motion struct {
+	seen, covered       LSN
+	received, published int64
+}
+
+// detector finds a stall by positions alone.
+type detector struct {
+	last  motion
+	end   LSN       // of the WAL, at the first look that found last
+	since time.Time // of that look
+}
+
+// stalled says that nothing has moved for stallAfter although there was WAL that is not covered.
+func (d *detector) stalled(now time.Time, m motion, end LSN) bool {
+	if m != d.last || d.end <= m.covered {
+		d.last, d.end, d.since = m, end, now
+		return false
+	}
+	return now.Sub(d.since) >= stallAfter
+}
+
+// place is where a relay stands: what it has covered and delivered.
+type place struct {
+	covered LSN
+	row     Position
+}
+
+// troubles is what a relay knows of stalls beyond one session. Only one session exists at a time, and of that only the watcher writes while
+// it runs.
+type troubles struct {
+	place  place // of the last session that failed behind the WAL's end
+	times  int   // how many have failed there
+	told   *Stall
+	commit string // what was told of commits that wait
+	pid    uint32 // of the last session's walsender
+}
+
+// stall tells of a stall once, and once when it is over.
+func (r *Relay) stall(s *Stall) {
+	t := &r.troubles
+	if (s == nil) == (t.told == nil) && (s == nil || s.Cause == t.told.Cause && s.Cause != "failures") {
+		return
+	}
+	t.told = s
+	r.observer.stuck(s)
+}
+
+// commits tells of commits that wait for this relay, when that changes.
+func (r *Relay) commits(f *Facts) {
+	err := f.CommitsWait()
+	if text(err) != r.troubles.commit {
+		r.troubles.commit = text(err)
+		r.observer.commitsWait(err)
+	}
+}
+
+// countFailure counts a session that had streamed and failed, if it had not reached the WAL's end. Where several fail at one place in a row,
+// streaming is no sign of health.
+func (s *session) countFailure(err error) {
+	t := &s.troubles
+	last, began := s.looked.Load(), s.place.Load()
+	if err == nil || errors.As(err, new(*Halt)) || began == nil || last.facts.WALEnd <= began.covered {
+		return
+	}
+	here := *began
+	if t.times++; here != t.place {
+		t.place, t.times = here, 1
+	}
+	if t.times >= sameFailures {
+		s.stall(failedHere(t.times, here.covered, err))
+	}
+}
+
+// judge compares a look with those before and tells what it finds.
+func (s *session) judge(d *detector, f *Facts, now time.Time) {
+	here, t := *s.place.Load(), &s.troubles
+	m := motion{
+		seen: LSN(s.at.seen.Load()), covered: here.covered,
+		received: s.at.received.Load(), published: s.at.published.Load(),
+	}
+	if t.times >= sameFailures && here == t.place && f.WALEnd > m.covered {
+		d.stalled(now, m, f.WALEnd)
+		return // told already
+	}
+	t.times = 0
+	if d.stalled(now, m, f.WALEnd) {
+		s.stall(s.cause(f, m.covered, d.end))
+		return
+	}
+	s.stall(nil)
+}
+
+// rest ends what was told of a session that is over, but for failures, which the next session may repeat.
+func (r *Relay) rest(all bool) {
+	if t := &r.troubles; all || t.told != nil && t.told.Cause != "failures" {
+		r.stall(nil)
+	}
+	if all {
+		r.troubles.times = 0
+		r.commits(&Facts{})
+	}
+}
+
+// remember keeps a look, and asks for a state record where the last one does not know until when all was delivered.
+func (s *session) remember(f *Facts) {
+	s.looked.Store(&look{*f, time.Now()})
+	s.lag.Look(f.WALEnd, f.Time)
+	s.commits(f)
+	if f.WALEnd > s.place.Load().covered {
+		signal(s.refresh)
+	}
+}
+
+// stale says that a record is to be written again, for its time alone: WAL waits since a later time than the record knows.
+func (s *session) stale(p *progress) bool {
+	return s.lag.Current(p.durable.Covered).Sub(p.durable.CurrentAt) > 2*lookEvery
+}
+
+// look is what the watcher saw last, and when by this process's clock.
+type look struct {
+	facts Facts
+	at    time.Time
+}
+
+// watch looks at the server again and again: at publication and table, of which a change that hides rows ends the session, and at what
+// tells a stall from silence. That it cannot look ends nothing.
+func (s *session) watch(ctx context.Context, st State) {
+	timer := time.NewTimer(min(time.Second, s.cfg.Source.CheckInterval))
+	defer timer.Stop()
+	var d detector
+	blind := false
+	for {
+		select {
+		case <-timer.C:
+			timer.Reset(min(lookEvery, s.cfg.Source.CheckInterval))
+		case <-ctx.Done():
+			return
+		}
+		within, cancel := context.WithTimeout(ctx, lookWithin)
+		facts, err := s.source.Facts(within)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		if blind != (err != nil) {
+			blind = !blind
+			s.observer.watching(err)
+		}
+		if err != nil {
+			continue
+		}
+		if err := unchanged(&st, &facts); err != nil {
+			s.found <- err
+			s.stream.Interrupt()
+			return
+		}
+		st.Checked, st.CheckedAt = facts.WALEnd, facts.Time
+		s.remember(&facts)
+		s.judge(&d, &facts, time.Now())
+	}
+}
+
+// stillBusy says that a server that has been silent for long is at work for this session, as the last look has it: through a huge
+// transaction it reads a ping only every half wal_sender_timeout.
+func (s *session) stillBusy() bool {
+	last := s.looked.Load()
+	return last != nil && time.Since(last.at) < 2*(lookEvery+lookWithin) && last.facts.Slot.ActivePID == s.id.PID && last.facts.Walsender.busy()
+}

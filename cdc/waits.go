@@ -1,0 +1,123 @@
+package cdc
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+)
+
+// StandbySlot is a slot that is named in synchronized_standby_slots: the server sends a row of a failover slot when each of them has it.
+type StandbySlot struct {
+	Name    string
+	Away    string // why no standby fills it; empty while one does
+	Restart LSN    // how far its standby is
+}
+
+// Walsender is the server's process that owns the slot, as pg_stat_activity shows it. The zero value is none.
+type Walsender struct {
+	PID  uint32
+	Wait string // the type of what it waits for; empty while it computes
+	For  string // and what that is
+}
+
+// busy says that it does something else than wait for WAL or for its client.
+func (w *Walsender) busy() bool {
+	return w.PID != 0 && w.Wait != "Activity" && w.Wait != "Client"
+}
+
+func (w *Walsender) String() string {
+	if w.Wait == "" {
+		return fmt.Sprintf("process %d, which computes", w.PID)
+	}
+	return fmt.Sprintf("process %d, which waits for %s (%s)", w.PID, w.For, w.Wait)
+}
+
+// StandbysAway says which standby slots keep rows from being sent, because nobody fills them, and what to do. Empty where none does.
+func (f *Facts) StandbysAway() string {
+	return f.standbys(func(s *StandbySlot) string { return s.Away })
+}
+
+// StandbysBehind is StandbysAway that also names the standbys that have not received everything up to lsn.
+func (f *Facts) StandbysBehind(lsn LSN) string {
+	return f.standbys(func(s *StandbySlot) string {
+		if s.Away == "" && s.Restart < lsn {
+			return "its standby has received the WAL up to " + s.Restart.String() + " only"
+		}
+		return s.Away
+	})
+}
+
+func (f *Facts) standbys(why func(*StandbySlot) string) string {
+	var named, keep []string
+	for i := range f.Standbys {
+		if s := &f.Standbys[i]; why(s) != "" {
+			named = append(named, fmt.Sprintf("%q: %s", s.Name, why(s)))
+		} else {
+			keep = append(keep, s.Name)
+		}
+	}
+	if named == nil {
+		return ""
+	}
+	return fmt.Sprintf("PostgreSQL holds rows back until every slot in synchronized_standby_slots has them, and waits for %s; nothing is lost, and rows flow again by themselves when it has them: "+
+		"start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'; SELECT pg_reload_conf()`", strings.Join(named, "; "), strings.Join(keep, ", "))
+}
+
+// CommitWait says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes it for a standby.
+type CommitWait struct {
+	Names   string // the setting
+	Relay   string // the relay's application_name, which it matches
+	Surely  bool   // each commit waits; otherwise that depends on other standbys
+	Without string // the setting that leaves the relay out
+}
+
+func (c *CommitWait) Error() string {
+	how := "every commit on this server waits"
+	if !c.Surely {
+		how = "commits on this server can have to wait, depending on which other standbys are connected,"
+	}
+	return fmt.Sprintf("%s until Kafka has what this relay reads: synchronous_standby_names is '%s' and matches the relay's application_name %q: "+
+		"leave the relay out: `ALTER SYSTEM SET synchronous_standby_names = '%s'; SELECT pg_reload_conf()`", how, c.Names, c.Relay, strings.ReplaceAll(c.Without, "'", "''"))
+}
+
+// CommitsWait is an error while commits wait for this relay, or may.
+func (f *Facts) CommitsWait() error {
+	if f.Commits == nil {
+		return nil
+	}
+	return f.Commits
+}
+
+// Stall says that rows may be waiting, nothing moves, and why, as far as that could be found out.
+type Stall struct {
+	Cause string // in a word; a stall with another cause is another one
+	Found string
+}
+
+func (s *Stall) Error() string { return s.Found }
+
+// cause is what keeps a session from moving, which stands at covered while the WAL ended at end when it moved last.
+func (s *session) cause(f *Facts, covered, end LSN) *Stall {
+	found := fmt.Sprintf("the WAL has gone on from %s to %s, rows may be waiting, and nothing has moved for %.0f s: ", covered, f.WALEnd, stallAfter.Seconds()+1)
+	say := func(cause, format string, args ...any) *Stall {
+		return &Stall{Cause: cause, Found: found + fmt.Sprintf(format, args...)}
+	}
+	behind := f.StandbysBehind(end)
+	switch w := &f.Walsender; {
+	case s.at.stuck.Load():
+		return say("kafka", "Kafka does not take the window; nothing is lost")
+	case behind != "":
+		return say("standby", "%s", behind)
+	case w.PID == 0 || f.Slot.ActivePID != s.id.PID:
+		return say("gone", "the server has no process any more for this relay's connection (it was process %d): the relay connects again when the connection is found dead", s.id.PID)
+	case w.busy():
+		return say("transaction", "the walsender is at work (%s), as it is through a large transaction of somebody else, or it is held up; nothing is lost, and rows flow again when it is through", w)
+	default:
+		return say("silent", "the walsender (%s) sends nothing: the server's log may say why; `SELECT pg_terminate_backend(%d)` lets the relay connect again; nothing is lost", w, w.PID)
+	}
+}
+
+// failedHere is the stall of sessions that fail at the same place.
+func failedHere(times int, at LSN, err error) *Stall {
+	return &Stall{Cause: "failures", Found: fmt.Sprintf("the session failed %d times in a row at %s, and nothing was delivered between: %s", times, at, cmp.Or(text(err), "no reason is known"))}
+}
