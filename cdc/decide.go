@@ -119,7 +119,7 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 			a.Gap = Range{next.Covered, slot.ConfirmedFlush}
 			fromSlot()
 		}
-		if st.Fingerprint != f.Fingerprint {
+		if !same(st.Fingerprint, f.Fingerprint) {
 			accept("publication and table as they are: %s instead of %s", f.Fingerprint, st.Fingerprint)
 			if a.Gap.To = f.WALEnd; a.Gap.From == 0 || st.checked() < a.Gap.From {
 				a.Gap.From = st.checked()
@@ -134,6 +134,9 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 	}
 	if st != nil && st.Halt != nil && st.Halt.Latched {
 		accept("the halt that was latched at %s: %s", clock(st.Halt.At), st.Halt.Found)
+		if a.Gap.IsZero() && !st.Halt.Risk.IsZero() { // what hid rows is gone without a trace, and may have hidden them until now
+			a.Gap = Range{st.Halt.Risk.From, f.WALEnd}
+		}
 	}
 	if len(a.Accepts) == 0 {
 		return nil, errors.New("state record and server agree: there is nothing to adopt")

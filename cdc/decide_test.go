@@ -77,6 +77,7 @@ func TestAdopt(t *testing.T) {
 		"another history, latched": {func(s *State, f *Facts) {
 			s.Halt, f.Slot.ConfirmedFlush = (&Halt{Latch: true, History: true}).record(time.Now()), 0x60
 		}, "", 0x60, Position{}, Range{}, 0},
+		"what hid rows is gone": {func(s *State, _ *Facts) { s.Halt = (&Halt{Latch: true, Risk: Range{0x90, 0x120}}).record(time.Now()) }, "", 0x100, Position{0xF0, 2}, Range{0x90, 0x150}, 0},
 		"another slot":          {func(s *State, _ *Facts) { s.Slot = "t" }, "", 0x100, Position{0xF0, 2}, Range{}, 0},
 		"another database":      {func(_ *State, f *Facts) { f.SystemID = "8" }, "another database", 0, Position{}, Range{}, 0},
 		"another pipeline":      {func(s *State, _ *Facts) { s.Pipeline = "q" }, "belongs to pipeline", 0, Position{}, Range{}, 0},

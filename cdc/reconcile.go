@@ -220,7 +220,7 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 	if err := unchanged(&next, &f); err != nil {
 		return nil, err
 	}
-	next.Checked, next.CheckedAt = f.WALEnd, f.Time
+	next.Fingerprint, next.Checked, next.CheckedAt = f.Fingerprint, f.WALEnd, f.Time
 	return &next, nil
 }
 
@@ -240,8 +240,11 @@ func (s *State) failover(timeline int32, end LSN) {
 
 // unchanged compares publication and table with what the state record knows. It is asked at every start and every 30 s.
 func unchanged(st *State, f *Facts) error {
-	if st.Fingerprint != f.Fingerprint {
+	if !same(st.Fingerprint, f.Fingerprint) {
 		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
+		if was, _, rewritten := strings.Cut(st.Fingerprint, ToastMark); rewritten && same(was, f.Fingerprint) {
+			found += ": the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass)"
+		}
 		mend := ""
 		if len(f.Hidden) > 0 {
 			found = "publication or table changed: " + strings.Join(f.Hidden, "; ")
@@ -262,6 +265,16 @@ func unchanged(st *State, f *Facts) error {
 		}
 	}
 	return nil
+}
+
+// ToastMark begins the last part of the fingerprint of a table that a publication carries without naming it: its TOAST table, which
+// changes with a rewrite.
+const ToastMark = " toast "
+
+// same says whether a recorded fingerprint is the one that is there. A record of before there was a ToastMark has none.
+func same(recorded, now string) bool {
+	before, _, _ := strings.Cut(now, ToastMark)
+	return recorded == now || recorded == before
 }
 
 // checked is up to where publication and table were as the fingerprint says. A record of version 1 does not know.

@@ -90,6 +90,10 @@ func TestReconcileTable(t *testing.T) {
 			func(s *State, f *Facts) { s.Checked, s.CheckedAt, f.Fingerprint = 0, time.Time{}, "g" },
 			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T08:00:00Z may never have been streamed, or not whole, LSN range (0/100, 0/100]; `walpost adopt` accepts what is there, and `walpost replay --from 2027-01-15T07:59:00Z --to 2027-01-15T08:01:01Z` publishes the rows of that time", true, false,
 		},
+		"the table was rewritten": {
+			func(s *State, f *Facts) { s.Fingerprint, f.Fingerprint, f.WALEnd = "f toast 7", "f toast 8", 0x150 },
+			"publication or table changed: the state record knows f toast 7, the server has f toast 8: the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass): rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
 		"a column is missing": {
 			func(_ *State, f *Facts) { f.Unfit = []string{"no column"} },
 			"no column: rows of the outbox cannot be streamed or understood like this; nothing is lost yet; mend it and the relay goes on by itself", false, false,
@@ -119,6 +123,7 @@ func TestReconcileGoesOn(t *testing.T) {
 		"slot went back":             func(_ *State, f *Facts) { f.Slot.ConfirmedFlush = 0x10 },
 		"server went on":             func(_ *State, f *Facts) { f.WALEnd = 0x1000 },
 		"a record of version 1":      func(s *State, _ *Facts) { s.Slot = "" },
+		"a record without toast":     func(_ *State, f *Facts) { f.Fingerprint = "f toast 7" },
 		"a halt that is not latched": func(s *State, _ *Facts) { s.Halt = (&Halt{}).record(time.Now()) },
 	} {
 		st, f := agreeing()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,7 +71,7 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	steps := []Step{role, step, publication}
+	steps := append([]Step{role, step}, publication...)
 	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
 		steps = append(steps, a.planDelete())
 	}
@@ -127,8 +128,17 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 		return step, t, nil
 	case byDay && !t.partitioned:
 		return Step{}, t, fmt.Errorf("--partition-by-day: %s is there already and is not partitioned: name another table in source.table, or init without it", cfg.Table)
-	case len(t.hidden)+len(t.unfit) > 0:
-		return Step{}, t, unfit(append(t.hidden, t.unfit...))
+	}
+	_, hidden, err := a.source.detours(ctx, a.conn, t.oid)
+	if err != nil {
+		return Step{}, t, err
+	}
+	moved, err := a.source.moved(ctx, a.conn, t.oid)
+	if err != nil {
+		return Step{}, t, err
+	}
+	if problems := slices.Concat(t.hidden, hidden, t.unfit, moved); len(problems) > 0 {
+		return Step{}, t, unfit(problems)
 	}
 	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, t, nil
 }
@@ -179,35 +189,77 @@ func quotedTable(cfg cdc.SourceConfig) string {
 	return pgx.Identifier{schema, table}.Sanitize()
 }
 
-func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
+func (a *Admin) planPublication(ctx context.Context, t table) ([]Step, error) {
 	cfg := a.source.cfg
-	var exists bool
-	err := a.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, cfg.Publication).Scan(&exists)
+	name := pgx.Identifier{cfg.Publication}.Sanitize()
+	w, exists, err := a.source.width(ctx, a.conn, t)
 	if err != nil {
-		return Step{}, classify("look for the publication", err)
+		return nil, err
 	}
+	with := "publish = 'insert'"
+	if t.partitioned {
+		with += ", publish_via_partition_root = true"
+	}
+	sql := fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", name, quotedTable(cfg), with)
+	there := Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}
 	switch {
 	case cfg.Messages != "" && exists:
-		return Step{What: fmt.Sprintf("publication %s: there", cfg.Publication)}, nil
+		return []Step{{What: fmt.Sprintf("publication %s: there", cfg.Publication)}}, nil
 	case cfg.Messages != "":
-		sql := "CREATE PUBLICATION " + pgx.Identifier{cfg.Publication}.Sanitize() + " WITH (publish = 'insert')"
-		return Step{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}, nil
+		sql := "CREATE PUBLICATION " + name + " WITH (publish = 'insert')"
+		return []Step{{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}}, nil
 	case !exists:
-		with := "publish = 'insert'"
-		if t.partitioned {
-			with += ", publish_via_partition_root = true"
+		return []Step{{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{sql}}}, nil
+	case t.oid == 0 && !w.here:
+		there = Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, quotedTable(cfg))}}
+	case t.oid != 0:
+		problems, err := a.source.checkPublication(ctx, a.conn, t)
+		if err != nil {
+			return nil, err
 		}
-		sql := fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{cfg.Publication}.Sanitize(), quotedTable(cfg), with)
-		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{sql}}, nil
+		if len(problems) > 0 {
+			return nil, unfit(problems)
+		}
 	}
-	problems, err := a.source.checkPublication(ctx, a.conn, t)
-	if err != nil {
-		return Step{}, err
+	if w.more == "" {
+		return []Step{there}, nil
 	}
-	if len(problems) > 0 {
-		return Step{}, unfit(problems)
+	narrow := strings.Replace(sql, name, pgx.Identifier{cfg.Slot + "_outbox"}.Sanitize(), 1)
+	return []Step{there, {What: fmt.Sprintf("publication %s carries %s: changes of other tables are sent to the relay, which throws them away; and where it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED would be one: a publication of the outbox alone does neither: run `%s`, name it in source.publication, and `walpost adopt` where a relay has run already",
+		cfg.Publication, w.more, cfg.Table, narrow)}}, nil
+}
+
+// width is what a publication carries beside a table that it names.
+type width struct {
+	more string // in words; empty is nothing
+	here bool   // a table of that name is carried without being named
+}
+
+// width says how wide the publication is, and whether there is one.
+func (s *Source) width(ctx context.Context, conn *pgx.Conn, t table) (w width, exists bool, err error) {
+	schema, _ := s.cfg.SchemaTable()
+	schemas := `'{}'::text[]`
+	if major(conn) >= 15 {
+		schemas = `ARRAY(SELECT n.nspname::text FROM pg_publication_namespace x JOIN pg_namespace n ON n.oid = x.pnnspid WHERE x.pnpubid = p.oid ORDER BY 1)`
 	}
-	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
+	var all bool
+	var of, others []string
+	err = conn.QueryRow(ctx, `
+		SELECT p.puballtables, `+schemas+`, ARRAY(SELECT prrelid::regclass::text FROM pg_publication_rel WHERE prpubid = p.oid AND prrelid <> $2 ORDER BY 1)
+		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, t.oid).Scan(&all, &of, &others)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return w, false, nil
+	case err != nil:
+		return w, false, classify("look at the publication", err)
+	case all:
+		return width{"all tables", true}, true, nil
+	case len(of) > 0:
+		return width{"all tables of schema " + few(of), slices.Contains(of, schema)}, true, nil
+	case len(others) > 0:
+		w.more = "other tables (" + few(others) + ")"
+	}
+	return w, true, nil
 }
 
 // Do runs the step's SQL.
@@ -250,8 +302,10 @@ func (a *Admin) CreateSlotSQL() string {
 }
 
 // version is the server's major.
-func (a *Admin) version() int {
-	major, _, _ := strings.Cut(a.conn.PgConn().ParameterStatus("server_version"), ".")
+func (a *Admin) version() int { return major(a.conn) }
+
+func major(conn *pgx.Conn) int {
+	major, _, _ := strings.Cut(conn.PgConn().ParameterStatus("server_version"), ".")
 	n, _ := strconv.Atoi(major)
 	return n
 }

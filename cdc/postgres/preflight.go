@@ -292,7 +292,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 				return f, t, err
 			}
 		}
-		f.Hidden, f.Unfit = t.hidden, t.unfit
+		f.Hidden, f.Unfit = append(t.hidden, f.Hidden...), append(t.unfit, f.Unfit...)
 		if t.oid != 0 || s.cfg.Messages != "" {
 			hidden, err := s.checkPublication(ctx, conn, t)
 			if err != nil {
@@ -309,7 +309,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 	}
 }
 
-// identify reads where the server and the slot stand, and the fingerprint.
+// identify reads where the server and the slot stand, the fingerprint, and what keeps the table's rows from the stream.
 func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err error) {
 	schema, name := s.cfg.SchemaTable()
 	f.Slot.Name, f.Configured = s.cfg.Slot, s.cfg.Configured()
@@ -325,22 +325,41 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	if version >= 150000 {
 		schemas = ` || coalesce((SELECT format(' schema %s/%s', x.oid, x.xmin) FROM pg_publication_namespace x WHERE x.pnpubid = p.oid AND x.pnnspid = n.oid), '')`
 	}
+	var table, toast uint32
+	var named bool
 	// oid and xmin of the publication and of its entry for the table change even when a change was undone, and when a row filter
 	// or a column list comes or goes.
 	err = conn.QueryRow(ctx, `
 		SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.active_pid, 0), coalesce(s.confirmed_flush_lsn, '0/0')::text,
 		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
 		       format('publication %s/%s entry %s/%s table %s %s.%s',
-		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)`+schemas+`
+		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)`+schemas+`,
+		       coalesce(c.oid, 0), coalesce(c.reltoastrelid, 0), p.oid IS NULL OR pr.oid IS NOT NULL
 		FROM (SELECT 1) one
 		LEFT JOIN pg_replication_slots s ON s.slot_name = $1
 		LEFT JOIN pg_publication p ON p.pubname = $2
 		LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON n.nspname = $3 AND c.relname = $4
 		LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = c.oid`,
 		s.cfg.Slot, s.cfg.Publication, schema, name,
-	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Fingerprint)
+	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Fingerprint, &table, &toast, &named)
 	if err != nil {
 		return f, classify("read slot and publication", err)
+	}
+	if table == 0 || s.cfg.Messages != "" {
+		return f, nil
+	}
+	mark, hidden, err := s.detours(ctx, conn, table)
+	if err != nil {
+		return f, err
+	}
+	f.Fingerprint, f.Hidden = f.Fingerprint+mark, hidden
+	if f.Unfit, err = s.moved(ctx, conn, table); err != nil {
+		return f, err
+	}
+	// SET UNLOGGED is refused for a table that a publication names, and no other publication stands in its way. It rewrites the table,
+	// and with it comes another TOAST table; TRUNCATE, VACUUM FULL and CLUSTER keep that.
+	if !named && toast != 0 {
+		f.Fingerprint += fmt.Sprintf("%s%d", cdc.ToastMark, toast)
 	}
 	return f, nil
 }

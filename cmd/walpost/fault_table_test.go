@@ -49,6 +49,8 @@ var faults = []fault{
 	{45, "too_few_in_sync", "three real brokers: min.insync.replicas not met: nothing is taken, rows wait, nothing twice", nil, "brokers", false},
 	{54, "foreign_giants", "rows and messages of others, 60 MB and 100 MB each, in a publication of all tables and between rows of the outbox, also updates of the outbox itself: skimmed over, memory stays; nothing twice", foreignGiants, "", false},
 	{46, "broker_disk_full", "three real brokers: the disk of one full, and freed: the others go on, nothing twice", nil, "brokers", false},
+	{61, "rows_past_the_stream", "children by inheritance, rules and triggers take rows past the stream, found at the start or while it streams, one more trouble while that is mended, or gone again before anybody decides: halt with the range at risk; the printed replay brings every row", rowsPast, "", false},
+	{62, "partition_key_changes", "a partition is chosen by a column that an UPDATE changes, so that the WAL shows moved rows as inserts, or is unlogged: halt before a row comes twice or not at all", movedRows, "", false},
 	{70, "partitions_dropped", "the outbox's partitions dropped and made under load, the relay killed between: none is dropped of which a row is not confirmed, the relay goes on without a halt, nothing missing", partitionsDropped, "", false},
 	{71, "messages_failover", "events are transactional messages and no table; a standby with a slot that lags is promoted after it has received everything: nothing missing, nothing twice in either mode", messagesFailOver, "", true},
 	{72, "inserted_and_deleted", "each row is deleted in the transaction that inserts it, the relay killed between: nothing missing, order holds, the table is empty", insertedAndDeleted, "", false},

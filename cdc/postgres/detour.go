@@ -1,0 +1,160 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// family is SQL for the table $1 with all that is below it: partitions, their partitions, and children by inheritance.
+const family = `
+	WITH RECURSIVE family AS (
+		SELECT $1::oid AS oid
+		UNION
+		SELECT i.inhrelid FROM family JOIN pg_inherits i ON i.inhparent = family.oid
+	), member AS (
+		SELECT c.oid, c.relkind, c.relpersistence, c.relrowsecurity, format('%I.%I', n.nspname, c.relname) AS name
+		FROM family JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+	)`
+
+// detours says which ways past the stream the catalog shows for rows of the table: hidden is for people, and mark is for the fingerprint,
+// so that a detour that comes later is a change of the table. A table without any has no mark: its older records stay true.
+//
+// Children by inheritance, and the chunks of a hypertable, which are such, are refused and not relayed: their rows come under the child's
+// OID, and a child that is made later is in no publication until somebody adds it, so that its first rows are never in the stream.
+func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
+	table, publication := s.cfg.Table, pgx.Identifier{s.cfg.Publication}.Sanitize()
+	says := map[string]string{
+		"hypertable": "source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables: make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole",
+		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away: ALTER TABLE … NO INHERIT " + table,
+		"partitions": "source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL: ALTER TABLE … SET LOGGED, or detach them",
+		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE … ON " + table,
+		"under":      "source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's: name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)",
+	}
+	rows, err := conn.Query(ctx, family+`, above AS (
+			SELECT i.inhparent AS oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid = $1 AND c.relispartition
+			UNION
+			SELECT i.inhparent FROM above JOIN pg_inherits i ON i.inhrelid = above.oid
+		), detour AS (
+			SELECT 1 AS n, 'hypertable' AS kind, '' AS mark, '' AS name FROM pg_trigger t WHERE t.tgrelid = $1 AND t.tgname = 'ts_insert_blocker'
+			UNION ALL
+			SELECT 2, 'children', m.oid::text, m.name FROM member m JOIN pg_class root ON root.oid = $1 AND root.relkind <> 'p' WHERE m.oid <> $1
+			UNION ALL
+			SELECT 3, 'partitions', m.oid::text, m.name FROM member m JOIN pg_class root ON root.oid = $1 AND root.relkind = 'p'
+			WHERE m.oid <> $1 AND m.relkind <> 'p' AND (m.relpersistence <> 'p' OR m.relkind = 'f')
+			UNION ALL
+			SELECT 4, 'rules', r.oid::text || '/' || r.xmin::text, quote_ident(r.rulename) FROM pg_rewrite r
+			WHERE r.ev_class = $1 AND r.ev_type = '3' AND r.is_instead AND r.ev_enabled IN ('O', 'A')
+			UNION ALL
+			SELECT 5, 'under', c.oid::text, format('%I.%I', n.nspname, c.relname)
+			FROM above JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_publication p ON p.pubname = $2 AND p.pubviaroot
+			WHERE EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = p.pubname AND t.schemaname = n.nspname AND t.tablename = c.relname)
+		)
+		SELECT kind, string_agg(mark, ',' ORDER BY mark), array_agg(name ORDER BY name) FROM detour GROUP BY n, kind ORDER BY n`, oid, s.cfg.Publication)
+	if err != nil {
+		return "", nil, classify("look for what hides rows", err)
+	}
+	var kind, these string
+	var names []string
+	hypertable := false
+	if _, err := pgx.ForEachRow(rows, []any{&kind, &these, &names}, func() error {
+		mark += strings.TrimRight(" "+kind+" "+these, " ")
+		hypertable = hypertable || kind == "hypertable"
+		if kind != "children" || !hypertable { // else they are its chunks
+			hidden = append(hidden, strings.Replace(says[kind], "{names}", few(names), 1))
+		}
+		return nil
+	}); err != nil {
+		return "", nil, classify("look for what hides rows", err)
+	}
+	triggers, senders, err := s.senders(ctx, conn, oid)
+	return mark + triggers, append(hidden, senders...), err
+}
+
+// few names some, and says how many there are beyond.
+func few(names []string) string {
+	const most = 3
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
+
+var (
+	comments = regexp.MustCompile(`--[^\n]*|/\*(?s:.*?)\*/`)
+	rowLocks = regexp.MustCompile(`(?i)\bfor\s+(no\s+key\s+)?update\b`)
+	swallows = regexp.MustCompile(`(?i)\breturn\s+(null\b|["']?skip\b)`)
+	writes   = regexp.MustCompile(`(?i)\b(insert\s+into|merge\s+into|update\s[^;]*\bset|execute|copy|pg_notify|pg_logical_emit_message|dblink\w*|http_\w+)\b`)
+)
+
+// sendsAway says whether a trigger function's body both takes the row away and writes somewhere. What only takes rows away, a second
+// one of an id for example, keeps nothing from the stream that is in the table; what only writes leaves the row.
+func sendsAway(body string) bool {
+	body = rowLocks.ReplaceAllString(comments.ReplaceAllString(body, " "), " ")
+	return swallows.MatchString(body) && writes.MatchString(body)
+}
+
+// senders are the triggers that send a row elsewhere before it is inserted, as far as their functions show it.
+func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
+	const row, before, insert = 1, 2, 4 // of pg_trigger.tgtype
+	rows, err := conn.Query(ctx, family+`
+		SELECT t.oid, t.tgname::text, m.name, p.oid::regproc::text, p.prosrc, p.oid::text || '/' || md5(p.prosrc)
+		FROM member m JOIN pg_trigger t ON t.tgrelid = m.oid JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_language l ON l.oid = p.prolang
+		WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A') AND t.tgtype & $2 = $2 AND l.lanname NOT IN ('internal', 'c')
+		ORDER BY t.oid`, oid, row|before|insert)
+	if err != nil {
+		return "", nil, classify("read the table's triggers", err)
+	}
+	var trigger uint32
+	var name, table, function, body, version string
+	if _, err := pgx.ForEachRow(rows, []any{&trigger, &name, &table, &function, &body, &version}, func() error {
+		if sendsAway(body) {
+			name = pgx.Identifier{name}.Sanitize()
+			mark += fmt.Sprintf(" trigger %d/%s", trigger, version)
+			hidden = append(hidden, fmt.Sprintf("source.table: trigger %s on %s sends rows elsewhere instead of inserting them (function %s writes and returns NULL): ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW", name, table, function, table, name))
+		}
+		return nil
+	}); err != nil {
+		return "", nil, classify("read the table's triggers", err)
+	}
+	return mark, hidden, nil
+}
+
+// moved names what partitions are chosen by that an UPDATE may change. Then the row moves to another partition, and the WAL shows the
+// move as an insert, which would publish the event again. The columns that an insert fixes for good are those of the event.
+func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit []string, err error) {
+	c := s.cfg.Columns
+	fixed := []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, createdAt(s.cfg)}
+	rows, err := conn.Query(ctx, family+`
+		SELECT m.name, array_agg(DISTINCT quote_ident(a.attname))
+		FROM member m JOIN pg_partitioned_table p ON p.partrelid = m.oid
+		     CROSS JOIN LATERAL (SELECT unnest(p.partattrs)::int UNION SELECT (regexp_matches(p.partexprs::text, ':varattno (\d+)', 'g'))[1]::int) k(num)
+		     JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.num
+		WHERE NOT a.attname::text = ANY($2) GROUP BY m.name ORDER BY m.name`, oid, fixed)
+	if err != nil {
+		return nil, classify("read the table's partitioning", err)
+	}
+	var name string
+	var columns []string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &columns}, func() error {
+		unfit = append(unfit, fmt.Sprintf("source.table: %s is partitioned by %s, which an UPDATE can change: PostgreSQL then moves the row, the WAL shows that as another insert, and the event would be published again: partition it by RANGE (%s), or use source.kind: polling",
+			name, strings.Join(columns, ", "), pgx.Identifier{createdAt(s.cfg)}.Sanitize()))
+		return nil
+	}); err != nil {
+		return nil, classify("read the table's partitioning", err)
+	}
+	return unfit, nil
+}
+
+// createdAt is the column of a row's time, whether the table has it or not.
+func createdAt(cfg cdc.SourceConfig) string {
+	if cfg.Columns.CreatedAt != "" {
+		return cfg.Columns.CreatedAt
+	}
+	return "created_at"
+}
