@@ -142,6 +142,9 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 		return nil, errors.New("state record and server agree: there is nothing to adopt")
 	}
 	next.Version, next.Slot, next.Halt, next.Phase = StateVersion, slot.Name, nil, ""
+	if st != nil {
+		next.Open = stillOpen(st, &f)
+	}
 	next.Fingerprint, next.Configured, next.Checked, next.CheckedAt = f.Fingerprint, f.Configured, f.WALEnd, f.Time
 	next.Epoch, next.Instance, next.Time = next.Epoch+1, "adopt", f.Time
 	a.State = &next

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -62,7 +63,7 @@ func TestStateRecordIsReadBackAndReadable(t *testing.T) {
 		t.Errorf("LSNs are not as PostgreSQL writes them: %s", b)
 	}
 	var back State
-	if err := json.Unmarshal(b, &back); err != nil || back != st {
+	if err := json.Unmarshal(b, &back); err != nil || !reflect.DeepEqual(back, st) {
 		t.Errorf("read back %+v, %v", back, err)
 	}
 	for name, bad := range map[string]string{

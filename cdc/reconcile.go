@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -12,6 +13,8 @@ type Facts struct {
 	Slot   SlotFacts
 	WALEnd LSN       // pg_current_wal_flush_lsn()
 	Time   time.Time // the server's clock
+	// Open are the ids of the database's transactions that had written something and had not ended before WALEnd was read.
+	Open []string
 	// Fingerprint identifies publication and table as they are now, and Configured is what the configuration calls them.
 	Fingerprint string
 	Configured  Configured
@@ -220,7 +223,7 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 	if err := unchanged(&next, &f); err != nil {
 		return nil, err
 	}
-	next.Fingerprint, next.Checked, next.CheckedAt = f.Fingerprint, f.WALEnd, f.Time
+	next.Fingerprint, next.Open, next.Checked, next.CheckedAt = f.Fingerprint, stillOpen(st, &f), f.WALEnd, f.Time
 	return &next, nil
 }
 
@@ -285,10 +288,51 @@ func (s *State) checked() LSN {
 	return s.Checked
 }
 
+// mostOpen is how many open transactions a record keeps, the oldest.
+const mostOpen = 100
+
+// stillOpen returns, of the transactions that are open now, a time before which each had written nothing: the one that st knows, or that of
+// st's look, which has not seen it.
+func stillOpen(st *State, f *Facts) map[string]time.Time {
+	if len(f.Open) == 0 {
+		return nil
+	}
+	since := func(xid string) time.Time {
+		if at, known := st.Open[xid]; known || st.CheckedAt.IsZero() {
+			return at
+		}
+		return st.CheckedAt
+	}
+	xids := slices.SortedFunc(slices.Values(f.Open), func(a, b string) int { return since(a).Compare(since(b)) })
+	open := map[string]time.Time{}
+	for _, xid := range xids[:min(len(xids), mostOpen)] {
+		if at := since(xid); !at.IsZero() {
+			open[xid] = at
+		}
+	}
+	return open
+}
+
 // replay is the command for the rows that may be missing. It begins a minute early, because what was written before another
-// row may have been committed after it, and ends with the second that has not ended yet.
+// row may have been committed after it, and ends with the second that has not ended yet. A transaction that was open for longer than
+// that has its rows further back: a second command is for those.
 func replay(st *State, f *Facts) string {
-	return fmt.Sprintf("`walpost replay --from %s --to %s`", clock(lastSeen(st).Add(-time.Minute)), clock(f.Time.Add(time.Second)))
+	seen := lastSeen(st).Add(-time.Minute)
+	command := fmt.Sprintf("`walpost replay --from %s --to %s`", clock(seen), clock(f.Time.Add(time.Second)))
+	if oldest := st.oldest(seen); oldest.Before(seen) {
+		command += fmt.Sprintf(" (and, for rows of transactions that were open for longer, `walpost replay --from %s --to %s`)", clock(oldest), clock(seen))
+	}
+	return command
+}
+
+// oldest is a time before which no transaction had written anything that was open at Checked, or seen where that is earlier.
+func (s *State) oldest(seen time.Time) time.Time {
+	for _, since := range s.Open {
+		if since = since.Add(-time.Second); since.Before(seen) {
+			seen = since
+		}
+	}
+	return seen
 }
 
 // ReplayUntilNow returns the command that publishes the rows that may be missing, with those of transactions that were open across a
@@ -297,7 +341,7 @@ func ReplayUntilNow(st *State, f *Facts) string {
 	if st == nil {
 		st = &State{CheckedAt: f.Time}
 	}
-	return fmt.Sprintf("`walpost replay --from %s --to now`", clock(lastSeen(st).Add(-time.Minute)))
+	return fmt.Sprintf("`walpost replay --from %s --to now`", clock(st.oldest(lastSeen(st).Add(-time.Minute))))
 }
 
 // lastSeen is the server's time up to which nothing is in doubt.

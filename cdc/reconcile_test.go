@@ -2,6 +2,8 @@ package cdc
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -182,5 +184,49 @@ func TestReconcileFollowsAFailover(t *testing.T) {
 				t.Errorf("%s: the first row of the new timeline: deliver %t, %v", name, deliver, err)
 			}
 		}
+	}
+}
+
+// TestOpenTransactionsAreFollowed keeps for each transaction that is open a time before which it had written nothing, from look to look
+// and from record to record, and prints a replay for rows that are older than the usual one reaches.
+func TestOpenTransactionsAreFollowed(t *testing.T) {
+	st, f := agreeing()
+	st.LastCommitTime = time.Time{}
+	first := st.CheckedAt
+	look := func(at time.Time, open ...string) {
+		t.Helper()
+		f.Time, f.Open = at, open
+		next, err := Reconcile("p", st, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st = next
+	}
+	minute := func(n int) time.Time { return first.Add(time.Duration(n) * time.Minute) }
+	look(minute(1), "10")       // began after the first look
+	look(minute(2), "10", "11") // 11 after the second
+	look(minute(3), "11")       // 10 has ended
+	look(minute(9), "11", "12")
+	if len(st.Open) != 2 || !st.Open["11"].Equal(minute(1)) || !st.Open["12"].Equal(minute(3)) {
+		t.Errorf("open: %v", st.Open)
+	}
+	f.Time = minute(10)
+	want := "`walpost replay --from " + clock(minute(8)) + " --to " + clock(minute(10).Add(time.Second)) + "` (and, for rows of transactions that were open for longer, `walpost replay --from " +
+		clock(minute(1).Add(-time.Second)) + " --to " + clock(minute(8)) + "`)"
+	if got := replay(st, &f); got != want {
+		t.Errorf("the replay is\n%s, want\n%s", got, want)
+	}
+	look(minute(11), "12")
+	look(minute(12))
+	if got := replay(st, &f); len(st.Open) != 0 || strings.Contains(got, "for longer") {
+		t.Errorf("nothing is open, and the record has %v, the replay is %s", st.Open, got)
+	}
+	var many []string
+	for i := range 3 * mostOpen {
+		many = append(many, fmt.Sprint(1000+i))
+	}
+	look(minute(13), append(many, "7")...)
+	if len(st.Open) != mostOpen {
+		t.Errorf("%d open transactions are kept, want %d", len(st.Open), mostOpen)
 	}
 }

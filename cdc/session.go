@@ -204,7 +204,7 @@ func (s *session) publishAll(ctx, drain context.Context) error {
 	}
 	s.observer.covered(next)
 	s.place.Store(&place{next.Covered, next.Last()})
-	s.remember(&facts)
+	s.remember(&facts, next.Open)
 	s.started <- newTracker(next, facts.Slot.ConfirmedFlush)
 	// 7. Stream, and watch what could hide rows.
 	watching, stop := context.WithCancel(drain)
@@ -248,7 +248,7 @@ func (s *session) assess(ctx context.Context, halt *Halt) {
 	halt.Risk = Range{last.facts.WALEnd, last.facts.WALEnd}
 	if facts, err := s.source.Facts(ctx); err == nil {
 		halt.Risk.To = facts.WALEnd
-		halt.Run += ", and " + replay(&State{CheckedAt: last.facts.Time}, &facts) + " publishes the rows of that time"
+		halt.Run += ", and " + replay(&State{CheckedAt: last.facts.Time, Open: last.open}, &facts) + " publishes the rows of that time"
 	}
 }
 
@@ -256,7 +256,7 @@ func (s *session) assess(ctx context.Context, halt *Halt) {
 func (s *session) record(p *progress, now time.Time) *State {
 	st := p.record(now)
 	if last := s.looked.Load(); last != nil {
-		st.Checked, st.CheckedAt = last.facts.WALEnd, last.facts.Time
+		st.Checked, st.CheckedAt, st.Open = last.facts.WALEnd, last.facts.Time, last.open
 	}
 	if at := s.lag.Current(st.Covered); !at.IsZero() {
 		st.CurrentAt = at

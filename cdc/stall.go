@@ -136,8 +136,8 @@ func (r *Relay) rest(all bool) {
 }
 
 // remember keeps a look, and asks for a state record where the last one does not know until when all was delivered.
-func (s *session) remember(f *Facts) {
-	s.looked.Store(&look{*f, time.Now()})
+func (s *session) remember(f *Facts, open map[string]time.Time) {
+	s.looked.Store(&look{*f, open, time.Now()})
 	s.lag.Look(f.WALEnd, f.Time)
 	s.commits(f)
 	if f.WALEnd > s.place.Load().covered {
@@ -153,6 +153,7 @@ func (s *session) stale(p *progress) bool {
 // look is what the watcher saw last, and when by this process's clock.
 type look struct {
 	facts Facts
+	open  map[string]time.Time // of State.Open
 	at    time.Time
 }
 
@@ -188,8 +189,8 @@ func (s *session) watch(ctx context.Context, st State) {
 			s.stream.Interrupt()
 			return
 		}
-		st.Checked, st.CheckedAt = facts.WALEnd, facts.Time
-		s.remember(&facts)
+		st.Open, st.Checked, st.CheckedAt = stillOpen(&st, &facts), facts.WALEnd, facts.Time
+		s.remember(&facts, st.Open)
 		s.judge(&d, &facts, time.Now())
 	}
 }

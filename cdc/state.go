@@ -38,6 +38,9 @@ type State struct {
 	CheckedAt   time.Time `json:"checked_at,omitzero"`
 	// Configured is what the configuration named when Fingerprint was taken. A record that an older walpost wrote does not have it.
 	Configured Configured `json:"configured,omitzero"`
+	// Open are the transactions that were open at Checked, by their ids, each with a time before which it had written nothing. Rows of
+	// theirs can be older than CheckedAt, and hidden all the same.
+	Open map[string]time.Time `json:"open,omitempty"`
 	// CurrentAt is the server's time at which the WAL was last seen to end at or before Covered: what was written until then is delivered.
 	CurrentAt time.Time `json:"current_at,omitzero"`
 	// Instance names the process, Epoch its session. Readers take the highest epoch, then the highest Covered in it: a

@@ -26,18 +26,21 @@ func (s *Source) Operator(ctx context.Context) (*Admin, error) {
 	return &Admin{source: s, conn: conn}, nil
 }
 
+// writers is SQL for the transactions of this database that have written something and are open. Every role sees pid and backend_xid of all
+// sessions. An autovacuum worker has no user, and writes no rows.
+const writers = `
+	SELECT backend_xid::text AS xid, pid, '' AS gid, coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::float8 AS seconds
+	FROM pg_stat_activity
+	WHERE datname = current_database() AND backend_xid IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
+	UNION ALL
+	SELECT transaction::text, 0, gid, extract(epoch FROM clock_timestamp() - prepared)::float8
+	FROM pg_prepared_xacts WHERE database = current_database()`
+
 // Writers returns the transactions of this database that have written something and are open, prepared ones too, by their ids.
 func (a *Admin) Writers(ctx context.Context) (map[string]cdc.Transaction, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	// Every role sees pid and backend_xid of all sessions. An autovacuum worker has no user, and writes no rows.
-	rows, err := a.conn.Query(ctx, `
-		SELECT backend_xid::text, pid, '', coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::float8
-		FROM pg_stat_activity
-		WHERE datname = current_database() AND backend_xid IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
-		UNION ALL
-		SELECT transaction::text, 0, gid, extract(epoch FROM clock_timestamp() - prepared)::float8
-		FROM pg_prepared_xacts WHERE database = current_database()`)
+	rows, err := a.conn.Query(ctx, writers)
 	if err != nil {
 		return nil, classify("look for open transactions", err)
 	}

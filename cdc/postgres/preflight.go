@@ -314,6 +314,10 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	schema, name := s.cfg.SchemaTable()
 	f.Slot.Name, f.Configured = s.cfg.Slot, s.cfg.Configured()
 	var version int
+	// Open transactions before the end of the WAL: one that has ended in between has committed behind that.
+	if err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT xid FROM (`+writers+`) w)`).Scan(&f.Open); err != nil {
+		return f, classify("look for open transactions", err)
+	}
 	// The end of the WAL before the catalog: what the catalog shows held up to there.
 	err = conn.QueryRow(ctx, `
 		SELECT pg_current_wal_flush_lsn()::text, `+currentTimeline+`, clock_timestamp(), current_setting('server_version_num')::int`,
