@@ -373,6 +373,9 @@ func said(doing string, err error) error {
 	if !errors.As(err, &pg) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+	if unseen := postgres.Unseen(doing, err); unseen != nil {
+		return &cdc.Halt{Found: unseen.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
+	}
 	text := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
 	switch pg.Code {
 	case "42501", "42P01", "42703", "42804", "42883":

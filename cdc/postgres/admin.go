@@ -73,7 +73,11 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	}
 	steps := append([]Step{role, step}, publication...)
 	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
-		steps = append(steps, a.planDelete())
+		sight, err := a.planSight(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		steps = append(append(steps, a.planDelete()), sight...)
 	}
 	return steps, nil
 }
@@ -344,10 +348,14 @@ func (a *Admin) DropSlot(ctx context.Context) error {
 	return nil
 }
 
-// RowsBefore counts the rows that are in the outbox already: no slot will ever stream them.
+// RowsBefore counts the rows that are in the outbox already: no slot will ever stream them. It is an ErrUnseen where the
+// administrator does not see them.
 func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
 	if a.source.cfg.Messages != "" {
 		return 0, nil
+	}
+	if err := a.source.seesAll(ctx, a.conn, false); err != nil {
+		return 0, err
 	}
 	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+quotedTable(a.source.cfg)).Scan(&n); err != nil {
 		return 0, classify("count the outbox", err)

@@ -42,6 +42,10 @@ func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error)
 		_ = conn.Close(ctx)
 		return nil, classify("prepare to clean up", err)
 	}
+	if err := s.seesAll(ctx, conn, true); err != nil {
+		_ = conn.Close(ctx)
+		return nil, fmt.Errorf("nothing was deleted: %w", err)
+	}
 	return &Cleaner{source: s, conn: conn}, nil
 }
 
@@ -242,7 +246,7 @@ func (c *Cleaner) remove(ctx context.Context, table string, h horizon, dryRun bo
 
 // cleanupError names the right that is missing.
 func cleanupError(doing string, err error) error {
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" && Unseen(doing, err) == nil {
 		return fmt.Errorf("%s: %s: set cleanup.every and run `walpost init` again, which gives the relay's role what a plain table needs; of a partitioned table name the owner in cleanup.url, or run `walpost cleanup --admin-url`", doing, pg.Message)
 	}
 	return classify(doing, err)

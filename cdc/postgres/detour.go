@@ -11,16 +11,18 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// family is SQL for the table $1 with all that is below it: partitions, their partitions, and children by inheritance.
-const family = `
+// family is SQL for a table with all that is below it: partitions, their partitions, and children by inheritance.
+func family(of string) string {
+	return `
 	WITH RECURSIVE family AS (
-		SELECT $1::oid AS oid
+		SELECT ` + of + ` AS oid
 		UNION
 		SELECT i.inhrelid FROM family JOIN pg_inherits i ON i.inhparent = family.oid
 	), member AS (
-		SELECT c.oid, c.relkind, c.relpersistence, c.relrowsecurity, format('%I.%I', n.nspname, c.relname) AS name
+		SELECT c.oid, c.relkind, c.relpersistence, format('%I.%I', n.nspname, c.relname) AS name
 		FROM family JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
 	)`
+}
 
 // detours says which ways past the stream the catalog shows for rows of the table: hidden is for people, and mark is for the fingerprint,
 // so that a detour that comes later is a change of the table. A table without any has no mark: its older records stay true.
@@ -36,7 +38,7 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE … ON " + table,
 		"under":      "source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's: name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)",
 	}
-	rows, err := conn.Query(ctx, family+`, above AS (
+	rows, err := conn.Query(ctx, family("$1::oid")+`, above AS (
 			SELECT i.inhparent AS oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid = $1 AND c.relispartition
 			UNION
 			SELECT i.inhparent FROM above JOIN pg_inherits i ON i.inhrelid = above.oid
@@ -102,7 +104,7 @@ func sendsAway(body string) bool {
 // senders are the triggers that send a row elsewhere before it is inserted, as far as their functions show it.
 func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
 	const row, before, insert = 1, 2, 4 // of pg_trigger.tgtype
-	rows, err := conn.Query(ctx, family+`
+	rows, err := conn.Query(ctx, family("$1::oid")+`
 		SELECT t.oid, t.tgname::text, m.name, p.oid::regproc::text, p.prosrc, p.oid::text || '/' || md5(p.prosrc)
 		FROM member m JOIN pg_trigger t ON t.tgrelid = m.oid JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_language l ON l.oid = p.prolang
 		WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A') AND t.tgtype & $2 = $2 AND l.lanname NOT IN ('internal', 'c')
@@ -130,7 +132,7 @@ func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit []string, err error) {
 	c := s.cfg.Columns
 	fixed := []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, createdAt(s.cfg)}
-	rows, err := conn.Query(ctx, family+`
+	rows, err := conn.Query(ctx, family("$1::oid")+`
 		SELECT m.name, array_agg(DISTINCT quote_ident(a.attname))
 		FROM member m JOIN pg_partitioned_table p ON p.partrelid = m.oid
 		     CROSS JOIN LATERAL (SELECT unnest(p.partattrs)::int UNION SELECT (regexp_matches(p.partexprs::text, ':varattno (\d+)', 'g'))[1]::int) k(num)

@@ -32,6 +32,9 @@ func classify(doing string, err error) error {
 	if m := decoding.FindStringSubmatch(pg.Where); m != nil {
 		at = m[1]
 	}
+	if err := Unseen(doing, err); err != nil {
+		return err
+	}
 	said := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
 	if at != "" && looksForPublication[pg.Routine] {
 		return publicationMissing(said)

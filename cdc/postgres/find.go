@@ -41,6 +41,11 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 	if _, err := conn.Exec(ctx, fmt.Sprintf("SET statement_timeout = %d", findIn.Milliseconds())); err != nil {
 		return nil, 0, classify("set a timeout", err)
 	}
+	if err := s.seesAll(ctx, conn, false); errors.Is(err, ErrUnseen) {
+		return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	} else if err != nil {
+		return nil, 0, err
+	}
 	types, err := s.columnTypes(ctx, conn)
 	if err != nil {
 		return nil, 0, err
@@ -72,6 +77,9 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 			})
 		}
 		var pg *pgconn.PgError
+		if unseen := Unseen("look into the outbox", err); unseen != nil {
+			return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, unseen)
+		}
 		if errors.As(err, &pg) {
 			switch pg.Code {
 			case "22P02", "22003": // what is asked for is no value of the column's type

@@ -24,7 +24,7 @@ func (s *Source) OpenPolled(ctx context.Context) (conn *pgx.Conn, oid uint32, co
 	if err != nil {
 		return nil, 0, nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
-	cfg.RuntimeParams["application_name"] = s.application
+	cfg.RuntimeParams["application_name"], cfg.RuntimeParams["row_security"] = s.application, "off"
 	for k, v := range rendered {
 		cfg.RuntimeParams[k] = v
 	}
@@ -34,6 +34,11 @@ func (s *Source) OpenPolled(ctx context.Context) (conn *pgx.Conn, oid uint32, co
 	p, err := s.polled(ctx, conn)
 	if err == nil && len(p.problems)+len(p.missing) > 0 {
 		err = unfit(append(p.problems, p.missing...))
+	}
+	if err == nil {
+		if err = s.seesAll(ctx, conn, false); errors.Is(err, ErrUnseen) {
+			err = unfit([]string{err.Error()})
+		}
 	}
 	if err == nil {
 		err = s.unknownWords(ctx, conn)
@@ -267,7 +272,8 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 		fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s", pgx.Identifier{schema}.Sanitize(), user),
 		fmt.Sprintf("GRANT SELECT, UPDATE, DELETE ON %s TO %s", quotedTable(cfg), user),
 	}}
-	return []Step{role, table, grants}, nil
+	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
+	return append([]Step{role, table, grants}, sight...), err
 }
 
 // planPollingRole gives the relay's role LOGIN: polling does not replicate.

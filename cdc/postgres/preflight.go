@@ -35,7 +35,7 @@ func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
-	cfg.RuntimeParams["application_name"] = s.application
+	cfg.RuntimeParams["application_name"], cfg.RuntimeParams["row_security"] = s.application, "off"
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, connectError("source.url", cfg.Config, err)
@@ -54,7 +54,7 @@ func (s *Source) connectAs(ctx context.Context, key, url, application string) (*
 		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
 	cfg.Database = target.Database
-	cfg.RuntimeParams["application_name"] = application
+	cfg.RuntimeParams["application_name"], cfg.RuntimeParams["row_security"] = application, "off"
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, connectError(key, cfg.Config, err)

@@ -39,6 +39,9 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 			return nil, classify("prepare to read the outbox", err)
 		}
 	}
+	if err := a.source.seesAll(ctx, a.conn, false); err != nil {
+		return nil, err
+	}
 	columns, types, err := a.source.rowColumns(ctx, a.conn)
 	if err != nil {
 		return nil, err

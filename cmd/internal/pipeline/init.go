@@ -200,6 +200,10 @@ func (s *setup) slot(ctx context.Context) error {
 	}
 	s.say("state record in %s: written, covered = %s", s.cfg.StateTopic(), first.Covered)
 	rows, err := s.pg.RowsBefore(ctx)
+	if errors.Is(err, postgres.ErrUnseen) {
+		s.say("how many rows were in %s before the slot, which does not have them, cannot be told: %v", s.cfg.Source.Table, err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

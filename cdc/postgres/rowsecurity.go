@@ -1,0 +1,84 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Who reads the outbox, or deletes from it, has to see all of it. Row-level security shows others some rows, or none, and says nothing.
+// So every connection sets row_security = off, which makes that an error, and who reads asks seesAll first, which knows what helps.
+
+// ErrUnseen is returned when row-level security would show less than all rows of the outbox.
+var ErrUnseen = errors.New("row-level security hides rows of the outbox")
+
+// seesAll returns an ErrUnseen that names role, tables and what helps. below also looks at partitions and children, for those who read
+// them by their names. What the policies say does not matter: PostgreSQL does not tell whether they let every row pass.
+func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error {
+	rows, err := conn.Query(ctx, family("to_regclass($1)::oid")+`
+		SELECT current_user::text, m.name, quote_ident(pg_get_userbyid(c.relowner)), pg_has_role(current_user, c.relowner, 'USAGE')
+		FROM member m JOIN pg_class c ON c.oid = m.oid
+		WHERE row_security_active(m.oid) AND (m.oid = to_regclass($1) OR $2) ORDER BY m.name`, quotedTable(s.cfg), below)
+	if err != nil {
+		return classify("look for row-level security", err)
+	}
+	var role, name, owner string
+	var owns bool
+	var names, ways []string
+	if _, err := pgx.ForEachRow(rows, []any{&role, &name, &owner, &owns}, func() error {
+		way := fmt.Sprintf("`GRANT %s TO %s`", owner, pgx.Identifier{role}.Sanitize())
+		if owns {
+			way = "`ALTER TABLE " + name + " NO FORCE ROW LEVEL SECURITY`"
+		}
+		if names = append(names, name); !slices.Contains(ways, way) {
+			ways = append(ways, way)
+		}
+		return nil
+	}); err != nil {
+		return classify("look for row-level security", err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: role %q does not see all rows of %s: run `ALTER ROLE %s BYPASSRLS`, or %s",
+		ErrUnseen, role, few(names), pgx.Identifier{role}.Sanitize(), strings.Join(ways, " and "))
+}
+
+// Unseen is an ErrUnseen where a server's error is one, and otherwise nil: row-level security that came since somebody asked seesAll.
+func Unseen(doing string, err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.Code != "42501" || pg.Routine != "check_enable_rls" {
+		return nil
+	}
+	return fmt.Errorf("%s: %w (PostgreSQL says %s): run `ALTER ROLE … BYPASSRLS` for the role that reads it, or, for the table's owner, `ALTER TABLE … NO FORCE ROW LEVEL SECURITY`", doing, ErrUnseen, pg.Message)
+}
+
+// planSight lets the relay's role see the rows that it reads or deletes; below is as in seesAll. There is no step where it does already.
+func (a *Admin) planSight(ctx context.Context, below bool) ([]Step, error) {
+	cfg := a.source.cfg
+	target, err := pgconn.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	}
+	var hidden bool
+	err = a.conn.QueryRow(ctx, family("to_regclass($1)::oid")+`
+		SELECT EXISTS (
+			SELECT FROM member m JOIN pg_class c ON c.oid = m.oid LEFT JOIN pg_roles r ON r.rolname = $3
+			WHERE c.relrowsecurity AND (m.oid = to_regclass($1) OR $2) AND (r.oid IS NULL OR NOT (r.rolsuper OR r.rolbypassrls)
+			      AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))))`, quotedTable(cfg), below, target.User).Scan(&hidden)
+	if err != nil {
+		return nil, classify("look for row-level security", err)
+	}
+	if !hidden {
+		return nil, nil
+	}
+	return []Step{{
+		What: fmt.Sprintf("role %s: let it see all rows of %s, which has row-level security", target.User, cfg.Table),
+		SQL:  []string{"ALTER ROLE " + pgx.Identifier{target.User}.Sanitize() + " BYPASSRLS"},
+	}}, nil
+}
