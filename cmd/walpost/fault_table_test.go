@@ -48,6 +48,8 @@ var faults = []fault{
 	{44, "broker_paused", "three real brokers: the leader frozen past its session, and back: order holds, nothing twice", nil, "brokers", false},
 	{45, "too_few_in_sync", "three real brokers: min.insync.replicas not met: nothing is taken, rows wait, nothing twice", nil, "brokers", false},
 	{54, "foreign_giants", "rows and messages of others, 60 MB and 100 MB each, in a publication of all tables and between rows of the outbox, also updates of the outbox itself: skimmed over, memory stays; nothing twice", foreignGiants, "", false},
+	{55, "standby_slot_away", "PostgreSQL 17: a slot in synchronized_standby_slots that is inactive, missing, or active and behind, also while the server stops and comes back: rows wait, slot and reason are named within 30 s, nothing latches; nothing missing", standbySlotAway, "", false},
+	{56, "synchronous_standby", "synchronous_standby_names matches the relay in every form, with and without a standby, and Kafka frozen under it: told within seconds with the setting that ends it, and that setting ends it while Kafka is frozen; nothing missing", synchronousStandby, "", false},
 	{46, "broker_disk_full", "three real brokers: the disk of one full, and freed: the others go on, nothing twice", nil, "brokers", false},
 	{70, "partitions_dropped", "the outbox's partitions dropped and made under load, the relay killed between: none is dropped of which a row is not confirmed, the relay goes on without a halt, nothing missing", partitionsDropped, "", false},
 	{71, "messages_failover", "events are transactional messages and no table; a standby with a slot that lags is promoted after it has received everything: nothing missing, nothing twice in either mode", messagesFailOver, "", true},
