@@ -32,6 +32,15 @@ func (l *Lag) Look(end LSN, at time.Time) {
 	}
 }
 
+// Behind is for how long what lies behind confirmed has waited, when the WAL ends at end; current is the newest time up to which all is
+// delivered. False when that is not known.
+func Behind(confirmed, end LSN, current, now time.Time) (time.Duration, bool) {
+	if confirmed >= end {
+		return 0, true
+	}
+	return max(now.Sub(current), 0), !current.IsZero()
+}
+
 // Current is the last time at which the WAL ended at or before covered: what was written until then is delivered. Zero when no look says so.
 func (l *Lag) Current(covered LSN) time.Time {
 	l.mu.Lock()
@@ -40,4 +49,16 @@ func (l *Lag) Current(covered LSN) time.Time {
 		l.current, l.ends = l.ends[0].at, l.ends[1:]
 	}
 	return l.current
+}
+
+// Current is the newest time, by the server's clock, of which the record knows that all that was written until then is delivered.
+func (s *State) Current() time.Time {
+	at := s.CurrentAt
+	if s.Checked > 0 && s.Checked <= s.Covered && s.CheckedAt.After(at) {
+		at = s.CheckedAt
+	}
+	if s.LastCommitTime.After(at) {
+		at = s.LastCommitTime
+	}
+	return at
 }

@@ -41,6 +41,8 @@ type Observer struct {
 	Stuck func(s *Stall)
 	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when they do not any more.
 	CommitsWait func(err error)
+	// Current is called at each look at the server, with its time up to which all that was written is delivered; zero when none is known.
+	Current func(at time.Time)
 	// Watching is called when publication and table cannot be looked at, and with nil when they can again.
 	Watching func(err error)
 }
@@ -105,6 +107,12 @@ func (o *Observer) commitsWait(err error) {
 	}
 }
 
+func (o *Observer) current(at time.Time) {
+	if o.Current != nil {
+		o.Current(at)
+	}
+}
+
 func (o *Observer) watching(err error) {
 	if o.Watching != nil {
 		o.Watching(err)
@@ -162,6 +170,11 @@ func Tee(observers ...Observer) Observer {
 		CommitsWait: func(err error) {
 			for i := range observers {
 				observers[i].commitsWait(err)
+			}
+		},
+		Current: func(at time.Time) {
+			for i := range observers {
+				observers[i].current(at)
 			}
 		},
 		Watching: func(err error) {

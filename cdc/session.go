@@ -66,7 +66,7 @@ func (r *Relay) session(ctx context.Context) error {
 		if !errors.Is(err, ErrSlotInUse) {
 			return err
 		}
-		r.rest(true)
+		r.rest()
 		if pid := facts.Slot.ActivePID; pid != 0 && pid == r.troubles.pid {
 			return fmt.Errorf("%w, PID %d: it ends when the server finds its connection dead, or with SELECT pg_terminate_backend(%d)", errFormerSession, pid, pid)
 		}
@@ -84,7 +84,6 @@ func (r *Relay) session(ctx context.Context) error {
 		refresh: make(chan struct{}, 1),
 	}
 	err = s.run(ctx)
-	r.rest(false)
 	if ctx.Err() == nil {
 		s.countFailure(err)
 	}
@@ -259,7 +258,7 @@ func (s *session) record(p *progress, now time.Time) *State {
 		st.Checked, st.CheckedAt, st.Open = last.facts.WALEnd, last.facts.Time, last.open
 	}
 	if at := s.lag.Current(st.Covered); !at.IsZero() {
-		st.CurrentAt = at
+		st.CurrentAt = at // else the last session's stands: its position was current then, and nothing was delivered since
 	}
 	return st
 }

@@ -65,17 +65,18 @@ type troubles struct {
 	place  place // of the last session that failed behind the WAL's end
 	times  int   // how many have failed there
 	told   *Stall
+	toldAt place
 	commit string // what was told of commits that wait
 	pid    uint32 // of the last session's walsender
 }
 
 // stall tells of a stall once, and once when it is over.
-func (r *Relay) stall(s *Stall) {
+func (r *Relay) stall(s *Stall, at place) {
 	t := &r.troubles
-	if (s == nil) == (t.told == nil) && (s == nil || s.Cause == t.told.Cause && s.Cause != "failures") {
+	if s == nil && t.told == nil || s != nil && t.told != nil && s.Cause == t.told.Cause && s.of == t.told.of {
 		return
 	}
-	t.told = s
+	t.told, t.toldAt = s, at
 	r.observer.stuck(s)
 }
 
@@ -101,7 +102,7 @@ func (s *session) countFailure(err error) {
 		t.place, t.times = here, 1
 	}
 	if t.times >= sameFailures {
-		s.stall(failedHere(t.times, here.covered, err))
+		s.stall(failedHere(t.times, here.covered, err), here)
 	}
 }
 
@@ -112,27 +113,26 @@ func (s *session) judge(d *detector, f *Facts, now time.Time) {
 		seen: LSN(s.at.seen.Load()), covered: here.covered,
 		received: s.at.received.Load(), published: s.at.published.Load(),
 	}
-	if t.times >= sameFailures && here == t.place && f.WALEnd > m.covered {
-		d.stalled(now, m, f.WALEnd)
-		return // told already
+	moved := !d.since.IsZero() && m != d.last
+	current := f.WALEnd <= m.covered
+	stalled := d.stalled(now, m, f.WALEnd)
+	if here != t.place || current {
+		t.times = 0
 	}
-	t.times = 0
-	if d.stalled(now, m, f.WALEnd) {
-		s.stall(s.cause(f, m.covered, d.end))
-		return
+	switch {
+	case t.times >= sameFailures: // told, and what comes is what came before
+	case stalled:
+		s.stall(s.cause(f, m.covered, d.end), here)
+	case t.told != nil && (moved || current || here != t.toldAt):
+		s.stall(nil, here)
 	}
-	s.stall(nil)
 }
 
-// rest ends what was told of a session that is over, but for failures, which the next session may repeat.
-func (r *Relay) rest(all bool) {
-	if t := &r.troubles; all || t.told != nil && t.told.Cause != "failures" {
-		r.stall(nil)
-	}
-	if all {
-		r.troubles.times = 0
-		r.commits(&Facts{})
-	}
+// rest is for a relay that stands by: how rows flow is another's concern.
+func (r *Relay) rest() {
+	r.stall(nil, place{})
+	r.commits(&Facts{})
+	r.troubles.times = 0
 }
 
 // remember keeps a look, and asks for a state record where the last one does not know until when all was delivered.
@@ -140,7 +140,9 @@ func (s *session) remember(f *Facts, open map[string]time.Time) {
 	s.looked.Store(&look{*f, open, time.Now()})
 	s.lag.Look(f.WALEnd, f.Time)
 	s.commits(f)
-	if f.WALEnd > s.place.Load().covered {
+	covered := s.place.Load().covered
+	s.observer.current(s.lag.Current(covered))
+	if f.WALEnd > covered {
 		signal(s.refresh)
 	}
 }

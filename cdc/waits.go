@@ -92,6 +92,8 @@ func (f *Facts) CommitsWait() error {
 type Stall struct {
 	Cause string // in a word; a stall with another cause is another one
 	Found string
+
+	of string // what tells it from another of the same cause
 }
 
 func (s *Stall) Error() string { return s.Found }
@@ -100,7 +102,7 @@ func (s *Stall) Error() string { return s.Found }
 func (s *session) cause(f *Facts, covered, end LSN) *Stall {
 	found := fmt.Sprintf("the WAL has gone on from %s to %s, rows may be waiting, and nothing has moved for %.0f s: ", covered, f.WALEnd, stallAfter.Seconds()+1)
 	say := func(cause, format string, args ...any) *Stall {
-		return &Stall{Cause: cause, Found: found + fmt.Sprintf(format, args...)}
+		return &Stall{Cause: cause, Found: found + fmt.Sprintf(format, args...), of: f.StandbysAway()}
 	}
 	behind := f.StandbysBehind(end)
 	switch w := &f.Walsender; {
@@ -119,5 +121,5 @@ func (s *session) cause(f *Facts, covered, end LSN) *Stall {
 
 // failedHere is the stall of sessions that fail at the same place.
 func failedHere(times int, at LSN, err error) *Stall {
-	return &Stall{Cause: "failures", Found: fmt.Sprintf("the session failed %d times in a row at %s, and nothing was delivered between: %s", times, at, cmp.Or(text(err), "no reason is known"))}
+	return &Stall{Cause: "failures", of: fmt.Sprint(times), Found: fmt.Sprintf("the session failed %d times in a row at %s, and nothing was delivered between: %s", times, at, cmp.Or(text(err), "no reason is known"))}
 }

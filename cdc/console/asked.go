@@ -4,6 +4,7 @@ import (
 	"context"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,12 +30,15 @@ type Table interface {
 // asked are the metrics that PostgreSQL and Kafka know and the relay does not, or not while it is halted: they are asked for when
 // somebody scrapes, and not more often than every few seconds. What cannot be asked is left out.
 type asked struct {
-	lag, retained, lost, unresolved            *prometheus.Desc
+	lag, seconds, retained, lost, unresolved   *prometheus.Desc
 	pending, oldest, failed, heldKeys, horizon *prometheus.Desc
 
 	facts   Facts   // nil where nobody asks
 	table   Table   // nil where no table is polled
 	letters Counter // nil where no row is put aside
+
+	looks     cdc.Lag
+	delivered atomic.Pointer[time.Time] // up to when all is delivered, as the relay knows
 
 	mu   sync.Mutex
 	at   time.Time
@@ -45,6 +49,7 @@ func newAsked(labels prometheus.Labels) *asked {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, labels) }
 	return &asked{
 		lag:        desc("walpost_slot_lag_bytes", "WAL between what is confirmed to the slot and its end, whoever wrote it; also while no relay streams."),
+		seconds:    desc("walpost_lag_seconds", "For how long WAL has been there that is not confirmed to the slot; 0 when all is. Left out while it is not known, never 0 while something is stuck."),
 		retained:   desc("walpost_slot_retained_bytes", "WAL that the server keeps for the slot; also while no relay streams."),
 		lost:       desc("walpost_slot_lost", "1 when the server has removed WAL that was not delivered, or there is no slot."),
 		pending:    desc("walpost_pending_rows", "Polling: rows of the table that are pending."),
@@ -57,7 +62,7 @@ func newAsked(labels prometheus.Labels) *asked {
 }
 
 func (a *asked) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{a.lag, a.retained, a.lost, a.unresolved, a.pending, a.oldest, a.failed, a.heldKeys, a.horizon} {
+	for _, d := range []*prometheus.Desc{a.lag, a.seconds, a.retained, a.lost, a.unresolved, a.pending, a.oldest, a.failed, a.heldKeys, a.horizon} {
 		ch <- d
 	}
 }
@@ -74,6 +79,23 @@ func (a *asked) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// knows takes down up to when all is delivered, as a session says.
+func (a *asked) knows(at time.Time) {
+	if last := a.delivered.Load(); last == nil || at.After(*last) {
+		a.delivered.Store(&at)
+	}
+}
+
+// behind is for how long what is not confirmed has waited. Each question is a look, so that it is known of a relay too that does not stream.
+func (a *asked) behind(f *cdc.Facts) (time.Duration, bool) {
+	a.looks.Look(f.WALEnd, f.Time)
+	at := a.looks.Current(f.Slot.ConfirmedFlush)
+	if relay := a.delivered.Load(); relay != nil && relay.After(at) {
+		at = *relay
+	}
+	return cdc.Behind(f.Slot.ConfirmedFlush, f.WALEnd, at, f.Time)
+}
+
 func (a *asked) ask() (metrics []prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
 	defer cancel()
@@ -87,6 +109,9 @@ func (a *asked) ask() (metrics []prometheus.Metric) {
 			} else {
 				gauge(a.lost, 0)
 				gauge(a.lag, max(0, float64(f.WALEnd)-float64(f.Slot.ConfirmedFlush)))
+				if behind, known := a.behind(&f); known {
+					gauge(a.seconds, behind.Seconds())
+				}
 				gauge(a.retained, max(0, float64(f.WALEnd)-float64(f.Slot.RestartLSN)))
 			}
 		}

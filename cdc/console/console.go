@@ -43,6 +43,8 @@ type Status struct {
 	Confirmed cdc.LSN   `json:"-"`
 	Published int64     `json:"published"` // rows since the process started
 	Stalled   bool      `json:"kafka_stalled"`
+	// LagSeconds is for how long WAL has been there that is not confirmed; left out while it is not known.
+	LagSeconds *float64 `json:"lag_seconds,omitempty"`
 	// Stall says why rows may be waiting and nothing moves, while that is so.
 	Stall string `json:"stalled,omitempty"`
 	// CommitsWait says that commits of the server wait for this relay, while they do.
@@ -189,6 +191,7 @@ func (c *Console) Observer() cdc.Observer {
 		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Refused.Class)).Inc() },
 		Covered: func(st *cdc.State) {
 			c.covered.Set(float64(st.Covered))
+			c.asked.knows(st.Current())
 			if !st.LastCommitTime.IsZero() {
 				c.lastCommit.Set(float64(st.LastCommitTime.UnixMicro()) / 1e6)
 			}
@@ -213,6 +216,7 @@ func (c *Console) Observer() cdc.Observer {
 				c.status.Stall = s.Error()
 			}
 		},
+		Current: c.asked.knows,
 		CommitsWait: func(err error) {
 			c.synchronous.Set(map[bool]float64{true: 1}[err != nil])
 			c.mu.Lock()
@@ -270,6 +274,14 @@ func (c *Console) Status(ctx context.Context) Status {
 			s.DeadLettersError = err.Error()
 		} else {
 			s.DeadLetters = &n
+		}
+	}
+	if c.asked.facts != nil {
+		if f, err := c.asked.facts.Facts(ctx); err == nil && f.Slot.Exists {
+			if behind, known := c.asked.behind(&f); known {
+				seconds := behind.Seconds()
+				s.LagSeconds = &seconds
+			}
 		}
 	}
 	if c.asked.table != nil {

@@ -467,24 +467,3 @@ func some(names []string) string {
 	}
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
-
-// FlushLag is how long the relay takes to confirm what the server has written, as the server measures it; false when
-// nobody reads the slot. Visible to the relay's own role.
-func (s *Source) FlushLag(ctx context.Context) (seconds float64, connected bool, err error) {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return 0, false, err
-	}
-	defer func() { _ = conn.Close(ctx) }()
-	err = conn.QueryRow(ctx, `
-		SELECT coalesce(extract(epoch FROM r.flush_lag), 0)::float8
-		FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
-		WHERE s.slot_name = $1`, s.cfg.Slot).Scan(&seconds)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, classify("ask for the lag", err)
-	}
-	return seconds, true, nil
-}

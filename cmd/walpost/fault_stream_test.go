@@ -1,9 +1,17 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 )
@@ -75,4 +83,187 @@ func (s *scene) giantMessages() {
 	if most := r.memory(); most > 150<<20 {
 		s.t.Errorf("the relay held %d MiB", most>>20)
 	}
+}
+
+// stalls waits until the relay says that it stalls, with the texts, on its log and at /readyz and /status.
+func (s *scene) stalls(r *relay, texts ...string) {
+	s.t.Helper()
+	cdctest.Eventually(s.t, 30*time.Second, func() error {
+		ready, err := r.ask("/readyz")
+		if err != nil {
+			return err
+		}
+		for _, text := range append(texts, "503 ") {
+			if !strings.Contains(ready, text) {
+				return fmt.Errorf("/readyz does not say %q: %s", text, ready)
+			}
+		}
+		return nil
+	})
+	r.says(time.Second, "stalled: rows may be waiting and nothing moves")
+	status, metrics := r.get(s.t, "/status"), r.get(s.t, "/metrics")
+	for _, text := range texts {
+		if quoted, _ := json.Marshal(text); !strings.Contains(status, strings.Trim(string(quoted), `"`)) {
+			s.t.Errorf("/status does not say %q: %s", text, status)
+		}
+	}
+	if !regexp.MustCompile(`(?m)^walpost_stalled\{.*\} 1$`).MatchString(metrics) {
+		s.t.Error("walpost_stalled is not 1")
+	}
+}
+
+// ready waits until the relay is.
+func (s *scene) ready(r *relay) {
+	s.t.Helper()
+	cdctest.Eventually(s.t, 30*time.Second, func() error {
+		ready, err := r.ask("/readyz")
+		if err == nil && !strings.HasPrefix(ready, "200") {
+			err = fmt.Errorf("/readyz: %s", ready)
+		}
+		return err
+	})
+}
+
+// blocked wants `walpost status` to say the texts.
+func (s *scene) blocked(texts ...string) {
+	s.t.Helper()
+	out := s.must("status")
+	for _, text := range texts {
+		if !strings.Contains(out, text) {
+			s.t.Errorf("status does not say %q:\n%s", text, out)
+		}
+	}
+}
+
+// configured changes a setting of the scene's own server, while it runs.
+func (s *scene) configured(name, value string) {
+	s.t.Helper()
+	s.exec("ALTER SYSTEM SET " + name + " = '" + value + "'")
+	s.exec("SELECT pg_reload_conf()")
+}
+
+// standbySlotAway is fault 55.
+func standbySlotAway(s *scene) {
+	const setting = "synchronized_standby_slots"
+	s.build(set{server: true, least: 17, load: cdctest.WriterConfig{Rate: 20}})
+	s.exec("SELECT pg_create_physical_replication_slot('sb1', true)")
+	r := s.child()
+	s.flows()
+	s.configured(setting, "sb1, nosuch") // away, and a typo
+	s.stalls(r, `"sb1": it is inactive`, `"nosuch": there is no such slot`, setting)
+	s.blocked("blocked ", `"sb1": it is inactive`, `"nosuch": there is no such slot`)
+	s.down("fast")
+	s.up()
+	// A standby that reads, and has not got far.
+	standby := s.behind("sb1")
+	s.configured(setting, "sb1")
+	s.stalls(r, `"sb1": its standby has received the WAL up to`)
+	if err := standby.Close(s.t.Context()); err != nil {
+		s.t.Error(err)
+	}
+	s.configured(setting, "")
+	s.mended()
+	s.settle()
+	s.ready(r)
+	r.says(time.Second, "rows flow again")
+	if log := r.log.String(); strings.Contains(log, `"halted"`) {
+		s.t.Errorf("a standby that is away halted the relay:\n%s", log)
+	}
+}
+
+// behind is a standby that reads, from a slot if it has one, and confirms nothing.
+func (s *scene) behind(slot string) *pgconn.PgConn {
+	s.t.Helper()
+	conn, err := pgconn.Connect(s.t.Context(), s.admin+"&replication=true&application_name=sb")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	at := s.query("SELECT coalesce((SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = $1), pg_current_wal_flush_lsn())::text", slot)
+	if slot != "" {
+		slot = "SLOT " + slot
+	}
+	conn.Frontend().Send(&pgproto3.Query{String: "START_REPLICATION " + slot + " PHYSICAL " + at})
+	if err := conn.Frontend().Flush(); err != nil {
+		s.t.Fatal(err)
+	}
+	cdctest.Eventually(s.t, 10*time.Second, func() error {
+		if n := s.query("SELECT count(*)::text FROM pg_stat_replication WHERE application_name = 'sb'"); n != "1" {
+			return errors.New("the standby does not read")
+		}
+		return nil
+	})
+	return conn
+}
+
+// synchronousStandby is fault 56.
+func synchronousStandby(s *scene) {
+	const setting, every, can = "synchronous_standby_names", "every commit on this server waits", "commits on this server can have to wait"
+	s.build(set{server: true, kfake: 1, load: cdctest.WriterConfig{Rate: 20}})
+	r := s.child()
+	s.flows()
+	relay := "walpost " + s.pipeline
+	says := func(names, what string) {
+		s.t.Helper()
+		s.configured(setting, names)
+		out := s.must("status")
+		if has := strings.Contains(out, setting); has != (what != "") || !strings.Contains(out, what) {
+			s.t.Errorf("%s = '%s': status does not say %q:\n%s", setting, names, what, out)
+		}
+	}
+	for _, names := range []string{"*", "FIRST 1 (*)", "ANY 1 (*)", "ANY 2 (*)", `standby1, "` + strings.ToUpper(relay) + `"`} {
+		says(names, every)
+	}
+	says(`standby1, "walpost"`, "")
+	standby := s.behind("")
+	says("ANY 2 (*)", every)
+	says(`FIRST 2 (sb, "`+relay+`")`, every)
+	says("FIRST 1 (*)", can)
+	says("FIRST 1 (sb, *)", can)
+	says("ANY 1 (*)", can)
+	says("first 1 (SB)", "")
+	says("*", `ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 ("sb")'`)
+	if err := standby.Close(s.t.Context()); err != nil {
+		s.t.Error(err)
+	}
+	s.configured(setting, "*")
+	r.says(10*time.Second, "this relay has become a synchronous standby")
+	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+	waits := make(chan error, 1)
+	go func() {
+		conn := s.connect()
+		defer func() { _ = conn.Close(context.Background()) }()
+		_, err := conn.Exec(s.t.Context(), "CREATE TABLE waits ()")
+		waits <- err
+	}()
+	cdctest.Eventually(s.t, 20*time.Second, func() error {
+		if n := s.query("SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'CREATE TABLE waits%'"); n != "1" {
+			return errors.New("no commit waits for the frozen Kafka")
+		}
+		return nil
+	})
+	if status := r.get(s.t, "/status"); !strings.Contains(status, every) {
+		s.t.Errorf("/status: %s", status)
+	}
+	if metrics := r.get(s.t, "/metrics"); !regexp.MustCompile(`(?m)^walpost_synchronous_standby\{.*\} 1$`).MatchString(metrics) {
+		s.t.Error("walpost_synchronous_standby is not 1")
+	}
+	printed := regexp.MustCompile("`(ALTER SYSTEM SET synchronous_standby_names = '.*?'); (SELECT pg_reload_conf\\(\\))`").FindStringSubmatch(s.must("status", "--json"))
+	if printed == nil {
+		s.t.Fatal("no command was printed")
+	}
+	s.exec(printed[1])
+	s.exec(printed[2])
+	select {
+	case err := <-waits:
+		if err != nil {
+			s.t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		s.t.Error("the commit still waits after the printed command")
+	}
+	r.says(10*time.Second, "no commit waits for this relay any more")
+	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.mended()
+	s.settle()
 }

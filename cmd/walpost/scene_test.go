@@ -51,6 +51,7 @@ type scene struct {
 // set says what a scene is made of. The zero value is the shared PostgreSQL and the Kafka that the run tests with.
 type set struct {
 	server   bool              // a PostgreSQL of its own, to be stopped
+	least    int               // the first version that can do it: an older one that the run tests with is not taken
 	settings map[string]string // of that
 	kfake    int               // so many in-process brokers, whatever the run tests with
 	brokers  []string          // instead of those the run tests with
@@ -67,7 +68,11 @@ func (s *scene) build(c set) {
 	t.Helper()
 	var admin string
 	if c.server || c.settings != nil {
-		s.server = cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: c.settings})
+		own := devenv.PostgresConfig{Settings: c.settings}
+		if v, err := strconv.Atoi(os.Getenv("WALPOST_TEST_POSTGRES")); c.least > 0 && (err != nil || v < c.least) {
+			own.Version = strconv.Itoa(c.least)
+		}
+		s.server = cdctest.OwnPostgres(t, own)
 		if err := s.server.CreateDatabase(t.Context(), "shop"); err != nil {
 			t.Fatal(err)
 		}

@@ -30,7 +30,7 @@ type Status struct {
 	} `json:"slot"`
 	WALEnd        string         `json:"wal_end_lsn"`
 	LagBytes      int64          `json:"lag_bytes"`
-	LagSeconds    float64        `json:"lag_seconds"`
+	LagSeconds    *float64       `json:"lag_seconds"` // for how long what is not confirmed has waited; null when that is not known
 	RetainedBytes int64          `json:"retained_wal_bytes"`
 	State         *cdc.State     `json:"state"`
 	Decisions     []cdc.Decision `json:"decisions"`                         // of operators, oldest first
@@ -89,13 +89,20 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 	if blocked(err) {
 		return st
 	}
-	slot := facts.Slot
-	st.Slot.Exists, st.Slot.Active, st.Slot.WALStatus = slot.Exists, slot.Active, slot.WALStatus
-	st.Slot.ConfirmedFlush, st.Slot.RestartLSN, st.WALEnd = slot.ConfirmedFlush.String(), slot.RestartLSN.String(), facts.WALEnd.String()
-	if slot.Exists {
-		st.LagBytes = max(0, int64(facts.WALEnd)-int64(slot.ConfirmedFlush))
-		st.RetainedBytes = max(0, int64(facts.WALEnd)-int64(slot.RestartLSN))
+	if behind := st.stands(state, &facts); facts.Slot.Active && behind > patience {
+		// A record of before a silence says nothing of what has come since: a relay that works writes a new one within a moment.
+		moves := false
+		state, facts, moves = moved(ctx, source, sink, state, facts)
+		st.State = state
+		if behind = st.stands(state, &facts); behind > patience && !moves {
+			blocked(errors.New(waiting(&facts, behind)))
+		}
 	}
+	slot := facts.Slot
+	if away := facts.StandbysAway(); away != "" {
+		blocked(errors.New(away))
+	}
+	blocked(facts.CommitsWait())
 	// Only a replication connection tells system id and timeline.
 	stream, id, err := source.Connect(ctx)
 	if !blocked(err) {
@@ -109,18 +116,66 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 			}
 		}
 	}
-	seconds, connected, err := source.FlushLag(ctx)
-	switch {
-	case blocked(err):
-	case connected:
-		st.LagSeconds = seconds
-	case slot.Exists:
-		blocked(errors.New("no relay reads the slot: start `walpost relay`"))
-		if state != nil && st.LagBytes > 0 {
-			st.LagSeconds = time.Since(state.Time).Seconds()
-		}
+	if slot.Exists && !slot.Active {
+		blocked(errors.New("no relay streams from the slot: `walpost relay` does; log and /readyz of one that is up say why it does not"))
 	}
 	return st
+}
+
+const (
+	patience = 15 * time.Second // behind for longer, the reason is asked for
+	lookFor  = 6 * time.Second  // a session looks at the server every 5 s, and writes down what it sees
+)
+
+// stands fills in where slot and record stand, and returns for how long rows may have waited.
+func (s *Status) stands(state *cdc.State, f *cdc.Facts) (behind time.Duration) {
+	slot := f.Slot
+	s.Slot.Exists, s.Slot.Active, s.Slot.WALStatus = slot.Exists, slot.Active, slot.WALStatus
+	s.Slot.ConfirmedFlush, s.Slot.RestartLSN, s.WALEnd = slot.ConfirmedFlush.String(), slot.RestartLSN.String(), f.WALEnd.String()
+	if !slot.Exists {
+		return 0
+	}
+	s.LagBytes = max(0, int64(f.WALEnd)-int64(slot.ConfirmedFlush))
+	s.RetainedBytes = max(0, int64(f.WALEnd)-int64(slot.RestartLSN))
+	var current time.Time
+	if state != nil {
+		if current = state.Current(); current.IsZero() {
+			current = state.Time
+		}
+	}
+	behind, known := cdc.Behind(slot.ConfirmedFlush, f.WALEnd, current, f.Time)
+	if s.LagSeconds = nil; known {
+		seconds := behind.Seconds()
+		s.LagSeconds = &seconds
+	}
+	return behind
+}
+
+// moved waits until the record or the slot has moved, for as long as a relay that works needs for that, and says whether it did.
+func moved(ctx context.Context, source *postgres.Source, sink *kafka.Sink, state *cdc.State, f cdc.Facts) (*cdc.State, cdc.Facts, bool) {
+	for end := time.Now().Add(lookFor); time.Now().Before(end); {
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return state, f, false
+		}
+		st, now, err := standing(ctx, source.Facts, sink.Peek)
+		if err != nil || st == nil {
+			return state, f, false // what was read before holds, and was told
+		}
+		if now.Slot.ConfirmedFlush != f.Slot.ConfirmedFlush || st.Current().After(state.Current()) {
+			return st, now, true
+		}
+	}
+	return state, f, false
+}
+
+// waiting says what a relay that is connected waits for.
+func waiting(f *cdc.Facts, behind time.Duration) string {
+	if standbys := f.StandbysBehind(f.WALEnd); standbys != "" && f.StandbysAway() == "" {
+		return standbys
+	}
+	return fmt.Sprintf("nothing was confirmed of what was written in the last %s, and a relay is connected: its walsender is %s; the relay's log and /readyz say what it waits for", behind.Round(time.Second), &f.Walsender)
 }
 
 // standing reads slot and state record while a relay may be moving both: the slot before the record and the WAL's end after
@@ -166,7 +221,11 @@ func (s Status) Write(w io.Writer) {
 			active = "active"
 		}
 		line("slot", "%s: %s, confirmed %s, wal_status %s", s.Slot.Name, active, s.Slot.ConfirmedFlush, s.Slot.WALStatus)
-		line("lag", "%s and %.3g s behind the end of the WAL at %s", bytes(s.LagBytes), s.LagSeconds, s.WALEnd)
+		seconds := "an unknown time"
+		if s.LagSeconds != nil {
+			seconds = fmt.Sprintf("%.3g s", *s.LagSeconds)
+		}
+		line("lag", "%s and %s behind the end of the WAL at %s", bytes(s.LagBytes), seconds, s.WALEnd)
 		line("retained", "%s of WAL is kept for the slot, from %s", bytes(s.RetainedBytes), s.Slot.RestartLSN)
 	default:
 		line("slot", "%s: not seen", s.Slot.Name)
