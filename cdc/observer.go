@@ -37,6 +37,8 @@ type Observer struct {
 	Stalled func(stalled bool, since time.Duration)
 	// Phantoms is called when a failover was found to have taken back rows that are published.
 	Phantoms func(p *Phantoms)
+	// Hurried is called when wal_sender_timeout is so short that status updates are sent more often than source.status_interval says.
+	Hurried func(timeout, interval time.Duration)
 	// Watching is called when publication and table cannot be looked at, and with nil when they can again.
 	Watching func(err error)
 }
@@ -89,6 +91,12 @@ func (o *Observer) phantoms(p *Phantoms) {
 	}
 }
 
+func (o *Observer) hurried(timeout, interval time.Duration) {
+	if o.Hurried != nil {
+		o.Hurried(timeout, interval)
+	}
+}
+
 func (o *Observer) watching(err error) {
 	if o.Watching != nil {
 		o.Watching(err)
@@ -136,6 +144,11 @@ func Tee(observers ...Observer) Observer {
 		Phantoms: func(p *Phantoms) {
 			for i := range observers {
 				observers[i].phantoms(p)
+			}
+		},
+		Hurried: func(timeout, interval time.Duration) {
+			for i := range observers {
+				observers[i].hurried(timeout, interval)
 			}
 		},
 		Watching: func(err error) {
