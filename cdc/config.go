@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
@@ -267,8 +266,8 @@ func (c *Config) validate(env string) error {
 	}
 	if c.Source.URL == "" {
 		bad("source.url: missing: write postgres://walpost@host:5432/database, or set %s", envName(env, []string{"source", "url"}))
-	} else if _, err := pgconn.ParseConfig(c.Source.URL); err != nil {
-		bad("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	} else if _, err := ParsePostgresURL("source.url", c.Source.URL); err != nil {
+		errs = append(errs, err)
 	}
 	if !slotPattern.MatchString(c.Source.Slot) {
 		bad("source.slot: %q: PostgreSQL takes 1 to 63 of a-z, 0-9 and _ only", c.Source.Slot)
@@ -378,8 +377,8 @@ func (c *Config) validate(env string) error {
 	if d := c.Cleanup.Every; d != 0 && d < time.Second {
 		bad("cleanup.every: %s: at least 1s, or 0 for never", d)
 	}
-	if _, err := pgconn.ParseConfig(c.Cleanup.URL); c.Cleanup.URL != "" && err != nil {
-		bad("cleanup.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+	if _, err := ParsePostgresURL("cleanup.url", c.Cleanup.URL); c.Cleanup.URL != "" && err != nil {
+		errs = append(errs, err)
 	}
 	c.validatePolling(bad)
 	if c.Delivery != AtLeastOnce && c.Delivery != ExactlyOnce {

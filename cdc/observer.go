@@ -43,6 +43,8 @@ type Observer struct {
 	CommitsWait func(err error)
 	// Current is called at each look at the server, with its time up to which all that was written is delivered; zero when none is known.
 	Current func(at time.Time)
+	// Hurried is called when wal_sender_timeout is so short that status updates are sent more often than source.status_interval says.
+	Hurried func(timeout, interval time.Duration)
 	// Watching is called when publication and table cannot be looked at, and with nil when they can again.
 	Watching func(err error)
 }
@@ -113,6 +115,12 @@ func (o *Observer) current(at time.Time) {
 	}
 }
 
+func (o *Observer) hurried(timeout, interval time.Duration) {
+	if o.Hurried != nil {
+		o.Hurried(timeout, interval)
+	}
+}
+
 func (o *Observer) watching(err error) {
 	if o.Watching != nil {
 		o.Watching(err)
@@ -175,6 +183,11 @@ func Tee(observers ...Observer) Observer {
 		Current: func(at time.Time) {
 			for i := range observers {
 				observers[i].current(at)
+			}
+		},
+		Hurried: func(timeout, interval time.Duration) {
+			for i := range observers {
+				observers[i].hurried(timeout, interval)
 			}
 		},
 		Watching: func(err error) {

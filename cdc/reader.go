@@ -37,7 +37,7 @@ type reader struct {
 func (s *session) read(ctx context.Context) error {
 	now := time.Now()
 	r := &reader{session: s, breath: breath{pace: s.cfg.Window.Pace}, heard: now}
-	tick := time.NewTicker(s.cfg.Source.StatusInterval)
+	tick := time.NewTicker(s.interval)
 	defer tick.Stop()
 	for r.tracker == nil {
 		select {
@@ -92,7 +92,7 @@ func (r *reader) answer(now bool) error {
 	t := time.Now()
 	since := t.Sub(r.lastStatus)
 	moved := LSN(r.confirmed.Load()) != r.lastSent
-	if !now && since < r.cfg.Source.StatusInterval && (!r.replyWanted || (since < replyEvery && !moved)) {
+	if !now && since < r.interval && (!r.replyWanted || (since < replyEvery && !moved)) {
 		return nil
 	}
 	silent := t.Sub(r.heard)
@@ -125,7 +125,7 @@ func (r *reader) gulp() error {
 		r.stream.Undisturbed(true)
 		time.Sleep(wait)
 	}
-	deadline := r.lastStatus.Add(r.cfg.Source.StatusInterval)
+	deadline := r.lastStatus.Add(r.interval)
 	if r.replyWanted {
 		deadline = r.lastStatus.Add(replyEvery)
 	}

@@ -17,6 +17,8 @@ type session struct {
 	stream Stream
 	id     Identity
 
+	interval time.Duration // between two status updates
+
 	queue     *queue
 	confirmed atomic.Uint64 // LSN that may be confirmed: a state record with covered at or above it is durable
 	started   chan *tracker // the publisher's word that step 6 has passed
@@ -75,7 +77,7 @@ func (r *Relay) session(ctx context.Context) error {
 	r.troubles.pid = id.PID
 	r.commits(&facts)
 	s := &session{
-		Relay: r, stream: stream, id: id,
+		Relay: r, stream: stream, id: id, interval: r.statusInterval(id.Timeout),
 		queue:   newQueue(newWindow(r.cfg.Window.Rows, r.windowBytes)),
 		started: make(chan *tracker, 1),
 		drain:   make(chan struct{}),
@@ -101,6 +103,16 @@ func (r *Relay) facts(ctx context.Context, id Identity) (Facts, error) {
 	}
 	f.Identity = id
 	return f, err
+}
+
+// statusInterval returns source.status_interval, or less where the server would take the relay for gone before.
+func (r *Relay) statusInterval(timeout time.Duration) time.Duration {
+	configured := r.cfg.Source.StatusInterval
+	if timeout <= 0 || configured <= timeout/2 {
+		return configured
+	}
+	r.observer.hurried(timeout, timeout/2)
+	return timeout / 2
 }
 
 func (s *session) run(ctx context.Context) error {
@@ -143,7 +155,7 @@ func (s *session) run(ctx context.Context) error {
 func (s *session) stop(abandon context.CancelFunc) error {
 	grace := time.NewTimer(s.cfg.ShutdownTimeout)
 	defer grace.Stop()
-	tick := time.NewTicker(s.cfg.Source.StatusInterval)
+	tick := time.NewTicker(s.interval)
 	defer tick.Stop()
 	for {
 		select {

@@ -22,6 +22,8 @@ type Identity struct {
 	Timeline int32
 	// History is how the timelines before it ended, where there were any and the server still knows.
 	History []PastTimeline
+	// Timeout is the connection's wal_sender_timeout: a relay that is silent for so long is taken for gone. 0: the server waits for ever.
+	Timeout time.Duration
 }
 
 // PastTimeline is a timeline that the server has left, and where.

@@ -22,6 +22,9 @@ const (
 
 	alive   = time.Second     // between two looks at the connection, while rows are published
 	answers = 5 * time.Second // that it may take
+
+	marksWithin  = 10 * time.Minute // a lock on one of the rows, somebody else's
+	countsWithin = 10 * time.Minute // a table with a large backlog
 )
 
 // item is a row that was fetched.
@@ -257,6 +260,9 @@ func (t *table) mark(ctx context.Context, q querier, published []int64, refused 
 	for _, r := range refused {
 		b.Queue(t.markRefused, r.position, r.retries+1, r.why.Reason, t.fails(r.item))
 	}
+	// What is published and cannot be marked is published again: somebody's lock on a row is waited for.
+	ctx, cancel := context.WithTimeout(ctx, marksWithin)
+	defer cancel()
 	if err := q.SendBatch(ctx, &b).Close(); err != nil {
 		return said("mark rows", err)
 	}
@@ -284,6 +290,8 @@ func (t *table) inTrouble(ctx context.Context) (map[int64]int, error) {
 // Left says how many rows that are in the table now are pending up to a position, or failed, and the highest position; up to 0 is
 // all of them.
 func Left(ctx context.Context, pipeline string, cfg cdc.SourceConfig, upTo int64) (pending, failed, newest int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, countsWithin)
+	defer cancel()
 	conn, _, _, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
 	if err != nil {
 		return 0, 0, 0, err

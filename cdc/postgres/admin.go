@@ -32,10 +32,14 @@ type Admin struct {
 }
 
 // Admin connects as the administrator to the database of source.url.
-func (s *Source) Admin(ctx context.Context, adminURL string) (*Admin, error) {
-	conn, err := s.connectAs(ctx, "the administrator's URL", adminURL, "walpost init")
+func (s *Source) Admin(ctx context.Context, url string) (*Admin, error) {
+	conn, err := s.connectAs(ctx, adminURL, url, "walpost init")
 	if err != nil {
 		return nil, err
+	}
+	if _, err := conn.Exec(ctx, "SET lock_timeout = '"+lockedAfter+"'"); err != nil {
+		_ = conn.Close(ctx)
+		return nil, classify("set a timeout", err)
 	}
 	return &Admin{source: s, conn: conn}, nil
 }
@@ -94,9 +98,9 @@ func (a *Admin) planDelete() Step {
 
 // planRole gives the relay's role LOGIN and REPLICATION and nothing else.
 func (a *Admin) planRole(ctx context.Context) (Step, error) {
-	target, err := pgconn.ParseConfig(a.source.cfg.URL)
+	target, err := a.source.target()
 	if err != nil {
-		return Step{}, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+		return Step{}, err
 	}
 	var login, replication bool
 	err = a.conn.QueryRow(ctx, `SELECT rolcanlogin, rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1`, target.User).Scan(&login, &replication)
@@ -268,6 +272,8 @@ func (s *Source) width(ctx context.Context, conn *pgx.Conn, t table) (w width, e
 
 // Do runs the step's SQL.
 func (a *Admin) Do(ctx context.Context, step Step) error {
+	ctx, cancel := patient(ctx) // an index takes its time
+	defer cancel()
 	for _, sql := range step.SQL {
 		if strings.Contains(sql, ":password") {
 			// Utility statements take no parameters; the server quotes.
@@ -278,10 +284,31 @@ func (a *Admin) Do(ctx context.Context, step Step) error {
 			sql = strings.ReplaceAll(sql, ":password", quoted)
 		}
 		if _, err := a.conn.Exec(ctx, sql); err != nil {
-			return classify(step.What, err)
+			return a.failed(ctx, step.What, err)
 		}
 	}
 	return nil
+}
+
+// failed says why a step was not done: who holds the lock that did not come, or that the administrator may not.
+func (a *Admin) failed(ctx context.Context, doing string, err error) error {
+	var pg *pgconn.PgError
+	switch {
+	case !errors.As(err, &pg):
+	case pg.Code == "55P03":
+		var holders string
+		_ = a.conn.QueryRow(ctx, `
+			SELECT coalesce(string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN format('prepared transaction %L of %s', p.gid, p.prepared)
+				ELSE format('pid %s (%s as %s, %s, transaction begun %s)', l.pid, coalesce(nullif(s.application_name, ''), 'a client'), s.usename, s.state, s.xact_start) END, ', '), 'nobody any more')
+			FROM pg_locks l LEFT JOIN pg_stat_activity s ON s.pid = l.pid
+			LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction::text = split_part(l.virtualtransaction, '/', 2)
+			WHERE l.relation = to_regclass($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, quotedTable(a.source.cfg)).Scan(&holders)
+		return fmt.Errorf("%s: a lock on %s did not come within %s, and writers would have queued behind the wait: it is held by %s: wait for its end, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "somebody who cannot be named"))
+	case pg.Code == "42501":
+		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above", doing, pg.Message, pg.Code, adminURL)
+	}
+	return classify(doing, err)
 }
 
 // Facts is what a first state record is made of. Table and publication must be there.
@@ -316,10 +343,16 @@ func major(conn *pgx.Conn) int {
 
 // CreateSlot makes the slot. PostgreSQL first waits for the transactions that are running; after a minute it gives up.
 func (a *Admin) CreateSlot(ctx context.Context) error {
-	if _, err := a.conn.Exec(ctx, `SET statement_timeout = '60s'`); err != nil {
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	// The wait for a transaction is a wait for its lock.
+	if _, err := a.conn.Exec(ctx, `SET statement_timeout = '60s'; SET lock_timeout = 0`); err != nil {
 		return classify("set a timeout", err)
 	}
 	_, err := a.conn.Exec(ctx, a.CreateSlotSQL())
+	if _, rerr := a.conn.Exec(ctx, "SET statement_timeout = 0; SET lock_timeout = '"+lockedAfter+"'"); err == nil && rerr != nil {
+		return classify("set a timeout", rerr)
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "57014" {
 		return fmt.Errorf("create the slot: a transaction has been open for a minute and PostgreSQL waits for its end: end it (SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start) and run `walpost init` again")
@@ -357,6 +390,8 @@ func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
 	if err := a.source.seesAll(ctx, a.conn, false); err != nil {
 		return 0, err
 	}
+	ctx, cancel := patient(ctx)
+	defer cancel()
 	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+quotedTable(a.source.cfg)).Scan(&n); err != nil {
 		return 0, classify("count the outbox", err)
 	}
@@ -367,9 +402,9 @@ func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
 // says who does. Slot and state have their own steps; the table stays.
 func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	cfg := a.source.cfg
-	target, err := pgconn.ParseConfig(cfg.URL)
+	target, err := a.source.target()
 	if err != nil {
-		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+		return nil, err
 	}
 	var steps []Step
 	if cfg.Kind == cdc.WAL {

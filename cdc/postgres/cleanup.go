@@ -38,7 +38,7 @@ func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.Exec(ctx, `SET timezone = 'UTC'; SET datestyle = 'ISO'; SET synchronous_commit = local; SET lock_timeout = '`+lockWithin+`'`); err != nil {
+	if _, err := conn.Exec(ctx, `SET synchronous_commit = local; SET lock_timeout = '`+lockWithin+`'`); err != nil {
 		_ = conn.Close(ctx)
 		return nil, classify("prepare to clean up", err)
 	}
@@ -217,6 +217,8 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 // remove goes once through the table, so many blocks in a transaction, and needs no index. Between two it rests for as long as
 // one took.
 func (c *Cleaner) remove(ctx context.Context, table string, h horizon, dryRun bool) (n int64, err error) {
+	ctx, cancel := patient(ctx)
+	defer cancel()
 	where := h.old + " AND " + h.delivered
 	if dryRun {
 		if err := c.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*) FROM ONLY %s WHERE %s", table, where)).Scan(&n); err != nil {
@@ -325,6 +327,8 @@ days:
 
 // all runs statements in one transaction.
 func (c *Cleaner) all(ctx context.Context, sql []string) error {
+	ctx, cancel := patient(ctx) // attaching a partition looks through the default one
+	defer cancel()
 	return pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
 		for _, s := range sql {
 			if _, err := tx.Exec(ctx, s); err != nil {
@@ -359,6 +363,8 @@ func partitionDDL(cfg cdc.SourceConfig, day time.Time) (name string, sql []strin
 // drop takes a partition away if every row in it is delivered. It looks under a lock that keeps
 // writers out: who has written into it has ended. A lock that does not come soon leaves it for the next time.
 func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool) (dropped bool, err error) {
+	ctx, cancel := patient(ctx)
+	defer cancel()
 	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
 		if !dryRun {
 			if _, err := tx.Exec(ctx, "LOCK TABLE ONLY "+p.name+" IN SHARE MODE"); err != nil {

@@ -1,11 +1,18 @@
 package postgres
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -25,6 +32,9 @@ var looksForPublication = map[string]bool{"get_publication_oid": true, "GetPubli
 // of a server that stops and of a parameter that nobody knows.
 func classify(doing string, err error) error {
 	var pg *pgconn.PgError
+	if pgconn.Timeout(err) && !errors.As(err, &pg) {
+		return fmt.Errorf("%s: PostgreSQL has not answered in time: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity WHERE application_name LIKE 'walpost%%' says what it waits for; where that does not answer either, look at the server: %w", doing, err)
+	}
 	if !errors.As(err, &pg) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
@@ -42,8 +52,10 @@ func classify(doing string, err error) error {
 	switch pg.Code {
 	case "55006":
 		return fmt.Errorf("%s: %w", said, cdc.ErrSlotInUse)
-	case "42501", "28P01", "28000", "3D000":
-		return &cdc.Halt{Found: said, Means: "the relay may not connect or stream", Run: "check user, password and database of source.url; the role needs LOGIN and REPLICATION (`walpost init` makes it)"}
+	case "42501":
+		return &cdc.Halt{Found: said, Means: "the role that asked has not the right", Run: "grant it what PostgreSQL names, or connect as a role that has it"}
+	case "42P05", "26000":
+		return fmt.Errorf("%s: %s", said, transactionPooler)
 	case "XX000", "22021", "22P05", "42704", "54000":
 		if at != "" {
 			what, quiet := map[string]string{"22021": "bytes that are no text in the database's encoding", "22P05": "a character that UTF-8 does not have"}[pg.Code]
@@ -59,13 +71,119 @@ func classify(doing string, err error) error {
 	return errors.New(said)
 }
 
-// connectError is classify for a connection that was refused or never made; key is what holds its URL.
-func connectError(key string, cfg pgconn.Config, err error) error {
-	var op *net.OpError
-	if errors.As(err, new(*pgconn.PgError)) || !errors.As(err, &op) {
-		return classify("connect to "+key, err)
+// refused says why there is no connection. It is never about a slot, and never about another URL than this one. reached says that an
+// address has accepted the connection.
+func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err error) error {
+	at := addresses(cfg)
+	var pg *pgconn.PgError
+	var dns *net.DNSError
+	switch {
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("%s: connecting to PostgreSQL at %s was given up: %w", l.key, at, err)
+	case errors.As(err, &pg):
+		return l.denied(cfg, pg)
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.key, dns.Name, dns)
+	case pgconn.Timeout(err) && reached:
+		return fmt.Errorf("%s: %s accepts the connection and has not answered within %s: look whether that is PostgreSQL, and what it waits for", l.key, at, took.Round(time.Second))
+	case pgconn.Timeout(err) || errors.As(err, &dns):
+		return fmt.Errorf("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.key, at, took.Round(time.Second))
 	}
-	return fmt.Errorf("%s: PostgreSQL at %s:%d does not answer (%w): start it, or name the right host and port", key, cfg.Host, cfg.Port, op)
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		return fmt.Errorf("%s: PostgreSQL at %s does not answer (%w): start it, or name the right host and port", l.key, at, op)
+	}
+	if inner := errors.Unwrap(err); inner != nil {
+		err = inner // without user and database, which are in the URL
+	}
+	return fmt.Errorf("%s: there is no connection to PostgreSQL at %s: %s", l.key, at, strings.Join(strings.Fields(err.Error()), " "))
+}
+
+// denied is what the server's own refusal of a connection means, and what to do about it, for the URL that was used.
+func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
+	if name := parameter(cfg, pg); name != "" {
+		if pg.Code == "42704" || pg.Code == "08P01" {
+			return &cdc.Halt{
+				Found: fmt.Sprintf("%s: PostgreSQL does not know the parameter %q (SQLSTATE %s)", l.key, name, pg.Code),
+				Means: "it lets nobody in who asks for it",
+				Run:   "take it out of the URL",
+			}
+		}
+		return &cdc.Halt{
+			Found: fmt.Sprintf("%s: PostgreSQL refuses the parameter %q: %s (SQLSTATE %s)", l.key, name, pg.Message, pg.Code),
+			Means: "it lets nobody in who asks for that",
+			Run:   "correct it in the URL, or take it out",
+		}
+	}
+	role, database := pgx.Identifier{cfg.User}.Sanitize(), pgx.Identifier{cmp.Or(cfg.Database, cfg.User)}.Sanitize()
+	relay := l.key == sourceURL
+	found := fmt.Sprintf("%s: PostgreSQL at %s says %s (SQLSTATE %s)", l.key, addresses(cfg), pg.Message, pg.Code)
+	halt := func(means, run string, args ...any) error {
+		return &cdc.Halt{Found: found, Means: means, Run: fmt.Sprintf(run, args...)}
+	}
+	switch pg.Code {
+	case "28P01":
+		if relay {
+			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: ALTER ROLE %s PASSWORD '…' (`walpost init` makes a role and never changes a password)", role)
+		}
+		return halt("user or password is wrong", "correct them in %s", l.key)
+	case "28000":
+		if relay {
+			return halt("the server does not let the relay's role in from here", "`walpost init` makes the role where there is none; one that is there needs LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf a line for it, database %s and this host", role, database)
+		}
+		return halt("the server does not let this user in from here", "the role must exist and have LOGIN, and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", database, l.key)
+	case "3D000":
+		return halt("there is no such database on this server", "create it (CREATE DATABASE %s), or correct host, port or database in the URL", database)
+	case "42501":
+		if cfg.RuntimeParams["replication"] != "" {
+			return halt("the relay's role may connect and may not replicate", "give it the right: ALTER ROLE %s REPLICATION; `walpost init` does so", role)
+		}
+		return halt("the role may not connect to the database", "run as the database's owner: GRANT CONNECT ON DATABASE %s TO %s", database, role)
+	case "53300":
+		if cfg.RuntimeParams["replication"] != "" {
+			return fmt.Errorf("%s: the role's CONNECTION LIMIT (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), max_wal_senders or max_connections is used up: end a connection, or raise the limit that it names", found)
+		}
+		return fmt.Errorf("%s: the CONNECTION LIMIT of role %s or of database %s, or the server's max_connections, is used up: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = current_user), or raise the limit that it names", found, role, database)
+	case "57P03":
+		return fmt.Errorf("%s: it is starting, stopping or recovering: wait until it is ready", found)
+	case "08P01", "0A000":
+		return fmt.Errorf("%s: a pooler stands in between, or another program: name PostgreSQL's own host and port in %s", found, l.key)
+	case "42P05", "26000":
+		return fmt.Errorf("%s: %s", found, transactionPooler)
+	}
+	return errors.New(found)
+}
+
+const transactionPooler = "a pooler in transaction mode stands in between, and gives each statement another session: name PostgreSQL's own host and port, or a pool in session mode"
+
+// option is a setting in the URL's options: -c name=value or --name=value.
+var option = regexp.MustCompile(`(?:-c\s*|--)([A-Za-z_][A-Za-z0-9_.-]*)=`)
+
+// parameter is the name in the URL that a refused connection is about, or nothing. A name is not translated, whatever language the
+// server's message is in.
+func parameter(cfg *pgconn.Config, pg *pgconn.PgError) (name string) {
+	if !slices.Contains([]string{"42704", "22023", "42501", "55P02", "08P01"}, pg.Code) {
+		return ""
+	}
+	var names []string
+	for n := range cfg.RuntimeParams {
+		if !slices.Contains([]string{"application_name", "client_encoding", "replication"}, n) {
+			names = append(names, n)
+		}
+	}
+	for _, m := range option.FindAllStringSubmatch(cfg.RuntimeParams["options"], -1) {
+		names = append(names, strings.ReplaceAll(m[1], "-", "_"))
+	}
+	said := strings.FieldsFunc(pg.Message, func(r rune) bool {
+		return r != '_' && r != '.' && !unicode.IsLetter(r) && !unicode.IsDigit(r)
+	})
+	slices.Sort(names)
+	for _, n := range names {
+		// A setting's own name counts before that of the parameter which holds it.
+		if slices.ContainsFunc(said, func(word string) bool { return strings.EqualFold(strings.TrimRight(word, "."), n) }) && (name == "" || name == "options") {
+			name = n
+		}
+	}
+	return name
 }
 
 func errorResponse(body []byte) error {

@@ -14,22 +14,11 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// rendered are the settings under which SQL gives values as the replication connection does.
-var rendered = map[string]string{"client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC", "extra_float_digits": "3"}
-
 // OpenPolled connects for polling, and gives the table's oid and the expressions of a row's columns, in the order of a cdc.Row's
 // fields. A table that cannot be polled is a Halt that names everything that is wrong.
 func (s *Source) OpenPolled(ctx context.Context) (conn *pgx.Conn, oid uint32, columns []string, err error) {
-	cfg, err := pgx.ParseConfig(s.cfg.URL)
-	if err != nil {
-		return nil, 0, nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
-	}
-	cfg.RuntimeParams["application_name"], cfg.RuntimeParams["row_security"] = s.application, "off"
-	for k, v := range rendered {
-		cfg.RuntimeParams[k] = v
-	}
-	if conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
-		return nil, 0, nil, connectError("source.url", cfg.Config, err)
+	if conn, err = s.connect(ctx); err != nil {
+		return nil, 0, nil, err
 	}
 	p, err := s.polled(ctx, conn)
 	if err == nil && len(p.problems)+len(p.missing) > 0 {
@@ -184,7 +173,7 @@ func (s *Source) unknownWords(ctx context.Context, conn *pgx.Conn) error {
 	if err == nil {
 		err = conn.QueryRow(ctx, fmt.Sprintf(`SELECT coalesce(%[1]s, 'NULL') FROM %[2]s WHERE (%[1]s = ANY($1)) IS NOT TRUE LIMIT 1`, status, quotedTable(s.cfg)), words).Scan(&word)
 	}
-	_, reset := conn.Exec(ctx, `RESET statement_timeout`)
+	_, reset := conn.Exec(ctx, `SET statement_timeout = 0`)
 	var pg *pgconn.PgError
 	switch {
 	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && pg.Code == "57014":
@@ -262,9 +251,9 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 	case len(p.sql) > 0:
 		table.What = fmt.Sprintf("table %s: add what polling needs; it is locked meanwhile, and rows that are in it are pending then", cfg.Table)
 	}
-	target, err := pgconn.ParseConfig(cfg.URL)
+	target, err := a.source.target()
 	if err != nil {
-		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+		return nil, err
 	}
 	schema, _ := cfg.SchemaTable()
 	user := pgx.Identifier{target.User}.Sanitize()
@@ -278,9 +267,9 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 
 // planPollingRole gives the relay's role LOGIN: polling does not replicate.
 func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
-	target, err := pgconn.ParseConfig(a.source.cfg.URL)
+	target, err := a.source.target()
 	if err != nil {
-		return Step{}, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+		return Step{}, err
 	}
 	var login bool
 	err = a.conn.QueryRow(ctx, `SELECT rolcanlogin FROM pg_roles WHERE rolname = $1`, target.User).Scan(&login)

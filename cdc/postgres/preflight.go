@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -19,47 +18,11 @@ type Source struct {
 	tableOID    uint32 // pinned by Preflight at the session's start
 }
 
-// answerWithin is how long PostgreSQL has to answer a question over SQL.
-const answerWithin = 30 * time.Second
-
 var _ cdc.Source = (*Source)(nil)
 
 // NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication.
 func NewSource(pipeline string, cfg cdc.SourceConfig) *Source {
 	return &Source{cfg: cfg, application: "walpost " + pipeline}
-}
-
-// connect opens an ordinary connection for questions over SQL.
-func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(s.cfg.URL)
-	if err != nil {
-		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
-	}
-	cfg.RuntimeParams["application_name"], cfg.RuntimeParams["row_security"] = s.application, "off"
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, connectError("source.url", cfg.Config, err)
-	}
-	return conn, nil
-}
-
-// connectAs connects as somebody else to the outbox's database; key is what holds the URL.
-func (s *Source) connectAs(ctx context.Context, key, url, application string) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(url)
-	if err != nil {
-		return nil, fmt.Errorf("%s: not a PostgreSQL URL (postgres://user@host:5432/database)", key)
-	}
-	target, err := pgx.ParseConfig(s.cfg.URL)
-	if err != nil {
-		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
-	}
-	cfg.Database = target.Database
-	cfg.RuntimeParams["application_name"], cfg.RuntimeParams["row_security"] = application, "off"
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, connectError(key, cfg.Config, err)
-	}
-	return conn, nil
 }
 
 // columnTypes are the outbox's columns and their types, as SQL writes them; none where there is no such table.

@@ -34,11 +34,6 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 	if _, err := a.conn.Exec(ctx, `SET application_name = 'walpost replay'`); err != nil {
 		return nil, classify("prepare to read the outbox", err)
 	}
-	for name, value := range rendered {
-		if _, err := a.conn.Exec(ctx, "SET "+name+" = "+quote(value)); err != nil {
-			return nil, classify("prepare to read the outbox", err)
-		}
-	}
 	if err := a.source.seesAll(ctx, a.conn, false); err != nil {
 		return nil, err
 	}
@@ -84,6 +79,8 @@ func (r *Retained) where() string {
 
 // Count returns how many rows there are, and how many of them were created no later than delivered.
 func (r *Retained) Count(ctx context.Context, delivered time.Time) (rows, before int64, err error) {
+	ctx, cancel := patient(ctx)
+	defer cancel()
 	err = r.admin.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*), count(*) FILTER (WHERE %s <= $3::text::%s) %s", r.created, r.types[0], r.where()),
 		text(r.From), text(r.To), text(delivered)).Scan(&rows, &before)
 	if err != nil {
@@ -98,35 +95,40 @@ func (r *Retained) Each(ctx context.Context, f func(*cdc.Row) error) error {
 	query := "SELECT " + strings.Join(r.columns, ", ") + " " + r.where()
 	args := []any{text(r.From), text(r.To)}
 	for {
-		n := 0
-		var last *cdc.Row
-		rows, err := r.admin.conn.Query(ctx, query+order, args...)
-		if err != nil {
-			return classify("read the outbox", err)
-		}
-		for rows.Next() {
-			row := &cdc.Row{}
-			if err := rows.Scan(&row.ID, &row.AggregateType, &row.AggregateID, &row.EventType, &row.Payload, &row.Headers, &row.CreatedAt); err != nil {
-				rows.Close()
-				return classify("read the outbox", err)
-			}
-			n, last = n+1, row
-			if err := f(row); err != nil {
-				rows.Close()
-				return err
-			}
-		}
-		if err := rows.Err(); err != nil {
-			return classify("read the outbox", err)
-		}
-		if n < page {
-			return nil
+		n, last, err := r.page(ctx, query+order, args, f)
+		if err != nil || n < page {
+			return err
 		}
 		if len(args) == 2 {
 			query += fmt.Sprintf(" AND (%s, %s) > ($3::text::%s, $4::text::%s)", r.created, r.id, r.types[0], r.types[1])
 		}
 		args = append(args[:2:2], string(last.CreatedAt), string(last.ID))
 	}
+}
+
+// page calls f with each row of one query, and returns how many there were and the last of them. f may wait for Kafka.
+func (r *Retained) page(ctx context.Context, query string, args []any, f func(*cdc.Row) error) (n int, last *cdc.Row, err error) {
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	rows, err := r.admin.conn.Query(ctx, query, args...)
+	if err != nil {
+		return 0, nil, classify("read the outbox", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		row := &cdc.Row{}
+		if err := rows.Scan(&row.ID, &row.AggregateType, &row.AggregateID, &row.EventType, &row.Payload, &row.Headers, &row.CreatedAt); err != nil {
+			return n, nil, classify("read the outbox", err)
+		}
+		n, last = n+1, row
+		if err := f(row); err != nil {
+			return n, nil, err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return n, nil, classify("read the outbox", err)
+	}
+	return n, last, nil
 }
 
 func text(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.999999Z07:00") }

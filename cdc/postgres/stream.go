@@ -51,10 +51,12 @@ var _ cdc.Stream = (*stream)(nil)
 
 // Connect opens the replication connection and asks the server who it is.
 func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) {
-	pg, err := s.connectReplication(ctx)
+	pg, err := login{key: sourceURL, url: s.cfg.URL, application: s.application}.replicate(ctx)
 	if err != nil {
 		return nil, cdc.Identity{}, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	sys, err := pglogrepl.IdentifySystem(ctx, pg)
 	if err != nil {
 		_ = pg.Close(ctx)
@@ -62,7 +64,7 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 	}
 	id := cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline}
 	// Asked of the server itself: a pooler in between has numbers of its own.
-	if id.PID, err = backendPID(ctx, pg); err != nil {
+	if id.PID, id.Timeout, err = backend(ctx, pg); err != nil {
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("ask for the backend's process id", err)
 	}
@@ -90,16 +92,22 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 	return st, id, nil
 }
 
-func backendPID(ctx context.Context, pg *pgconn.PgConn) (uint32, error) {
-	results, err := pg.Exec(ctx, "SELECT pg_backend_pid()").ReadAll()
+// backend is the server's process behind the connection, and how long it waits for a sign of life.
+func backend(ctx context.Context, pg *pgconn.PgConn) (pid uint32, timeout time.Duration, err error) {
+	results, err := pg.Exec(ctx, "SELECT pg_backend_pid(), setting FROM pg_settings WHERE name = 'wal_sender_timeout'").ReadAll()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if len(results) != 1 || len(results[0].Rows) != 1 {
-		return 0, errors.New("no answer")
+		return 0, 0, errors.New("no answer")
 	}
-	pid, err := strconv.ParseUint(string(results[0].Rows[0][0]), 10, 32)
-	return uint32(pid), err
+	row := results[0].Rows[0]
+	n, err := strconv.ParseUint(string(row[0]), 10, 32)
+	if err != nil {
+		return 0, 0, err
+	}
+	ms, err := strconv.ParseInt(string(row[1]), 10, 64)
+	return uint32(n), time.Duration(ms) * time.Millisecond, err
 }
 
 // parseHistory reads a history file: a line for each timeline that was left, its number, where it ended, and why.
@@ -122,33 +130,6 @@ func newStream(cfg cdc.SourceConfig, conn net.Conn, d *decoder) *stream {
 	return &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, gulp)}
 }
 
-// connectReplication opens a connection in replication mode. The settings fix how values are rendered.
-func (s *Source) connectReplication(ctx context.Context) (*pgconn.PgConn, error) {
-	cfg, err := pgconn.ParseConfig(s.cfg.URL)
-	if err != nil {
-		return nil, fmt.Errorf("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
-	}
-	for k, v := range map[string]string{
-		"replication": "database", "application_name": s.application, "client_encoding": "UTF8", "DateStyle": "ISO",
-		"TimeZone": "UTC", "bytea_output": "hex", "extra_float_digits": "3",
-	} {
-		cfg.RuntimeParams[k] = v
-	}
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
-	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := dialer.DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		return &gulpConn{Conn: c}, nil
-	}
-	pg, err := pgconn.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, connectError("source.url", *cfg, err)
-	}
-	return pg, nil
-}
-
 // Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
 func (s *stream) Start(ctx context.Context) error {
 	publications := strings.ReplaceAll(pgx.Identifier{s.cfg.Publication}.Sanitize(), "'", "''")
@@ -165,9 +146,12 @@ func (s *stream) Start(ctx context.Context) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, s.Interrupt)()
-	for {
+	for deadline := time.Now().Add(answerWithin); ; {
 		typ, body, ok := s.frame()
 		if !ok {
+			if time.Now().After(deadline) {
+				return fmt.Errorf("start replication: PostgreSQL has not answered within %s: connection given up", answerWithin)
+			}
 			if _, err := s.Fill(time.Now().Add(time.Second)); err != nil {
 				return err
 			}

@@ -188,6 +188,10 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 			}
 			log.Info().Msg("no commit waits for this relay any more")
 		},
+		Hurried: func(timeout, interval time.Duration) {
+			log.Warn().Dur("wal_sender_timeout_ms", timeout).Dur("interval_ms", interval).
+				Msg("source.status_interval is longer than half of PostgreSQL's wal_sender_timeout: status updates are sent more often")
+		},
 		Watching: func(err error) {
 			if err != nil {
 				log.Warn().Err(err).Msg("publication and table cannot be looked at; rows go on")

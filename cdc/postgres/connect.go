@@ -1,0 +1,246 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+const (
+	// connectWithin is how long one address has to accept, to let in and to be set up; a lower connect_timeout of the URL holds. It is no
+	// shorter than the longest pause between two sessions: a relay that hung on an address that nobody has tries the next at once.
+	connectWithin = 10 * time.Second
+	// resolveWithin is how long a name has to become addresses.
+	resolveWithin = 5 * time.Second
+	// answerWithin is how long PostgreSQL has to answer a question over SQL that sets no limit itself.
+	answerWithin = 30 * time.Second
+	// workWithin is the limit of what may rightly take long: an index, a count, a page of rows that Kafka takes slowly.
+	workWithin = time.Hour
+	// goneAfter is how long the peer's TCP may be silent while something of ours is on the way to it.
+	goneAfter = 30 * time.Second
+	// senderTimeout is the wal_sender_timeout that is set where the server's is longer, or none. PostgreSQL answers a ping within half of it
+	// while it decodes a large transaction, and ends the session of a relay that is gone after the whole.
+	senderTimeout = time.Minute
+	// lockedAfter is how long an administrator's statement waits for a lock: writers queue behind who waits.
+	lockedAfter = "5s"
+)
+
+// login is who connects, with which URL.
+type login struct {
+	key         string // holds the URL, as people know it: source.url
+	url         string
+	database    string // instead of the URL's
+	application string
+}
+
+const (
+	sourceURL = "source.url"
+	adminURL  = "the administrator's URL"
+)
+
+// connect opens an SQL connection as the relay's role.
+func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
+	return login{key: sourceURL, url: s.cfg.URL, application: s.application}.open(ctx)
+}
+
+// connectAs opens an SQL connection as somebody else to the outbox's database; key is what holds the URL.
+func (s *Source) connectAs(ctx context.Context, key, url, application string) (*pgx.Conn, error) {
+	target, err := s.target()
+	if err != nil {
+		return nil, err
+	}
+	return login{key: key, url: url, database: target.Database, application: application}.open(ctx)
+}
+
+// target is where source.url leads, and as whom.
+func (s *Source) target() (*pgconn.Config, error) { return cdc.ParsePostgresURL(sourceURL, s.cfg.URL) }
+
+// open opens an SQL connection on which every query has a limit.
+func (l login) open(ctx context.Context) (*pgx.Conn, error) {
+	if _, err := cdc.ParsePostgresURL(l.key, l.url); err != nil {
+		return nil, err
+	}
+	cfg, err := pgx.ParseConfig(l.url)
+	if err != nil {
+		return nil, fmt.Errorf("%s: not a PostgreSQL URL (postgres://user@host:5432/database)", l.key)
+	}
+	cfg.Tracer = limiter{within: answerWithin}
+	reached := l.prepare(&cfg.Config)
+	began := time.Now()
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, l.refused(&cfg.Config, *reached, time.Since(began), err)
+	}
+	return conn, nil
+}
+
+// replicate opens a connection in replication mode.
+func (l login) replicate(ctx context.Context) (*pgconn.PgConn, error) {
+	cfg, err := cdc.ParsePostgresURL(l.key, l.url)
+	if err != nil {
+		return nil, err
+	}
+	reached := l.prepare(cfg)
+	cfg.RuntimeParams["replication"] = "database"
+	dial := cfg.DialFunc
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &gulpConn{Conn: c}, nil
+	}
+	cfg.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error {
+		return apply(ctx, pg, settings+replicationSettings)
+	}
+	began := time.Now()
+	pg, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, l.refused(cfg, *reached, time.Since(began), err)
+	}
+	return pg, nil
+}
+
+// prepare sets limits and settings. reached becomes true when an address has accepted the connection.
+func (l login) prepare(cfg *pgconn.Config) (reached *bool) {
+	if l.database != "" {
+		cfg.Database = l.database
+	}
+	// A pooler lets few startup parameters pass: all other settings are made behind the login.
+	cfg.RuntimeParams["application_name"] = l.application
+	cfg.RuntimeParams["client_encoding"] = "UTF8"
+	cfg.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error { return apply(ctx, pg, settings) }
+	if cfg.ConnectTimeout <= 0 || cfg.ConnectTimeout > connectWithin {
+		cfg.ConnectTimeout = connectWithin
+	}
+	reached = new(bool)
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4}}
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		*reached = true
+		setGoneAfter(c, goneAfter)
+		return c, nil
+	}
+	lookup := cfg.LookupFunc
+	cfg.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+		ctx, cancel := context.WithTimeout(ctx, resolveWithin)
+		defer cancel()
+		return lookup(ctx, host)
+	}
+	return reached
+}
+
+// settings are those whose defaults a server, a database or a role may have changed so that a session of ours would break. A user may
+// set each of them in 14 to 18 within a session, and all but the first five at the start of one too; one that a version does not have
+// (transaction_timeout came with 17) is passed over.
+//
+//   - the timeouts: the client has limits, and streaming a large transaction or waiting for Kafka is no mistake
+//   - default_transaction_*: a polled row is marked, a decision needs no serializable snapshot
+//   - row_security: a policy that hides rows from a reader is an error and not silence
+//   - standard_conforming_strings, quote_all_identifiers: SQL is written, and names are read back, in the usual way
+//   - client_min_messages: from 18 on a missing publication is told by a warning only
+//   - DateStyle and those behind it: a value is written in one way on the replication connection, by polling and by replay
+//
+// search_path stays the role's, for the triggers of a table that is polled, but PostgreSQL's own names come first.
+const settings = `
+	('statement_timeout', '0'), ('lock_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
+	('transaction_timeout', '0'), ('default_transaction_read_only', 'off'), ('default_transaction_isolation', 'read committed'),
+	('default_transaction_deferrable', 'off'), ('row_security', 'off'), ('standard_conforming_strings', 'on'), ('quote_all_identifiers', 'off'),
+	('client_min_messages', 'warning'), ('DateStyle', 'ISO'), ('TimeZone', 'UTC'), ('IntervalStyle', 'postgres'), ('bytea_output', 'hex'),
+	('extra_float_digits', '3'), ('xmlbinary', 'base64'),
+	('search_path', CASE WHEN (pg_catalog.current_schemas(true))[1]::text = 'pg_catalog' THEN pg_catalog.current_setting('search_path')
+		ELSE 'pg_catalog, ' || pg_catalog.current_setting('search_path') END)`
+
+// replicationSettings go with settings. The role is the one that logged in, which has REPLICATION. A wal_sender_timeout that is shorter
+// than ours stays: somebody wants another relay to take over sooner.
+const replicationSettings = `, ('role', 'none'), ('wal_sender_timeout', (
+		SELECT CASE WHEN setting::int BETWEEN 1 AND 60000 THEN setting ELSE '60000' END FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'))`
+
+// apply makes the settings in one question.
+func apply(ctx context.Context, pg *pgconn.PgConn, settings string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectWithin)
+	defer cancel()
+	_, err := pg.Exec(ctx, `SELECT pg_catalog.set_config(name, value, false) FROM (VALUES `+settings+`) v(name, value)
+		WHERE pg_catalog.current_setting(name, true) IS NOT NULL`).ReadAll()
+	if err != nil {
+		return fmt.Errorf("set up the session: %w", err)
+	}
+	return nil
+}
+
+// limiter gives every query that has no deadline one, so that a server that is frozen or gone ends it. What may take longer sets a
+// deadline itself, with patient.
+type limiter struct{ within time.Duration }
+
+var (
+	_ pgx.QueryTracer = limiter{}
+	_ pgx.BatchTracer = limiter{}
+)
+
+type limitKey struct{}
+
+// TraceQueryStart returns the context that the query then uses.
+func (l limiter) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return l.limited(ctx)
+}
+
+// TraceQueryEnd is called when the rows are closed, too.
+func (limiter) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) { over(ctx) }
+
+// TraceBatchStart returns the context that the batch then uses.
+func (l limiter) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	return l.limited(ctx)
+}
+
+// TraceBatchQuery does nothing: the batch has one limit.
+func (limiter) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+
+// TraceBatchEnd is called when the batch's results are closed.
+func (limiter) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchEndData) { over(ctx) }
+
+func (l limiter) limited(ctx context.Context) context.Context {
+	if _, limited := ctx.Deadline(); limited {
+		return ctx
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.within)
+	return context.WithValue(ctx, limitKey{}, cancel)
+}
+
+func over(ctx context.Context) {
+	if cancel, ok := ctx.Value(limitKey{}).(context.CancelFunc); ok {
+		cancel()
+	}
+}
+
+// patient is the context of a query that may rightly take longer than answerWithin.
+func patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, workWithin)
+}
+
+// addresses are the hosts and ports that a URL names.
+func addresses(cfg *pgconn.Config) string {
+	at := func(host string, port uint16) string {
+		if strings.HasPrefix(host, "/") {
+			return fmt.Sprintf("%s/.s.PGSQL.%d", host, port)
+		}
+		return net.JoinHostPort(host, strconv.Itoa(int(port)))
+	}
+	all := []string{at(cfg.Host, cfg.Port)}
+	for _, f := range cfg.Fallbacks {
+		if a := at(f.Host, f.Port); a != all[len(all)-1] {
+			all = append(all, a)
+		}
+	}
+	return strings.Join(all, ", ")
+}

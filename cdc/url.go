@@ -1,0 +1,41 @@
+package cdc
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// foreign are parameters that stand in URLs written for another program. PostgreSQL knows none of them, and one would change what
+// kind of connection is opened.
+var foreign = map[string]string{
+	"default_query_exec_mode":    "pgx",
+	"statement_cache_capacity":   "pgx",
+	"description_cache_capacity": "pgx",
+	"replication":                "walpost, which sets it where it is needed",
+}
+
+// ParsePostgresURL reads the URL of a PostgreSQL database. Its error names the key that holds the URL, and never the URL.
+func ParsePostgresURL(key, url string) (*pgconn.Config, error) {
+	cfg, err := pgconn.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("%s: not a PostgreSQL URL (postgres://user@host:5432/database)", key)
+	}
+	var names []string
+	for name := range cfg.RuntimeParams {
+		if foreign[name] != "" || strings.HasPrefix(name, "pool_") {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return cfg, nil
+	}
+	slices.Sort(names)
+	whose := foreign[names[0]]
+	if whose == "" {
+		whose = "pgx's pool"
+	}
+	return nil, fmt.Errorf("%s: PostgreSQL does not know the parameter %q, it is for %s: take it out of the URL", key, names[0], whose)
+}
