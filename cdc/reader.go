@@ -243,7 +243,7 @@ func (r *reader) wedged(err error) error {
 	halt := &Halt{
 		Found: w.Found,
 		Means: "everything behind it waits in the slot, nothing is lost",
-		Run:   "`walpost skip --to` an LSN behind it (SELECT pg_current_wal_flush_lsn() is behind all that is committed by now)",
+		Run:   "`walpost skip --to next` looks for the one transaction that cannot be decoded, and gives it up; its rows can be written to the outbox again",
 	}
 	if r.tracker.open {
 		tx := r.tracker.tx

@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -70,6 +72,15 @@ func (a *Admin) Advance(ctx context.Context, to cdc.LSN) error {
 func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, rows int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, countWithin)
 	defer cancel()
+	// Rows are counted as they are: of those that are skipped some are no text in UTF-8.
+	if _, err := a.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil {
+		return 0, 0, classify("set the encoding", err)
+	}
+	defer func() {
+		if _, rerr := a.conn.Exec(ctx, "SET client_encoding = 'UTF8'"); err == nil && rerr != nil {
+			err = classify("set the encoding", rerr)
+		}
+	}()
 	// A Begin carries the start of the commit record, an Insert the table's OID, a Message flags, LSN and prefix.
 	is, of, messages := `get_byte(data, 0) = ascii('I') AND substring(data FROM 2 FOR 4) = oidsend(to_regclass($5)::oid)`, quotedTable(a.source.cfg), "false"
 	if p := a.source.cfg.Messages; p != "" {
@@ -90,3 +101,53 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 	}
 	return transactions, rows, nil
 }
+
+// Undecodable returns LSNs before and behind the begin of the commit record of the next transaction in the slot that PostgreSQL cannot
+// decode: the second steps over it, and over no later one. It takes nothing from the slot: it lets the server decode up to one LSN after
+// the other, until it knows at which record that fails. Everything before from can be decoded.
+func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, past cdc.LSN, err error) {
+	options := []any{a.source.cfg.Slot, pgx.Identifier{a.source.cfg.Publication}.Sanitize()}
+	messages := strconv.FormatBool(a.source.cfg.Messages != "")
+	fails := func(upTo cdc.LSN) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, advanceWithin)
+		defer cancel()
+		var n int64
+		err := a.conn.QueryRow(ctx, `SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, 'proto_version', '1', 'publication_names', $2, 'messages', '`+messages+`')`,
+			append(options, upTo.String())...).Scan(&n)
+		if err == nil {
+			return false, nil
+		}
+		err = classify("decode what waits in the slot", err)
+		return errors.As(err, new(*cdc.Wedge)), err
+	}
+	if wedged, err := fails(end); !wedged {
+		if err == nil {
+			err = errors.New("PostgreSQL can decode everything that waits in the slot: there is no such transaction; name an LSN")
+		}
+		return 0, 0, err
+	}
+	// Records begin at multiples of eight. The server reads the next record as long as the last one ends before upTo.
+	low, high := from/recordAlign, end/recordAlign+1
+	for low+1 < high {
+		middle := (low + high) / 2
+		switch wedged, err := fails(middle * recordAlign); {
+		case wedged:
+			high = middle
+		case err != nil:
+			return 0, 0, err
+		default:
+			low = middle
+		}
+	}
+	past = (low + 1) * recordAlign // behind the begin of the commit record, unless that stands behind a page's header
+	if low*recordAlign%walPage == 0 {
+		past += pageHeader
+	}
+	return low * recordAlign, past, nil
+}
+
+const (
+	recordAlign = 8
+	walPage     = 8192
+	pageHeader  = 40 // the longer one of a segment's first page; a commit record is longer than what that is too much
+)
