@@ -17,6 +17,18 @@ import (
 // rendered are the settings under which SQL gives values as the replication connection does.
 var rendered = map[string]string{"client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC", "extra_float_digits": "3"}
 
+// render sets them. Not at the connection's start: what the database would say is asked for behind it, see zone.
+func render(ctx context.Context, conn *pgx.Conn) error {
+	sql := ""
+	for name, value := range rendered {
+		sql += "SET " + name + " = " + quote(value) + ";"
+	}
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		return classify("prepare to read the outbox", err)
+	}
+	return nil
+}
+
 // OpenPolled connects for polling, and gives the table's oid and the expressions of a row's columns, in the order of a cdc.Row's
 // fields. A table that cannot be polled is a Halt that names everything that is wrong.
 func (s *Source) OpenPolled(ctx context.Context) (conn *pgx.Conn, oid uint32, columns []string, err error) {
@@ -25,13 +37,14 @@ func (s *Source) OpenPolled(ctx context.Context) (conn *pgx.Conn, oid uint32, co
 		return nil, 0, nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
 	}
 	cfg.RuntimeParams["application_name"], cfg.RuntimeParams["row_security"] = s.application, "off"
-	for k, v := range rendered {
-		cfg.RuntimeParams[k] = v
-	}
 	if conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
 		return nil, 0, nil, connectError("source.url", cfg.Config, err)
 	}
-	p, err := s.polled(ctx, conn)
+	err = render(ctx, conn)
+	var p polled
+	if err == nil {
+		p, err = s.polled(ctx, conn)
+	}
 	if err == nil && len(p.problems)+len(p.missing) > 0 {
 		err = unfit(append(p.problems, p.missing...))
 	}
@@ -273,7 +286,11 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 		fmt.Sprintf("GRANT SELECT, UPDATE, DELETE ON %s TO %s", quotedTable(cfg), user),
 	}}
 	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
-	return append([]Step{role, table, grants}, sight...), err
+	if err != nil {
+		return nil, err
+	}
+	zone, err := a.noteZone(ctx)
+	return slices.Concat([]Step{role, table}, zone, []Step{grants}, sight), err
 }
 
 // planPollingRole gives the relay's role LOGIN: polling does not replicate.
