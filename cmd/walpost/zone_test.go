@@ -1,11 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
 )
 
 // zoned is a stage in a database of another zone, whose outbox has times without one.
@@ -70,9 +74,22 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 			}
 			s.start()
 			s.insertAgo("7 hours")
+			twice := map[string]time.Time{"Europe/Berlin": time.Date(2025, 10, 26, 1, 30, 0, 0, time.UTC), "America/New_York": time.Date(2025, 11, 2, 6, 30, 0, 0, time.UTC)}[zone]
+			again := s.insertAgo("0") // in the hour that came twice
+			s.exec(`UPDATE outbox SET created_at = $2::timestamptz AT TIME ZONE $3 WHERE id = $1`, again, twice, zone)
 			s.confirmed(20 * time.Second)
-			if out := s.must("cleanup", "--retention", "6h"); !strings.Contains(out, " 1 rows older than 6h0m0s deleted") || s.rows() != "3" {
-				t.Errorf("%s rows are left:\n%s", s.rows(), out)
+			deletes := func(rows int, before time.Time) {
+				t.Helper()
+				retention := time.Since(before).Round(time.Second).String()
+				if out := s.must("cleanup", "--retention", retention); !strings.Contains(out, fmt.Sprintf(" %d rows older than %s deleted", rows, retention)) {
+					t.Errorf("want %d rows deleted of before %s:\n%s", rows, before, out)
+				}
+			}
+			deletes(0, twice.Add(-5*time.Minute))
+			deletes(1, twice.Add(5*time.Minute))
+			deletes(1, time.Now().Add(-6*time.Hour))
+			if s.rows() != "3" {
+				t.Errorf("%s rows are left, want 3", s.rows())
 			}
 		})
 	}
@@ -81,10 +98,13 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 // TestPartitionsOfTheWritersZone are made for its days, and dropped when they are over there.
 func TestPartitionsOfTheWritersZone(t *testing.T) {
 	t.Parallel()
-	const zone = "America/New_York"
+	zone := "Etc/GMT+12" // where it is another day
+	if time.Now().UTC().Hour() >= 12 {
+		zone = "Pacific/Kiritimati"
+	}
 	s, _ := ownStage(t)
 	zoned(s, zone, " PARTITION BY RANGE (created_at)")
-	s.env["WALPOST_CLEANUP_EVERY"], s.env["WALPOST_CLEANUP_URL"] = "1s", s.admin
+	s.env["WALPOST_CLEANUP_EVERY"], s.env["WALPOST_CLEANUP_URL"] = "1h", s.admin // found before it is time
 	s.must("init")
 	r := s.start()
 	r.says(20*time.Second, "set source.columns.created_at_zone")
@@ -118,9 +138,16 @@ func TestPartitionsOfTheWritersZone(t *testing.T) {
 // TestPolledTimesOfTheWritersZone: how long the oldest row waits is not off by the zone, configured or not.
 func TestPolledTimesOfTheWritersZone(t *testing.T) {
 	t.Parallel()
-	for _, zone := range []string{"Europe/Berlin", "America/New_York"} {
-		s := polled(t)
-		zoned(s, zone, "")
+	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"timezone": "America/New_York"}})
+	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	for zone, admin := range map[string]string{"Europe/Berlin": cdctest.Database(t), "America/New_York": server.URL("shop")} {
+		s := stageOn(t, admin, cdctest.Kafka(t))
+		s.env["WALPOST_SOURCE_KIND"] = "polling"
+		if zoned(s, zone, ""); zone == "America/New_York" {
+			s.exec(`ALTER DATABASE shop RESET timezone`) // the server says it
+		}
 		s.must("init")
 		s.insertAgo("1 hour")
 		for _, configured := range []string{"", zone} {
