@@ -66,6 +66,7 @@ type ColumnsConfig struct {
 	Payload       string `yaml:"payload" doc:"jsonb, json, text or bytea; the record's value (jsonb as PostgreSQL renders it, the others byte for byte)"`
 	Headers       string `yaml:"headers" doc:"jsonb, json or text holding a JSON object; the row's own record headers. Empty: headers, if the table has it"`
 	CreatedAt     string `yaml:"created_at" doc:"timestamptz or timestamp; the header created_at. Empty: created_at, if the table has it"`
+	CreatedAtZone string `yaml:"created_at_zone" doc:"the time zone that a created_at of type timestamp is of, Europe/Berlin for example, which walpost replay, cleanup and where need. Empty: UTC, if every default of the database says so; else they refuse"`
 }
 
 // KafkaConfig is where records go.
@@ -245,6 +246,7 @@ func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Val
 var (
 	namePattern     = regexp.MustCompile(`^[a-z0-9_-]{1,100}$`)
 	slotPattern     = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+	zonePattern     = regexp.MustCompile(`^[A-Za-z][A-Za-z_-]*(?:/[A-Za-z0-9_+-]+)*$`) // an offset would mean its opposite to PostgreSQL
 	topicPattern    = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
 	templateAllowed = regexp.MustCompile(`^(?:[a-zA-Z0-9._-]|\{aggregate_type\}|\{event_type\})+$`)
 )
@@ -301,6 +303,9 @@ func (c *Config) validate(env string) error {
 		if col.value == "" {
 			bad("source.columns.%s: empty: name the column", col.key)
 		}
+	}
+	if zone := c.Source.Columns.CreatedAtZone; zone != "" && !zonePattern.MatchString(zone) {
+		bad("source.columns.created_at_zone: %q: write a name of a time zone, Europe/Berlin for example, or UTC", zone)
 	}
 	if d := c.Source.StatusInterval; d < 100*time.Millisecond || d > 30*time.Second {
 		bad("source.status_interval: %s: must be between 100ms and 30s, the half of the server's usual wal_sender_timeout", d)

@@ -331,7 +331,11 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 		return b, said("look at the table", err)
 	}
 	if aged {
-		age = "greatest(0, extract(epoch FROM clock_timestamp() - " + id(created) + "))"
+		a, err := postgres.NewSource(w.pipeline, w.cfg).Age(ctx, conn, created)
+		if err != nil && !errors.Is(err, postgres.ErrZone) { // the likely zone will do for a metric
+			return b, err
+		}
+		age = a.Seconds()
 	}
 	var waits float64 // of rows that wait for nothing but the relay and other transactions
 	err = conn.QueryRow(ctx, words(&w.cfg).Replace(strings.ReplaceAll(`

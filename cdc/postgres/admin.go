@@ -75,7 +75,11 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	steps := append([]Step{role, step}, publication...)
+	zone, err := a.noteZone(ctx)
+	if err != nil {
+		return nil, err
+	}
+	steps := slices.Concat([]Step{role, step}, zone, publication)
 	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
 		sight, err := a.planSight(ctx, false)
 		if err != nil {

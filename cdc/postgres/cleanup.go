@@ -27,6 +27,8 @@ const (
 type Cleaner struct {
 	source *Source
 	conn   *pgx.Conn
+	age    Age // of a row
+	days   Age // what the table is partitioned by, where it is
 }
 
 // Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it; key is what holds the URL.
@@ -38,15 +40,42 @@ func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.Exec(ctx, `SET synchronous_commit = local; SET lock_timeout = '`+lockWithin+`'`); err != nil {
-		_ = conn.Close(ctx)
-		return nil, classify("prepare to clean up", err)
-	}
-	if err := s.seesAll(ctx, conn, true); err != nil {
+	c := &Cleaner{source: s, conn: conn}
+	if err := c.prepare(ctx); err != nil {
 		_ = conn.Close(ctx)
 		return nil, fmt.Errorf("nothing was deleted: %w", err)
 	}
-	return &Cleaner{source: s, conn: conn}, nil
+	return c, nil
+}
+
+// prepare refuses what could not be cleaned up rightly.
+func (c *Cleaner) prepare(ctx context.Context) error {
+	if err := c.source.seesAll(ctx, c.conn, true); err != nil {
+		return err
+	}
+	name, err := c.aged(ctx)
+	if err != nil {
+		return err
+	}
+	if c.age, err = c.source.Age(ctx, c.conn, name); err != nil {
+		return err
+	}
+	var by *string
+	err = c.conn.QueryRow(ctx, `
+		SELECT (SELECT a.attname::text FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
+		        WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r')`, quotedTable(c.source.cfg)).Scan(&by)
+	if err != nil {
+		return classify("read the table's partitioning", err)
+	}
+	if by != nil {
+		if c.days, err = c.source.Age(ctx, c.conn, *by); err != nil {
+			return err
+		}
+	}
+	if _, err := c.conn.Exec(ctx, `SET synchronous_commit = local; SET lock_timeout = '`+lockWithin+`'`); err != nil {
+		return classify("prepare to clean up", err)
+	}
+	return nil
 }
 
 // Close ends the connection.
@@ -67,10 +96,6 @@ type horizon struct {
 }
 
 func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horizon, err error) {
-	name, typ, err := c.aged(ctx)
-	if err != nil {
-		return h, err
-	}
 	var xid string // xid8: no transaction before it is running, nor prepared
 	// The snapshot is of the statement's begin, the end of the WAL is read after it.
 	err = c.conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_insert_lsn(), clock_timestamp()`).Scan(&xid, &h.lsn, &h.before)
@@ -78,7 +103,7 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 		return h, classify("ask for the oldest running transaction", err)
 	}
 	h.retention, h.before = retention, h.before.Add(-retention)
-	h.old = fmt.Sprintf("%s < '%s'::%s", pgx.Identifier{name}.Sanitize(), text(h.before), typ)
+	h.old = fmt.Sprintf("%s < '%s'::timestamptz", c.age.last(), text(h.before))
 	h.delivered = fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", xid)
 	if p := &c.source.cfg.Polling; c.source.cfg.Kind == cdc.Polling {
 		h.delivered = fmt.Sprintf("%s IN (%s, %s)", pgx.Identifier{p.Columns.Status}.Sanitize(), quote(p.Words.Sent), quote(p.Words.Dropped))
@@ -86,8 +111,8 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 	return h, nil
 }
 
-// aged is the column that says how old a row is, with its type.
-func (c *Cleaner) aged(ctx context.Context) (name, typ string, err error) {
+// aged is the column that says how old a row is.
+func (c *Cleaner) aged(ctx context.Context) (name string, err error) {
 	cfg := c.source.cfg
 	key, name := "source.columns.created_at", cmp.Or(cfg.Columns.CreatedAt, "created_at")
 	if cfg.Kind == cdc.Polling {
@@ -95,12 +120,12 @@ func (c *Cleaner) aged(ctx context.Context) (name, typ string, err error) {
 	}
 	types, err := c.source.columnTypes(ctx, c.conn)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	if types[name] == "" {
-		return "", "", fmt.Errorf("%s has no column %q, which says how old a row is: name it in %s", cfg.Table, name, key)
+		return "", fmt.Errorf("%s has no column %q, which says how old a row is: name it in %s", cfg.Table, name, key)
 	}
-	return name, types[name], nil
+	return name, nil
 }
 
 // behind says why rows of before the horizon may not all be deleted: a slot that has not confirmed it. Waiting helps while
@@ -188,18 +213,17 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 		}
 	}
 	if !partitioned {
-		done.Rows, err = c.remove(ctx, quotedTable(c.source.cfg), h, dryRun)
-		return done, err
+		parts = []partition{{name: quotedTable(c.source.cfg)}}
 	}
 	for _, p := range parts {
 		switch {
-		case p.byDefault:
+		case p.to.IsZero(): // no partition of a time
 			n, err := c.remove(ctx, p.name, h, dryRun)
+			done.Rows += n
 			if err != nil {
 				return done, err
 			}
-			done.Rows += n
-		case !p.to.IsZero() && !p.to.After(h.before):
+		case !p.until.After(h.before):
 			dropped, err := c.drop(ctx, p, h, dryRun)
 			if err != nil {
 				return done, err
@@ -214,9 +238,28 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	return done, nil
 }
 
-// remove goes once through the table, so many blocks in a transaction, and needs no index. Between two it rests for as long as
-// one took.
+// remove deletes from a table and from all that is below it: partitions of a partition, and children by inheritance, which a polled
+// table may have.
 func (c *Cleaner) remove(ctx context.Context, table string, h horizon, dryRun bool) (n int64, err error) {
+	rows, err := c.conn.Query(ctx, family("to_regclass($1)::oid")+` SELECT name FROM member WHERE relkind = 'r' ORDER BY name`, table)
+	if err != nil {
+		return 0, classify("look for partitions", err)
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return 0, classify("look for partitions", err)
+	}
+	for _, table := range tables {
+		of, err := c.removeFrom(ctx, table, h, dryRun)
+		if n += of; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// removeFrom goes once through one table, batchBlocks in a transaction, and needs no index. Between two it rests for as long as one took.
+func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRun bool) (n int64, err error) {
 	ctx, cancel := patient(ctx)
 	defer cancel()
 	where := h.old + " AND " + h.delivered
@@ -258,7 +301,8 @@ func cleanupError(doing string, err error) error {
 type partition struct {
 	name      string // quoted
 	byDefault bool
-	from, to  time.Time // zero where there is no bound, or it is no time
+	from, to  time.Time // as a clock in the column's zone shows them; zero where there is no bound, or it is no time
+	until     time.Time // the instant that to is
 }
 
 // partitions are those right below the root.
@@ -270,18 +314,23 @@ func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitione
 	bound := func(which string) string {
 		return `CASE WHEN pg_get_expr(c.relpartbound, c.oid) ~ '` + which + ` \(''[0-9]{4}-' THEN (regexp_match(pg_get_expr(c.relpartbound, c.oid), '` + which + ` \(''([^'']+)''\)'))[1]::timestamptz END`
 	}
+	// A bound without a zone is read as UTC: so it shows what the clock of its zone shows.
+	until := bound("TO")
+	if c.days.zone != "" {
+		until = "(" + until + " AT TIME ZONE 'UTC' AT TIME ZONE " + c.days.zone + ")"
+	}
 	rows, err := c.conn.Query(ctx, `
-		SELECT c.oid::regclass::text, pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', `+bound("FROM")+`, `+bound("TO")+`
+		SELECT c.oid::regclass::text, pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', `+bound("FROM")+`, `+bound("TO")+`, `+until+`
 		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-		WHERE i.inhparent = to_regclass($1) AND c.relkind = 'r' ORDER BY 4, 1`, table)
+		WHERE i.inhparent = to_regclass($1) AND c.relkind IN ('r', 'p') ORDER BY 4, 1`, table)
 	if err != nil {
 		return nil, true, classify("look for the partitions", err)
 	}
 	parts, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (p partition, err error) {
-		var from, to *time.Time
-		err = r.Scan(&p.name, &p.byDefault, &from, &to)
+		var from, to, until *time.Time
+		err = r.Scan(&p.name, &p.byDefault, &from, &to, &until)
 		if from != nil && to != nil {
-			p.from, p.to = *from, *to
+			p.from, p.to, p.until = *from, *to, *until
 		}
 		return p, err
 	})
@@ -295,7 +344,11 @@ func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitione
 // writers. A day of which rows stand in the default partition already stays there.
 func (c *Cleaner) ahead(ctx context.Context, parts []partition, dryRun bool) (made []string, err error) {
 	var now time.Time
-	if err := c.conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+	clock := "clock_timestamp()"
+	if c.days.zone != "" {
+		clock += " AT TIME ZONE " + c.days.zone
+	}
+	if err := c.conn.QueryRow(ctx, `SELECT `+clock).Scan(&now); err != nil {
 		return nil, classify("ask for the time", err)
 	}
 	for _, p := range parts {
@@ -339,7 +392,7 @@ func (c *Cleaner) all(ctx context.Context, sql []string) error {
 	})
 }
 
-// days are today and the days to come, in UTC.
+// days are today and the days to come, by a clock that shows now.
 func days(now time.Time) (all []time.Time) {
 	today := now.UTC().Truncate(24 * time.Hour)
 	for i := range DaysAhead + 1 {
@@ -353,7 +406,7 @@ func partitionDDL(cfg cdc.SourceConfig, day time.Time) (name string, sql []strin
 	schema, table := cfg.SchemaTable()
 	table += day.Format("_20060102")
 	quoted := pgx.Identifier{schema, table}.Sanitize()
-	const at = "2006-01-02 15:04:05+00"
+	const at = "2006-01-02 15:04:05+00" // a timestamp without time zone leaves the zone out
 	return schema + "." + table, []string{
 		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, quotedTable(cfg)),
 		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", quotedTable(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
@@ -367,12 +420,12 @@ func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool)
 	defer cancel()
 	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
 		if !dryRun {
-			if _, err := tx.Exec(ctx, "LOCK TABLE ONLY "+p.name+" IN SHARE MODE"); err != nil {
+			if _, err := tx.Exec(ctx, "LOCK TABLE "+p.name+" IN SHARE MODE"); err != nil {
 				return err
 			}
 		}
 		var open bool
-		if err := tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM ONLY %s WHERE (%s) IS NOT TRUE)", p.name, h.delivered)).Scan(&open); err != nil || open {
+		if err := tx.QueryRow(ctx, fmt.Sprintf("SELECT EXISTS (SELECT FROM %s WHERE (%s) IS NOT TRUE)", p.name, h.delivered)).Scan(&open); err != nil || open {
 			return err
 		}
 		dropped = true

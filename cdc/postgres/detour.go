@@ -38,22 +38,27 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE … ON " + table,
 		"under":      "source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's: name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)",
 	}
+	hypertable, err := s.hypertable(ctx, conn)
+	if err != nil {
+		return "", nil, err
+	}
+	if hypertable {
+		mark, hidden = " hypertable", append(hidden, says["hypertable"])
+	}
 	rows, err := conn.Query(ctx, family("$1::oid")+`, above AS (
 			SELECT i.inhparent AS oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid = $1 AND c.relispartition
 			UNION
 			SELECT i.inhparent FROM above JOIN pg_inherits i ON i.inhrelid = above.oid
 		), detour AS (
-			SELECT 1 AS n, 'hypertable' AS kind, '' AS mark, '' AS name FROM pg_trigger t WHERE t.tgrelid = $1 AND t.tgname = 'ts_insert_blocker'
+			SELECT 1 AS n, 'children' AS kind, m.oid::text AS mark, m.name FROM member m JOIN pg_class root ON root.oid = $1 AND root.relkind <> 'p' WHERE m.oid <> $1
 			UNION ALL
-			SELECT 2, 'children', m.oid::text, m.name FROM member m JOIN pg_class root ON root.oid = $1 AND root.relkind <> 'p' WHERE m.oid <> $1
-			UNION ALL
-			SELECT 3, 'partitions', m.oid::text, m.name FROM member m JOIN pg_class root ON root.oid = $1 AND root.relkind = 'p'
+			SELECT 2, 'partitions', m.oid::text, m.name FROM member m JOIN pg_class root ON root.oid = $1 AND root.relkind = 'p'
 			WHERE m.oid <> $1 AND m.relkind <> 'p' AND (m.relpersistence <> 'p' OR m.relkind = 'f')
 			UNION ALL
-			SELECT 4, 'rules', r.oid::text || '/' || r.xmin::text, quote_ident(r.rulename) FROM pg_rewrite r
+			SELECT 3, 'rules', r.oid::text || '/' || r.xmin::text, quote_ident(r.rulename) FROM pg_rewrite r
 			WHERE r.ev_class = $1 AND r.ev_type = '3' AND r.is_instead AND r.ev_enabled IN ('O', 'A')
 			UNION ALL
-			SELECT 5, 'under', c.oid::text, format('%I.%I', n.nspname, c.relname)
+			SELECT 4, 'under', c.oid::text, format('%I.%I', n.nspname, c.relname)
 			FROM above JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_publication p ON p.pubname = $2 AND p.pubviaroot
 			WHERE EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = p.pubname AND t.schemaname = n.nspname AND t.tablename = c.relname)
 		)
@@ -63,10 +68,8 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	}
 	var kind, these string
 	var names []string
-	hypertable := false
 	if _, err := pgx.ForEachRow(rows, []any{&kind, &these, &names}, func() error {
-		mark += strings.TrimRight(" "+kind+" "+these, " ")
-		hypertable = hypertable || kind == "hypertable"
+		mark += " " + kind + " " + these
 		if kind != "children" || !hypertable { // else they are its chunks
 			hidden = append(hidden, strings.Replace(says[kind], "{names}", few(names), 1))
 		}
@@ -76,6 +79,19 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	}
 	triggers, senders, err := s.senders(ctx, conn, oid)
 	return mark + triggers, append(hidden, senders...), err
+}
+
+// hypertable asks TimescaleDB's own catalog, where there is one: a hypertable has no chunk until it has a row.
+func (s *Source) hypertable(ctx context.Context, conn *pgx.Conn) (is bool, err error) {
+	const catalog = `SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '_timescaledb_catalog' AND c.relname = 'hypertable')`
+	if err = conn.QueryRow(ctx, catalog).Scan(&is); err == nil && is {
+		schema, name := s.cfg.SchemaTable()
+		err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM _timescaledb_catalog.hypertable WHERE schema_name = $1 AND table_name = $2)`, schema, name).Scan(&is)
+	}
+	if err != nil {
+		return false, classify("look for hypertables", err)
+	}
+	return is, nil
 }
 
 // few names some, and says how many there are beyond.

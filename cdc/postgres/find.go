@@ -28,7 +28,8 @@ const (
 )
 
 // Find looks for rows whose id is what, or, if there is none, for those whose aggregate id it is, oldest first. end is a WAL
-// position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable.
+// position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable. With ErrZone the
+// rows are there, without their times.
 func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, end cdc.LSN, err error) {
 	if s.cfg.Messages != "" {
 		return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, errNoTable)
@@ -51,12 +52,18 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 		return nil, 0, err
 	}
 	c := s.cfg.Columns
-	if c.CreatedAt == "" {
-		c.CreatedAt = "created_at"
-	}
 	created := "NULL::float8"
-	if types[c.CreatedAt] != "" {
-		created = fmt.Sprintf("extract(epoch FROM CASE WHEN isfinite(%[1]s) THEN %[1]s END)::float8", pgx.Identifier{c.CreatedAt}.Sanitize())
+	var unzoned error
+	if at := createdAt(s.cfg); types[at] != "" {
+		age, err := s.Age(ctx, conn, at)
+		switch {
+		case errors.Is(err, ErrZone):
+			unzoned = err
+		case err != nil:
+			return nil, 0, err
+		default:
+			created = fmt.Sprintf("extract(epoch FROM CASE WHEN isfinite(%s) THEN %s END)::float8", age.column, age.first())
+		}
 	}
 	for _, by := range []string{c.ID, c.AggregateID} {
 		if types[by] == "" {
@@ -102,5 +109,8 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 	if err != nil {
 		return nil, 0, classify("ask for the end of the WAL", err)
 	}
-	return rows, end, nil
+	if len(rows) == 0 {
+		unzoned = nil
+	}
+	return rows, end, unzoned
 }

@@ -262,7 +262,11 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 		fmt.Sprintf("GRANT SELECT, UPDATE, DELETE ON %s TO %s", quotedTable(cfg), user),
 	}}
 	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
-	return append([]Step{role, table, grants}, sight...), err
+	if err != nil {
+		return nil, err
+	}
+	zone, err := a.noteZone(ctx)
+	return slices.Concat([]Step{role, table}, zone, []Step{grants}, sight), err
 }
 
 // planPollingRole gives the relay's role LOGIN: polling does not replicate.

@@ -146,6 +146,12 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 		return t, err
 	}
 	_, t.unfit = mapColumns(s.cfg.Columns, t.columns)
+	switch problem, err := s.unknownZone(ctx, conn); {
+	case err != nil:
+		return t, err
+	case problem != "":
+		t.unfit = append(t.unfit, problem)
+	}
 	return t, nil
 }
 

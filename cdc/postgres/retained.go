@@ -22,6 +22,7 @@ type Retained struct {
 	admin   *Admin
 	columns []string // expressions, in the order of a cdc.Row's fields
 	created string   // created_at, quoted
+	age     Age      // of it
 	id      string   // id, quoted
 	types   [2]string
 }
@@ -30,6 +31,12 @@ type Retained struct {
 func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, error) {
 	if a.source.cfg.Messages != "" {
 		return nil, errNoTable
+	}
+	c := a.source.cfg.Columns
+	c.CreatedAt = createdAt(a.source.cfg)
+	age, err := a.source.Age(ctx, a.conn, c.CreatedAt)
+	if err != nil {
+		return nil, err
 	}
 	if _, err := a.conn.Exec(ctx, `SET application_name = 'walpost replay'`); err != nil {
 		return nil, classify("prepare to read the outbox", err)
@@ -41,12 +48,10 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 	if err != nil {
 		return nil, err
 	}
-	c := a.source.cfg.Columns
-	c.CreatedAt = cmp.Or(c.CreatedAt, "created_at")
 	if types[c.CreatedAt] == "" {
 		return nil, fmt.Errorf("%s has no column %q, by which rows would be replayed", a.source.cfg.Table, c.CreatedAt)
 	}
-	r := &Retained{From: from, To: to, admin: a, columns: columns, id: pgx.Identifier{c.ID}.Sanitize(), created: pgx.Identifier{c.CreatedAt}.Sanitize()}
+	r := &Retained{From: from, To: to, admin: a, columns: columns, age: age, id: pgx.Identifier{c.ID}.Sanitize(), created: pgx.Identifier{c.CreatedAt}.Sanitize()}
 	r.types = [2]string{types[c.CreatedAt], types[c.ID]}
 	return r, nil
 }
@@ -74,14 +79,14 @@ func (s *Source) rowColumns(ctx context.Context, conn *pgx.Conn) (expressions []
 }
 
 func (r *Retained) where() string {
-	return fmt.Sprintf("FROM %s WHERE %s >= $1::text::%s AND %s < $2::text::%s", quotedTable(r.admin.source.cfg), r.created, r.types[0], r.created, r.types[0])
+	return fmt.Sprintf("FROM %s WHERE %s", quotedTable(r.admin.source.cfg), r.age.within("$1::text::timestamptz", "$2::text::timestamptz"))
 }
 
 // Count returns how many rows there are, and how many of them were created no later than delivered.
 func (r *Retained) Count(ctx context.Context, delivered time.Time) (rows, before int64, err error) {
 	ctx, cancel := patient(ctx)
 	defer cancel()
-	err = r.admin.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*), count(*) FILTER (WHERE %s <= $3::text::%s) %s", r.created, r.types[0], r.where()),
+	err = r.admin.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*), count(*) FILTER (WHERE %s <= $3::text::timestamptz) %s", r.age.first(), r.where()),
 		text(r.From), text(r.To), text(delivered)).Scan(&rows, &before)
 	if err != nil {
 		return 0, 0, classify("count the outbox", err)

@@ -2,6 +2,7 @@ package walpost
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/walpost/walpost/cdc"
@@ -14,6 +15,14 @@ func (r *Relay) keepSmall(ctx context.Context) {
 	tick := time.NewTicker(r.cfg.Cleanup.Every)
 	defer tick.Stop()
 	said := ""
+	// What would refuse every time is told at the start, and not only when it is time to clean up.
+	if cleaner, err := r.cleaner(ctx); err == nil {
+		cleaner.Close(context.WithoutCancel(ctx))
+	} else if errors.Is(err, postgres.ErrUnseen) || errors.Is(err, postgres.ErrZone) {
+		said = err.Error()
+		log.Warn().Err(err).Msg("cleanup")
+		r.Cleaned(0, 0, err)
+	}
 	for {
 		select {
 		case <-tick.C:
@@ -39,9 +48,13 @@ func (r *Relay) keepSmall(ctx context.Context) {
 	}
 }
 
-func (r *Relay) clean(ctx context.Context) (postgres.Cleaned, error) {
+func (r *Relay) cleaner(ctx context.Context) (*postgres.Cleaner, error) {
 	key, url := r.cfg.CleanupURL()
-	cleaner, err := postgres.NewSource(r.cfg.Pipeline, r.cfg.Source).Cleaner(ctx, key, url)
+	return postgres.NewSource(r.cfg.Pipeline, r.cfg.Source).Cleaner(ctx, key, url)
+}
+
+func (r *Relay) clean(ctx context.Context) (postgres.Cleaned, error) {
+	cleaner, err := r.cleaner(ctx)
 	if err != nil {
 		return postgres.Cleaned{}, err
 	}

@@ -230,6 +230,41 @@ func TestCleanupOfAPolledTable(t *testing.T) {
 	}
 }
 
+// TestCleanupReachesEveryRow of a polled table, in whatever it is divided: children by inheritance, partitions of no time, partitions of
+// partitions. It refuses while one of them hides rows from who cleans up.
+func TestCleanupReachesEveryRow(t *testing.T) {
+	t.Parallel()
+	const columns = `(id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, created_at timestamptz DEFAULT clock_timestamp())`
+	for name, c := range map[string][2]string{ // before init, and after it
+		"children": {`CREATE TABLE outbox ` + columns, `CREATE TABLE c1 () INHERITS (outbox); CREATE TABLE c2 () INHERITS (c1); CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql
+			AS $$ BEGIN IF NEW.position % 2 = 0 THEN INSERT INTO c1 SELECT NEW.*; ELSE INSERT INTO c2 SELECT NEW.*; END IF; RETURN NULL; END $$; CREATE TRIGGER t BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION f()`},
+		"hash":                          {`CREATE TABLE outbox ` + columns + ` PARTITION BY HASH (aggregate_id)`, `CREATE TABLE c1 PARTITION OF outbox FOR VALUES WITH (MODULUS 2, REMAINDER 0); CREATE TABLE c2 PARTITION OF outbox FOR VALUES WITH (MODULUS 2, REMAINDER 1)`},
+		"partitions of the default one": {`CREATE TABLE outbox ` + columns + ` PARTITION BY RANGE (created_at)`, `CREATE TABLE c1 PARTITION OF outbox DEFAULT PARTITION BY LIST (aggregate_id); CREATE TABLE c2 PARTITION OF c1 DEFAULT`},
+		"partitions of a day":           {`CREATE TABLE outbox ` + columns + ` PARTITION BY RANGE (created_at)`, `CREATE TABLE c1 PARTITION OF outbox FOR VALUES FROM ('2020-01-01') TO ('2199-01-01') PARTITION BY LIST (aggregate_id); CREATE TABLE c2 PARTITION OF c1 DEFAULT`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := polled(t)
+			s.exec(c[0])
+			s.must("init")
+			s.exec(c[1])
+			s.start()
+			s.insert(20)
+			s.drained()
+			if name == "partitions of a day" { // is over
+				s.exec(`ALTER TABLE outbox DETACH PARTITION c1; UPDATE c1 SET created_at = '2020-01-01'; ALTER TABLE outbox ATTACH PARTITION c1 FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')`)
+			}
+			_, url := s.login("cleaner", "GRANT SELECT, DELETE ON outbox, c1, c2 TO ROLE")
+			s.exec("ALTER TABLE c2 ENABLE ROW LEVEL SECURITY")
+			s.refuses("does not see all rows of public.c2", "cleanup", "--retention", "0s", "--admin-url", url)
+			out := s.must("cleanup", "--retention", "0s")
+			if n := s.rows(); n != "0" || !strings.Contains(out, "20 rows") && !strings.Contains(out, "dropped: c1") {
+				t.Errorf("%s rows are left:\n%s", n, out)
+			}
+		})
+	}
+}
+
 // TestCleanupBySchedule has the relay do it, with its own role, which may see nothing of the rows.
 func TestCleanupBySchedule(t *testing.T) {
 	t.Parallel()

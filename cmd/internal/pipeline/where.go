@@ -80,7 +80,7 @@ func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.
 	w := &Where{Asked: what, Events: []Whereabouts{}}
 
 	rows, end, err := source.Find(ctx, readURL, what)
-	if errors.Is(err, postgres.ErrUnreadable) {
+	if errors.Is(err, postgres.ErrUnreadable) || errors.Is(err, postgres.ErrZone) {
 		w.Notes = append(w.Notes, err.Error())
 	} else if err != nil {
 		return nil, err
