@@ -231,6 +231,9 @@ func (a *Admin) Do(ctx context.Context, step Step) error {
 // Facts is what a first state record is made of. Table and publication must be there.
 func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	f, _, err := a.source.look(ctx, a.conn)
+	if err == nil {
+		err = a.source.waits(ctx, a.conn, &f)
+	}
 	if err != nil {
 		return cdc.Facts{}, err
 	}

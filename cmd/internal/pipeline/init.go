@@ -148,6 +148,7 @@ func (s *setup) slot(ctx context.Context) error {
 			return err
 		}
 		s.say("slot %s: there, and the state record covers %s", name, st.Covered)
+		s.warn(&facts)
 		return nil
 	case st == nil && facts.Slot.Exists:
 		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: `walpost adopt` goes on from where it stands; or choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, s.cfg.Pipeline, name)
@@ -187,7 +188,18 @@ func (s *setup) slot(ctx context.Context) error {
 	if rows > 0 {
 		s.say("%d rows were in %s before the slot, which does not have them: they will not be published from it", rows, s.cfg.Source.Table)
 	}
+	s.warn(&facts)
 	return nil
+}
+
+// warn says what the server's settings will make rows or commits wait for.
+func (s *setup) warn(f *cdc.Facts) {
+	if away := f.StandbysAway(); away != "" {
+		s.say("warning: %s", away)
+	}
+	if err := f.CommitsWait(); err != nil {
+		s.say("warning: while the relay runs, %s", err)
+	}
 }
 
 // Remove takes slot, publication, role and state record away again; of a polled pipeline there is the role alone. The outbox table
