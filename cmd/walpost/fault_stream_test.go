@@ -396,3 +396,52 @@ func (s *scene) lag(r *relay) float64 {
 	}
 	return *status.Lag
 }
+
+// pollingStalls is fault 59: what keeps a polled table's rows from being taken, each on a table of its own, at the same time.
+func pollingStalls(of *scene) {
+	const write = "INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'Written', '{}')"
+	var group sync.WaitGroup
+	for _, c := range []struct {
+		order      string
+		row, holds string // in this order, on two connections
+		says       string
+	}{
+		{"key", write, "LOCK TABLE outbox IN EXCLUSIVE MODE", "holds a lock"},
+		{"none", write, "SELECT FROM outbox FOR UPDATE", "holds a lock"}, // the relay steps over it
+		{"key", "SELECT", write, "rows wait for the transaction"},
+		{"key", write, "", "the relay's process on the server is"}, // which is stopped
+	} {
+		s := &scene{stage: polled(of.t), t: of.t}
+		s.env["WALPOST_SOURCE_POLLING_ORDER"] = c.order
+		s.must("init")
+		holder := s.connect()
+		of.t.Cleanup(func() { _ = holder.Close(context.Background()) })
+		pid, release := int(holder.PgConn().PID()), func() { run1(of.t, holder, "ROLLBACK") }
+		if c.holds != "" {
+			s.exec(c.row)
+			run1(of.t, holder, "BEGIN; "+c.holds)
+		}
+		r := s.spawn()
+		r.says(10*time.Second, `"streaming"`)
+		switch c.holds {
+		case "":
+			var err error
+			if pid, err = strconv.Atoi(s.query("SELECT pid::text FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")); err != nil {
+				of.t.Fatal(err)
+			}
+			s.stopProcess(pid, syscall.SIGSTOP)
+			release = sync.OnceFunc(func() { s.stopProcess(pid, syscall.SIGCONT) })
+			of.t.Cleanup(release)
+			s.exec(c.row)
+		case write:
+			s.exec(write)
+		}
+		group.Go(func() {
+			s.stalls(r, c.says, strconv.Itoa(pid))
+			release()
+			s.ready(r)
+			r.says(time.Second, "rows flow again")
+		})
+	}
+	group.Wait()
+}
