@@ -43,8 +43,8 @@ type SourceConfig struct {
 	Messages       string        `yaml:"messages" doc:"instead of a table: prefix of the transactional messages (pg_logical_emit_message) that are the outbox"`
 	Columns        ColumnsConfig `yaml:"columns"`
 	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
-	CheckInterval  time.Duration `yaml:"check_interval" doc:"how often publication and table are looked at while streaming: a change that hides rows halts the relay"`
-	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this is never read into memory: it halts the relay, or, polled, is refused"`
+	CheckInterval  time.Duration `yaml:"check_interval" doc:"longest time between two looks at publication and table while streaming (it looks every 5s, for stalls too): a change that hides rows halts the relay"`
+	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this is never read into memory: it halts the relay, or, polled, is refused; what is not the outbox's may have any size"`
 	Polling        PollingConfig `yaml:"polling"`
 }
 

@@ -5,12 +5,14 @@ import (
 	"time"
 )
 
-const lagLooks = 64 // that are remembered; of more, every second is forgotten
+const lagLooks = 64 // that are remembered; of more, every second is forgotten, and only every second of those to come is taken
 
 // Lag knows at what time a position was the end of the WAL. It is told of looks at the server, with the server's clock.
 type Lag struct {
 	mu      sync.Mutex
 	ends    []walEnd // that were not covered yet, in order
+	every   int      // of so many looks one is taken
+	looks   int
 	current time.Time
 }
 
@@ -23,12 +25,18 @@ type walEnd struct {
 func (l *Lag) Look(end LSN, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.ends) == 0 {
+		l.every, l.looks = 1, 0
+	}
+	if l.looks++; l.looks%l.every != 0 {
+		return
+	}
 	if l.ends = append(l.ends, walEnd{end, at}); len(l.ends) > lagLooks {
 		kept := l.ends[:0]
 		for i := 0; i < len(l.ends); i += 2 {
 			kept = append(kept, l.ends[i])
 		}
-		l.ends = kept
+		l.ends, l.every = kept, 2*l.every
 	}
 }
 

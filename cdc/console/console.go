@@ -242,6 +242,8 @@ func (c *Console) Ready(ctx context.Context) error {
 	switch {
 	case s.Role == cdc.Streaming && s.Stalled && c.asked.table != nil:
 		return errors.New("kafka does not answer; rows wait in the table")
+	case s.Role == cdc.Streaming && s.Stall != "" && c.asked.table != nil:
+		return errors.New(s.Stall)
 	case s.Role == cdc.Streaming && s.Stalled:
 		return errors.New("kafka does not answer; rows wait in the slot")
 	case s.Role == cdc.Streaming && s.Stall != "":

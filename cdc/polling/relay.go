@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -40,7 +41,9 @@ type Relay struct {
 	target   Target
 	observer cdc.Observer
 
-	single int64               // rows up to here go one at a time: one of them was refused, and it is not known which
+	single int64 // rows up to here go one at a time: one of them was refused, and it is not known which
+	motion motion
+	stalls stalls
 	spent  error               // ends the session once what was fetched is marked
 	due    map[int64]time.Time // when a refused row is tried again
 }
@@ -48,7 +51,12 @@ type Relay struct {
 // New makes a relay. It holds nothing until Run.
 func New(cfg cdc.Config, target Target, observer cdc.Observer) *Relay {
 	r := &Relay{cfg: cfg, target: target, observer: cdc.Tee(observer)}
-	r.Sessions = cdc.NewSessions(observer, r.session)
+	r.Sessions = cdc.NewSessions(observer, func(ctx context.Context) error {
+		r.motion.began.Store(false)
+		r.motion.rows.Store(0)
+		r.motion.round.Store(0)
+		return r.failed(r.session(ctx))
+	})
 	return r
 }
 
@@ -68,6 +76,12 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 	defer delivery.Close()
 	r.Enter(cdc.Streaming, nil)
+	r.motion.began.Store(true)
+	watching, stop := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { r.watch(watching, t.conn.PgConn().PID()) })
+	defer watcher.Wait()
+	defer stop()
 	r.due = map[int64]time.Time{}
 
 	// What was fetched is published and marked after the end of ctx too.
@@ -110,11 +124,14 @@ func (r *Relay) round(ctx, work context.Context, t *table, delivery Delivery) er
 		if more && pause < wait {
 			wait = pause
 		}
+		r.motion.round.Add(1)
+		r.motion.resting.Store(true)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
 		}
+		r.motion.resting.Store(false)
 		if !more || !time.Now().Before(next) {
 			return nil
 		}
@@ -217,13 +234,17 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 		taken, last = append(taken, it.position), it
 	}
 	if len(taken) > 0 {
-		stall := time.AfterFunc(stallLog, func() { r.observer.Stalled(true, time.Since(began)) })
+		stall := time.AfterFunc(stallLog, func() {
+			r.motion.kafka.Store(true)
+			r.observer.Stalled(true, time.Since(began))
+		})
 		var records []cdc.Record
 		err := t.holding(ctx, func(ctx context.Context) (err error) {
 			records, err = delivery.Flush(ctx)
 			return err
 		})
 		if !stall.Stop() {
+			r.motion.kafka.Store(false)
 			r.observer.Stalled(false, time.Since(began))
 		}
 		why := (*cdc.Refused)(nil)
@@ -257,6 +278,7 @@ func (r *Relay) mark(ctx context.Context, t *table, q querier, published []int64
 	if err := t.mark(ctx, q, published, refused); err != nil {
 		return err
 	}
+	r.motion.rows.Add(int64(len(published) + len(refused)))
 	for _, it := range refused {
 		r.due[it.position] = time.Now().Add(r.backoff(it.retries + 1))
 		if t.fails(it.item) {

@@ -318,6 +318,9 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 // Facts is what a first state record is made of. Table and publication must be there.
 func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	f, _, err := a.source.look(ctx, a.conn)
+	if err == nil {
+		err = a.source.waits(ctx, a.conn, &f)
+	}
 	if err != nil {
 		return cdc.Facts{}, err
 	}

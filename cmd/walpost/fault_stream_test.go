@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -266,4 +268,180 @@ func synchronousStandby(s *scene) {
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
 	s.mended()
 	s.settle()
+}
+
+// walsender is the process that reads the slot.
+func (s *scene) walsender() int {
+	s.t.Helper()
+	pid, err := strconv.Atoi(s.query("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pid
+}
+
+func (s *scene) stopProcess(pid int, sig syscall.Signal) {
+	s.t.Helper()
+	if err := syscall.Kill(pid, sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// brake lets a process run for 5 ms of 100, until the returned function is called.
+func (s *scene) brake(pid int) (release func()) {
+	ended, stop := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for sig := syscall.SIGSTOP; ; sig = syscall.SIGSTOP {
+			_ = syscall.Kill(pid, sig)
+			select {
+			case <-stop:
+				_ = syscall.Kill(pid, syscall.SIGCONT)
+				return
+			case <-time.After(95 * time.Millisecond):
+			}
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	release = sync.OnceFunc(func() { close(stop); <-ended })
+	s.t.Cleanup(release)
+	return release
+}
+
+// foreignBraked is fault 57.
+func foreignBraked(s *scene) {
+	rows := 1_200_000
+	if long() {
+		rows = 8_000_000
+	}
+	s.build(set{server: true, quiet: true, settings: map[string]string{"wal_sender_timeout": "10min", "max_wal_size": "8GB"}})
+	s.exec("CREATE TABLE foreigners (n int)")
+	r := s.child()
+	s.insert(5)
+	s.flows()
+	pid := s.walsender()
+	conn := s.connect()
+	defer func() { _ = conn.Close(context.Background()) }()
+	for _, sql := range []string{"BEGIN", "INSERT INTO foreigners SELECT generate_series(1, " + strconv.Itoa(rows) + ")"} {
+		if _, err := conn.Exec(s.t.Context(), sql); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	s.confirmed(time.Minute) // it has read all of it, and what comes is the replay
+	release := s.brake(pid)
+	if _, err := conn.Exec(s.t.Context(), "COMMIT"); err != nil {
+		s.t.Fatal(err)
+	}
+	s.insert(5)
+	s.stalls(r, fmt.Sprintf("the walsender is at work (process %d", pid))
+	s.blocked(fmt.Sprintf("its walsender is process %d", pid))
+	if long() {
+		time.Sleep(2 * time.Minute) // of silence: a minute is what a dead connection gets
+	}
+	if now := s.walsender(); now != pid {
+		s.t.Errorf("the walsender was process %d and is %d: the relay gave a connection up that was at work", pid, now)
+	}
+	release()
+	began := time.Now()
+	s.confirmed(time.Minute)
+	s.back = time.Since(began)
+	s.ready(r)
+	if log := r.log.String(); strings.Contains(log, "starting over") {
+		s.t.Errorf("the session ended:\n%s", log)
+	}
+	if n := len(cdctest.ReadAll(s.t, s.brokers, s.topic)); n != 10 {
+		s.t.Errorf("%d rows arrived, want 10", n)
+	}
+}
+
+// walsenderStopped is fault 58.
+func walsenderStopped(s *scene) {
+	s.build(set{server: true, load: cdctest.WriterConfig{Rate: 20}})
+	r := s.child()
+	s.flows()
+	pid := s.walsender()
+	s.stopProcess(pid, syscall.SIGSTOP)
+	s.t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	s.stalls(r, fmt.Sprintf("process %d", pid))
+	if lag := s.lag(r); lag < 10 {
+		s.t.Errorf("the lag is %.1f s after a stall of 15 s", lag)
+	}
+	s.pg.Cut()
+	r.says(20*time.Second, fmt.Sprintf("the slot is still held by this relay's former session, PID %d", pid))
+	if log := r.log.String(); strings.Contains(log, "another relay owns") {
+		s.t.Errorf("the relay takes itself for another one:\n%s", log)
+	}
+	if lag := s.lag(r); lag < 10 {
+		s.t.Errorf("the lag is %.1f s while the slot is held", lag)
+	}
+	s.stopProcess(pid, syscall.SIGCONT)
+	s.exec("SELECT pg_terminate_backend($1)", pid) // as the sentence says
+	s.mended()
+	s.settle()
+	s.ready(r)
+}
+
+// lag is the relay's lag in seconds, as /status and the metric have it.
+func (s *scene) lag(r *relay) float64 {
+	s.t.Helper()
+	var status struct {
+		Lag *float64 `json:"lag_seconds"`
+	}
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(r.get(s.t, "/status"), "200 ")), &status); err != nil || status.Lag == nil {
+		s.t.Fatalf("/status has no lag: %v", err)
+	}
+	if m := regexp.MustCompile(`(?m)^walpost_lag_seconds\{.*\} (\S+)$`).FindStringSubmatch(r.get(s.t, "/metrics")); m == nil {
+		s.t.Error("no walpost_lag_seconds")
+	}
+	return *status.Lag
+}
+
+// pollingStalls is fault 59: what keeps a polled table's rows from being taken, each on a table of its own, at the same time.
+func pollingStalls(of *scene) {
+	const write = "INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'Written', '{}')"
+	var group sync.WaitGroup
+	for _, c := range []struct {
+		order      string
+		row, holds string // in this order, on two connections
+		says       string
+	}{
+		{"key", write, "LOCK TABLE outbox IN EXCLUSIVE MODE", "holds a lock"},
+		{"none", write, "SELECT FROM outbox FOR UPDATE", "holds a lock"}, // the relay steps over it
+		{"key", "SELECT", write, "rows wait for the transaction"},
+		{"key", write, "", "the relay's process on the server is"}, // which is stopped
+	} {
+		s := &scene{stage: polled(of.t), t: of.t}
+		s.env["WALPOST_SOURCE_POLLING_ORDER"] = c.order
+		s.must("init")
+		holder := s.connect()
+		of.t.Cleanup(func() { _ = holder.Close(context.Background()) })
+		pid, release := int(holder.PgConn().PID()), func() { run1(of.t, holder, "ROLLBACK") }
+		if c.holds != "" {
+			s.exec(c.row)
+			run1(of.t, holder, "BEGIN; "+c.holds)
+		}
+		r := s.spawn()
+		r.says(10*time.Second, `"streaming"`)
+		switch c.holds {
+		case "":
+			var err error
+			if pid, err = strconv.Atoi(s.query("SELECT pid::text FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")); err != nil {
+				of.t.Fatal(err)
+			}
+			s.stopProcess(pid, syscall.SIGSTOP)
+			release = sync.OnceFunc(func() { s.stopProcess(pid, syscall.SIGCONT) })
+			of.t.Cleanup(release)
+			s.exec(c.row)
+		case write:
+			s.exec(write)
+		}
+		group.Go(func() {
+			s.stalls(r, c.says, strconv.Itoa(pid))
+			release()
+			s.ready(r)
+			r.says(time.Second, "rows flow again")
+		})
+	}
+	group.Wait()
 }

@@ -169,6 +169,7 @@ func (s *setup) slot(ctx context.Context) error {
 			return err
 		}
 		s.say("slot %s: there, and the state record covers %s", name, st.Covered)
+		s.warn(&facts)
 		return nil
 	}
 	first := cdc.State{
@@ -210,7 +211,18 @@ func (s *setup) slot(ctx context.Context) error {
 	if rows > 0 {
 		s.say("%d rows were in %s before the slot, which does not have them: they will not be published from it", rows, s.cfg.Source.Table)
 	}
+	s.warn(&facts)
 	return nil
+}
+
+// warn says what the server's settings will make rows or commits wait for.
+func (s *setup) warn(f *cdc.Facts) {
+	if away := f.StandbysAway(); away != "" {
+		s.say("warning: %s", away)
+	}
+	if err := f.CommitsWait(); err != nil {
+		s.say("warning: while the relay runs, %s", err)
+	}
 }
 
 // Remove takes slot and state record away, and publication and role where nobody else uses them; of a polled pipeline there is the role

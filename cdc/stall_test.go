@@ -1,0 +1,322 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// heard is what a relay told of stalls and commits, with when.
+type heard struct {
+	mu     sync.Mutex
+	stalls []string
+	at     []time.Time
+	commit []string
+}
+
+func (h *heard) list() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]string(nil), h.stalls...)
+}
+
+func (h *heard) first() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.at[0]
+}
+
+// listening is bubble with a server whose WAL ends where it says, and a relay that is heard. The stream has begun and is current.
+func listening(t *testing.T, f func(s *server, b *broker, h *heard, relay *Relay)) {
+	t.Helper()
+	h := &heard{}
+	observe = Observer{
+		Stuck: func(s *Stall) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			cause := "over"
+			if s != nil {
+				cause = s.Cause
+			}
+			h.stalls, h.at = append(h.stalls, cause), append(h.at, time.Now())
+		},
+		CommitsWait: func(err error) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.commit = append(h.commit, text(err))
+		},
+	}
+	defer func() { observe = Observer{} }()
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.set(func(f *Facts) { f.WALEnd = 20 })
+		s.fail(errors.New("begin again, with this server"))
+		s.set(func(f *Facts) {
+			f.PID, f.Slot.ActivePID, f.Walsender = 5, 5, Walsender{5, "Client", "WalSenderWaitForWAL"}
+		})
+		time.Sleep(2 * time.Second)
+		s.send(Message{Kind: Keepalive, LSN: 20})
+		time.Sleep(time.Minute)
+		if got := h.list(); len(got) > 0 {
+			t.Fatalf("told %q of a relay that is idle", got)
+		}
+		f(s, b, h, relay)
+	})
+}
+
+// TestStallIsToldWithItsCause: once, within half a minute from the commit, whenever between two looks that is, and once when it is over.
+func TestStallIsToldWithItsCause(t *testing.T) {
+	for cause, is := range map[string]func(*Facts){
+		"silent":      func(*Facts) {},
+		"transaction": func(f *Facts) { f.Walsender.Wait, f.Walsender.For = "", "" },
+		"standby": func(f *Facts) {
+			f.Standbys = []StandbySlot{{Name: "sb1", Away: "it is inactive"}, {Name: "sb2", Restart: 100}}
+		},
+		"gone": func(f *Facts) { f.Slot.ActivePID, f.Walsender = 0, Walsender{} },
+	} {
+		for _, after := range []time.Duration{0, 2 * time.Second, 4999 * time.Millisecond} {
+			listening(t, func(s *server, b *broker, h *heard, _ *Relay) {
+				time.Sleep(after)
+				began := time.Now()
+				s.set(func(f *Facts) { f.WALEnd = 50; is(f) })
+				for range 8 { // as a walsender that waits goes on sending
+					time.Sleep(5 * time.Second)
+					s.send(Message{Kind: Keepalive, LSN: 20})
+				}
+				if got := h.list(); fmt.Sprint(got) != "["+cause+"]" {
+					t.Fatalf("told %q, want %s, once", got, cause)
+				}
+				if took := h.first().Sub(began); took > 30*time.Second || took < 14*time.Second {
+					t.Errorf("%s was told after %s", cause, took)
+				}
+				s.send(commit(40, 50, 1)...)
+				time.Sleep(6 * time.Second)
+				if got := h.list(); fmt.Sprint(got) != "["+cause+" over]" {
+					t.Errorf("told %q, want that it is over", got)
+				}
+			})
+		}
+	}
+}
+
+// TestWhatIsNoStall: a pause, rows of one huge transaction, somebody else's, and one message that comes in many gulps.
+func TestWhatIsNoStall(t *testing.T) {
+	for name, flows := range map[string]func(s *server, i int){
+		"rows of one transaction": func(s *server, i int) { s.send(Message{Kind: Insert, Row: Row{ID: fmt.Append(nil, i)}}) },
+		"others' rows in it":      func(s *server, _ int) { s.send(Message{Kind: Other}) },
+		"keepalives that go on":   func(s *server, i int) { s.send(Message{Kind: Keepalive, LSN: LSN(100 + i)}) },
+		"WAL that is covered at once": func(s *server, i int) {
+			s.set(func(f *Facts) { f.WALEnd = LSN(100 + i) })
+			s.send(Message{Kind: Keepalive, LSN: LSN(100 + i)})
+		},
+	} {
+		listening(t, func(s *server, _ *broker, h *heard, _ *Relay) {
+			s.set(func(f *Facts) { f.WALEnd = 1 << 30 })
+			if strings.Contains(name, "transaction") || strings.Contains(name, "others") {
+				s.send(Message{Kind: Begin, LSN: 40})
+			}
+			for i := range 12 {
+				flows(s, i)
+				time.Sleep(10 * time.Second)
+			}
+			if got := h.list(); len(got) > 0 {
+				t.Errorf("%s: told %q", name, got)
+			}
+		})
+	}
+	m := &moving{}
+	if m.moves(20, 0, 256<<10); m.received.Load() != 1 {
+		t.Error("a gulp of a message that is skimmed over is no motion")
+	}
+	if m.moves(20, 0, 400); m.received.Load() != 1 {
+		t.Error("a keepalive and a warning are motion")
+	}
+}
+
+// TestKafkaThatTakesNothingIsAStall like the others.
+func TestKafkaThatTakesNothingIsAStall(t *testing.T) {
+	listening(t, func(s *server, b *broker, h *heard, _ *Relay) {
+		stall := make(chan struct{})
+		b.setStall(stall)
+		s.set(func(f *Facts) { f.WALEnd = 50 })
+		s.send(commit(40, 50, 1)...)
+		time.Sleep(30 * time.Second)
+		if got := h.list(); fmt.Sprint(got) != "[kafka]" {
+			t.Errorf("told %q, want kafka", got)
+		}
+		b.setStall(nil)
+		close(stall)
+		time.Sleep(6 * time.Second)
+		if got := h.list(); fmt.Sprint(got) != "[kafka over]" {
+			t.Errorf("told %q, want that it is over", got)
+		}
+	})
+}
+
+// TestSilentServerIsGivenUpUnlessItIsAtWork: the last look says so; where it is old, or there is no such process, it counts for nothing.
+func TestSilentServerIsGivenUpUnlessItIsAtWork(t *testing.T) {
+	busy := Walsender{5, "IO", "ReorderBufferRead"}
+	for _, c := range []struct {
+		name  string
+		is    Walsender
+		blind bool
+		gives bool
+	}{
+		{"computes", Walsender{PID: 5}, false, false},
+		{"reads what it has spilled", busy, false, false},
+		{"waits for its client", Walsender{5, "Client", "WalSenderWriteData"}, false, true},
+		{"waits for WAL", Walsender{5, "Activity", "WalSenderMain"}, false, true},
+		{"is gone", Walsender{}, false, true},
+		{"was busy when it was last seen", busy, true, true},
+	} {
+		listening(t, func(s *server, _ *broker, _ *heard, _ *Relay) {
+			s.set(func(f *Facts) { f.WALEnd, f.Walsender = 50, c.is })
+			time.Sleep(6 * time.Second)
+			if c.blind {
+				s.mu.Lock()
+				s.factsErr = errors.New("no answer")
+				s.mu.Unlock()
+			}
+			opens := s.opens()
+			time.Sleep(5 * time.Minute)
+			if gave := s.opens() > opens; gave != c.gives {
+				t.Errorf("the walsender %s: given up: %t", c.name, gave)
+			}
+		})
+	}
+}
+
+// TestTheSameFailureIsNotReady: sessions that stream and fail at one place are a stall from the third on, which names the error and the
+// count, until something is delivered; elsewhere, or with nothing waiting, they are not.
+func TestTheSameFailureIsNotReady(t *testing.T) {
+	listening(t, func(s *server, _ *broker, h *heard, relay *Relay) {
+		for range 5 { // nothing waits
+			s.fail(errors.New("cut"))
+			time.Sleep(15 * time.Second)
+		}
+		if got := h.list(); len(got) > 0 {
+			t.Fatalf("told %q of an idle relay whose connection was cut", got)
+		}
+		s.set(func(f *Facts) { f.WALEnd = 1 << 30 })
+		for i := range LSN(5) { // it goes on between
+			s.fail(errors.New("cut"))
+			time.Sleep(11 * time.Second)
+			s.send(commit(40+20*i, 50+20*i, 1)...)
+			time.Sleep(2 * time.Second)
+		}
+		if got := h.list(); len(got) > 0 {
+			t.Fatalf("told %q of a relay that goes on", got)
+		}
+		for range 4 {
+			s.fail(errors.New("terminating connection due to transaction timeout"))
+			time.Sleep(11 * time.Second)
+			s.send(Message{Kind: Begin, LSN: 200}) // the transaction begins again and again
+		}
+		if got := h.list(); fmt.Sprint(got) != "[failures failures]" {
+			t.Fatalf("told %q, want the third and the fourth failure", got)
+		}
+		if told := relay.troubles.told.Error(); !strings.Contains(told, "4 times in a row at 0/82") || !strings.Contains(told, "transaction timeout") {
+			t.Errorf("told %q", told)
+		}
+		s.mu.Lock()
+		s.messages = nil
+		s.mu.Unlock()
+		s.fail(errors.New("cut"))
+		time.Sleep(11 * time.Second)
+		s.send(commit(200, 210, 1)...)
+		time.Sleep(6 * time.Second)
+		if got := h.list(); fmt.Sprint(got) != "[failures failures failures over]" {
+			t.Errorf("told %q, want that it is over", got)
+		}
+	})
+}
+
+// TestFormerSessionIsNoOtherRelay: the slot is still held by the process of a session that has ended.
+func TestFormerSessionIsNoOtherRelay(t *testing.T) {
+	listening(t, func(s *server, _ *broker, _ *heard, relay *Relay) {
+		s.mu.Lock()
+		s.inUse = true
+		s.mu.Unlock()
+		s.fail(errors.New("cut"))
+		time.Sleep(5 * time.Second)
+		if role, err := relay.Role(); role != Retrying || !strings.Contains(text(err), "this relay's former session, PID 5") {
+			t.Errorf("%s: %v", role, err)
+		}
+		s.set(func(f *Facts) { f.Slot.ActivePID = 6 })
+		time.Sleep(5 * time.Second)
+		if role, err := relay.Role(); role != Standby {
+			t.Errorf("%s: %v; another process has the slot", role, err)
+		}
+	})
+}
+
+// TestCommitsThatWaitAreTold at each change, and not again.
+func TestCommitsThatWaitAreTold(t *testing.T) {
+	listening(t, func(s *server, _ *broker, h *heard, _ *Relay) {
+		for _, w := range []*CommitWait{{Names: "*", Surely: true}, {Names: "ANY 1 (*)"}, nil} {
+			s.set(func(f *Facts) { f.Commits = w })
+			time.Sleep(20 * time.Second)
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if len(h.commit) != 3 || !strings.Contains(h.commit[0], "every commit") || !strings.Contains(h.commit[1], "ANY 1 (*)") || h.commit[2] != "" {
+			t.Errorf("told %q", h.commit)
+		}
+	})
+}
+
+// TestStateRecordKnowsUntilWhenAllWasDelivered: also when nothing was written for long, and then something that does not come.
+func TestStateRecordKnowsUntilWhenAllWasDelivered(t *testing.T) {
+	listening(t, func(s *server, b *broker, _ *heard, _ *Relay) {
+		clock := func(f *Facts) { f.Time, f.Walsender = time.Now(), Walsender{PID: 5} } // and is not given up
+		for range 60 {
+			s.set(clock)
+			time.Sleep(time.Minute)
+		}
+		s.set(clock)
+		idle, opens := time.Now(), s.opens()
+		time.Sleep(5 * time.Second)
+		s.set(func(f *Facts) { f.WALEnd = 50 })
+		for range 10 {
+			s.set(clock)
+			time.Sleep(time.Minute)
+		}
+		if at := b.now().Current(); at.Before(idle) || at.After(idle.Add(6*time.Second)) {
+			t.Errorf("all was delivered at %s, the record says %s", idle, at)
+		}
+		if s.opens() != opens {
+			t.Error("another session wrote it")
+		}
+	})
+}
+
+// TestLagIsNeverZeroWhileSomethingIsStuck, and is not known rather than wrong.
+func TestLagIsNeverZeroWhileSomethingIsStuck(t *testing.T) {
+	began := time.Unix(1_000_000, 0)
+	at := func(seconds int) time.Time { return began.Add(time.Duration(seconds) * time.Second) }
+	var l Lag
+	if _, known := Behind(10, 20, l.Current(10), at(0)); known {
+		t.Error("it is known although nobody has looked")
+	}
+	if d, known := Behind(20, 20, time.Time{}, at(0)); d != 0 || !known {
+		t.Error("all is confirmed, and the lag is", d, known)
+	}
+	for i := range 1000 { // a busy server, of which nothing was confirmed for long
+		l.Look(LSN(100+i), at(i))
+	}
+	if got := l.Current(99); !got.IsZero() {
+		t.Error("current at", got)
+	}
+	if len(l.ends) > lagLooks {
+		t.Errorf("%d looks are kept", len(l.ends))
+	}
+	got := l.Current(600)
+	if got.After(at(500)) || got.Before(at(400)) {
+		t.Errorf("600 was the end 500 s after the beginning, it says %s", got.Sub(began))
+	}
+	if d, known := Behind(600, 1099, got, at(999)); d < 499*time.Second || !known {
+		t.Error("the lag is", d, known)
+	}
+}
