@@ -23,7 +23,11 @@ type Step struct {
 	SQL  []string
 	// secret is what stands for :password in the SQL when it is run, never when it is shown.
 	secret string
+	role   string // that the step is for, where it is for one
 }
+
+// acts says whether the step does anything.
+func (s Step) acts() bool { return len(s.SQL) > 0 }
 
 // Admin prepares a database for a relay, with an administrator's rights.
 type Admin struct {
@@ -53,17 +57,21 @@ type Wanted struct {
 	Delete bool // the relay's role shall delete from the table what was delivered
 }
 
-// Plan returns the steps that role, table and publication need, in order. Problems that no step mends are an error, all of
-// them together.
+// Plan returns the steps that role, table and publication need, in order. Problems that no step mends, and what the administrator may
+// not do, are an error, all of them together.
 func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
+	g, err := readGuard(ctx, a.conn)
+	if err != nil {
+		return nil, err
+	}
 	var walLevel string
 	if err := a.conn.QueryRow(ctx, `SELECT current_setting('wal_level')`).Scan(&walLevel); err != nil {
 		return nil, classify("ask for wal_level", err)
 	}
 	if walLevel != "logical" {
-		return nil, unfit([]string{fmt.Sprintf("wal_level is %s: ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL", walLevel)})
+		return nil, errors.New(g.notLogical(walLevel))
 	}
-	role, err := a.planRole(ctx)
+	role, err := a.planRole(ctx, &g)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +87,20 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
+	lacks, err := a.privileges(ctx, table.oid, false, slices.ContainsFunc(publication, Step.acts))
+	if err != nil {
+		return nil, err
+	}
+	refused, err := a.try(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if refused {
+		lacks = append(lacks, fmt.Sprintf("%s: %s", strings.Join(role.SQL, "; "), g.wayOut(role.role)))
+	}
+	if len(lacks) > 0 {
+		return nil, errForbidden(lacks)
+	}
 	steps := slices.Concat([]Step{role, step}, zone, publication)
 	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
 		sight, err := a.planSight(ctx, false)
@@ -88,6 +110,28 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 		steps = append(append(steps, a.planDelete()), sight...)
 	}
 	return steps, nil
+}
+
+// try runs the step and takes it back. refused says that the administrator may not do it: a provider has rules that stand in no catalog.
+func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
+	if len(step.SQL) == 0 {
+		return false, nil
+	}
+	back := errors.New("taken back")
+	err = pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
+		if err := run(ctx, tx, step); err != nil {
+			return err
+		}
+		return back
+	})
+	var pg *pgconn.PgError
+	switch {
+	case errors.Is(err, back):
+		return false, nil
+	case errors.As(err, &pg) && pg.Code == "42501":
+		return true, nil
+	}
+	return false, a.failed(ctx, step.What, err)
 }
 
 // planDelete lets the relay's role delete rows without letting it see what is in them.
@@ -100,28 +144,69 @@ func (a *Admin) planDelete() Step {
 	}}
 }
 
-// planRole gives the relay's role LOGIN and REPLICATION and nothing else.
-func (a *Admin) planRole(ctx context.Context) (Step, error) {
-	target, err := a.source.target()
+// planRole gives the relay's role LOGIN, what replication needs, and CONNECT where PUBLIC has it not, and nothing else.
+func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
+	step, there, login, replicates, err := a.theirRole(ctx)
 	if err != nil {
 		return Step{}, err
 	}
-	var login, replication bool
-	err = a.conn.QueryRow(ctx, `SELECT rolcanlogin, rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1`, target.User).Scan(&login, &replication)
-	name := pgx.Identifier{target.User}.Sanitize()
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		sql := fmt.Sprintf("CREATE ROLE %s LOGIN REPLICATION CONNECTION LIMIT 24", name)
-		if target.Password != "" {
-			sql += " PASSWORD :password"
-		}
-		return Step{What: fmt.Sprintf("role %s: create it with LOGIN and REPLICATION", target.User), SQL: []string{sql}, secret: target.Password}, nil
-	case err != nil:
-		return Step{}, classify("look for the role", err)
-	case !login || !replication:
-		return Step{What: fmt.Sprintf("role %s: give it LOGIN and REPLICATION", target.User), SQL: []string{fmt.Sprintf("ALTER ROLE %s LOGIN REPLICATION", name)}}, nil
+	name := pgx.Identifier{step.role}.Sanitize()
+	right, sql := "REPLICATION", []string{g.letReplicate(step.role)}
+	if g.replicator != "" {
+		right = "membership in " + g.replicator
 	}
-	return Step{What: fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", target.User)}, nil
+	connect := step.SQL
+	switch {
+	case !there && g.replicator == "":
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and REPLICATION", step.role), []string{"CREATE ROLE " + name + " LOGIN REPLICATION CONNECTION LIMIT 24" + step.password()}
+	case !there:
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and %s", step.role, right), append([]string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}, sql...)
+	case !login || !replicates:
+		step.What = fmt.Sprintf("role %s: give it LOGIN and %s", step.role, right)
+		if replicates {
+			sql = nil
+		}
+		if !login {
+			sql = append([]string{"ALTER ROLE " + name + " LOGIN"}, sql...)
+		}
+	case len(connect) > 0:
+		step.What, sql = fmt.Sprintf("role %s: let it connect to the database", step.role), nil
+	default:
+		step.What, sql = fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", step.role), nil
+	}
+	step.SQL = append(sql, connect...)
+	return step, nil
+}
+
+// theirRole looks for the relay's role. The step that it returns holds the SQL that lets the role connect to the database, where that
+// is needed.
+func (a *Admin) theirRole(ctx context.Context) (step Step, there, login, replicates bool, err error) {
+	target, err := a.source.target()
+	if err != nil {
+		return Step{}, false, false, false, err
+	}
+	step = Step{role: target.User, secret: target.Password}
+	var database string
+	var connects bool
+	err = a.conn.QueryRow(ctx, `
+		SELECT r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(`+mayReplicate+`, false), current_database(),
+		       coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), has_database_privilege('public', current_database(), 'CONNECT'))
+		FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = $1`, target.User).Scan(&there, &login, &replicates, &database, &connects)
+	if err != nil {
+		return Step{}, false, false, false, classify("look for the role", err)
+	}
+	if !connects {
+		step.SQL = []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", pgx.Identifier{database}.Sanitize(), pgx.Identifier{target.User}.Sanitize())}
+	}
+	return step, there, login, replicates, nil
+}
+
+// password is the clause that sets it, where source.url has one.
+func (s *Step) password() string {
+	if s.secret == "" {
+		return ""
+	}
+	return " PASSWORD :password"
 }
 
 func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, err error) {
@@ -274,21 +359,39 @@ func (s *Source) width(ctx context.Context, conn *pgx.Conn, t table) (w width, e
 	return w, true, nil
 }
 
-// Do runs the step's SQL.
-func (a *Admin) Do(ctx context.Context, step Step) error {
+// Do runs the SQL of all steps, or changes nothing.
+func (a *Admin) Do(ctx context.Context, steps ...Step) error {
 	ctx, cancel := patient(ctx) // an index takes its time
 	defer cancel()
+	var doing string
+	err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
+		for _, step := range steps {
+			doing = step.What
+			if err := run(ctx, tx, step); err != nil {
+				return err
+			}
+		}
+		doing = "commit what was prepared"
+		return nil
+	})
+	if err != nil {
+		return a.failed(ctx, doing, err)
+	}
+	return nil
+}
+
+func run(ctx context.Context, tx pgx.Tx, step Step) error {
 	for _, sql := range step.SQL {
 		if strings.Contains(sql, ":password") {
 			// Utility statements take no parameters; the server quotes.
 			var quoted string
-			if err := a.conn.QueryRow(ctx, `SELECT quote_literal($1::text)`, step.secret).Scan(&quoted); err != nil {
-				return classify("quote the password", err)
+			if err := tx.QueryRow(ctx, `SELECT quote_literal($1::text)`, step.secret).Scan(&quoted); err != nil {
+				return err
 			}
 			sql = strings.ReplaceAll(sql, ":password", quoted)
 		}
-		if _, err := a.conn.Exec(ctx, sql); err != nil {
-			return a.failed(ctx, step.What, err)
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -310,7 +413,7 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, quotedTable(a.source.cfg)).Scan(&holders)
 		return fmt.Errorf("%s: a lock on %s did not come within %s, and writers would have queued behind the wait: it is held by %s: wait for its end, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "somebody who cannot be named"))
 	case pg.Code == "42501":
-		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above", doing, pg.Message, pg.Code, adminURL)
+		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above; nothing was changed", doing, pg.Message, pg.Code, adminURL)
 	}
 	return classify(doing, err)
 }
@@ -324,10 +427,24 @@ func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	if err != nil {
 		return cdc.Facts{}, err
 	}
-	if err := a.conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&f.SystemID); err != nil {
+	err = a.conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&f.SystemID)
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" {
+		f.SystemID, err = a.source.systemID(ctx) // some providers keep the function to themselves
+		return f, err
+	}
+	if err != nil {
 		return cdc.Facts{}, classify("identify the server", err)
 	}
 	return f, nil
+}
+
+// systemID asks over a replication connection, as the relay's role.
+func (s *Source) systemID(ctx context.Context) (string, error) {
+	stream, id, err := s.Connect(ctx)
+	if err != nil {
+		return "", err
+	}
+	return id.SystemID, stream.Close()
 }
 
 // CreateSlotSQL is how the slot is made. From 17 on PostgreSQL can keep it on standbys too, so that it survives a failover.
@@ -348,15 +465,33 @@ func major(conn *pgx.Conn) int {
 	return n
 }
 
+// replicating is an Admin that may make and drop slots: this one, or one with the relay's own role.
+func (a *Admin) replicating(ctx context.Context) (_ *Admin, done func(), err error) {
+	g, err := readGuard(ctx, a.conn)
+	if err != nil || g.mayReplicate {
+		return a, func() {}, err
+	}
+	own, err := a.source.Operator(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("role %s of %s may not make or drop slots, and the relay's role, which may, does not connect: %w", g.me, adminURL, err)
+	}
+	return own, func() { own.Close(ctx) }, nil
+}
+
 // CreateSlot makes the slot. PostgreSQL first waits for the transactions that are running; after a minute it gives up.
 func (a *Admin) CreateSlot(ctx context.Context) error {
 	ctx, cancel := patient(ctx)
 	defer cancel()
+	a, done, err := a.replicating(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	// The wait for a transaction is a wait for its lock.
 	if _, err := a.conn.Exec(ctx, `SET statement_timeout = '60s'; SET lock_timeout = 0`); err != nil {
 		return classify("set a timeout", err)
 	}
-	_, err := a.conn.Exec(ctx, a.CreateSlotSQL())
+	_, err = a.conn.Exec(ctx, a.CreateSlotSQL())
 	if _, rerr := a.conn.Exec(ctx, "SET statement_timeout = 0; SET lock_timeout = '"+lockedAfter+"'"); err == nil && rerr != nil {
 		return classify("set a timeout", rerr)
 	}
@@ -382,6 +517,11 @@ func (a *Admin) DropSlot(ctx context.Context) error {
 	case active:
 		return fmt.Errorf("slot %q is being read: stop the relay first", a.source.cfg.Slot)
 	}
+	a, done, err := a.replicating(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if _, err := a.conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, a.source.cfg.Slot); err != nil {
 		return classify("drop the slot", err)
 	}

@@ -26,9 +26,6 @@ const (
 	workWithin = time.Hour
 	// goneAfter is how long the peer's TCP may be silent while something of ours is on the way to it.
 	goneAfter = 30 * time.Second
-	// senderTimeout is the wal_sender_timeout that is set where the server's is longer, or none. PostgreSQL answers a ping within half of it
-	// while it decodes a large transaction, and ends the session of a relay that is gone after the whole.
-	senderTimeout = time.Minute
 	// lockedAfter is how long an administrator's statement waits for a lock: writers queue behind who waits.
 	lockedAfter = "5s"
 )
@@ -162,8 +159,9 @@ const settings = `
 	('search_path', CASE WHEN (pg_catalog.current_schemas(true))[1]::text = 'pg_catalog' THEN pg_catalog.current_setting('search_path')
 		ELSE 'pg_catalog, ' || pg_catalog.current_setting('search_path') END)`
 
-// replicationSettings go with settings. The role is the one that logged in, which has REPLICATION. A wal_sender_timeout that is shorter
-// than ours stays: somebody wants another relay to take over sooner.
+// replicationSettings go with settings. The role is the one that logged in, which has REPLICATION. PostgreSQL answers a ping within half
+// of wal_sender_timeout while it decodes a large transaction, and ends the session of a relay that is gone after the whole: it is a
+// minute at most. One that is shorter stays: somebody wants another relay to take over sooner.
 const replicationSettings = `, ('role', 'none'), ('wal_sender_timeout', (
 		SELECT CASE WHEN setting::int BETWEEN 1 AND 60000 THEN setting ELSE '60000' END FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'))`
 

@@ -140,7 +140,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		return halt("the role may not connect to the database", "run as the database's owner: GRANT CONNECT ON DATABASE %s TO %s", database, role)
 	case "53300":
 		if cfg.RuntimeParams["replication"] != "" {
-			return fmt.Errorf("%s: the role's CONNECTION LIMIT (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), max_wal_senders or max_connections is used up: end a connection, or raise the limit that it names", found)
+			return fmt.Errorf("%s: all of max_wal_senders are in use (SELECT pid, application_name FROM pg_stat_replication): end one, or raise it", found)
 		}
 		return fmt.Errorf("%s: the CONNECTION LIMIT of role %s or of database %s, or the server's max_connections, is used up: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = current_user), or raise the limit that it names", found, role, database)
 	case "57P03":

@@ -251,13 +251,23 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 	case len(p.sql) > 0:
 		table.What = fmt.Sprintf("table %s: add what polling needs; it is locked meanwhile, and rows that are in it are pending then", cfg.Table)
 	}
-	target, err := a.source.target()
+	lacks, err := a.privileges(ctx, p.oid, len(p.sql) > 0, false)
 	if err != nil {
 		return nil, err
 	}
+	refused, err := a.try(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if refused {
+		lacks = append(lacks, fmt.Sprintf("%s: the role of %s may not do that: let one who may run it, or name a role in source.url that is there", strings.Join(role.SQL, "; "), adminURL))
+	}
+	if len(lacks) > 0 {
+		return nil, errForbidden(lacks)
+	}
 	schema, _ := cfg.SchemaTable()
-	user := pgx.Identifier{target.User}.Sanitize()
-	grants := Step{What: fmt.Sprintf("role %s: let it read, mark and delete rows of %s", target.User, cfg.Table), SQL: []string{
+	user := pgx.Identifier{role.role}.Sanitize()
+	grants := Step{What: fmt.Sprintf("role %s: let it read, mark and delete rows of %s", role.role, cfg.Table), SQL: []string{
 		fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s", pgx.Identifier{schema}.Sanitize(), user),
 		fmt.Sprintf("GRANT SELECT, UPDATE, DELETE ON %s TO %s", quotedTable(cfg), user),
 	}}
@@ -269,26 +279,24 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 	return slices.Concat([]Step{role, table}, zone, []Step{grants}, sight), err
 }
 
-// planPollingRole gives the relay's role LOGIN: polling does not replicate.
+// planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.
 func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
-	target, err := a.source.target()
+	step, there, login, _, err := a.theirRole(ctx)
 	if err != nil {
 		return Step{}, err
 	}
-	var login bool
-	err = a.conn.QueryRow(ctx, `SELECT rolcanlogin FROM pg_roles WHERE rolname = $1`, target.User).Scan(&login)
-	name := pgx.Identifier{target.User}.Sanitize()
+	name := pgx.Identifier{step.role}.Sanitize()
+	var sql []string
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		sql := fmt.Sprintf("CREATE ROLE %s LOGIN CONNECTION LIMIT 24", name)
-		if target.Password != "" {
-			sql += " PASSWORD :password"
-		}
-		return Step{What: fmt.Sprintf("role %s: create it with LOGIN", target.User), SQL: []string{sql}, secret: target.Password}, nil
-	case err != nil:
-		return Step{}, classify("look for the role", err)
+	case !there:
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN", step.role), []string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}
 	case !login:
-		return Step{What: fmt.Sprintf("role %s: give it LOGIN", target.User), SQL: []string{fmt.Sprintf("ALTER ROLE %s LOGIN", name)}}, nil
+		step.What, sql = fmt.Sprintf("role %s: give it LOGIN", step.role), []string{"ALTER ROLE " + name + " LOGIN"}
+	case len(step.SQL) > 0:
+		step.What = fmt.Sprintf("role %s: let it connect to the database", step.role)
+	default:
+		step.What = fmt.Sprintf("role %s: there, with LOGIN", step.role)
 	}
-	return Step{What: fmt.Sprintf("role %s: there, with LOGIN", target.User)}, nil
+	step.SQL = append(sql, step.SQL...)
+	return step, nil
 }

@@ -52,16 +52,14 @@ func (s *Source) Preflight(ctx context.Context) error {
 	var problems []string
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 
+	g, err := readGuard(ctx, conn)
+	if err != nil {
+		return err
+	}
 	var version int
-	var walLevel, role string
-	var mayReplicate, standby bool
-	err = conn.QueryRow(ctx, `
-		SELECT current_setting('server_version_num')::int, current_setting('wal_level'), current_user,
-		       bool_or(r.rolreplication OR r.rolsuper), pg_is_in_recovery()
-		FROM pg_roles r
-		WHERE r.rolname = current_user
-		   OR (r.rolname IN ('rds_replication', 'rds_superuser') AND pg_has_role(current_user, r.oid, 'member'))`,
-	).Scan(&version, &walLevel, &role, &mayReplicate, &standby)
+	var walLevel string
+	var standby bool
+	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery()`).Scan(&version, &walLevel, &standby)
 	if err != nil {
 		return classify("ask for the server's settings", err)
 	}
@@ -72,10 +70,10 @@ func (s *Source) Preflight(ctx context.Context) error {
 		bad("PostgreSQL %d is too old: 14 or newer is needed", version/10000)
 	}
 	if walLevel != "logical" {
-		bad("wal_level is %s: ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL", walLevel)
+		bad("%s", g.notLogical(walLevel))
 	}
-	if !mayReplicate {
-		bad("role %q may not replicate: ALTER ROLE %s REPLICATION", role, pgx.Identifier{role}.Sanitize())
+	if !g.mayReplicate {
+		bad("role %q may not replicate: %s", g.me, g.letReplicate(g.me))
 	}
 	if problem, err := s.checkSlot(ctx, conn); err != nil {
 		return err

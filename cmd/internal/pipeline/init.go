@@ -45,16 +45,18 @@ func (s *setup) close(ctx context.Context) {
 
 func (s *setup) say(format string, args ...any) { fmt.Fprintf(s.out, format+"\n", args...) }
 
-// do runs a step unless this is a dry run, and shows its SQL either way.
-func (s *setup) do(ctx context.Context, step postgres.Step) error {
-	s.say("%s", step.What)
-	for _, sql := range step.SQL {
-		s.say("    %s;", sql)
+// do runs the steps together unless this is a dry run, and shows their SQL either way.
+func (s *setup) do(ctx context.Context, steps ...postgres.Step) error {
+	for _, step := range steps {
+		s.say("%s", step.What)
+		for _, sql := range step.SQL {
+			s.say("    %s;", sql)
+		}
 	}
 	if s.dryRun {
 		return nil
 	}
-	return s.pg.Do(ctx, step)
+	return s.pg.Do(ctx, steps...)
 }
 
 // Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What is
@@ -84,10 +86,8 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bo
 			return err
 		}
 	}
-	for _, step := range steps {
-		if err := s.do(ctx, step); err != nil {
-			return err
-		}
+	if err := s.do(ctx, steps...); err != nil {
+		return err
 	}
 	for _, plan := range s.kafka.Topics() {
 		if err := s.topic(ctx, plan); err != nil {
