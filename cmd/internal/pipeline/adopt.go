@@ -49,6 +49,11 @@ func Adopt(ctx context.Context, cfg cdc.Config, createSlot bool, wait time.Durat
 		t := open[0]
 		return fmt.Errorf("nothing was changed: %s was open before the publication was made, and PostgreSQL could not decode it: end it (%s), and run `walpost adopt` again", t, t.End())
 	}
+	if a.Advance != 0 {
+		if err := d.movable(); err != nil {
+			return err
+		}
+	}
 	for _, line := range a.Accepts {
 		d.say("adopt %s", line)
 	}

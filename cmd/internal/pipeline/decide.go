@@ -116,9 +116,23 @@ func (d *decision) note(ctx context.Context, command, what, from, to string) err
 	return d.kafka.WriteDecision(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: operator(), What: what, From: from, To: to})
 }
 
+// movable returns an error while PostgreSQL would not move the slot: from 17 on it first waits for the standbys of
+// synchronized_standby_slots.
+func (d *decision) movable() error {
+	if away := d.facts.StandbysAway(); away != "" {
+		return fmt.Errorf("nothing was changed: the slot cannot be moved now: %s; then run this again", away)
+	}
+	return nil
+}
+
 // advance moves the slot, which is free or was a moment ago.
 func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
 	err := d.pg.Advance(ctx, to)
+	if err != nil && ctx.Err() == nil && d.look(ctx) == nil {
+		if behind := d.facts.StandbysBehind(to); behind != "" {
+			return fmt.Errorf("the state record is written, the slot is not moved: %s; then run this again (%w)", behind, err)
+		}
+	}
 	if errors.Is(err, cdc.ErrSlotInUse) {
 		return fmt.Errorf("the state record is written, the slot is not moved: a relay took it meanwhile: stop the relay, and run this again: %w", err)
 	}

@@ -32,6 +32,9 @@ func Skip(ctx context.Context, cfg cdc.Config, to string, wait time.Duration, dr
 	if err := d.read(ctx); err != nil {
 		return err
 	}
+	if err := d.movable(); err != nil {
+		return err
+	}
 	if to == next {
 		if lsn, err = d.undecodable(ctx); err != nil {
 			return err
