@@ -68,6 +68,8 @@ func TestDetoursAreFound(t *testing.T) {
 		"a trigger always on":              {plain, named, trigger(sends) + `; ALTER TABLE T ENABLE ALWAYS TRIGGER t`, "sends rows elsewhere", "", false, "", 0},
 		"a trigger that sets a time":       {plain, named, trigger(`BEGIN NEW.created_at := now(); RETURN NEW; END`), "", "", false, "", 0},
 		"a trigger that writes a log":      {plain, named, trigger(`BEGIN INSERT INTO elsewhere SELECT NEW.*; RETURN NEW; END`), "", "", false, "", 0},
+		"a trigger that copies to a child": {plain, named, trigger(`BEGIN IF NEW.day < '2026-01-01' THEN INSERT INTO elsewhere VALUES (NEW.*); ELSIF NEW.day < '2027-01-01' THEN insert  into public.elsewhere VALUES (NEW.*); ELSE RAISE EXCEPTION 'out of range'; END IF; RETURN NULL; END`), "sends rows elsewhere", "", false, "", 0},
+		"a trigger that audits":            {plain, named, trigger(`BEGIN IF TG_OP = 'INSERT' THEN INSERT INTO elsewhere SELECT NEW.*; RETURN NEW; ELSIF TG_OP = 'UPDATE' THEN INSERT INTO elsewhere SELECT NEW.*; RETURN NEW; ELSIF TG_OP = 'DELETE' THEN INSERT INTO elsewhere SELECT OLD.*; RETURN OLD; END IF; RETURN NULL; END`), "", "", false, "", 0},
 		"a trigger that drops repeats":     {plain, named, trigger(`BEGIN PERFORM 1 FROM T WHERE id = NEW.id FOR UPDATE; IF FOUND THEN RETURN NULL; END IF; RETURN NEW; END`), "", "", false, "", 0},
 		"a trigger with a comment":         {plain, named, trigger("BEGIN -- INSERT INTO old\n /* EXECUTE\n */ IF NEW.id IS NULL THEN RETURN NULL; END IF; RETURN NEW; END"), "", "", false, "", 0},
 		"a trigger after":                  {plain, named, strings.Replace(trigger(sends), "BEFORE", "AFTER", 1), "", "", false, "", 0},
