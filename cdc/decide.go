@@ -53,7 +53,7 @@ func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
 	next.Version, next.Slot, next.Configured = StateVersion, f.Slot.Name, f.Configured
 	next.Epoch, next.Instance, next.Time = st.Epoch+1, "skip", f.Time
 	next.Covered, next.Skipped = to, to
-	if h := st.Halt; h != nil && (!h.Latched || (to >= h.Risk.To && st.Fingerprint == f.Fingerprint)) {
+	if h := st.Halt; h != nil && (!h.Latched || (to >= h.Risk.To && same(st.Fingerprint, f.Fingerprint))) {
 		next.Halt = nil
 	}
 	return &next, nil

@@ -135,7 +135,7 @@ func TestReconcileGoesOn(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if next.Version != StateVersion || next.Slot != "s" || next.Covered != 0x100 || next.Last() != (Position{0xF0, 2}) || next.Halt != nil || next.Checked != f.WALEnd || next.Phantoms != nil {
+		if next.Version != StateVersion || next.Slot != "s" || next.Covered != 0x100 || next.Last() != (Position{0xF0, 2}) || next.Halt != nil || next.Fingerprint != f.Fingerprint || next.Checked != f.WALEnd || next.Phantoms != nil {
 			t.Errorf("%s: goes on from %+v", name, next)
 		}
 	}

@@ -31,8 +31,9 @@ type State struct {
 	LastCommitTime time.Time `json:"last_commit_time"`
 	// Skipped is where an operator's decision began anew: commits below it that are not durable were given up knowingly.
 	Skipped LSN `json:"skipped"`
-	// Fingerprint identifies publication and table. It changes even when a change was undone. Checked and CheckedAt are the
-	// end of the WAL and the server's time when they were last seen like this: no row was hidden before.
+	// Fingerprint identifies publication and table. It changes even when a change of the publication was undone; what leads rows
+	// past the stream stands in it as long as it is there. Checked and CheckedAt are the end of the WAL and the server's time when
+	// they were last seen like this: no row was hidden before.
 	Fingerprint string    `json:"fingerprint"`
 	Checked     LSN       `json:"checked"`
 	CheckedAt   time.Time `json:"checked_at,omitzero"`

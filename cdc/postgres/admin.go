@@ -307,16 +307,16 @@ func (a *Admin) planPublication(ctx context.Context, t table) ([]Step, error) {
 		return []Step{{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}}, nil
 	case !exists:
 		return []Step{{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{sql}}}, nil
-	case t.oid == 0 && !w.here:
+	}
+	problems, err := a.source.checkPublication(ctx, a.conn, t)
+	if err != nil {
+		return nil, err
+	}
+	if len(problems) > 0 {
+		return nil, unfit(problems)
+	}
+	if t.oid == 0 && !w.here {
 		there = Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, quotedTable(cfg))}}
-	case t.oid != 0:
-		problems, err := a.source.checkPublication(ctx, a.conn, t)
-		if err != nil {
-			return nil, err
-		}
-		if len(problems) > 0 {
-			return nil, unfit(problems)
-		}
 	}
 	if w.more == "" {
 		return []Step{there}, nil

@@ -105,16 +105,22 @@ func few(names []string) string {
 
 var (
 	comments = regexp.MustCompile(`--[^\n]*|/\*(?s:.*?)\*/`)
-	rowLocks = regexp.MustCompile(`(?i)\bfor\s+(no\s+key\s+)?update\b`)
-	swallows = regexp.MustCompile(`(?i)\breturn\s+(null\b|["']?skip\b)`)
-	writes   = regexp.MustCompile(`(?i)\b(insert\s+into|merge\s+into|update\s[^;]*\bset|execute|copy|pg_notify|pg_logical_emit_message|dblink\w*|http_\w+)\b`)
+	steps    = regexp.MustCompile(`(?i)\b(?:(return\s+null\b|return\s+["']?skip\b)|(return)\b|(?:insert\s+into|merge\s+into|update\s[^;]*\sset|execute|copy|pg_notify|pg_logical_emit_message|dblink\w*|http_\w+)\b)`)
 )
 
-// sendsAway says whether a trigger function's body both takes the row away and writes somewhere. What only takes rows away, a second
-// one of an id for example, keeps nothing from the stream that is in the table; what only writes leaves the row.
+// sendsAway says whether a trigger function's body writes somewhere and then takes the row away: the first RETURN behind a write is NULL.
+// What only takes rows away, the second one of an id for example, hides nothing that is in a table; what writes and returns NEW is a log.
 func sendsAway(body string) bool {
-	body = rowLocks.ReplaceAllString(comments.ReplaceAllString(body, " "), " ")
-	return swallows.MatchString(body) && writes.MatchString(body)
+	wrote := false
+	for _, step := range steps.FindAllStringSubmatch(comments.ReplaceAllString(body, " "), -1) {
+		switch null, other := step[1] != "", step[2] != ""; {
+		case null && wrote:
+			return true
+		default:
+			wrote = !null && !other
+		}
+	}
+	return false
 }
 
 // senders are the triggers that send a row elsewhere before it is inserted, as far as their functions show it.

@@ -202,6 +202,9 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		       coalesce(ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t) -> 'attnames')), '{}')
 		FROM pg_publication_tables t WHERE t.pubname = $1 AND t.schemaname = $2 AND t.tablename = $3`,
 		s.cfg.Publication, schema, table).Scan(&filtered, &columns)
+	if errors.Is(err, pgx.ErrNoRows) && t.oid == 0 { // init makes the table, and adds it
+		return problems, nil
+	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, s.cfg.Table)
 		return problems, nil

@@ -176,3 +176,47 @@ func TestPartitionIsNotDroppedUnseen(t *testing.T) {
 		t.Errorf("%s rows are left", n)
 	}
 }
+
+const secure = `ALTER TABLE outbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY`
+
+// streamUnderPolicy is fault 63: row-level security comes under load, and cleanup.every stops until it may see the rows.
+func streamUnderPolicy(s *scene) {
+	s.build(set{env: map[string]string{"WALPOST_CLEANUP_EVERY": "1s", "WALPOST_CLEANUP_RETENTION": "0s"}})
+	r := s.run()
+	s.grows(50)
+	s.exec(secure)
+	r.counts("walpost_cleanup_refused", "1")
+	left := s.rows()
+	s.grows(100)
+	s.mended()
+	s.flows()
+	if n := s.query(`SELECT (count(*) >= $1::int + 100)::text FROM outbox`, left); n != "true" {
+		s.t.Errorf("rows were deleted that the relay does not see: %s are left of more than %s", s.rows(), left)
+	}
+	s.must("init")
+	r.counts("walpost_cleanup_refused", "0")
+	s.grows(50)
+	s.once(s.settle())
+	if strings.Contains(r.log.String(), `"halted"`) {
+		s.t.Error("the relay halted")
+	}
+}
+
+// pollUnderPolicy is fault 64: the same for a poller, which halts.
+func pollUnderPolicy(of *scene) {
+	s := polled(of.t)
+	s.must("init")
+	w := cdctest.StartWriter(of.t, cdctest.WriterConfig{URL: s.admin, Rate: 60})
+	r := s.start()
+	r.says(20*time.Second, `"streaming"`)
+	s.eventuallyCommitted(w, 50)
+	s.exec(secure)
+	r.says(20*time.Second, "row-level security hides rows of the outbox")
+	s.eventuallyCommitted(w, 50)
+	if err := r.stop(); err != nil {
+		of.t.Fatal(err)
+	}
+	s.must("init")
+	s.start()
+	s.delivered(w.Stop())
+}
