@@ -117,7 +117,7 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		}
 	}
 	if slot.Exists && !slot.Active {
-		blocked(errors.New("no relay streams from the slot: `walpost relay` does; log and /readyz of one that is up say why it does not"))
+		blocked(errors.New("no relay streams from the slot: start `walpost relay`; if one is up, its log and /readyz say why it does not stream"))
 	}
 	return st
 }
