@@ -101,6 +101,19 @@ func TestStallIsToldWithItsCause(t *testing.T) {
 	}
 }
 
+// TestStallIsNotOverWithItsSession: a new session that stands at the same place has not moved anything.
+func TestStallIsNotOverWithItsSession(t *testing.T) {
+	listening(t, func(s *server, _ *broker, h *heard, _ *Relay) {
+		s.set(func(f *Facts) { f.WALEnd = 50 })
+		time.Sleep(25 * time.Second)
+		s.fail(errors.New("cut"))
+		time.Sleep(30 * time.Second)
+		if got := h.list(); fmt.Sprint(got) != "[silent]" {
+			t.Errorf("told %q, want one stall", got)
+		}
+	})
+}
+
 // TestWhatIsNoStall: a pause, rows of one huge transaction, somebody else's, and one message that comes in many gulps.
 func TestWhatIsNoStall(t *testing.T) {
 	for name, flows := range map[string]func(s *server, i int){
@@ -192,9 +205,12 @@ func TestSilentServerIsGivenUpUnlessItIsAtWork(t *testing.T) {
 // count, until something is delivered; elsewhere, or with nothing waiting, they are not.
 func TestTheSameFailureIsNotReady(t *testing.T) {
 	listening(t, func(s *server, _ *broker, h *heard, relay *Relay) {
-		for range 5 { // nothing waits
+		for _, cut := range []error{errors.New("cut at once"), nil} { // nothing waits
+			s.mu.Lock()
+			s.first = cut
+			s.mu.Unlock()
 			s.fail(errors.New("cut"))
-			time.Sleep(15 * time.Second)
+			time.Sleep(time.Minute)
 		}
 		if got := h.list(); len(got) > 0 {
 			t.Fatalf("told %q of an idle relay whose connection was cut", got)

@@ -110,8 +110,10 @@ func (s *session) cause(f *Facts, covered, end LSN) *Stall {
 		return say("kafka", "Kafka does not take the window; nothing is lost")
 	case behind != "":
 		return say("standby", "%s", behind)
-	case w.PID == 0 || f.Slot.ActivePID != s.id.PID:
+	case f.Slot.ActivePID != s.id.PID:
 		return say("gone", "the server has no process any more for this relay's connection (it was process %d): the relay connects again when the connection is found dead", s.id.PID)
+	case w.PID == 0:
+		return say("unknown", "the walsender (process %d) sends nothing, and pg_stat_activity does not show why; nothing is lost", s.id.PID)
 	case w.busy():
 		return say("transaction", "the walsender is at work (%s), as it is through a large transaction of somebody else, or it is held up; nothing is lost, and rows flow again when it is through", w)
 	default:

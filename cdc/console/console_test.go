@@ -38,6 +38,10 @@ func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
 		{"streaming", func() { o.Role(cdc.Streaming, nil) }, "", `"role":"streaming"`, 1},
 		{"kafka stalled", func() { o.Stalled(true, time.Minute) }, "kafka does not answer", `"kafka_stalled":true`, 1},
 		{"kafka back", func() { o.Stalled(false, time.Minute) }, "", `"kafka_stalled":false`, 1},
+		{"stalled", func() { o.Stuck(&cdc.Stall{Cause: "standby", Found: "sb1 is away"}) }, "sb1 is away", `"stalled":"sb1 is away"`, 1},
+		{"and going on", func() { o.Stuck(nil) }, "", `"kafka_stalled":false,"unresolved`, 1},
+		{"a synchronous standby", func() { o.CommitsWait(errors.New("every commit waits")) }, "", `"commits_wait":"every commit waits"`, 1},
+		{"and none any more", func() { o.CommitsWait(nil) }, "", `"role":"streaming"`, 1},
 		{"rows delivered", func() {
 			o.Received(2, 1, 3, 400)
 			o.Published(make([]cdc.Record, 2), time.Millisecond)
@@ -77,6 +81,61 @@ func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
 	}
 	if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
 		t.Errorf("metrics: %v %v", problems, err)
+	}
+}
+
+// TestLagIsTimeSinceTheEndWasReached: also of a relay that is halted, that stands by, or that has been idle for long; and it is left out
+// where nobody knows.
+func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
+	began := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		does func(o cdc.Observer, see func(confirmed, end cdc.LSN, second int))
+		says string
+	}{
+		"all is confirmed": {func(_ cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) { see(200, 200, 0) }, `"lag_seconds":0,`},
+		"nobody knows":     {func(_ cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) { see(200, 500, 0) }, ""},
+		"idle, then stuck": {func(_ cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {
+			see(200, 200, 0)
+			see(200, 200, 3600)
+			see(200, 500, 3640)
+		}, `"lag_seconds":40,`},
+		"the session looks more": {func(o cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {
+			see(200, 200, 0)
+			o.Current(began.Add(50 * time.Second))
+			see(200, 500, 60)
+		}, `"lag_seconds":10,`},
+		"its record says so": {func(o cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {
+			o.Covered(&cdc.State{Covered: 200, CurrentAt: began})
+			see(200, 500, 7)
+		}, `"lag_seconds":7,`},
+		"halted": {func(o cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {
+			see(200, 200, 0)
+			o.Role(cdc.Halted, errors.New("halt"))
+			see(200, 500, 90)
+		}, `"lag_seconds":90,`},
+		"busy, a little behind": {func(_ cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {
+			see(100, 200, 0)
+			see(250, 300, 5)
+			see(350, 400, 10)
+		}, `"lag_seconds":5,`},
+	} {
+		reg := prometheus.NewRegistry()
+		con := console.New("orders", "walpost", reg)
+		mux := http.NewServeMux()
+		console.Group{con}.Routes(mux)
+		said := ""
+		c.does(con.Observer(), func(confirmed, end cdc.LSN, second int) {
+			con.WatchSlot(standing{WALEnd: end, Time: began.Add(time.Duration(second) * time.Second), Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: confirmed}})
+			w := httptest.NewRecorder()
+			mux.ServeHTTP(w, httptest.NewRequest("GET", "/status", nil))
+			said = w.Body.String()
+		})
+		if has := strings.Contains(said, "lag_seconds"); has != (c.says != "") || !strings.Contains(said, c.says) {
+			t.Errorf("%s: %s, want %s", name, said, c.says)
+		}
+		if n, err := testutil.GatherAndCount(reg, "walpost_lag_seconds"); err != nil || (n > 0) != (c.says != "") {
+			t.Errorf("%s: walpost_lag_seconds is there: %t, %v", name, n > 0, err)
+		}
 	}
 }
 

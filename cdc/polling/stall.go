@@ -85,7 +85,7 @@ func (r *Relay) watch(ctx context.Context, pid uint32) {
 			continue
 		}
 		if time.Since(since) >= stallAfter+r.cfg.Source.Polling.Interval {
-			s := r.cause(ctx, pid)
+			s := r.cause(ctx, pid, hangs)
 			if ctx.Err() == nil {
 				r.tell(s)
 			}
@@ -115,8 +115,8 @@ func (r *Relay) waits(ctx context.Context) (waits bool) {
 	return r.ask(ctx, sql, nil, &waits) != nil || waits
 }
 
-// cause is what keeps rows from being taken. The catalog can be asked while the table cannot.
-func (r *Relay) cause(ctx context.Context, pid uint32) *cdc.Stall {
+// cause is what keeps rows from being taken; hangs says that the session waits for an answer. The catalog can be asked while the table cannot.
+func (r *Relay) cause(ctx context.Context, pid uint32, hangs bool) *cdc.Stall {
 	say := func(cause, format string, args ...any) *cdc.Stall {
 		return &cdc.Stall{Cause: cause, Found: fmt.Sprintf("rows may be waiting in %s, and none was taken for %.0f s: ", r.cfg.Source.Table, stallAfter.Seconds()+1) + fmt.Sprintf(format, args...)}
 	}
@@ -140,8 +140,8 @@ func (r *Relay) cause(ctx context.Context, pid uint32) *cdc.Stall {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*lookWithin)
 	defer cancel()
-	if b, err := NewWatch(r.cfg.Pipeline, r.cfg.Source).Backlog(ctx); err == nil && b.Horizon != nil {
+	if b, err := NewWatch(r.cfg.Pipeline, r.cfg.Source).Backlog(ctx); !hangs && err == nil && b.Horizon != nil {
 		return say("transaction", "%s", b.Horizon)
 	}
-	return say("unknown", "the relay's process on the server is %d, and pg_stat_activity shows what it waits for; `walpost status` shows what is pending", pid)
+	return say("unknown", "PostgreSQL does not answer, or gives no rows: the relay's process on the server is %d, and pg_stat_activity shows what it waits for; `walpost status` shows what is pending", pid)
 }

@@ -28,20 +28,40 @@ func (s *Source) claim(ctx context.Context, pg *pgconn.PgConn) error {
 	return err
 }
 
+// Poller is the process that polls the table; 0 when none does.
+func (s *Source) Poller(ctx context.Context) (pid int32, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	t, err := s.checkTable(ctx, conn)
+	if err != nil {
+		return 0, err
+	}
+	return poller(ctx, conn, t.oid)
+}
+
 // pollers says who polls the table.
 func (s *Source) pollers(ctx context.Context, conn *pgx.Conn, oid uint32) ([]string, error) {
-	var pid int32
-	err := conn.QueryRow(ctx, `
+	pid, err := poller(ctx, conn, oid)
+	if pid == 0 || err != nil {
+		return nil, err
+	}
+	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop that one, or this one", s.cfg.Table, pid)}, nil
+}
+
+func poller(ctx context.Context, conn *pgx.Conn, oid uint32) (pid int32, err error) {
+	err = conn.QueryRow(ctx, `
 		SELECT pid FROM pg_locks
 		WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1 AND objid = $2
 		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1`, uint32(polledLock), oid).Scan(&pid)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return nil, nil
-	case err != nil:
-		return nil, classify("look for pollers", err)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, classify("look for pollers", err)
 	}
-	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop that one, or this one", s.cfg.Table, pid)}, nil
+	return pid, nil
 }
 
 // Poll takes the table for polling, for as long as the connection lives: shared with other pollers, or for itself.

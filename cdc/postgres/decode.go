@@ -122,7 +122,7 @@ func (d *decoder) foreign(head []byte) (bool, error) {
 	switch t := pglogrepl.MessageType(r.byte()); t {
 	case pglogrepl.MessageTypeInsert:
 		rel, err := d.known(&r)
-		return rel == nil, err
+		return rel == nil && err == nil, err
 	case pglogrepl.MessageTypeMessage:
 		transactional := r.byte()&1 != 0
 		r.skip(8) // LSN

@@ -39,6 +39,7 @@ func TestCommitsThatWaitForTheRelay(t *testing.T) {
 		{`ANY 1 (*)`, []sender{a}, "", "can", `ANY 1 ("a")`},
 		{`any 2 (*)`, []sender{a}, "quorum", "surely", `ANY 1 ("a")`},
 		{`ANY 2 (*)`, []sender{a, b}, "", "can", `ANY 2 ("a", "b")`},
+		{`ANY 1 ("walpost orders", a)`, []sender{a}, "", "can", `ANY 1 ("a")`},
 		{`ANY 1 (a, b)`, []sender{a}, "", "no", ""},
 		{`"any", "*"`, nil, "", "surely", ""}, // a quoted star is one too, for PostgreSQL
 		{`"a""b", " walpost orders"`, nil, "", "no", ""},

@@ -437,7 +437,11 @@ func pollingStalls(of *scene) {
 			s.exec(write)
 		}
 		group.Go(func() {
-			s.stalls(r, c.says, strconv.Itoa(pid))
+			named := []string{c.says}
+			if c.holds != write { // the oldest transaction of the whole server, here perhaps another's
+				named = append(named, strconv.Itoa(pid))
+			}
+			s.stalls(r, named...)
 			release()
 			s.ready(r)
 			r.says(time.Second, "rows flow again")

@@ -136,7 +136,7 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 		t.Fatalf("asked to stop, the relay ended with %v", err)
 	}
 	s.insert(5)
-	if status := s.must("status"); !strings.Contains(status, "pending    5 rows") {
+	if status := s.must("status"); !strings.Contains(status, "pending    5 rows") || !strings.Contains(status, "blocked    5 rows wait and no relay polls public.outbox") {
 		t.Errorf("status with rows that wait:\n%s", status)
 	}
 	if _, err := s.walpost("adopt"); err == nil || !strings.Contains(err.Error(), "polling has neither slot nor state record") {

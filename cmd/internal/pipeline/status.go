@@ -37,6 +37,8 @@ type Status struct {
 	DeadLetters   *int           `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
 	Backlog       *cdc.Backlog   `json:"backlog,omitempty"`                 // of a polled table, which has no slot
 	Blocked       []string       `json:"blocked"`                           // what keeps rows from flowing, each with what to do
+
+	polled bool
 }
 
 // ReadStatus asks PostgreSQL and Kafka, with the relay's own rights. What cannot be asked is in Blocked.
@@ -48,7 +50,7 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		}
 		return err != nil
 	}
-	if cfg.Source.Kind == cdc.Polling {
+	if st.polled = cfg.Source.Kind == cdc.Polling; st.polled {
 		b, err := polling.NewWatch(cfg.Pipeline, cfg.Source).Backlog(ctx)
 		if blocked(err) {
 			return st
@@ -56,6 +58,13 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		st.Backlog = &b
 		if b.Horizon != nil {
 			blocked(errors.New(b.Horizon.String()))
+		}
+		if b.Pending > 0 {
+			switch pid, err := postgres.NewSource(cfg.Pipeline, cfg.Source).Poller(ctx); {
+			case blocked(err):
+			case pid == 0:
+				blocked(fmt.Errorf("%d rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", b.Pending, cfg.Source.Table))
+			}
 		}
 		if b.Failed > 0 {
 			blocked(fmt.Errorf("%d rows have failed and hold %d keys back: `walpost dlq list` says why", b.Failed, b.HeldKeys))
@@ -117,7 +126,7 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		}
 	}
 	if slot.Exists && !slot.Active {
-		blocked(errors.New("no relay streams from the slot: `walpost relay` does; log and /readyz of one that is up say why it does not"))
+		blocked(errors.New("no relay streams from the slot: start `walpost relay`; if one is up, its log and /readyz say why it does not stream"))
 	}
 	return st
 }
@@ -227,11 +236,13 @@ func (s Status) Write(w io.Writer) {
 		}
 		line("lag", "%s and %s behind the end of the WAL at %s", bytes(s.LagBytes), seconds, s.WALEnd)
 		line("retained", "%s of WAL is kept for the slot, from %s", bytes(s.RetainedBytes), s.Slot.RestartLSN)
+	case s.polled:
+		line("pending", "not seen")
 	default:
 		line("slot", "%s: not seen", s.Slot.Name)
 	}
 	switch {
-	case s.Backlog != nil:
+	case s.polled:
 	case s.State != nil:
 		line("state", "covered %s, last row %s/%d, epoch %d by %s, %s", s.State.Covered, s.State.CommitLSN, s.State.Ordinal,
 			s.State.Epoch, s.State.Instance, s.State.Time.Format(time.RFC3339))
