@@ -379,7 +379,7 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 func said(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
-		return fmt.Errorf("%s: %w", doing, err)
+		return postgres.NoAnswer(doing, err)
 	}
 	text := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
 	switch pg.Code {
