@@ -30,6 +30,8 @@ func (s *Sink) Admin(ctx context.Context) (*Admin, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	brokers, err := kadm.NewClient(client).ListBrokers(ctx)
 	if err != nil {
 		client.Close()
@@ -109,6 +111,8 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 
 // Create makes the topic and waits until it can be seen.
 func (a *Admin) Create(ctx context.Context, plan TopicPlan) error {
+	ctx, cancel := context.WithTimeout(ctx, createWithin)
+	defer cancel()
 	config := map[string]*string{}
 	for k, v := range plan.Config {
 		config[k] = kadm.StringPtr(v)
@@ -126,6 +130,8 @@ func (a *Admin) Create(ctx context.Context, plan TopicPlan) error {
 
 // Delete removes the topic; one that is not there is no error.
 func (a *Admin) Delete(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, createWithin)
+	defer cancel()
 	resp, err := kadm.NewClient(a.client).DeleteTopic(ctx, name)
 	if err == nil {
 		err = resp.Err
@@ -145,6 +151,8 @@ func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
 	if err != nil {
 		return fmt.Errorf("encode the decision: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	defer cancel()
 	if err := a.client.ProduceSync(ctx, &kgo.Record{Topic: a.sink.cfg.StateTopic(), Key: []byte(d.Key()), Value: value}).FirstErr(); err != nil {
 		return fmt.Errorf("write down the decision: %w", err)
 	}
@@ -153,7 +161,11 @@ func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
 
 // Decide opens a publisher that is for state records only. Exactly once it fences the relay, so the slot must be free.
 func (a *Admin) Decide(ctx context.Context) (cdc.Publisher, error) {
-	return (&Sink{cfg: a.sink.cfg, extra: a.sink.extra}).Open(ctx)
+	pub, err := (&Sink{cfg: a.sink.cfg, extra: a.sink.extra}).Open(ctx)
+	if p, ok := pub.(*publisher); ok {
+		p.within = publishWithin
+	}
+	return pub, err
 }
 
 // WriteState makes a state record durable.

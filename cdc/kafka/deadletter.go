@@ -182,6 +182,7 @@ func (s *Sink) Redrive(ctx context.Context, onlyCheck bool) (*Redrive, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.within = publishWithin
 	return &Redrive{p}, nil
 }
 

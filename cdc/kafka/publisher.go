@@ -28,6 +28,7 @@ type publisher struct {
 	sink    *Sink
 	client  *kgo.Client
 	once    bool                     // each window is a transaction
+	within  time.Duration            // that Publish may take; 0: for ever
 	promise func(*kgo.Record, error) // resolved, bound once: a method value per record would allocate
 
 	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
@@ -133,6 +134,19 @@ func (p *publisher) batchLimit(topic string) int32 {
 // Publish hands the whole window over, flushes, and returns when every promise is resolved; exactly once, all of it in one
 // transaction. After an error the client must not be used again: what became of the transaction is for the state record to say.
 func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.State) error {
+	if p.within == 0 {
+		return p.publish(ctx, records, st)
+	}
+	limited, cancel := context.WithTimeout(ctx, p.within)
+	defer cancel()
+	err := p.publish(limited, records, st)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		return fmt.Errorf("kafka has not taken it within %s, and may still: look at the brokers, then run the command again: %w", p.within, err)
+	}
+	return err
+}
+
+func (p *publisher) publish(ctx context.Context, records []cdc.Record, st *cdc.State) error {
 	if !p.once {
 		return p.produce(ctx, records, st)
 	}

@@ -59,6 +59,8 @@ func (r *reader) end(ctx context.Context, stable bool) (int64, error) {
 	if stable {
 		list = admin.ListCommittedOffsets
 	}
+	ctx, cancel := context.WithTimeout(ctx, listWithin)
+	defer cancel()
 	offsets, err := list(ctx, r.topic)
 	if err != nil {
 		return 0, fmt.Errorf("ask for the end of %s: %w", r.topic, err)

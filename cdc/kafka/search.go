@@ -45,6 +45,8 @@ func (s *Sink) Topics(ctx context.Context, pattern *regexp.Regexp) (names []stri
 		return nil, err
 	}
 	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, listWithin)
+	defer cancel()
 	details, err := kadm.NewClient(client).ListTopics(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list topics: %w", err)
@@ -72,14 +74,9 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 		if found == nil {
 			continue
 		}
-		admin := kadm.NewClient(client)
-		ends, err := admin.ListCommittedOffsets(ctx, topic)
+		starts, ends, err := bounds(ctx, kadm.NewClient(client), topic, q.From)
 		if err != nil {
-			return nil, read, fmt.Errorf("ask for the ends of %s: %w", topic, err)
-		}
-		starts, err := admin.ListOffsetsAfterMilli(ctx, q.From.UnixMilli(), topic)
-		if err != nil {
-			return nil, read, fmt.Errorf("ask for the offsets of %s at %s: %w", topic, q.From, err)
+			return nil, read, err
 		}
 		for partition := range int32(found.partitions) {
 			if q.Key != nil && int(partition) != partitionOf(topic, q.Key, found.partitions) {
@@ -111,6 +108,19 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 		}
 	}
 	return places, read, nil
+}
+
+// bounds are the offsets of a topic's partitions at a time, and their ends.
+func bounds(ctx context.Context, admin *kadm.Client, topic string, from time.Time) (starts, ends kadm.ListedOffsets, err error) {
+	ctx, cancel := context.WithTimeout(ctx, listWithin)
+	defer cancel()
+	if ends, err = admin.ListCommittedOffsets(ctx, topic); err != nil {
+		return nil, nil, fmt.Errorf("ask for the ends of %s: %w", topic, err)
+	}
+	if starts, err = admin.ListOffsetsAfterMilli(ctx, from.UnixMilli(), topic); err != nil {
+		return nil, nil, fmt.Errorf("ask for the offsets of %s at %s: %w", topic, from, err)
+	}
+	return starts, ends, nil
 }
 
 func firstError(errs ...error) error {

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -14,8 +15,16 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// answerWithin is how long Kafka has to answer a question at a session's start. Producing has no limit.
-const answerWithin = 10 * time.Second
+const (
+	// answerWithin is how long Kafka has to answer a question at a session's start. The relay's producing has no limit.
+	answerWithin = 10 * time.Second
+	// publishWithin is how long Kafka has to take what a command publishes: nobody watches one that waits for ever.
+	publishWithin = time.Minute
+	// createWithin is how long a topic may take to be made and seen.
+	createWithin = time.Minute
+	// listWithin is how long Kafka has to list topics and offsets, which may be many.
+	listWithin = 30 * time.Second
+)
 
 // leaderAge is how soon a client looks again for leaders that have moved; its own 5 s would be the pause that a failing broker
 // makes.
@@ -39,7 +48,7 @@ func NewSink(cfg cdc.Config, topics []string, extra ...kgo.Opt) *Sink {
 // client connects with what every use of it shares.
 func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	k := s.cfg.Kafka
-	opts = append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline), kgo.MetadataMinAge(leaderAge)}, opts...)
+	opts = append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline), kgo.MetadataMinAge(leaderAge), kgo.DialTimeout(answerWithin)}, opts...)
 	if k.TLS {
 		opts = append(opts, kgo.DialTLS())
 	}
@@ -60,9 +69,12 @@ func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 
 // ping finds out that Kafka answers, before anything is made to wait for it.
 func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	asking, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if err := client.Ping(ctx); err != nil {
+	if err := client.Ping(asking); err != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
+		}
 		return fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", strings.Join(s.cfg.Kafka.Brokers, ", "), err)
 	}
 	return nil
@@ -115,6 +127,7 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.within = publishWithin
 	return p, nil
 }
 

@@ -383,7 +383,7 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 func said(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
-		return fmt.Errorf("%s: %w", doing, err)
+		return postgres.NoAnswer(doing, err)
 	}
 	if unseen := postgres.Unseen(doing, err); unseen != nil {
 		return &cdc.Halt{Found: unseen.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}

@@ -66,8 +66,9 @@ func poller(ctx context.Context, conn *pgx.Conn, oid uint32) (pid int32, err err
 
 // Poll takes the table for polling, for as long as the connection lives: shared with other pollers, or for itself.
 func Poll(ctx context.Context, conn *pgx.Conn, table string, oid uint32, shared bool) error {
-	// A relay that is gone without a word is found out, so that another has the table within half a minute, not hours.
-	if _, err := conn.Exec(ctx, "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"); err != nil {
+	// Where rows are on the way to a relay that is gone, no keepalive finds it out. On a connection that Kafka may stall, as the one for
+	// replication, this would end a relay that is only slow.
+	if _, err := conn.Exec(ctx, "SET tcp_user_timeout = '30s'"); err != nil {
 		return classify("take the outbox table", err)
 	}
 	try := "pg_try_advisory_lock"

@@ -144,6 +144,7 @@ func (l login) prepare(cfg *pgconn.Config) (reached *bool) {
 //
 //   - the timeouts: the client has limits, and streaming a large transaction or waiting for Kafka is no mistake
 //   - default_transaction_*: a polled row is marked, a decision needs no serializable snapshot
+//   - tcp_keepalives_*: what a relay holds that is gone without a word, as a polled table, is free within half a minute and not after hours
 //   - row_security: a policy that hides rows from a reader is an error and not silence
 //   - standard_conforming_strings, quote_all_identifiers: SQL is written, and names are read back, in the usual way
 //   - client_min_messages: from 18 on a missing publication is told by a warning only
@@ -153,7 +154,9 @@ func (l login) prepare(cfg *pgconn.Config) (reached *bool) {
 const settings = `
 	('statement_timeout', '0'), ('lock_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
 	('transaction_timeout', '0'), ('default_transaction_read_only', 'off'), ('default_transaction_isolation', 'read committed'),
-	('default_transaction_deferrable', 'off'), ('row_security', 'off'), ('standard_conforming_strings', 'on'), ('quote_all_identifiers', 'off'),
+	('default_transaction_deferrable', 'off'),
+	('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3'),
+	('row_security', 'off'), ('standard_conforming_strings', 'on'), ('quote_all_identifiers', 'off'),
 	('client_min_messages', 'warning'), ('DateStyle', 'ISO'), ('TimeZone', 'UTC'), ('IntervalStyle', 'postgres'), ('bytea_output', 'hex'),
 	('extra_float_digits', '3'), ('xmlbinary', 'base64'),
 	('search_path', CASE WHEN (pg_catalog.current_schemas(true))[1]::text = 'pg_catalog' THEN pg_catalog.current_setting('search_path')

@@ -32,11 +32,8 @@ var looksForPublication = map[string]bool{"get_publication_oid": true, "GetPubli
 // of a server that stops and of a parameter that nobody knows.
 func classify(doing string, err error) error {
 	var pg *pgconn.PgError
-	if pgconn.Timeout(err) && !errors.As(err, &pg) {
-		return fmt.Errorf("%s: PostgreSQL has not answered in time: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity WHERE application_name LIKE 'walpost%%' says what it waits for; where that does not answer either, look at the server: %w", doing, err)
-	}
 	if !errors.As(err, &pg) {
-		return fmt.Errorf("%s: %w", doing, err)
+		return NoAnswer(doing, err)
 	}
 	at := ""
 	if m := decoding.FindStringSubmatch(pg.Where); m != nil {
@@ -69,6 +66,14 @@ func classify(doing string, err error) error {
 		}
 	}
 	return errors.New(said)
+}
+
+// NoAnswer says of a question what it was and why no answer of the server's came.
+func NoAnswer(doing string, err error) error {
+	if pgconn.Timeout(err) {
+		return fmt.Errorf("%s: PostgreSQL has not answered in time: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity WHERE application_name LIKE 'walpost%%' says what it waits for; where that is not answered either, look at the server and the network: %w", doing, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // refused says why there is no connection. It is never about a slot, and never about another URL than this one. reached says that an

@@ -1,0 +1,345 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+)
+
+// hygiene are settings that keep applications' sessions from hanging around, here for the relay's role in this database.
+func (s *stage) hygiene() {
+	s.t.Helper()
+	settings := map[string]string{
+		"statement_timeout": "1500ms", "lock_timeout": "1500ms", "idle_in_transaction_session_timeout": "1500ms", "idle_session_timeout": "1500ms",
+		"default_transaction_read_only": "on", "default_transaction_isolation": "serializable", "client_min_messages": "error",
+	}
+	if s.query("SELECT (current_setting('server_version_num')::int >= 170000)::text") == "true" {
+		settings["transaction_timeout"] = "1500ms"
+	}
+	for name, value := range settings {
+		s.exec(fmt.Sprintf("ALTER ROLE relay_%s IN DATABASE %s SET %s = '%s'", s.env["WALPOST_SOURCE_SLOT"], s.query("SELECT quote_ident(current_database())"), name, value))
+	}
+}
+
+// hygienic is fault 50: a transaction takes longer than each of the timeouts, because Kafka pauses in its middle.
+func hygienic(s *scene) {
+	s.build(set{env: map[string]string{"WALPOST_WINDOW_ROWS": "1000"}, load: cdctest.WriterConfig{Rate: 10}})
+	s.hygiene()
+	r := s.run()
+	s.ledgered("big", 20_000, 2000) // more than sockets hold
+	cdctest.Consume(s.t, s.brokers, s.topic, 30*time.Second, cdctest.AtLeast(1000))
+	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+	time.Sleep(4 * time.Second)
+	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.mended()
+	s.once(s.settle())
+	undisturbed(s.t, r)
+}
+
+// undisturbed says that no session has ended.
+func undisturbed(t testing.TB, r *relay) {
+	t.Helper()
+	if log := r.log.String(); strings.Contains(log, "starting over") || strings.Contains(log, "cannot be looked at") {
+		t.Errorf("a session ended, or could not look:\n%s", log)
+	}
+}
+
+// pollingHygienic is fault 51: 50 for a poller that keeps the order, and is idle between two looks, and for one that keeps a transaction open while
+// Kafka pauses.
+func pollingHygienic(of *scene) {
+	of.t.Run("key", func(t *testing.T) {
+		t.Parallel()
+		pollHygienic(t, map[string]string{"WALPOST_SOURCE_POLLING_INTERVAL": "3s"})
+	})
+	of.t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		pollHygienic(t, map[string]string{"WALPOST_SOURCE_POLLING_ORDER": "none"})
+	})
+}
+
+func pollHygienic(t *testing.T, env map[string]string) {
+	s := polled(t)
+	for k, v := range env {
+		s.env[k] = v
+	}
+	s.must("init")
+	s.hygiene()
+	kf := cdctest.StartKafkaProxy(t, s.brokers, nil)
+	s.env["WALPOST_KAFKA_BROKERS"] = strings.Join(kf.Brokers(), ",")
+	r := s.start()
+	r.says(10*time.Second, `"streaming"`)
+	s.insert(10)
+	cdctest.Consume(t, s.brokers, s.topic, 30*time.Second, cdctest.AtLeast(10))
+	kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+	s.insert(500)
+	time.Sleep(4 * time.Second)
+	kf.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.drained()
+	if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 510 {
+		t.Errorf("%d records of 510 rows", n)
+	}
+	undisturbed(t, r)
+}
+
+// island is a network that is reached over one link, with a name and two addresses in it. A relay that is spawned by it resolves the
+// name there.
+type island struct {
+	t      *testing.T
+	name   string // of the network namespace
+	prefix string // of its addresses
+	hosts  string // file
+
+	down  atomic.Bool // who connects is sent away
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+const islandHost = "postgres.walpost.test"
+
+// newIsland needs root. Neither of its addresses has anything behind it yet.
+func newIsland(t *testing.T) *island {
+	t.Helper()
+	tag := fmt.Sprintf("wp%08x", rand.Uint32())
+	i := &island{t: t, name: tag, prefix: fmt.Sprintf("10.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 8*rand.IntN(32)), hosts: filepath.Join(t.TempDir(), "hosts"), conns: map[net.Conn]bool{}}
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", tag).Run() }) // and the link with it
+	i.run("ip", "netns", "add", tag)
+	i.run("ip", "link", "add", tag+"a", "type", "veth", "peer", "name", tag+"b", "netns", tag)
+	i.run("ip", "addr", "add", i.addr(1)+"/29", "dev", tag+"a")
+	i.run("ip", "link", "set", tag+"a", "up")
+	for n := 2; n <= 3; n++ {
+		i.run("ip", "-n", tag, "addr", "add", i.addr(n)+"/29", "dev", tag+"b")
+	}
+	i.run("ip", "-n", tag, "link", "set", tag+"b", "up")
+	i.names(2)
+	return i
+}
+
+func (i *island) run(command ...string) {
+	i.t.Helper()
+	if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+		i.t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
+	}
+}
+
+func (i *island) addr(n int) string {
+	var last int
+	base := i.prefix[:strings.LastIndexByte(i.prefix, '.')+1]
+	if _, err := fmt.Sscan(i.prefix[len(base):], &last); err != nil {
+		i.t.Fatal(err)
+	}
+	return fmt.Sprint(base, last+n)
+}
+
+// names gives the host its address.
+func (i *island) names(n int) {
+	i.t.Helper()
+	if err := os.WriteFile(i.hosts, []byte("127.0.0.1 localhost\n"+i.addr(n)+" "+islandHost+"\n"), 0o644); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+// silence lets an address answer nothing more, not even that it is not there; heard ends that.
+func (i *island) silence(n int) {
+	i.t.Helper()
+	i.run("ip", "netns", "exec", i.name, "iptables", "-A", "INPUT", "-d", i.addr(n), "-j", "DROP")
+	i.run("ip", "netns", "exec", i.name, "iptables", "-A", "OUTPUT", "-s", i.addr(n), "-j", "DROP")
+}
+
+func (i *island) heard(n int) {
+	i.t.Helper()
+	i.run("ip", "netns", "exec", i.name, "iptables", "-D", "INPUT", "-d", i.addr(n), "-j", "DROP")
+	i.run("ip", "netns", "exec", i.name, "iptables", "-D", "OUTPUT", "-s", i.addr(n), "-j", "DROP")
+}
+
+// ends closes all connections as a server does that stops.
+func (i *island) ends() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for c := range i.conns {
+		_ = c.Close()
+	}
+}
+
+// serve forwards a port of both addresses to the target, and returns it.
+func (i *island) serve(target string) (port string) {
+	i.t.Helper()
+	listener, err := i.listen()
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	i.t.Cleanup(func() {
+		_ = listener.Close()
+		i.ends()
+		all.Wait()
+	})
+	all.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if i.down.Load() {
+				_ = client.Close()
+				continue
+			}
+			if raw, err := client.(*net.TCPConn).SyscallConn(); err == nil { // as a server finds out that its client is gone
+				_ = raw.Control(func(fd uintptr) {
+					for option, n := range map[int]int{syscall.TCP_KEEPIDLE: 2, syscall.TCP_KEEPINTVL: 1, syscall.TCP_KEEPCNT: 3, 0x12: 3000} { // TCP_USER_TIMEOUT
+						_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, option, n)
+					}
+				})
+			}
+			server, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			i.mu.Lock()
+			i.conns[client], i.conns[server] = true, true
+			i.mu.Unlock()
+			for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
+				all.Go(func() {
+					_, _ = io.Copy(way[0], way[1])
+					_ = client.Close()
+					_ = server.Close()
+				})
+			}
+		}
+	})
+	_, port, _ = net.SplitHostPort(listener.Addr().String())
+	return port
+}
+
+// listen makes a listener in the island's network: a socket stays where it was made.
+func (i *island) listen() (listener net.Listener, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never back: the thread ends with the goroutine
+		var ns *os.File
+		if ns, err = os.Open("/run/netns/" + i.name); err != nil {
+			return
+		}
+		defer func() { _ = ns.Close() }()
+		const setns, newNet = 308, 0x40000000 // x86-64
+		trap := uintptr(setns)
+		if runtime.GOARCH == "arm64" {
+			trap = 268
+		}
+		if _, _, errno := syscall.RawSyscall(trap, ns.Fd(), newNet, 0); errno != 0 {
+			err = errno
+			return
+		}
+		listener, err = net.Listen("tcp", "0.0.0.0:0")
+		if err != nil {
+			return
+		}
+	}()
+	<-done
+	return listener, err
+}
+
+// spawn starts the command as a process that knows the island's name.
+func (i *island) spawn(args ...string) *exec.Cmd {
+	return exec.Command("unshare", append([]string{"--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, i.hosts, os.Args[0]}, args...)...)
+}
+
+// through leads the URL to the island's name.
+func (i *island) through(source, port, more string) string {
+	i.t.Helper()
+	u, err := url.Parse(source)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	u.Host = net.JoinHostPort(islandHost, port)
+	q := u.Query()
+	if more != "" {
+		q.Set("options", more)
+	}
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20")
+	return u.String()
+}
+
+// moves takes a relay through what addresses do. Its server stops, and is at another address when it is back, while the old one swallows
+// what comes; then it vanishes without a word, and is at the first address again.
+func (i *island) moves(r *relay, flows func()) {
+	i.t.Helper()
+	i.down.Store(true)
+	i.ends()
+	r.says(15*time.Second, "starting over")
+	i.silence(2)
+	i.down.Store(false)
+	time.Sleep(2 * time.Second) // somebody asks the address that is gone
+	i.again(r, 3, 15*time.Second)
+	flows()
+	i.heard(2)
+	i.silence(3)
+	i.again(r, 2, 60*time.Second) // it takes 30 s to notice
+	flows()
+}
+
+// again gives the server another address, and waits until the relay streams from there.
+func (i *island) again(r *relay, n int, within time.Duration) {
+	i.t.Helper()
+	before := strings.Count(r.log.String(), `"streaming"`)
+	i.names(n)
+	began := time.Now()
+	cdctest.Eventually(i.t, within, func() error {
+		if strings.Count(r.log.String(), `"streaming"`) == before {
+			return fmt.Errorf("the relay does not stream %s after the server had its new address", time.Since(began).Round(time.Second))
+		}
+		return nil
+	})
+	i.t.Logf("address %d: back after %s", n, time.Since(began).Round(100*time.Millisecond))
+}
+
+// moved is fault 52.
+func moved(s *scene) {
+	if os.Getuid() != 0 {
+		s.impossible("network namespaces take root")
+		return
+	}
+	s.build(set{})
+	i := newIsland(s.t)
+	s.env["WALPOST_SOURCE_URL"] = i.through(s.env["WALPOST_SOURCE_URL"], i.serve(s.pgAddr), "-c wal_sender_timeout=3s")
+	r := s.streams(s.command(i.spawn("relay"), "WALPOST_TEST_MAIN=1"))
+	i.moves(r, func() { s.grows(20); s.flows() })
+	s.mended()
+	s.settle()
+}
+
+// pollingMoved is fault 53: 52 for a poller.
+func pollingMoved(of *scene) {
+	if os.Getuid() != 0 {
+		of.impossible("network namespaces take root")
+		return
+	}
+	s := polled(of.t)
+	s.must("init")
+	u, err := url.Parse(s.env["WALPOST_SOURCE_URL"])
+	if err != nil {
+		of.t.Fatal(err)
+	}
+	i := newIsland(of.t)
+	s.env["WALPOST_SOURCE_URL"] = i.through(s.env["WALPOST_SOURCE_URL"], i.serve(u.Host), "")
+	w := cdctest.StartWriter(of.t, cdctest.WriterConfig{URL: s.admin, Rate: 30})
+	r := s.command(i.spawn("relay"), "WALPOST_TEST_MAIN=1")
+	r.says(30*time.Second, `"streaming"`)
+	i.moves(r, func() {})
+	s.delivered(w.Stop())
+}
