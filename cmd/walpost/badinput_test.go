@@ -60,7 +60,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 		s.env["WALPOST_SOURCE_URL"] = s.as("nobody_at_all", "x")
 		r := s.start()
 		r.says(20*time.Second, `"halted"`)
-		r.says(time.Second, "LOGIN and REPLICATION")
+		r.says(time.Second, "`walpost init` makes the role where there is none")
 	})
 	t.Run("slot of another plugin", func(t *testing.T) {
 		s := newStage(t)
