@@ -44,7 +44,7 @@ func TestRowsTravelFromInitToTopic(t *testing.T) {
 		t.Fatalf("asked to stop, the relay ended with %v", err)
 	}
 	s.insert(1000)
-	if status := s.must("status"); !strings.Contains(status, "not active") || !strings.Contains(status, "`walpost relay` does") || strings.Contains(status, "lag        0 B") {
+	if status := s.must("status"); !strings.Contains(status, "not active") || !strings.Contains(status, "start `walpost relay`") || strings.Contains(status, "lag        0 B") {
 		t.Errorf("status of a stopped relay with rows behind it:\n%s", status)
 	}
 }
