@@ -146,7 +146,7 @@ func (a *Admin) planDelete() Step {
 
 // planRole gives the relay's role LOGIN, what replication needs, and CONNECT where PUBLIC has it not, and nothing else.
 func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
-	step, there, login, replicates, err := a.theirRole(ctx)
+	step, there, login, replicates, err := a.theirRole(ctx, g.super)
 	if err != nil {
 		return Step{}, err
 	}
@@ -179,8 +179,8 @@ func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 }
 
 // theirRole looks for the relay's role. The step that it returns holds the SQL that lets the role connect to the database, where that
-// is needed.
-func (a *Admin) theirRole(ctx context.Context) (step Step, there, login, replicates bool, err error) {
+// is needed. With attribute a membership is not enough to replicate.
+func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there, login, replicates bool, err error) {
 	target, err := a.source.target()
 	if err != nil {
 		return Step{}, false, false, false, err
@@ -189,9 +189,9 @@ func (a *Admin) theirRole(ctx context.Context) (step Step, there, login, replica
 	var database string
 	var connects bool
 	err = a.conn.QueryRow(ctx, `
-		SELECT r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(`+mayReplicate+`, false), current_database(),
+		SELECT r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(CASE WHEN $2 THEN r.rolreplication OR r.rolsuper ELSE `+mayReplicate+` END, false), current_database(),
 		       coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), has_database_privilege('public', current_database(), 'CONNECT'))
-		FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = $1`, target.User).Scan(&there, &login, &replicates, &database, &connects)
+		FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = $1`, target.User, attribute).Scan(&there, &login, &replicates, &database, &connects)
 	if err != nil {
 		return Step{}, false, false, false, classify("look for the role", err)
 	}

@@ -71,8 +71,9 @@ func readGuard(ctx context.Context, conn *pgx.Conn) (g guard, err error) {
 			g.provider = &providers[i]
 		}
 	}
+	// A server that has a superuser gives the attribute: a provider's role on it came with a dump, and its members may nothing.
 	for _, r := range replicators[:2] {
-		if g.replicator == "" && slices.Contains(there, r) {
+		if g.replicator == "" && !g.super && slices.Contains(there, r) {
 			g.replicator = r
 		}
 	}

@@ -281,7 +281,7 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 
 // planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.
 func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
-	step, there, login, _, err := a.theirRole(ctx)
+	step, there, login, _, err := a.theirRole(ctx, false)
 	if err != nil {
 		return Step{}, err
 	}
