@@ -76,6 +76,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 		{name: "RDS, a role without the right", prepare: []string{rds, relay}, plans: `GRANT rds_replication TO "relay"`},
 		{name: "RDS, a member that does not inherit", prepare: []string{rds, relay, `ALTER ROLE relay NOINHERIT; GRANT rds_replication TO relay`}, plans: ""},
 		{name: "RDS, a member of a member", prepare: []string{rds, relay, `CREATE ROLE streamers; GRANT rds_replication TO streamers; GRANT streamers TO relay`}, plans: ""},
+		{name: "RDS's roles in a dump, restored by a superuser", prepare: []string{rds, relay, `ALTER ROLE boss SUPERUSER; GRANT rds_replication TO relay`}, plans: `ALTER ROLE "relay" REPLICATION`, slot: true},
 		{name: "Yandex", prepare: []string{`CREATE ROLE mdb_admin; CREATE ROLE mdb_replication; GRANT mdb_replication TO boss WITH ADMIN OPTION`}, plans: `GRANT mdb_replication TO "relay"`},
 		{name: "RDS without the admin option", prepare: []string{`CREATE ROLE rds_superuser; CREATE ROLE rds_replication; ALTER ROLE boss NOCREATEROLE`}, refused: []string{`GRANT rds_replication TO "relay"`, "Amazon RDS"}},
 		{name: "an administrator that replicates", prepare: []string{`ALTER ROLE boss REPLICATION; CREATE ROLE supabase_admin SUPERUSER`}, plans: `CREATE ROLE "relay" LOGIN REPLICATION`, slot: true, refused: map[bool][]string{false: {"on Supabase", "name a role in source.url that has it already (boss)"}}[since16]},
