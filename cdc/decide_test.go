@@ -17,21 +17,22 @@ func TestSkipTo(t *testing.T) {
 		says   string // an error
 		halted bool   // the latched halt stays
 	}{
-		"forward":                         {0x140, func(*State, *Facts) {}, "", false},
-		"to where it is":                  {0x100, func(*State, *Facts) {}, "", false},
-		"to the end of the WAL":           {0x150, func(*State, *Facts) {}, "", false},
-		"beyond it":                       {0x151, func(*State, *Facts) {}, "behind the end of the WAL", false},
-		"backward":                        {0xFF, func(*State, *Facts) {}, "up to which everything is delivered", false},
-		"before the slot":                 {0x110, func(_ *State, f *Facts) { f.Slot.ConfirmedFlush = 0x120 }, "has confirmed", false},
-		"while a relay reads":             {0x140, func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", false},
-		"without a slot":                  {0x140, func(_ *State, f *Facts) { f.Slot.Exists = false }, "does not exist", false},
-		"another database":                {0x140, func(_ *State, f *Facts) { f.SystemID = "8" }, "another database", false},
-		"across a failover":               {0x140, func(s *State, _ *Facts) { s.Timeline = 2 }, "LSNs have changed their meaning", false},
-		"a halt that is not latched":      {0x140, func(s *State, _ *Facts) { s.Halt = (&Halt{}).record(time.Now()) }, "", false},
-		"over what a halt put at risk":    {0x140, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", false},
-		"over a part of it":               {0x13F, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", true},
-		"over it, but things are changed": {0x140, func(s *State, f *Facts) { s.Halt, f.Fingerprint = latched(Range{0x100, 0x140}, false), "g" }, "", true},
-		"in another history":              {0x140, func(s *State, _ *Facts) { s.Halt = latched(Range{0x10, 0x100}, true) }, "another history", false},
+		"forward":                              {0x140, func(*State, *Facts) {}, "", false},
+		"to where it is":                       {0x100, func(*State, *Facts) {}, "", false},
+		"to the end of the WAL":                {0x150, func(*State, *Facts) {}, "", false},
+		"beyond it":                            {0x151, func(*State, *Facts) {}, "behind the end of the WAL", false},
+		"backward":                             {0xFF, func(*State, *Facts) {}, "up to which everything is delivered", false},
+		"before the slot":                      {0x110, func(_ *State, f *Facts) { f.Slot.ConfirmedFlush = 0x120 }, "has confirmed", false},
+		"while a relay reads":                  {0x140, func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", false},
+		"without a slot":                       {0x140, func(_ *State, f *Facts) { f.Slot.Exists = false }, "does not exist", false},
+		"another database":                     {0x140, func(_ *State, f *Facts) { f.SystemID = "8" }, "another database", false},
+		"across a failover":                    {0x140, func(s *State, _ *Facts) { s.Timeline = 2 }, "LSNs have changed their meaning", false},
+		"a halt that is not latched":           {0x140, func(s *State, _ *Facts) { s.Halt = (&Halt{}).record(time.Now()) }, "", false},
+		"over what a halt put at risk":         {0x140, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", false},
+		"over a part of it":                    {0x13F, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", true},
+		"over it, and the record has no toast": {0x140, func(s *State, f *Facts) { s.Halt, f.Fingerprint = latched(Range{0x100, 0x140}, false), "f toast 7" }, "", false},
+		"over it, but things are changed":      {0x140, func(s *State, f *Facts) { s.Halt, f.Fingerprint = latched(Range{0x100, 0x140}, false), "g" }, "", true},
+		"in another history":                   {0x140, func(s *State, _ *Facts) { s.Halt = latched(Range{0x10, 0x100}, true) }, "another history", false},
 	} {
 		st, f := agreeing()
 		f.WALEnd = 0x150
@@ -66,6 +67,7 @@ func TestAdopt(t *testing.T) {
 		advance LSN
 	}{
 		"nothing":                     {func(*State, *Facts) {}, "nothing to adopt", 0, Position{}, Range{}, 0},
+		"a record without toast":      {func(s *State, f *Facts) { s.Fingerprint, f.Fingerprint = "f/1", "f/1 toast 7" }, "nothing to adopt", 0, Position{}, Range{}, 0},
 		"only what was changed":       {func(_ *State, f *Facts) { f.Fingerprint = "f/2" }, "", 0x100, Position{0xF0, 2}, Range{0x90, 0x150}, 0},
 		"a slot that went ahead":      {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush = 0x130 }, "", 0x130, Position{}, Range{0x100, 0x130}, 0},
 		"both":                        {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.Fingerprint = 0x130, "f/2" }, "", 0x130, Position{}, Range{0x90, 0x150}, 0},

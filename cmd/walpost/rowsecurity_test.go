@@ -91,8 +91,14 @@ func TestPollingUnderRowLevelSecurity(t *testing.T) {
 	if list := s.must("dlq", "list"); !strings.Contains(list, "failed") {
 		t.Errorf("dlq list:\n%s", list)
 	}
+	if plan := s.must("init", "--dry-run"); strings.Contains(plan, "BYPASSRLS") {
+		t.Errorf("init plans for a member of the owner\n%s", plan)
+	}
 	s.exec("ALTER TABLE outbox FORCE ROW LEVEL SECURITY")
 	s.refuses("or `ALTER TABLE public.outbox NO FORCE ROW LEVEL SECURITY`", "dlq", "list")
+	if plan := s.must("init", "--dry-run"); !strings.Contains(plan, "BYPASSRLS") {
+		t.Errorf("init plans for a member of the owner who is forced\n%s", plan)
+	}
 }
 
 // TestStreamingUnderRowLevelSecurity goes on: the WAL does not know of it. Those who read or clean up the table do.

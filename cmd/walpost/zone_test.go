@@ -60,6 +60,13 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 			if w := s.where("--since", "1h", old); len(w.Notes) != 1 || !strings.Contains(w.Notes[0], says) || w.Events[0].Times != 1 {
 				t.Errorf("where: %+v", w)
 			}
+			s.env["WALPOST_SOURCE_COLUMNS_CREATED_AT_ZONE"] = "Europe/Berln"
+			r = s.start()
+			r.says(20*time.Second, `"halted"`)
+			r.says(time.Second, "source.columns.created_at_zone: PostgreSQL knows no time zone")
+			if err := r.stop(); err != nil || s.state().Halt != nil {
+				t.Error(err, s.state().Halt) // a wrong name is not latched
+			}
 			s.env["WALPOST_SOURCE_COLUMNS_CREATED_AT_ZONE"] = zone
 			if out := s.must("init", "--dry-run"); strings.Contains(out, says) {
 				t.Errorf("init:\n%s", out)
