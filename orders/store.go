@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walpost/walpost/cdc/outbox"
+	"github.com/walpost/walpost/cdc/pglimit"
 )
 
 // Store keeps orders in PostgreSQL.
@@ -27,6 +29,8 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	params["application_name"] = "orders"
 	params["lock_timeout"] = "5s" // a repeated POST waits for the first; under the server's write timeout of 10 s
 	params["idle_in_transaction_session_timeout"] = "10s"
+	pglimit.Set(&config.ConnConfig.Config)
+	config.ConnConfig.Tracer = pglimit.Queries{Within: 30 * time.Second}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, err

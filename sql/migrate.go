@@ -22,6 +22,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"github.com/walpost/walpost/cdc/inbox/schema"
+	"github.com/walpost/walpost/cdc/pglimit"
 )
 
 //go:embed orders/*.sql inventory/*.sql
@@ -49,6 +50,9 @@ func exec(statements string) *goose.GoFunc {
 
 // migrateLock keeps two migrations of one database from running at once; the number has no meaning beyond this.
 const migrateLock = 0x77616c706f7374
+
+// othersWithin is how long another migration of the same database may take.
+const othersWithin = "10min"
 
 // Migrate brings the database at adminURL to the newest schema and gives the role of serviceURL the rights its service needs there
 // and no others. The role is created when missing, and its password becomes the one in serviceURL; without one there the role's
@@ -102,13 +106,20 @@ func withRole(ctx context.Context, admin, role *pgx.ConnConfig, whose string, ou
 	if role.Database != admin.Database {
 		return fmt.Errorf("the %s's database is %q and the administrator's %q: both URLs must name the same one", whose, role.Database, admin.Database)
 	}
+	pglimit.Set(&admin.Config)
 	conn, err := pgx.ConnectConfig(ctx, admin)
 	if err != nil {
 		return fmt.Errorf("connect as administrator: %w%s", err, connectHint(err, admin))
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `SET lock_timeout = '`+othersWithin+`'`); err != nil {
+		return fmt.Errorf("set a timeout: %w", err)
+	}
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrateLock); err != nil {
-		return fmt.Errorf("wait for another migration: %w", err)
+		return fmt.Errorf("wait for another migration, which has taken longer than %s (SELECT pid, state, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' says which): %w", othersWithin, err)
+	}
+	if _, err := conn.Exec(ctx, `SET lock_timeout = 0`); err != nil {
+		return fmt.Errorf("take the timeout back: %w", err)
 	}
 	if err := ensureRole(ctx, conn, role.User, role.Password, out); err != nil {
 		return err
@@ -118,7 +129,14 @@ func withRole(ctx context.Context, admin, role *pgx.ConnConfig, whose string, ou
 
 // connectHint says what to do about an error people meet before anything works.
 func connectHint(err error, config *pgx.ConnConfig) string {
-	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "3D000" {
+	pgErr := (*pgconn.PgError)(nil)
+	if !errors.As(err, &pgErr) {
+		return ""
+	}
+	if name := pglimit.Parameter(&config.Config, pgErr); name != "" {
+		return fmt.Sprintf(" (take the parameter %q out of the administrator's database URL)", name)
+	}
+	if pgErr.Code == "3D000" {
 		return fmt.Sprintf(" (create it first: CREATE DATABASE %s)", pgx.Identifier{config.Database}.Sanitize())
 	}
 	return ""

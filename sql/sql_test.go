@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"path"
 	"strings"
@@ -521,4 +522,24 @@ func connectBackground(t *testing.T, url string) *pgx.Conn {
 	}
 	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
+}
+
+// A server that does not answer, and a URL written for another program, end a migration with what to do.
+func TestMigrateEndsWithoutAServer(t *testing.T) {
+	t.Parallel()
+	for url, says := range map[string]string{
+		"postgres://postgres@" + cdctest.Silent(t) + "/orders?connect_timeout=1":      "connect as administrator",
+		"postgres://postgres@" + cdctest.Unaccepting(t) + "/orders?connect_timeout=1": "connect as administrator",
+		cdctest.Database(t) + "&schema=public":                                        `take the parameter "schema" out of the administrator's database URL`,
+	} {
+		began := time.Now()
+		admin, err := pgx.ParseConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = sql.Migrate(t.Context(), sql.Orders, url, "postgres://orders_service@127.0.0.1/"+admin.Database, io.Discard)
+		if took := time.Since(began); err == nil || !strings.Contains(err.Error(), says) || took > 5*time.Second {
+			t.Errorf("after %s: %v, want %s", took, err, says)
+		}
+	}
 }

@@ -111,6 +111,8 @@ func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err er
 		return nil, nil, fmt.Errorf("configure the client: %w", err)
 	}
 	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
 	admin := kadm.NewClient(client)
 	starts, err := admin.ListStartOffsets(ctx, o.cfg.Topic)
 	if err == nil {

@@ -14,8 +14,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// replayStall is how long the log may give nothing while it is read.
-const replayStall = 30 * time.Second
+const (
+	// replayStall is how long the log may give nothing while it is read.
+	replayStall = 30 * time.Second
+	// askWithin is how long Kafka has to tell of offsets and groups.
+	askWithin = 30 * time.Second
+)
 
 // A Replay is what a consumer group gets once more of one partition: the records from From up to Committed.
 type Replay struct {
@@ -53,6 +57,8 @@ func (o *Operator) Replay(ctx context.Context, from time.Time, partition int32, 
 }
 
 func (o *Operator) plan(ctx context.Context, admin *kadm.Client, from time.Time, partition int32, offset int64) ([]Replay, error) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
 	committed, err := admin.FetchOffsetsForTopics(ctx, o.cfg.Group, o.cfg.Topic)
 	if err == nil {
 		err = committed.Error()
@@ -217,6 +223,8 @@ func (o *Operator) rewind(ctx context.Context, admin *kadm.Client, plan []Replay
 		offsets.AddOffset(o.cfg.Topic, r.Partition, r.From, -1)
 		what += fmt.Sprintf(" %d/%d (from %d)", r.Partition, r.From, r.Committed)
 	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
 	return pgx.BeginFunc(ctx, o.cfg.Pool, func(tx pgx.Tx) error {
 		if err := o.decide(ctx, tx, "replay", what); err != nil {
 			return err

@@ -12,20 +12,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/pglimit"
 )
 
 const (
-	// connectWithin is how long one address has to accept, to let in and to be set up; a lower connect_timeout of the URL holds. It is no
-	// shorter than the longest pause between two sessions: a relay that hung on an address that nobody has tries the next at once.
-	connectWithin = 10 * time.Second
-	// resolveWithin is how long a name has to become addresses.
-	resolveWithin = 5 * time.Second
 	// answerWithin is how long PostgreSQL has to answer a question over SQL that sets no limit itself.
 	answerWithin = 30 * time.Second
 	// workWithin is the limit of what may rightly take long: an index, a count, a page of rows that Kafka takes slowly.
 	workWithin = time.Hour
-	// goneAfter is how long the peer's TCP may be silent while something of ours is on the way to it.
-	goneAfter = 30 * time.Second
 	// lockedAfter is how long an administrator's statement waits for a lock: writers queue behind who waits.
 	lockedAfter = "5s"
 )
@@ -69,7 +63,7 @@ func (l login) open(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: not a PostgreSQL URL (postgres://user@host:5432/database)", l.key)
 	}
-	cfg.Tracer = limiter{within: answerWithin}
+	cfg.Tracer = pglimit.Queries{Within: answerWithin}
 	reached := l.prepare(&cfg.Config)
 	began := time.Now()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
@@ -115,25 +109,13 @@ func (l login) prepare(cfg *pgconn.Config) (reached *bool) {
 	cfg.RuntimeParams["application_name"] = l.application
 	cfg.RuntimeParams["client_encoding"] = "UTF8"
 	cfg.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error { return apply(ctx, pg, settings) }
-	if cfg.ConnectTimeout <= 0 || cfg.ConnectTimeout > connectWithin {
-		cfg.ConnectTimeout = connectWithin
-	}
+	pglimit.Set(cfg)
 	reached = new(bool)
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4}}
+	dial := cfg.DialFunc
 	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := dialer.DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		*reached = true
-		setGoneAfter(c, goneAfter)
-		return c, nil
-	}
-	lookup := cfg.LookupFunc
-	cfg.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
-		ctx, cancel := context.WithTimeout(ctx, resolveWithin)
-		defer cancel()
-		return lookup(ctx, host)
+		c, err := dial(ctx, network, addr)
+		*reached = *reached || err == nil
+		return c, err
 	}
 	return reached
 }
@@ -170,7 +152,7 @@ const replicationSettings = `, ('role', 'none'), ('wal_sender_timeout', (
 
 // apply makes the settings in one question.
 func apply(ctx context.Context, pg *pgconn.PgConn, settings string) error {
-	ctx, cancel := context.WithTimeout(ctx, connectWithin)
+	ctx, cancel := context.WithTimeout(ctx, pglimit.Connect)
 	defer cancel()
 	_, err := pg.Exec(ctx, `SELECT pg_catalog.set_config(name, value, false) FROM (VALUES `+settings+`) v(name, value)
 		WHERE pg_catalog.current_setting(name, true) IS NOT NULL`).ReadAll()
@@ -178,50 +160,6 @@ func apply(ctx context.Context, pg *pgconn.PgConn, settings string) error {
 		return fmt.Errorf("set up the session: %w", err)
 	}
 	return nil
-}
-
-// limiter gives every query that has no deadline one, so that a server that is frozen or gone ends it. What may take longer sets a
-// deadline itself, with patient.
-type limiter struct{ within time.Duration }
-
-var (
-	_ pgx.QueryTracer = limiter{}
-	_ pgx.BatchTracer = limiter{}
-)
-
-type limitKey struct{}
-
-// TraceQueryStart returns the context that the query then uses.
-func (l limiter) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return l.limited(ctx)
-}
-
-// TraceQueryEnd is called when the rows are closed, too.
-func (limiter) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) { over(ctx) }
-
-// TraceBatchStart returns the context that the batch then uses.
-func (l limiter) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
-	return l.limited(ctx)
-}
-
-// TraceBatchQuery does nothing: the batch has one limit.
-func (limiter) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
-
-// TraceBatchEnd is called when the batch's results are closed.
-func (limiter) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchEndData) { over(ctx) }
-
-func (l limiter) limited(ctx context.Context) context.Context {
-	if _, limited := ctx.Deadline(); limited {
-		return ctx
-	}
-	ctx, cancel := context.WithTimeout(ctx, l.within)
-	return context.WithValue(ctx, limitKey{}, cancel)
-}
-
-func over(ctx context.Context) {
-	if cancel, ok := ctx.Value(limitKey{}).(context.CancelFunc); ok {
-		cancel()
-	}
 }
 
 // patient is the context of a query that may rightly take longer than answerWithin.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/pglimit"
 )
 
 // broken are defaults that a database, a role or a server may have, and what a session of ours must have instead.
@@ -225,7 +226,7 @@ func TestEveryQueryHasALimit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			conn := open()
-			limit := limiter{within: 300 * time.Millisecond}
+			limit := pglimit.Queries{Within: 300 * time.Millisecond}
 			limited, err := pgx.ConnectConfig(t.Context(), func() *pgx.ConnConfig { c := conn.Config(); c.Tracer = limit; return c }())
 			if err != nil {
 				t.Fatal(err)
@@ -238,14 +239,14 @@ func TestEveryQueryHasALimit(t *testing.T) {
 			}
 		})
 	}
-	ctx := limiter{within: time.Minute}.TraceQueryStart(t.Context(), nil, pgx.TraceQueryStartData{})
-	limiter{}.TraceQueryEnd(ctx, nil, pgx.TraceQueryEndData{})
+	ctx := pglimit.Queries{Within: time.Minute}.TraceQueryStart(t.Context(), nil, pgx.TraceQueryStartData{})
+	pglimit.Queries{}.TraceQueryEnd(ctx, nil, pgx.TraceQueryEndData{})
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		t.Error("the limit outlives its query")
 	}
 	own, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
-	if got := (limiter{within: time.Minute}).TraceQueryStart(own, nil, pgx.TraceQueryStartData{}); got != own {
+	if got := (pglimit.Queries{Within: time.Minute}).TraceQueryStart(own, nil, pgx.TraceQueryStartData{}); got != own {
 		t.Error("a query's own deadline is replaced")
 	}
 }

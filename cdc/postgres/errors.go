@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"net"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/pglimit"
 )
 
 // decoding is where the server stood in the WAL when decoding failed. Of Where nothing else is read, and of Detail nothing at
@@ -105,7 +104,7 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 
 // denied is what the server's own refusal of a connection means, and what to do about it, for the URL that was used.
 func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
-	if name := parameter(cfg, pg); name != "" {
+	if name := pglimit.Parameter(cfg, pg); name != "" {
 		if pg.Code == "42704" || pg.Code == "08P01" {
 			return &cdc.Halt{
 				Found: fmt.Sprintf("%s: PostgreSQL does not know the parameter %q (SQLSTATE %s)", l.key, name, pg.Code),
@@ -159,37 +158,6 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 }
 
 const transactionPooler = "a pooler in transaction mode stands in between, and gives each statement another session: name PostgreSQL's own host and port, or a pool in session mode"
-
-// option is a setting in the URL's options: -c name=value or --name=value.
-var option = regexp.MustCompile(`(?:-c\s*|--)([A-Za-z_][A-Za-z0-9_.-]*)=`)
-
-// parameter is the name in the URL that a refused connection is about, or nothing. A name is not translated, whatever language the
-// server's message is in.
-func parameter(cfg *pgconn.Config, pg *pgconn.PgError) (name string) {
-	if !slices.Contains([]string{"42704", "22023", "42501", "55P02", "08P01"}, pg.Code) {
-		return ""
-	}
-	var names []string
-	for n := range cfg.RuntimeParams {
-		if !slices.Contains([]string{"application_name", "client_encoding", "replication"}, n) {
-			names = append(names, n)
-		}
-	}
-	for _, m := range option.FindAllStringSubmatch(cfg.RuntimeParams["options"], -1) {
-		names = append(names, strings.ReplaceAll(m[1], "-", "_"))
-	}
-	said := strings.FieldsFunc(pg.Message, func(r rune) bool {
-		return r != '_' && r != '.' && !unicode.IsLetter(r) && !unicode.IsDigit(r)
-	})
-	slices.Sort(names)
-	for _, n := range names {
-		// A setting's own name counts before that of the parameter which holds it.
-		if slices.ContainsFunc(said, func(word string) bool { return strings.EqualFold(strings.TrimRight(word, "."), n) }) && (name == "" || name == "options") {
-			name = n
-		}
-	}
-	return name
-}
 
 func errorResponse(body []byte) error {
 	var e pgproto3.ErrorResponse

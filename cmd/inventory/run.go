@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/cmd/internal/operate"
 	"github.com/walpost/walpost/inventory"
@@ -182,7 +183,12 @@ func (c *cli) pool(ctx context.Context) (*pgxpool.Pool, error) {
 	if c.DatabaseURL == "" {
 		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory")
 	}
-	pool, err := pgxpool.New(ctx, c.DatabaseURL)
+	config, err := pgxpool.ParseConfig(c.DatabaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+	}
+	pglimit.Set(&config.ConnConfig.Config)
+	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders/notify"
 	"github.com/walpost/walpost/orders/saga"
@@ -136,6 +137,7 @@ func (c *cli) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
+	pglimit.Set(&config.ConnConfig.Config)
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/operate"
 	"github.com/walpost/walpost/orders/notify"
 	"github.com/walpost/walpost/orders/notify/render"
@@ -172,7 +173,12 @@ func (c *cli) notices(ctx context.Context, command string, stdout io.Writer) err
 	if err := checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL); err != nil {
 		return err
 	}
-	pool, err := pgxpool.New(ctx, c.DatabaseURL)
+	config, err := pgxpool.ParseConfig(c.DatabaseURL)
+	if err != nil {
+		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+	}
+	pglimit.Set(&config.ConnConfig.Config)
+	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
 	}

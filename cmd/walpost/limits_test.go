@@ -16,7 +16,15 @@ import (
 func TestEveryCommandEnds(t *testing.T) {
 	t.Parallel()
 	commands := [][]string{
-		{"status"}, {"init"}, {"init", "--dry-run"}, {"init", "--remove", "--yes"}, {"cleanup"}, {"where", "x"}, {"adopt"}, {"skip", "--to", "0/1"}, {"dlq", "list"},
+		{"status"},
+		{"init"},
+		{"init", "--dry-run"},
+		{"init", "--remove", "--yes"},
+		{"cleanup"},
+		{"where", "x"},
+		{"adopt"},
+		{"skip", "--to", "0/1"},
+		{"dlq", "list"},
 		{"replay", "--from", "2026-11-22T00:00:00Z", "--to", "2026-11-23T00:00:00Z"},
 	}
 	wal := newStage(t)

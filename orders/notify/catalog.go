@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walpost/walpost/cdc/pglimit"
 )
 
 // errWaits marks what is nobody's attempt: the notification waits.
@@ -28,6 +30,7 @@ func OpenCatalog(ctx context.Context, url string) (*Catalog, error) {
 	config.ConnConfig.RuntimeParams["application_name"] = "orders mail"
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	config.ConnConfig.ConnectTimeout = catalogTimeout
+	pglimit.Set(&config.ConnConfig.Config)
 	config.MaxConns = 2
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
