@@ -181,6 +181,13 @@ func TestPartitionIsNotDroppedUnseen(t *testing.T) {
 	if n := s.rows(); n != "1" {
 		t.Errorf("%s rows are left", n)
 	}
+
+	// A relay that is to clean up tells it when it starts, not when it is time.
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.env["WALPOST_CLEANUP_EVERY"], s.env["WALPOST_CLEANUP_URL"] = "1h", url
+	s.start().counts("walpost_cleanup_refused", "1")
 }
 
 const secure = `ALTER TABLE outbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY`
