@@ -21,21 +21,25 @@ var ErrUnseen = errors.New("row-level security hides rows of the outbox")
 // them by their names. What the policies say does not matter: PostgreSQL does not tell whether they let every row pass.
 func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error {
 	rows, err := conn.Query(ctx, family("to_regclass($1)::oid")+`
-		SELECT current_user::text, m.name, quote_ident(pg_get_userbyid(c.relowner)), pg_has_role(current_user, c.relowner, 'USAGE')
-		FROM member m JOIN pg_class c ON c.oid = m.oid
+		SELECT current_user::text, m.name, quote_ident(o.rolname), pg_has_role(current_user, o.oid, 'USAGE'), o.rolsuper
+		FROM member m JOIN pg_class c ON c.oid = m.oid JOIN pg_roles o ON o.oid = c.relowner
 		WHERE row_security_active(m.oid) AND (m.oid = to_regclass($1) OR $2) ORDER BY m.name`, quotedTable(s.cfg), below)
 	if err != nil {
 		return classify("look for row-level security", err)
 	}
 	var role, name, owner string
-	var owns bool
+	var owns, super bool
 	var names, ways []string
-	if _, err := pgx.ForEachRow(rows, []any{&role, &name, &owner, &owns}, func() error {
-		way := fmt.Sprintf("`GRANT %s TO %s`", owner, pgx.Identifier{role}.Sanitize())
-		if owns {
-			way = "`ALTER TABLE " + name + " NO FORCE ROW LEVEL SECURITY`"
+	if _, err := pgx.ForEachRow(rows, []any{&role, &name, &owner, &owns, &super}, func() error {
+		names = append(names, name)
+		way := fmt.Sprintf(", or `GRANT %s TO %s`", owner, pgx.Identifier{role}.Sanitize())
+		switch {
+		case owns:
+			way = ", or `ALTER TABLE " + name + " NO FORCE ROW LEVEL SECURITY`"
+		case super: // nobody should be made a member of that
+			return nil
 		}
-		if names = append(names, name); !slices.Contains(ways, way) {
+		if !slices.Contains(ways, way) {
 			ways = append(ways, way)
 		}
 		return nil
@@ -45,8 +49,8 @@ func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error 
 	if len(names) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: role %q does not see all rows of %s: run `ALTER ROLE %s BYPASSRLS`, or %s",
-		ErrUnseen, role, few(names), pgx.Identifier{role}.Sanitize(), strings.Join(ways, " and "))
+	return fmt.Errorf("%w: role %q does not see all rows of %s: run `ALTER ROLE %s BYPASSRLS`%s",
+		ErrUnseen, role, few(names), pgx.Identifier{role}.Sanitize(), strings.Join(ways, ""))
 }
 
 // Unseen is an ErrUnseen where a server's error is one, and otherwise nil: row-level security that came since somebody asked seesAll.
