@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -305,5 +306,45 @@ func TestAParameterThatPostgreSQLDoesNotTake(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Only what a pooler in session mode passes is asked for at the start of a session; the rest is set behind it.
+func TestTheStartIsWhatAPoolerPasses(t *testing.T) {
+	t.Parallel()
+	admin := cdctest.Database(t)
+	u, err := url.Parse(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	asked := map[string]bool{}
+	proxy := cdctest.StartProxy(t, u.Host, func(f cdctest.Frame) cdctest.Verdict {
+		var m pgproto3.StartupMessage
+		if !f.FromServer && f.Type == 0 && len(f.Bytes) > 8 && m.Decode(f.Bytes[4:]) == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			for name := range m.Parameters {
+				asked[name] = true
+			}
+		}
+		return cdctest.Pass
+	})
+	for key, connect := range ways(t.Context(), proxy.URL(t, admin)) {
+		if err := connect(); err != nil && strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if !asked["application_name"] || !asked["replication"] {
+		t.Errorf("the proxy saw only %v", asked)
+	}
+	for name := range asked {
+		switch name {
+		case "user", "database", "replication", "application_name", "client_encoding", "DateStyle", "TimeZone":
+		default:
+			t.Errorf("%s is asked for at the start of a session", name)
+		}
 	}
 }

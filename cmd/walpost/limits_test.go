@@ -97,3 +97,21 @@ func TestEveryCommandEnds(t *testing.T) {
 		})
 	}
 }
+
+// Where the server takes a silent relay for gone sooner than status_interval allows, the relay answers more often, and says so.
+func TestAnImpatientServer(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.must("init")
+	s.env["WALPOST_SOURCE_STATUS_INTERVAL"] = "5s"
+	s.env["WALPOST_SOURCE_URL"] += "&options=-c%20wal_sender_timeout%3D1s"
+	r := s.start()
+	r.says(10*time.Second, `"streaming"`)
+	r.says(time.Second, "status updates are sent more often")
+	s.insert(1)
+	s.confirmed(10 * time.Second)
+	time.Sleep(2500 * time.Millisecond) // nothing comes, and nothing ends
+	s.insert(1)
+	s.confirmed(10 * time.Second)
+	undisturbed(t, r)
+}
