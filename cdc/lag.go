@@ -16,6 +16,17 @@ type Lag struct {
 	current time.Time
 }
 
+const (
+	walPage  = 8192    // of the WAL, as PostgreSQL is built everywhere
+	halfDone = 1 << 20 // no record that is not complete is larger, but for a message or a row that is just being written
+)
+
+// reached says that covered is the end of the WAL as far as anybody can read it. Beside an open transaction the server flushes whole pages:
+// the last of them ends inside a record of which nothing can be sent before its rest is flushed, half a minute later.
+func reached(covered, end LSN) bool {
+	return covered >= end || end%walPage == 0 && end-covered < halfDone
+}
+
 type walEnd struct {
 	lsn LSN
 	at  time.Time
@@ -43,7 +54,7 @@ func (l *Lag) Look(end LSN, at time.Time) {
 // Behind is for how long what lies behind confirmed has waited, when the WAL ends at end; current is the newest time up to which all is
 // delivered. False when that is not known.
 func Behind(confirmed, end LSN, current, now time.Time) (time.Duration, bool) {
-	if confirmed >= end {
+	if reached(confirmed, end) {
 		return 0, true
 	}
 	return max(now.Sub(current), 0), !current.IsZero()
@@ -53,7 +64,7 @@ func Behind(confirmed, end LSN, current, now time.Time) (time.Duration, bool) {
 func (l *Lag) Current(covered LSN) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.ends) > 0 && l.ends[0].lsn <= covered {
+	for len(l.ends) > 0 && reached(covered, l.ends[0].lsn) {
 		l.current, l.ends = l.ends[0].at, l.ends[1:]
 	}
 	return l.current

@@ -46,7 +46,7 @@ type detector struct {
 
 // stalled says that nothing has moved for stallAfter although there was WAL that is not covered.
 func (d *detector) stalled(now time.Time, m motion, end LSN) bool {
-	if m != d.last || d.end <= m.covered {
+	if m != d.last || reached(m.covered, d.end) {
 		d.last, d.end, d.since = m, end, now
 		return false
 	}
@@ -94,7 +94,7 @@ func (r *Relay) commits(f *Facts) {
 func (s *session) countFailure(err error) {
 	t := &s.troubles
 	last, began := s.looked.Load(), s.place.Load()
-	if err == nil || errors.As(err, new(*Halt)) || began == nil || last.facts.WALEnd <= began.covered {
+	if err == nil || errors.As(err, new(*Halt)) || began == nil || reached(began.covered, last.facts.WALEnd) {
 		return
 	}
 	here := *began
@@ -114,7 +114,7 @@ func (s *session) judge(d *detector, f *Facts, now time.Time) {
 		received: s.at.received.Load(), published: s.at.published.Load(),
 	}
 	moved := !d.since.IsZero() && m != d.last
-	current := f.WALEnd <= m.covered
+	current := reached(m.covered, f.WALEnd)
 	stalled := d.stalled(now, m, f.WALEnd)
 	if here != t.place || current {
 		t.times = 0
@@ -142,7 +142,7 @@ func (s *session) remember(f *Facts, open map[string]time.Time) {
 	s.commits(f)
 	covered := s.place.Load().covered
 	s.observer.current(s.lag.Current(covered))
-	if f.WALEnd > covered {
+	if !reached(covered, f.WALEnd) {
 		signal(s.refresh)
 	}
 }

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+)
+
+// TestIdleServerIsNoStall: a server on which nothing is written but what it writes itself, a switched WAL file, checkpoints, a transaction
+// that is rolled back and one that is open, has nothing that waits.
+func TestIdleServerIsNoStall(t *testing.T) {
+	t.Parallel()
+	s, _ := ownStage(t)
+	s.must("init")
+	r := s.start()
+	s.insert(5)
+	s.confirmed(20 * time.Second)
+	s.exec("CREATE TABLE foreigners (n int, t text)")
+	for _, last := range []string{"SELECT pg_switch_wal()", "CHECKPOINT", "BEGIN; CREATE TABLE never (); ROLLBACK"} {
+		s.exec(last)
+		cdctest.Eventually(t, 20*time.Second, func() error {
+			if out := s.must("status"); !strings.Contains(out, "lag        0 B and 0 s") {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
+	// Beside it the server flushes whole pages, of which the last ends inside a record.
+	open := s.connect()
+	defer func() { _ = open.Close(context.Background()) }()
+	run1(t, open, "BEGIN; INSERT INTO foreigners SELECT n, repeat('x', 700) FROM generate_series(1, 1000) n")
+	for range 4 {
+		time.Sleep(5 * time.Second) // what is not said is waited for in vain
+		if out := s.must("status"); !strings.Contains(out, "blocked    by nothing") || !strings.Contains(out, " and 0 s behind") {
+			t.Errorf("beside an open transaction that has written, and now rests:\n%s", out)
+		}
+	}
+	if log := r.log.String(); strings.Contains(log, "stalled") {
+		t.Errorf("a relay that is idle stalls:\n%s", log)
+	}
+}
