@@ -241,7 +241,7 @@ func (s *State) failover(timeline int32, end LSN) {
 	}
 }
 
-// unchanged compares publication and table with what the state record knows. It is asked at every start and every 30 s.
+// unchanged compares publication and table with what the state record knows. It is asked at every start and at each look of a session.
 func unchanged(st *State, f *Facts) error {
 	if !same(st.Fingerprint, f.Fingerprint) {
 		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
