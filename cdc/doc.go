@@ -53,6 +53,7 @@
 // record and the slot. A session that ends is followed by the next with backoff. A [Halt] is for a human: the slot and the
 // Kafka client are given back, the process stays up, not ready, says what was found, and tries again every 30 s. One whose
 // cause may have hidden rows is latched in the state record; reconcile.go is the table of what is compared, decide.go what an
-// operator can decide on. stall.go finds by positions alone that rows may be waiting while nothing moves, waits.go says why. tracker.go notices another history by the transactions that the slot sends again, and until the stream
-// has passed them nothing is confirmed.
+// operator can decide on. stall.go finds by positions alone that rows may be waiting while nothing moves, and waits.go says why.
+// tracker.go notices another history by the transactions that the slot sends again, and until the stream has passed them nothing
+// is confirmed.
 package cdc
