@@ -5,7 +5,7 @@
 // [Record]; cdc/walpost puts them together. cdc/polling takes rows from the table where there is no logical replication, with
 // the same rows, routes and sink, and no session of this kind. A newcomer reads relay.go (the loop over sessions), session.go
 // (the seven steps of a start), reader.go and publisher.go (the two goroutines), window.go (what passes between them), poison.go
-// (rows that can never be published), stall.go (what notices that rows wait and nothing moves, whatever the cause).
+// (rows that can never be published).
 //
 //	postgres.Stream ──▶ READER ──▶ queue (the filling window) ──▶ PUBLISHER ──▶ kafka.Publisher
 //	      ▲            tracker                                   route, check, publish, state
@@ -54,6 +54,6 @@
 // Kafka client are given back, the process stays up, not ready, says what was found, and tries again every 30 s. One whose
 // cause may have hidden rows is latched in the state record; reconcile.go is the table of what is compared, decide.go what an
 // operator can decide on. A server, pipeline, slot or name that is not the record's is an error of the configuration, and is never
-// latched. tracker.go notices another history by the transactions that the slot sends again, and until the stream
-// has passed them nothing is confirmed.
+// latched. stall.go finds by positions alone that rows may be waiting while nothing moves, and waits.go says why. tracker.go notices
+// another history by the transactions that the slot sends again, and until the stream has passed them nothing is confirmed.
 package cdc

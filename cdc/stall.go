@@ -70,7 +70,7 @@ type troubles struct {
 	pid    uint32 // of the last session's walsender
 }
 
-// stall tells of a stall once, and once when it is over.
+// stall reports a stall once, and once when it is over.
 func (r *Relay) stall(s *Stall, at place) {
 	t := &r.troubles
 	if s == nil && t.told == nil || s != nil && t.told != nil && s.Cause == t.told.Cause && s.of == t.told.of {
@@ -80,7 +80,7 @@ func (r *Relay) stall(s *Stall, at place) {
 	r.observer.stuck(s)
 }
 
-// commits tells of commits that wait for this relay, when that changes.
+// commits reports commits that wait for this relay, when that changes.
 func (r *Relay) commits(f *Facts) {
 	err := f.CommitsWait()
 	if text(err) != r.troubles.commit {

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
@@ -542,4 +543,31 @@ func TestMigrateEndsWithoutAServer(t *testing.T) {
 			t.Errorf("after %s: %v, want %s", took, err, says)
 		}
 	}
+}
+
+// TestSlotThatIsReadAndHoldsRowsIsNotUpToDate: whoever reads it confirms nothing, as a relay does while Kafka is away.
+func TestSlotThatIsReadAndHoldsRowsIsNotUpToDate(t *testing.T) {
+	t.Parallel()
+	admin, service := migrated(t, sql.Orders)
+	conn := connect(t, admin)
+	slot := cdctest.SlotName(t, "read")
+	scan[string](t, conn, `SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')`, slot)
+	reader, err := pgconn.Connect(t.Context(), admin+"&replication=database")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close(context.Background()) }()
+	reader.Frontend().SendQuery(&pgproto3.Query{String: "START_REPLICATION SLOT " + slot + ` LOGICAL 0/0 ("proto_version" '1', "publication_names" 'walpost')`})
+	if err := reader.Frontend().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), `CREATE TABLE more ()`); err != nil {
+		t.Fatal(err)
+	}
+	cdctest.Eventually(t, 10*time.Second, func() error {
+		if got := scan[string](t, connect(t, service), `SELECT what_to_do FROM outbox_slot`); !strings.Contains(got, "of WAL is not delivered yet") {
+			return errors.New(got)
+		}
+		return nil
+	})
 }

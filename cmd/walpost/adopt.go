@@ -7,7 +7,7 @@ import (
 )
 
 type adoptCmd struct {
-	CreateSlot bool          `help:"Make the slot anew, where it is missing or lost."`
+	CreateSlot bool          `help:"Make the slot again, where it is missing or lost."`
 	Wait       time.Duration `default:"1m" help:"How long to wait for transactions that are open: rows that they wrote may be hidden, and can be replayed only once they have ended."`
 	DryRun     bool          `help:"Say what would be accepted and left behind, and do nothing."`
 }

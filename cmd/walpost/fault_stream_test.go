@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
 )
 
 // foreignGiants is fault 54: messages of others, in front of, between and behind the outbox's rows of one transaction, each many times what
@@ -448,4 +449,40 @@ func pollingStalls(of *scene) {
 		})
 	}
 	group.Wait()
+}
+
+// standbyRestarts is fault 60.
+func standbyRestarts(s *scene) {
+	s.build(set{server: true, least: 17, quiet: true})
+	s.exec("SELECT pg_create_physical_replication_slot('sb1', true)")
+	s.down("fast")
+	addr, port, _ := strings.Cut(host(s.t, s.server), ":")
+	standby := copyOf(s.t, s.server, devenv.CopyConfig{Standby: true, NoSlots: true, Settings: map[string]string{
+		"primary_conninfo": fmt.Sprintf("host=%s port=%s user=postgres dbname=postgres application_name=sb1", addr, port), "primary_slot_name": "sb1", "hot_standby_feedback": "on",
+	}})
+	s.up()
+	s.configured("synchronized_standby_slots", "sb1")
+	s.watch(cdctest.WriterConfig{Rate: 20})
+	r := s.child()
+	s.flows()
+	for names, what := range map[string]string{"ANY 1 (*)": "can have to wait", "ANY 2 (*)": "every commit", "FIRST 1 (sb1)": "by nothing"} {
+		s.configured("synchronous_standby_names", names)
+		s.blocked(what)
+		s.flows()
+	}
+	s.configured("synchronous_standby_names", "")
+	stopServer(s.t, standby, "fast")
+	s.grows(50)
+	time.Sleep(5 * time.Second) // a restart
+	startServer(s.t, standby)
+	s.flows()
+	if log := r.log.String(); strings.Contains(log, "stalled") || strings.Contains(log, "starting over") {
+		s.t.Errorf("a standby that was restarted is no stall:\n%s", log)
+	}
+	stopServer(s.t, standby, "immediate")
+	s.stalls(r, `"sb1": it is inactive`)
+	startServer(s.t, standby)
+	s.mended()
+	s.once(s.settle())
+	s.ready(r)
 }

@@ -8,13 +8,19 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/devenv"
 )
 
 // TestIdleServerIsNoStall: a server on which nothing is written but what it writes itself, a switched WAL file, checkpoints, a transaction
 // that is rolled back and one that is open, has nothing that waits.
 func TestIdleServerIsNoStall(t *testing.T) {
 	t.Parallel()
-	s, _ := ownStage(t)
+	// It is not to write a snapshot of running transactions soon, which would flush the rest of the record.
+	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"bgwriter_delay": "10s"}})
+	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
 	s.must("init")
 	r := s.start()
 	s.insert(5)
