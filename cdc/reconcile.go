@@ -18,6 +18,8 @@ type Facts struct {
 	Hidden []string
 	// Unfit is what is wrong with the table's columns: its rows come, and cannot be understood.
 	Unfit []string
+	// Notes are what is worth a word and halts nothing.
+	Notes []string
 }
 
 // SlotFacts is the slot's row in pg_replication_slots.
