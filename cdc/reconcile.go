@@ -27,6 +27,8 @@ type Facts struct {
 	Commits   *CommitWait
 	// Unfit is what is wrong with the table's columns: its rows come, and cannot be understood.
 	Unfit []string
+	// Notes are what is worth a word and halts nothing.
+	Notes []string
 }
 
 // SlotFacts is the slot's row in pg_replication_slots.

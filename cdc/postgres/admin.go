@@ -26,9 +26,6 @@ type Step struct {
 	role   string // that the step is for, where it is for one
 }
 
-// acts says whether the step does anything.
-func (s Step) acts() bool { return len(s.SQL) > 0 }
-
 // Admin prepares a database for a relay, with an administrator's rights.
 type Admin struct {
 	source *Source
@@ -83,11 +80,11 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	zone, err := a.noteZone(ctx)
+	notes, err := a.source.notes(ctx, a.conn, table)
 	if err != nil {
 		return nil, err
 	}
-	lacks, err := a.privileges(ctx, table.oid, false, slices.ContainsFunc(publication, Step.acts))
+	lacks, err := a.privileges(ctx, table.oid, false, len(publication.SQL) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +98,10 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	if len(lacks) > 0 {
 		return nil, errForbidden(lacks)
 	}
-	steps := slices.Concat([]Step{role, step}, zone, publication)
+	steps := []Step{role, step, publication}
+	for _, note := range notes {
+		steps = append(steps, Step{What: note})
+	}
 	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
 		sight, err := a.planSight(ctx, false)
 		if err != nil {
@@ -286,44 +286,67 @@ func quotedTable(cfg cdc.SourceConfig) string {
 	return pgx.Identifier{schema, table}.Sanitize()
 }
 
-func (a *Admin) planPublication(ctx context.Context, t table) ([]Step, error) {
+func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	cfg := a.source.cfg
 	name := pgx.Identifier{cfg.Publication}.Sanitize()
 	w, exists, err := a.source.width(ctx, a.conn, t)
 	if err != nil {
-		return nil, err
+		return Step{}, err
 	}
+	switch {
+	case cfg.Messages != "" && exists:
+		return Step{What: fmt.Sprintf("publication %s: there", cfg.Publication)}, nil
+	case cfg.Messages != "":
+		sql := "CREATE PUBLICATION " + name + " WITH (publish = 'insert')"
+		return Step{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}, nil
+	case !exists:
+		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{publicationDDL(cfg, cfg.Publication, t)}}, nil
+	}
+	problems, err := a.source.checkPublication(ctx, a.conn, t)
+	if err != nil {
+		return Step{}, err
+	}
+	if len(problems) > 0 {
+		return Step{}, unfit(problems)
+	}
+	if t.oid == 0 && !w.here {
+		return Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, quotedTable(cfg))}}, nil
+	}
+	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
+}
+
+// notes are what keeps no row from the stream, and is worth a word all the same.
+func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
+	if s.cfg.Messages != "" {
+		return nil, nil
+	}
+	if s.cfg.Columns.CreatedAtZone == "" { // else checkTable has looked at it
+		_, err := s.Age(ctx, conn, createdAt(s.cfg))
+		switch {
+		case errors.Is(err, ErrZone):
+			notes = append(notes, fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err))
+		case err != nil:
+			return nil, err
+		}
+	}
+	if s.cfg.Kind == cdc.Polling {
+		return notes, nil
+	}
+	w, _, err := s.width(ctx, conn, t)
+	if w.more != "" {
+		notes = append(notes, fmt.Sprintf("publication %s carries %s: changes of other tables are sent to the relay, which throws them away; and where it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED would be one: a publication of the outbox alone does neither: run `%s`, name it in source.publication, and `walpost adopt` where a relay has run already",
+			s.cfg.Publication, w.more, s.cfg.Table, publicationDDL(s.cfg, s.cfg.Slot+"_outbox", t)))
+	}
+	return notes, err
+}
+
+// publicationDDL makes a publication of the outbox alone.
+func publicationDDL(cfg cdc.SourceConfig, name string, t table) string {
 	with := "publish = 'insert'"
 	if t.partitioned {
 		with += ", publish_via_partition_root = true"
 	}
-	sql := fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", name, quotedTable(cfg), with)
-	there := Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}
-	switch {
-	case cfg.Messages != "" && exists:
-		return []Step{{What: fmt.Sprintf("publication %s: there", cfg.Publication)}}, nil
-	case cfg.Messages != "":
-		sql := "CREATE PUBLICATION " + name + " WITH (publish = 'insert')"
-		return []Step{{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}}, nil
-	case !exists:
-		return []Step{{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{sql}}}, nil
-	}
-	problems, err := a.source.checkPublication(ctx, a.conn, t)
-	if err != nil {
-		return nil, err
-	}
-	if len(problems) > 0 {
-		return nil, unfit(problems)
-	}
-	if t.oid == 0 && !w.here {
-		there = Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, quotedTable(cfg))}}
-	}
-	if w.more == "" {
-		return []Step{there}, nil
-	}
-	narrow := strings.Replace(sql, name, pgx.Identifier{cfg.Slot + "_outbox"}.Sanitize(), 1)
-	return []Step{there, {What: fmt.Sprintf("publication %s carries %s: changes of other tables are sent to the relay, which throws them away; and where it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED would be one: a publication of the outbox alone does neither: run `%s`, name it in source.publication, and `walpost adopt` where a relay has run already",
-		cfg.Publication, w.more, cfg.Table, narrow)}}, nil
+	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{name}.Sanitize(), quotedTable(cfg), with)
 }
 
 // width is what a publication carries beside a table that it names.

@@ -147,18 +147,6 @@ var utc = []string{
 	"gmt0", "etc/gmt0", "gmt+0", "etc/gmt+0", "gmt-0", "etc/gmt-0",
 }
 
-// noteZone is a step that does nothing but say that the zone of created_at is not known.
-func (a *Admin) noteZone(ctx context.Context) ([]Step, error) {
-	if a.source.cfg.Messages != "" {
-		return nil, nil
-	}
-	_, err := a.source.Age(ctx, a.conn, createdAt(a.source.cfg))
-	if errors.Is(err, ErrZone) {
-		return []Step{{What: fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err)}}, nil
-	}
-	return nil, err
-}
-
 // unknownZone says what is wrong with a configured zone that PostgreSQL does not know.
 func (s *Source) unknownZone(ctx context.Context, conn *pgx.Conn) (problem string, err error) {
 	zone := s.cfg.Columns.CreatedAtZone

@@ -244,12 +244,12 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 	case len(p.problems) > 0:
 		return nil, unfit(p.problems)
 	}
-	table := Step{What: fmt.Sprintf("table %s: there, with the columns and indexes that polling needs", cfg.Table), SQL: p.sql}
+	outbox := Step{What: fmt.Sprintf("table %s: there, with the columns and indexes that polling needs", cfg.Table), SQL: p.sql}
 	switch {
 	case p.oid == 0:
-		table.What = fmt.Sprintf("table %s: create it, with the columns and indexes that polling needs", cfg.Table)
+		outbox.What = fmt.Sprintf("table %s: create it, with the columns and indexes that polling needs", cfg.Table)
 	case len(p.sql) > 0:
-		table.What = fmt.Sprintf("table %s: add what polling needs; it is locked meanwhile, and rows that are in it are pending then", cfg.Table)
+		outbox.What = fmt.Sprintf("table %s: add what polling needs; it is locked meanwhile, and rows that are in it are pending then", cfg.Table)
 	}
 	lacks, err := a.privileges(ctx, p.oid, len(p.sql) > 0, false)
 	if err != nil {
@@ -275,8 +275,12 @@ func (a *Admin) PlanPolled(ctx context.Context) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	zone, err := a.noteZone(ctx)
-	return slices.Concat([]Step{role, table}, zone, []Step{grants}, sight), err
+	steps := append([]Step{role, outbox, grants}, sight...)
+	notes, err := a.source.notes(ctx, a.conn, table{})
+	for _, note := range notes {
+		steps = append(steps, Step{What: note})
+	}
+	return steps, err
 }
 
 // planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.

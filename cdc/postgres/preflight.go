@@ -244,6 +244,9 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	}
 	pollers, err := s.pollers(ctx, conn, t.oid)
 	f.Unfit = append(f.Unfit, pollers...)
+	if err == nil {
+		f.Notes, err = s.notes(ctx, conn, t)
+	}
 	return f, err
 }
 

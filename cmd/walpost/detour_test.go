@@ -129,13 +129,16 @@ func TestInitSaysWhatHidesRows(t *testing.T) {
 		}
 	}
 	s.oneOf()
+	if status := s.must("status"); !strings.Contains(status, "note       publication walpost carries all tables") || !strings.Contains(status, "blocked    by nothing") {
+		t.Errorf("status:\n%s", status)
+	}
 	other := newStage(t)
 	other.exec(`CREATE PUBLICATION walpost FOR ALL TABLES WITH (publish = 'delete')`)
 	other.refuses("does not publish inserts", "init")
 	other.refuses("publish_via_partition_root", "init", "--partition-by-day")
 	other.exec(`DROP PUBLICATION walpost`)
 	other.exec(`CREATE TABLE other (id int PRIMARY KEY); CREATE PUBLICATION walpost FOR TABLE other`)
-	if out := other.must("init"); !strings.Contains(out, "add public.outbox to it") || !strings.Contains(out, "carries other tables (other)") {
+	if out := other.must("init"); !strings.Contains(out, "add public.outbox to it") || !strings.Contains(out, "publication walpost carries other tables (other)") {
 		t.Errorf("init:\n%s", out)
 	}
 	other.oneOf()

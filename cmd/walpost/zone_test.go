@@ -60,6 +60,9 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 			if w := s.where("--since", "1h", old); len(w.Notes) != 1 || !strings.Contains(w.Notes[0], says) || w.Events[0].Times != 1 {
 				t.Errorf("where: %+v", w)
 			}
+			if status := s.must("status"); !strings.Contains(status, "note       `walpost replay`, `cleanup` and `where` by time will refuse") {
+				t.Errorf("status:\n%s", status)
+			}
 			s.env["WALPOST_SOURCE_COLUMNS_CREATED_AT_ZONE"] = "Europe/Berln"
 			r = s.start()
 			r.says(20*time.Second, `"halted"`)

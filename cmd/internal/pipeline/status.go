@@ -36,6 +36,7 @@ type Status struct {
 	Decisions     []cdc.Decision `json:"decisions"`                         // of operators, oldest first
 	DeadLetters   *int           `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
 	Backlog       *cdc.Backlog   `json:"backlog,omitempty"`                 // of a polled table, which has no slot
+	Notes         []string       `json:"notes,omitempty"`                   // what halts nothing and is worth a word
 	Blocked       []string       `json:"blocked"`                           // what keeps rows from flowing, each with what to do
 
 	polled bool
@@ -98,6 +99,7 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 	if blocked(err) {
 		return st
 	}
+	st.Notes = facts.Notes
 	if behind := st.stands(state, &facts); facts.Slot.Active && behind > patience {
 		// A record of before a silence says nothing of what has come since: a relay that works writes a new one within a moment.
 		moves := false
@@ -257,6 +259,9 @@ func (s Status) Write(w io.Writer) {
 	}
 	for _, d := range s.Decisions {
 		line("decision", "%s %s by %s: %s", d.Time.Format(time.RFC3339), d.Command, d.By, d.What)
+	}
+	for _, n := range s.Notes {
+		line("note", "%s", n)
 	}
 	if len(s.Blocked) == 0 {
 		line("blocked", "by nothing")
