@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	countWithin = 30 * time.Second
-	countLimit  = 1_000_000 // changes
+	countWithin   = 30 * time.Second
+	advanceWithin = 10 * time.Minute // PostgreSQL decodes all that it passes
+	countLimit    = 1_000_000        // changes
 )
 
 // Operator is an Admin with the relay's own rights, which are enough for the slot.
@@ -26,6 +27,8 @@ func (s *Source) Operator(ctx context.Context) (*Admin, error) {
 
 // Advance moves the slot to an LSN that the server has reached. It runs no output plugin, so it passes what cannot be decoded.
 func (a *Admin) Advance(ctx context.Context, to cdc.LSN) error {
+	ctx, cancel := context.WithTimeout(ctx, advanceWithin)
+	defer cancel()
 	if _, err := a.conn.Exec(ctx, `SELECT pg_replication_slot_advance($1, $2::text::pg_lsn)`, a.source.cfg.Slot, to.String()); err != nil {
 		return classify("advance the slot", err)
 	}
