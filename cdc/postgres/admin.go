@@ -117,6 +117,11 @@ func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 	if len(step.SQL) == 0 {
 		return false, nil
 	}
+	// A server writes what it refuses into its log, with the password in it.
+	step.SQL = slices.Clone(step.SQL)
+	for i := range step.SQL {
+		step.SQL[i] = strings.ReplaceAll(step.SQL[i], step.password(), "")
+	}
 	back := errors.New("taken back")
 	err = pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
 		if err := run(ctx, tx, step); err != nil {

@@ -240,6 +240,9 @@ func TestEveryQueryHasALimit(t *testing.T) {
 			}
 		})
 	}
+	if conn := open(); conn.Config().Tracer != (pglimit.Queries{Within: answerWithin}) {
+		t.Errorf("a connection is opened with the tracer %#v", conn.Config().Tracer)
+	}
 	ctx := pglimit.Queries{Within: time.Minute}.TraceQueryStart(t.Context(), nil, pgx.TraceQueryStartData{})
 	pglimit.Queries{}.TraceQueryEnd(ctx, nil, pgx.TraceQueryEndData{})
 	if !errors.Is(ctx.Err(), context.Canceled) {

@@ -13,10 +13,9 @@ import (
 )
 
 const (
-	countWithin = 30 * time.Second
-	countLimit  = 1_000_000 // changes
-
-	advanceWithin = 2 * time.Minute // it reads the WAL up to there
+	countWithin   = 30 * time.Second
+	advanceWithin = 10 * time.Minute // PostgreSQL decodes all that it passes
+	countLimit    = 1_000_000        // changes
 )
 
 // Operator is an Admin with the relay's own rights, which are enough for the slot.

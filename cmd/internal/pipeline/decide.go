@@ -127,6 +127,7 @@ func (d *decision) movable() error {
 
 // advance moves the slot, which is free or was a moment ago.
 func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
+	d.say("slot %s: move it to %s (PostgreSQL reads the WAL up to there, and may wait for its standbys)", d.cfg.Source.Slot, to)
 	err := d.pg.Advance(ctx, to)
 	if err != nil && ctx.Err() == nil && d.look(ctx) == nil {
 		if behind := d.facts.StandbysBehind(to); behind != "" {
