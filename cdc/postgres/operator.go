@@ -71,21 +71,22 @@ func (a *Admin) Advance(ctx context.Context, to cdc.LSN) error {
 func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, rows int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, countWithin)
 	defer cancel()
-	// Rows are counted as they are: of those that are skipped some are no text in UTF-8.
-	if _, err := a.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil {
+	// On a connection that may be lost with the limit: what follows the count has one that is not. Rows are counted as they are: of those
+	// that are skipped some are no text in UTF-8.
+	conn, err := a.source.connect(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if _, err := conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil {
 		return 0, 0, classify("set the encoding", err)
 	}
-	defer func() {
-		if _, rerr := a.conn.Exec(ctx, "SET client_encoding = 'UTF8'"); err == nil && rerr != nil {
-			err = classify("set the encoding", rerr)
-		}
-	}()
 	// A Begin carries the start of the commit record, an Insert the table's OID, a Message flags, LSN and prefix.
 	is, of, messages := `get_byte(data, 0) = ascii('I') AND substring(data FROM 2 FOR 4) = oidsend(to_regclass($5)::oid)`, quotedTable(a.source.cfg), "false"
 	if p := a.source.cfg.Messages; p != "" {
 		is, of, messages = `get_byte(data, 0) = ascii('M') AND get_byte(data, 1) = 1 AND substring(data FROM 11 FOR octet_length($5::text) + 1) = convert_to($5::text, 'UTF8') || '\x00'::bytea`, p, "true"
 	}
-	err = a.conn.QueryRow(ctx, `
+	err = conn.QueryRow(ctx, `
 		WITH m AS MATERIALIZED (
 			SELECT xid::text AS xid, data FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, $3, 'proto_version', '1', 'publication_names', $4, 'messages', '`+messages+`')
 		), tx AS (
