@@ -144,10 +144,10 @@ const settings = `
 	('search_path', CASE WHEN (pg_catalog.current_schemas(true))[1]::text = 'pg_catalog' THEN pg_catalog.current_setting('search_path')
 		ELSE 'pg_catalog, ' || pg_catalog.current_setting('search_path') END)`
 
-// replicationSettings go with settings. The role is the one that logged in, which has REPLICATION. PostgreSQL answers a ping within half
-// of wal_sender_timeout while it decodes a large transaction, and ends the session of a relay that is gone after the whole: it is a
-// minute at most. One that is shorter stays: somebody wants another relay to take over sooner.
-const replicationSettings = `, ('role', 'none'), ('wal_sender_timeout', (
+// replicationSettings go with settings. PostgreSQL answers a ping within half of wal_sender_timeout while it decodes a large
+// transaction, and ends the session of a relay that is gone after the whole: it is a minute at most. One that is shorter stays:
+// somebody wants another relay to take over sooner.
+const replicationSettings = `, ('wal_sender_timeout', (
 		SELECT CASE WHEN setting::int BETWEEN 1 AND 60000 THEN setting ELSE '60000' END FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'))`
 
 // apply makes the settings in one question.

@@ -83,6 +83,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 		{name: "the administrator's own role", prepare: []string{`ALTER ROLE boss REPLICATION; CREATE ROLE doadmin`}, source: "boss", slot: true},
 		{name: "nobody may", prepare: []string{`CREATE ROLE cloudsqlsuperuser`}, refused: []string{`CREATE ROLE "relay" LOGIN REPLICATION`, "on Google Cloud SQL", "source.kind: polling"}},
 		{name: "the relay's role makes the slot", prepare: []string{relay, replicas}, slot: true},
+		{name: "the relay's role takes on another", prepare: []string{relay, replicas, `CREATE ROLE app; GRANT app TO relay; ALTER ROLE relay SET role = 'app'`}, slot: true},
 		{name: "the server keeps its identity to itself", prepare: []string{relay, replicas, `REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC`}, slot: true},
 		{name: "no CREATE on the database", prepare: []string{relay, replicas, `ALTER DATABASE shop OWNER TO postgres; GRANT ALL ON SCHEMA public TO boss`}, refused: []string{`GRANT CREATE ON DATABASE "shop" TO "boss"`}},
 		{name: "no CREATE on the schema", prepare: []string{relay, replicas, `ALTER DATABASE shop OWNER TO postgres; GRANT CREATE ON DATABASE shop TO boss; ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM PUBLIC`}, refused: []string{`GRANT CREATE ON SCHEMA "public" TO "boss"`}},

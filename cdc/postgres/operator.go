@@ -24,6 +24,11 @@ func (s *Source) Operator(ctx context.Context) (*Admin, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A role that its login takes on (ALTER ROLE … SET role) is for tables, and may not replicate.
+	if _, err := conn.Exec(ctx, "SET ROLE NONE"); err != nil {
+		_ = conn.Close(ctx)
+		return nil, classify("take the relay's own rights", err)
+	}
 	return &Admin{source: s, conn: conn}, nil
 }
 
