@@ -314,8 +314,13 @@ func TestPageThatEndsInsideARecordIsTheEnd(t *testing.T) {
 		covered, end LSN
 		want         bool
 	}{
-		{0x193FFF0, 0x1940000, true}, {0x19FBEB8, 0x19FC000, true}, {0x1940000, 0x1940000, true}, {0x1940C40, 0x1940000, true},
-		{0x193FFF0, 0x1940C08, false}, {0x193FFF0, 0x1940008, false}, {0x1000000, 0x2000000, false},
+		{0x193FFF0, 0x1940000, true},
+		{0x19FBEB8, 0x19FC000, true},
+		{0x1940000, 0x1940000, true},
+		{0x1940C40, 0x1940000, true},
+		{0x193FFF0, 0x1940C08, false},
+		{0x193FFF0, 0x1940008, false},
+		{0x1000000, 0x2000000, false},
 	} {
 		if got := reached(c.covered, c.end); got != c.want {
 			t.Errorf("%s reaches %s: %t", c.covered, c.end, got)
