@@ -125,10 +125,17 @@ func (d *decision) movable() error {
 	return nil
 }
 
+// freeWithin is how long a look at the slot that was broken off may hold it: PostgreSQL ends it when it next asks for interrupts.
+const freeWithin = 10 * time.Second
+
 // advance moves the slot, which is free or was a moment ago.
 func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
 	d.say("slot %s: move it to %s (PostgreSQL reads the WAL up to there, and may wait for its standbys)", d.cfg.Source.Slot, to)
 	err := d.pg.Advance(ctx, to)
+	for deadline := time.Now().Add(freeWithin); errors.Is(err, cdc.ErrSlotInUse) && time.Now().Before(deadline) && ctx.Err() == nil; {
+		time.Sleep(drainEvery)
+		err = d.pg.Advance(ctx, to)
+	}
 	if err != nil && ctx.Err() == nil && d.look(ctx) == nil {
 		if behind := d.facts.StandbysBehind(to); behind != "" {
 			return fmt.Errorf("the state record is written, the slot is not moved: %s; then run this again (%w)", behind, err)
