@@ -181,3 +181,19 @@ func TestTableAndMessages(t *testing.T) {
 		}
 	}
 }
+
+// What PostgreSQL never knows is found without a connection, in each URL of the configuration.
+func TestAURLForAnotherProgram(t *testing.T) {
+	for parameter, whose := range map[string]string{"pool_max_conns=5": "pgx's pool", "default_query_exec_mode=exec": "pgx", "replication=database": "walpost, which sets it"} {
+		cfg := DefaultConfig()
+		cfg.Source.URL = "postgres://walpost:s3cret@host/shop?" + parameter
+		cfg.Cleanup.URL = cfg.Source.URL
+		err := cfg.Validate()
+		name, _, _ := strings.Cut(parameter, "=")
+		for _, key := range []string{"source.url", "cleanup.url"} {
+			if want := key + `: PostgreSQL does not know the parameter "` + name + `", it is for ` + whose; err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("got %v, want %s", err, want)
+			}
+		}
+	}
+}

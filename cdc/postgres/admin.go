@@ -54,7 +54,7 @@ type Wanted struct {
 	Delete bool // the relay's role shall delete from the table what was delivered
 }
 
-// Plan returns the steps that role, table and publication need, in order. Problems that no step mends, and what the administrator may
+// Plan returns the steps that role, table and publication need, in order. Problems that no step solves, and what the administrator may
 // not do, are an error, all of them together.
 func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	g, err := readGuard(ctx, a.conn)

@@ -34,7 +34,7 @@ type login struct {
 
 const (
 	sourceURL = "source.url"
-	adminURL  = "the administrator's URL"
+	adminURL  = "the administrator's URL (--admin-url)"
 )
 
 // connect opens an SQL connection as the relay's role.

@@ -142,7 +142,7 @@ func ways(ctx context.Context, text string) map[string]func() error {
 		"source.url, replication": func() error { _, err := login{key: sourceURL, url: text}.replicate(ctx); return err },
 		"source.url, polling":     func() error { _, _, _, err := s.OpenPolled(ctx); return err },
 		"source.url, operator":    func() error { _, err := s.Operator(ctx); return err },
-		"the administrator's URL": func() error { _, err := other.Admin(ctx, text); return err },
+		adminURL:                  func() error { _, err := other.Admin(ctx, text); return err },
 		"cleanup.url":             func() error { _, err := other.Cleaner(ctx, "cleanup.url", text); return err },
 		"--read-url":              func() error { _, _, err := other.Find(ctx, text, "x"); return err },
 	}
