@@ -110,8 +110,11 @@ func (s *session) countFailure(err error) {
 func (s *session) judge(d *detector, f *Facts, now time.Time) {
 	here, t := *s.place.Load(), &s.troubles
 	m := motion{
-		seen: LSN(s.at.seen.Load()), covered: here.covered,
+		seen: min(LSN(s.at.seen.Load()), here.covered), covered: here.covered, // what is ahead of it is not delivered
 		received: s.at.received.Load(), published: s.at.published.Load(),
+	}
+	if s.at.stuck.Load() {
+		m.received = -1 // the reader goes on until the queue is full
 	}
 	moved := !d.since.IsZero() && m != d.last
 	current := reached(m.covered, f.WALEnd)

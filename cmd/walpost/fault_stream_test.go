@@ -245,9 +245,12 @@ func synchronousStandby(s *scene) {
 		}
 		return nil
 	})
-	if status := r.get(s.t, "/status"); !strings.Contains(status, every) {
-		s.t.Errorf("/status: %s", status)
-	}
+	cdctest.Eventually(s.t, 15*time.Second, func() error { // the next look
+		if status := r.get(s.t, "/status"); !strings.Contains(status, every) {
+			return fmt.Errorf("/status: %s", status)
+		}
+		return nil
+	})
 	if metrics := r.get(s.t, "/metrics"); !regexp.MustCompile(`(?m)^walpost_synchronous_standby\{.*\} 1$`).MatchString(metrics) {
 		s.t.Error("walpost_synchronous_standby is not 1")
 	}
