@@ -89,6 +89,18 @@ func (r *Relay) commits(f *Facts) {
 	}
 }
 
+// commitsAgain asks whether what was told of commits still holds, where no session can look: with Kafka away none begins.
+func (r *Relay) commitsAgain(ctx context.Context) {
+	if r.troubles.commit == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	if f, err := r.source.Facts(ctx); err == nil {
+		r.commits(&f)
+	}
+}
+
 // countFailure counts a session that had streamed and failed, if it had not reached the WAL's end. Where several fail at one place in a row,
 // streaming is no sign of health.
 func (s *session) countFailure(err error) {

@@ -288,6 +288,26 @@ func TestCommitsThatWaitAreTold(t *testing.T) {
 	})
 }
 
+// TestCommitsAreAskedForWhileKafkaIsAway: no session begins then, and the setting may have been changed.
+func TestCommitsAreAskedForWhileKafkaIsAway(t *testing.T) {
+	listening(t, func(s *server, b *broker, h *heard, _ *Relay) {
+		s.set(func(f *Facts) { f.Commits = &CommitWait{Names: "*", Surely: true} })
+		time.Sleep(10 * time.Second)
+		b.mu.Lock()
+		b.away = errors.New("no broker answers")
+		b.mu.Unlock()
+		s.fail(errors.New("cut"))
+		time.Sleep(30 * time.Second)
+		s.set(func(f *Facts) { f.Commits = nil })
+		time.Sleep(30 * time.Second)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if len(h.commit) != 2 || h.commit[1] != "" {
+			t.Errorf("told %q", h.commit)
+		}
+	})
+}
+
 // TestStateRecordKnowsUntilWhenAllWasDelivered: also when nothing was written for long, and then something that does not come.
 func TestStateRecordKnowsUntilWhenAllWasDelivered(t *testing.T) {
 	listening(t, func(s *server, b *broker, _ *heard, _ *Relay) {
