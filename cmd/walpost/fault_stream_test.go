@@ -291,7 +291,7 @@ func (s *scene) stopProcess(pid int, sig syscall.Signal) {
 	}
 }
 
-// brake lets a process run for 5 ms of 100, until the returned function is called.
+// brake lets a process run for 2 ms of 100, until the returned function is called.
 func (s *scene) brake(pid int) (release func()) {
 	ended, stop := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -302,10 +302,10 @@ func (s *scene) brake(pid int) (release func()) {
 			case <-stop:
 				_ = syscall.Kill(pid, syscall.SIGCONT)
 				return
-			case <-time.After(95 * time.Millisecond):
+			case <-time.After(98 * time.Millisecond):
 			}
 			_ = syscall.Kill(pid, syscall.SIGCONT)
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(2 * time.Millisecond)
 		}
 	}()
 	release = sync.OnceFunc(func() { close(stop); <-ended })
