@@ -49,6 +49,7 @@ func (r *Relay) session(ctx context.Context) error {
 	// replication connection is opened.
 	seen, err := r.sink.Peek(ctx)
 	if err != nil {
+		r.commitsAgain(ctx)
 		return err
 	}
 	stream, id, err := r.source.Connect(ctx)

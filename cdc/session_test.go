@@ -172,9 +172,18 @@ type broker struct {
 	fail    error         // of the next window
 	refuse  string        // id of a row that Check refuses
 	onState func()        // before the state is told
+	away    error         // Peek's
 }
 
-func (b *broker) Peek(context.Context) (*State, error) { return b.State(context.Background()) }
+func (b *broker) Peek(context.Context) (*State, error) {
+	b.mu.Lock()
+	away := b.away
+	b.mu.Unlock()
+	if away != nil {
+		return nil, away
+	}
+	return b.State(context.Background())
+}
 
 func (b *broker) Open(context.Context) (Publisher, error) { return b, nil }
 

@@ -89,6 +89,18 @@ func (r *Relay) commits(f *Facts) {
 	}
 }
 
+// commitsAgain asks whether what was told of commits still holds, where no session can look: with Kafka away none begins.
+func (r *Relay) commitsAgain(ctx context.Context) {
+	if r.troubles.commit == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	if f, err := r.source.Facts(ctx); err == nil {
+		r.commits(&f)
+	}
+}
+
 // countFailure counts a session that had streamed and failed, if it had not reached the WAL's end. Where several fail at one place in a row,
 // streaming is no sign of health.
 func (s *session) countFailure(err error) {
@@ -110,8 +122,11 @@ func (s *session) countFailure(err error) {
 func (s *session) judge(d *detector, f *Facts, now time.Time) {
 	here, t := *s.place.Load(), &s.troubles
 	m := motion{
-		seen: LSN(s.at.seen.Load()), covered: here.covered,
+		seen: min(LSN(s.at.seen.Load()), here.covered), covered: here.covered, // what is ahead of it is not delivered
 		received: s.at.received.Load(), published: s.at.published.Load(),
+	}
+	if s.at.stuck.Load() {
+		m.received = -1 // the reader goes on until the queue is full
 	}
 	moved := !d.since.IsZero() && m != d.last
 	current := reached(m.covered, f.WALEnd)

@@ -153,9 +153,14 @@ func TestKafkaThatTakesNothingIsAStall(t *testing.T) {
 	listening(t, func(s *server, b *broker, h *heard, _ *Relay) {
 		stall := make(chan struct{})
 		b.setStall(stall)
-		s.set(func(f *Facts) { f.WALEnd = 50 })
-		s.send(commit(40, 50, 1)...)
-		time.Sleep(30 * time.Second)
+		s.set(func(f *Facts) { f.WALEnd = 1 << 30 })
+		for i := range LSN(40) { // the server goes on
+			s.send(append(commit(40+20*i, 50+20*i, 0), Message{Kind: Other}, Message{Kind: Keepalive, LSN: 55 + 20*i})...)
+			if i == 0 {
+				s.send(commit(56, 57, 1)...)
+			}
+			time.Sleep(time.Second)
+		}
 		if got := h.list(); fmt.Sprint(got) != "[kafka]" {
 			t.Errorf("told %q, want kafka", got)
 		}
@@ -278,6 +283,26 @@ func TestCommitsThatWaitAreTold(t *testing.T) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if len(h.commit) != 3 || !strings.Contains(h.commit[0], "every commit") || !strings.Contains(h.commit[1], "ANY 1 (*)") || h.commit[2] != "" {
+			t.Errorf("told %q", h.commit)
+		}
+	})
+}
+
+// TestCommitsAreAskedForWhileKafkaIsAway: no session begins then, and the setting may have been changed.
+func TestCommitsAreAskedForWhileKafkaIsAway(t *testing.T) {
+	listening(t, func(s *server, b *broker, h *heard, _ *Relay) {
+		s.set(func(f *Facts) { f.Commits = &CommitWait{Names: "*", Surely: true} })
+		time.Sleep(10 * time.Second)
+		b.mu.Lock()
+		b.away = errors.New("no broker answers")
+		b.mu.Unlock()
+		s.fail(errors.New("cut"))
+		time.Sleep(30 * time.Second)
+		s.set(func(f *Facts) { f.Commits = nil })
+		time.Sleep(30 * time.Second)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if len(h.commit) != 2 || h.commit[1] != "" {
 			t.Errorf("told %q", h.commit)
 		}
 	})

@@ -245,9 +245,12 @@ func synchronousStandby(s *scene) {
 		}
 		return nil
 	})
-	if status := r.get(s.t, "/status"); !strings.Contains(status, every) {
-		s.t.Errorf("/status: %s", status)
-	}
+	cdctest.Eventually(s.t, 15*time.Second, func() error { // the next look
+		if status := r.get(s.t, "/status"); !strings.Contains(status, every) {
+			return fmt.Errorf("/status: %s", status)
+		}
+		return nil
+	})
 	if metrics := r.get(s.t, "/metrics"); !regexp.MustCompile(`(?m)^walpost_synchronous_standby\{.*\} 1$`).MatchString(metrics) {
 		s.t.Error("walpost_synchronous_standby is not 1")
 	}
@@ -265,7 +268,7 @@ func synchronousStandby(s *scene) {
 	case <-time.After(20 * time.Second):
 		s.t.Error("the commit still waits after the printed command")
 	}
-	r.says(10*time.Second, "no commit waits for this relay any more")
+	r.says(30*time.Second, "no commit waits for this relay any more") // also where the session has ended meanwhile
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
 	s.mended()
 	s.settle()
@@ -288,7 +291,7 @@ func (s *scene) stopProcess(pid int, sig syscall.Signal) {
 	}
 }
 
-// brake lets a process run for 5 ms of 100, until the returned function is called.
+// brake lets a process run for 2 ms of 100, until the returned function is called.
 func (s *scene) brake(pid int) (release func()) {
 	ended, stop := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -299,10 +302,10 @@ func (s *scene) brake(pid int) (release func()) {
 			case <-stop:
 				_ = syscall.Kill(pid, syscall.SIGCONT)
 				return
-			case <-time.After(95 * time.Millisecond):
+			case <-time.After(98 * time.Millisecond):
 			}
 			_ = syscall.Kill(pid, syscall.SIGCONT)
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(2 * time.Millisecond)
 		}
 	}()
 	release = sync.OnceFunc(func() { close(stop); <-ended })
