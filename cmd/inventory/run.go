@@ -188,6 +188,7 @@ func (c *cli) pool(ctx context.Context) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
 	}
 	pglimit.Set(&config.ConnConfig.Config)
+	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)

@@ -138,6 +138,7 @@ func (c *cli) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
 	pglimit.Set(&config.ConnConfig.Config)
+	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)

@@ -178,6 +178,7 @@ func (c *cli) notices(ctx context.Context, command string, stdout io.Writer) err
 		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
 	}
 	pglimit.Set(&config.ConnConfig.Config)
+	config.ConnConfig.Tracer = pglimit.Queries{Within: 30 * time.Second}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)

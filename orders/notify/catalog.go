@@ -31,6 +31,7 @@ func OpenCatalog(ctx context.Context, url string) (*Catalog, error) {
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	config.ConnConfig.ConnectTimeout = catalogTimeout
 	pglimit.Set(&config.ConnConfig.Config)
+	config.ConnConfig.Tracer = pglimit.Queries{Within: 30 * time.Second}
 	config.MaxConns = 2
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
