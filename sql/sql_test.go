@@ -360,6 +360,13 @@ func TestSlotViewTellsAReaderFromNobodyAndLostFromLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	end, err := pglogrepl.ParseLSN(scan[string](t, conn, `SELECT pg_current_wal_flush_lsn()::text`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pglogrepl.SendStandbyStatusUpdate(t.Context(), reader, pglogrepl.StandbyStatusUpdate{WALWritePosition: end + 1<<20}); err != nil { // more than the server writes by itself
+		t.Fatal(err)
+	}
 	says("Nothing: it is read and up to date")
 	if err := reader.Close(t.Context()); err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ func (s *Source) Age(ctx context.Context, conn *pgx.Conn, column string) (Age, e
 	err := conn.QueryRow(ctx, `
 		WITH RECURSIVE kind AS (
 			SELECT t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-			WHERE a.attrelid = to_regclass($1) AND a.attname = $2 AND NOT a.attisdropped
+			WHERE a.attrelid = `+oidOf("$1")+` AND a.attname = $2 AND NOT a.attisdropped
 			UNION ALL
 			SELECT t.oid, t.typtype, t.typbasetype FROM kind JOIN pg_type t ON t.oid = kind.typbasetype WHERE kind.typtype = 'd'
 		)

@@ -87,7 +87,7 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 		return 0, 0, classify("set the encoding", err)
 	}
 	// A Begin carries the start of the commit record, an Insert the table's OID, a Message flags, LSN and prefix.
-	is, of, messages := `get_byte(data, 0) = ascii('I') AND substring(data FROM 2 FOR 4) = oidsend(to_regclass($5)::oid)`, quotedTable(a.source.cfg), "false"
+	is, of, messages := `get_byte(data, 0) = ascii('I') AND substring(data FROM 2 FOR 4) = oidsend(`+oidOf("$5")+`)`, quotedTable(a.source.cfg), "false"
 	if p := a.source.cfg.Messages; p != "" {
 		is, of, messages = `get_byte(data, 0) = ascii('M') AND get_byte(data, 1) = 1 AND substring(data FROM 11 FOR octet_length($5::text) + 1) = convert_to($5::text, 'UTF8') || '\x00'::bytea`, p, "true"
 	}

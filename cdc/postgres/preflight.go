@@ -25,11 +25,18 @@ func NewSource(pipeline string, cfg cdc.SourceConfig) *Source {
 	return &Source{cfg: cfg, application: "walpost " + pipeline}
 }
 
+// oidOf is SQL for the OID of the table with a name that quotedTable has written; NULL where there is none. Unlike to_regclass it needs no
+// right on the schema, which the relay's role does not have.
+func oidOf(name string) string {
+	ident := "(parse_ident(" + name + "::text))"
+	return "(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = " + ident + "[1] AND c.relname = " + ident + "[2])"
+}
+
 // columnTypes are the outbox's columns and their types, as SQL writes them; none where there is no such table.
 func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
 	rows, err := conn.Query(ctx, `
 		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
-		WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped`, quotedTable(s.cfg))
+		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, quotedTable(s.cfg))
 	if err != nil {
 		return nil, classify("read the table's columns", err)
 	}
