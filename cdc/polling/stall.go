@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/postgres"
 )
 
 const (
@@ -97,7 +98,7 @@ func (r *Relay) watch(ctx context.Context, pid uint32) {
 func (r *Relay) ask(ctx context.Context, sql string, args []any, answer ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, r.cfg.Source.URL)
+	conn, err := postgres.NewSource(r.cfg.Pipeline, r.cfg.Source).Open(ctx)
 	if err != nil {
 		return err
 	}

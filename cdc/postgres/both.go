@@ -32,7 +32,7 @@ func (s *Source) claim(ctx context.Context, pg *pgconn.PgConn) error {
 func (s *Source) Poller(ctx context.Context) (pid int32, err error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	conn, err := s.connect(ctx)
+	conn, err := s.Open(ctx)
 	if err != nil {
 		return 0, err
 	}

@@ -37,8 +37,8 @@ const (
 	adminURL  = "the administrator's URL (--admin-url)"
 )
 
-// connect opens an SQL connection as the relay's role.
-func (s *Source) connect(ctx context.Context) (*pgx.Conn, error) {
+// Open opens an SQL connection as the relay's role.
+func (s *Source) Open(ctx context.Context) (*pgx.Conn, error) {
 	return login{key: sourceURL, url: s.cfg.URL, application: s.application}.open(ctx)
 }
 

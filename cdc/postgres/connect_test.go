@@ -79,7 +79,7 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 	cfg := cdc.DefaultConfig().Source
 	cfg.URL = admin
 	s := NewSource("test", cfg)
-	sql, err := s.connect(t.Context())
+	sql, err := s.Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestEveryQueryHasALimit(t *testing.T) {
 	cfg := cdc.DefaultConfig().Source
 	cfg.URL = cdctest.Database(t)
 	open := func() *pgx.Conn {
-		conn, err := NewSource("test", cfg).connect(t.Context())
+		conn, err := NewSource("test", cfg).Open(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,7 +20,7 @@ const (
 
 // Operator is an Admin with the relay's own rights, which are enough for the slot.
 func (s *Source) Operator(ctx context.Context) (*Admin, error) {
-	conn, err := s.connect(ctx)
+	conn, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 	defer cancel()
 	// On a connection that may be lost with the limit: what follows the count has one that is not. Rows are counted as they are: of those
 	// that are skipped some are no text in UTF-8.
-	conn, err := a.source.connect(ctx)
+	conn, err := a.source.Open(ctx)
 	if err != nil {
 		return 0, 0, err
 	}

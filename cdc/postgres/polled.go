@@ -17,7 +17,7 @@ import (
 // OpenPolled connects for polling, and gives the table's oid and the expressions of a row's columns, in the order of a cdc.Row's
 // fields. A table that cannot be polled is a Halt that names everything that is wrong.
 func (s *Source) OpenPolled(ctx context.Context) (conn *pgx.Conn, oid uint32, columns []string, err error) {
-	if conn, err = s.connect(ctx); err != nil {
+	if conn, err = s.Open(ctx); err != nil {
 		return nil, 0, nil, err
 	}
 	p, err := s.polled(ctx, conn)

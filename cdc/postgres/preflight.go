@@ -51,7 +51,7 @@ func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]st
 // Preflight checks what a session needs of the server, with the relay's own rights, and reports everything that is wrong at
 // once. What is wrong with publication and table alone is in Facts.
 func (s *Source) Preflight(ctx context.Context) error {
-	conn, err := s.connect(ctx)
+	conn, err := s.Open(ctx)
 	if err != nil {
 		return err
 	}
@@ -237,7 +237,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	conn, err := s.connect(ctx)
+	conn, err := s.Open(ctx)
 	if err != nil {
 		return cdc.Facts{}, err
 	}
