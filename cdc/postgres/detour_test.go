@@ -107,7 +107,7 @@ func TestDetoursAreFound(t *testing.T) {
 				t.Fatal(err)
 			}
 			if major < c.from {
-				t.Skip()
+				return // nobody can make such a table on it
 			}
 			for _, sql := range []string{c.table, c.publication} {
 				if err := do(sql); err != nil {
