@@ -131,6 +131,16 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
+// Ready returns the Halt of a session that would find a topic missing or of the wrong kind. It fences nobody.
+func (s *Sink) Ready(ctx context.Context) error {
+	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	return s.checkTopics(ctx, p)
+}
+
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 	for _, topic := range s.topics {
 		if _, err := p.limit(ctx, topic); err != nil {

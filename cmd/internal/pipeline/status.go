@@ -96,6 +96,9 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		return state, nil // what PostgreSQL says is told without it
 	})
 	st.State = state
+	if stateErr == nil {
+		blocked(sink.Ready(ctx))
+	}
 	if blocked(err) {
 		return st
 	}
