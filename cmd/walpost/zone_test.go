@@ -133,7 +133,7 @@ func TestPartitionsOfTheWritersZone(t *testing.T) {
 	}
 	s.env["WALPOST_CLEANUP_EVERY"] = "0s"
 	s.env["WALPOST_SOURCE_COLUMNS_CREATED_AT_ZONE"] = zone
-	s.start()
+	s.start().says(20*time.Second, `"streaming"`) // a slot that nobody reads is not waited for
 	out := s.must("cleanup")
 	const made = `SELECT string_agg(pg_get_expr(relpartbound, c.oid), '; ' ORDER BY relname) FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'outbox'::regclass`
 	first := s.query(`SELECT format('FOR VALUES FROM (''%s'') TO (''%s'')', date_trunc('day', now()::timestamp), date_trunc('day', now()::timestamp) + interval '1 day')`)
