@@ -209,7 +209,7 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 		return nil, err
 	}
 	next := *st
-	next.Version, next.Slot, next.Halt, next.Configured = StateVersion, f.Slot.Name, nil, f.Configured
+	next.Version, next.Slot, next.Halt = StateVersion, f.Slot.Name, nil
 	if end, _ := f.branch(st.Timeline); st.Timeline != f.Timeline {
 		next.failover(f.Timeline, end)
 	}
@@ -225,6 +225,7 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 	if err := unchanged(&next, &f); err != nil {
 		return nil, err
 	}
+	next.Configured = f.Configured
 	next.Fingerprint, next.Open, next.Checked, next.CheckedAt = f.Fingerprint, stillOpen(st, &f), f.WALEnd, f.Time
 	return &next, nil
 }
@@ -245,7 +246,7 @@ func (s *State) failover(timeline int32, end LSN) {
 
 // unchanged compares publication and table with what the state record knows. It is asked at every start and at each look of a session.
 func unchanged(st *State, f *Facts) error {
-	if !same(st.Fingerprint, f.Fingerprint) {
+	if !same(st.Fingerprint, f.Fingerprint) && !unknown(st, f) {
 		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
 		if was, _, rewritten := strings.Cut(st.Fingerprint, ToastMark); rewritten && same(was, f.Fingerprint) {
 			found += ": the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass)"
@@ -270,6 +271,14 @@ func unchanged(st *State, f *Facts) error {
 		}
 	}
 	return nil
+}
+
+// unknown says that the record is an older walpost's, which did not look for what is found now or did not write down what was configured:
+// then it tells neither a detour that was always there from a new one, nor a wrong name from a table that is gone. Nothing new is hidden:
+// what is created again has another OID, and a table without detours has the fingerprint that is recorded.
+func unknown(st *State, f *Facts) bool {
+	return st.Configured.IsZero() && len(f.Hidden) > 0 &&
+		(strings.HasPrefix(f.Fingerprint, st.Fingerprint) || strings.Contains(f.Fingerprint, "publication none") || strings.Contains(f.Fingerprint, "table none"))
 }
 
 // ToastMark begins the last part of the fingerprint of a table that a publication carries without naming it: its TOAST table, which

@@ -3,6 +3,7 @@ package cdc
 import (
 	"context"
 	"errors"
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -181,6 +182,7 @@ func (s *session) watch(ctx context.Context, st State) {
 	defer timer.Stop()
 	var d detector
 	blind := false
+	var sightless detector // while the server cannot be looked at
 	for {
 		select {
 		case <-timer.C:
@@ -199,8 +201,14 @@ func (s *session) watch(ctx context.Context, st State) {
 			s.observer.watching(err)
 		}
 		if err != nil {
+			// Where the WAL ends is not known then: what moves at all is no stall.
+			m := motion{seen: LSN(s.at.seen.Load()), received: s.at.received.Load(), published: s.at.published.Load()}
+			if sightless.stalled(time.Now(), m, math.MaxUint64) {
+				s.stall(&Stall{Cause: "blind", Found: "the server cannot be looked at, rows may be waiting, and nothing has moved for a while: " + err.Error()}, *s.place.Load())
+			}
 			continue
 		}
+		sightless = detector{}
 		if err := unchanged(&st, &facts); err != nil {
 			s.found <- err
 			s.stream.Interrupt()

@@ -60,7 +60,7 @@ func (f *Facts) standbys(why func(*StandbySlot) string) string {
 		return ""
 	}
 	return fmt.Sprintf("PostgreSQL holds rows back until every slot in synchronized_standby_slots has them, and waits for %s; nothing is lost, and rows flow again by themselves when it has them: "+
-		"start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'; SELECT pg_reload_conf()`", strings.Join(named, "; "), strings.Join(keep, ", "))
+		"start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'` and `SELECT pg_reload_conf()`", strings.Join(named, "; "), strings.Join(keep, ", "))
 }
 
 // CommitWait says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes it for a standby.
@@ -77,7 +77,7 @@ func (c *CommitWait) Error() string {
 		how = "commits on this server can have to wait, depending on which other standbys are connected,"
 	}
 	return fmt.Sprintf("%s until Kafka has what this relay reads: synchronous_standby_names is '%s' and matches the relay's application_name %q: "+
-		"leave the relay out: `ALTER SYSTEM SET synchronous_standby_names = '%s'; SELECT pg_reload_conf()`", how, c.Names, c.Relay, strings.ReplaceAll(c.Without, "'", "''"))
+		"leave the relay out: `ALTER SYSTEM SET synchronous_standby_names = '%s'` and `SELECT pg_reload_conf()`", how, c.Names, c.Relay, strings.ReplaceAll(c.Without, "'", "''"))
 }
 
 // CommitsWait is an error while commits wait for this relay, or may.

@@ -30,12 +30,12 @@ func family(of string) string {
 // Children by inheritance, and the chunks of a hypertable, which are such, are refused and not relayed: their rows come under the child's
 // OID, and a child that is made later is in no publication until somebody adds it, so that its first rows are never in the stream.
 func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
-	table, publication := s.cfg.Table, pgx.Identifier{s.cfg.Publication}.Sanitize()
+	table, publication := quotedTable(s.cfg), pgx.Identifier{s.cfg.Publication}.Sanitize()
 	says := map[string]string{
 		"hypertable": "source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables: make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole",
-		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away: ALTER TABLE … NO INHERIT " + table,
-		"partitions": "source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL: ALTER TABLE … SET LOGGED, or detach them",
-		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE … ON " + table,
+		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + table + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + table + " SELECT * FROM {first}{others}",
+		"partitions": "source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL: ALTER TABLE {first} SET LOGGED{others}; rows of one that is detached instead have to be written into the outbox again",
+		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE {first} ON " + table + "{others}, and write the rows that went elsewhere into the outbox again",
 		"under":      "source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's: name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)",
 	}
 	hypertable, err := s.hypertable(ctx, conn)
@@ -71,7 +71,11 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	if _, err := pgx.ForEachRow(rows, []any{&kind, &these, &names}, func() error {
 		mark += " " + kind + " " + these
 		if kind != "children" || !hypertable { // else they are its chunks
-			hidden = append(hidden, strings.Replace(says[kind], "{names}", few(names), 1))
+			others := ""
+			if len(names) > 1 {
+				others = ", and likewise for the others"
+			}
+			hidden = append(hidden, strings.NewReplacer("{names}", few(names), "{first}", names[0], "{others}", others).Replace(says[kind]))
 		}
 		return nil
 	}); err != nil {
@@ -104,20 +108,27 @@ func few(names []string) string {
 }
 
 var (
-	comments = regexp.MustCompile(`--[^\n]*|/\*(?s:.*?)\*/`)
-	steps    = regexp.MustCompile(`(?i)\b(?:(return\s+null\b|return\s+["']?skip\b)|(return)\b|(?:insert\s+into|merge\s+into|update\s[^;]*\sset|execute|copy|pg_notify|pg_logical_emit_message|dblink\w*|http_\w+)\b)`)
+	aside = regexp.MustCompile(`'(?:[^']|'')*'|--[^\n]*|/\*(?s:.*?)\*/`) // literals and comments
+	steps = regexp.MustCompile(`(?is)\b(?:(return\s*\(*\s*null\b|new\s*:?=\s*null\b|return\s+["']?skip\b)|(return)\b|(insert\s+into|merge\s+into|update\s[^;]*\sset)\b[^;]*|(?:execute|copy|pg_notify|pg_logical_emit_message|dblink\w*|http_\w+)\b)`)
 )
 
-// sendsAway says whether a trigger function's body writes somewhere and then takes the row away: the first RETURN behind a write is NULL.
-// What only takes rows away, the second one of an id for example, hides nothing that is in a table; what writes and returns NEW is a log.
-func sendsAway(body string) bool {
+// sendsAway says whether a trigger function's body writes the row somewhere and then takes it away: the first RETURN behind such a write
+// is NULL. What only takes rows away, or writes no more than an id into a table, to know a second one, hides nothing that is in a table; what writes and
+// returns NEW is a log. Of another language than plpgsql every write counts.
+func sendsAway(language, body, payload string) bool {
+	row := regexp.MustCompile(`(?i)\bnew\s*(?:\.\s*\*|[,)]|$|\.\s*"?` + regexp.QuoteMeta(payload) + `\b)`)
+	if language == "plpgsql" {
+		body = aside.ReplaceAllString(body, " ")
+	}
 	wrote := false
-	for _, step := range steps.FindAllStringSubmatch(comments.ReplaceAllString(body, " "), -1) {
-		switch null, other := step[1] != "", step[2] != ""; {
+	for _, step := range steps.FindAllStringSubmatch(body, -1) {
+		switch null, other, table := step[1] != "", step[2] != "", step[3] != ""; {
 		case null && wrote:
 			return true
+		case null, other:
+			wrote = false
 		default:
-			wrote = !null && !other
+			wrote = wrote || !table || language != "plpgsql" || row.MatchString(step[0])
 		}
 	}
 	return false
@@ -127,7 +138,7 @@ func sendsAway(body string) bool {
 func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
 	const row, before, insert = 1, 2, 4 // of pg_trigger.tgtype
 	rows, err := conn.Query(ctx, family("$1::oid")+`
-		SELECT t.oid, t.tgname::text, m.name, p.oid::regproc::text, p.prosrc, p.oid::text || '/' || md5(p.prosrc)
+		SELECT t.oid, t.tgname::text, m.name, p.oid::regproc::text, l.lanname::text, p.prosrc, p.oid::text || '/' || md5(p.prosrc)
 		FROM member m JOIN pg_trigger t ON t.tgrelid = m.oid JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_language l ON l.oid = p.prolang
 		WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A') AND t.tgtype & $2 = $2 AND l.lanname NOT IN ('internal', 'c')
 		ORDER BY t.oid`, oid, row|before|insert)
@@ -135,12 +146,12 @@ func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 		return "", nil, classify("read the table's triggers", err)
 	}
 	var trigger uint32
-	var name, table, function, body, version string
-	if _, err := pgx.ForEachRow(rows, []any{&trigger, &name, &table, &function, &body, &version}, func() error {
-		if sendsAway(body) {
+	var name, table, function, language, body, version string
+	if _, err := pgx.ForEachRow(rows, []any{&trigger, &name, &table, &function, &language, &body, &version}, func() error {
+		if sendsAway(language, body, s.cfg.Columns.Payload) {
 			name = pgx.Identifier{name}.Sanitize()
 			mark += fmt.Sprintf(" trigger %d/%s", trigger, version)
-			hidden = append(hidden, fmt.Sprintf("source.table: trigger %s on %s sends rows elsewhere instead of inserting them (function %s writes and returns NULL): ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW", name, table, function, table, name))
+			hidden = append(hidden, fmt.Sprintf("source.table: trigger %s on %s sends rows elsewhere instead of inserting them (function %s writes them and returns NULL): ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW, and write the rows that went elsewhere into the outbox again", name, table, function, table, name))
 		}
 		return nil
 	}); err != nil {

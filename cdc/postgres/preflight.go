@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -145,7 +147,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
 	}
 	if persistence != "p" {
-		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, s.cfg.Table))
+		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, quotedTable(s.cfg)))
 	}
 	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
 		return t, err
@@ -213,21 +215,27 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		return problems, nil
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
-		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, s.cfg.Table)
+		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, quotedTable(s.cfg))
 		return problems, nil
 	}
 	if err != nil {
 		return nil, classify("look at the publication", err)
 	}
+	// Not SET TABLE, which would take other people's tables out.
+	again := fmt.Sprintf("ALTER PUBLICATION %[1]s DROP TABLE %[2]s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", name, quotedTable(s.cfg))
 	if filtered {
-		bad("source.publication: %s has a row filter on %s, which hides rows silently: ALTER PUBLICATION %s SET TABLE %s", s.cfg.Publication, s.cfg.Table, name, s.cfg.Table)
+		bad("source.publication: %s has a row filter on %s, which hides rows silently: %s", s.cfg.Publication, s.cfg.Table, again)
 	}
 	c := s.cfg.Columns
+	var left []string
 	for _, col := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.Headers, c.CreatedAt} {
 		there := slices.ContainsFunc(t.columns, func(c column) bool { return c.name == col })
 		if there && len(columns) > 0 && !slices.Contains(columns, col) {
-			bad("source.publication: the column list of %s leaves out %q: ALTER PUBLICATION %s SET TABLE %s", s.cfg.Publication, col, name, s.cfg.Table)
+			left = append(left, strconv.Quote(col))
 		}
+	}
+	if len(left) > 0 {
+		bad("source.publication: the column list of %s leaves out %s: %s", s.cfg.Publication, strings.Join(left, ", "), again)
 	}
 	return problems, nil
 }
@@ -251,8 +259,8 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	}
 	pollers, err := s.pollers(ctx, conn, t.oid)
 	f.Unfit = append(f.Unfit, pollers...)
-	if err == nil {
-		f.Notes, err = s.notes(ctx, conn, t)
+	if notes, noteErr := s.notes(ctx, conn, t); noteErr == nil { // what is only worth a word keeps nobody from looking
+		f.Notes = notes
 	}
 	return f, err
 }

@@ -20,10 +20,10 @@ var ErrUnseen = errors.New("row-level security hides rows of the outbox")
 // seesAll returns an ErrUnseen that names role, tables and what helps. below also looks at partitions and children, for those who read
 // them by their names. What the policies say does not matter: PostgreSQL does not tell whether they let every row pass.
 func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error {
-	rows, err := conn.Query(ctx, family("to_regclass($1)::oid")+`
+	rows, err := conn.Query(ctx, family(oidOf("$1"))+`
 		SELECT current_user::text, m.name, quote_ident(o.rolname), pg_has_role(current_user, o.oid, 'USAGE'), o.rolsuper
 		FROM member m JOIN pg_class c ON c.oid = m.oid JOIN pg_roles o ON o.oid = c.relowner
-		WHERE row_security_active(m.oid) AND (m.oid = to_regclass($1) OR $2) ORDER BY m.name`, quotedTable(s.cfg), below)
+		WHERE row_security_active(m.oid) AND (m.oid = `+oidOf("$1")+` OR $2) ORDER BY m.name`, quotedTable(s.cfg), below)
 	if err != nil {
 		return classify("look for row-level security", err)
 	}

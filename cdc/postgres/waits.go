@@ -207,12 +207,17 @@ func commitWait(setting string, me sender, others []sender) *cdc.CommitWait {
 		}
 	}
 	w := &cdc.CommitWait{Names: setting, Relay: me.Name, Surely: rivals < s.number || me.Sync == "sync"}
-	if len(standbys) > 0 {
+	if number := min(s.number, len(standbys)); number > 0 {
+		for _, m := range s.members { // also one that is away: it comes back
+			if named := func(name string) bool { return strings.EqualFold(name, m.text) }; m.text != "*" && !named(me.Name) && !slices.ContainsFunc(standbys, named) {
+				standbys = append(standbys, m.text)
+			}
+		}
 		method := map[bool]string{true: "ANY", false: "FIRST"}[s.any]
 		for i, name := range standbys {
 			standbys[i] = pgx.Identifier{name}.Sanitize()
 		}
-		w.Without = fmt.Sprintf("%s %d (%s)", method, min(s.number, len(standbys)), strings.Join(standbys, ", "))
+		w.Without = fmt.Sprintf("%s %d (%s)", method, number, strings.Join(standbys, ", "))
 	}
 	return w
 }

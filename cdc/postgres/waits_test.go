@@ -34,7 +34,7 @@ func TestCommitsThatWaitForTheRelay(t *testing.T) {
 		{`"walpost orders", a`, []sender{a}, "", "surely", `FIRST 1 ("a")`},
 		{`2 (a, "walpost orders", b)`, []sender{a, b}, "", "surely", `FIRST 2 ("a", "b")`},
 		{`FIRST 2 (a, b, *)`, []sender{a, b}, "", "can", `FIRST 2 ("a", "b")`},
-		{`first 2(a,b,*)`, []sender{a}, "", "surely", `FIRST 1 ("a")`},
+		{`first 2(a,b,*)`, []sender{a}, "", "surely", `FIRST 1 ("a", "b")`},
 		{`ANY 1 (*)`, nil, "", "surely", ""},
 		{`ANY 1 (*)`, []sender{a}, "", "can", `ANY 1 ("a")`},
 		{`any 2 (*)`, []sender{a}, "quorum", "surely", `ANY 1 ("a")`},

@@ -254,7 +254,7 @@ func synchronousStandby(s *scene) {
 	if metrics := r.get(s.t, "/metrics"); !regexp.MustCompile(`(?m)^walpost_synchronous_standby\{.*\} 1$`).MatchString(metrics) {
 		s.t.Error("walpost_synchronous_standby is not 1")
 	}
-	printed := regexp.MustCompile("`(ALTER SYSTEM SET synchronous_standby_names = '.*?'); (SELECT pg_reload_conf\\(\\))`").FindStringSubmatch(s.must("status", "--json"))
+	printed := regexp.MustCompile("`(ALTER SYSTEM SET synchronous_standby_names = '.*?')` and `(SELECT pg_reload_conf\\(\\))`").FindStringSubmatch(s.must("status", "--json"))
 	if printed == nil {
 		s.t.Fatal("no command was printed")
 	}

@@ -118,3 +118,33 @@ func TestRecordWithoutNamesTakesThemOver(t *testing.T) {
 		t.Errorf("the record names %+v", got)
 	}
 }
+
+// TestOlderRecordLatchesNothingThatItDoesNotKnow: an older walpost wrote down neither names nor detours. A wrong name at the first start behind
+// it, or a trigger that was always there, halts the relay, and the halt ends with its cause.
+func TestOlderRecordLatchesNothingThatItDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	s := delivered(t)
+	s.rewrite(func(st *cdc.State) { st.Configured = cdc.Configured{} })
+	halts := func(says string) {
+		t.Helper()
+		r := s.start()
+		if sentence := r.halted(); !strings.Contains(sentence, says) {
+			t.Errorf("the halt does not say %q: %s", says, sentence)
+		}
+		if err := r.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if halt := s.state().Halt; halt != nil {
+			t.Errorf("it is written down: %+v", halt)
+		}
+	}
+	s.env["WALPOST_SOURCE_PUBLICATION"] = "walpots"
+	halts("walpots does not exist")
+	s.env["WALPOST_SOURCE_PUBLICATION"] = "walpost"
+	s.exec(`CREATE TABLE away (LIKE outbox); CREATE FUNCTION away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO away VALUES (NEW.*); RETURN NULL; END $$;
+		CREATE TRIGGER away BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION away()`)
+	halts("sends rows elsewhere")
+	s.exec("DROP TRIGGER away ON outbox")
+	s.start()
+	s.arrives(s.one())
+}

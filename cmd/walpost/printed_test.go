@@ -112,6 +112,10 @@ var provokedHalts = []provoked{
 	{name: "taken out", found: "publication or table changed", change: sqls("ALTER PUBLICATION walpost DROP TABLE outbox", aRow), fix: sqls("ALTER PUBLICATION walpost ADD TABLE outbox"), run: []string{"adopt", "replay"}},
 	{name: "publication dropped", found: "publication or table changed", change: sqls("DROP PUBLICATION walpost", aRow), refused: "init", run: []string{"adopt", "replay"}},
 	{name: "publication dropped under a relay", found: "publication", live: sqls("DROP PUBLICATION walpost", aRow), refused: "init", run: []string{"adopt", "replay"}},
+	{
+		name: "a child by inheritance", found: "publication or table changed", change: sqls("CREATE TABLE kid () INHERITS (outbox)", aRowOf("kid")),
+		fix: sqls(`ALTER TABLE kid NO INHERIT "public"."outbox"`, `INSERT INTO "public"."outbox" SELECT * FROM kid`), run: []string{"adopt", "replay"},
+	},
 	{name: "table replaced", found: "publication or table changed", change: sqls("ALTER TABLE outbox RENAME TO outbox_old", "CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", aRow), fix: sqls("ALTER PUBLICATION walpost SET TABLE outbox"), run: []string{"adopt", "replay"}},
 	{name: "table renamed under a relay", found: "publication or table changed", live: sqls("ALTER TABLE outbox RENAME TO outbox_old", aRowOf("outbox_old")), fix: sqls("ALTER TABLE outbox_old RENAME TO outbox"), run: []string{"adopt", "replay"}},
 	{name: "table replaced before its rows were read", found: "publication or table changed", change: sqls(aRow, "ALTER TABLE outbox RENAME TO outbox_old", aRowOf("outbox_old"), "CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", "INSERT INTO outbox SELECT * FROM outbox_old"), fix: sqls("ALTER PUBLICATION walpost SET TABLE outbox"), run: []string{"adopt", "replay"}},

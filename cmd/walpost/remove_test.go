@@ -113,6 +113,12 @@ func TestRemoveLeavesWhatOthersUse(t *testing.T) {
 		}
 		end()
 	}
+	// What may not be removed leaves everything.
+	s.exec("CREATE ROLE clerk LOGIN CREATEROLE PASSWORD 'pw'")
+	s.refuses("must be owner of publication walpost", "init", "--remove", "--yes", "--admin-url", s.as("clerk", "pw"))
+	if n := s.query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", slot(s)); n != "1" || s.state() == nil {
+		t.Error("an administrator without rights has removed slot or state record")
+	}
 	// A configuration with somebody else's slot removes nothing.
 	other := stageOn(t, s.admin, s.brokers)
 	other.env["WALPOST_SOURCE_SLOT"] = slot(s)

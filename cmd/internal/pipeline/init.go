@@ -237,29 +237,27 @@ func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, o
 	if err != nil {
 		return err
 	}
-	if cfg.Source.Kind == cdc.WAL {
+	wal := cfg.Source.Kind == cdc.WAL
+	if wal {
 		if err := s.owned(ctx); err != nil {
 			return err
 		}
-		s.say("slot %s: drop it, and with it the WAL it keeps", cfg.Source.Slot)
-		if !dryRun {
-			if err := s.pg.DropSlot(ctx); err != nil {
-				return err
-			}
-		}
-		s.say("topic %s: delete it", cfg.StateTopic())
-		if !dryRun {
-			if err := s.kafka.Delete(ctx, cfg.StateTopic()); err != nil {
-				return err
-			}
-		}
 	}
-	for _, step := range steps {
-		if err := s.do(ctx, step); err != nil {
+	// What may be refused comes first, all of it together.
+	if err := s.do(ctx, steps...); err != nil || !wal {
+		return err
+	}
+	s.say("slot %s: drop it, and with it the WAL it keeps", cfg.Source.Slot)
+	if !dryRun {
+		if err := s.pg.DropSlot(ctx); err != nil {
 			return err
 		}
 	}
-	return nil
+	s.say("topic %s: delete it", cfg.StateTopic())
+	if dryRun {
+		return nil
+	}
+	return s.kafka.Delete(ctx, cfg.StateTopic())
 }
 
 // owned returns an error where slot or state record are another pipeline's, so that a wrong name in the configuration removes nothing.
@@ -271,6 +269,8 @@ func (s *setup) owned(ctx context.Context) error {
 		return nil
 	case err != nil:
 		return err
+	case facts.Slot.Active:
+		return fmt.Errorf("slot %q is being read: stop the relay first", s.cfg.Source.Slot)
 	case st == nil:
 		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: it may be another pipeline's: look who reads it, and drop it yourself (SELECT pg_drop_replication_slot('%s'))", s.cfg.Source.Slot, s.cfg.Pipeline, s.cfg.Source.Slot)
 	case st.Phase == cdc.PhaseCreating:
