@@ -30,12 +30,12 @@ func family(of string) string {
 // Children by inheritance, and the chunks of a hypertable, which are such, are refused and not relayed: their rows come under the child's
 // OID, and a child that is made later is in no publication until somebody adds it, so that its first rows are never in the stream.
 func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
-	table, publication := quotedTable(s.cfg), pgx.Identifier{s.cfg.Publication}.Sanitize()
+	table, quoted, publication := s.cfg.Table, quotedTable(s.cfg), pgx.Identifier{s.cfg.Publication}.Sanitize()
 	says := map[string]string{
 		"hypertable": "source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables: make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole",
-		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + table + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + table + " SELECT * FROM {first}{others}",
+		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + quoted + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + quoted + " SELECT * FROM {first}{others}",
 		"partitions": "source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL: ALTER TABLE {first} SET LOGGED{others}; rows of one that is detached instead have to be written into the outbox again",
-		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE {first} ON " + table + "{others}, and write the rows that went elsewhere into the outbox again",
+		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE {first} ON " + quoted + "{others}, and write the rows that went elsewhere into the outbox again",
 		"under":      "source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's: name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)",
 	}
 	hypertable, err := s.hypertable(ctx, conn)
