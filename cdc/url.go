@@ -2,6 +2,8 @@ package cdc
 
 import (
 	"fmt"
+	"net/url"
+	"os"
 	"slices"
 	"strings"
 
@@ -18,9 +20,21 @@ var foreign = map[string]string{
 }
 
 // ParsePostgresURL reads the URL of a PostgreSQL database. Its error names the key that holds the URL, and never the URL.
-func ParsePostgresURL(key, url string) (*pgconn.Config, error) {
-	cfg, err := pgconn.ParseConfig(url)
+func ParsePostgresURL(key, text string) (*pgconn.Config, error) {
+	if strings.HasPrefix(text, "jdbc:") {
+		return nil, fmt.Errorf("%s: a JDBC URL: take jdbc: away, and write user and password before the host (postgres://user@host:5432/database)", key)
+	}
+	cfg, err := pgconn.ParseConfig(text)
 	if err != nil {
+		if u, uerr := url.Parse(text); uerr == nil {
+			for _, name := range []string{"sslrootcert", "sslcert", "sslkey"} {
+				if path := u.Query().Get(name); path != "" && path != "system" {
+					if _, ferr := os.Stat(path); ferr != nil {
+						return nil, fmt.Errorf("%s: the file of the parameter %s cannot be read: %w", key, name, ferr)
+					}
+				}
+			}
+		}
 		return nil, fmt.Errorf("%s: not a PostgreSQL URL (postgres://user@host:5432/database)", key)
 	}
 	var names []string
