@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -68,7 +69,7 @@ func (l login) open(ctx context.Context) (*pgx.Conn, error) {
 	began := time.Now()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, l.refused(&cfg.Config, *reached, time.Since(began), err)
+		return nil, l.refused(&cfg.Config, reached.Load(), time.Since(began), err)
 	}
 	return conn, nil
 }
@@ -95,13 +96,14 @@ func (l login) replicate(ctx context.Context) (*pgconn.PgConn, error) {
 	began := time.Now()
 	pg, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, l.refused(cfg, *reached, time.Since(began), err)
+		return nil, l.refused(cfg, reached.Load(), time.Since(began), err)
 	}
 	return pg, nil
 }
 
-// prepare sets limits and settings. reached becomes true when an address has accepted the connection.
-func (l login) prepare(cfg *pgconn.Config) (reached *bool) {
+// prepare sets limits and settings. reached becomes true when an address has accepted the connection; pgx also dials to cancel a query, in a
+// goroutine that may outlive the call.
+func (l login) prepare(cfg *pgconn.Config) (reached *atomic.Bool) {
 	if l.database != "" {
 		cfg.Database = l.database
 	}
@@ -110,11 +112,13 @@ func (l login) prepare(cfg *pgconn.Config) (reached *bool) {
 	cfg.RuntimeParams["client_encoding"] = "UTF8"
 	cfg.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error { return apply(ctx, pg, settings) }
 	pglimit.Set(cfg)
-	reached = new(bool)
+	reached = new(atomic.Bool)
 	dial := cfg.DialFunc
 	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dial(ctx, network, addr)
-		*reached = *reached || err == nil
+		if err == nil {
+			reached.Store(true)
+		}
 		return c, err
 	}
 	return reached
