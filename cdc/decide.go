@@ -72,13 +72,13 @@ type Adoption struct {
 	Advance LSN
 }
 
-// Adopt is the record that accepts slot, publication, table and timeline as they are now. It refuses what no decision mends.
+// Adopt is the record that accepts slot, publication, table and timeline as they are now. It refuses what no decision fixes.
 func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 	if err := free(&f); err != nil {
 		return nil, err
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
-		return nil, fmt.Errorf("rows would be hidden as it is: mend it first: %s", strings.Join(problems, "; "))
+		return nil, fmt.Errorf("rows would be hidden as it is: fix it first: %s", strings.Join(problems, "; "))
 	}
 	a := &Adoption{}
 	accept := func(format string, args ...any) { a.Accepts = append(a.Accepts, fmt.Sprintf(format, args...)) }

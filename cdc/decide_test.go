@@ -86,7 +86,7 @@ func TestAdopt(t *testing.T) {
 		"an unfinished init":    {func(s *State, _ *Facts) { s.Phase = PhaseCreating }, "did not finish", 0, Position{}, Range{}, 0},
 		"a slot that is lost":   {func(_ *State, f *Facts) { f.Slot.WALStatus = "lost" }, "--create-slot", 0, Position{}, Range{}, 0},
 		"a slot that is read":   {func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", 0, Position{}, Range{}, 0},
-		"what still hides rows": {func(_ *State, f *Facts) { f.Fingerprint, f.Hidden = "f/2", []string{"no"} }, "mend it first: no", 0, Position{}, Range{}, 0},
+		"what still hides rows": {func(_ *State, f *Facts) { f.Fingerprint, f.Hidden = "f/2", []string{"no"} }, "fix it first: no", 0, Position{}, Range{}, 0},
 	} {
 		st, f := agreeing()
 		f.WALEnd = 0x150

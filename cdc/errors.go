@@ -19,7 +19,7 @@ var errFormerSession = errors.New("the slot is still held by this relay's former
 // that confirms nothing keeps PostgreSQL from stopping.
 var errQueueFull = errors.New("kafka has not taken a window for too long: the replication connection was given back and will be opened again when kafka answers; the slot keeps the WAL meanwhile")
 
-// Halt is a condition that no retry mends. Its text is what an operator reads: what was found, what it means, what to run.
+// Halt is a condition that no retry fixes. Its text is what an operator reads: what was found, what it means, what to run.
 type Halt struct {
 	Found string // what was found
 	Means string // what it means, what is at risk
@@ -55,7 +55,7 @@ func (r *HaltRecord) Halt() *Halt {
 // transaction it belongs to, and makes it a Halt that names the way past it.
 type Wedge struct {
 	Found string // what was found
-	Mend  string // what mends it, where something does; empty otherwise
+	Fix   string // what fixes it, where something does; empty otherwise
 }
 
 func (w *Wedge) Error() string { return w.Found }

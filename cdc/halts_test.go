@@ -101,7 +101,7 @@ func TestHaltThatIsNotLatchedEndsWithItsCause(t *testing.T) {
 		s.set(func(f *Facts) { f.Unfit = nil })
 		time.Sleep(31 * time.Second)
 		if role, err := relay.Role(); role != Streaming || b.now().Halt != nil {
-			t.Errorf("mended, it is %s: %v, state %+v", role, err, b.now())
+			t.Errorf("fixed, it is %s: %v, state %+v", role, err, b.now())
 		}
 	})
 }

@@ -11,7 +11,7 @@ const lagLooks = 64 // that are remembered; of more, every second is forgotten, 
 type Lag struct {
 	mu      sync.Mutex
 	ends    []walEnd // that were not covered yet, in order
-	every   int      // of so many looks one is taken
+	every   int      // one look in this many is remembered
 	looks   int
 	current time.Time
 }

@@ -37,7 +37,7 @@ type Observer struct {
 	Stalled func(stalled bool, since time.Duration)
 	// Phantoms is called when a failover was found to have taken back rows that are published.
 	Phantoms func(p *Phantoms)
-	// Stuck is called when rows may be waiting and nothing moves, whatever the cause, and with nil when that is over.
+	// Stuck is called when rows may be waiting and nothing moves, with the cause, and with nil when that is over.
 	Stuck func(s *Stall)
 	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when they do not any more.
 	CommitsWait func(err error)

@@ -162,7 +162,7 @@ func (h *held) read(ctx context.Context, pub Publisher) error {
 		return &Halt{
 			Found: fmt.Sprintf("%d dead letters are unresolved, and poison.hold_key keeps at most %d in memory", len(h.entries), maxUnresolved),
 			Means: "nothing more is published, and nothing is lost",
-			Run:   "mend the cause, then `walpost dlq redrive --all` or `walpost dlq drop`",
+			Run:   "fix the cause, then `walpost dlq redrive --all` or `walpost dlq drop`",
 		}
 	}
 	return nil

@@ -251,8 +251,8 @@ func (r *reader) wedged(err error) error {
 		halt.Means = "the transaction cannot be delivered whole, and everything behind it waits in the slot; nothing is lost"
 		halt.Run = giveUp(tx.Commit)
 	}
-	if w.Mend != "" {
-		halt.Run = w.Mend + "; or " + halt.Run
+	if w.Fix != "" {
+		halt.Run = w.Fix + "; or " + halt.Run
 	}
 	return halt
 }

@@ -18,7 +18,7 @@ type Facts struct {
 	// Fingerprint identifies publication and table as they are now, and Configured is what the configuration calls them.
 	Fingerprint string
 	Configured  Configured
-	// Hidden is what keeps rows of the outbox out of the stream, each with the way to mend it.
+	// Hidden is what keeps rows of the outbox out of the stream, each with the way to fix it.
 	Hidden []string
 	// Standbys are the slots that rows of this one wait for, Walsender is who reads it on the server, and Commits says that commits wait for
 	// this relay; nil where they do not.
@@ -251,23 +251,23 @@ func unchanged(st *State, f *Facts) error {
 		if was, _, rewritten := strings.Cut(st.Fingerprint, ToastMark); rewritten && same(was, f.Fingerprint) {
 			found += ": the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass)"
 		}
-		mend := ""
+		fix := ""
 		if len(f.Hidden) > 0 {
 			found = "publication or table changed: " + strings.Join(f.Hidden, "; ")
-			mend = "mend it, then "
+			fix = "fix it, then "
 		}
 		return &Halt{
 			Found: found,
 			Means: "rows committed since " + clock(lastSeen(st)) + " may never have been streamed, or not whole",
 			Risk:  Range{st.checked(), f.WALEnd}, Latch: true,
-			Run: mend + "`walpost adopt` accepts what is there, and " + replay(st, f) + " publishes the rows of that time",
+			Run: fix + "`walpost adopt` accepts what is there, and " + replay(st, f) + " publishes the rows of that time",
 		}
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
 		return &Halt{
 			Found: strings.Join(problems, "; "),
 			Means: "rows of the outbox cannot be streamed or understood like this; nothing is lost yet",
-			Run:   "mend it and the relay goes on by itself",
+			Run:   "fix it and the relay goes on by itself",
 		}
 	}
 	return nil

@@ -86,7 +86,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"rows are hidden": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.Hidden, f.WALEnd = "g", []string{"a", "b"}, 0x150 },
-			"publication or table changed: a; b: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; mend it, then `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+			"publication or table changed: a; b: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; fix it, then `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
 		},
 		"changed, and the record is of version 1": {
 			func(s *State, f *Facts) { s.Checked, s.CheckedAt, f.Fingerprint = 0, time.Time{}, "g" },
@@ -98,7 +98,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"a column is missing": {
 			func(_ *State, f *Facts) { f.Unfit = []string{"no column"} },
-			"no column: rows of the outbox cannot be streamed or understood like this; nothing is lost yet; mend it and the relay goes on by itself", false, false,
+			"no column: rows of the outbox cannot be streamed or understood like this; nothing is lost yet; fix it and the relay goes on by itself", false, false,
 		},
 		"latched": {func(s *State, _ *Facts) {
 			s.Halt = (&Halt{Found: "f", Means: "m", Run: "r", Risk: Range{1, 2}, Latch: true}).record(time.Now())

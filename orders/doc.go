@@ -32,7 +32,7 @@
 //
 // A POST may carry an Idempotency-Key. Its first success is kept in the transaction of the change, and the same request with the same
 // key gets that answer again, byte for byte; one that comes while the first is at work waits for it. Only a success is kept: after an error
-// nothing has changed and the key is free, so a mended request may use it, and a 409 or 503 is decided anew. The same key with another
+// nothing has changed and the key is free, so a fixed request may use it, and a 409 or 503 is decided anew. The same key with another
 // method, path or body is 422. A key is the service's, not a client's: use UUIDs. After an answer of 503, or none at all, whether the
 // change happened is unknown, and repeating the request with its key is the way to know.
 //

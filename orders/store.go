@@ -50,7 +50,7 @@ func (s *Store) Ready(ctx context.Context) error {
 	err := s.pool.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('outbox'), 'INSERT') AND has_table_privilege(to_regclass('order_history'), 'INSERT'), false)`).Scan(&may)
 	switch {
 	case err != nil:
-		return fmt.Errorf("the orders database cannot be used (start it, or mend ORDERS_DATABASE_URL): %w", err)
+		return fmt.Errorf("the orders database cannot be used (start it, or fix ORDERS_DATABASE_URL): %w", err)
 	case !may:
 		return errors.New("the orders database has no outbox, or no history, this role may write to: run orders migrate")
 	}

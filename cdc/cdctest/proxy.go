@@ -145,7 +145,7 @@ func (p *Proxy) URL(t testing.TB, through string) string {
 	return u.String()
 }
 
-// Set changes how bytes travel, on open connections and new ones. Two zero values mend everything.
+// Set changes how bytes travel, on open connections and new ones. Two zero values take the fault away.
 func (p *Proxy) Set(toServer, toClient Wire) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

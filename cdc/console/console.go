@@ -110,7 +110,7 @@ func New(pipeline, slot string, reg prometheus.Registerer) *Console {
 		covered:           gauge("walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."),
 		confirmed:         gauge("walpost_confirmed_lsn", "LSN last confirmed to the slot."),
 		stalled:           gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
-		stuck:             gauge("walpost_stalled", "1 while rows may be waiting and nothing moves, whatever the cause; /status and the log name it."),
+		stuck:             gauge("walpost_stalled", "1 while rows may be waiting and nothing moves; /status and the log name the cause."),
 		synchronous:       gauge("walpost_synchronous_standby", "1 while commits of the whole server wait for this relay, or can, because synchronous_standby_names matches it."),
 		streaming:         gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
 		lastCommit:        gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),

@@ -81,7 +81,7 @@ func isPermanent(err error) bool {
 type Policy string
 
 const (
-	// Block halts its partition until a fixed program, a mended database or an operator ends it.
+	// Block halts its partition until a fixed program, a fixed database or an operator ends it.
 	Block Policy = "block"
 	// ParkKey sets the event aside, and then every later one of its key behind it, so that their order holds when they
 	// are redriven. A record without a key holds nothing.

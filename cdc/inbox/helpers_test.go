@@ -103,7 +103,7 @@ func (f *fixture) handle(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
 	return err
 }
 
-// fail has the handler fail for an event; nil mends it.
+// fail has the handler fail for an event; nil fixes it.
 func (f *fixture) fail(id string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

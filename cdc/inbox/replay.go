@@ -17,7 +17,7 @@ import (
 const (
 	// replayStall is how long the log may give nothing while it is read.
 	replayStall = 30 * time.Second
-	// askWithin is how long Kafka has to tell of offsets and groups.
+	// askWithin is how long Kafka may take to answer about offsets and groups.
 	askWithin = 30 * time.Second
 )
 

@@ -37,7 +37,7 @@ func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) err
 	if found == nil {
 		return &cdc.Halt{
 			Found: fmt.Sprintf("the dead letter topic %s does not exist", name),
-			Means: "rows that cannot be published have nowhere to go, and nothing is published before that is mended",
+			Means: "rows that cannot be published have nowhere to go, and nothing is published before that is fixed",
 			Run:   "run `walpost init`, and the relay goes on by itself",
 		}
 	}

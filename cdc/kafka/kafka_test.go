@@ -109,8 +109,8 @@ func TestEveryPromiseIsChecked(t *testing.T) {
 		err     *kerr.Error
 		refused bool
 	}{
-		"one that another session may mend": {kerr.TopicAuthorizationFailed, false},
-		"one that the row is to blame for":  {kerr.MessageTooLarge, true},
+		"one that another session may fix": {kerr.TopicAuthorizationFailed, false},
+		"one that the row is to blame for": {kerr.MessageTooLarge, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cluster, err := devenv.StartKafka(devenv.KafkaConfig{})

@@ -181,7 +181,7 @@ func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 			}
 			_, err = tx.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES ($1, $2, $3, $4, $5, $6)`,
 				ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), string(headers))
-			if err == nil && c.name != "header not UTF-8" { // which encoding/json mends
+			if err == nil && c.name != "header not UTF-8" { // which encoding/json fixes
 				t.Error("Append refuses what the table takes")
 			}
 		})

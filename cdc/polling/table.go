@@ -379,7 +379,7 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 	return b, nil
 }
 
-// said is a server's error by its SQLSTATE: what a person must mend is a Halt.
+// said is a server's error by its SQLSTATE: what a person must fix is a Halt.
 func said(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -391,7 +391,7 @@ func said(doing string, err error) error {
 	text := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
 	switch pg.Code {
 	case "42501", "42P01", "42703", "42804", "42883":
-		return &cdc.Halt{Found: text, Means: "the table cannot be polled like this, and nothing is lost", Run: "let `walpost init` make what is missing, or mend it, and the relay goes on by itself"}
+		return &cdc.Halt{Found: text, Means: "the table cannot be polled like this, and nothing is lost", Run: "let `walpost init` make what is missing, or fix it, and the relay goes on by itself"}
 	}
 	return errors.New(text) // the server's detail may hold row data
 }

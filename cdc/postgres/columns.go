@@ -86,6 +86,6 @@ func unfit(problems []string) error {
 	return &cdc.Halt{
 		Found: strings.Join(problems, "; "),
 		Means: "the relay cannot stream like this, and nothing is lost",
-		Run:   "mend it and the relay goes on by itself",
+		Run:   "fix it and the relay goes on by itself",
 	}
 }

@@ -268,7 +268,7 @@ func (d *decoder) relation(r *cursor) error {
 	if len(problems) > 0 {
 		return &cdc.Wedge{
 			Found: "as the table was at this place in the WAL: " + strings.Join(problems, "; "),
-			Mend:  "if it is source.columns that is wrong, mend it",
+			Fix:   "if it is source.columns that is wrong, fix it",
 		}
 	}
 	d.relations[oid] = rel
@@ -285,7 +285,7 @@ func (d *decoder) tooLarge(head []byte, size int) error {
 	}
 	return &cdc.Wedge{
 		Found: fmt.Sprintf("%s cannot be read: it is %d bytes, source.max_row_bytes is %s", what, size, d.cfg.MaxRowBytes),
-		Mend:  "raise source.max_row_bytes, if Kafka takes such a record",
+		Fix:   "raise source.max_row_bytes, if Kafka takes such a record",
 	}
 }
 

@@ -45,7 +45,7 @@ func (s *Source) OpenPolled(ctx context.Context) (conn *pgx.Conn, oid uint32, co
 // polled is what polling finds of the table, and the SQL that makes what it needs.
 type polled struct {
 	oid      uint32
-	problems []string // what nothing of ours mends
+	problems []string // what nothing of ours fixes
 	missing  []string // what init makes
 	sql      []string // that makes it
 }

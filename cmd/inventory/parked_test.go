@@ -24,14 +24,14 @@ func (s *service) command(args ...string) (string, error) {
 }
 
 // TestParkedAndReplayedByCommand tells the story of an order whose payment cannot be read: its cancellation waits, other
-// orders go on, and an operator finds it, mends it and replays.
+// orders go on, and an operator finds it, fixes it and replays.
 func TestParkedAndReplayedByCommand(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {
 		t.Fatal(err)
 	}
-	// A check that refuses what a release has forgotten, to be mended.
+	// A check that refuses what a release has forgotten, to be fixed.
 	if _, err := s.conn.Exec(t.Context(), `ALTER TABLE stock_movements ADD CONSTRAINT never_3 CHECK (change <> -3)`); err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ func (n *notifications) prepareMail() (missing string, err error) {
 		folder = os.DirFS(n.Templates)
 	}
 	if n.templates, templatesErr = render.Parse(folder); templatesErr != nil {
-		templatesErr = fmt.Errorf("--mail-templates (ORDERS_MAIL_TEMPLATES): %w; mend the template, or leave this empty for the built-in ones", templatesErr)
+		templatesErr = fmt.Errorf("--mail-templates (ORDERS_MAIL_TEMPLATES): %w; fix the template, or leave this empty for the built-in ones", templatesErr)
 	}
 	return missing, errors.Join(mailErr, catalogErr, rateErr, templatesErr, n.times())
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // TestWhatIsWrongWithTheServerIsSaidTogether has a server on which nothing is as it must be. One line names all of it, each with
-// the way to mend it, and once mended the relay streams without being restarted.
+// the way to fix it, and once fixed the relay streams without being restarted.
 func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 	t.Parallel()
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"wal_level": "replica"}})

@@ -21,7 +21,7 @@ func rowsPast(s *scene) {
 		broken{"a rule", exec(`CREATE RULE away AS ON INSERT TO outbox DO INSTEAD NOTHING`), []string{"rules on public.outbox"}},
 		broken{"a trigger", exec(`CREATE TABLE outbox_old (LIKE outbox); ` + trigger), []string{"sends rows elsewhere"}})
 
-	// It comes while the relay streams, and the publication is changed while that is mended.
+	// It comes while the relay streams, and the publication is changed while that is fixed.
 	s.build(set{quiet: true, env: map[string]string{"WALPOST_SOURCE_CHECK_INTERVAL": "100ms"}})
 	r := s.start()
 	r.says(30*time.Second, `"streaming"`)

@@ -91,8 +91,8 @@ func TestDLQRedrive(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.must("dlq", "show", event(3))), &shown); err != nil || len(shown.Row.Payload) < 5000 || !strings.HasSuffix(shown.Key, event(3)) {
 		t.Errorf("show: %v, key %s, %d bytes of payload", err, shown.Key, len(shown.Row.Payload))
 	}
-	if out, err := s.walpost("dlq", "redrive", event(3)); err == nil || !strings.Contains(out, "still refused") || !strings.Contains(err.Error(), "mend what refuses") {
-		t.Errorf("redrive before it is mended: %v\n%s", err, out)
+	if out, err := s.walpost("dlq", "redrive", event(3)); err == nil || !strings.Contains(out, "still refused") || !strings.Contains(err.Error(), "fix what refuses") {
+		t.Errorf("redrive before it is fixed: %v\n%s", err, out)
 	}
 	s.limit("1048588")
 	if out, err := s.walpost("dlq", "redrive", event(4)); err == nil || !strings.Contains(err.Error(), event(1)+" of the same key") {

@@ -148,7 +148,7 @@ func leaderKilled(s *scene) {
 	c := s.three()
 	for range 2 {
 		c.leader(s).signal(s.t, syscall.SIGKILL)
-		s.mended()
+		s.fixed()
 		s.grows(100)
 		s.confirmed(time.Minute)
 		time.Sleep(6 * time.Second) // it comes back, and gets its partitions again
@@ -163,7 +163,7 @@ func brokerPaused(s *scene) {
 		time.Sleep(8 * time.Second) // past its session
 		s.grows(100)
 	})
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }
 
@@ -199,7 +199,7 @@ func notInSync(s *scene) {
 			break
 		}
 	}
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }
 
@@ -225,6 +225,6 @@ func brokerDiskFull(s *scene) {
 	if err := os.Remove(filler); err != nil {
 		s.t.Fatal(err)
 	}
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }

@@ -125,7 +125,7 @@ func (s *scene) chaos(lasts time.Duration, seed uint64) {
 	for _, r := range relays {
 		r.kill()
 	}
-	s.mended()
+	s.fixed()
 	s.run()
 	s.settle()
 }

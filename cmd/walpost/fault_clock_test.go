@@ -79,6 +79,6 @@ func clockJumps(s *scene) {
 	if len(hours) < 2 {
 		s.t.Error("the clock did not jump")
 	}
-	s.mended()
+	s.fixed()
 	s.settle()
 }

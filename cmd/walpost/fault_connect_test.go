@@ -45,7 +45,7 @@ func hygienic(s *scene) {
 	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
 	time.Sleep(4 * time.Second)
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 	undisturbed(s.t, r)
 }
@@ -319,7 +319,7 @@ func moved(s *scene) {
 	s.env["WALPOST_SOURCE_URL"] = i.through(s.env["WALPOST_SOURCE_URL"], i.serve(s.pgAddr), "-c wal_sender_timeout=3s")
 	r := s.streams(s.command(i.spawn("relay"), "WALPOST_TEST_MAIN=1"))
 	i.moves(r, func() { s.grows(20); s.flows() })
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 

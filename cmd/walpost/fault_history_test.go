@@ -103,7 +103,7 @@ func (s *scene) failOver() {
 	s.oracle.Follow(s.admin)
 	s.write(cdctest.WriterConfig{Rate: 60})
 	s.sample()
-	s.mended()
+	s.fixed()
 	s.child()
 	s.grows(200)
 	s.once(s.settle())
@@ -140,7 +140,7 @@ func tailLost(s *scene) {
 	}
 	s.promote(standby)
 	s.oracle = cdctest.StartOracle(s.t, s.admin, "public.outbox")
-	s.mended()
+	s.fixed()
 	r = s.spawn()
 	s.write(cdctest.WriterConfig{Rate: 60})
 	s.streams(r)
@@ -312,7 +312,7 @@ func tableChanged(s *scene) {
 	s.grows(50)
 	s.exec("ALTER TABLE outbox DROP COLUMN note")
 	s.grows(50)
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 	back := s.back
 	s.halting(set{},

@@ -50,7 +50,7 @@ func kafkaDown(s *scene) {
 		s.t.Errorf("the relay grew from %d to %d MiB while Kafka was away", memory>>20, now>>20)
 	}
 	s.kf.Up()
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 
@@ -71,7 +71,7 @@ func kafkaSlow(s *scene) {
 	s.kf.Set(cdctest.Wire{Bandwidth: 50_000}, cdctest.Wire{Bandwidth: 50_000})
 	time.Sleep(3 * time.Second)
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 	if log := r.log.String(); strings.Contains(log, "starting over") {
 		s.t.Errorf("a slow Kafka ended a session:\n%s", log)
@@ -98,7 +98,7 @@ func leadersMove(s *scene) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }
 
@@ -125,7 +125,7 @@ func produceAnswerLost(s *scene) {
 	lost := s.loses(10, true, kmsg.Produce)
 	s.run()
 	s.until(lost, 5)
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }
 
@@ -161,7 +161,7 @@ func endAnswerLost(s *scene) {
 		r.kill()
 	}
 	s.loses(1, true)
-	s.mended()
+	s.fixed()
 	s.run()
 	s.settle()
 }
@@ -197,7 +197,7 @@ func replicasMissing(s *scene) {
 		}
 		s.flows()
 	}
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 
@@ -224,7 +224,7 @@ func topicDeleted(s *scene) {
 		s.t.Errorf("the relay made the topic again: %v, %v", topics, err)
 	}
 	cdctest.CreateTopic(s.t, s.brokers, s.topic, 3)
-	s.mended()
+	s.fixed()
 	s.confirmed(90 * time.Second)
 	s.back = time.Since(s.healed)
 	gone := len(first.Events)
@@ -269,7 +269,7 @@ func revoked(s *scene) {
 		}
 		s.grows(50)
 		h.Remove()
-		s.mended()
+		s.fixed()
 		s.confirmed(60 * time.Second)
 	}
 	s.settle()
@@ -299,7 +299,7 @@ func fenced(s *scene) {
 		thief.Close()
 		s.grows(50)
 	}
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 
@@ -316,7 +316,7 @@ func coordinators(s *scene) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 
@@ -331,7 +331,7 @@ func spread(s *scene) {
 		s.t.Fatal(err)
 	}
 	s.grows(1000)
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }
 

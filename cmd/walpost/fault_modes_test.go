@@ -45,7 +45,7 @@ func partitionsDropped(s *scene) {
 		return nil
 	})
 	s.grows(50)
-	s.mended()
+	s.fixed()
 	s.settle()
 	if strings.Contains(r.log.String(), `"halted"`) {
 		s.t.Error("the relay halted")
@@ -77,7 +77,7 @@ func insertedAndDeleted(s *scene) {
 	s.grows(100)
 	r.kill()
 	s.grows(50)
-	s.mended()
+	s.fixed()
 	s.run()
 	s.settle()
 	if s.rows() != "0" {

@@ -15,14 +15,14 @@ func partitioned(s *scene) {
 	for _, p := range []*cdctest.Proxy{s.pg, s.kf} {
 		s.grows(50)
 		p.Cut() // a reset
-		s.mended()
+		s.fixed()
 		s.flows()
 		for _, wires := range [][2]cdctest.Wire{{gone, gone}, {gone, whole}, {whole, gone}} {
 			s.grows(20)
 			p.Set(wires[0], wires[1])
 			if p == s.pg && wires[0] == gone {
 				// The server notices within wal_sender_timeout, and a relay elsewhere takes over.
-				s.mended()
+				s.fixed()
 				through := s.env["WALPOST_SOURCE_URL"]
 				s.env["WALPOST_SOURCE_URL"] = strings.Replace(through, s.pg.Addr(), s.pgAddr, 1)
 				heir := s.child()
@@ -39,7 +39,7 @@ func partitioned(s *scene) {
 				time.Sleep(time.Second)
 				p.Set(whole, whole)
 			}
-			s.mended()
+			s.fixed()
 			s.flows()
 		}
 	}
@@ -59,6 +59,6 @@ func fragmented(s *scene) {
 	}
 	s.pg.Set(cdctest.Wire{}, cdctest.Wire{})
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }

@@ -55,7 +55,7 @@ func postgresRestarts(s *scene) {
 			s.t.Errorf("a %s stop took %s: PostgreSQL waited for the relay", mode, took)
 		}
 		s.up()
-		s.mended()
+		s.fixed()
 		s.flows()
 	}
 	first := s.writer.Stop() // a smart stop waits for its connections
@@ -73,7 +73,7 @@ func postgresRestarts(s *scene) {
 	}
 	s.up()
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.mended()
+	s.fixed()
 	s.settle()
 	if len(first.Events) == 0 {
 		s.t.Error("nothing was written before the smart stop")
@@ -125,7 +125,7 @@ func postgresKilled(s *scene) {
 			}
 			return conn.Close(context.Background())
 		})
-		s.mended()
+		s.fixed()
 		if now := s.query("SELECT pg_postmaster_start_time()::text"); now == started && postmaster {
 			s.t.Error("the postmaster was not killed")
 		}
@@ -154,7 +154,7 @@ func slotRegresses(s *scene) {
 	if !regressed {
 		s.t.Error("the slot never went back: this run proves nothing")
 	}
-	s.mended()
+	s.fixed()
 	s.run()
 	s.once(s.settle())
 }
@@ -173,7 +173,7 @@ func openTransactions(s *scene) {
 	s.flows()
 	s.t.Logf("restart_lsn was %s, and is %s with a transaction prepared", pinned, s.query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]))
 	s.exec("COMMIT PREPARED '" + s.pipeline + "'")
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 }
 
@@ -196,7 +196,7 @@ func hugeTransactions(s *scene) {
 		}
 		r.kill()
 	}
-	s.mended()
+	s.fixed()
 	s.run()
 	s.settle()
 }
@@ -259,7 +259,7 @@ func walFull(s *scene) {
 	_ = s.server.Stop(timeout(s.t, time.Minute), "immediate")
 	s.up()
 	r.signal(syscall.SIGCONT)
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 
@@ -295,7 +295,7 @@ func serverLimits(s *scene) {
 	s.env["WALPOST_SOURCE_URL"] = strings.Replace(u, "wal_sender_timeout%3D0", "wal_sender_timeout%3D500ms", 1)
 	r = s.child()
 	s.grows(200)
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 	if log := r.log.String(); strings.Contains(log, "starting over") {
 		s.t.Errorf("the impatient server lost patience:\n%s", log)
@@ -321,7 +321,7 @@ func storm(s *scene) {
 	s.t.Logf("stopped in %s, %s of CPU time", took.Round(time.Millisecond), busy)
 	s.up()
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 
@@ -356,7 +356,7 @@ func oldState(s *scene) {
 			LastXID: st.LastXID, LastCommitTime: st.LastCommitTime, Fingerprint: st.Fingerprint, Instance: st.Instance, Epoch: st.Epoch, Time: st.Time,
 		}
 	})
-	s.mended()
+	s.fixed()
 	s.run()
 	s.once(s.settle())
 }

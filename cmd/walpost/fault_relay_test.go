@@ -41,7 +41,7 @@ func killed(s *scene) {
 		r.says(30*time.Second, "failpoint "+point+": kill")
 		r.ends(10 * time.Second)
 	}
-	s.mended()
+	s.fixed()
 	s.run()
 	s.settle()
 }
@@ -60,7 +60,7 @@ func stopped(s *scene) {
 			s.t.Errorf("after a stop the slot has confirmed %s, the state record covers %s", confirmed, st.Covered)
 		}
 	}
-	s.mended()
+	s.fixed()
 	s.run()
 	s.once(s.settle())
 }
@@ -77,7 +77,7 @@ func frozen(s *scene) {
 		zombie := s.failing(point + ":stop@3")
 		zombie.says(30*time.Second, "failpoint "+point+": stop")
 		zombie.frozen(10 * time.Second)
-		s.mended()
+		s.fixed()
 		heir := s.spawn()
 		heir.says(30*time.Second, `"streaming"`)
 		s.relays = append(s.relays, heir)
@@ -91,7 +91,7 @@ func frozen(s *scene) {
 		zombie.kill()
 		heir.kill()
 	}
-	s.mended()
+	s.fixed()
 	s.run()
 	s.settle()
 }
@@ -116,7 +116,7 @@ func two(s *scene) {
 	second := s.spawn()
 	second.says(20*time.Second, "standing by")
 	first.kill()
-	s.mended()
+	s.fixed()
 	s.streams(second)
 	third := s.spawn()
 	third.says(20*time.Second, "standing by")

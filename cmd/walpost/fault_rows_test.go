@@ -41,7 +41,7 @@ func limitLowered(s *scene) {
 	}
 	r.kill()
 	s.limit("1048588")
-	s.mended()
+	s.fixed()
 	s.run()
 	s.settle()
 }

@@ -39,7 +39,7 @@ func foreignGiants(s *scene) {
 		"DELETE FROM blobs",
 		ledgerRow("behind", 3),
 	}, "; "))
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 	if log := r.log.String(); strings.Contains(log, "halted") || strings.Contains(log, "starting over") {
 		s.t.Errorf("somebody else's messages stopped the relay:\n%s", log)
@@ -165,7 +165,7 @@ func standbySlotAway(s *scene) {
 		s.t.Error(err)
 	}
 	s.configured(setting, "")
-	s.mended()
+	s.fixed()
 	s.settle()
 	s.ready(r)
 	r.says(time.Second, "rows flow again")
@@ -270,7 +270,7 @@ func synchronousStandby(s *scene) {
 	}
 	r.says(30*time.Second, "no commit waits for this relay any more") // also where the session has ended meanwhile
 	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.mended()
+	s.fixed()
 	s.settle()
 }
 
@@ -381,7 +381,7 @@ func walsenderStopped(s *scene) {
 	}
 	s.stopProcess(pid, syscall.SIGCONT)
 	s.exec("SELECT pg_terminate_backend($1)", pid) // as the sentence says
-	s.mended()
+	s.fixed()
 	s.settle()
 	s.ready(r)
 }
@@ -485,7 +485,7 @@ func standbyRestarts(s *scene) {
 	stopServer(s.t, standby, "immediate")
 	s.stalls(r, `"sb1": it is inactive`)
 	startServer(s.t, standby)
-	s.mended()
+	s.fixed()
 	s.once(s.settle())
 	s.ready(r)
 }

@@ -169,7 +169,7 @@ func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 		column string
 		value  string
 		says   string
-		mend   func(*stage)
+		fix    func(*stage)
 	}
 	for _, c := range []poison{
 		{"aggregate type that is not listed", "aggregate_type", "'invoice'", "kafka.aggregate_types", func(s *stage) { s.env["WALPOST_KAFKA_AGGREGATE_TYPES"] = "order,invoice" }},
@@ -213,10 +213,10 @@ func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 					t.Fatalf("%d records, want the 10 before the row that cannot be published", n)
 				}
 			}
-			if c.mend == nil {
+			if c.fix == nil {
 				return
 			}
-			c.mend(s)
+			c.fix(s)
 			s.start()
 			want := 21
 			if c.column == "aggregate_type" {

@@ -135,7 +135,7 @@ func TestKillLosesNothing(t *testing.T) {
 			if m == exactlyOnce && beforeState > 0 {
 				t.Errorf("exactly once, and %d times rows were there without their state record", beforeState)
 			}
-			s.mended()
+			s.fixed()
 			s.run()
 			if report := s.settle(); m == atLeastOnce && report.Duplicates == 0 {
 				t.Error("no kill led to a replay: the kills were too tame to prove anything")

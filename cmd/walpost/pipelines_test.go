@@ -77,7 +77,7 @@ func (r *relay) measures(t testing.TB, texts ...string) {
 }
 
 // TestPipelinesKeepToThemselves relays two databases of one server in one process. One loses its slot and halts, the other goes on;
-// an operator mends the one by name; the process is killed with both under load, and started again, or replaced by one that stands by,
+// an operator fixes the one by name; the process is killed with both under load, and started again, or replaced by one that stands by,
 // and nothing is missing in either.
 func TestPipelinesKeepToThemselves(t *testing.T) {
 	t.Parallel()

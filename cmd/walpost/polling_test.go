@@ -476,7 +476,7 @@ func TestPollingSurvivesKafka(t *testing.T) {
 	s.drained()
 }
 
-// TestPollingBadInput says in one sentence what is wrong, and goes on once it is mended.
+// TestPollingBadInput says in one sentence what is wrong, and goes on once it is fixed.
 func TestPollingBadInput(t *testing.T) {
 	t.Parallel()
 	s := polled(t)

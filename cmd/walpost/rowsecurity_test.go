@@ -202,7 +202,7 @@ func streamUnderPolicy(s *scene) {
 	r.counts("walpost_cleanup_refused", "1")
 	left := s.rows()
 	s.grows(100)
-	s.mended()
+	s.fixed()
 	s.flows()
 	if n := s.query(`SELECT (count(*) >= $1::int + 100)::text FROM outbox`, left); n != "true" {
 		s.t.Errorf("rows were deleted that the relay does not see: %s are left of more than %s", s.rows(), left)

@@ -189,8 +189,8 @@ func (s *scene) flows() {
 	s.confirmed(30 * time.Second)
 }
 
-// mended marks the end of the fault.
-func (s *scene) mended() {
+// fixed marks the end of the fault.
+func (s *scene) fixed() {
 	s.t.Helper()
 	s.heal = s.query("SELECT pg_current_wal_lsn()::text")
 	s.healed = time.Now()
@@ -200,7 +200,7 @@ func (s *scene) mended() {
 func (s *scene) settle() cdctest.Report {
 	s.t.Helper()
 	if s.healed.IsZero() {
-		s.mended()
+		s.fixed()
 	}
 	s.eventually(2*time.Minute, "confirmed_flush_lsn >= '"+s.heal+"'")
 	s.back = max(time.Since(s.healed), 100*time.Millisecond)

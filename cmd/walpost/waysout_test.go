@@ -221,7 +221,7 @@ func TestAdoptTakesASlotThatIsNotOurs(t *testing.T) {
 	}
 }
 
-// TestAdoptRefuses what no decision mends.
+// TestAdoptRefuses what no decision fixes.
 func TestAdoptRefuses(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)

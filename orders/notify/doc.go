@@ -12,7 +12,7 @@
 //   - A consumer never talks to a mail server: whether one answers or stalls, no offset waits for it.
 //   - (order, channel, kind) is the natural key. However often events come, are replayed or notifications re-published, a second send after a
 //     success is impossible: what is SENT stays so.
-//   - An attempt is counted before it is made. At most 5 are; what the server may mend by itself (SMTP 4xx, a connection that fails, HTTP 5xx,
+//   - An attempt is counted before it is made. At most 5 are; what the server may fix by itself (SMTP 4xx, a connection that fails, HTTP 5xx,
 //     408, 425 and 429) is tried again after a random time that doubles, what it refuses (SMTP 5xx to the mail, other HTTP 4xx) is FAILED at once.
 //     What a mail server says before it sees the mail (greeting, TLS, AUTH) is about us, and tried again whatever its code.
 //   - What is FAILED becomes PENDING again by itself, with all its attempts, until it is too old: in every round what ran out of attempts, at

@@ -506,7 +506,7 @@ func TestATemplateThatFailsIsRecordedAndNotInTheWay(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].OrderID != bad {
 		t.Errorf("listed as failed: %+v, %v", list, err)
 	}
-	// Mended, it goes out when it is re-published.
+	// Fixed, it goes out when it is re-published.
 	if done, err := s.store.Republish(t.Context(), "mail", epoch, 10, func(int) {}); done != 1 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
 	}

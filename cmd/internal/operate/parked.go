@@ -167,7 +167,7 @@ func report(stdout io.Writer, program string, events []inbox.Done, err error, dr
 		fmt.Fprintln(stdout, "dry run: nothing was kept")
 	}
 	if err == nil && stay > 0 {
-		err = fmt.Errorf("%d parked events stay: mend what refuses them and redrive again, or give them up with `%s parked drop`", stay, program)
+		err = fmt.Errorf("%d parked events stay: fix what refuses them and redrive again, or give them up with `%s parked drop`", stay, program)
 	}
 	return err
 }

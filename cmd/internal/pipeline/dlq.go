@@ -364,7 +364,7 @@ func RedriveDeadLetters(ctx context.Context, cfg cdc.Config, ids []string, dryRu
 		}
 	}
 	if refused > 0 {
-		return fmt.Errorf("%d dead letters stay: mend what refuses them (the topic's limit, kafka.aggregate_types, kafka.rename) and redrive again, or give them up with `walpost dlq drop`", refused)
+		return fmt.Errorf("%d dead letters stay: fix what refuses them (the topic's limit, kafka.aggregate_types, kafka.rename) and redrive again, or give them up with `walpost dlq drop`", refused)
 	}
 	return nil
 }
