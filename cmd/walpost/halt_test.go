@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
@@ -231,18 +234,33 @@ func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 	}
 }
 
-// limit sets the topic's max.message.bytes.
+// limit sets the topic's max.message.bytes and returns once the broker goes by it. A broker answers before it does; it takes
+// changes over in their order, so the limit of a second topic, set later, shows it.
 func (s *stage) limit(bytes string) {
 	s.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...), kgo.ProducerBatchCompression(kgo.NoCompression()))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer client.Close()
-	resp, err := kadm.NewClient(client).AlterTopicConfigs(context.Background(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &bytes}}, s.topic)
-	if err != nil || resp[0].Err != nil {
-		s.t.Fatal(err, resp)
+	admin := kadm.NewClient(client)
+	set := func(topic, bytes string) {
+		resp, err := admin.AlterTopicConfigs(s.t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &bytes}}, topic)
+		if err != nil || resp[0].Err != nil {
+			s.t.Fatal(err, resp)
+		}
 	}
+	later := "limit-" + strings.ToLower(rand.Text())
+	cdctest.CreateTopic(s.t, s.brokers, later, 1)
+	set(s.topic, bytes)
+	set(later, "100")
+	cdctest.Eventually(s.t, 20*time.Second, func() error {
+		err := client.ProduceSync(s.t.Context(), &kgo.Record{Topic: later, Value: make([]byte, 5000)}).FirstErr()
+		if errors.Is(err, kerr.MessageTooLarge) {
+			return nil
+		}
+		return fmt.Errorf("5000 bytes on a topic that takes 100: %v", err)
+	})
 }
 
 // TestChangesUnderARunningRelay changes what the relay needs while it streams. It halts before anything is skipped.
