@@ -23,6 +23,8 @@ var Roles = []Role{Starting, Standby, Streaming, Retrying, Halted, Stopped}
 type Observer struct {
 	// Role is called at each change; err says why, where there is a reason.
 	Role func(role Role, err error)
+	// Connected is called when the replication connection is there, with what it runs over.
+	Connected func(wire string)
 	// Received counts what a gulp held: rows to deliver, rows that were durable already, other messages, bytes.
 	Received func(rows, dropped, others, bytes int)
 	// Published is called when a window is durable, dead letters included, with the time since its first row came.
@@ -52,6 +54,12 @@ type Observer struct {
 func (o *Observer) role(r Role, err error) {
 	if o.Role != nil {
 		o.Role(r, err)
+	}
+}
+
+func (o *Observer) connected(wire string) {
+	if o.Connected != nil {
+		o.Connected(wire)
 	}
 }
 
@@ -133,6 +141,11 @@ func Tee(observers ...Observer) Observer {
 		Role: func(role Role, err error) {
 			for i := range observers {
 				observers[i].role(role, err)
+			}
+		},
+		Connected: func(wire string) {
+			for i := range observers {
+				observers[i].connected(wire)
 			}
 		},
 		Received: func(rows, dropped, others, bytes int) {

@@ -10,7 +10,7 @@ import (
 type queue struct {
 	mu      sync.Mutex
 	filling *Window
-	busy    bool // the reader's state: see breath
+	busy    bool // the reader's state: see pacer
 	blocked bool // the reader holds a row for which there is no room
 
 	wake chan struct{} // to the publisher: something came

@@ -19,7 +19,7 @@ const (
 type reader struct {
 	*session
 	tracker *tracker
-	breath  breath
+	pacer   pacer
 	msg     Message
 	held    bool // msg is a row for which the window had no room
 	settled bool // the stream has passed what was delivered before: the state record's covered may be confirmed
@@ -36,7 +36,7 @@ type reader struct {
 // says that the state is reconciled it only answers the server, with 0/0, which confirms nothing.
 func (s *session) read(ctx context.Context) error {
 	now := time.Now()
-	r := &reader{session: s, breath: breath{pace: s.cfg.Window.Pace}, heard: now}
+	r := &reader{session: s, pacer: pacer{pace: s.cfg.Window.Pace, window: s.id.Window}, heard: now}
 	tick := time.NewTicker(s.interval)
 	defer tick.Stop()
 	for r.tracker == nil {
@@ -58,7 +58,7 @@ func (s *session) read(ctx context.Context) error {
 		return err
 	}
 	// What came with the answer to START_REPLICATION: if it ends with the server's error, nothing comes behind it.
-	if _, err := r.decode(0); err != nil {
+	if _, _, err := r.decode(0); err != nil {
 		return err
 	}
 	for {
@@ -121,28 +121,22 @@ func (s *session) status(ping bool) error {
 
 // gulp lets the socket fill, takes what is there and decodes it.
 func (r *reader) gulp() error {
-	if wait := r.breath.pause(time.Now()); wait > 0 {
-		r.stream.Undisturbed(true)
-		time.Sleep(wait)
+	if wait := r.pacer.rest(time.Now()); wait > 0 {
+		r.stream.Rest(wait)
 	}
 	deadline := r.lastStatus.Add(r.interval)
 	if r.replyWanted {
 		deadline = r.lastStatus.Add(replyEvery)
-	}
-	if r.breath.busy {
-		deadline = time.Now().Add(busyWait)
-	} else {
-		r.stream.Undisturbed(false)
 	}
 	n, err := r.stream.Fill(deadline)
 	if err != nil && n == 0 {
 		return r.wedged(err)
 	}
 	now := time.Now()
-	rows := 0
+	var rows, messages int
 	if n > 0 {
 		r.heard = now
-		if rows, err = r.decode(n); err != nil {
+		if rows, messages, err = r.decode(n); err != nil {
 			return err
 		}
 	}
@@ -151,7 +145,11 @@ func (r *reader) gulp() error {
 			return err
 		}
 	}
-	r.breath.took(n, rows, now)
+	r.pacer.took(n, messages, rows, now)
+	if r.pacer.cramped() {
+		r.stream.OpenWindow()
+		r.pacer.window = 0
+	}
 	return nil
 }
 
@@ -164,7 +162,8 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 	case <-r.queue.room:
 		r.fullSince = time.Time{}
 		r.heard = time.Now()
-		_, err := r.decode(0)
+		r.pacer.heldUp()
+		_, _, err := r.decode(0)
 		return err
 	case <-tick:
 		if time.Since(r.fullSince) >= r.cfg.QueueTimeout {
@@ -179,10 +178,10 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 	return nil
 }
 
-// decode moves what was read into the queue, as far as there is room, and counts its rows.
-func (r *reader) decode(bytes int) (rows int, err error) {
+// decode moves what was read into the queue, as far as there is room, and counts its rows and all its messages.
+func (r *reader) decode(bytes int) (rows, messages int, err error) {
 	var dropped, others int
-	_, err = r.queue.fill(r.breath.busy, func(w *Window) (bool, error) {
+	_, err = r.queue.fill(r.pacer.busy, func(w *Window) (bool, error) {
 		for {
 			if r.held {
 				if !w.add(&r.msg.Row) {
@@ -195,6 +194,7 @@ func (r *reader) decode(bytes int) (rows int, err error) {
 			if err != nil || !ok {
 				return true, err
 			}
+			messages++
 			switch m := &r.msg; m.Kind {
 			case Insert:
 				deliver, err := r.tracker.row(&m.Row)
@@ -231,7 +231,7 @@ func (r *reader) decode(bytes int) (rows int, err error) {
 		r.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have more already
 		err = r.answer(true)
 	}
-	return rows, r.wedged(err)
+	return rows, messages, r.wedged(err)
 }
 
 // wedged makes a change that can never be taken a Halt that names the way past it.

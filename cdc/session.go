@@ -57,6 +57,7 @@ func (r *Relay) session(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
+	r.observer.connected(id.Wire)
 	facts, err := r.facts(ctx, id)
 	if err != nil {
 		return err

@@ -114,7 +114,9 @@ func (s *server) Status(confirmed LSN, _ bool) error {
 	return nil
 }
 
-func (s *server) Undisturbed(bool) {}
+func (s *server) Rest(d time.Duration) { time.Sleep(d) }
+
+func (s *server) OpenWindow() {}
 
 func (s *server) Interrupt() { signal(s.wake) }
 

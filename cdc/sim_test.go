@@ -302,7 +302,7 @@ func (s *simStream) Fill(deadline time.Time) (int, error) {
 		s.produce()
 		n := 100 * (len(s.buf) - had)
 		if n > 0 && chance(s.rng, 30) {
-			n = gulpFull // a busy relay is as right as a quiet one
+			n = smallestFull // a busy relay is as right as a quiet one
 		}
 		w.mu.Unlock()
 		if n > 0 {
@@ -318,7 +318,9 @@ func (s *simStream) Fill(deadline time.Time) (int, error) {
 	}
 }
 
-func (s *simStream) Undisturbed(bool) {}
+func (s *simStream) Rest(d time.Duration) { time.Sleep(d) }
+
+func (s *simStream) OpenWindow() {}
 
 func (s *simStream) Next(m *Message) (bool, error) {
 	if len(s.buf) == 0 {

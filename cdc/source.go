@@ -22,6 +22,10 @@ type Identity struct {
 	Timeline int32
 	// History is how the timelines before it ended, where there were any and the server still knows.
 	History []PastTimeline
+	// Window is how many bytes the server may send ahead of a reader that rests; 0: the kernel makes it larger and smaller.
+	Window int
+	// Wire says over what the connection runs, as its round trip and its receive buffer, for the log.
+	Wire string
 	// Timeout is the connection's wal_sender_timeout: a relay that is silent for so long is taken for gone. 0: the server waits for ever.
 	Timeout time.Duration
 }
@@ -38,9 +42,10 @@ type Stream interface {
 	Start(ctx context.Context) error
 	// Fill waits until the deadline for bytes and takes one gulp of them. It returns 0 and no error when there were none.
 	Fill(deadline time.Time) (int, error)
-	// Undisturbed asks that the process not be woken by fewer bytes than a gulp, while true. A source that cannot is only
-	// slower. Fill still takes whatever is there.
-	Undisturbed(yes bool)
+	// Rest lets the time pass and the socket fill. What comes meanwhile does not wake the process.
+	Rest(d time.Duration)
+	// OpenWindow lets the server send more than a gulp ahead, from now on.
+	OpenWindow()
 	// Next decodes the next whole message of the gulp into m, or reports false when there is none left. The slices in m
 	// are valid until the next Fill.
 	Next(m *Message) (bool, error)

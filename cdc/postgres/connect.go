@@ -88,7 +88,7 @@ func (l login) replicate(ctx context.Context) (*pgconn.PgConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &gulpConn{Conn: c}, nil
+		return newSocket(c), nil
 	}
 	cfg.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error {
 		return apply(ctx, pg, settings+replicationSettings)

@@ -41,7 +41,7 @@ type stream struct {
 	skim    int
 	skimmed bool // Next has to count that frame
 
-	undisturbed bool
+	socket      *socket // below TLS
 	interrupted atomic.Bool
 	closeOnce   sync.Once
 	started     bool
@@ -89,6 +89,7 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 		return nil, cdc.Identity{}, fmt.Errorf("take over the replication connection: %w", err)
 	}
 	st := newStream(s.cfg, hijacked.Conn, newDecoder(s.cfg, s.tableOID))
+	id.Window, id.Wire = st.socket.keepShut()
 	return st, id, nil
 }
 
@@ -127,7 +128,12 @@ func parseHistory(text string) (past []cdc.PastTimeline) {
 }
 
 func newStream(cfg cdc.SourceConfig, conn net.Conn, d *decoder) *stream {
-	return &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, gulp)}
+	s := &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, gulp)}
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = t.NetConn()
+	}
+	s.socket, _ = conn.(*socket)
+	return s
 }
 
 // Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
@@ -194,34 +200,26 @@ func (s *stream) Fill(deadline time.Time) (int, error) {
 			return total, lost(err)
 		}
 		// Behind TLS a read ends with a record; take what has been received with it.
-		if c, ok := s.raw().(*gulpConn); !ok || c.Buffered() == 0 || s.w == len(s.buf) {
+		if s.socket == nil || s.socket.buffered() == 0 || s.w == len(s.buf) {
 			return total, nil
 		}
 	}
 }
 
-// Undisturbed raises the socket's low-water mark. Without it every packet wakes a thread of Go's poller, also while nobody
-// reads, and the walsender pays for the waking.
-func (s *stream) Undisturbed(yes bool) {
-	if yes == s.undisturbed {
+// Rest lets the socket fill.
+func (s *stream) Rest(d time.Duration) {
+	if s.socket == nil {
+		time.Sleep(d)
 		return
 	}
-	s.undisturbed = yes
-	mark := 1
-	if yes {
-		mark = gulp / 2
-	}
-	if c, ok := s.raw().(*gulpConn); ok {
-		setLowWater(c.Conn, mark)
-	}
+	s.socket.rest(d)
 }
 
-// raw is the connection below TLS, if any.
-func (s *stream) raw() net.Conn {
-	if t, ok := s.conn.(interface{ NetConn() net.Conn }); ok {
-		return t.NetConn()
+// OpenWindow gives the receive buffer back to the kernel's autotuning.
+func (s *stream) OpenWindow() {
+	if s.socket != nil {
+		s.socket.openWindow()
 	}
-	return s.conn
 }
 
 // drop takes out of the buffer what belongs to the frame that is skimmed over.
@@ -353,7 +351,6 @@ func (s *stream) Interrupt() {
 func (s *stream) Close() error {
 	var err error
 	s.closeOnce.Do(func() {
-		s.Undisturbed(false)
 		if s.started && s.write([]byte{'c', 0, 0, 0, 4}) == nil {
 			s.awaitCopyDone(time.Now().Add(closeTimeout))
 		}
@@ -376,33 +373,4 @@ func (s *stream) awaitCopyDone(deadline time.Time) {
 			}
 		}
 	}
-}
-
-// gulpConn reads ahead below TLS, whose records are small.
-type gulpConn struct {
-	net.Conn
-	buf  []byte
-	r, w int
-}
-
-// Buffered is how many bytes were received and not yet read.
-func (c *gulpConn) Buffered() int { return c.w - c.r }
-
-func (c *gulpConn) Read(p []byte) (int, error) {
-	if c.r == c.w {
-		if len(p) >= gulp/2 {
-			return c.Conn.Read(p)
-		}
-		if c.buf == nil {
-			c.buf = make([]byte, gulp)
-		}
-		n, err := c.Conn.Read(c.buf)
-		c.r, c.w = 0, n
-		if n == 0 {
-			return 0, err
-		}
-	}
-	n := copy(p, c.buf[c.r:c.w])
-	c.r += n
-	return n, nil
 }

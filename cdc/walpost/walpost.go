@@ -139,11 +139,13 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 		of, name = "table", cfg.Source.Table
 	}
 	log = log.With().Str("pipeline", cfg.Pipeline).Str(of, name).Logger()
+	var wire string // what the connection runs over
 	o := cdc.Observer{
+		Connected: func(over string) { wire = over },
 		Role: func(role cdc.Role, err error) {
 			switch role {
 			case cdc.Streaming:
-				log.Info().Msg("streaming")
+				log.Info().Str("wire", wire).Msg("streaming")
 			case cdc.Standby:
 				log.Info().AnErr("cause", err).Msg("standing by: another relay owns the " + of)
 			case cdc.Retrying:

@@ -1,0 +1,253 @@
+package cdc
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// TestPacer is the pacer's table: what it does after reads of these sizes, of a sender whose full read is 64 KiB.
+func TestPacer(t *testing.T) {
+	const window = 64 << 10
+	reads := func(bytes ...int) func(*pacer) {
+		return func(p *pacer) {
+			for _, n := range bytes {
+				p.took(n, 2, 1, time.Now())
+			}
+		}
+	}
+	again := func(times, bytes int) func(*pacer) {
+		return func(p *pacer) {
+			for range times {
+				reads(bytes)(p)
+			}
+		}
+	}
+	unknown := func(p *pacer) { p.window = 0 }
+	for _, c := range []struct {
+		name    string
+		does    []func(*pacer)
+		atLeast time.Duration
+		atMost  time.Duration
+		busy    bool
+		cramped bool
+	}{
+		{name: "at first: quiet", atLeast: longestPause, atMost: longestPause},
+		{name: "small reads: quiet", does: []func(*pacer){again(100, 10<<10)}, atLeast: longestPause, atMost: longestPause},
+		{name: "much in one read: the longest pause, to see whether it fills the window", does: []func(*pacer){reads(plenty)}, atLeast: longestPause, atMost: longestPause, busy: true},
+		{name: "that does not fill it: quiet again", does: []func(*pacer){reads(plenty, plenty)}, atLeast: longestPause, atMost: longestPause},
+		{name: "a full read: sooner", does: []func(*pacer){reads(window, window)}, atLeast: longestPause * 8 / 10, atMost: longestPause * 9 / 10, busy: true},
+		{name: "full reads: down to the shortest", does: []func(*pacer){again(100, window)}, atLeast: shortestPause, atMost: shortestPause, busy: true},
+		{name: "slowly, once it was too short", does: []func(*pacer){again(100, window), reads(window/2, window)}, atLeast: shortestPause * 7 / 5, atMost: shortestPause*3/2 - 1, busy: true},
+		{name: "7/8 is full", does: []func(*pacer){again(100, window), reads(window * 15 / 16)}, atLeast: shortestPause, atMost: shortestPause, busy: true},
+		{name: "half is not", does: []func(*pacer){again(100, window), reads(window / 2)}, atLeast: shortestPause * 3 / 2, atMost: shortestPause * 3 / 2, busy: true},
+		{name: "one short read does not end it", does: []func(*pacer){again(100, window), reads(100)}, atMost: longestPause / 10, busy: true},
+		{name: "short reads: quiet again", does: []func(*pacer){again(100, window), again(20, 100)}, atLeast: longestPause, atMost: longestPause},
+		{name: "a read of several windows changes nothing", does: []func(*pacer){again(100, window), reads(4*window, window*15/16)}, atLeast: shortestPause, atMost: shortestPause, busy: true},
+		{name: "unknown window: half of the largest is full", does: []func(*pacer){unknown, again(100, 4*window), again(20, 2*window)}, atLeast: shortestPause, atMost: shortestPause, busy: true},
+		{name: "unknown window: less is not", does: []func(*pacer){unknown, again(100, 4*window), reads(window)}, atLeast: shortestPause * 3 / 2, atMost: shortestPause * 3 / 2, busy: true},
+		{name: "unknown window that becomes smaller: full is less", does: []func(*pacer){unknown, again(100, 4*window), again(1000, window)}, atLeast: shortestPause, atMost: shortestPause, busy: true, cramped: true},
+		{name: "within one message: no rest at all", does: []func(*pacer){func(p *pacer) { p.took(window, 0, 0, time.Now()) }}, atMost: 0},
+		{name: "within one message: nothing is learnt", does: []func(*pacer){func(p *pacer) { p.took(window, 0, 0, time.Now()) }, reads(10)}, atLeast: longestPause, atMost: longestPause},
+		{name: "held up: nothing is learnt", does: []func(*pacer){(*pacer).heldUp, reads(window)}, atLeast: longestPause, atMost: longestPause},
+		{name: "always full, hardly any rest: cramped", does: []func(*pacer){again(100+tightReads, window)}, atMost: shortestPause, busy: true, cramped: true},
+		{name: "with a publisher that holds it up: not cramped", does: []func(*pacer){again(tightReads, window), (*pacer).heldUp, again(tightReads/2, window)}, atMost: shortestPause * 3 / 2, busy: true},
+		{name: "with a read that is not full: not cramped", does: []func(*pacer){again(tightReads, window), reads(window / 2), again(tightReads/2, window)}, atMost: shortestPause * 3 / 2, busy: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := pacer{pace: 2 * time.Millisecond, window: window}
+			for _, f := range c.does {
+				f(&p)
+			}
+			got := longestPause
+			if p.inside || p.busy {
+				got = p.rest(time.Now())
+			}
+			if p.busy != c.busy {
+				t.Errorf("busy: %v", p.busy)
+			}
+			if got < c.atLeast || got > c.atMost {
+				t.Errorf("rests %s, want %s to %s", got, c.atLeast, c.atMost)
+			}
+			if p.cramped() != c.cramped {
+				t.Errorf("cramped: %v", p.cramped())
+			}
+		})
+	}
+}
+
+// TestQuietPacer: after a silence the first row goes at once, and within the pace it waits.
+func TestQuietPacer(t *testing.T) {
+	for _, pace := range []time.Duration{0, longestPause, time.Second} {
+		p, now := pacer{pace: pace, window: 64 << 10}, time.Now()
+		p.took(100, 3, 1, now)
+		if d := p.rest(now.Add(2 * time.Second)); d > 0 {
+			t.Errorf("pace %s: after a silence it rests %s", pace, d)
+		}
+		if d := p.rest(now.Add(pace / 2)); d != pace-pace/2 {
+			t.Errorf("pace %s: within the pace it rests %s", pace, d)
+		}
+		p.took(40, 1, 0, now.Add(2*time.Second)) // a Begin in a packet of its own
+		if d := p.rest(now.Add(2 * time.Second)); d > 0 {
+			t.Errorf("pace %s: a read without rows held the next one back for %s", pace, d)
+		}
+		for range 60 {
+			p.took(64<<10, 100, 100, now)
+		}
+		if d := p.rest(now); d > longestPause/4 {
+			t.Errorf("pace %s: it rests %s beside a sender that has more", pace, d)
+		}
+	}
+}
+
+// wire is a model of a sender and a receive window, as the kernel has them. While the window is open, a message costs the sender open
+// and is received at once; while it is closed, it costs shut and waits in the sender's queue, which goes out when the window opens.
+type wire struct {
+	message    int // bytes
+	work       time.Duration
+	open, shut time.Duration // system time of one send
+	window     int
+	refills    int // windows that the sender's queue sends on while the reader copies, at most
+	queueLimit int
+	late       func() time.Duration           // by which a pause is longer than asked
+	rate       func(at time.Duration) float64 // messages a second that are written; nil: a backlog
+
+	now, sender       time.Duration
+	received, queued  int // bytes
+	opened, sent, due float64
+	delay             time.Duration // the longest that a read's bytes can have waited
+}
+
+func newWire(message, window int, work, late time.Duration) *wire {
+	rng := rand.New(rand.NewPCG(1, 2))
+	return &wire{
+		message: message, window: window, work: work, open: 4500 * time.Nanosecond, shut: 1500 * time.Nanosecond, queueLimit: 2 << 20,
+		late: func() time.Duration { return time.Duration(rng.Int64N(int64(late) + 1)) },
+	}
+}
+
+// until lets the sender work until then.
+func (w *wire) until(then time.Duration) {
+	for w.sender < then {
+		if w.rate != nil {
+			if w.due < 1 {
+				step := 10 * time.Microsecond
+				w.due += w.rate(w.sender) * step.Seconds()
+				w.sender += step
+				continue
+			}
+			w.due--
+		}
+		switch {
+		case w.queued == 0 && w.received+w.message <= w.window:
+			w.received += w.message
+			w.sender += w.work + w.open
+			w.opened++
+		case w.queued+w.message <= w.queueLimit:
+			w.queued += w.message
+			w.sender += w.work + w.shut
+		default:
+			w.sender = then // it waits for the reader
+			return
+		}
+		w.sent++
+	}
+}
+
+// run lets a pacer read for so long. Decoding costs 70 ns a message.
+func (w *wire) run(p *pacer, d time.Duration) {
+	start := time.Unix(0, 0)
+	for end := w.now + d; w.now < end; {
+		if rest := p.rest(start.Add(w.now)); rest > 0 {
+			w.now += rest + w.late()
+			w.delay = max(w.delay, rest)
+		}
+		w.until(w.now)
+		if w.received == 0 { // Fill waits for the first byte
+			w.now = max(w.now+5*time.Microsecond, w.sender)
+			w.until(w.now)
+		}
+		n := w.received
+		for range w.refills {
+			more := min(w.queued, w.window)
+			w.queued -= more
+			n += more
+		}
+		w.received = min(w.queued, w.window)
+		w.queued -= w.received
+		messages := n / w.message
+		w.now += time.Duration(messages)*70*time.Nanosecond + 5*time.Microsecond
+		p.took(n, messages, messages, start.Add(w.now))
+	}
+}
+
+// TestPacerKeepsTheWindowShut: for every sender, size of message and of window, and however late a pause ends, a backlog comes at nearly
+// the rate of a sender that never meets an open window. Where the pacer does not know the window, or a read has several windows and
+// empties the sender's queue, it comes no slower than to a reader that does not rest.
+func TestPacerKeepsTheWindowShut(t *testing.T) {
+	for _, message := range []int{120, 500, 2000, 16000} {
+		for _, window := range []int{40 << 10, 64 << 10, 128 << 10} {
+			for _, work := range []time.Duration{1000, 2000, 4000, 40000} {
+				for _, late := range []time.Duration{0, 60 * time.Microsecond, 200 * time.Microsecond} {
+					for _, refills := range []int{0, 1, 3} {
+						for _, known := range []int{window, 0} {
+							name := fmt.Sprintf("%dB/window%dk/known%t/work%s/late%s/refills%d", message, window>>10, known > 0, work, late, refills)
+							w := newWire(message, window, work+time.Duration(3*message), late)
+							w.refills = refills
+							p := pacer{pace: 2 * time.Millisecond, window: known}
+							w.run(&p, 200*time.Millisecond) // until it has learnt
+							w.sent, w.opened = 0, 0
+							w.run(&p, time.Second)
+							messages := time.Duration(window / message)
+							if messages*(w.work+w.shut) < shortestPause+late {
+								continue // no reader is that fast
+							}
+							if known == 0 || refills > 0 || messages*(w.work+w.open) > longestPause || w.work > 4*w.open { // what a send costs hardly counts
+								if least := 0.95 / (w.work + w.open).Seconds(); w.sent < least {
+									t.Errorf("%s: %.0f messages/s, a plain reader has %.0f", name, w.sent, least)
+								}
+								continue
+							}
+							if best := 1 / (w.work + w.shut).Seconds(); w.sent < 0.8*best || w.opened > 0.3*w.sent {
+								t.Errorf("%s: %.2f of the best rate, %.2f through an open window, pause %s", name, w.sent/best, w.opened/w.sent, p.pause)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestPacerCarriesLiveLoad: a stream that does not fill the window is read once in the pace, one that comes faster is read in time, and
+// one that changes between the two is quiet again soon.
+func TestPacerCarriesLiveLoad(t *testing.T) {
+	const pace = 2 * time.Millisecond
+	steady := func(rate float64) func(time.Duration) float64 { return func(time.Duration) float64 { return rate } }
+	for _, c := range []struct {
+		name string
+		rate func(time.Duration) float64 // of messages of 250 bytes
+		rest time.Duration               // at most
+	}{
+		{"100 rows a second", steady(300), pace},
+		{"1,000", steady(3000), pace},
+		{"10,000", steady(30000), pace},
+		{"20,000", steady(60000), longestPause},
+		{"more and less, every three seconds", func(at time.Duration) float64 { return []float64{3000, 90000}[at/(3*time.Second)%2] }, longestPause},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWire(250, 64<<10, time.Microsecond, 60*time.Microsecond)
+			w.rate = c.rate
+			p := pacer{pace: pace, window: 64 << 10}
+			w.run(&p, 14*time.Second)
+			if w.delay > c.rest || w.queued > w.window {
+				t.Errorf("rests up to %s, %d bytes wait at the end", w.delay, w.queued)
+			}
+			w.rate = steady(3000)
+			if w.run(&p, 50*time.Millisecond); p.busy {
+				t.Error("still busy when little comes")
+			}
+		})
+	}
+}

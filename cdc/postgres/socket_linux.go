@@ -1,0 +1,163 @@
+package postgres
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// near is the round trip up to which a closed window costs nothing: it is open again before the server has a window's worth more.
+	near = 200 * time.Microsecond
+	// shutBuffer is SO_RCVBUF of a window that is to be closed most of the time. The kernel doubles it.
+	shutBuffer = 64 << 10
+	// wideWindow is what a window is opened to; autotuning may go on from there.
+	wideWindow = 1 << 20
+)
+
+// kernel is what Linux lets us do with a socket.
+type kernel struct {
+	raw   syscall.RawConn // nil: no TCP
+	timer *os.File        // nil: time.Sleep
+	high  bool            // the low-water mark is high: fewer bytes than that do not wake the process
+	shut  bool            // the receive buffer is ours and small
+
+	p   []byte // of the receive under way
+	n   int
+	err error
+	try func(fd uintptr) bool // bound once
+}
+
+func newSocket(conn net.Conn) *socket {
+	s := &socket{Conn: conn}
+	s.try = s.attempt
+	if c, ok := conn.(*net.TCPConn); ok {
+		s.raw, _ = c.SyscallConn()
+	}
+	if fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC); err == nil {
+		s.timer = os.NewFile(uintptr(fd), "timer")
+	}
+	return s
+}
+
+// receive reads what is there, or waits until something is.
+func (s *socket) receive(p []byte) (int, error) {
+	if s.raw == nil {
+		return s.Conn.Read(p)
+	}
+	s.p, s.n, s.err = p, 0, nil
+	if err := s.raw.Read(s.try); err != nil {
+		return 0, err
+	}
+	s.p = nil
+	return s.n, s.err
+}
+
+// attempt reads once without waiting. Before the process waits for the first byte, the mark is lowered.
+func (s *socket) attempt(fd uintptr) bool {
+	for {
+		n, err := unix.Read(int(fd), s.p)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN && s.high:
+			s.mark(fd, 1)
+			continue
+		case err == unix.EAGAIN:
+			return false
+		case err != nil:
+			s.err = &net.OpError{Op: "read", Net: s.RemoteAddr().Network(), Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+		case n == 0:
+			s.err = io.EOF
+		default:
+			s.n = n
+		}
+		return true
+	}
+}
+
+// mark sets SO_RCVLOWAT: the kernel reports the socket as readable only from so many bytes on (socket(7); TCP honours it for poll
+// since Linux 4.18). It is a hint: where it fails the relay is only slower.
+func (s *socket) mark(fd uintptr, bytes int) {
+	_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes)
+	s.high = bytes > 1
+}
+
+// rest lets the time pass. Without the mark every packet would wake a thread of Go's poller, and the walsender would pay for the
+// waking. time.Sleep is too coarse: a process with nothing else to do waits in whole milliseconds (runtime.netpoll).
+func (s *socket) rest(d time.Duration) {
+	if s.raw != nil && !s.high {
+		_ = s.raw.Control(func(fd uintptr) { s.mark(fd, gulp/2) })
+	}
+	if s.timer == nil {
+		time.Sleep(d)
+		return
+	}
+	c, err := s.timer.SyscallConn()
+	if err == nil {
+		err = c.Control(func(fd uintptr) {
+			_ = unix.TimerfdSettime(int(fd), 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}, nil)
+		})
+	}
+	var expirations [8]byte
+	if err == nil {
+		_, err = s.timer.Read(expirations[:])
+	}
+	if err != nil {
+		time.Sleep(d)
+	}
+}
+
+// keepShut makes the receive buffer small where the server is near, and returns the window that it then has, and how the connection
+// is for the log. It comes behind connect: before it, the buffer would decide the window scale of the connection for its whole life.
+// SO_RCVLOWAT comes after it: in a buffer that is the kernel's it would raise the window.
+func (s *socket) keepShut() (window int, wire string) {
+	if s.raw == nil {
+		return 0, s.RemoteAddr().Network()
+	}
+	_ = s.raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		trip := time.Duration(info.Min_rtt) * time.Microsecond
+		if trip < near {
+			s.shut = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, shutBuffer) == nil
+		}
+		buffer, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+		clamp, _ := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
+		if s.shut {
+			window = min(clamp, buffer/2)
+		}
+		wire = fmt.Sprintf("tcp, round trip %s, receive buffer %d, window clamp %d", trip, buffer, clamp)
+	})
+	return window, wire
+}
+
+// openWindow gives the buffer back to autotuning (SO_BUF_LOCK, since Linux 5.15), for the rest of the connection. Autotuning grows a
+// buffer only when more is read in a round trip than in any before, and a full window has never more: a mark of the size of the wider
+// window makes room for it (tcp_set_rcvlowat).
+func (s *socket) openWindow() {
+	if !s.shut {
+		return
+	}
+	s.shut = false
+	_ = s.raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0)
+		s.mark(fd, wideWindow)
+		s.mark(fd, 1)
+	})
+}
+
+// Close closes the timer, too.
+func (s *socket) Close() error {
+	if s.timer != nil {
+		_ = s.timer.Close()
+	}
+	return s.Conn.Close()
+}
