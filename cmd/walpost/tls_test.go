@@ -22,7 +22,7 @@ import (
 )
 
 // certificate writes a self-signed one for 127.0.0.1, as PostgreSQL insists that its files be kept.
-func certificate(t *testing.T) (certFile, keyFile string) {
+func certificate(t testing.TB) (certFile, keyFile string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "walpost-tls-")
 	if err != nil {

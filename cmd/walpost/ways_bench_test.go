@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -68,14 +67,9 @@ func BenchmarkWays(b *testing.B) {
 					END LOOP;
 				END $$`)
 
-			const rate, events = 500, 5000
-			cpu, began := s.postgresCPU(), time.Now()
-			lat, u := latencies(b, s, binary, `SELECT event($1, jsonb_build_object('text', repeat('x', 280)), now())`, rate, events)
-			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(ms(lat[len(lat)/2]), "p50-ms")
-			b.ReportMetric(ms(lat[len(lat)*99/100]), "p99-ms")
-			b.ReportMetric(100*u.cpu.Seconds()/u.wall.Seconds(), "%core-relay")
-			b.ReportMetric(100*(s.postgresCPU()-cpu).Seconds()/time.Since(began).Seconds(), "%core-postgres")
+			l := live(b, s, binary, `SELECT event($1, jsonb_build_object('text', repeat('x', 280)), now())`, 1, []phase{{500, 10 * time.Second}})
+			l.report(b)
+			b.ReportMetric(100*(l.cores.walsender+l.cores.postgres), "%core-postgres")
 
 			each := func(what float64) float64 { return what / float64(backlog) }
 			s.exec("CHECKPOINT")
@@ -85,11 +79,12 @@ func BenchmarkWays(b *testing.B) {
 			if _, err := conn.Exec(b.Context(), fmt.Sprintf("CALL backlog(%d)", backlog)); err != nil {
 				b.Fatal(err)
 			}
-			cpu = s.postgresCPU()
-			u = drain(b, s, binary, backlog)
+			m := s.machine()
+			cpu := m.postgres()
+			u := drain(b, s, binary, backlog)
 			b.ReportMetric(float64(backlog)/u.wall.Seconds(), "rows/s")
 			b.ReportMetric(each(float64(u.cpu.Microseconds())), "µs-relay/event")
-			b.ReportMetric(each(float64((s.postgresCPU() - cpu).Microseconds())), "µs-postgres/event")
+			b.ReportMetric(each(float64((m.postgres() - cpu).Microseconds())), "µs-postgres/event")
 			b.ReportMetric(each(s.written(start)), "wal-B/event")
 			b.ReportMetric(s.tableMiB(), "MiB-published")
 			if way.cleaned {
@@ -128,31 +123,4 @@ func (s *stage) written(since string) float64 {
 func (s *stage) tableMiB() float64 {
 	s.t.Helper()
 	return s.number(`SELECT coalesce((SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname ~ '^outbox' AND relkind = 'r'), 0)::text`) / (1 << 20)
-}
-
-// postgresCPU is what the server's processes have used, those that have ended too.
-func (s *stage) postgresCPU() time.Duration {
-	s.t.Helper()
-	pid := strings.TrimSpace(strings.SplitN(s.query("SELECT pg_read_file('postmaster.pid')"), "\n", 2)[0])
-	files, _ := filepath.Glob("/proc/[0-9]*/stat")
-	ticks := 0
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		of := fields[11:13] // utime, stime
-		switch {
-		case filepath.Base(filepath.Dir(file)) == pid:
-			of = fields[11:15] // and those of children that have ended
-		case fields[1] != pid:
-			continue
-		}
-		for _, f := range of {
-			n, _ := strconv.Atoi(f)
-			ticks += n
-		}
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond
 }
