@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -106,22 +107,23 @@ func load(b *testing.B, s *stage, insert string, rows, perTx int) {
 // usage is what a child process cost.
 type usage struct {
 	wall, cpu              time.Duration
-	rss                    int64 // bytes
 	voluntary, involuntary int64 // switches to another process
 }
 
 func usageOf(state *os.ProcessState, wall time.Duration) usage {
 	u := usage{wall: wall, cpu: state.UserTime() + state.SystemTime()}
 	if ru, ok := state.SysUsage().(*syscall.Rusage); ok {
-		u.rss, u.voluntary, u.involuntary = ru.Maxrss<<10, ru.Nvcsw, ru.Nivcsw
+		u.voluntary, u.involuntary = ru.Nvcsw, ru.Nivcsw
 	}
 	return u
 }
 
 // drained is what it took to read a backlog.
 type drained struct {
-	usage             // of the process that read it
-	walsender cpu     // of the one that sent it
+	usage           // of the process that read it
+	rss       int64 // its, at the highest, in bytes
+	walsender cpu   // of the process that sent it
+	kafka     time.Duration
 	others    float64 // part of the machine that others used meanwhile
 	bytes     float64 // that came on the wire, if the reader counts them
 	wire      string  // what the reader says of its connection
@@ -149,13 +151,15 @@ func drain(b *testing.B, s *stage, binary string, rows int) (d drained) {
 	}
 	wall := time.Since(began)
 	d.walsender, _ = cpuOf(s.walsender())
+	d.rss = memoryOf(cmd.Process.Pid)
 	d.bytes = metric(log.String(), "walpost_received_bytes_total")
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	if err := cmd.Wait(); err != nil {
 		b.Fatalf("relay: %v\n%s", err, log)
 	}
 	d.usage = usageOf(cmd.ProcessState, wall)
-	d.others = m.shares().others(before, d.cpu)
+	after := m.shares()
+	d.kafka, d.others = after.broker-before.broker, after.others(before)
 	d.wire = wireOf(log.String())
 	return d
 }
@@ -212,43 +216,38 @@ func recvlogical(b *testing.B, s *stage, url, slot, end string) (d drained) {
 	}
 	cmd := exec.Command(tool, "-d", url, "--slot", slot, "--start", "--endpos", end, "-f", "/dev/null", "-o", "proto_version=1", "-o", "publication_names=walpost")
 	m := s.machine()
-	watched := s.watch(slot)
-	before := m.shares()
-	began := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		b.Fatalf("pg_recvlogical: %v\n%s", err, out)
-	}
-	d.usage = usageOf(cmd.ProcessState, time.Since(began))
-	d.walsender = watched()
-	d.others = m.shares().others(before, d.cpu)
-	return d
-}
-
-// watch looks every few milliseconds at what the walsender of a slot has used, because it ends with its client, until it is asked
-// for what it saw last.
-func (s *stage) watch(slot string) (last func() cpu) {
-	s.t.Helper()
 	conn := s.connect()
-	ctx, cancel := context.WithCancel(s.t.Context())
-	seen := make(chan cpu, 1)
-	go func() {
-		var pid int
-		var used cpu
-		for ctx.Err() == nil {
-			if pid == 0 {
-				_ = conn.QueryRow(ctx, "SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots WHERE slot_name = $1", slot).Scan(&pid)
+	defer func() { _ = conn.Close(context.Background()) }()
+	before := m.shares()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	// Its walsender ends with it, and what either has used is lost then: look every few milliseconds.
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	var pid int
+	for look := time.NewTicker(3 * time.Millisecond); ; {
+		select {
+		case err := <-ended:
+			look.Stop()
+			d.usage = usageOf(cmd.ProcessState, time.Since(began))
+			d.others = m.shares().others(before)
+			if err != nil {
+				b.Fatalf("pg_recvlogical: %v\n%s", err, &out)
 			}
-			if now, known := cpuOf(pid); known {
-				used = now
-			}
-			time.Sleep(3 * time.Millisecond)
+			return d
+		case <-look.C:
 		}
-		_ = conn.Close(context.Background())
-		seen <- used
-	}()
-	return func() cpu {
-		cancel()
-		return <-seen
+		if pid == 0 {
+			pid = senderOf(conn, slot)
+		}
+		if used, known := cpuOf(pid); known {
+			d.walsender = used
+		}
+		d.rss = max(d.rss, memoryOf(cmd.Process.Pid))
 	}
 }
 

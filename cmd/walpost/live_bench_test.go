@@ -161,7 +161,7 @@ func live(b *testing.B, s *stage, binary, insert string, perTx int, phases []pha
 	l.cores.postgres = cores(func(s shares) time.Duration { return s.postgres - s.walsender })
 	l.cores.broker = cores(func(s shares) time.Duration { return s.broker })
 	l.cores.itself = cores(func(s shares) time.Duration { return s.itself })
-	l.others = after.others(before, 0)
+	l.others = after.others(before)
 
 	cdctest.Eventually(b, time.Minute, func() error {
 		if n := backlog(); n > 0 {
@@ -169,14 +169,14 @@ func live(b *testing.B, s *stage, binary, insert string, perTx int, phases []pha
 		}
 		return nil
 	})
+	l.rss = memoryOf(cmd.Process.Pid)
 	cancel()
 	<-c.ended
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	if err := cmd.Wait(); err != nil {
 		b.Fatalf("relay: %v\n%s", err, log)
 	}
-	l.rss, l.wire = usageOf(cmd.ProcessState, took).rss, wireOf(log.String())
-	l.phases, l.perTx = phases, perTx
+	l.wire, l.phases, l.perTx = wireOf(log.String()), phases, perTx
 	l.planned, l.written = float64(len(due))/w.lasts.Seconds(), float64(w.count.Load())/took.Seconds()
 	l.latencies = make([][]time.Duration, len(phases))
 	for _, a := range c.arrivals {

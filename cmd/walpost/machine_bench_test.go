@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -8,8 +9,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // cpu is time of a processor, in user and in system mode. Linux counts the sum exactly and divides it by samples, 100 to 1,000 a
@@ -57,24 +59,30 @@ func cpuOf(pid int) (used cpu, known bool) {
 	return p.own, err == nil
 }
 
-// parseIdle reads /proc/stat: how many CPUs there are, and how long they have had nothing to do, all together. A kernel that
-// stops an idle CPU's clock counts this time exactly, while it takes samples of the busy time.
-func parseIdle(text string) (cpus int, idle time.Duration) {
+// memoryOf is what a process has had resident at its highest, in bytes. What the kernel says of one that has ended is of no use: it
+// begins with what its parent had.
+func memoryOf(pid int) int64 {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	var kb int64
+	_, _ = fmt.Sscan(rest, &kb)
+	return kb << 10
+}
+
+// parseSteal reads /proc/stat: how many CPUs there are, and for how long other virtual machines had them, all together.
+func parseSteal(text string) (cpus int, steal time.Duration) {
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
-		if len(fields) < 6 || !strings.HasPrefix(fields[0], "cpu") {
-			continue
-		}
-		if fields[0] != "cpu" {
+		switch {
+		case len(fields) < 9 || !strings.HasPrefix(fields[0], "cpu"):
+		case fields[0] == "cpu":
+			n, _ := strconv.Atoi(fields[8])
+			steal = time.Duration(n) * jiffy
+		default:
 			cpus++
-			continue
-		}
-		for _, f := range fields[4:6] { // idle, and idle with a disk at work
-			n, _ := strconv.Atoi(f)
-			idle += time.Duration(n) * jiffy
 		}
 	}
-	return cpus, idle
+	return cpus, steal
 }
 
 // listener is the process that listens on an address's port, 0 where that is none of this machine.
@@ -114,63 +122,73 @@ func (s *stage) machine() machine {
 	return machine{postmaster: pid, broker: listener(s.brokers[0])}
 }
 
-// walsender is the process that serves the slot, 0 if none does.
+// walsender is the process that serves the relay's slot, 0 if none does.
 func (s *stage) walsender() int {
 	s.t.Helper()
-	return int(s.number("SELECT coalesce(max(active_pid), 0)::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]))
+	conn := s.connect()
+	defer func() { _ = conn.Close(context.Background()) }()
+	return senderOf(conn, s.env["WALPOST_SOURCE_SLOT"])
 }
 
-// postgres is what the server's processes have used, those that have ended too.
-func (m machine) postgres() time.Duration {
-	for {
-		server, _ := statOf(m.postmaster)
-		used := server.own.total() + server.children.total()
-		files, _ := filepath.Glob("/proc/[0-9]*/stat")
-		for _, file := range files {
-			line, _ := os.ReadFile(file)
-			if p, err := parseStat(string(line)); err == nil && p.parent == m.postmaster {
-				used += p.own.total()
-			}
-		}
-		if again, _ := statOf(m.postmaster); again.children == server.children {
-			return used
-		} // else one has ended, and was counted twice or not at all
-	}
+func senderOf(conn *pgx.Conn, slot string) (pid int) {
+	_ = conn.QueryRow(context.Background(), "SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots WHERE slot_name = $1", slot).Scan(&pid)
+	return pid
 }
 
-// shares is what has been used of the CPUs until a moment, by everybody and by those a benchmark is about.
+// shares is what has been used of the CPUs until a moment, by all processes and by those a benchmark is about.
 type shares struct {
 	at        time.Time
 	cpus      int
-	everybody time.Duration
+	everybody time.Duration // other virtual machines too
 	postgres  time.Duration // walsender included
 	walsender time.Duration
 	broker    time.Duration
 	relay     time.Duration
-	itself    time.Duration
+	itself    time.Duration // and children that have ended
 }
 
-var epoch = time.Now()
-
-func (m machine) shares() shares {
-	of := func(pid int) time.Duration {
-		used, _ := cpuOf(pid)
-		return used.total()
+// shares adds up what all processes have used, and what of it was used by children that have ended.
+func (m machine) shares() (s shares) {
+	for {
+		text, _ := os.ReadFile("/proc/stat")
+		s = shares{at: time.Now()}
+		s.cpus, s.everybody = parseSteal(string(text))
+		server, _ := statOf(m.postmaster)
+		files, _ := filepath.Glob("/proc/[0-9]*/stat")
+		for _, file := range files {
+			pid, _ := strconv.Atoi(strings.Split(file, "/")[2])
+			p, err := statOf(pid)
+			if err != nil {
+				continue // it has ended
+			}
+			own, all := p.own.total(), p.own.total()+p.children.total()
+			s.everybody += all
+			switch {
+			case pid == m.postmaster:
+				s.postgres += all
+			case p.parent == m.postmaster:
+				s.postgres += own
+			case pid == m.broker:
+				s.broker = own
+			case pid == m.relay:
+				s.relay = own
+			case pid == os.Getpid():
+				s.itself = all
+			}
+			if pid == m.walsender {
+				s.walsender = own
+			}
+		}
+		if again, _ := statOf(m.postmaster); again.children == server.children {
+			return s
+		} // else a child has ended meanwhile, and was counted twice or not at all
 	}
-	text, _ := os.ReadFile("/proc/stat")
-	cpus, idle := parseIdle(string(text))
-	s := shares{at: time.Now(), cpus: cpus, postgres: m.postgres(), walsender: of(m.walsender), broker: of(m.broker), relay: of(m.relay)}
-	s.everybody = time.Duration(cpus)*s.at.Sub(epoch) - idle
-	var own syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &own)
-	s.itself = time.Duration(own.Utime.Nano() + own.Stime.Nano())
-	return s
 }
 
-// others is the part of the machine that was used since before by none of those, nor by a reader that has ended: by other processes,
-// by interrupts while nothing ran, and by other virtual machines.
-func (s shares) others(before shares, reader time.Duration) float64 {
+// others is the part of the machine that was used since before by none of those. What the kernel does while no process runs is
+// not in it: of that, most is waking those.
+func (s shares) others(before shares) float64 {
 	known := func(s shares) time.Duration { return s.postgres + s.broker + s.relay + s.itself }
-	used := s.everybody - before.everybody - (known(s) - known(before)) - reader
+	used := s.everybody - before.everybody - (known(s) - known(before))
 	return max(0, used.Seconds()/s.at.Sub(before.at).Seconds()/float64(s.cpus))
 }

@@ -24,11 +24,11 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
-func TestParseIdle(t *testing.T) {
+func TestParseSteal(t *testing.T) {
 	t.Parallel()
-	cpus, idle := parseIdle("cpu  1348837 30176 614305 597 15 0 27684 471 0 0\ncpu0 1 2 3 300 10 0 0 0 0 0\ncpu1 1 2 3 297 5 0 0 0 0 0\nintr 8 9 10 11 12 13\n")
-	if cpus != 2 || idle != 6120*time.Millisecond {
-		t.Errorf("%d CPUs that idled for %s, want 2 and 6.12s", cpus, idle)
+	cpus, steal := parseSteal("cpu  1348837 30176 614305 597 15 0 27684 471 0 0\ncpu0 1 2 3 300 10 0 0 237 0 0\ncpu1 1 2 3 297 5 0 0 234 0 0\nintr 8 9 10 11 12 13 14 15 16 17\n")
+	if cpus != 2 || steal != 4710*time.Millisecond {
+		t.Errorf("%d CPUs that others had for %s, want 2 and 4.71s", cpus, steal)
 	}
 }
 

@@ -382,16 +382,11 @@ func (r *relay) frozen(within time.Duration) {
 // memory is what a child has resident, in bytes, at its highest so far.
 func (r *relay) memory() int {
 	r.t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.pid))
-	if err != nil {
-		r.t.Fatal(err)
+	bytes := memoryOf(r.pid)
+	if bytes == 0 {
+		r.t.Fatal("the relay has gone")
 	}
-	_, rest, _ := strings.Cut(string(status), "VmHWM:")
-	kb, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return kb << 10
+	return int(bytes)
 }
 
 func timeout(t testing.TB, d time.Duration) context.Context {

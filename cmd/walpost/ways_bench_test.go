@@ -80,11 +80,11 @@ func BenchmarkWays(b *testing.B) {
 				b.Fatal(err)
 			}
 			m := s.machine()
-			cpu := m.postgres()
+			cpu := m.shares().postgres
 			u := drain(b, s, binary, backlog)
 			b.ReportMetric(float64(backlog)/u.wall.Seconds(), "rows/s")
 			b.ReportMetric(each(float64(u.cpu.Microseconds())), "µs-relay/event")
-			b.ReportMetric(each(float64((m.postgres() - cpu).Microseconds())), "µs-postgres/event")
+			b.ReportMetric(each(float64((m.shares().postgres - cpu).Microseconds())), "µs-postgres/event")
 			b.ReportMetric(each(s.written(start)), "wal-B/event")
 			b.ReportMetric(s.tableMiB(), "MiB-published")
 			if way.cleaned {
