@@ -7,22 +7,26 @@ type socket struct {
 	net.Conn
 	kernel
 
-	buf  []byte
-	r, w int
+	received int // bytes, since it is there
+	buf      []byte
+	r, w     int
 }
 
-// buffered is how many bytes were received and not yet read.
-func (s *socket) buffered() int { return s.w - s.r }
+// buffered says that bytes were received and not yet read.
+func (s *socket) buffered() bool { return s.r < s.w }
 
 func (s *socket) Read(p []byte) (int, error) {
 	if s.r == s.w {
 		if len(p) >= gulp/4 {
-			return s.receive(p)
+			n, err := s.receive(p)
+			s.received += n
+			return n, err
 		}
 		if s.buf == nil {
 			s.buf = make([]byte, gulp)
 		}
 		n, err := s.receive(s.buf)
+		s.received += n
 		s.r, s.w = 0, n
 		if n == 0 {
 			return 0, err

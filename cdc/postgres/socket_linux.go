@@ -58,6 +58,18 @@ func (s *socket) receive(p []byte) (int, error) {
 	return s.n, s.err
 }
 
+// readable says that a read would not wait, as far as that is known.
+func (s *socket) readable() (yes bool) {
+	if s.raw == nil {
+		return false
+	}
+	_ = s.raw.Control(func(fd uintptr) {
+		n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		yes = err == nil && n > 0
+	})
+	return yes
+}
+
 // attempt reads once without waiting. Before the process waits for the first byte, the mark is lowered.
 func (s *socket) attempt(fd uintptr) bool {
 	for {

@@ -63,13 +63,7 @@ func TestOneByteWakes(t *testing.T) {
 				s, server := sockets(t, network.name, network.address+map[bool]string{true: "t"}[secret && network.name == "unix"])
 				var client net.Conn = s
 				if secret {
-					client = tls.Client(s, &tls.Config{InsecureSkipVerify: true})
-					server = tls.Server(server, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
-					ended := make(chan error, 1)
-					go func() { ended <- server.(*tls.Conn).Handshake() }()
-					if err := errors.Join(client.(*tls.Conn).Handshake(), <-ended); err != nil {
-						t.Fatal(err)
-					}
+					client, server = encrypted(t, s, server)
 				}
 				s.keepShut()
 				p := make([]byte, gulp)
@@ -106,6 +100,43 @@ func TestOneByteWakes(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// encrypted puts TLS between the two.
+func encrypted(t *testing.T, client, server net.Conn) (c, s net.Conn) {
+	t.Helper()
+	own := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
+	theirs := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
+	ended := make(chan error, 1)
+	go func() { ended <- theirs.Handshake() }()
+	if err := errors.Join(own.Handshake(), <-ended); err != nil {
+		t.Fatal(err)
+	}
+	return own, theirs
+}
+
+// TestFillCountsTheWire: what fills the window behind TLS is records, which are larger than what they carry.
+func TestFillCountsTheWire(t *testing.T) {
+	s, server := sockets(t, "tcp", "127.0.0.1:0")
+	client, server := encrypted(t, s, server)
+	const records, size = 50, 100
+	for range records {
+		if _, err := server.Write(frameOf('d', make([]byte, size-5))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st := newStream(defaults(), client, newDecoder(defaults(), 7))
+	wire := 0
+	for st.w < records*size {
+		n, err := st.Fill(time.Now().Add(10 * time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wire += n
+	}
+	if wire < records*(size+20) {
+		t.Errorf("%d bytes over the wire for %d in %d records", wire, st.w, records)
 	}
 }
 

@@ -14,6 +14,8 @@ func newSocket(conn net.Conn) *socket { return &socket{Conn: conn} }
 
 func (s *socket) receive(p []byte) (int, error) { return s.Conn.Read(p) }
 
+func (s *socket) readable() bool { return false }
+
 func (s *socket) rest(d time.Duration) { time.Sleep(d) }
 
 func (s *socket) keepShut() (window int, wire string) { return 0, s.RemoteAddr().Network() }

@@ -176,7 +176,8 @@ func (s *stream) Start(ctx context.Context) error {
 	}
 }
 
-// Fill takes one gulp from the socket. Its deadline is set anew each time: an expired one would spin.
+// Fill takes one gulp from the socket, and returns how many bytes came over the wire: behind TLS they are more than are to be decoded.
+// Its deadline is set anew each time: an expired one would spin.
 func (s *stream) Fill(deadline time.Time) (int, error) {
 	if err := s.makeRoom(); err != nil {
 		return 0, err
@@ -187,23 +188,30 @@ func (s *stream) Fill(deadline time.Time) (int, error) {
 	if s.interrupted.Swap(false) {
 		return 0, nil
 	}
-	total := 0
+	before, total := s.wire(), 0
 	for {
 		n, err := s.conn.Read(s.buf[s.w:])
 		s.w += n
 		total += n
 		s.drop()
-		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return total, nil
-			}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil
+		} else if err != nil {
 			return total, lost(err)
 		}
-		// Behind TLS a read ends with a record; take what has been received with it.
-		if s.socket == nil || s.socket.buffered() == 0 || s.w == len(s.buf) {
-			return total, nil
+		// Behind TLS a read ends with a record. Take what has been received with it, and what waits behind a record that was left over.
+		if n == 0 || s.w == len(s.buf) || s.socket == nil || !s.socket.buffered() && (s.wire() > before || !s.socket.readable()) {
+			return max(total, s.wire()-before), nil
 		}
 	}
+}
+
+// wire is how many bytes were received so far, as far as that is known.
+func (s *stream) wire() int {
+	if s.socket == nil {
+		return 0
+	}
+	return s.socket.received
 }
 
 // Rest lets the socket fill.
