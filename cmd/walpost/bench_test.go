@@ -147,7 +147,7 @@ func drain(b *testing.B, s *stage, binary string, rows int) (d drained) {
 		if time.Now().After(deadline) {
 			b.Fatalf("%.0f of %d rows in time\n%s", n, rows, log)
 		}
-		time.Sleep(time.Millisecond + time.Since(began)/50) // asking costs the relay about a millisecond
+		time.Sleep(time.Millisecond + time.Since(began)/100) // asking costs the relay about a millisecond
 	}
 	wall := time.Since(began)
 	d.walsender, _ = cpuOf(s.walsender())

@@ -58,7 +58,8 @@ func BenchmarkLive(b *testing.B) {
 		return phases
 	})
 	run("near-drain", plain, 10, func(b *testing.B, s *stage) []phase {
-		const rows, part = 300_000, 0.8
+		// The writers need more than twice the CPU of all that drains: together with them the machine does no more.
+		const rows, part = 300_000, 0.33
 		other := stageOn(b, s.admin, brokers)
 		other.must("init")
 		load(b, other, insertOf(400), rows, 10)
