@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +23,7 @@ import (
 )
 
 // BenchmarkNetwork empties a backlog that comes over a network, with the relay and with pg_recvlogical on the same WAL, in turn, and
-// prints a table. Kafka is on loopback. WALPOST_BENCH_CONGESTION names another congestion control than the system's, WALPOST_BENCH_ROWS
+// prints a table: minimum, median and maximum of five rounds. Kafka is on loopback. WALPOST_BENCH_CONGESTION names another congestion control than the system's, WALPOST_BENCH_ROWS
 // how many rows a backlog has.
 //
 // Rates leave out the start of the process, which takes more round trips in the relay than in pg_recvlogical; a backlog of one row says
@@ -51,7 +52,11 @@ func BenchmarkNetwork(b *testing.B) {
 			})
 		}
 	}
-	fmt.Println("| network | relay, rows/s | pg_recvlogical, rows/s | ratio | relay, CPU µs/row | link, CPU µs/row | plain copy, MB/s | copy in pieces, MB/s |\n|---|---|---|---|---|---|---|---|\n" + table.String())
+	control, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Println("Congestion control " + cmp.Or(os.Getenv("WALPOST_BENCH_CONGESTION"), strings.TrimSpace(string(control))) + ".\n\n| network | relay, rows/s | pg_recvlogical, rows/s | ratio | relay, CPU µs/row | link beside the relay, CPU µs/row | plain copy, MB/s | copy in pieces of 500 B, MB/s |\n|---|---|---|---|---|---|---|---|\n" + table.String())
 }
 
 // benchmarkNetwork returns a line of the table, without its name.
@@ -92,8 +97,14 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 	}
 	first, drainOne, limitOne := ready()
 	admit(b, first, over(first.admin))
-	first.insert(1)
-	start, limitStart := drainOne(1).wall, limitOne(1).wall
+	var starts, limitStarts []time.Duration
+	for range 3 {
+		first.insert(1)
+		starts, limitStarts = append(starts, drainOne(1).wall), append(limitStarts, limitOne(1).wall)
+	}
+	slices.Sort(starts)
+	slices.Sort(limitStarts)
+	start, limitStart := starts[1], limitStarts[1]
 	plain, pieces := capacity(b, link, 64<<10), capacity(b, link, 500)
 	b.Logf("a start takes the relay %.0f ms, pg_recvlogical %.0f ms; a plain copy goes at %.0f MB/s, in pieces of 500 bytes at %.0f MB/s", ms(start), ms(limitStart), plain, pieces)
 
@@ -107,12 +118,14 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 	var rates, limits, ratios, cpus, links []float64
 	for i := range sides {
 		var used [2]usage
-		var linkCPU [2]time.Duration
+		var linkCPU, serverCPU [2]time.Duration
+		var idle [2]float64 // of the machine's cores
 		for turn := range 2 {
 			side := (i + turn) % 2
-			before := link.CPU()
+			linkBefore, serverBefore, idleBefore, began := link.CPU(), first.postgresCPU(), idleTime(b), time.Now()
 			used[side] = sides[i][side](rows)
-			linkCPU[side] = link.CPU() - before
+			idle[side] = (idleTime(b) - idleBefore).Seconds() / time.Since(began).Seconds()
+			linkCPU[side], serverCPU[side] = link.CPU()-linkBefore, first.postgresCPU()-serverBefore
 		}
 		perSecond := func(u usage, start time.Duration) float64 { return float64(rows) / (u.wall - start).Seconds() }
 		each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(rows) }
@@ -121,8 +134,9 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 		ratios = append(ratios, rates[i]/limits[i])
 		cpus = append(cpus, each(used[0].cpu))
 		links = append(links, each(linkCPU[0]))
-		b.Logf("round %d: relay %.0f rows/s (%.2f s), %.2f CPU µs/row, link %.2f; pg_recvlogical %.0f rows/s (%.2f s), link %.2f; ratio %.2f; %d packets dropped so far", i,
-			rates[i], used[0].wall.Seconds(), cpus[i], links[i], limits[i], used[1].wall.Seconds(), each(linkCPU[1]), ratios[i], link.Dropped())
+		b.Logf("round %d: relay %.0f rows/s in %.2f s, pg_recvlogical %.0f in %.2f s, ratio %.2f; CPU µs/row: relay %.2f, its link %.2f, its server %.2f, pg_recvlogical %.2f, its link %.2f, its server %.2f; "+
+			"of %d cores idle %.2f and %.2f; %d packets dropped so far", i, rates[i], used[0].wall.Seconds(), limits[i], used[1].wall.Seconds(), ratios[i],
+			cpus[i], links[i], each(serverCPU[0]), each(used[1].cpu), each(linkCPU[1]), each(serverCPU[1]), runtime.NumCPU(), idle[0], idle[1], link.Dropped())
 	}
 	b.ReportMetric(0, "ns/op")
 	three := func(format string, of []float64) string {
@@ -151,6 +165,20 @@ func admit(b *testing.B, s *stage, url string) {
 		}
 		return err
 	})
+}
+
+// idleTime is how long the machine's cores have been idle, taken together.
+func idleTime(b *testing.B) time.Duration {
+	b.Helper()
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	ticks, err := strconv.Atoi(strings.Fields(string(text))[4])
+	if err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // capacity is how many MB a second arrive over the link when they are written in pieces of a size.
