@@ -23,11 +23,11 @@ import (
 )
 
 // BenchmarkNetwork empties a backlog that comes over a network, with the relay and with pg_recvlogical on the same WAL, in turn, and
-// prints a table: minimum, median and maximum of five rounds. Kafka is on loopback. WALPOST_BENCH_CONGESTION names another congestion control than the system's, WALPOST_BENCH_ROWS
-// how many rows a backlog has.
+// prints a table: minimum, median and maximum of five rounds. Kafka is on loopback. WALPOST_BENCH_CONGESTION names another congestion
+// control than the system's, WALPOST_BENCH_ROWS another number of rows.
 //
-// Rates leave out the start of the process, which takes more round trips in the relay than in pg_recvlogical; a backlog of one row says
-// how long it is.
+// Rates leave out the start of the process, which takes more round trips in the relay than in pg_recvlogical. A backlog of one row
+// says how long it is. CPU and idle cores are those of the whole process's time.
 func BenchmarkNetwork(b *testing.B) {
 	binary, brokers := relayBinary(b), benchKafka(b)
 	var table strings.Builder
@@ -56,7 +56,7 @@ func BenchmarkNetwork(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Println("Congestion control " + cmp.Or(os.Getenv("WALPOST_BENCH_CONGESTION"), strings.TrimSpace(string(control))) + ".\n\n| network | relay, rows/s | pg_recvlogical, rows/s | ratio | relay, CPU µs/row | link beside the relay, CPU µs/row | plain copy, MB/s | copy in pieces of 500 B, MB/s |\n|---|---|---|---|---|---|---|---|\n" + table.String())
+	fmt.Println("Congestion control " + cmp.Or(os.Getenv("WALPOST_BENCH_CONGESTION"), strings.TrimSpace(string(control))) + ".\n\n| network | relay, rows/s | pg_recvlogical, rows/s | ratio | relay, CPU µs/row | link beside the relay, CPU µs/row | cores idle beside the relay | beside pg_recvlogical | plain copy, MB/s | copy in pieces of 500 B, MB/s |\n|---|---|---|---|---|---|---|---|---|---|\n" + table.String())
 }
 
 // benchmarkNetwork returns a line of the table, without its name.
@@ -116,6 +116,7 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 	first.exec("CHECKPOINT")
 	b.ResetTimer()
 	var rates, limits, ratios, cpus, links []float64
+	var idles [2][]float64
 	for i := range sides {
 		var used [2]usage
 		var linkCPU, serverCPU [2]time.Duration
@@ -125,6 +126,7 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 			linkBefore, serverBefore, idleBefore, began := link.CPU(), first.postgresCPU(), idleTime(b), time.Now()
 			used[side] = sides[i][side](rows)
 			idle[side] = (idleTime(b) - idleBefore).Seconds() / time.Since(began).Seconds()
+			idles[side] = append(idles[side], idle[side])
 			linkCPU[side], serverCPU[side] = link.CPU()-linkBefore, first.postgresCPU()-serverBefore
 		}
 		perSecond := func(u usage, start time.Duration) float64 { return float64(rows) / (u.wall - start).Seconds() }
@@ -143,7 +145,7 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 		slices.Sort(of)
 		return fmt.Sprintf(format+" / "+format+" / "+format, of[0], of[len(of)/2], of[len(of)-1])
 	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %.0f | %.0f |\n", three("%.0f", rates), three("%.0f", limits), three("%.2f", ratios), three("%.2f", cpus), three("%.2f", links), plain, pieces)
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %.0f | %.0f |\n", three("%.0f", rates), three("%.0f", limits), three("%.2f", ratios), three("%.2f", cpus), three("%.2f", links), three("%.2f", idles[0]), three("%.2f", idles[1]), plain, pieces)
 }
 
 // admit lets every address in, which a new server does not, and waits until a connection to url is made.
