@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && network
 
 package main
 
@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,13 +23,13 @@ import (
 
 // BenchmarkNetwork empties a backlog that comes over a network, with the relay and with pg_recvlogical on the same WAL, in turn, and
 // prints a table: minimum, median and maximum of five rounds. Kafka is on loopback. WALPOST_BENCH_CONGESTION names another congestion
-// control than the system's, WALPOST_BENCH_ROWS another number of rows.
+// control than the system's. WALPOST_BENCH_ROWS says how many rows a backlog has, WALPOST_BENCH_ROUNDS how many rounds there are.
 //
-// Rates leave out the start of the process, which takes more round trips in the relay than in pg_recvlogical. A backlog of one row
-// says how long it is. CPU and idle cores are those of the whole process's time.
+// Rates leave out the start of the process, which takes more round trips in the relay than in pg_recvlogical; a backlog of one row says
+// how long it is.
 func BenchmarkNetwork(b *testing.B) {
 	binary, brokers := relayBinary(b), benchKafka(b)
-	var table strings.Builder
+	var lines []string
 	delayed := func(mtu int, roundTrip time.Duration) func(testing.TB) *cdctest.Link {
 		return func(t testing.TB) *cdctest.Link { return cdctest.Delayed(t, mtu, roundTrip) }
 	}
@@ -48,7 +47,7 @@ func BenchmarkNetwork(b *testing.B) {
 			rows := map[int]int{10: 300_000, 1: 150_000}[perTx]
 			name := fmt.Sprintf("%s/tx-of-%d", way.name, perTx)
 			b.Run(name, func(b *testing.B) {
-				fmt.Fprintf(&table, "| %s %s", name, benchmarkNetwork(b, way.link(b), binary, brokers, rows, perTx))
+				lines = append(lines, "| "+name+" "+benchmarkNetwork(b, way.link(b), binary, brokers, rows, perTx))
 			})
 		}
 	}
@@ -56,12 +55,20 @@ func BenchmarkNetwork(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Println("Congestion control " + cmp.Or(os.Getenv("WALPOST_BENCH_CONGESTION"), strings.TrimSpace(string(control))) + ".\n\n| network | relay, rows/s | pg_recvlogical, rows/s | ratio | relay, CPU µs/row | link beside the relay, CPU µs/row | cores idle beside the relay | beside pg_recvlogical | plain copy, MB/s | copy in pieces of 500 B, MB/s |\n|---|---|---|---|---|---|---|---|---|---|\n" + table.String())
+	printTable(b, append([]string{
+		"Congestion control " + cmp.Or(os.Getenv("WALPOST_BENCH_CONGESTION"), strings.TrimSpace(string(control))) + ".",
+		"",
+		"| network | relay, rows/s | pg_recvlogical, rows/s | ratio | relay, CPU µs/row | walsender, CPU µs/row | link, CPU µs/row | plain copy, MB/s | copy in pieces of 500 B, MB/s |",
+		"|---|---|---|---|---|---|---|---|---|",
+	}, lines...))
 }
 
 // benchmarkNetwork returns a line of the table, without its name.
 func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers []string, rows, perTx int) string {
-	const rounds = 5
+	rounds := 5
+	if n, err := strconv.Atoi(os.Getenv("WALPOST_BENCH_ROUNDS")); err == nil {
+		rounds = n
+	}
 	if n, err := strconv.Atoi(os.Getenv("WALPOST_BENCH_ROWS")); err == nil {
 		rows = n
 	}
@@ -77,21 +84,19 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 		u.Host = net.JoinHostPort(link.Peer, u.Port())
 		return u.String()
 	}
-	ready := func() (s *stage, drainIt, limit func(rows int) usage) {
+	ready := func() (s *stage, drainIt, limit func(rows int) drained) {
 		s = stageOn(b, server.URL("postgres"), brokers)
 		s.must("init")
 		s.env["WALPOST_SOURCE_URL"] = over(s.env["WALPOST_SOURCE_URL"])
 		slot := cdctest.SlotName(b, "limit")
 		s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
-		far := *s
-		far.admin = over(s.admin)
-		drainIt = func(rows int) usage {
+		drainIt = func(rows int) drained {
 			link.Forget()
 			return drain(b, s, binary, rows)
 		}
-		limit = func(int) usage {
+		limit = func(int) drained {
 			link.Forget()
-			return recvlogical(b, &far, slot, s.position())
+			return recvlogical(b, s, over(s.admin), slot, s.position())
 		}
 		return s, drainIt, limit
 	}
@@ -108,44 +113,37 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 	plain, pieces := capacity(b, link, 64<<10), capacity(b, link, 500)
 	b.Logf("a start takes the relay %.0f ms, pg_recvlogical %.0f ms; a plain copy goes at %.0f MB/s, in pieces of 500 bytes at %.0f MB/s", ms(start), ms(limitStart), plain, pieces)
 
-	var sides [rounds][2]func(int) usage
+	sides := make([][2]func(int) drained, rounds)
 	for i := range sides {
 		_, sides[i][0], sides[i][1] = ready()
 	}
-	load(b, first, rows, perTx)
+	load(b, first, insertOf(400), rows, perTx)
 	first.exec("CHECKPOINT")
 	b.ResetTimer()
-	var rates, limits, ratios, cpus, links []float64
-	var idles [2][]float64
+	var rates, limits, ratios, cpus, senders, links []float64
 	for i := range sides {
-		var used [2]usage
-		var linkCPU, serverCPU [2]time.Duration
-		var idle [2]float64 // of the machine's cores
+		var took [2]drained
+		var linkCPU [2]time.Duration
 		for turn := range 2 {
 			side := (i + turn) % 2
-			linkBefore, serverBefore, idleBefore, began := link.CPU(), first.postgresCPU(), idleTime(b), time.Now()
-			used[side] = sides[i][side](rows)
-			idle[side] = (idleTime(b) - idleBefore).Seconds() / time.Since(began).Seconds()
-			idles[side] = append(idles[side], idle[side])
-			linkCPU[side], serverCPU[side] = link.CPU()-linkBefore, first.postgresCPU()-serverBefore
+			before := link.CPU()
+			took[side] = sides[i][side](rows)
+			linkCPU[side] = link.CPU() - before
 		}
-		perSecond := func(u usage, start time.Duration) float64 { return float64(rows) / (u.wall - start).Seconds() }
 		each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(rows) }
-		rates = append(rates, perSecond(used[0], start))
-		limits = append(limits, perSecond(used[1], limitStart))
+		rates = append(rates, float64(rows)/(took[0].wall-start).Seconds())
+		limits = append(limits, float64(rows)/(took[1].wall-limitStart).Seconds())
 		ratios = append(ratios, rates[i]/limits[i])
-		cpus = append(cpus, each(used[0].cpu))
+		cpus = append(cpus, each(took[0].cpu))
+		senders = append(senders, each(took[0].walsender.total()))
 		links = append(links, each(linkCPU[0]))
-		b.Logf("round %d: relay %.0f rows/s in %.2f s, pg_recvlogical %.0f in %.2f s, ratio %.2f; CPU µs/row: relay %.2f, its link %.2f, its server %.2f, pg_recvlogical %.2f, its link %.2f, its server %.2f; "+
-			"of %d cores idle %.2f and %.2f; %d packets dropped so far", i, rates[i], used[0].wall.Seconds(), limits[i], used[1].wall.Seconds(), ratios[i],
-			cpus[i], links[i], each(serverCPU[0]), each(used[1].cpu), each(linkCPU[1]), each(serverCPU[1]), runtime.NumCPU(), idle[0], idle[1], link.Dropped())
+		fmt.Printf("round %d: relay %s rows/s (wire: %s), pg_recvlogical %s, ratio %.2f; CPU µs/row: relay %.2f, its walsender %.2f, its link %.2f, pg_recvlogical %.2f, its walsender %.2f, its link %.2f; others used %.1f and %.1f %% of the machine; %d packets dropped so far\n",
+			i+1, thousands(rates[i]), took[0].wire, thousands(limits[i]), ratios[i], cpus[i], senders[i], links[i],
+			each(took[1].cpu), each(took[1].walsender.total()), each(linkCPU[1]), 100*took[0].others, 100*took[1].others, link.Dropped())
 	}
 	b.ReportMetric(0, "ns/op")
-	three := func(format string, of []float64) string {
-		slices.Sort(of)
-		return fmt.Sprintf(format+" / "+format+" / "+format, of[0], of[len(of)/2], of[len(of)-1])
-	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %.0f | %.0f |\n", three("%.0f", rates), three("%.0f", limits), three("%.2f", ratios), three("%.2f", cpus), three("%.2f", links), three("%.2f", idles[0]), three("%.2f", idles[1]), plain, pieces)
+	return fmt.Sprintf("| %s | %s | %s | %.2f | %.2f | %.2f | %.0f | %.0f |", spanOf(rates).text(0), spanOf(limits).text(0), spanOf(ratios).text(2),
+		spanOf(cpus).median, spanOf(senders).median, spanOf(links).median, plain, pieces)
 }
 
 // admit lets every address in, which a new server does not, and waits until a connection to url is made.
@@ -167,20 +165,6 @@ func admit(b *testing.B, s *stage, url string) {
 		}
 		return err
 	})
-}
-
-// idleTime is how long the machine's cores have been idle, taken together.
-func idleTime(b *testing.B) time.Duration {
-	b.Helper()
-	text, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		b.Fatal(err)
-	}
-	ticks, err := strconv.Atoi(strings.Fields(string(text))[4])
-	if err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // capacity is how many MB a second arrive over the link when they are written in pieces of a size.
