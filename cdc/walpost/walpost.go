@@ -145,7 +145,11 @@ func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
 		Role: func(role cdc.Role, err error) {
 			switch role {
 			case cdc.Streaming:
-				log.Info().Str("wire", wire).Msg("streaming")
+				log.Info().Func(func(e *zerolog.Event) {
+					if wire != "" {
+						e.Str("wire", wire)
+					}
+				}).Msg("streaming")
 			case cdc.Standby:
 				log.Info().AnErr("cause", err).Msg("standing by: another relay owns the " + of)
 			case cdc.Retrying:

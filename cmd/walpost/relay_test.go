@@ -16,7 +16,7 @@ func TestRowsTravelFromInitToTopic(t *testing.T) {
 	s := newStage(t)
 	s.must("init")
 	r := s.start()
-	r.says(10*time.Second, `"streaming"`)
+	r.says(10*time.Second, `"wire":"tcp, round trip `)
 	if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "200") {
 		t.Errorf("a streaming relay is not ready: %s", ready)
 	}

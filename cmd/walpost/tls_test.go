@@ -91,7 +91,7 @@ func TestRelayOverTLS(t *testing.T) {
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Events: 20_000})
 	ledger := w.Wait()
 	r := s.start()
-	r.says(20*time.Second, `"streaming"`)
+	r.says(20*time.Second, `"wire":"tcp, round trip `)
 	if on := s.query("SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"); on != "true" {
 		t.Fatal("the replication connection is not encrypted")
 	}
