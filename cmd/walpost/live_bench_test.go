@@ -49,8 +49,8 @@ func BenchmarkLive(b *testing.B) {
 	}
 	plain := deliveries[0]
 	run(plain+"/10000", plain, 1, steady(10_000, 10*time.Second))
-	run(plain+"/20000-in-10s", plain, 10, steady(2000, 10*time.Second))
-	run(plain+"/50000-in-10s", plain, 10, steady(5000, 10*time.Second))
+	run(plain+"/20000-by-10", plain, 10, steady(2000, 10*time.Second))
+	run(plain+"/50000-by-10", plain, 10, steady(5000, 10*time.Second))
 	run("swing", plain, 1, func(*testing.B, *stage) (phases []phase) {
 		for range 5 {
 			phases = append(phases, phase{200, 3 * time.Second}, phase{8000, 3 * time.Second})
