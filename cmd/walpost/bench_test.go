@@ -73,7 +73,7 @@ func relayBinary(b *testing.B) string {
 	return path
 }
 
-// insertOf is the statement with which load writes the rows of a transaction. One of them comes on the wire as about so many bytes.
+// insertOf is the statement with which load writes the rows of a transaction. A row has about the given length on the wire, in bytes.
 // The table of init cannot make it less than 170: narrow is for 100.
 func insertOf(bytes int) string {
 	if bytes <= 100 {
@@ -190,7 +190,7 @@ func wireOf(log string) string {
 	return "(not said)"
 }
 
-// metric asks a relay for one of its own metrics, at the address that its log tells.
+// metric asks a relay for a metric, at the address that its log tells.
 func metric(log, name string) (n float64) {
 	_, rest, _ := strings.Cut(log, `"address":"`)
 	addr, _, _ := strings.Cut(rest, `"`)

@@ -182,7 +182,7 @@ func (c matrixCell) run(b *testing.B, binary string, brokers []string) (lines []
 			continue
 		}
 		lines = append(lines, all.line(c.name+", "+reader))
-		all.report(b) // of the last
+		all.report(b) // those of the last reader stay
 	}
 	return lines
 }
