@@ -128,11 +128,14 @@ func (r *reader) gulp() error {
 	if r.replyWanted {
 		deadline = r.lastStatus.Add(replyEvery)
 	}
+	if soon := time.Now().Add(time.Millisecond); deadline.Before(soon) { // it passed while the reader rested
+		deadline = soon
+	}
 	n, err := r.stream.Fill(deadline)
 	if err != nil && n == 0 {
 		return r.wedged(err)
 	}
-	now := time.Now()
+	now, more := time.Now(), r.stream.Waiting()
 	var rows, messages int
 	if n > 0 {
 		r.heard = now
@@ -145,7 +148,7 @@ func (r *reader) gulp() error {
 			return err
 		}
 	}
-	r.pacer.took(n, messages, rows, now)
+	r.pacer.took(n, more, messages, rows, now)
 	if r.pacer.cramped() {
 		r.stream.OpenWindow()
 		r.pacer.window = 0

@@ -116,6 +116,8 @@ func (s *server) Status(confirmed LSN, _ bool) error {
 
 func (s *server) Rest(d time.Duration) { time.Sleep(d) }
 
+func (s *server) Waiting() int { return 0 }
+
 func (s *server) OpenWindow() {}
 
 func (s *server) Interrupt() { signal(s.wake) }

@@ -320,6 +320,8 @@ func (s *simStream) Fill(deadline time.Time) (int, error) {
 
 func (s *simStream) Rest(d time.Duration) { time.Sleep(d) }
 
+func (s *simStream) Waiting() int { return 0 }
+
 func (s *simStream) OpenWindow() {}
 
 func (s *simStream) Next(m *Message) (bool, error) {

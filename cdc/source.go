@@ -42,8 +42,10 @@ type Stream interface {
 	Start(ctx context.Context) error
 	// Fill waits until the deadline for bytes and takes one gulp of them. It returns 0 and no error when there were none.
 	Fill(deadline time.Time) (int, error)
-	// Rest lets the time pass and the socket fill. What comes meanwhile does not wake the process.
+	// Rest lets the time pass and the socket fill. What comes meanwhile does not wake the process, where the system can do that.
 	Rest(d time.Duration)
+	// Waiting is how many bytes the next Fill would find, as far as that is known.
+	Waiting() int
 	// OpenWindow lets the server send more than a gulp ahead, from now on.
 	OpenWindow()
 	// Next decodes the next whole message of the gulp into m, or reports false when there is none left. The slices in m

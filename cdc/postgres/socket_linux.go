@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -58,16 +59,17 @@ func (s *socket) receive(p []byte) (int, error) {
 	return s.n, s.err
 }
 
-// readable says that a read would not wait, as far as that is known.
-func (s *socket) readable() (yes bool) {
+// waiting is how many bytes a read would find, as far as that is known.
+func (s *socket) waiting() (bytes int) {
 	if s.raw == nil {
-		return false
+		return 0
 	}
 	_ = s.raw.Control(func(fd uintptr) {
-		n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
-		yes = err == nil && n > 0
+		if n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ); err == nil {
+			bytes = n
+		}
 	})
-	return yes
+	return bytes
 }
 
 // attempt reads once without waiting. Before the process waits for the first byte, the mark is lowered.
@@ -112,9 +114,11 @@ func (s *socket) rest(d time.Duration) {
 	}
 	c, err := s.timer.SyscallConn()
 	if err == nil {
+		var refused error
 		err = c.Control(func(fd uintptr) {
-			_ = unix.TimerfdSettime(int(fd), 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}, nil)
+			refused = unix.TimerfdSettime(int(fd), 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}, nil)
 		})
+		err = cmp.Or(err, refused)
 	}
 	var expirations [8]byte
 	if err == nil {
@@ -138,10 +142,14 @@ func (s *socket) keepShut() (window int, wire string) {
 			return
 		}
 		trip := time.Duration(info.Min_rtt) * time.Microsecond
-		if trip < near {
+		if trip > 0 && trip < near { // 0: the kernel does not know
 			s.shut = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, shutBuffer) == nil
 		}
 		buffer, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if s.shut && buffer < shutBuffer { // net.core.rmem_max allows no more, and that is too little to rest on
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0)
+			s.shut = false
+		}
 		clamp, _ := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
 		if s.shut {
 			window = min(clamp, buffer/2)

@@ -14,7 +14,7 @@ func newSocket(conn net.Conn) *socket { return &socket{Conn: conn} }
 
 func (s *socket) receive(p []byte) (int, error) { return s.Conn.Read(p) }
 
-func (s *socket) readable() bool { return false }
+func (s *socket) waiting() int { return 0 }
 
 func (s *socket) rest(d time.Duration) { time.Sleep(d) }
 

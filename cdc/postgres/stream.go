@@ -200,7 +200,7 @@ func (s *stream) Fill(deadline time.Time) (int, error) {
 			return total, lost(err)
 		}
 		// Behind TLS a read ends with a record. Take what has been received with it, and what waits behind a record that was left over.
-		if n == 0 || s.w == len(s.buf) || s.socket == nil || !s.socket.buffered() && (s.wire() > before || !s.socket.readable()) {
+		if n == 0 || s.w == len(s.buf) || s.socket == nil || !s.socket.buffered() && (s.wire() > before || s.socket.waiting() == 0) {
 			return max(total, s.wire()-before), nil
 		}
 	}
@@ -221,6 +221,14 @@ func (s *stream) Rest(d time.Duration) {
 		return
 	}
 	s.socket.rest(d)
+}
+
+// Waiting is what the kernel has received and nobody has read.
+func (s *stream) Waiting() int {
+	if s.socket == nil {
+		return 0
+	}
+	return s.socket.waiting()
 }
 
 // OpenWindow gives the receive buffer back to the kernel's autotuning.

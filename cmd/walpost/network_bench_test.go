@@ -170,7 +170,7 @@ func admit(b *testing.B, s *stage, url string) {
 // capacity is how many MB a second arrive over the link when they are written in pieces of a size.
 func capacity(b *testing.B, link *cdctest.Link, size int) float64 {
 	b.Helper()
-	const warm, during = 500 * time.Millisecond, time.Second
+	const warm, during = time.Second, time.Second
 	listener, err := net.Listen("tcp", net.JoinHostPort(link.Host, "0"))
 	if err != nil {
 		b.Fatal(err)
