@@ -95,7 +95,7 @@ func TestOneByteWakes(t *testing.T) {
 				}
 				_ = client.SetReadDeadline(time.Now().Add(10 * time.Second))
 				_ = server.Close()
-				if n, err := client.Read(p); n != 0 || err != io.EOF {
+				if n, err := client.Read(p); n != 0 || !errors.Is(err, io.EOF) {
 					t.Errorf("the server closed: %d bytes, %v", n, err)
 				}
 			})
