@@ -26,7 +26,7 @@ import (
 // too short rather than too long, as a plain reader's is.
 //
 // A stream that does not fill the window within the longest pause is quiet: at most one read with rows per window.pace, and after
-// a silence the first row goes at once, although the Begin before it came in a packet of its own.
+// a silence the first row goes at once, although the Begin before it came in an earlier packet.
 type pacer struct {
 	pace   time.Duration // window.pace
 	window int           // bytes; 0: not known, the kernel makes it larger and smaller
@@ -66,8 +66,8 @@ func (p *pacer) rest(now time.Time) time.Duration {
 	return p.last.Add(p.pace).Sub(now)
 }
 
-// took notes a read: its bytes, how many more there were right after it, and the messages and rows that ended in it. How long the pause before it really was does not
-// matter: if it was long, the read was full, and the next pause is shorter.
+// took notes a read: its bytes, how many more there were right after it (asked for while busy), and the messages and rows that ended in
+// it. How long the pause before it really was does not matter: if it was long, the read was full, and the next pause is shorter.
 func (p *pacer) took(bytes, more, messages, rows int, now time.Time) {
 	cycle := now.Sub(p.read)
 	p.read = now
@@ -122,6 +122,9 @@ func (p *pacer) full(bytes, more int) bool {
 
 // heldUp notes that the reader waited for room in the queue: that its next read is full says nothing about the sender.
 func (p *pacer) heldUp() { p.late = true }
+
+// opened notes that the window is the kernel's now.
+func (p *pacer) opened() { p.window, p.tight = 0, 0 }
 
 // cramped says that the receive window is what holds the sender up: the reader hardly rests, and still finds it full.
 func (p *pacer) cramped() bool { return p.tight >= tightReads }

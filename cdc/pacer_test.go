@@ -104,7 +104,7 @@ func TestQuietPacer(t *testing.T) {
 		if d := p.rest(now.Add(pace / 2)); d != pace-pace/2 {
 			t.Errorf("pace %s: within the pace it rests %s", pace, d)
 		}
-		p.took(40, 0, 1, 0, now.Add(2*time.Second)) // a Begin in a packet of its own
+		p.took(40, 0, 1, 0, now.Add(2*time.Second)) // a Begin in an earlier packet
 		if d := p.rest(now.Add(2 * time.Second)); d > 0 {
 			t.Errorf("pace %s: a read without rows held the next one back for %s", pace, d)
 		}

@@ -135,8 +135,11 @@ func (r *reader) gulp() error {
 	if err != nil && n == 0 {
 		return r.wedged(err)
 	}
-	now, more := time.Now(), r.stream.Waiting()
-	var rows, messages int
+	now := time.Now()
+	var more, rows, messages int
+	if r.pacer.busy {
+		more = r.stream.Waiting()
+	}
 	if n > 0 {
 		r.heard = now
 		if rows, messages, err = r.decode(n); err != nil {
@@ -151,7 +154,7 @@ func (r *reader) gulp() error {
 	r.pacer.took(n, more, messages, rows, now)
 	if r.pacer.cramped() {
 		r.stream.OpenWindow()
-		r.pacer.window = 0
+		r.pacer.opened()
 	}
 	return nil
 }

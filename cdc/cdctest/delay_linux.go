@@ -113,7 +113,7 @@ func newDevice(tun, mtu int) (*Link, error) {
 	return l, nil
 }
 
-// forward carries packets until stop is readable. It has a thread of its own, which waits more precisely than Go's timers do.
+// forward carries packets until stop is readable. It locks its thread, which waits more precisely than Go's timers do.
 func (l *Link) forward(tun, stop, mtu int, delay time.Duration) error {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the timer slack with it
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {

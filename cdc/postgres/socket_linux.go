@@ -95,8 +95,8 @@ func (s *socket) attempt(fd uintptr) bool {
 	}
 }
 
-// mark sets SO_RCVLOWAT: the kernel reports the socket as readable only from so many bytes on (socket(7); TCP honours it for poll
-// since Linux 4.18). It is a hint: where it fails the relay is only slower.
+// mark sets SO_RCVLOWAT: the kernel reports the socket as readable only from this number of bytes on (socket(7); TCP honours it for
+// poll since Linux 4.18). It is a hint: where it fails the relay is only slower.
 func (s *socket) mark(fd uintptr, bytes int) {
 	_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes)
 	s.high = bytes > 1

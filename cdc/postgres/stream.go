@@ -177,7 +177,7 @@ func (s *stream) Start(ctx context.Context) error {
 }
 
 // Fill takes one gulp from the socket, and returns how many bytes came over the wire: behind TLS they are more than are to be decoded.
-// Its deadline is set anew each time: an expired one would spin.
+// It sets the connection's deadline each time: an expired one would spin.
 func (s *stream) Fill(deadline time.Time) (int, error) {
 	if err := s.makeRoom(); err != nil {
 		return 0, err

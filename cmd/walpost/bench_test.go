@@ -190,7 +190,7 @@ func wireOf(log string) string {
 	return "(not said)"
 }
 
-// metric asks a relay for a metric, at the address that its log tells.
+// metric asks a relay for a metric, at the address that its log says.
 func metric(log, name string) (n float64) {
 	_, rest, _ := strings.Cut(log, `"address":"`)
 	addr, _, _ := strings.Cut(rest, `"`)
