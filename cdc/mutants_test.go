@@ -30,7 +30,7 @@ var mutants = []mutant{
 	{"confirms before the flush", "publisher.go", "\tstall := time.AfterFunc(", "\tif st != nil {\n\t\ts.confirmed.Store(uint64(st.Covered))\n\t}\n\tstall := time.AfterFunc(", 1},
 	{"confirms what no state record covers", "publisher.go", "\tif !once {\n\t\tp.done(rows, covered, time.Now())\n", "\tif !once {\n\t\tp.done(rows, covered, time.Now())\n\t\ts.confirmed.Store(uint64(p.next.Covered))\n", 1},
 	{"writes down a window before it is durable", "publisher.go", "\tif once { // the record", "\tif true { // the record", 110},
-	{"leaves the state record out of the transaction", "publisher.go", "due || records == nil || s.cfg.Delivery == ExactlyOnce {", "due || records == nil {", 10},
+	{"leaves the state record out of the transaction", "publisher.go", "due || records == nil || s.cfg.ExactlyOnce {", "due || records == nil {", 10},
 	{"goes on after a failed window", "publisher.go", "\t\t\ts.shrink()\n\t\t\treturn err\n", "\t\t\ts.shrink()\n\t\t\treturn nil\n", 1},
 	{"forgets a dead letter", "poison.go", "\trec.Row, rec.Refused = row, refused\n", "\trec.Row, rec.Refused = row, refused\n\trec.Topic = \"\"\n", 1},
 	{"stops without writing down what it did", "publisher.go", "if due || (draining && p.moved()) {", "if due {", 10},

@@ -51,9 +51,9 @@ func once(t *testing.T, f func(s *server, b *onceBroker)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer()
 		b := &onceBroker{t: t, broker: broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}}}
-		cfg := DefaultConfig()
-		cfg.Pipeline, cfg.Delivery = "p", ExactlyOnce
-		cfg.Window.Bytes = 1 << 20
+		cfg := options()
+		cfg.ExactlyOnce = true
+		cfg.WindowBytes = 1 << 20
 		relay := NewRelay(cfg, s, b, plainRoute{}, Observer{})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)

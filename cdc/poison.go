@@ -26,7 +26,7 @@ func (s *session) prepare(ctx context.Context, pub Publisher, row *Row, rec *Rec
 	if err == nil && s.doubt.row.Commit != 0 && row.Position == s.doubt.row {
 		err = Refuse(row, ByKafka, rec.Topic, "%s", s.doubt.why)
 	}
-	if s.cfg.Poison.HoldKey && err == nil {
+	if s.cfg.HoldKey && err == nil {
 		err = s.held.check(ctx, pub, row, rec.Topic)
 	}
 	if err == nil {
@@ -36,21 +36,21 @@ func (s *session) prepare(ctx context.Context, pub Publisher, row *Row, rec *Rec
 	if !errors.As(err, &refused) {
 		return err
 	}
-	if s.cfg.Poison.Policy != DeadLetterPolicy {
+	if s.cfg.DeadLetters == "" {
 		return refused.halt()
 	}
 	d := DeadLetter{
 		Row: *row, Class: refused.Class, Reason: refused.Reason, Topic: refused.Topic, HeldFor: refused.heldFor,
 		Source: s.cfg.Pipeline, Time: time.Now(),
 	}
-	if err := d.record(s.cfg.DeadLetterTopic(), rec); err != nil {
+	if err := d.record(s.cfg.DeadLetters, rec); err != nil {
 		return err
 	}
 	rec.Row, rec.Refused = row, refused
 	if err := pub.Check(ctx, rec); err != nil {
 		return deadLetterHalt(refused, err)
 	}
-	if s.cfg.Poison.HoldKey {
+	if s.cfg.HoldKey {
 		s.held.add(d.Key(), d.Holds())
 	}
 	return nil
@@ -78,7 +78,7 @@ func (s *session) refusedByKafka(refused *Refused, records []Record) error {
 	switch {
 	case first.Refused != nil:
 		return deadLetterHalt(first.Refused, refused)
-	case s.cfg.Poison.Policy != DeadLetterPolicy:
+	case s.cfg.DeadLetters == "":
 		return refused.halt()
 	}
 	s.doubt.row, s.doubt.why = first.Row.Position, refused.Reason

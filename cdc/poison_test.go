@@ -138,13 +138,19 @@ func tx(begin, end LSN, rows ...string) []Message {
 }
 
 // poisonBubble relays in virtual time with a policy.
-func poisonBubble(t *testing.T, poison PoisonConfig, o Observer, f func(s *server, b *shelf, relay *Relay)) {
+// poisonPolicy is what a relay does with poison: no topic is halt.
+type poisonPolicy struct {
+	topic   string
+	holdKey bool
+}
+
+func poisonBubble(t *testing.T, poison poisonPolicy, o Observer, f func(s *server, b *shelf, relay *Relay)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer()
 		b := &shelf{broker: &broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}}}
-		cfg := DefaultConfig()
-		cfg.Pipeline, cfg.Poison, cfg.Window.Rows = "p", poison, 10
+		cfg := options()
+		cfg.DeadLetters, cfg.HoldKey, cfg.WindowRows = poison.topic, poison.holdKey, 10
 		relay := NewRelay(cfg, s, b, keyed{}, o)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -157,19 +163,19 @@ func poisonBubble(t *testing.T, poison PoisonConfig, o Observer, f func(s *serve
 }
 
 var (
-	aside = PoisonConfig{Policy: DeadLetterPolicy}
-	held2 = PoisonConfig{Policy: DeadLetterPolicy, HoldKey: true}
+	aside = poisonPolicy{"walpost.dlq.p", false}
+	held2 = poisonPolicy{"walpost.dlq.p", true}
 )
 
 // TestPoisonRowByPolicy: what becomes of a row that is refused, and of the rows around it.
 func TestPoisonRowByPolicy(t *testing.T) {
 	rows := append(tx(20, 30, "a:k", "bad:k", "b:k", "c:j"), tx(30, 40, "d:k", "e:j")...)
 	for name, c := range map[string]struct {
-		policy PoisonConfig
+		policy poisonPolicy
 		want   string
 		held   bool
 	}{
-		"halt":                 {PoisonConfig{Policy: "halt"}, "[a]", false},
+		"halt":                 {poisonPolicy{}, "[a]", false},
 		"dead letter":          {aside, "[a (bad) b c d e]", false},
 		"dead letter and hold": {held2, "[a (bad) (b) c (d) e]", true},
 	} {
@@ -184,7 +190,7 @@ func TestPoisonRowByPolicy(t *testing.T) {
 					t.Errorf("durable: %s, want %s", got, c.want)
 				}
 				role, err := relay.Role()
-				if c.policy.Policy == "halt" {
+				if c.policy.topic == "" {
 					var halt *Halt
 					if role != Halted || !errors.As(err, &halt) || !strings.Contains(halt.Run, "poison.policy: dead_letter") || !strings.Contains(halt.Run, "walpost skip") {
 						t.Errorf("role %s, %v", role, err)
@@ -343,10 +349,10 @@ func TestHeldKeysOutliveTheSession(t *testing.T) {
 // record of the one before; the one is found and goes by policy.
 func TestRefusedAfterProduce(t *testing.T) {
 	for name, c := range map[string]struct {
-		policy PoisonConfig
+		policy poisonPolicy
 		want   string
 	}{
-		"halt":        {PoisonConfig{Policy: "halt"}, "[a b]"},
+		"halt":        {poisonPolicy{}, "[a b]"},
 		"dead letter": {aside, "[a b (bad) c d]"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -370,10 +376,10 @@ func TestRefusedAfterProduce(t *testing.T) {
 					t.Errorf("durable: %s, want %s", got, c.want)
 				}
 				role, err := relay.Role()
-				if c.policy.Policy == "halt" && (role != Halted || !strings.Contains(err.Error(), `"bad"`)) {
+				if c.policy.topic == "" && (role != Halted || !strings.Contains(err.Error(), `"bad"`)) {
 					t.Errorf("role %s, %v: want a Halt that names the one row", role, err)
 				}
-				if c.policy.Policy != "halt" && role != Streaming {
+				if c.policy.topic != "" && role != Streaming {
 					t.Errorf("role %s, %v", role, err)
 				}
 			})
@@ -464,26 +470,4 @@ func FuzzDeadLetter(f *testing.F) {
 			t.Errorf("%+v became %+v", d, again)
 		}
 	})
-}
-
-func TestPoisonConfigMistakesAreNamed(t *testing.T) {
-	const base = "pipeline: p\nsource: {url: 'postgres://u@h/d'}\n"
-	const kafka = "kafka: {brokers: ['h:1'], aggregate_types: [order, Ü], rename: {Ü: overview}"
-	for text, want := range map[string]string{
-		kafka + "}\npoison: {policy: skip}":                      "poison.policy:",
-		kafka + "}\npoison: {hold_key: true}":                    "poison.hold_key:",
-		kafka + "}\npoison: {topic: 'a b'}":                      "poison.topic:",
-		kafka + "}\npoison: {topic: walpost.state.p}":            "poison.topic:",
-		kafka + "}\npoison: {topic: walpost.dlq.other}":          "poison.topic:",
-		kafka + "}\npoison: {topic: outbox.event.order}":         "is a topic of the outbox",
-		kafka + "}\npoison: {topic: outbox.event.overview}":      "is a topic of the outbox",
-		kafka + ", payload: xml}":                                "kafka.payload:",
-		kafka + "}\npoison: {policy: dead_letter, topic: dead}":  "",
-		kafka + "}\npoison: {policy: dead_letter, hold_key: on}": "hold_key",
-	} {
-		_, err := parseOne(base+text, noEnv)
-		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", text, err, want)
-		}
-	}
 }

@@ -21,8 +21,8 @@ const (
 
 // publish takes windows and makes them durable, until the reader has stopped and nothing is left.
 func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error {
-	empty := newWindow(s.cfg.Window.Rows, s.windowBytes)
-	records := make([]Record, s.cfg.Window.Rows)
+	empty := newWindow(s.cfg.WindowRows, s.windowBytes)
+	records := make([]Record, s.cfg.WindowRows)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var taken time.Time
@@ -32,7 +32,7 @@ func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error
 		now := time.Now()
 		w, wait := (*Window)(nil), s.rest(p, now)
 		if wait <= 0 || draining {
-			w, wait = s.queue.take(empty, now, taken, s.cfg.Window.Pace, busyAge, draining)
+			w, wait = s.queue.take(empty, now, taken, s.cfg.Pace, busyAge, draining)
 		}
 		if w != nil {
 			taken = now
@@ -79,7 +79,7 @@ func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error
 
 // rest is how long to let Kafka finish the last transaction.
 func (s *session) rest(p *progress, now time.Time) time.Duration {
-	if s.cfg.Delivery != ExactlyOnce {
+	if !s.cfg.ExactlyOnce {
 		return 0
 	}
 	return p.wrote.Add(transactionGap).Sub(now)
@@ -91,7 +91,7 @@ func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Wi
 	rows, covered := w.Rows, w.covered
 	var refused error
 	s.route.NextWindow()
-	if s.cfg.Poison.HoldKey && len(rows) > 0 {
+	if s.cfg.HoldKey && len(rows) > 0 {
 		if err := s.held.begin(ctx, pub); err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Wi
 
 // publishRows makes rows durable, if there are any, and counts them and what is covered with them as done.
 func (s *session) publishRows(ctx context.Context, pub Publisher, p *progress, rows []Row, records []Record, covered LSN, since time.Time) error {
-	once := s.cfg.Delivery == ExactlyOnce
+	once := s.cfg.ExactlyOnce
 	if once { // the record tells of the very rows it goes with
 		p.done(rows, covered, time.Now())
 	}
@@ -168,7 +168,7 @@ func (s *session) shrink() {
 func (s *session) write(ctx context.Context, pub Publisher, p *progress, records []Record) error {
 	var st *State
 	now := time.Now()
-	if due, _ := p.due(now); due || records == nil || s.cfg.Delivery == ExactlyOnce {
+	if due, _ := p.due(now); due || records == nil || s.cfg.ExactlyOnce {
 		st = s.record(p, now)
 	}
 	stall := time.AfterFunc(stallLog, func() {

@@ -36,7 +36,7 @@ type reader struct {
 // says that the state is reconciled it only answers the server, with 0/0, which confirms nothing.
 func (s *session) read(ctx context.Context) error {
 	now := time.Now()
-	r := &reader{session: s, pacer: pacer{pace: s.cfg.Window.Pace, window: s.id.Window}, heard: now}
+	r := &reader{session: s, pacer: pacer{pace: s.cfg.Pace, window: s.id.Window}, heard: now}
 	tick := time.NewTicker(s.interval)
 	defer tick.Stop()
 	for r.tracker == nil {

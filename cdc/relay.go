@@ -17,10 +17,27 @@ const (
 	backoffMax   = 10 * time.Second
 )
 
+// Options is what a Relay needs to know of its pipeline.
+type Options struct {
+	Pipeline    string
+	ExactlyOnce bool          // rows and state record in one Kafka transaction
+	WindowRows  int           // most rows in a window
+	WindowBytes int           // most bytes of rows in a window
+	Pace        time.Duration // a quiet relay starts at most one window and one read in this time
+	// DeadLetters is the topic for rows that can never be published; without one the relay halts at such a row.
+	DeadLetters string
+	HoldKey     bool // later rows of a key wait in DeadLetters while an earlier one is unresolved
+
+	StatusInterval  time.Duration // longest time between two status updates
+	CheckInterval   time.Duration // longest time between two looks at publication and table
+	QueueTimeout    time.Duration // the replication connection is given back when Kafka has taken nothing for so long
+	ShutdownTimeout time.Duration // how long the end waits for Kafka to take what was received
+}
+
 // Relay moves one pipeline's rows from its source to its sink.
 type Relay struct {
 	*Sessions
-	cfg      Config
+	cfg      Options
 	source   Source
 	sink     Sink
 	route    Route
@@ -33,11 +50,11 @@ type Relay struct {
 }
 
 // NewRelay makes a relay of a valid configuration. It holds nothing until Run.
-func NewRelay(cfg Config, source Source, sink Sink, route Route, observer Observer) *Relay {
+func NewRelay(cfg Options, source Source, sink Sink, route Route, observer Observer) *Relay {
 	host, _ := os.Hostname()
 	r := &Relay{
 		cfg: cfg, source: source, sink: sink, route: route, observer: observer,
-		windowBytes: int(cfg.Window.Bytes),
+		windowBytes: cfg.WindowBytes,
 		instance:    fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
 	}
 	r.Sessions = NewSessions(observer, r.session)

@@ -80,7 +80,7 @@ func (r *Relay) session(ctx context.Context) error {
 	r.commits(&facts)
 	s := &session{
 		Relay: r, stream: stream, id: id, interval: r.statusInterval(id.Timeout),
-		queue:   newQueue(newWindow(r.cfg.Window.Rows, r.windowBytes)),
+		queue:   newQueue(newWindow(r.cfg.WindowRows, r.windowBytes)),
 		started: make(chan *tracker, 1),
 		drain:   make(chan struct{}),
 		ended:   make(chan error, 1),
@@ -92,7 +92,7 @@ func (r *Relay) session(ctx context.Context) error {
 		s.countFailure(err)
 	}
 	if s.delivered {
-		r.windowBytes = int(r.cfg.Window.Bytes)
+		r.windowBytes = r.cfg.WindowBytes
 	}
 	return err
 }
@@ -109,7 +109,7 @@ func (r *Relay) facts(ctx context.Context, id Identity) (Facts, error) {
 
 // statusInterval returns source.status_interval, or less where the server would take the relay for gone before.
 func (r *Relay) statusInterval(timeout time.Duration) time.Duration {
-	configured := r.cfg.Source.StatusInterval
+	configured := r.cfg.StatusInterval
 	if timeout <= 0 || configured <= timeout/2 {
 		return configured
 	}

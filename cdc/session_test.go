@@ -12,6 +12,14 @@ import (
 	"go.uber.org/goleak"
 )
 
+// options are a relay's, as the defaults of the configuration have them.
+func options() Options {
+	return Options{
+		Pipeline: "p", WindowRows: 5000, WindowBytes: 4 << 20, Pace: 2 * time.Millisecond,
+		StatusInterval: time.Second, CheckInterval: 30 * time.Second, QueueTimeout: time.Minute, ShutdownTimeout: 10 * time.Second,
+	}
+}
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // server is a PostgreSQL for time and failure: it sends what it is told, and takes down every status update.
@@ -313,9 +321,8 @@ func bubbleOf(t *testing.T, rows int, f func(s *server, b *broker, stop func() e
 				t.Errorf("I2: confirmed %s, the durable state record covers %s", confirmed, b.state.Covered)
 			}
 		}
-		cfg := DefaultConfig()
-		cfg.Pipeline = "p"
-		cfg.Window.Rows = rows
+		cfg := options()
+		cfg.WindowRows = rows
 		relay := NewRelay(cfg, s, b, plainRoute{}, observe)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -366,8 +373,7 @@ func TestNothingIsConfirmedBeforeReconciling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer()
 		b := &broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}, stall: make(chan struct{})}
-		cfg := DefaultConfig()
-		cfg.Pipeline = "p"
+		cfg := options()
 		relay := NewRelay(cfg, s, b, plainRoute{}, Observer{})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -591,8 +597,7 @@ func TestStandbyNeverOpensKafka(t *testing.T) {
 		s := newServer()
 		s.inUse = true
 		b := &broker{state: &State{Version: 1, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 10}}
-		cfg := DefaultConfig()
-		cfg.Pipeline = "p"
+		cfg := options()
 		roles := []Role{}
 		relay := NewRelay(cfg, s, b, plainRoute{}, Observer{Role: func(r Role, _ error) { roles = append(roles, r) }})
 		ctx, cancel := context.WithCancel(t.Context())

@@ -14,9 +14,9 @@ import (
 // follows from its seed: each call into the world takes a random time of its own, so no two things happen at once, and each
 // goroutine draws from a source of its own.
 type world struct {
-	mu   sync.Mutex
-	rng  *rand.Rand
-	mode Delivery
+	mu          sync.Mutex
+	rng         *rand.Rand
+	exactlyOnce bool
 
 	pg    simPostgres
 	kafka simKafka
@@ -29,8 +29,8 @@ type world struct {
 	violated []string
 }
 
-func newWorld(seed uint64, mode Delivery) *world {
-	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), mode: mode, phantoms: map[int]bool{}}
+func newWorld(seed uint64, exactlyOnce bool) *world {
+	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), exactlyOnce: exactlyOnce, phantoms: map[int]bool{}}
 	w.pg = simPostgres{id: "7", timeline: 1, end: 100, slot: true, confirmed: 100, persisted: 100, fingerprint: 1, sent: map[LSN]bool{}}
 	w.kafka.durable = map[int]bool{}
 	w.kafka.records = []simState{{State: State{Version: StateVersion, Pipeline: "p", SystemID: "7", Timeline: 1, Covered: 100, Fingerprint: "1", Instance: "init"}}}
@@ -530,7 +530,7 @@ func (p *simPublisher) Publish(ctx context.Context, records []Record, st *State)
 func (p *simPublisher) publish(ctx context.Context, records []Record, st *State) error {
 	r, w := p.relay, p.relay.w
 	patience := 24 * time.Hour
-	if w.mode == ExactlyOnce {
+	if w.exactlyOnce {
 		patience = 30 * time.Second // the transaction's
 	}
 	if err := errors.Join(r.enter(p.rng, 4*time.Millisecond), r.reach(ctx, patience)); err != nil {
@@ -545,7 +545,7 @@ func (p *simPublisher) publish(ctx context.Context, records []Record, st *State)
 		w.unclean = true
 	}
 	var tx *simTxn
-	if w.mode == ExactlyOnce {
+	if w.exactlyOnce {
 		if p.epoch != k.epoch {
 			w.mu.Unlock()
 			return errors.New("fenced")

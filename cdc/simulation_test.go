@@ -219,10 +219,10 @@ func (w *world) behindItsBack(a act) {
 
 // start is called with mu held.
 func (w *world) start(t *testing.T) *simRelay {
-	cfg := DefaultConfig()
-	cfg.Pipeline, cfg.Delivery, cfg.Poison.Policy = "p", w.mode, DeadLetterPolicy
-	cfg.Window.Rows, cfg.Window.Bytes = 1+w.rng.IntN(8), 4<<10
-	cfg.Source.StatusInterval = []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second}[w.rng.IntN(3)]
+	cfg := options()
+	cfg.ExactlyOnce, cfg.DeadLetters = w.exactlyOnce, "walpost.dlq.p"
+	cfg.WindowRows, cfg.WindowBytes = 1+w.rng.IntN(8), 4<<10
+	cfg.StatusInterval = []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second}[w.rng.IntN(3)]
 	cfg.QueueTimeout = time.Duration(1+w.rng.IntN(20)) * time.Second
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &simRelay{w: w, starts: branch(w.rng), cancel: cancel, ended: make(chan error, 1)}
@@ -251,9 +251,9 @@ func (w *world) start(t *testing.T) *simRelay {
 }
 
 // simulate runs one history and says what was violated.
-func simulate(t *testing.T, seed uint64, mode Delivery, h []act) (violated []string) {
+func simulate(t *testing.T, seed uint64, exactlyOnce bool, h []act) (violated []string) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(seed, mode)
+		w := newWorld(seed, exactlyOnce)
 		w.mu.Lock()
 		w.start(t)
 		w.mu.Unlock()
@@ -335,7 +335,7 @@ func (w *world) order() {
 			}
 			place, again := at[r.row]
 			switch {
-			case again && w.mode == ExactlyOnce:
+			case again && w.exactlyOnce:
 				w.violate("I9: row %d twice in partition %d", r.row, part)
 			case w.late: // at least once
 			case again && place > last+1:
@@ -356,11 +356,11 @@ func (w *world) order() {
 }
 
 // shrink takes out of a history what it does not need to fail.
-func shrink(t *testing.T, seed uint64, mode Delivery, h []act, violated []string) ([]act, []string) {
+func shrink(t *testing.T, seed uint64, exactlyOnce bool, h []act, violated []string) ([]act, []string) {
 	for size := len(h) / 2; size > 0; size /= 2 {
 		for at := 0; at+size <= len(h); {
 			shorter := slices.Concat(h[:at], h[at+size:])
-			if v := simulate(t, seed, mode, shorter); len(v) > 0 {
+			if v := simulate(t, seed, exactlyOnce, shorter); len(v) > 0 {
 				h, violated = shorter, v
 			} else {
 				at += size
@@ -384,18 +384,18 @@ func TestSimulation(t *testing.T) {
 	did := map[string]int{}
 	for i := range seeds {
 		seed := first + uint64(i)
-		for _, mode := range []Delivery{AtLeastOnce, ExactlyOnce} {
+		for _, exactlyOnce := range []bool{false, true} {
 			h := simHistory(rand.New(rand.NewPCG(seed, 0)))
 			for _, a := range h {
 				did[a.what]++
 			}
-			if violated := simulate(t, seed, mode, h); len(violated) > 0 {
-				short, violated := shrink(t, seed, mode, h, violated)
+			if violated := simulate(t, seed, exactlyOnce, h); len(violated) > 0 {
+				short, violated := shrink(t, seed, exactlyOnce, h, violated)
 				var lines []string
 				for _, a := range short {
 					lines = append(lines, a.String())
 				}
-				t.Fatalf("WALPOST_SIM_SEED=%d, %s: %d acts, shrunk to\n\t%s\nviolate\n\t%s", seed, mode, len(h),
+				t.Fatalf("WALPOST_SIM_SEED=%d, exactly once %t: %d acts, shrunk to\n\t%s\nviolate\n\t%s", seed, exactlyOnce, len(h),
 					strings.Join(lines, "\n\t"), strings.Join(violated, "\n\t"))
 			}
 		}

@@ -178,7 +178,7 @@ type look struct {
 // watch looks at the server again and again: at publication and table, of which a change that hides rows ends the session, and at what
 // tells a stall from silence. That it cannot look ends nothing.
 func (s *session) watch(ctx context.Context, st State) {
-	timer := time.NewTimer(min(time.Second, s.cfg.Source.CheckInterval))
+	timer := time.NewTimer(min(time.Second, s.cfg.CheckInterval))
 	defer timer.Stop()
 	var d detector
 	blind := false
@@ -186,7 +186,7 @@ func (s *session) watch(ctx context.Context, st State) {
 	for {
 		select {
 		case <-timer.C:
-			timer.Reset(min(lookEvery, s.cfg.Source.CheckInterval))
+			timer.Reset(min(lookEvery, s.cfg.CheckInterval))
 		case <-ctx.Done():
 			return
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/polling"
 )
 
 const (
@@ -24,7 +25,7 @@ type Facts interface {
 
 // Table reads how a polled table stands.
 type Table interface {
-	Backlog(ctx context.Context) (cdc.Backlog, error)
+	Backlog(ctx context.Context) (polling.Backlog, error)
 }
 
 // asked are the metrics that PostgreSQL and Kafka know and the relay does not, or not while it is halted: they are asked for when

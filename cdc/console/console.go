@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/polling"
 )
 
 // Console observes one relay.
@@ -55,8 +56,8 @@ type Status struct {
 	DeadLetters      *int   `json:"unresolved_dead_letters,omitempty"`
 	DeadLettersError string `json:"dead_letters_error,omitempty"`
 	// Backlog is what waits in a polled table, or why that is not known.
-	Backlog      *cdc.Backlog `json:"backlog,omitempty"`
-	BacklogError string       `json:"backlog_error,omitempty"`
+	Backlog      *polling.Backlog `json:"backlog,omitempty"`
+	BacklogError string           `json:"backlog_error,omitempty"`
 }
 
 // Counter counts unresolved dead letters, each time /status is asked.

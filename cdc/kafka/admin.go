@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
@@ -69,13 +70,13 @@ func (a *Admin) Topics() []TopicPlan {
 		stateReplication = min(3, a.brokers) // the delivered position must not hang on one broker
 	}
 	var plans []TopicPlan
-	if a.sink.cfg.Source.Kind != cdc.Polling { // a polled table itself says what was published
+	if a.sink.cfg.Source.Kind != config.KindPolling { // a polled table itself says what was published
 		plans = append(plans, TopicPlan{
 			Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
 			Config: map[string]string{"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
 		})
 	}
-	if a.sink.cfg.Poison.Policy == cdc.DeadLetterPolicy {
+	if a.sink.cfg.Poison.Policy == config.PolicyDeadLetter {
 		plans = append(plans, deadLetterPlan(a.sink.cfg, stateReplication))
 	}
 	retention := "-1"

@@ -12,15 +12,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // deadLetterBytes is the topic's max.message.bytes: a value is at most twice its row (see cdc.DeadLetter), and headers and
 // key are small.
-func deadLetterBytes(cfg cdc.Config) int {
+func deadLetterBytes(cfg config.Config) int {
 	return min(2*int(cfg.Source.MaxRowBytes)+64<<10, maxBatch)
 }
 
-func deadLetterPlan(cfg cdc.Config, replication int) TopicPlan {
+func deadLetterPlan(cfg config.Config, replication int) TopicPlan {
 	return TopicPlan{
 		Name: cfg.DeadLetterTopic(), Partitions: 1, Replication: replication,
 		Config: map[string]string{"cleanup.policy": "compact", "max.message.bytes": strconv.Itoa(deadLetterBytes(cfg))},

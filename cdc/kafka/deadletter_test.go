@@ -12,6 +12,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/kafka"
 )
@@ -24,8 +25,8 @@ func deadStage(t *testing.T) (*stage, *devenv.Kafka) {
 		t.Fatal(err)
 	}
 	t.Cleanup(cluster.Close)
-	s := &stage{cfg: cdc.DefaultConfig()}
-	s.cfg.Pipeline, s.cfg.Poison.Policy = cdctest.Name(t, "p"), cdc.DeadLetterPolicy
+	s := &stage{cfg: config.Default()}
+	s.cfg.Pipeline, s.cfg.Poison.Policy = cdctest.Name(t, "p"), config.PolicyDeadLetter
 	s.topic = s.cfg.Pipeline + ".order"
 	s.cfg.Kafka.Brokers, s.cfg.Kafka.Replication = cluster.Brokers(), 1
 	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))

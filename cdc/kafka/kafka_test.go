@@ -15,6 +15,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/kafka"
 )
@@ -22,7 +23,7 @@ import (
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
 type stage struct {
-	cfg   cdc.Config
+	cfg   config.Config
 	topic string
 	sink  *kafka.Sink
 	admin *kafka.Admin
@@ -30,7 +31,7 @@ type stage struct {
 
 func newStage(t *testing.T, brokers []string) *stage {
 	t.Helper()
-	s := &stage{cfg: cdc.DefaultConfig()}
+	s := &stage{cfg: config.Default()}
 	s.cfg.Pipeline = cdctest.Name(t, "p")
 	s.topic = s.cfg.Pipeline + ".order"
 	s.cfg.Kafka.Brokers, s.cfg.Kafka.Replication = brokers, 1
@@ -264,7 +265,7 @@ func TestDriftIsReported(t *testing.T) {
 // TestOldSessionsLeaveNoRecords: each session writes under a key of its own, and takes away those of the sessions before the
 // one it follows. The newest stays, and operators' decisions do.
 func TestOldSessionsLeaveNoRecords(t *testing.T) {
-	for _, delivery := range []cdc.Delivery{cdc.AtLeastOnce, cdc.ExactlyOnce} {
+	for _, delivery := range []config.Delivery{config.AtLeastOnce, config.ExactlyOnce} {
 		t.Run(string(delivery), func(t *testing.T) {
 			s := newStage(t, cdctest.Kafka(t)).create(t)
 			s.cfg.Delivery = delivery

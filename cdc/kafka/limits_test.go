@@ -9,6 +9,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // What a command publishes has a limit where Kafka answers questions and takes nothing; the relay's has none.
@@ -21,7 +22,7 @@ func TestACommandsPublishingHasALimit(t *testing.T) {
 		}
 		return cdctest.Pass
 	})
-	cfg := cdc.DefaultConfig()
+	cfg := config.Default()
 	cfg.Pipeline, cfg.Kafka.Brokers, cfg.Kafka.Replication = cdctest.Name(t, "limits"), proxy.Brokers(), 1
 	sink := NewSink(cfg, nil)
 	admin, err := sink.Admin(t.Context())

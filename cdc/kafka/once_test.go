@@ -14,6 +14,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/kafka"
 )
@@ -22,7 +23,7 @@ import (
 func onceStage(t *testing.T, brokers []string) *stage {
 	t.Helper()
 	s := newStage(t, brokers).create(t)
-	s.cfg.Delivery = cdc.ExactlyOnce
+	s.cfg.Delivery = config.ExactlyOnce
 	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
 	return s
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 const (
@@ -32,7 +33,7 @@ const leaderAge = 250 * time.Millisecond
 
 // Sink is one Kafka cluster, for one pipeline.
 type Sink struct {
-	cfg    cdc.Config
+	cfg    config.Config
 	topics []string
 	extra  []kgo.Opt
 }
@@ -41,7 +42,7 @@ var _ cdc.Sink = (*Sink)(nil)
 
 // NewSink makes a sink that connects to nothing yet. The topics, where they are known, are checked when a session starts.
 // Extra options are for tests and the demo.
-func NewSink(cfg cdc.Config, topics []string, extra ...kgo.Opt) *Sink {
+func NewSink(cfg config.Config, topics []string, extra ...kgo.Opt) *Sink {
 	return &Sink{cfg: cfg, topics: topics, extra: extra}
 }
 
@@ -103,7 +104,7 @@ func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) {
 // slot before, and ends that one's open transaction.
 func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	var id string
-	if s.cfg.Delivery == cdc.ExactlyOnce {
+	if s.cfg.Delivery == config.ExactlyOnce {
 		id = s.cfg.TransactionalID()
 	}
 	p, err := s.newPublisher(ctx, id, s.cfg.Kafka.TransactionTimeout)
@@ -120,7 +121,7 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 // OpenReplay makes a client for `walpost replay`, beside the relay's own: exactly once it has a transactional id of its own.
 func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	var id string
-	if s.cfg.Delivery == cdc.ExactlyOnce {
+	if s.cfg.Delivery == config.ExactlyOnce {
 		id = s.cfg.TransactionalID() + ".replay"
 	}
 	p, err := s.newPublisher(ctx, id, s.cfg.Kafka.TransactionTimeout)
@@ -147,7 +148,7 @@ func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 			return err
 		}
 	}
-	if s.cfg.Poison.Policy == cdc.DeadLetterPolicy {
+	if s.cfg.Poison.Policy == config.PolicyDeadLetter {
 		return s.checkDeadLetterTopic(ctx, p.client)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/outbox"
 	"github.com/walpost/walpost/cdc/polling"
@@ -24,8 +25,8 @@ func Example() {
 	}
 	defer func() { _ = server.Close() }()
 
-	cfg := cdc.DefaultConfig()
-	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "mails", cdc.Polling, server.URL("postgres")
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "mails", config.KindPolling, server.URL("postgres")
 	cfg.Source.Polling.Interval, cfg.Source.Polling.Backoff = 50*time.Millisecond, 50*time.Millisecond
 
 	conn, err := pgx.Connect(ctx, cfg.Source.URL)

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -18,12 +19,12 @@ type Failed struct {
 }
 
 // ListFailed reads the failed rows in their order, without payloads and headers.
-func ListFailed(ctx context.Context, pipeline string, cfg cdc.SourceConfig) ([]Failed, error) {
+func ListFailed(ctx context.Context, pipeline string, cfg config.Source) ([]Failed, error) {
 	return failed(ctx, pipeline, cfg, "0", "")
 }
 
 // ReadFailed reads a failed row whole, unless it is larger than source.max_row_bytes; nil is one that has not failed, or no more.
-func ReadFailed(ctx context.Context, pipeline string, cfg cdc.SourceConfig, position int64) (*Failed, error) {
+func ReadFailed(ctx context.Context, pipeline string, cfg config.Source, position int64) (*Failed, error) {
 	all, err := failed(ctx, pipeline, cfg, strconv.FormatInt(int64(cfg.MaxRowBytes), 10), fmt.Sprintf(" AND %s = %d", id(cfg.Polling.Columns.Position), position))
 	if len(all) == 0 {
 		return nil, err
@@ -31,7 +32,7 @@ func ReadFailed(ctx context.Context, pipeline string, cfg cdc.SourceConfig, posi
 	return &all[0], nil
 }
 
-func failed(ctx context.Context, pipeline string, cfg cdc.SourceConfig, most, and string) ([]Failed, error) {
+func failed(ctx context.Context, pipeline string, cfg config.Source, most, and string) ([]Failed, error) {
 	conn, _, columns, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
 	if err != nil {
 		return nil, err
@@ -56,23 +57,23 @@ func failed(ctx context.Context, pipeline string, cfg cdc.SourceConfig, most, an
 }
 
 // Redrive makes failed rows pending again, as if they had never been tried. What waits behind them follows.
-func Redrive(ctx context.Context, pipeline string, cfg cdc.SourceConfig, positions []int64) error {
+func Redrive(ctx context.Context, pipeline string, cfg config.Source, positions []int64) error {
 	c := cfg.Polling.Columns
 	return resolve(ctx, pipeline, cfg, positions, fmt.Sprintf(`UPDATE %s SET %s = %s, %s = 0, %s = NULL, %s = NULL`,
 		quoted(&cfg), id(c.Status), literal(cfg.Polling.Words.Pending), id(c.RetryCount), id(c.LastError), id(c.ProcessedAt)))
 }
 
 // Drop gives failed rows up: they are marked, or deleted where published ones are. What waits behind them is published.
-func Drop(ctx context.Context, pipeline string, cfg cdc.SourceConfig, positions []int64) error {
+func Drop(ctx context.Context, pipeline string, cfg config.Source, positions []int64) error {
 	c := cfg.Polling.Columns
-	if cfg.Polling.AfterPublish == cdc.DeleteRow {
+	if cfg.Polling.AfterPublish == config.DeleteRow {
 		return resolve(ctx, pipeline, cfg, positions, "DELETE FROM "+quoted(&cfg))
 	}
 	return resolve(ctx, pipeline, cfg, positions, fmt.Sprintf(`UPDATE %s SET %s = %s, %s = clock_timestamp()`,
 		quoted(&cfg), id(c.Status), literal(cfg.Polling.Words.Dropped), id(c.ProcessedAt)))
 }
 
-func resolve(ctx context.Context, pipeline string, cfg cdc.SourceConfig, positions []int64, sql string) error {
+func resolve(ctx context.Context, pipeline string, cfg config.Source, positions []int64, sql string) error {
 	conn, _, _, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
@@ -49,8 +50,8 @@ func (i *inbox) called() string {
 
 // TestHandler has rows that are taken at once, later, and never, and a time when nothing can be taken.
 func TestHandler(t *testing.T) {
-	cfg := cdc.DefaultConfig()
-	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)
 	p := &cfg.Source.Polling
 	p.Interval, p.Backoff, p.Attempts = 20*time.Millisecond, 300*time.Millisecond, 3
 	conn, err := pgx.Connect(t.Context(), cfg.Source.URL)

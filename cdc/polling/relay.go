@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
@@ -37,7 +38,7 @@ type Delivery interface {
 // Relay moves one pipeline's pending rows from its table to a target.
 type Relay struct {
 	*cdc.Sessions
-	cfg      cdc.Config
+	cfg      config.Config
 	target   Target
 	observer cdc.Observer
 
@@ -49,7 +50,7 @@ type Relay struct {
 }
 
 // New makes a relay. It holds nothing until Run.
-func New(cfg cdc.Config, target Target, observer cdc.Observer) *Relay {
+func New(cfg config.Config, target Target, observer cdc.Observer) *Relay {
 	r := &Relay{cfg: cfg, target: target, observer: cdc.Tee(observer)}
 	r.Sessions = cdc.NewSessions(observer, func(ctx context.Context) error {
 		r.motion.began.Store(false)
@@ -102,7 +103,7 @@ func (r *Relay) session(ctx context.Context) error {
 // round takes everything that is settled, and waits for the next.
 func (r *Relay) round(ctx, work context.Context, t *table, delivery Delivery) error {
 	next := time.Now().Add(r.cfg.Source.Polling.Interval)
-	ordered := r.cfg.Source.Polling.Order == cdc.OrderKey
+	ordered := r.cfg.Source.Polling.Order == config.OrderKey
 	for anew, pause := true, settleMin; ; anew, pause = false, 2*pause {
 		more := false
 		if ordered {
@@ -179,7 +180,7 @@ func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []in
 			err, r.spent = r.spent, nil
 		}
 	}()
-	if r.cfg.Source.Polling.Order == cdc.OrderKey {
+	if r.cfg.Source.Polling.Order == config.OrderKey {
 		return r.deliver(ctx, t, t.conn, delivery, most, due)
 	}
 	// The rows are locked while they are delivered, but not for ever: a transaction that stays open is everybody's burden.
@@ -213,7 +214,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 	var last *item // of those taken
 	var refused []refusal
 	held := map[string]bool{}
-	ordered := r.cfg.Source.Polling.Order == cdc.OrderKey
+	ordered := r.cfg.Source.Polling.Order == config.OrderKey
 	for _, it := range items {
 		key := it.key()
 		if ordered && key != "" && held[key] {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
@@ -73,8 +74,8 @@ func (w *way) Close() {}
 // TestRefusedOnFlush has a row that only the target refuses, once it has all of a window.
 func TestRefusedOnFlush(t *testing.T) {
 	t.Parallel()
-	cfg := cdc.DefaultConfig()
-	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)
 	p := &cfg.Source.Polling
 	p.Interval, p.Backoff, p.Attempts = 20*time.Millisecond, 700*time.Millisecond, 3
 	conn := outboxOf(t, cfg)
@@ -129,7 +130,7 @@ func TestRefusedOnFlush(t *testing.T) {
 }
 
 // outboxOf makes the table and connects to its database.
-func outboxOf(t *testing.T, cfg cdc.Config) *pgx.Conn {
+func outboxOf(t *testing.T, cfg config.Config) *pgx.Conn {
 	t.Helper()
 	conn := connect(t, cfg)
 	for _, sql := range polling.DDL(cfg.Source) {
@@ -140,7 +141,7 @@ func outboxOf(t *testing.T, cfg cdc.Config) *pgx.Conn {
 	return conn
 }
 
-func connect(t *testing.T, cfg cdc.Config) *pgx.Conn {
+func connect(t *testing.T, cfg config.Config) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), cfg.Source.URL)
 	if err != nil {
@@ -153,8 +154,8 @@ func connect(t *testing.T, cfg cdc.Config) *pgx.Conn {
 // TestTransactionsThatOverlap are such that one is always open, for longer than the interval: rows are settled all the same.
 func TestTransactionsThatOverlap(t *testing.T) {
 	t.Parallel()
-	cfg := cdc.DefaultConfig()
-	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)
 	cfg.Source.Polling.Interval = 10 * time.Millisecond
 	conns := []*pgx.Conn{outboxOf(t, cfg), connect(t, cfg)}
 	run := func(i int, sql string) {
@@ -187,9 +188,9 @@ func TestTransactionsThatOverlap(t *testing.T) {
 // TestLockedRows are another relay's, where there is no order: the others are not waited for.
 func TestLockedRows(t *testing.T) {
 	t.Parallel()
-	cfg := cdc.DefaultConfig()
-	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
-	cfg.Source.Polling.Interval, cfg.Source.Polling.Order = 10*time.Millisecond, cdc.OrderNone
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)
+	cfg.Source.Polling.Interval, cfg.Source.Polling.Order = 10*time.Millisecond, config.OrderNone
 	conn := outboxOf(t, cfg)
 	for _, sql := range []string{
 		`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), 'order', 'a', i::text, '{}' FROM generate_series(1, 3) i`,
@@ -227,8 +228,8 @@ func TestLockedRows(t *testing.T) {
 // TestDecidedMeanwhile has rows that somebody decides about while they are delivered: that stands.
 func TestDecidedMeanwhile(t *testing.T) {
 	t.Parallel()
-	cfg := cdc.DefaultConfig()
-	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", cdc.Polling, cdctest.Database(t)
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)
 	cfg.Source.Polling.Interval = 10 * time.Millisecond
 	conn := outboxOf(t, cfg)
 	if _, err := conn.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -109,7 +110,7 @@ func (r *Relay) ask(ctx context.Context, sql string, args []any, answer ...any) 
 // waits says whether there is a row that nothing of ours holds back: it was not refused, nor one of its key before it.
 func (r *Relay) waits(ctx context.Context) (waits bool) {
 	held := ""
-	if r.cfg.Source.Polling.Order == cdc.OrderKey {
+	if r.cfg.Source.Polling.Order == config.OrderKey {
 		held = ` AND NOT EXISTS (SELECT FROM {table} f WHERE {holds} AND {same})`
 	}
 	sql := words(&r.cfg.Source).Replace(`SELECT EXISTS (SELECT FROM {table} o WHERE {status} = {pending} AND {retry_count} = 0` + held + `)`)

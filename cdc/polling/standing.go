@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -22,7 +22,7 @@ type Standing struct {
 }
 
 // Standings are those of rows, by their ids.
-func Standings(ctx context.Context, pipeline string, cfg cdc.SourceConfig, ids []string) (map[string]Standing, error) {
+func Standings(ctx context.Context, pipeline string, cfg config.Source, ids []string) (map[string]Standing, error) {
 	conn, oid, _, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
 	if err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func Standings(ctx context.Context, pipeline string, cfg cdc.SourceConfig, ids [
 		return nil, said("look at the table", err)
 	}
 	behind := `coalesce((SELECT f.{id}::text FROM {table} f WHERE {holds} AND {same} ORDER BY f.{position} DESC LIMIT 1), '')`
-	if cfg.Polling.Order == cdc.OrderNone {
+	if cfg.Polling.Order == config.OrderNone {
 		behind = `''`
 	}
 	rows, err := conn.Query(ctx, words(&cfg).Replace(strings.NewReplacer("{behind}", behind, "{type of id}", typ).Replace(`

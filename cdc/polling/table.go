@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -43,7 +44,7 @@ func (it *item) scan(rows pgx.CollectableRow, more ...any) error {
 
 // within selects rows of from in the order of their positions. One that is larger than most comes without payload and headers, and no
 // column comes that is larger by itself: what is never sent takes no memory here.
-func within(cfg *cdc.SourceConfig, columns []string, most, from string, more ...string) string {
+func within(cfg *config.Source, columns []string, most, from string, more ...string) string {
 	inner := append([]string{id(cfg.Polling.Columns.Position) + " AS position", id(cfg.Polling.Columns.RetryCount) + " AS retries"}, more...)
 	outer := []string{"position", "retries", "bytes"}
 	var sizes []string
@@ -74,7 +75,7 @@ func (it *item) key() string {
 // table is the outbox of one session.
 type table struct {
 	conn    *pgx.Conn
-	cfg     *cdc.SourceConfig
+	cfg     *config.Source
 	oid     uint32
 	settled int64 // no row appears at or before it any more
 	rows    int   // that the next fetch asks for, at most
@@ -96,16 +97,16 @@ func id(name string) string { return pgx.Identifier{name}.Sanitize() }
 
 func literal(word string) string { return "'" + strings.ReplaceAll(word, "'", "''") + "'" }
 
-func quoted(cfg *cdc.SourceConfig) string {
+func quoted(cfg *config.Source) string {
 	schema, name := cfg.SchemaTable()
 	return pgx.Identifier{schema, name}.Sanitize()
 }
 
 // DDL makes the table, for a service that has its own migrations; `walpost init` does the same, and adds what a table lacks.
-func DDL(cfg cdc.SourceConfig) []string { return postgres.PolledDDL(cfg) }
+func DDL(cfg config.Source) []string { return postgres.PolledDDL(cfg) }
 
 // words puts the configuration's names into SQL. A row f that {holds} stands before o in the same order if it is the {same}.
-func words(cfg *cdc.SourceConfig) *strings.Replacer {
+func words(cfg *config.Source) *strings.Replacer {
 	c, w := cfg.Polling.Columns, cfg.Polling.Words
 	names := []string{
 		"{table}", quoted(cfg), "{id}", id(cfg.Columns.ID), "{type}", id(cfg.Columns.AggregateType), "{key}", id(cfg.Columns.AggregateID),
@@ -119,7 +120,7 @@ func words(cfg *cdc.SourceConfig) *strings.Replacer {
 }
 
 // open connects, and finds out that the table is what is needed.
-func open(ctx context.Context, pipeline string, cfg *cdc.SourceConfig) (*table, error) {
+func open(ctx context.Context, pipeline string, cfg *config.Source) (*table, error) {
 	conn, oid, columns, err := postgres.NewSource(pipeline, *cfg).OpenPolled(ctx)
 	if err != nil {
 		return nil, err
@@ -131,13 +132,13 @@ func open(ctx context.Context, pipeline string, cfg *cdc.SourceConfig) (*table, 
 	t.troubled = sql.Replace(`SELECT {position}, {retry_count} FROM {table} WHERE {status} = {pending} AND {retry_count} > 0 ORDER BY {position} LIMIT $1`)
 	inOrder, lock := ` AND {position} <= $3 AND NOT EXISTS (
 			SELECT FROM {table} f WHERE {holds} AND {same})`, ``
-	if p.Order == cdc.OrderNone {
+	if p.Order == config.OrderNone {
 		inOrder, lock = ` AND $3::bigint IS NOT NULL`, ` FOR UPDATE SKIP LOCKED`
 	}
 	t.fetchRows = within(cfg, columns, strconv.FormatInt(int64(cfg.MaxRowBytes), 10), sql.Replace(`{table} o
 		WHERE {status} = {pending} AND ({retry_count} = 0 OR {position} = ANY($2))`+inOrder+` ORDER BY {position} LIMIT $1`+lock))
 	t.markRows = sql.Replace(`UPDATE {table} SET {status} = {sent}, {processed_at} = clock_timestamp() WHERE {position} = ANY($1) AND {status} = {pending}`)
-	if p.AfterPublish == cdc.DeleteRow {
+	if p.AfterPublish == config.DeleteRow {
 		t.markRows = sql.Replace(`DELETE FROM {table} WHERE {position} = ANY($1) AND {status} = {pending}`)
 	}
 	t.markRefused = sql.Replace(`UPDATE {table} SET {retry_count} = $2::int, {last_error} = $3,
@@ -155,7 +156,7 @@ func (t *table) close() {
 
 // lock takes the table for this session: for itself where it keeps the order, with others where there is none.
 func (t *table) lock(ctx context.Context) error {
-	return postgres.Poll(ctx, t.conn, t.cfg.Table, t.oid, t.cfg.Polling.Order == cdc.OrderNone)
+	return postgres.Poll(ctx, t.conn, t.cfg.Table, t.oid, t.cfg.Polling.Order == config.OrderNone)
 }
 
 // holding runs f, whose ctx ends when the connection is found dead: the lock is lost with it, and another relay may have the table.
@@ -289,7 +290,7 @@ func (t *table) inTrouble(ctx context.Context) (map[int64]int, error) {
 
 // Left says how many rows that are in the table now are pending up to a position, or failed, and the highest position; up to 0 is
 // all of them.
-func Left(ctx context.Context, pipeline string, cfg cdc.SourceConfig, upTo int64) (pending, failed, newest int64, err error) {
+func Left(ctx context.Context, pipeline string, cfg config.Source, upTo int64) (pending, failed, newest int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, countsWithin)
 	defer cancel()
 	conn, _, _, err := postgres.NewSource(pipeline, cfg).OpenPolled(ctx)
@@ -311,14 +312,14 @@ func Left(ctx context.Context, pipeline string, cfg cdc.SourceConfig, upTo int64
 // Watch reads how a polled table stands, with connections of its own.
 type Watch struct {
 	pipeline string
-	cfg      cdc.SourceConfig
+	cfg      config.Source
 }
 
 // NewWatch connects to nothing yet.
-func NewWatch(pipeline string, cfg cdc.SourceConfig) *Watch { return &Watch{pipeline, cfg} }
+func NewWatch(pipeline string, cfg config.Source) *Watch { return &Watch{pipeline, cfg} }
 
 // Backlog asks the table and the server.
-func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
+func (w *Watch) Backlog(ctx context.Context) (b Backlog, err error) {
 	conn, oid, _, err := postgres.NewSource(w.pipeline, w.cfg).OpenPolled(ctx)
 	if err != nil {
 		return b, err
@@ -350,14 +351,14 @@ func (w *Watch) Backlog(ctx context.Context) (b cdc.Backlog, err error) {
 	switch {
 	case err != nil:
 		return b, said("count the outbox", err)
-	case p.Order == cdc.OrderNone:
+	case p.Order == config.OrderNone:
 		b.HeldKeys = 0
 		return b, nil
 	case b.Pending == 0:
 		return b, nil
 	}
 	// Ids in these views have lost their epoch.
-	h := cdc.Horizon{}
+	h := Horizon{}
 	err = conn.QueryRow(ctx, `
 		WITH oldest AS (SELECT (pg_snapshot_xmin(s)::text::bigint % 4294967296)::text::xid AS id FROM pg_current_snapshot() s WHERE pg_snapshot_xmin(s) < pg_snapshot_xmax(s))
 		SELECT a.pid, '', coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 FROM oldest JOIN pg_stat_activity a ON a.backend_xid = id

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
@@ -247,7 +248,7 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 
 // TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
 // or Kafka could never take.
-func TableDDL(cfg cdc.SourceConfig) string {
+func TableDDL(cfg config.Source) string {
 	id := func(name, fallback string) string {
 		if name == "" {
 			name = fallback
@@ -271,7 +272,7 @@ func TableDDL(cfg cdc.SourceConfig) string {
 
 // partitionedDDL is TableDDL for a table of days. The key of a partitioned table contains what it is partitioned by. The default
 // partition takes the rows of a day that has none: a service must not fail because nobody made it.
-func partitionedDDL(cfg cdc.SourceConfig) (sql []string) {
+func partitionedDDL(cfg config.Source) (sql []string) {
 	c := cfg.Columns
 	created := pgx.Identifier{cmp.Or(c.CreatedAt, "created_at")}.Sanitize()
 	id := pgx.Identifier{c.ID}.Sanitize()
@@ -286,7 +287,7 @@ func partitionedDDL(cfg cdc.SourceConfig) (sql []string) {
 	return sql
 }
 
-func quotedTable(cfg cdc.SourceConfig) string {
+func quotedTable(cfg config.Source) string {
 	schema, table := cfg.SchemaTable()
 	return pgx.Identifier{schema, table}.Sanitize()
 }
@@ -334,7 +335,7 @@ func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []st
 			return nil, err
 		}
 	}
-	if s.cfg.Kind == cdc.Polling {
+	if s.cfg.Kind == config.KindPolling {
 		return notes, nil
 	}
 	w, _, err := s.width(ctx, conn, t)
@@ -346,7 +347,7 @@ func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []st
 }
 
 // publicationDDL makes a publication of the outbox alone.
-func publicationDDL(cfg cdc.SourceConfig, name string, t table) string {
+func publicationDDL(cfg config.Source, name string, t table) string {
 	with := "publish = 'insert'"
 	if t.partitioned {
 		with += ", publish_via_partition_root = true"
@@ -582,7 +583,7 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 		return nil, err
 	}
 	var steps []Step
-	if cfg.Kind == cdc.WAL {
+	if cfg.Kind == config.KindWAL {
 		step, err := a.removePublication(ctx)
 		if err != nil {
 			return nil, err

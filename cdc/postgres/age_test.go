@@ -11,6 +11,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -59,7 +60,7 @@ func TestTimesWithoutAZone(t *testing.T) {
 				INSERT INTO %[1]s VALUES ('never', '', '', '', '', 'infinity'), ('ever', '', '', '', '', '-infinity'), ('null', '', '', '', '', NULL)`, table)); err != nil {
 				t.Fatal(err)
 			}
-			cfg := cdc.DefaultConfig().Source
+			cfg := config.Default().Source
 			cfg.URL, cfg.Table, cfg.Columns.CreatedAtZone = admin, "public."+table, name
 			a, err := postgres.NewSource("test", cfg).Admin(t.Context(), admin)
 			if err != nil {
@@ -142,7 +143,7 @@ func TestZoneOfTimesWithoutOne(t *testing.T) {
 		{`ALTER ROLE "{role}" IN DATABASE postgres RESET TimeZone; ALTER DATABASE "{db}" RESET timezone`, "", "", "server"}, // this machine's
 	} {
 		do(c.sql)
-		cfg := cdc.DefaultConfig().Source
+		cfg := config.Default().Source
 		cfg.URL, cfg.Columns.CreatedAt, cfg.Columns.CreatedAtZone = admin, c.column, c.zone
 		for _, url := range []string{admin, admin + "&timezone=Asia/Tokyo"} {
 			if strings.Contains(url, "Tokyo") && c.says == "server" {

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 const (
@@ -105,7 +106,7 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 	h.retention, h.before = retention, h.before.Add(-retention)
 	h.old = fmt.Sprintf("%s < '%s'::timestamptz", c.age.last(), text(h.before))
 	h.delivered = fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", xid)
-	if p := &c.source.cfg.Polling; c.source.cfg.Kind == cdc.Polling {
+	if p := &c.source.cfg.Polling; c.source.cfg.Kind == config.KindPolling {
 		h.delivered = fmt.Sprintf("%s IN (%s, %s)", pgx.Identifier{p.Columns.Status}.Sanitize(), quote(p.Words.Sent), quote(p.Words.Dropped))
 	}
 	return h, nil
@@ -115,7 +116,7 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 func (c *Cleaner) aged(ctx context.Context) (name string, err error) {
 	cfg := c.source.cfg
 	key, name := "source.columns.created_at", cmp.Or(cfg.Columns.CreatedAt, "created_at")
-	if cfg.Kind == cdc.Polling {
+	if cfg.Kind == config.KindPolling {
 		key, name = "source.polling.columns.processed_at", cfg.Polling.Columns.ProcessedAt
 	}
 	types, err := c.source.columnTypes(ctx, c.conn)
@@ -203,7 +204,7 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	if err != nil {
 		return done, err
 	}
-	if c.source.cfg.Kind == cdc.WAL {
+	if c.source.cfg.Kind == config.KindWAL {
 		// What is written and not committed may lie in the server's buffers for many seconds, unseen by any relay: a commit flushes it.
 		if _, err := c.conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'walpost cleanup', '')`); err != nil {
 			return done, classify("flush the WAL", err)
@@ -402,7 +403,7 @@ func days(now time.Time) (all []time.Time) {
 }
 
 // partitionDDL makes a day's partition beside the table and attaches it, which lets writers go on; PARTITION OF would not.
-func partitionDDL(cfg cdc.SourceConfig, day time.Time) (name string, sql []string) {
+func partitionDDL(cfg config.Source, day time.Time) (name string, sql []string) {
 	schema, table := cfg.SchemaTable()
 	table += day.Format("_20060102")
 	quoted := pgx.Identifier{schema, table}.Sanitize()

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // column is a column of the outbox as the catalog or the stream describes it.
@@ -35,7 +36,7 @@ var (
 
 // mapColumns finds the configured columns. Enums and domains have OIDs of their own database; they are taken as text where
 // text is taken, so only the types that would be rendered wrongly are refused.
-func mapColumns(cfg cdc.ColumnsConfig, columns []column) (*relation, []string) {
+func mapColumns(cfg config.Columns, columns []column) (*relation, []string) {
 	rel := &relation{field: make([]field, len(columns))}
 	var problems []string
 	for _, want := range []struct {

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -53,11 +53,13 @@ func (s *Source) connectAs(ctx context.Context, key, url, application string) (*
 }
 
 // target is where source.url leads, and as whom.
-func (s *Source) target() (*pgconn.Config, error) { return cdc.ParsePostgresURL(sourceURL, s.cfg.URL) }
+func (s *Source) target() (*pgconn.Config, error) {
+	return config.ParsePostgresURL(sourceURL, s.cfg.URL)
+}
 
 // open opens an SQL connection on which every query has a limit.
 func (l login) open(ctx context.Context) (*pgx.Conn, error) {
-	if _, err := cdc.ParsePostgresURL(l.key, l.url); err != nil {
+	if _, err := config.ParsePostgresURL(l.key, l.url); err != nil {
 		return nil, err
 	}
 	cfg, err := pgx.ParseConfig(l.url)
@@ -76,7 +78,7 @@ func (l login) open(ctx context.Context) (*pgx.Conn, error) {
 
 // replicate opens a connection in replication mode.
 func (l login) replicate(ctx context.Context) (*pgconn.PgConn, error) {
-	cfg, err := cdc.ParsePostgresURL(l.key, l.url)
+	cfg, err := config.ParsePostgresURL(l.key, l.url)
 	if err != nil {
 		return nil, err
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -76,7 +76,7 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 			alter(b.name, b.theirs)
 		}
 	}
-	cfg := cdc.DefaultConfig().Source
+	cfg := config.Default().Source
 	cfg.URL = admin
 	s := NewSource("test", cfg)
 	sql, err := s.Open(t.Context())
@@ -128,7 +128,7 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 
 // ways are all ways of this package to a connection.
 func ways(ctx context.Context, text string) map[string]func() error {
-	cfg := cdc.DefaultConfig().Source
+	cfg := config.Default().Source
 	cfg.URL = text
 	s := NewSource("test", cfg)
 	at := cfg
@@ -191,7 +191,7 @@ func TestEachHostHasItsChance(t *testing.T) {
 	}
 	u.Host = cdctest.Silent(t) + "," + cdctest.Unaccepting(t) + "," + u.Host
 	u.RawQuery = "connect_timeout=1"
-	cfg := cdc.DefaultConfig().Source
+	cfg := config.Default().Source
 	cfg.URL = u.String()
 	if _, err := NewSource("test", cfg).Facts(t.Context()); err != nil {
 		t.Error(err)
@@ -201,7 +201,7 @@ func TestEachHostHasItsChance(t *testing.T) {
 // A query without a deadline has one all the same; it ends with its rows.
 func TestEveryQueryHasALimit(t *testing.T) {
 	t.Parallel()
-	cfg := cdc.DefaultConfig().Source
+	cfg := config.Default().Source
 	cfg.URL = cdctest.Database(t)
 	open := func() *pgx.Conn {
 		conn, err := NewSource("test", cfg).Open(t.Context())

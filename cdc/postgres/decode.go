@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // epoch is where PostgreSQL's clock begins; timestamps are microseconds since.
@@ -27,7 +28,7 @@ var errTruncated = errors.New("message ends too early")
 // decoder reads pgoutput, protocol 1. It keeps the description of each relation, which the server sends before its first
 // row and again after every change.
 type decoder struct {
-	cfg       cdc.SourceConfig
+	cfg       config.Source
 	tableOID  uint32 // of the outbox; pinned at the session's start
 	relations map[uint32]*relation
 }
@@ -52,7 +53,7 @@ const (
 	fieldCreatedAt
 )
 
-func newDecoder(cfg cdc.SourceConfig, tableOID uint32) *decoder {
+func newDecoder(cfg config.Source, tableOID uint32) *decoder {
 	return &decoder{cfg: cfg, tableOID: tableOID, relations: map[uint32]*relation{}}
 }
 

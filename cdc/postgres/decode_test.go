@@ -14,13 +14,14 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 var record = flag.Bool("record", false, "record testdata/*.pgoutput from a real server")
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-func defaults() cdc.SourceConfig { return cdc.DefaultConfig().Source }
+func defaults() config.Source { return config.Default().Source }
 
 // recording is a list of CopyData bodies, each behind its length, as a server sent them.
 type recording [][]byte

@@ -8,7 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // family is SQL for a table with all that is below it: partitions, their partitions, and children by inheritance.
@@ -187,7 +187,7 @@ func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit [
 }
 
 // createdAt is the column of a row's time, whether the table has it or not.
-func createdAt(cfg cdc.SourceConfig) string {
+func createdAt(cfg config.Source) string {
 	if cfg.Columns.CreatedAt != "" {
 		return cfg.Columns.CreatedAt
 	}

@@ -8,8 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -118,7 +118,7 @@ func TestDetoursAreFound(t *testing.T) {
 				}
 			}
 			defer func() { _ = do(`DROP PUBLICATION P `) }()
-			cfg := cdc.DefaultConfig().Source
+			cfg := config.Default().Source
 			cfg.URL, cfg.Table, cfg.Publication = admin, "public."+table, "p"+table
 			source := postgres.NewSource("test", cfg)
 			before, err := source.Facts(t.Context())

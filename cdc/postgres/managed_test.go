@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
@@ -66,7 +66,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		prepare []string // boss may make roles, and owns the database
-		kind    cdc.SourceKind
+		kind    config.Kind
 		source  string // the user of source.url, if not relay
 		plans   string // SQL that the plan holds
 		refused []string
@@ -89,9 +89,9 @@ func TestInitOnAGuardedServer(t *testing.T) {
 		{name: "no CREATE on the schema", prepare: []string{relay, replicas, `ALTER DATABASE shop OWNER TO postgres; GRANT CREATE ON DATABASE shop TO boss; ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM PUBLIC`}, refused: []string{`GRANT CREATE ON SCHEMA "public" TO "boss"`}},
 		{name: "somebody else's table", prepare: []string{relay, replicas, `CREATE TABLE outbox (id uuid PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb)`}, refused: []string{`GRANT "postgres" TO "boss"`}},
 		{name: "no CONNECT for all", prepare: []string{relay, replicas, `REVOKE CONNECT ON DATABASE shop FROM PUBLIC`}, plans: `GRANT CONNECT ON DATABASE "shop" TO "relay"`, slot: true},
-		{name: "polling, no CREATEROLE", prepare: []string{`ALTER ROLE boss NOCREATEROLE`}, kind: cdc.Polling, refused: []string{`CREATE ROLE "relay" LOGIN`, "name a role in source.url that is there"}},
-		{name: "polling", kind: cdc.Polling, plans: `CREATE ROLE "relay" LOGIN CONNECTION LIMIT 24`},
-		{name: "polling somebody else's table", prepare: []string{relay, `CREATE TABLE outbox (id uuid PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb)`}, kind: cdc.Polling, refused: []string{`GRANT "postgres" TO "boss"`}},
+		{name: "polling, no CREATEROLE", prepare: []string{`ALTER ROLE boss NOCREATEROLE`}, kind: config.KindPolling, refused: []string{`CREATE ROLE "relay" LOGIN`, "name a role in source.url that is there"}},
+		{name: "polling", kind: config.KindPolling, plans: `CREATE ROLE "relay" LOGIN CONNECTION LIMIT 24`},
+		{name: "polling somebody else's table", prepare: []string{relay, `CREATE TABLE outbox (id uuid PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb)`}, kind: config.KindPolling, refused: []string{`GRANT "postgres" TO "boss"`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			exec("postgres", "CREATE ROLE boss LOGIN CREATEROLE PASSWORD 'secret'", "CREATE DATABASE shop OWNER boss")
@@ -101,10 +101,10 @@ func TestInitOnAGuardedServer(t *testing.T) {
 					FOR r IN SELECT rolname FROM pg_roles WHERE rolname <> 'postgres' AND rolname !~ '^pg_' LOOP EXECUTE format('DROP ROLE %I', r); END LOOP; END $$`)
 			}()
 			exec("shop", append([]string{"ALTER SCHEMA public OWNER TO boss"}, c.prepare...)...)
-			cfg := cdc.DefaultConfig().Source
+			cfg := config.Default().Source
 			cfg.Kind, cfg.URL = c.kind, server.URLFor("relay", "secret", "shop")
 			if c.kind == "" {
-				cfg.Kind = cdc.WAL
+				cfg.Kind = config.KindWAL
 			}
 			if c.source != "" {
 				cfg.URL = server.URLFor(c.source, "secret", "shop")
@@ -117,7 +117,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			defer admin.Close(context.Background())
 			before := catalog(t, server)
 			plan := func() ([]Step, error) { return admin.Plan(t.Context(), Wanted{}) }
-			if cfg.Kind == cdc.Polling {
+			if cfg.Kind == config.KindPolling {
 				plan = func() ([]Step, error) { return admin.PlanPolled(t.Context()) }
 			}
 			steps, err := plan()
@@ -154,7 +154,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if again, err := plan(); err != nil || len(again[0].SQL) > 0 {
 				t.Errorf("after init the role lacks %v, %v", again, err)
 			}
-			if cfg.Kind == cdc.Polling {
+			if cfg.Kind == config.KindPolling {
 				conn, _, _, err := s.OpenPolled(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -190,7 +190,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 		exec("postgres", "CREATE ROLE boss LOGIN CREATEROLE PASSWORD 'secret'", "CREATE DATABASE shop OWNER boss", relay)
 		defer exec("postgres", "DROP DATABASE shop WITH (FORCE)", "DROP ROLE boss, relay")
 		exec("shop", "ALTER SCHEMA public OWNER TO boss")
-		cfg := cdc.DefaultConfig().Source
+		cfg := config.Default().Source
 		cfg.URL = server.URLFor("relay", "secret", "shop")
 		admin, err := NewSource("test", cfg).Admin(t.Context(), server.URLFor("boss", "secret", "shop"))
 		if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // OpenPolled connects for polling, and gives the table's oid and the expressions of a row's columns, in the order of a cdc.Row's
@@ -187,7 +187,7 @@ func (s *Source) unknownWords(ctx context.Context, conn *pgx.Conn) error {
 func quote(word string) string { return "'" + strings.ReplaceAll(word, "'", "''") + "'" }
 
 // PolledDDL makes a table that can be polled where there is none.
-func PolledDDL(cfg cdc.SourceConfig) []string {
+func PolledDDL(cfg config.Source) []string {
 	s := NewSource("", cfg)
 	return append(append([]string{TableDDL(cfg)}, s.columnDDL(nil)...), s.indexDDL()...)
 }

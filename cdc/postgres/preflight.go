@@ -11,11 +11,12 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // Source is the outbox of one PostgreSQL database.
 type Source struct {
-	cfg         cdc.SourceConfig
+	cfg         config.Source
 	application string
 	tableOID    uint32 // pinned by Preflight at the session's start
 }
@@ -23,7 +24,7 @@ type Source struct {
 var _ cdc.Source = (*Source)(nil)
 
 // NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication.
-func NewSource(pipeline string, cfg cdc.SourceConfig) *Source {
+func NewSource(pipeline string, cfg config.Source) *Source {
 	return &Source{cfg: cfg, application: "walpost " + pipeline}
 }
 
@@ -300,7 +301,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 // identify reads where the server and the slot stand, the fingerprint, and what keeps the table's rows from the stream.
 func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err error) {
 	schema, name := s.cfg.SchemaTable()
-	f.Slot.Name, f.Configured = s.cfg.Slot, s.cfg.Configured()
+	f.Slot.Name, f.Configured = s.cfg.Slot, configured(&s.cfg)
 	var version int
 	// Open transactions before the end of the WAL: one that has ended in between has committed behind that.
 	if err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT xid FROM (`+writers+`) w)`).Scan(&f.Open); err != nil {
@@ -354,4 +355,12 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 		f.Fingerprint += fmt.Sprintf("%s%d", cdc.ToastMark, toast)
 	}
 	return f, nil
+}
+
+// configured returns the names of publication and table, or of the messages, as the state record keeps them.
+func configured(cfg *config.Source) cdc.Configured {
+	if cfg.Messages != "" {
+		return cdc.Configured{Publication: cfg.Publication, Messages: cfg.Messages}
+	}
+	return cdc.Configured{Publication: cfg.Publication, Table: cfg.Table}
 }

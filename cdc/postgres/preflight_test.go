@@ -9,8 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -37,7 +37,7 @@ func TestWhatChangesWhileItIsLookedAtIsLookedAtAgain(t *testing.T) {
 		}
 		return cdctest.Pass
 	})
-	cfg := cdc.DefaultConfig().Source
+	cfg := config.Default().Source
 	cfg.URL = admin
 	before, err := postgres.NewSource("test", cfg).Facts(t.Context())
 	if err != nil || len(before.Hidden) > 0 {

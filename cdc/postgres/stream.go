@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 const (
@@ -30,7 +31,7 @@ const (
 // stream is one replication connection. pgconn connects, logs in and identifies; from START_REPLICATION on the frames are
 // read here, straight from the socket into one buffer, because a row should cost neither a copy nor a system call.
 type stream struct {
-	cfg     cdc.SourceConfig
+	cfg     config.Source
 	conn    net.Conn
 	decoder *decoder
 
@@ -127,7 +128,7 @@ func parseHistory(text string) (past []cdc.PastTimeline) {
 	return past
 }
 
-func newStream(cfg cdc.SourceConfig, conn net.Conn, d *decoder) *stream {
+func newStream(cfg config.Source, conn net.Conn, d *decoder) *stream {
 	s := &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, gulp)}
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = t.NetConn()

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 const (
@@ -50,12 +51,12 @@ type topicKey struct{ aggregate, event string }
 var _ cdc.Route = (*Router)(nil)
 
 // New makes a router for a valid configuration.
-func New(pipeline string, cfg cdc.KafkaConfig) *Router {
+func New(pipeline string, cfg config.Kafka) *Router {
 	r := &Router{
 		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == "json",
 		names: ours, source: []byte(cfg.EventSource(pipeline)), topics: map[topicKey]string{},
 	}
-	if cfg.Headers == cdc.CloudEventsHeaders {
+	if cfg.Headers == config.HeadersCloudEvents {
 		r.cloud, r.names = true, cloudEvents
 		if cfg.CloudEvents.ContentType != "" {
 			r.content = []byte(cfg.CloudEvents.ContentType)
@@ -65,7 +66,7 @@ func New(pipeline string, cfg cdc.KafkaConfig) *Router {
 }
 
 // Topics returns the topics that are known before any row came: none if the template asks for the event type.
-func Topics(cfg cdc.KafkaConfig) []string {
+func Topics(cfg config.Kafka) []string {
 	if strings.Contains(cfg.Topic, "{event_type}") {
 		return nil
 	}
@@ -146,7 +147,7 @@ func (r *Router) topic(row *cdc.Row) (string, error) {
 		return "", cdc.Refuse(row, cdc.BadType, "", "its aggregate type %.100q is not in kafka.aggregate_types", aggregate)
 	}
 	topic := name(r.template, r.rename, aggregate, event)
-	if !cdc.LegalTopic(topic) {
+	if !config.LegalTopic(topic) {
 		return "", cdc.Refuse(row, cdc.BadTopic, "", "its topic would be %.300q, which Kafka does not allow: give the type another name under kafka.rename", topic)
 	}
 	if len(r.topics) >= maxTopics {
@@ -227,12 +228,12 @@ func (r *Router) keep(b []byte) []byte {
 }
 
 // Topic is where rows of these types go under a configuration; it need not be legal.
-func Topic(cfg cdc.KafkaConfig, aggregateType, eventType string) string {
+func Topic(cfg config.Kafka, aggregateType, eventType string) string {
 	return name(cfg.Topic, cfg.Rename, aggregateType, eventType)
 }
 
 // Pattern matches the topics that rows may go to.
-func Pattern(cfg cdc.KafkaConfig) *regexp.Regexp {
+func Pattern(cfg config.Kafka) *regexp.Regexp {
 	var types []string
 	for _, t := range cfg.AggregateTypes {
 		types = append(types, regexp.QuoteMeta(name("{aggregate_type}", cfg.Rename, t, "")))

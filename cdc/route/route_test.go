@@ -7,11 +7,12 @@ import (
 	"testing"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/route"
 )
 
-func kafkaConfig() cdc.KafkaConfig {
-	cfg := cdc.DefaultConfig().Kafka
+func kafkaConfig() config.Kafka {
+	cfg := config.Default().Kafka
 	cfg.AggregateTypes = []string{"order", "Übersicht"}
 	cfg.Rename = map[string]string{"Übersicht": "overview", "OrderCreated": "created"}
 	return cfg
@@ -84,23 +85,23 @@ func TestRecordIsACloudEvent(t *testing.T) {
 	const rest = " ce_specversion=1.0 ce_subject=42"
 	for _, c := range []struct {
 		name   string
-		change func(*cdc.KafkaConfig, *cdc.Row)
+		change func(*config.Kafka, *cdc.Row)
 		want   string
 	}{
 		{"the usual row", nil, usual + "walpost:shop ce_time=2026-11-22T08:00:00.5Z" + rest + " content-type=application/json"},
-		{"a source and a content type of one's own", func(c *cdc.KafkaConfig, _ *cdc.Row) {
-			c.CloudEvents = cdc.CloudEventsConfig{Source: "https://shop.example/orders", ContentType: "application/avro"}
+		{"a source and a content type of one's own", func(c *config.Kafka, _ *cdc.Row) {
+			c.CloudEvents = config.CloudEvents{Source: "https://shop.example/orders", ContentType: "application/avro"}
 		}, usual + "https://shop.example/orders ce_time=2026-11-22T08:00:00.5Z" + rest + " content-type=application/avro"},
-		{"nothing said of the content", func(c *cdc.KafkaConfig, _ *cdc.Row) { c.CloudEvents.ContentType = "" }, usual + "walpost:shop ce_time=2026-11-22T08:00:00.5Z" + rest},
-		{"no time", func(_ *cdc.KafkaConfig, r *cdc.Row) { r.CreatedAt = nil }, usual + "walpost:shop" + rest + " content-type=application/json"},
-		{"infinity is no time", func(_ *cdc.KafkaConfig, r *cdc.Row) { r.CreatedAt = []byte("infinity") }, usual + "walpost:shop" + rest + " content-type=application/json"},
-		{"a time without a zone is none", func(_ *cdc.KafkaConfig, r *cdc.Row) { r.CreatedAt = []byte("2026-11-22 08:00:00") }, usual + "walpost:shop" + rest + " content-type=application/json"},
-		{"own headers, of which ours are not theirs", func(_ *cdc.KafkaConfig, r *cdc.Row) {
+		{"nothing said of the content", func(c *config.Kafka, _ *cdc.Row) { c.CloudEvents.ContentType = "" }, usual + "walpost:shop ce_time=2026-11-22T08:00:00.5Z" + rest},
+		{"no time", func(_ *config.Kafka, r *cdc.Row) { r.CreatedAt = nil }, usual + "walpost:shop" + rest + " content-type=application/json"},
+		{"infinity is no time", func(_ *config.Kafka, r *cdc.Row) { r.CreatedAt = []byte("infinity") }, usual + "walpost:shop" + rest + " content-type=application/json"},
+		{"a time without a zone is none", func(_ *config.Kafka, r *cdc.Row) { r.CreatedAt = []byte("2026-11-22 08:00:00") }, usual + "walpost:shop" + rest + " content-type=application/json"},
+		{"own headers, of which ours are not theirs", func(_ *config.Kafka, r *cdc.Row) {
 			r.CreatedAt, r.Headers = nil, []byte(`{"ce_traceparent": "00-1", "ce_id": "stolen", "content-type": "text/html", "id": "mine"}`)
 		}, usual + "walpost:shop" + rest + " content-type=application/json ce_traceparent=00-1 id=mine"},
 	} {
 		cfg, in := kafkaConfig(), row()
-		cfg.Headers = cdc.CloudEventsHeaders
+		cfg.Headers = config.HeadersCloudEvents
 		if c.change != nil {
 			c.change(&cfg, in)
 		}
@@ -113,7 +114,7 @@ func TestRecordIsACloudEvent(t *testing.T) {
 		}
 	}
 	cfg, in := kafkaConfig(), row()
-	cfg.Headers, in.EventType = cdc.CloudEventsHeaders, nil
+	cfg.Headers, in.EventType = config.HeadersCloudEvents, nil
 	var refused *cdc.Refused
 	if err := route.New("shop", cfg).Route(in, new(cdc.Record)); !errors.As(err, &refused) || refused.Class != cdc.BadType {
 		t.Errorf("an event without a type is none: %v", err)

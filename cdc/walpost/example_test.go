@@ -13,7 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/outbox"
 	"github.com/walpost/walpost/cdc/walpost"
@@ -25,7 +25,7 @@ func Example() {
 	getenv, done := environment(ctx)
 	defer done()
 
-	cfgs, err := cdc.LoadConfigs("", getenv) // a file, or WALPOST_ variables, or both
+	cfgs, err := config.Load("", getenv) // a file, or WALPOST_ variables, or both
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -1,13 +1,13 @@
 // Package walpost is a whole relay in a value: what `walpost relay` runs, for any process to run.
 //
-//	cfg := cdc.DefaultConfig() // or cdc.LoadConfigs(path, os.Getenv)
+//	cfg := config.Default() // or config.Load(path, os.Getenv)
 //	…
 //	r, err := walpost.New(cfg, log, prometheus.DefaultRegisterer)
 //	err = r.Run(ctx) // until ctx ends, through every outage
 //
 // It logs to the logger it is given, registers its metrics with the registerer it is given, and touches nothing of the process: no
 // signal, no global, no listener, no exit. When ctx ends, Run delivers and confirms what it has received, within
-// [cdc.Config].ShutdownTimeout. A process that dies loses nothing: what is not confirmed is in the slot, for whoever relays next.
+// [config.Config].ShutdownTimeout. A process that dies loses nothing: what is not confirmed is in the slot, for whoever relays next.
 //
 // Any number of processes may run the same pipeline: the slot is the lock. One streams, the others stand by, and look once a second
 // whether it is free. `walpost init` makes slot and topics once; a relay never does.
@@ -27,6 +27,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
@@ -39,13 +40,13 @@ type Relay struct {
 	*cdc.Sessions
 	*console.Console
 
-	cfg cdc.Config
+	cfg config.Config
 	log zerolog.Logger
 }
 
 // New makes a pipeline's relay. It opens nothing until Run, which may be called again when it has returned. Everything that is
 // wrong with the configuration is in the error. A registry takes one relay of a pipeline; reg may be nil, and nothing is measured.
-func New(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay, error) {
+func New(cfg config.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -58,15 +59,15 @@ func New(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay,
 		observer.Role = func(role cdc.Role, err error) { tell(role, runnable(&cfg, err)) }
 	}
 	r := &Relay{Console: con, cfg: cfg, log: log}
-	if cfg.Source.Kind == cdc.Polling {
+	if cfg.Source.Kind == config.KindPolling {
 		con.WatchTable(polling.NewWatch(cfg.Pipeline, cfg.Source))
 		r.Sessions = polling.New(cfg, polling.ToKafka(sink, router), observer).Sessions
 	} else {
-		if cfg.Poison.Policy == cdc.DeadLetterPolicy {
+		if cfg.Poison.Policy == config.PolicyDeadLetter {
 			con.CountDeadLetters(sink.Unresolved())
 		}
 		con.WatchSlot(postgres.NewSource(cfg.Pipeline, cfg.Source)) // of its own: the other is the session's
-		r.Sessions = cdc.NewRelay(cfg, postgres.NewSource(cfg.Pipeline, cfg.Source), sink, router, observer).Sessions
+		r.Sessions = cdc.NewRelay(options(&cfg), postgres.NewSource(cfg.Pipeline, cfg.Source), sink, router, observer).Sessions
 	}
 	if reg != nil {
 		if err := reg.Register(metrics); err != nil {
@@ -76,8 +77,22 @@ func New(cfg cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (*Relay,
 	return r, nil
 }
 
+// options returns what the engine needs of the configuration.
+func options(cfg *config.Config) cdc.Options {
+	o := cdc.Options{
+		Pipeline: cfg.Pipeline, ExactlyOnce: cfg.Delivery == config.ExactlyOnce,
+		WindowRows: cfg.Window.Rows, WindowBytes: int(cfg.Window.Bytes), Pace: cfg.Window.Pace,
+		HoldKey: cfg.Poison.HoldKey, StatusInterval: cfg.Source.StatusInterval, CheckInterval: cfg.Source.CheckInterval,
+		QueueTimeout: cfg.QueueTimeout, ShutdownTimeout: cfg.ShutdownTimeout,
+	}
+	if cfg.Poison.Policy == config.PolicyDeadLetter {
+		o.DeadLetters = cfg.DeadLetterTopic()
+	}
+	return o
+}
+
 // runnable is the error with commands that name the pipeline.
-func runnable(cfg *cdc.Config, err error) error {
+func runnable(cfg *config.Config, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -98,7 +113,7 @@ func (r *Relay) Run(ctx context.Context) error {
 type Group []*Relay
 
 // NewGroup makes a relay for each configuration.
-func NewGroup(cfgs []cdc.Config, log zerolog.Logger, reg prometheus.Registerer) (g Group, err error) {
+func NewGroup(cfgs []config.Config, log zerolog.Logger, reg prometheus.Registerer) (g Group, err error) {
 	for _, cfg := range cfgs {
 		r, err := New(cfg, log, reg)
 		if err != nil {
@@ -133,9 +148,9 @@ func (g Group) Console() (all console.Group) {
 }
 
 // logger writes one line per change of state at info and above, and one per row at debug. Never payload or key.
-func logger(cfg cdc.Config, log zerolog.Logger) cdc.Observer {
+func logger(cfg config.Config, log zerolog.Logger) cdc.Observer {
 	of, name := "slot", cfg.Source.Slot
-	if cfg.Source.Kind == cdc.Polling {
+	if cfg.Source.Kind == config.KindPolling {
 		of, name = "table", cfg.Source.Table
 	}
 	log = log.With().Str("pipeline", cfg.Pipeline).Str(of, name).Logger()

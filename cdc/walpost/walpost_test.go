@@ -20,6 +20,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/walpost"
 )
 
@@ -39,13 +40,13 @@ func initialize(env map[string]string) (string, error) {
 // shop is a pipeline that is prepared, and what its relays do.
 type shop struct {
 	*testing.T
-	cfg   cdc.Config
+	cfg   config.Config
 	topic string
 }
 
 func newShop(t *testing.T) *shop {
 	t.Helper()
-	cfg := cdc.DefaultConfig()
+	cfg := config.Default()
 	cfg.Pipeline = cdctest.Name(t, "library")
 	cfg.Source.URL = cdctest.Database(t)
 	cfg.Source.Slot = strings.ReplaceAll(cfg.Pipeline, "-", "_")
@@ -191,7 +192,7 @@ func TestRelaysOfAProcessStandByForEachOther(t *testing.T) {
 
 // TestWrongConfigurationIsAnError, and not a relay that fails later.
 func TestWrongConfigurationIsAnError(t *testing.T) {
-	cfg := cdc.DefaultConfig()
+	cfg := config.Default()
 	cfg.Pipeline = "Orders"
 	r, err := walpost.New(cfg, zerolog.Nop(), prometheus.NewRegistry())
 	if r != nil || err == nil {

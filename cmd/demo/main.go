@@ -18,7 +18,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/walpost"
@@ -40,7 +40,7 @@ type cli struct {
 
 // parts are what the tests break, one at a time.
 type parts struct {
-	relay    func(cdc.Config, zerolog.Logger, prometheus.Registerer) (*walpost.Relay, error)
+	relay    func(config.Config, zerolog.Logger, prometheus.Registerer) (*walpost.Relay, error)
 	consume  func(*inbox.Consumer, context.Context) error
 	patience time.Duration // an event that takes longer from its commit to its effect is not coming
 }
@@ -113,9 +113,9 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 			return err
 		}
 	}
-	var cfgs []cdc.Config
+	var cfgs []config.Config
 	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
-		cfg := cdc.DefaultConfig()
+		cfg := config.Default()
 		cfg.Pipeline = string(database)
 		cfg.Source.URL = pg.URLFor("walpost", "", string(database))
 		cfg.Source.StatusInterval = 100 * time.Millisecond // nobody wants to watch the slot for the usual second

@@ -22,6 +22,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/inbox"
@@ -137,10 +138,14 @@ func TestARelayThatDropsARow(t *testing.T) {
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
-	with.relay = func(cfg cdc.Config, _ zerolog.Logger, reg prometheus.Registerer) (*walpost.Relay, error) {
+	with.relay = func(cfg config.Config, _ zerolog.Logger, reg prometheus.Registerer) (*walpost.Relay, error) {
 		con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
+		options := cdc.Options{
+			Pipeline: cfg.Pipeline, WindowRows: cfg.Window.Rows, WindowBytes: int(cfg.Window.Bytes), StatusInterval: cfg.Source.StatusInterval,
+			CheckInterval: cfg.Source.CheckInterval, QueueTimeout: cfg.QueueTimeout, ShutdownTimeout: cfg.ShutdownTimeout,
+		}
 		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
-		return &walpost.Relay{Sessions: cdc.NewRelay(cfg, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()).Sessions, Console: con}, nil
+		return &walpost.Relay{Sessions: cdc.NewRelay(options, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()).Sessions, Console: con}, nil
 	}
 	out, _, err := once(t, with, io.Discard)
 	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {

@@ -22,8 +22,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
 	"github.com/walpost/walpost/sql"
 )
@@ -42,7 +42,7 @@ func embedding(t *testing.T) (env map[string]string, admin, topic string) {
 		"WALPOST_KAFKA_BROKERS": strings.Join(cdctest.Kafka(t), ","), "WALPOST_KAFKA_TOPIC": name + ".{aggregate_type}",
 		"WALPOST_KAFKA_AGGREGATE_TYPES": "order", "WALPOST_KAFKA_REPLICATION": "1",
 	}
-	cfgs, err := cdc.LoadConfigs("", getenv(env))
+	cfgs, err := config.Load("", getenv(env))
 	if err != nil {
 		t.Fatal(err)
 	}

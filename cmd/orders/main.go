@@ -16,7 +16,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/walpost"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"
@@ -108,10 +108,10 @@ func (c *cli) serve(ctx context.Context, getenv func(string) string, stderr io.W
 	if httpErr != nil {
 		httpErr = fmt.Errorf("--http (ORDERS_HTTP): %q is no address to listen on: %w; write it as in 127.0.0.1:8081", c.Serve.HTTP, httpErr)
 	}
-	var pipelines []cdc.Config
+	var pipelines []config.Config
 	var relayErr error
 	if c.Serve.Relay {
-		pipelines, relayErr = cdc.LoadConfigs(getenv("WALPOST_CONFIG"), getenv)
+		pipelines, relayErr = config.Load(getenv("WALPOST_CONFIG"), getenv)
 	}
 	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), httpErr, waitErr, logErr, relayErr)
 	if err != nil {

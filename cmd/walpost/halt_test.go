@@ -15,6 +15,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 )
 
@@ -35,7 +36,7 @@ func delivered(t *testing.T) *stage {
 // rewrite changes the state record behind the relay's back.
 func (s *stage) rewrite(change func(*cdc.State)) {
 	s.t.Helper()
-	cfgs, err := cdc.LoadConfigs("", s.getenv)
+	cfgs, err := config.Load("", s.getenv)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/walpost"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
@@ -73,13 +73,13 @@ type process struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	one *cdc.Config // the pipeline that the command acts on, once that is known
+	one *config.Config // the pipeline that the command acts on, once that is known
 }
 
 // sentences lets the commands that a command prints name the pipeline that it acts on.
 type sentences struct {
 	io.Writer
-	cfg *cdc.Config
+	cfg *config.Config
 }
 
 func (s sentences) Write(b []byte) (int, error) {
@@ -102,12 +102,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 }
 
 // configs are those of all pipelines, or of the one that --pipeline names.
-func (p *process) configs() ([]cdc.Config, error) {
-	cfgs, err := cdc.LoadConfigs(p.cli.Config, p.getenv)
+func (p *process) configs() ([]config.Config, error) {
+	cfgs, err := config.Load(p.cli.Config, p.getenv)
 	if err != nil || p.cli.Pipeline == "" {
 		return cfgs, err
 	}
-	i := slices.IndexFunc(cfgs, func(c cdc.Config) bool { return c.Pipeline == p.cli.Pipeline })
+	i := slices.IndexFunc(cfgs, func(c config.Config) bool { return c.Pipeline == p.cli.Pipeline })
 	if i < 0 {
 		return nil, fmt.Errorf("--pipeline %s: there is no such pipeline: %s", p.cli.Pipeline, names(cfgs))
 	}
@@ -115,19 +115,19 @@ func (p *process) configs() ([]cdc.Config, error) {
 }
 
 // config is for commands that act on one pipeline.
-func (p *process) config() (cdc.Config, error) {
+func (p *process) config() (config.Config, error) {
 	cfgs, err := p.configs()
 	if err != nil {
-		return cdc.Config{}, err
+		return config.Config{}, err
 	}
 	if len(cfgs) > 1 {
-		return cdc.Config{}, fmt.Errorf("--pipeline: say which: %s", names(cfgs))
+		return config.Config{}, fmt.Errorf("--pipeline: say which: %s", names(cfgs))
 	}
 	p.one, p.stdout = &cfgs[0], sentences{p.stdout, &cfgs[0]}
 	return cfgs[0], nil
 }
 
-func names(cfgs []cdc.Config) string {
+func names(cfgs []config.Config) string {
 	var all []string
 	for _, c := range cfgs {
 		all = append(all, c.Pipeline)
@@ -136,12 +136,12 @@ func names(cfgs []cdc.Config) string {
 }
 
 // ownURL is what the pipeline's own variable has for the key, or else the flag.
-func (p *process) ownURL(cfg cdc.Config, key, flag string) string {
+func (p *process) ownURL(cfg config.Config, key, flag string) string {
 	return cmp.Or(p.getenv(cfg.Variable(key)), flag)
 }
 
 // adminURL is the administrator's for a pipeline.
-func (p *process) adminURL(cfg cdc.Config, flag, need string) (string, error) {
+func (p *process) adminURL(cfg config.Config, flag, need string) (string, error) {
 	url := p.ownURL(cfg, "ADMIN_URL", flag)
 	if url == "" {
 		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database", need)
@@ -190,7 +190,7 @@ func (*relayCmd) Run(p *process) error {
 	return group.Wait()
 }
 
-func memoryLimit(cfgs []cdc.Config) int64 {
+func memoryLimit(cfgs []config.Config) int64 {
 	limit := int64(16 << 20)
 	for i := range cfgs {
 		limit += 8<<20 + 6*int64(cfgs[i].Window.Bytes)
@@ -201,7 +201,7 @@ func memoryLimit(cfgs []cdc.Config) int64 {
 func (c *initCmd) Run(p *process) error {
 	cfgs, err := p.configs()
 	errs := []error{err}
-	of := func(cfg cdc.Config, err error) {
+	of := func(cfg config.Config, err error) {
 		if err != nil && len(cfgs) > 1 {
 			err = fmt.Errorf("pipeline %s: %s", cfg.Pipeline, cfg.Commands(err.Error()))
 		}
@@ -234,7 +234,7 @@ func (c *initCmd) remove(p *process, url string) error {
 	}
 	if !c.Yes && !c.DryRun {
 		drops := fmt.Sprintf("slot %s, the state record, and publication and role where nobody else uses them", cfg.Source.Slot)
-		if cfg.Source.Kind == cdc.Polling {
+		if cfg.Source.Kind == config.KindPolling {
 			drops = "the role, where nobody else uses it"
 		}
 		fmt.Fprintf(p.stdout, "This drops %s of pipeline %s. Rows not delivered yet will not be published. Type the pipeline's name to go on: ", drops, cfg.Pipeline)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
@@ -27,7 +28,7 @@ func together(t testing.TB, stages ...*stage) *stage {
 	for _, s := range stages {
 		text += fmt.Sprintf("- pipeline: %s\n  source: {slot: %s}\n  kafka: {topic: \"%s\", brokers: [\"%s\"]}\n",
 			s.pipeline, slot(s), s.env["WALPOST_KAFKA_TOPIC"], strings.ReplaceAll(s.env["WALPOST_KAFKA_BROKERS"], ",", `", "`))
-		c := cdc.Config{Pipeline: s.pipeline}
+		c := config.Config{Pipeline: s.pipeline}
 		all.env[c.Variable("SOURCE_URL")] = s.env["WALPOST_SOURCE_URL"]
 		all.env[c.Variable("ADMIN_URL")] = s.env["WALPOST_ADMIN_URL"]
 		all.env[c.Variable("DELIVERY")] = s.env["WALPOST_DELIVERY"]
@@ -205,9 +206,9 @@ func TestPipelineWithoutItsServer(t *testing.T) {
 }
 
 func TestMemoryLimitGrowsWithEachPipeline(t *testing.T) {
-	a, b := cdc.DefaultConfig(), cdc.DefaultConfig()
+	a, b := config.Default(), config.Default()
 	b.Window.Bytes = 64 << 20
-	if one, both := memoryLimit([]cdc.Config{a}), memoryLimit([]cdc.Config{a, b}); one != 48<<20 || both != one+392<<20 {
+	if one, both := memoryLimit([]config.Config{a}), memoryLimit([]config.Config{a, b}); one != 48<<20 || both != one+392<<20 {
 		t.Errorf("the limit is %d MiB of one pipeline, %d of two", one>>20, both>>20)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 )
 
@@ -51,7 +52,7 @@ func (s *stage) put(columns map[string]string) string {
 
 func (s *stage) sink() *kafka.Sink {
 	s.t.Helper()
-	cfgs, err := cdc.LoadConfigs("", s.getenv)
+	cfgs, err := config.Load("", s.getenv)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -232,12 +233,12 @@ func TestDeadLetterHoldsBytes(t *testing.T) {
 // in the dead letter topic, where repeats stand under one key. In exactly-once nothing is there twice.
 func TestKillAroundDeadLetters(t *testing.T) {
 	t.Parallel()
-	for _, delivery := range []cdc.Delivery{cdc.AtLeastOnce, cdc.ExactlyOnce} {
+	for _, delivery := range []config.Delivery{config.AtLeastOnce, config.ExactlyOnce} {
 		t.Run(string(delivery), func(t *testing.T) { killAroundDeadLetters(t, delivery) })
 	}
 }
 
-func killAroundDeadLetters(t *testing.T, delivery cdc.Delivery) {
+func killAroundDeadLetters(t *testing.T, delivery config.Delivery) {
 	s := newStage(t)
 	s.env["WALPOST_DELIVERY"] = string(delivery)
 	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
@@ -284,7 +285,7 @@ func killAroundDeadLetters(t *testing.T, delivery cdc.Delivery) {
 		ids[string(e.Letter.Row.ID)] = true
 	}
 	t.Logf("%d rows; %d repeats on the topic; %d dead letters in %d records", n, repeats, len(entries), records)
-	if delivery == cdc.ExactlyOnce && (repeats > 0 || records != n/4) {
+	if delivery == config.ExactlyOnce && (repeats > 0 || records != n/4) {
 		t.Errorf("I9: %d repeats, %d records of %d dead letters", repeats, records, n/4)
 	}
 	if len(ids) != n || len(entries) != n/4 {

@@ -14,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cmd/internal/pipeline"
 )
 
@@ -65,7 +65,7 @@ func types(records []*kgo.Record, key string) (all []string) {
 	return all
 }
 
-func (s *stage) backlog() cdc.Backlog {
+func (s *stage) backlog() polling.Backlog {
 	s.t.Helper()
 	var st pipeline.Status
 	if err := json.Unmarshal([]byte(s.must("status", "--json")), &st); err != nil {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/sql"
@@ -166,7 +167,7 @@ func (s *stage) confirmed(within time.Duration) {
 // state reads the newest state record.
 func (s *stage) state() *cdc.State {
 	s.t.Helper()
-	cfgs, err := cdc.LoadConfigs("", s.getenv)
+	cfgs, err := config.Load("", s.getenv)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -10,11 +10,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // Adopt accepts slot, publication, table and timeline as they are, and says what it leaves behind. With createSlot it first
 // makes the slot, where it is missing or lost. It runs with the relay's own rights.
-func Adopt(ctx context.Context, cfg cdc.Config, createSlot bool, wait time.Duration, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+func Adopt(ctx context.Context, cfg config.Config, createSlot bool, wait time.Duration, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	d, err := decide(ctx, cfg, wait, dryRun, out, opts)
 	if err != nil {
 		return err

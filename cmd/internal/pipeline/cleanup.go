@@ -9,15 +9,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
 
 // Cleanup takes rows out of the outbox that are delivered and older than cleanup.retention.
-func Cleanup(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+func Cleanup(ctx context.Context, cfg config.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	source := postgres.NewSource(cfg.Pipeline, cfg.Source)
-	if cfg.Source.Kind == cdc.WAL {
+	if cfg.Source.Kind == config.KindWAL {
 		if err := noGap(ctx, cfg, source, opts...); err != nil {
 			return err
 		}
@@ -37,7 +38,7 @@ func Cleanup(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, 
 }
 
 // noGap refuses while the relay is halted, or would be: what may be missing in Kafka is replayed from the table.
-func noGap(ctx context.Context, cfg cdc.Config, source *postgres.Source, opts ...kgo.Opt) error {
+func noGap(ctx context.Context, cfg config.Config, source *postgres.Source, opts ...kgo.Opt) error {
 	st, facts, err := standing(ctx, source.Facts, kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...).Peek)
 	if err != nil {
 		return err
@@ -54,7 +55,7 @@ func noGap(ctx context.Context, cfg cdc.Config, source *postgres.Source, opts ..
 	return nil
 }
 
-func summary(done postgres.Cleaned, cfg cdc.Config, dryRun bool) string {
+func summary(done postgres.Cleaned, cfg config.Config, dryRun bool) string {
 	would := ""
 	if dryRun {
 		would = " would be"

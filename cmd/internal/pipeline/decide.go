@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
@@ -22,7 +23,7 @@ import (
 // decision is an operator's command over a pipeline whose relay is halted or stopped: it reads state and server the way a
 // session's start does, in the same order, and writes down what it did.
 type decision struct {
-	cfg    cdc.Config
+	cfg    config.Config
 	source *postgres.Source
 	pg     *postgres.Admin
 	kafka  *kafka.Admin
@@ -36,8 +37,8 @@ type decision struct {
 }
 
 // decide opens both sides with the relay's own rights and reads what is to be decided on.
-func decide(ctx context.Context, cfg cdc.Config, wait time.Duration, dryRun bool, out io.Writer, opts []kgo.Opt) (*decision, error) {
-	if cfg.Source.Kind == cdc.Polling {
+func decide(ctx context.Context, cfg config.Config, wait time.Duration, dryRun bool, out io.Writer, opts []kgo.Opt) (*decision, error) {
+	if cfg.Source.Kind == config.KindPolling {
 		return nil, errors.New("source.kind: polling has neither slot nor state record, and nothing to adopt or to step over: `walpost status` says what waits, and `walpost dlq redrive` or `walpost dlq drop` decides about failed rows")
 	}
 	d := &decision{cfg: cfg, source: postgres.NewSource(cfg.Pipeline, cfg.Source), out: out, wait: wait, dryRun: dryRun}

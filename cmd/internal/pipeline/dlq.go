@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/route"
@@ -57,13 +58,13 @@ func shown(e *kafka.Entry) deadLetter {
 	}
 }
 
-func deadLetterSink(cfg cdc.Config, opts []kgo.Opt) *kafka.Sink {
+func deadLetterSink(cfg config.Config, opts []kgo.Opt) *kafka.Sink {
 	return kafka.NewSink(cfg, route.Topics(cfg.Kafka), opts...)
 }
 
 // unresolved are the dead letters of the topic, or the failed rows of a polled table, whose keys are their positions.
-func unresolved(ctx context.Context, cfg cdc.Config, sink *kafka.Sink) ([]kafka.Entry, error) {
-	if cfg.Source.Kind != cdc.Polling {
+func unresolved(ctx context.Context, cfg config.Config, sink *kafka.Sink) ([]kafka.Entry, error) {
+	if cfg.Source.Kind != config.KindPolling {
 		return sink.Entries(ctx)
 	}
 	rows, err := polling.ListFailed(ctx, cfg.Pipeline, cfg.Source)
@@ -78,8 +79,8 @@ func unresolved(ctx context.Context, cfg cdc.Config, sink *kafka.Sink) ([]kafka.
 }
 
 // resolveFailed redrives or drops failed rows of a polled table; no ids are all.
-func resolveFailed(ctx context.Context, cfg cdc.Config, ids []string, dryRun bool, done string, ask func(n int) error,
-	do func(context.Context, string, cdc.SourceConfig, []int64) error, out io.Writer,
+func resolveFailed(ctx context.Context, cfg config.Config, ids []string, dryRun bool, done string, ask func(n int) error,
+	do func(context.Context, string, config.Source, []int64) error, out io.Writer,
 ) error {
 	entries, err := unresolved(ctx, cfg, nil)
 	if err != nil {
@@ -113,7 +114,7 @@ func resolveFailed(ctx context.Context, cfg cdc.Config, ids []string, dryRun boo
 }
 
 // ListDeadLetters prints what is unresolved, in the order of the rows.
-func ListDeadLetters(ctx context.Context, cfg cdc.Config, asJSON bool, out io.Writer, opts ...kgo.Opt) error {
+func ListDeadLetters(ctx context.Context, cfg config.Config, asJSON bool, out io.Writer, opts ...kgo.Opt) error {
 	entries, err := unresolved(ctx, cfg, deadLetterSink(cfg, opts))
 	if err != nil {
 		return err
@@ -159,7 +160,7 @@ func line(s string) string {
 }
 
 // ShowDeadLetter prints one dead letter with its row.
-func ShowDeadLetter(ctx context.Context, cfg cdc.Config, id string, out io.Writer, opts ...kgo.Opt) error {
+func ShowDeadLetter(ctx context.Context, cfg config.Config, id string, out io.Writer, opts ...kgo.Opt) error {
 	entries, err := unresolved(ctx, cfg, deadLetterSink(cfg, opts))
 	if err != nil {
 		return err
@@ -172,7 +173,7 @@ func ShowDeadLetter(ctx context.Context, cfg cdc.Config, id string, out io.Write
 		if !chosen[entries[i].Key] {
 			continue
 		}
-		if cfg.Source.Kind == cdc.Polling {
+		if cfg.Source.Kind == config.KindPolling {
 			row, err := polling.ReadFailed(ctx, cfg.Pipeline, cfg.Source, entries[i].Offset)
 			if err != nil || row == nil {
 				return cmp.Or(err, fmt.Errorf("%s is not failed any more", line(id)))
@@ -289,8 +290,8 @@ func selectInOrder(entries []kafka.Entry, chosen map[string]bool, all bool) (sel
 // RedriveDeadLetters publishes dead letters after all; no ids are all. Each passes route and check again. Record and tombstone
 // are in one Kafka transaction, so that a read_committed reader sees an event either as a dead letter or as published. One
 // that is still refused stays, and what stands behind it.
-func RedriveDeadLetters(ctx context.Context, cfg cdc.Config, ids []string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
-	if cfg.Source.Kind == cdc.Polling {
+func RedriveDeadLetters(ctx context.Context, cfg config.Config, ids []string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+	if cfg.Source.Kind == config.KindPolling {
 		return resolveFailed(ctx, cfg, ids, dryRun, "redriven", func(int) error { return nil }, polling.Redrive, out)
 	}
 	sink := deadLetterSink(cfg, opts)
@@ -370,8 +371,8 @@ func RedriveDeadLetters(ctx context.Context, cfg cdc.Config, ids []string, dryRu
 }
 
 // DropDeadLetters gives dead letters up; no ids are all. It asks before.
-func DropDeadLetters(ctx context.Context, cfg cdc.Config, ids []string, dryRun bool, ask func(n int) error, out io.Writer, opts ...kgo.Opt) error {
-	if cfg.Source.Kind == cdc.Polling {
+func DropDeadLetters(ctx context.Context, cfg config.Config, ids []string, dryRun bool, ask func(n int) error, out io.Writer, opts ...kgo.Opt) error {
+	if cfg.Source.Kind == config.KindPolling {
 		return resolveFailed(ctx, cfg, ids, dryRun, "dropped", ask, polling.Drop, out)
 	}
 	sink := deadLetterSink(cfg, opts)

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
@@ -18,14 +19,14 @@ import (
 
 // setup is both sides of a pipeline, opened with an administrator's rights.
 type setup struct {
-	cfg    cdc.Config
+	cfg    config.Config
 	pg     *postgres.Admin
 	kafka  *kafka.Admin
 	out    io.Writer
 	dryRun bool
 }
 
-func open(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts []kgo.Opt) (*setup, error) {
+func open(ctx context.Context, cfg config.Config, adminURL string, dryRun bool, out io.Writer, opts []kgo.Opt) (*setup, error) {
 	pg, err := postgres.NewSource(cfg.Pipeline, cfg.Source).Admin(ctx, adminURL)
 	if err != nil {
 		return nil, err
@@ -62,7 +63,7 @@ func (s *setup) do(ctx context.Context, steps ...postgres.Step) error {
 // Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What is
 // there already is left and said. A dry run changes nothing.
 // byDay makes a table that is not there a partitioned one.
-func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+func Init(ctx context.Context, cfg config.Config, adminURL string, byDay, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
 	if err != nil {
 		return err
@@ -71,7 +72,7 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bo
 	plan := func(ctx context.Context) ([]postgres.Step, error) {
 		return s.pg.Plan(ctx, postgres.Wanted{ByDay: byDay, Delete: cfg.Cleanup.Every > 0 && cfg.Cleanup.URL == ""})
 	}
-	if cfg.Source.Kind == cdc.Polling {
+	if cfg.Source.Kind == config.KindPolling {
 		if byDay {
 			return errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
 		}
@@ -81,7 +82,7 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bo
 	if err != nil {
 		return err
 	}
-	if cfg.Source.Kind == cdc.WAL {
+	if cfg.Source.Kind == config.KindWAL {
 		if err := s.vacant(ctx); err != nil {
 			return err
 		}
@@ -94,7 +95,7 @@ func Init(ctx context.Context, cfg cdc.Config, adminURL string, byDay, dryRun bo
 			return err
 		}
 	}
-	if cfg.Source.Kind == cdc.Polling {
+	if cfg.Source.Kind == config.KindPolling {
 		return nil
 	}
 	return s.slot(ctx)
@@ -174,7 +175,7 @@ func (s *setup) slot(ctx context.Context) error {
 	}
 	first := cdc.State{
 		Version: cdc.StateVersion, Pipeline: s.cfg.Pipeline, Slot: name, SystemID: facts.SystemID, Timeline: facts.Timeline,
-		Configured: s.cfg.Source.Configured(), Instance: "init", Phase: cdc.PhaseCreating, Time: time.Now().UTC(),
+		Configured: facts.Configured, Instance: "init", Phase: cdc.PhaseCreating, Time: time.Now().UTC(),
 	}
 	if st != nil {
 		s.say("slot %s: an earlier init did not finish, begin again", name)
@@ -227,7 +228,7 @@ func (s *setup) warn(f *cdc.Facts) {
 
 // Remove takes slot and state record away, and publication and role where nobody else uses them; of a polled pipeline there is the role
 // alone. The outbox table and its topics stay. The relay must be stopped.
-func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+func Remove(ctx context.Context, cfg config.Config, adminURL string, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	s, err := open(ctx, cfg, adminURL, dryRun, out, opts)
 	if err != nil {
 		return err
@@ -237,7 +238,7 @@ func Remove(ctx context.Context, cfg cdc.Config, adminURL string, dryRun bool, o
 	if err != nil {
 		return err
 	}
-	wal := cfg.Source.Kind == cdc.WAL
+	wal := cfg.Source.Kind == config.KindWAL
 	if wal {
 		if err := s.owned(ctx); err != nil {
 			return err

@@ -9,7 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
@@ -18,8 +18,8 @@ const drainEvery = 200 * time.Millisecond
 // MigrateSource prepares a polled table's pipeline for the WAL, while it is polled: it makes the slot, and waits until every row
 // that was committed before has been published by the poller. What was committed since is in the slot, so from then on either of
 // them loses nothing. What the poller publishes between the slot and its own end comes twice.
-func MigrateSource(ctx context.Context, cfg cdc.Config, adminURL string, out io.Writer, opts ...kgo.Opt) error {
-	if cfg.Source.Kind != cdc.WAL {
+func MigrateSource(ctx context.Context, cfg config.Config, adminURL string, out io.Writer, opts ...kgo.Opt) error {
+	if cfg.Source.Kind != config.KindWAL {
 		return errors.New("source.kind: name the configuration that is to be, with source.kind: wal; source.polling stays as it is until this has ended")
 	}
 	left := func(upTo int64) (pending, newest int64, err error) {

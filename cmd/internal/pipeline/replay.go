@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
@@ -25,7 +26,7 @@ const (
 
 // Replay publishes the rows that the outbox still holds of a time once more, by created_at and id, each marked by the header
 // replay and without lsn and seq: it is not the stream. It runs beside a relay or without one.
-func Replay(ctx context.Context, cfg cdc.Config, adminURL, from, to string, dryRun bool, out, progress io.Writer, opts ...kgo.Opt) error {
+func Replay(ctx context.Context, cfg config.Config, adminURL, from, to string, dryRun bool, out, progress io.Writer, opts ...kgo.Opt) error {
 	if to == "now" {
 		to = time.Now().Add(time.Minute).UTC().Format(time.RFC3339) // the writers' clocks may be ahead
 	}
@@ -68,7 +69,7 @@ func Replay(ctx context.Context, cfg cdc.Config, adminURL, from, to string, dryR
 	if err != nil {
 		what += ", then it failed"
 	}
-	if cfg.Source.Kind == cdc.WAL { // polling has no topic to write it down in
+	if cfg.Source.Kind == config.KindWAL { // polling has no topic to write it down in
 		if admin, aerr := sink.Admin(ctx); aerr == nil {
 			defer admin.Close()
 			err = errors.Join(err, admin.WriteDecision(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: "replay", By: operator(), What: what, From: from, To: to}))
@@ -84,7 +85,7 @@ func Replay(ctx context.Context, cfg cdc.Config, adminURL, from, to string, dryR
 }
 
 type replay struct {
-	cfg           cdc.Config
+	cfg           config.Config
 	pub           cdc.Publisher
 	route         *route.Router
 	out, progress io.Writer
@@ -118,7 +119,7 @@ func (r *replay) overlap(ctx context.Context, sink *kafka.Sink, rows *postgres.R
 	}
 	r.total = total
 	r.say("%d rows were created from %s to %s and are still in %s", total, rows.From.UTC().Format(time.RFC3339), rows.To.UTC().Format(time.RFC3339), r.cfg.Source.Table)
-	if r.cfg.Source.Kind == cdc.Polling {
+	if r.cfg.Source.Kind == config.KindPolling {
 		r.say("what was published before comes twice, and so does what is pending, which the relay publishes in its turn: consumers tell by the header id")
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // next stands for the LSN behind the one transaction that PostgreSQL cannot decode.
@@ -16,7 +17,7 @@ const next = "next"
 
 // Skip gives up what was committed before to and is not delivered: it writes the state record, then moves the slot. It runs
 // with the relay's own rights.
-func Skip(ctx context.Context, cfg cdc.Config, to string, wait time.Duration, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
+func Skip(ctx context.Context, cfg config.Config, to string, wait time.Duration, dryRun bool, out io.Writer, opts ...kgo.Opt) error {
 	var lsn cdc.LSN
 	if to != next {
 		var err error

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -28,22 +29,22 @@ type Status struct {
 		RestartLSN     string `json:"restart_lsn"`
 		WALStatus      string `json:"wal_status"`
 	} `json:"slot"`
-	WALEnd        string         `json:"wal_end_lsn"`
-	LagBytes      int64          `json:"lag_bytes"`
-	LagSeconds    *float64       `json:"lag_seconds"` // for how long what is not confirmed has waited; null when that is not known
-	RetainedBytes int64          `json:"retained_wal_bytes"`
-	State         *cdc.State     `json:"state"`
-	Decisions     []cdc.Decision `json:"decisions"`                         // of operators, oldest first
-	DeadLetters   *int           `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
-	Backlog       *cdc.Backlog   `json:"backlog,omitempty"`                 // of a polled table, which has no slot
-	Notes         []string       `json:"notes,omitempty"`                   // what halts nothing and is worth a word
-	Blocked       []string       `json:"blocked"`                           // what keeps rows from flowing, each with what to do
+	WALEnd        string           `json:"wal_end_lsn"`
+	LagBytes      int64            `json:"lag_bytes"`
+	LagSeconds    *float64         `json:"lag_seconds"` // for how long what is not confirmed has waited; null when that is not known
+	RetainedBytes int64            `json:"retained_wal_bytes"`
+	State         *cdc.State       `json:"state"`
+	Decisions     []cdc.Decision   `json:"decisions"`                         // of operators, oldest first
+	DeadLetters   *int             `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
+	Backlog       *polling.Backlog `json:"backlog,omitempty"`                 // of a polled table, which has no slot
+	Notes         []string         `json:"notes,omitempty"`                   // what halts nothing and is worth a word
+	Blocked       []string         `json:"blocked"`                           // what keeps rows from flowing, each with what to do
 
 	polled bool
 }
 
 // ReadStatus asks PostgreSQL and Kafka, with the relay's own rights. What cannot be asked is in Blocked.
-func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
+func ReadStatus(ctx context.Context, cfg config.Config, opts ...kgo.Opt) Status {
 	st := Status{Pipeline: cfg.Pipeline, Blocked: []string{}, Decisions: []cdc.Decision{}}
 	blocked := func(err error) bool {
 		if err != nil {
@@ -51,7 +52,7 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 		}
 		return err != nil
 	}
-	if st.polled = cfg.Source.Kind == cdc.Polling; st.polled {
+	if st.polled = cfg.Source.Kind == config.KindPolling; st.polled {
 		b, err := polling.NewWatch(cfg.Pipeline, cfg.Source).Backlog(ctx)
 		if blocked(err) {
 			return st
@@ -78,7 +79,7 @@ func ReadStatus(ctx context.Context, cfg cdc.Config, opts ...kgo.Opt) Status {
 	if decisions, err := sink.Decisions(ctx); err == nil { // if not, Peek says why
 		st.Decisions = append(st.Decisions, decisions...)
 	}
-	if cfg.Poison.Policy == cdc.DeadLetterPolicy {
+	if cfg.Poison.Policy == config.PolicyDeadLetter {
 		if n, err := sink.Unresolved().Count(ctx); !blocked(err) {
 			st.DeadLetters = &n
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -70,8 +71,8 @@ type Whereabouts struct {
 // Find answers whether an event was published, or the events of a key. It reads the outbox row where readURL may, which
 // gives key and time; then the key's partition from that time on, and the dead letter topic. since, if not zero, is how far
 // back to look instead.
-func Find(ctx context.Context, cfg cdc.Config, what, readURL string, since time.Duration, opts ...kgo.Opt) (*Where, error) {
-	polled := cfg.Source.Kind == cdc.Polling
+func Find(ctx context.Context, cfg config.Config, what, readURL string, since time.Duration, opts ...kgo.Opt) (*Where, error) {
+	polled := cfg.Source.Kind == config.KindPolling
 	if polled {
 		readURL = cfg.Source.URL
 	}
@@ -128,7 +129,7 @@ func (w *Where) slot(ctx context.Context, source *postgres.Source, sink *kafka.S
 }
 
 // table answers by what a polled table says of its rows.
-func (w *Where) table(ctx context.Context, cfg cdc.Config, rows []postgres.TableRow) error {
+func (w *Where) table(ctx context.Context, cfg config.Config, rows []postgres.TableRow) error {
 	ids := make([]string, len(rows))
 	for i, r := range rows {
 		ids[i] = r.ID
@@ -226,7 +227,7 @@ func timeOf(id string) time.Time {
 // search looks first where the producer puts the records: the key's partition, of the row's topic or, for all events of a key,
 // of every topic of the outbox. Where the key is not known, or the event is not there (partitions were added since, or topics
 // renamed), it looks everywhere.
-func (w *Where) search(ctx context.Context, cfg cdc.Config, sink *kafka.Sink, rows []postgres.TableRow) error {
+func (w *Where) search(ctx context.Context, cfg config.Config, sink *kafka.Sink, rows []postgres.TableRow) error {
 	all, err := sink.Topics(ctx, route.Pattern(cfg.Kafka))
 	if err != nil {
 		return err

@@ -49,7 +49,8 @@ func TestWhoMayImportWhom(t *testing.T) {
 	all := packages(t)
 	kafka := "github.com/twmb/franz-go"
 	for who, never := range map[string][]string{
-		"cdc":              {module, kafka, "net/http"},
+		"cdc":              {module, kafka, "net/http", "github.com/goccy", "github.com/jackc/pgx"},
+		"cdc/config":       {module, kafka, "net/http"},
 		"cdc/postgres":     {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
 		"cdc/kafka":        {module + "cdc/postgres", module + "cdc/route", module + "cdc/console"},
 		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/console", kafka},

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
-	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -90,7 +90,7 @@ func TestReadmeIsGeneratedFromTheCode(t *testing.T) {
 	}
 	text := string(b)
 	all := metrics(t)
-	for name, want := range map[string]string{"configuration": cdc.ConfigReference(), "metrics": all.table()} {
+	for name, want := range map[string]string{"configuration": config.Reference(), "metrics": all.table()} {
 		before, rest, ok := strings.Cut(text, "<!-- generated: "+name+" -->\n")
 		have, after, end := strings.Cut(rest, "<!-- end -->")
 		if !ok || !end {
@@ -101,7 +101,7 @@ func TestReadmeIsGeneratedFromTheCode(t *testing.T) {
 		}
 		text = before + "<!-- generated: " + name + " -->\n" + want + "<!-- end -->" + after
 	}
-	if ddl := strings.ReplaceAll(postgres.TableDDL(cdc.DefaultConfig().Source), `"`, ""); !strings.Contains(text, strings.Replace(ddl, "public.outbox", "outbox", 1)) {
+	if ddl := strings.ReplaceAll(postgres.TableDDL(config.Default().Source), `"`, ""); !strings.Contains(text, strings.Replace(ddl, "public.outbox", "outbox", 1)) {
 		t.Errorf("the table in README.md is not the one that init makes:\n%s", ddl)
 	}
 	if *update {

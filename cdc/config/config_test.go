@@ -1,4 +1,4 @@
-package cdc
+package config
 
 import (
 	"strings"
@@ -15,7 +15,7 @@ kafka: {brokers: ["localhost:9092"], aggregate_types: [order]}
 func noEnv(string) string { return "" }
 
 func parseOne(text string, getenv func(string) string) (Config, error) {
-	cfgs, err := ParseConfigs([]byte(text), getenv)
+	cfgs, err := Parse([]byte(text), getenv)
 	if len(cfgs) == 0 {
 		return Config{}, err
 	}
@@ -116,7 +116,7 @@ func TestEnvironmentWins(t *testing.T) {
 }
 
 func TestReferenceHasEveryKey(t *testing.T) {
-	ref := ConfigReference()
+	ref := Reference()
 	for _, key := range []string{"`pipeline`", "`source.columns.payload`", "`kafka.sasl.password`", "`window.pace`", "`2ms`", "`4MiB`"} {
 		if !strings.Contains(ref, key) {
 			t.Errorf("the reference lacks %s", key)
@@ -148,7 +148,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("pipelines: [~, {}, [], x]\n")
 	f.Add("source:\n  columns: {id: event_id}\nhttp: 0.0.0.0:1\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		cfgs, err := ParseConfigs([]byte(text), noEnv)
+		cfgs, err := Parse([]byte(text), noEnv)
 		if err != nil {
 			return
 		}
@@ -165,7 +165,7 @@ func FuzzConfig(f *testing.F) {
 
 // TestTableAndMessages: events come from one of them.
 func TestTableAndMessages(t *testing.T) {
-	cfg := DefaultConfig()
+	cfg := Default()
 	cfg.Source.Messages = "shop"
 	if err := cfg.Validate(); err == nil || strings.Contains(err.Error(), "source.table") {
 		t.Errorf("messages alone: %v", err)
@@ -185,7 +185,7 @@ func TestTableAndMessages(t *testing.T) {
 // What PostgreSQL never knows is found without a connection, in each URL of the configuration.
 func TestAURLForAnotherProgram(t *testing.T) {
 	for parameter, whose := range map[string]string{"pool_max_conns=5": "pgx's pool", "default_query_exec_mode=exec": "pgx", "replication=database": "walpost, which sets it"} {
-		cfg := DefaultConfig()
+		cfg := Default()
 		cfg.Source.URL = "postgres://walpost:s3cret@host/shop?" + parameter
 		cfg.Cleanup.URL = cfg.Source.URL
 		err := cfg.Validate()
@@ -194,6 +194,28 @@ func TestAURLForAnotherProgram(t *testing.T) {
 			if want := key + `: PostgreSQL does not know the parameter "` + name + `", it is for ` + whose; err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
 				t.Errorf("got %v, want %s", err, want)
 			}
+		}
+	}
+}
+
+func TestPoisonConfigMistakesAreNamed(t *testing.T) {
+	const base = "pipeline: p\nsource: {url: 'postgres://u@h/d'}\n"
+	const kafka = "kafka: {brokers: ['h:1'], aggregate_types: [order, Ü], rename: {Ü: overview}"
+	for text, want := range map[string]string{
+		kafka + "}\npoison: {policy: skip}":                      "poison.policy:",
+		kafka + "}\npoison: {hold_key: true}":                    "poison.hold_key:",
+		kafka + "}\npoison: {topic: 'a b'}":                      "poison.topic:",
+		kafka + "}\npoison: {topic: walpost.state.p}":            "poison.topic:",
+		kafka + "}\npoison: {topic: walpost.dlq.other}":          "poison.topic:",
+		kafka + "}\npoison: {topic: outbox.event.order}":         "is a topic of the outbox",
+		kafka + "}\npoison: {topic: outbox.event.overview}":      "is a topic of the outbox",
+		kafka + ", payload: xml}":                                "kafka.payload:",
+		kafka + "}\npoison: {policy: dead_letter, topic: dead}":  "",
+		kafka + "}\npoison: {policy: dead_letter, hold_key: on}": "hold_key",
+	} {
+		_, err := parseOne(base+text, noEnv)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
 }

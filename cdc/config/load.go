@@ -1,4 +1,4 @@
-package cdc
+package config
 
 import (
 	"errors"
@@ -30,11 +30,11 @@ func (e *entry) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// LoadConfigs reads the YAML file (none if path is empty), then the environment, and validates. It returns a Config for each
+// Load reads the YAML file (none if path is empty), then the environment, and validates. It returns a Config for each
 // pipeline that the key pipelines lists, or one, where there is no such key. Of several, each takes what it does not set from the
 // top level, and its own variables are called by its name: WALPOST_ORDERS_SOURCE_URL. Everything that is wrong is reported
 // together, each with pipeline, key and what to write instead.
-func LoadConfigs(path string, getenv func(string) string) ([]Config, error) {
+func Load(path string, getenv func(string) string) ([]Config, error) {
 	var text []byte
 	if path != "" {
 		var err error
@@ -42,12 +42,12 @@ func LoadConfigs(path string, getenv func(string) string) ([]Config, error) {
 			return nil, fmt.Errorf("read configuration: %w: name the file with --config", err)
 		}
 	}
-	return ParseConfigs(text, getenv)
+	return Parse(text, getenv)
 }
 
-// ParseConfigs is LoadConfigs for text that is at hand.
-func ParseConfigs(text []byte, getenv func(string) string) ([]Config, error) {
-	doc := document{Config: DefaultConfig()}
+// Parse does what Load does, with the text of a file.
+func Parse(text []byte, getenv func(string) string) ([]Config, error) {
+	doc := document{Config: Default()}
 	var errs []error
 	var parser error
 	if len(strings.TrimSpace(string(text))) > 0 {
@@ -204,7 +204,7 @@ func (c *Config) beside(o *Config, bad func(format string, args ...any)) {
 }
 
 // at is where the URL says the outbox is: all of its servers, as host:port, and the database.
-func (s *SourceConfig) at() (servers []string, database string) {
+func (s *Source) at() (servers []string, database string) {
 	cfg, err := pgconn.ParseConfig(s.URL)
 	if s.URL == "" || err != nil {
 		return nil, "" // which Validate says
@@ -295,4 +295,38 @@ func unknownKeys(keys map[string]any, label, prefix string, known map[string]boo
 		}
 	}
 	return errs
+}
+
+// yamlError reduces the parser's error to one line: position, message.
+func yamlError(err error) error {
+	var ye yaml.Error
+	if !errors.As(err, &ye) {
+		return err
+	}
+	if t := ye.GetToken(); t != nil && errors.As(err, new(*yaml.SyntaxError)) {
+		return fmt.Errorf("configuration line %d, near %q: %s", t.Position.Line, t.Value, ye.GetMessage())
+	}
+	return errors.New(ye.GetMessage())
+}
+
+const environment = "WALPOST_"
+
+func envName(prefix string, path []string) string {
+	return prefix + strings.ToUpper(strings.Join(path, "_"))
+}
+
+// eachKey visits the leaves of the configuration.
+func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Value, tag reflect.StructTag)) {
+	for i := range v.NumField() {
+		field := v.Type().Field(i)
+		if !field.IsExported() {
+			continue
+		}
+		p := append(slices.Clone(path), field.Tag.Get("yaml"))
+		if v.Field(i).Kind() == reflect.Struct {
+			eachKey(v.Field(i), p, f)
+			continue
+		}
+		f(p, v.Field(i), field.Tag)
+	}
 }
