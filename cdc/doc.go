@@ -2,7 +2,7 @@
 // confirms an LSN only when everything at or below it is durable.
 //
 // It opens no sockets. The adapters do: cdc/postgres is the [Source], cdc/kafka the [Sink], cdc/route turns a [Row] into a
-// [Record]; cdc/walpost puts them together. cdc/polling takes rows from the table where there is no logical replication, with
+// [Record]; cdc/pipeline puts them together, runs and operates them. cdc/polling takes rows from the table where there is no logical replication, with
 // the same rows, routes and sink, and no session of this kind. A newcomer reads relay.go (the loop over sessions), session.go
 // (the seven steps of a start), reader.go and publisher.go (the two goroutines), window.go (what passes between them), poison.go
 // (rows that can never be published).

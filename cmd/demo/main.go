@@ -14,16 +14,14 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/inbox"
-	"github.com/walpost/walpost/cdc/walpost"
+	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/orders"
 	"github.com/walpost/walpost/orders/saga"
@@ -40,12 +38,12 @@ type cli struct {
 
 // parts are what the tests break, one at a time.
 type parts struct {
-	relay    func(config.Config, zerolog.Logger, prometheus.Registerer) (*walpost.Relay, error)
+	relay    func(config.Config, pipeline.Options) (*pipeline.Pipeline, error)
 	consume  func(*inbox.Consumer, context.Context) error
 	patience time.Duration // an event that takes longer from its commit to its effect is not coming
 }
 
-var whole = parts{walpost.New, (*inbox.Consumer).Run, 20 * time.Second}
+var whole = parts{pipeline.New, (*inbox.Consumer).Run, 20 * time.Second}
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	return runWith(ctx, whole, args, getenv, stdout, stderr)
@@ -113,7 +111,8 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 			return err
 		}
 	}
-	var cfgs []config.Config
+	relayLog, relayReg, relayMux := log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
+	var relays pipeline.Group
 	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
 		cfg := config.Default()
 		cfg.Pipeline = string(database)
@@ -126,10 +125,14 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 			cfg.Source.Slot = inventorySlot
 			cfg.Kafka.AggregateTypes = []string{"stock"}
 		}
-		if err := pipeline.Init(limited, cfg, pg.URL(string(database)), false, false, io.Discard); err != nil {
+		p, err := with.relay(cfg, pipeline.Options{Log: relayLog, Registerer: relayReg})
+		if err != nil {
 			return err
 		}
-		cfgs = append(cfgs, cfg)
+		if _, err := p.Init(limited, pipeline.InitOptions{AdminURL: pg.URL(string(database))}); err != nil {
+			return err
+		}
+		relays = append(relays, p)
 	}
 
 	// The order service: HTTP and PostgreSQL, which know no Kafka, and beside them what consumes the stock's answers.
@@ -154,18 +157,8 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	orders.Routes(ordersMux, store, ordersReg, ordersLog)
 
 	// The relay: two WALs to Kafka, each as if it were alone.
-	relayLog, relayReg, relayMux := log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
-	var relays walpost.Group
-	for _, cfg := range cfgs {
-		r, err := with.relay(cfg, relayLog, relayReg)
-		if err != nil {
-			return err
-		}
-		relays = append(relays, r)
-	}
-	status := relays.Console()
-	app.OpsRoutes(relayMux, relayReg, status.Ready)
-	status.Routes(relayMux)
+	app.OpsRoutes(relayMux, relayReg, relays.Ready)
+	relays.Routes(relayMux)
 
 	// The inventory service: Kafka to PostgreSQL, and HTTP.
 	inventoryLog, inventoryReg, inventoryMux := log.With().Str("service", "inventory").Logger(), app.NewRegistry(), http.NewServeMux()

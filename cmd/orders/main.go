@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cdc/walpost"
+	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"
 	"github.com/walpost/walpost/orders/notify"
@@ -135,12 +135,12 @@ func (c *cli) serve(ctx context.Context, getenv func(string) string, stderr io.W
 	app.OpsRoutes(mux, reg, store.Ready)
 	orders.Routes(mux, store, reg, log)
 	notify.Routes(mux, notify.NewStore(store.Pool()), log)
-	relays, err := walpost.NewGroup(pipelines, log, reg)
+	relays, err := pipeline.NewGroup(pipelines, pipeline.Options{Log: log, Registerer: reg})
 	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
 	if c.Serve.Relay {
-		relays.Console().Routes(mux)
+		relays.Routes(mux)
 	}
 
 	// /readyz does not ask the relay: orders are taken while Kafka is away. It ends after the last request.

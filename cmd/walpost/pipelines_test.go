@@ -13,9 +13,8 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 // together is the process that has the pipelines of several stages: a file, and variables for what nobody writes into files.
@@ -41,7 +40,7 @@ func together(t testing.TB, stages ...*stage) *stage {
 
 func (r *relay) roles() map[string]cdc.Role {
 	r.t.Helper()
-	var statuses []console.Status
+	var statuses []pipeline.Status
 	if _, text, _ := strings.Cut(r.get(r.t, "/status"), " "); json.Unmarshal([]byte(text), &statuses) != nil {
 		r.t.Fatalf("/status: %s", text)
 	}

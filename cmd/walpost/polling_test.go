@@ -15,8 +15,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cdc/polling"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
 )
 
 // polled is a stage whose source is polled.

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 // TestRowsTravelFromInitToTopic is the whole way, as README tells it.

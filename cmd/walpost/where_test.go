@@ -12,12 +12,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-func (s *stage) where(args ...string) pipeline.Where {
+func (s *stage) where(args ...string) pipeline.Trace {
 	s.t.Helper()
-	var w pipeline.Where
+	var w pipeline.Trace
 	if err := json.Unmarshal([]byte(s.must(append([]string{"where", "--json"}, args...)...)), &w); err != nil {
 		s.t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func (s *stage) row(key string, bytes int) string {
 	return id
 }
 
-func answers(w pipeline.Where) (all []pipeline.Answer) {
+func answers(w pipeline.Trace) (all []pipeline.Answer) {
 	for _, e := range w.Events {
 		all = append(all, e.Answer)
 	}

@@ -1,4 +1,4 @@
-package console_test
+package pipeline
 
 import (
 	"context"
@@ -13,18 +13,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/walpost/walpost/cdc"
-	"github.com/walpost/walpost/cdc/console"
 )
 
-// TestConsoleSaysWhatTheRelayDoes follows a relay through its roles: readiness, status and metrics say the same.
-func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
+// TestStatusSaysWhatTheRelayDoes follows a relay through its roles: readiness, status and metrics say the same.
+func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	con := console.New("orders", "walpost", reg)
-	con.WatchSlot(standing{WALEnd: 500, Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: 200, RestartLSN: 100}})
-	con.CountDeadLetters(three{})
-	o := con.Observer()
+	slot := standing{WALEnd: 500, Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: 200, RestartLSN: 100}}
+	con := newMetrics("orders", watched{slot: "walpost", facts: slot, letters: three{}}, reg)
+	o := con.observer()
 	mux := http.NewServeMux()
-	console.Group{con}.Routes(mux)
+	running(con).Routes(mux)
 	halt := &cdc.Halt{Found: "found", Means: "means", Run: "run"}
 	for _, c := range []struct {
 		name      string
@@ -37,9 +35,9 @@ func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
 		{"standing by", func() { o.Role(cdc.Standby, cdc.ErrSlotInUse) }, "", `"role":"standby"`, 0},
 		{"streaming", func() { o.Role(cdc.Streaming, nil) }, "", `"role":"streaming"`, 1},
 		{"kafka stalled", func() { o.Stalled(true, time.Minute) }, "kafka does not answer", `"kafka_stalled":true`, 1},
-		{"kafka back", func() { o.Stalled(false, time.Minute) }, "", `"kafka_stalled":false`, 1},
+		{"kafka back", func() { o.Stalled(false, time.Minute) }, "", `"blocked":[]`, 1},
 		{"stalled", func() { o.Stuck(&cdc.Stall{Cause: "standby", Found: "sb1 is away"}) }, "sb1 is away", `"stalled":"sb1 is away"`, 1},
-		{"and going on", func() { o.Stuck(nil) }, "", `"kafka_stalled":false,"unresolved`, 1},
+		{"and going on", func() { o.Stuck(nil) }, "", `"blocked":[]`, 1},
 		{"a synchronous standby", func() { o.CommitsWait(errors.New("every commit waits")) }, "", `"commits_wait":"every commit waits"`, 1},
 		{"and none any more", func() { o.CommitsWait(nil) }, "", `"role":"streaming"`, 1},
 		{"rows delivered", func() {
@@ -52,7 +50,7 @@ func TestConsoleSaysWhatTheRelayDoes(t *testing.T) {
 		{"halted", func() { o.Role(cdc.Halted, halt) }, "halted: found: means; run", `"reason":"found: means; run"`, 0},
 	} {
 		c.does()
-		if err := con.Ready(t.Context()); (err == nil) != (c.ready == "") || err != nil && !strings.Contains(err.Error(), c.ready) {
+		if err := con.ready(t.Context()); (err == nil) != (c.ready == "") || err != nil && !strings.Contains(err.Error(), c.ready) {
 			t.Errorf("%s: ready says %v, want %q", c.name, err, c.ready)
 		}
 		w := httptest.NewRecorder()
@@ -120,12 +118,12 @@ func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
 		}, `"lag_seconds":5,`},
 	} {
 		reg := prometheus.NewRegistry()
-		con := console.New("orders", "walpost", reg)
+		con := newMetrics("orders", watched{slot: "walpost"}, reg)
 		mux := http.NewServeMux()
-		console.Group{con}.Routes(mux)
+		running(con).Routes(mux)
 		said := ""
-		c.does(con.Observer(), func(confirmed, end cdc.LSN, second int) {
-			con.WatchSlot(standing{WALEnd: end, Time: began.Add(time.Duration(second) * time.Second), Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: confirmed}})
+		c.does(con.observer(), func(confirmed, end cdc.LSN, second int) {
+			con.asked.facts = standing{WALEnd: end, Time: began.Add(time.Duration(second) * time.Second), Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: confirmed}}
 			w := httptest.NewRecorder()
 			mux.ServeHTTP(w, httptest.NewRequest("GET", "/status", nil))
 			said = w.Body.String()
@@ -137,6 +135,13 @@ func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
 			t.Errorf("%s: walpost_lag_seconds is there: %t, %v", name, n > 0, err)
 		}
 	}
+}
+
+// running is a group of a pipeline that runs, as far as its metrics know.
+func running(m *metrics) Group {
+	p := &Pipeline{metrics: m}
+	p.ran.Store(true)
+	return Group{p}
 }
 
 type standing cdc.Facts

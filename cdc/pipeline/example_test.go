@@ -1,4 +1,4 @@
-package walpost_test
+package pipeline_test
 
 import (
 	"context"
@@ -16,10 +16,10 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/outbox"
-	"github.com/walpost/walpost/cdc/walpost"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// A service that relays its own outbox. The configuration is that of `walpost relay`, which has run `walpost init` on it once.
+// A service that prepares and relays its own outbox. The configuration is that of `walpost relay`.
 func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	getenv, done := environment(ctx)
@@ -29,8 +29,12 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	relay, err := walpost.New(cfgs[0], zerolog.New(io.Discard), prometheus.DefaultRegisterer)
+	relay, err := pipeline.New(cfgs[0], pipeline.Options{Log: zerolog.New(io.Discard), Registerer: prometheus.DefaultRegisterer})
 	if err != nil {
+		log.Fatal(err)
+	}
+	// Once, with an administrator's rights, like `walpost init`: it makes what is missing.
+	if _, err := relay.Init(ctx, pipeline.InitOptions{AdminURL: getenv("WALPOST_ADMIN_URL")}); err != nil {
 		log.Fatal(err)
 	}
 	ended := make(chan error)
@@ -48,7 +52,7 @@ func Example() {
 	// <nil>
 }
 
-// environment is what a service is started with: a database with an outbox and a Kafka, both prepared by `walpost init`.
+// environment is what a service is started with: a database and a Kafka.
 func environment(ctx context.Context) (getenv func(string) string, done func()) {
 	server, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{})
 	if err != nil {
@@ -65,9 +69,6 @@ func environment(ctx context.Context) (getenv func(string) string, done func()) 
 		"WALPOST_KAFKA_AGGREGATE_TYPES": "order",
 		"WALPOST_KAFKA_REPLICATION":     "1",
 		"WALPOST_ADMIN_URL":             server.URL("postgres"),
-	}
-	if out, err := initialize(env); err != nil {
-		log.Fatalf("%v: %s", err, out)
 	}
 	return func(key string) string { return env[key] }, func() {
 		kafka.Close()

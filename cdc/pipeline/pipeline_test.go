@@ -1,12 +1,10 @@
-package walpost_test
+package pipeline_test
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -21,21 +19,10 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cdc/walpost"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
-
-// initialize is `walpost init`.
-func initialize(env map[string]string) (string, error) {
-	cmd := exec.Command("go", "run", "../../cmd/walpost", "init")
-	cmd.Env = os.Environ()
-	for k, v := range env {
-		cmd.Env = append(cmd.Env, k+"="+v)
-	}
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
 
 // shop is a pipeline that is prepared, and what its relays do.
 type shop struct {
@@ -53,12 +40,13 @@ func newShop(t *testing.T) *shop {
 	cfg.Kafka.Brokers = cdctest.Kafka(t)
 	cfg.Kafka.Topic = cfg.Pipeline + ".{aggregate_type}"
 	cfg.Kafka.AggregateTypes = []string{"order"}
-	out, err := initialize(map[string]string{
-		"WALPOST_PIPELINE": cfg.Pipeline, "WALPOST_SOURCE_URL": cfg.Source.URL, "WALPOST_ADMIN_URL": cfg.Source.URL, "WALPOST_SOURCE_SLOT": cfg.Source.Slot,
-		"WALPOST_KAFKA_BROKERS": strings.Join(cfg.Kafka.Brokers, ","), "WALPOST_KAFKA_TOPIC": cfg.Kafka.Topic, "WALPOST_KAFKA_AGGREGATE_TYPES": "order", "WALPOST_KAFKA_REPLICATION": "1",
-	})
+	cfg.Kafka.Replication = 1
+	p, err := pipeline.New(cfg, pipeline.Options{})
+	if err == nil {
+		_, err = p.Init(t.Context(), pipeline.InitOptions{AdminURL: cfg.Source.URL})
+	}
 	if err != nil {
-		t.Fatalf("walpost init: %v: %s", err, out)
+		t.Fatal(err)
 	}
 	return &shop{T: t, cfg: cfg, topic: cfg.Pipeline + ".order"}
 }
@@ -94,7 +82,7 @@ func ids(records []*kgo.Record) (ids []string) {
 }
 
 // run runs a relay until stop, which returns what Run did.
-func run(ctx context.Context, r *walpost.Relay) (stop func() error) {
+func run(ctx context.Context, r *pipeline.Pipeline) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
@@ -104,7 +92,7 @@ func run(ctx context.Context, r *walpost.Relay) (stop func() error) {
 	}
 }
 
-func (s *shop) becomes(r *walpost.Relay, want cdc.Role) {
+func (s *shop) becomes(r *pipeline.Pipeline, want cdc.Role) {
 	s.Helper()
 	cdctest.Eventually(s, time.Minute, func() error {
 		if is, why := r.Role(); is != want || r.Status(s.Context()).Role != want {
@@ -119,7 +107,7 @@ func (s *shop) becomes(r *walpost.Relay, want cdc.Role) {
 func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 	s, reg := newShop(t), prometheus.NewRegistry()
 	var log bytes.Buffer
-	first, err := walpost.New(s.cfg, zerolog.New(zerolog.SyncWriter(&log)), reg)
+	first, err := pipeline.New(s.cfg, pipeline.Options{Log: zerolog.New(zerolog.SyncWriter(&log)), Registerer: reg})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,10 +133,10 @@ func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 		t.Errorf("%d metrics (%v) of %d rows", n, err, first.Status(t.Context()).Published)
 	}
 
-	if _, err := walpost.New(s.cfg, zerolog.Nop(), reg); err == nil || !errors.As(err, new(prometheus.AlreadyRegisteredError)) || !strings.Contains(err.Error(), "a registry of its own") {
+	if _, err := pipeline.New(s.cfg, pipeline.Options{Log: zerolog.Nop(), Registerer: reg}); err == nil || !errors.As(err, new(prometheus.AlreadyRegisteredError)) || !strings.Contains(err.Error(), "a registry of its own") {
 		t.Errorf("a second relay with the metrics of the first: %v", err)
 	}
-	other, err := walpost.New(s.cfg, zerolog.Nop(), nil)
+	other, err := pipeline.New(s.cfg, pipeline.Options{Log: zerolog.Nop()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,11 +156,11 @@ func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 // TestRelaysOfAProcessStandByForEachOther: the slot is the lock, within a process too.
 func TestRelaysOfAProcessStandByForEachOther(t *testing.T) {
 	s := newShop(t)
-	var relays [2]*walpost.Relay
+	var relays [2]*pipeline.Pipeline
 	var stops [2]func() error
 	for i := range relays {
 		var err error
-		if relays[i], err = walpost.New(s.cfg, zerolog.Nop(), prometheus.NewRegistry()); err != nil {
+		if relays[i], err = pipeline.New(s.cfg, pipeline.Options{Log: zerolog.Nop(), Registerer: prometheus.NewRegistry()}); err != nil {
 			t.Fatal(err)
 		}
 		stops[i] = run(t.Context(), relays[i])
@@ -194,7 +182,7 @@ func TestRelaysOfAProcessStandByForEachOther(t *testing.T) {
 func TestWrongConfigurationIsAnError(t *testing.T) {
 	cfg := config.Default()
 	cfg.Pipeline = "Orders"
-	r, err := walpost.New(cfg, zerolog.Nop(), prometheus.NewRegistry())
+	r, err := pipeline.New(cfg, pipeline.Options{Log: zerolog.Nop(), Registerer: prometheus.NewRegistry()})
 	if r != nil || err == nil {
 		t.Fatalf("got %v, %v", r, err)
 	}

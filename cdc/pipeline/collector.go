@@ -1,4 +1,4 @@
-package console
+package pipeline
 
 import (
 	"context"
@@ -18,14 +18,18 @@ const (
 	askWithin = 3 * time.Second // under a scrape's own timeout
 )
 
-// Facts reads how the slot stands.
-type Facts interface {
-	Facts(ctx context.Context) (cdc.Facts, error)
-}
-
-// Table reads how a polled table stands.
-type Table interface {
-	Backlog(ctx context.Context) (polling.Backlog, error)
+// watched is what Status and metrics ask beside the relay. What a pipeline has not is nil.
+type watched struct {
+	slot  string
+	facts interface { // how the slot stands
+		Facts(ctx context.Context) (cdc.Facts, error)
+	}
+	table interface { // how a polled table stands
+		Backlog(ctx context.Context) (polling.Backlog, error)
+	}
+	letters interface { // how many dead letters are unresolved
+		Count(ctx context.Context) (int, error)
+	}
 }
 
 // asked are the metrics that PostgreSQL and Kafka know and the relay does not, or not while it is halted: they are asked for when
@@ -34,9 +38,7 @@ type asked struct {
 	lag, seconds, retained, lost, unresolved   *prometheus.Desc
 	pending, oldest, failed, heldKeys, horizon *prometheus.Desc
 
-	facts   Facts   // nil where nobody asks
-	table   Table   // nil where no table is polled
-	letters Counter // nil where no row is put aside
+	watched
 
 	looks     cdc.Lag
 	delivered atomic.Pointer[time.Time] // up to when all is delivered, as the relay knows
@@ -46,9 +48,10 @@ type asked struct {
 	last []prometheus.Metric
 }
 
-func newAsked(labels prometheus.Labels) *asked {
+func newAsked(labels prometheus.Labels, of watched) *asked {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, labels) }
 	return &asked{
+		watched:    of,
 		lag:        desc("walpost_slot_lag_bytes", "WAL between what is confirmed to the slot and its end, whoever wrote it; also while no relay streams."),
 		seconds:    desc("walpost_lag_seconds", "For how long WAL has been there that is not confirmed to the slot; 0 when all is. Left out while it is not known, never 0 while something is stuck."),
 		retained:   desc("walpost_slot_retained_bytes", "WAL that the server keeps for the slot; also while no relay streams."),
