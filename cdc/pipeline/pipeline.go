@@ -76,7 +76,7 @@ type kind interface {
 	letters(ctx context.Context) ([]kafka.Entry, error)
 	// whole reads a dead letter's row, where letters left it out.
 	whole(ctx context.Context, e *kafka.Entry) error
-	redrive(ctx context.Context, o RedriveOptions) (Redriven, error)
+	redrive(ctx context.Context, o RedriveOptions) ([]Moved, error)
 	drop(ctx context.Context, o DropOptions) (Dropped, error)
 }
 

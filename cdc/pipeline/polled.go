@@ -129,7 +129,7 @@ func (p polled) whole(ctx context.Context, e *kafka.Entry) error {
 	return err
 }
 
-func (p polled) redrive(ctx context.Context, o RedriveOptions) (done Redriven, err error) {
+func (p polled) redrive(ctx context.Context, o RedriveOptions) (done []Moved, err error) {
 	chosen, positions, err := p.chosen(ctx, o.IDs)
 	if err == nil && !o.DryRun && len(positions) > 0 {
 		err = polling.Redrive(ctx, p.cfg.Pipeline, p.cfg.Source, positions)
