@@ -214,7 +214,7 @@ func (h *handler) parked(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := h.operator.List(r.Context(), r.FormValue("all") == "true", after, limit+1)
+	list, err := h.operator.List(r.Context(), inbox.ListOptions{All: r.FormValue("all") == "true", After: after, Limit: limit + 1})
 	if err != nil {
 		return nil, err
 	}

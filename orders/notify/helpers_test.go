@@ -139,7 +139,7 @@ func event(eventType string, order uuid.UUID, change map[string]any) inbox.Event
 // take gives the event to a channel's handler, in a transaction as the inbox does.
 func (s *shop) take(channel string, ev inbox.Event) error {
 	s.Helper()
-	handle := s.store.Inbox(channel, "https://partner.example/orders", inbox.Config{}).Handle
+	handle := s.store.Inbox(channel, "https://partner.example/orders").Handle
 	return pgx.BeginFunc(s.Context(), pool(s.T, s.serviceURL), func(tx pgx.Tx) error { return handle(s.Context(), tx, ev) })
 }
 
