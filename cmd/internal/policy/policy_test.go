@@ -58,6 +58,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 		"cdc/walpost":      {module + "cdc/outbox", module + "cdc/inbox", module + "sql"},
 		"cdc/outbox":       {module, kafka},
 		"cdc/inbox":        {module},
+		"cdc/httpjson":     {module, kafka},
 		"cdc/devenv":       {"testing"},
 		"orders":           {module + "inventory", kafka},
 		"inventory":        {module + "orders"},
