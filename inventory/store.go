@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -216,9 +217,8 @@ func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, to
 // refusal is the reason in err when PostgreSQL refuses the data itself, so that trying again would never help. The
 // message of the server stays out of it, for it may quote the data.
 func refusal(err error) (reason string, ok bool) {
-	const dataException, checkViolation = "22", "23514"
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.Code[:2] != dataException && pg.Code != checkViolation {
+	if !errors.As(err, &pg) || pg.Code[:2] != pgerrcode.DataException[:2] && pg.Code != pgerrcode.CheckViolation {
 		return "", false
 	}
 	return fmt.Sprintf("PostgreSQL refuses it: SQLSTATE %s %s", pg.Code, pg.ConstraintName), true

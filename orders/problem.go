@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc/httpjson"
@@ -55,7 +56,10 @@ func problemOf(err error) problem {
 
 // passes tells the SQLSTATEs of a server that is busy, going or coming from those that will be the same next time.
 func passes(code string) bool {
-	return code == "55P03" || slices.Contains([]string{"08", "25", "40", "53", "57"}, code[:2])
+	return code == pgerrcode.LockNotAvailable || slices.ContainsFunc([]string{
+		pgerrcode.ConnectionException, pgerrcode.InvalidTransactionState, pgerrcode.TransactionRollback,
+		pgerrcode.InsufficientResources, pgerrcode.OperatorIntervention,
+	}, func(class string) bool { return class[:2] == code[:2] })
 }
 
 func (p problem) write(w http.ResponseWriter) {

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -136,7 +137,7 @@ func connectHint(err error, config *pgx.ConnConfig) string {
 	if name := pglimit.Parameter(&config.Config, pgErr); name != "" {
 		return fmt.Sprintf(" (take the parameter %q out of the administrator's database URL)", name)
 	}
-	if pgErr.Code == "3D000" {
+	if pgErr.Code == pgerrcode.InvalidCatalogName {
 		return fmt.Sprintf(" (create it first: CREATE DATABASE %s)", pgx.Identifier{config.Database}.Sanitize())
 	}
 	return ""

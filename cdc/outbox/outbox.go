@@ -30,6 +30,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -91,13 +92,13 @@ func AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
 func appended(ev Event, err error) error {
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 		switch pgErr.Code {
-		case "23514":
+		case pgerrcode.CheckViolation:
 			if pgErr.ConstraintName == "" { // it will do when there is one
 				return fmt.Errorf("append event %s of type %q: the outbox has no partition for now: `walpost cleanup` makes those of the days to come, and a DEFAULT partition takes what has none", ev.ID, ev.Type)
 			}
-			// check_violation; its detail holds the row, so it is not repeated
+			// its detail holds the row, so it is not repeated
 			return fmt.Errorf("%w: event %s of type %q violates %s of the outbox", ErrRefused, ev.ID, ev.Type, pgErr.ConstraintName)
-		case "22P05", "22003": // \u0000, or a number larger than numeric
+		case pgerrcode.UntranslatableCharacter, pgerrcode.NumericValueOutOfRange: // \u0000, or a number larger than numeric
 			return fmt.Errorf("%w: event %s of type %q: payload cannot be stored as jsonb: %s", ErrRefused, ev.ID, ev.Type, pgErr.Message)
 		}
 	}
