@@ -17,6 +17,9 @@ import (
 	"github.com/walpost/walpost/cdc/outbox"
 )
 
+// outboxTable is that of the inventory database.
+const outboxTable outbox.Table = "outbox"
+
 // ErrUnknownSKU is returned when nobody has ever set the stock of a SKU.
 var ErrUnknownSKU = errors.New("unknown SKU")
 
@@ -202,7 +205,7 @@ func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, to
 		SELECT sku, reason, change, requested, order_id, event_id
 		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[])
 			WITH ORDINALITY AS line (sku, reason, change, requested, order_id, event_id, n) ORDER BY n`, skus, reasons, changes, requested, orders, ids)
-	if err := outbox.Queue(&batch, told...); err != nil {
+	if err := outboxTable.Queue(&batch, told...); err != nil {
 		return inbox.Permanent(err)
 	}
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
