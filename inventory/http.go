@@ -187,7 +187,7 @@ func (h *handler) moved(r *http.Request, sku, reason string) (page[Movement], er
 	if err != nil {
 		return none, err
 	}
-	list, err := h.store.Movements(r.Context(), sku, reason, after, limit+1)
+	list, err := h.store.Movements(r.Context(), MovementOptions{SKU: sku, Reason: reason, After: after, Limit: limit + 1})
 	if err != nil {
 		return none, err
 	}

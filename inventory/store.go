@@ -283,12 +283,19 @@ func (s *Store) List(ctx context.Context, after string, limit int) ([]Stock, err
 	return nil, fmt.Errorf("list the stock: %w", err)
 }
 
-// Movements returns up to limit movements with an id above after, oldest first: those of sku unless it is empty, those
-// for reason unless it is empty.
-func (s *Store) Movements(ctx context.Context, sku, reason string, after int64, limit int) ([]Movement, error) {
+// MovementOptions say which movements Movements returns.
+type MovementOptions struct {
+	SKU    string // empty: any
+	Reason string // empty: any
+	After  int64  // only those with a higher id
+	Limit  int    // how many at most
+}
+
+// Movements returns movements, the oldest first.
+func (s *Store) Movements(ctx context.Context, opts MovementOptions) ([]Movement, error) {
 	rows, err := s.pool.Query(ctx, `
 		SELECT id, sku, reason, change, requested, order_id::text, event_id::text, created_at FROM stock_movements
-		WHERE ($1 = '' OR sku = $1) AND ($2 = '' OR reason = $2) AND id > $3 ORDER BY id LIMIT $4`, sku, reason, after, limit)
+		WHERE ($1 = '' OR sku = $1) AND ($2 = '' OR reason = $2) AND id > $3 ORDER BY id LIMIT $4`, opts.SKU, opts.Reason, opts.After, opts.Limit)
 	if err == nil {
 		var list []Movement
 		if list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Movement]); err == nil {

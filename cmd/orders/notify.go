@@ -241,7 +241,9 @@ func (r *noticeRetry) Run(ctx context.Context, p *process, of channel) error {
 			return err
 		}
 		most := min(failed, r.Limit)
-		done, err := store.Republish(ctx, string(of), from, r.Limit, func(done int) { fmt.Fprintf(p.stdout, "%d of %d re-published\n", done, max(done, most)) })
+		done, err := store.Republish(ctx, notify.RepublishOptions{Channel: string(of), Since: from, Limit: r.Limit, Progress: func(done int) {
+			fmt.Fprintf(p.stdout, "%d of %d re-published\n", done, max(done, most))
+		}})
 		if err != nil {
 			return err
 		}
