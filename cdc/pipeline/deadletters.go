@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/header"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -273,7 +274,7 @@ func (r *redrive) record(ctx context.Context, e *kafka.Entry) (rec cdc.Record, s
 		return rec, "it stands behind " + behind + " of the same key", nil
 	}
 	if err = r.router.Route(&e.Letter.Row, &rec); err == nil {
-		rec.Headers = append(rec.Headers, cdc.Header{Key: "redriven", Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
+		rec.Headers = append(rec.Headers, cdc.Header{Key: header.Redriven, Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
 		err = r.client.Check(ctx, &rec)
 	}
 	if refused := (*cdc.Refused)(nil); errors.As(err, &refused) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -36,7 +37,7 @@ func (s *Source) who(ctx context.Context, conn *pgx.Conn, recorded int32) (id cd
 	err = conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&id.SystemID)
 	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && pg.Code == "42501": // some providers keep the function to themselves
+	case errors.As(err, &pg) && pg.Code == pgerrcode.InsufficientPrivilege: // some providers keep the function to themselves
 	case err != nil:
 		return id, classify("identify the server", err)
 	case recorded == 0 || recorded >= id.Timeline:
