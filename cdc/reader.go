@@ -43,9 +43,8 @@ func (s *session) read(ctx context.Context) error {
 		select {
 		case r.tracker = <-s.started:
 			s.Enter(Streaming, nil)
-		case err := <-s.ended:
-			s.ended <- nil
-			return err
+		case <-s.ended:
+			return s.err
 		case <-tick.C:
 			if err := s.stream.Status(0, false); err != nil {
 				return err
@@ -63,9 +62,8 @@ func (s *session) read(ctx context.Context) error {
 	}
 	for {
 		select {
-		case err := <-s.ended:
-			s.ended <- nil
-			return err
+		case <-s.ended:
+			return s.err
 		case err := <-s.found:
 			return err
 		case <-ctx.Done():
@@ -175,8 +173,7 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 		if time.Since(r.fullSince) >= r.cfg.QueueTimeout {
 			return errQueueFull
 		}
-	case err := <-r.ended:
-		r.ended <- err
+	case <-r.ended:
 	case err := <-r.found:
 		return err
 	case <-ctx.Done():

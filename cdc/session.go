@@ -23,7 +23,8 @@ type session struct {
 	confirmed atomic.Uint64 // LSN that may be confirmed: a state record with covered at or above it is durable
 	started   chan *tracker // the publisher's word that step 6 has passed
 	drain     chan struct{} // closed when the reader has added its last row
-	ended     chan error    // the publisher's end
+	ended     chan struct{} // closed when the publisher has ended
+	err       error         // what it ended with, from then on
 	delivered bool          // the publisher's: a window was made durable
 	failed    bool          // the publisher's: a window was not, and the client must not be used again
 	held      held          // the publisher's: keys that wait for a dead letter
@@ -83,7 +84,7 @@ func (r *Relay) session(ctx context.Context) error {
 		queue:   newQueue(newWindow(r.cfg.WindowRows, r.windowBytes)),
 		started: make(chan *tracker, 1),
 		drain:   make(chan struct{}),
-		ended:   make(chan error, 1),
+		ended:   make(chan struct{}),
 		found:   make(chan error, 1),
 		refresh: make(chan struct{}, 1),
 	}
@@ -122,8 +123,8 @@ func (s *session) run(ctx context.Context) error {
 	pctx, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	go func() {
-		err := s.publishAll(ctx, pctx)
-		s.ended <- err
+		s.err = s.publishAll(ctx, pctx)
+		close(s.ended)
 		s.stream.Interrupt()
 	}()
 	unhook := context.AfterFunc(ctx, s.stream.Interrupt)
@@ -145,8 +146,11 @@ func (s *session) run(ctx context.Context) error {
 	close(s.drain)
 	if ctx.Err() == nil {
 		select {
-		case err := <-s.ended:
-			return errors.Join(readErr, err)
+		case <-s.ended:
+			if errors.Is(readErr, s.err) {
+				return readErr
+			}
+			return errors.Join(readErr, s.err)
 		case <-ctx.Done():
 		}
 	}
@@ -161,9 +165,9 @@ func (s *session) stop(abandon context.CancelFunc) error {
 	defer tick.Stop()
 	for {
 		select {
-		case err := <-s.ended:
+		case <-s.ended:
 			_ = s.status(false) // where the server is gone, the state record alone keeps rows from being repeated
-			return err
+			return s.err
 		case <-tick.C:
 			if err := s.status(false); err != nil {
 				tick.Stop()

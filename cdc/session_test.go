@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -35,8 +36,9 @@ type server struct {
 	err      error // ends the stream
 	facts    Facts
 	factsErr error
-	first    error // ends each stream at once
-	early    error // came with the answer to Start: Next has it, and nothing more comes
+	first    error         // ends each stream at once
+	early    error         // came with the answer to Start: Next has it, and nothing more comes
+	closes   time.Duration // how long Close takes
 	onStatus func(confirmed LSN)
 }
 
@@ -134,6 +136,10 @@ func (s *server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
+	closes := s.closes
+	s.mu.Unlock()
+	time.Sleep(closes)
+	s.mu.Lock()
 	return nil
 }
 
@@ -521,6 +527,27 @@ func TestStopWithKafkaAwayEndsInTimeAndSaysSo(t *testing.T) {
 		}
 		if took := time.Since(began); took > 11*time.Second {
 			t.Errorf("the stop took %s", took)
+		}
+	})
+}
+
+// TestStopDuringTheEndOfAFailedSessionSaysSo: the connection is given back, which takes a second, and only then is it seen that the
+// relay was asked to stop.
+func TestStopDuringTheEndOfAFailedSessionSaysSo(t *testing.T) {
+	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
+		s.mu.Lock()
+		s.closes = time.Second
+		s.mu.Unlock()
+		b.mu.Lock()
+		b.fail = errors.New("broker lost")
+		b.mu.Unlock()
+		s.send(commit(20, 30, 3)...)
+		time.Sleep(time.Second / 2)
+		if !s.isClosed() {
+			t.Fatal("the session has not failed")
+		}
+		if err := stop(); err == nil || !strings.Contains(err.Error(), "broker lost") {
+			t.Errorf("stopped with rows undelivered, and said %v", err)
 		}
 	})
 }
