@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// doubt is about records that Kafka refused although Check had let them through (a broker's own policy, a limit that we may
+// suspect is of records that Kafka refused although Check had let them through (a broker's own policy, a limit that we may
 // not read). Of a window it is not certain which one it was, and an innocent row must never be put aside. So it outlives the
 // session: the next one publishes the same rows one at a time, each with the state record of the one before, and knows.
-type doubt struct {
+type suspect struct {
 	until Position // rows up to here go one at a time
 	row   Position // this is the one
 	why   string
@@ -18,16 +18,16 @@ type doubt struct {
 
 // prepare makes the row's record: what the row asks for or, where it can never be published and the policy says so, its
 // dead letter.
-func (s *session) prepare(ctx context.Context, pub Publisher, row *Row, rec *Record) error {
-	err := s.route.Route(row, rec)
+func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
+	err := p.route.Route(row, rec)
 	if err == nil {
-		err = pub.Check(ctx, rec)
+		err = p.client.Check(ctx, rec)
 	}
-	if err == nil && s.doubt.row.Commit != 0 && row.Position == s.doubt.row {
-		err = Refuse(row, ByKafka, rec.Topic, "%s", s.doubt.why)
+	if suspect := &p.memory.suspect; err == nil && suspect.row.Commit != 0 && row.Position == suspect.row {
+		err = Refuse(row, ByKafka, rec.Topic, "%s", suspect.why)
 	}
-	if s.cfg.HoldKey && err == nil {
-		err = s.held.check(ctx, pub, row, rec.Topic)
+	if p.cfg.HoldKey && err == nil {
+		err = p.holds.check(ctx, p.client, row, rec.Topic)
 	}
 	if err == nil {
 		return nil
@@ -36,22 +36,22 @@ func (s *session) prepare(ctx context.Context, pub Publisher, row *Row, rec *Rec
 	if !errors.As(err, &refused) {
 		return err
 	}
-	if s.cfg.DeadLetters == "" {
+	if p.cfg.DeadLetters == "" {
 		return refused.halt()
 	}
 	d := DeadLetter{
 		Row: *row, Class: refused.Class, Reason: refused.Reason, Topic: refused.Topic, HeldFor: refused.heldFor,
-		Source: s.cfg.Pipeline, Time: time.Now(),
+		Source: p.cfg.Pipeline, Time: time.Now(),
 	}
-	if err := d.record(s.cfg.DeadLetters, rec); err != nil {
+	if err := d.record(p.cfg.DeadLetters, rec); err != nil {
 		return err
 	}
 	rec.Row, rec.Refused = row, refused
-	if err := pub.Check(ctx, rec); err != nil {
+	if err := p.client.Check(ctx, rec); err != nil {
 		return deadLetterHalt(refused, err)
 	}
-	if s.cfg.HoldKey {
-		s.held.add(d.Key(), d.Holds())
+	if p.cfg.HoldKey {
+		p.holds.add(d.Key(), d.Holds())
 	}
 	return nil
 }
@@ -69,19 +69,19 @@ func deadLetterHalt(refused *Refused, err error) error {
 
 // refusedByKafka follows a record that Kafka would not take after Check had let it through. records are the window that was
 // produced.
-func (s *session) refusedByKafka(refused *Refused, records []Record) error {
+func (p *publisher) refusedByKafka(refused *Refused, records []Record) error {
 	first, last := &records[0], &records[len(records)-1]
 	if len(records) > 1 {
-		s.doubt = doubt{until: last.Row.Position}
+		p.memory.suspect = suspect{until: last.Row.Position}
 		return fmt.Errorf("start over, one row at a time, to find out which it is: %w", errors.New(refused.Error()))
 	}
 	switch {
 	case first.Refused != nil:
 		return deadLetterHalt(first.Refused, refused)
-	case s.cfg.DeadLetters == "":
+	case p.cfg.DeadLetters == "":
 		return refused.halt()
 	}
-	s.doubt.row, s.doubt.why = first.Row.Position, refused.Reason
+	p.memory.suspect.row, p.memory.suspect.why = first.Row.Position, refused.Reason
 	return fmt.Errorf("start over, with this row put aside: %w", errors.New(refused.Error()))
 }
 

@@ -43,10 +43,14 @@ type Relay struct {
 	route    Route
 	observer Observer
 	instance string
-	doubt    doubt
-	troubles troubles
+	memory   memory
+}
 
-	windowBytes int // of the next session
+// memory is what a relay remembers of the sessions before. A relay that starts without it delivers and confirms the same: it learns it again.
+type memory struct {
+	suspect     suspect  // the publisher's
+	windowBytes int      // of the next session's windows, halved while none of them could be made durable; the publisher's
+	troubles    troubles // the watcher's while a session streams, and its start's before
 }
 
 // NewRelay makes a relay of a valid configuration. It holds nothing until Run.
@@ -54,10 +58,10 @@ func NewRelay(cfg Options, source Source, sink Sink, route Route, observer Obser
 	host, _ := os.Hostname()
 	r := &Relay{
 		cfg: cfg, source: source, sink: sink, route: route, observer: observer,
-		windowBytes: cfg.WindowBytes,
-		instance:    fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
+		instance: fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
 	}
-	r.Sessions = NewSessions(observer, r.session)
+	r.memory = memory{windowBytes: cfg.WindowBytes, troubles: troubles{observer: &r.observer}}
+	r.Sessions = NewSessions(observer, r.runSession)
 	return r
 }
 
@@ -77,8 +81,9 @@ func NewSessions(observer Observer, session func(context.Context) error) *Sessio
 	return &Sessions{session: session, observer: observer, role: Starting, jitter: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
 }
 
-// Run relays until ctx ends, through any number of sessions. It returns nil when everything received was delivered and
-// confirmed, and an error when shutdown_timeout was over before.
+// Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session received was delivered
+// and confirmed, or when ctx ended between two sessions. It returns an error when the last session failed, or when shutdown_timeout was
+// over before.
 func (r *Sessions) Run(ctx context.Context) error {
 	backoff := backoffMin
 	for {

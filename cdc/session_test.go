@@ -401,6 +401,27 @@ func TestNothingIsConfirmedBeforeReconciling(t *testing.T) {
 	})
 }
 
+// TestLostConnectionEndsTheWaitForKafka: the connection is lost before the state was reconciled, and Kafka does not answer.
+func TestLostConnectionEndsTheWaitForKafka(t *testing.T) {
+	bubble(t, func(s *server, b *broker, stop func() error, relay *Relay) {
+		b.setStall(make(chan struct{}))
+		s.fail(errors.New("connection reset"))
+		time.Sleep(5 * time.Second)
+		opens := s.opens()
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		time.Sleep(1500 * time.Millisecond)
+		if role, err := relay.Role(); s.opens() != opens+1 || role != Retrying || text(err) != "closed" {
+			t.Errorf("%d connections since the last one was lost, role %s, %v", s.opens()-opens, role, err)
+		}
+		began := time.Now()
+		if err := stop(); err != nil || time.Since(began) > 0 {
+			t.Errorf("the stop took %s: %v", time.Since(began), err)
+		}
+	})
+}
+
 func TestBlockedKafkaStillAnswersTheServerAndGivesTheSlotBack(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		stall := make(chan struct{})
@@ -527,6 +548,14 @@ func TestStopWithKafkaAwayEndsInTimeAndSaysSo(t *testing.T) {
 		}
 		if took := time.Since(began); took > 11*time.Second {
 			t.Errorf("the stop took %s", took)
+		}
+		for i := 1; i < len(s.statuses); i++ {
+			if gap := s.statuses[i].at.Sub(s.statuses[i-1].at); gap > 1100*time.Millisecond {
+				t.Errorf("I4: %s without a status update", gap)
+			}
+		}
+		if since := time.Since(s.statuses[len(s.statuses)-1].at); since > 1100*time.Millisecond {
+			t.Errorf("I4: no status update for %s", since)
 		}
 	})
 }

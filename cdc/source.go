@@ -36,7 +36,7 @@ type PastTimeline struct {
 	End      LSN
 }
 
-// Stream is one replication connection. Only the reader uses it, but for Interrupt.
+// Stream is one replication connection. One goroutine at a time uses it, but for Interrupt.
 type Stream interface {
 	// Start begins streaming at 0/0 and owns the slot from then on. ErrSlotInUse says that somebody else does.
 	Start(ctx context.Context) error

@@ -99,25 +99,25 @@ type Stall struct {
 func (s *Stall) Error() string { return s.Found }
 
 // cause is what keeps a session from moving, which stands at covered while the WAL ended at end when it moved last.
-func (s *session) cause(f *Facts, covered, end LSN) *Stall {
+func (w *watcher) cause(f *Facts, covered, end LSN) *Stall {
 	found := fmt.Sprintf("the WAL has gone on from %s to %s, rows may be waiting, and nothing has moved for %.0f s: ", covered, f.WALEnd, stallAfter.Seconds()+1)
 	say := func(cause, format string, args ...any) *Stall {
 		return &Stall{Cause: cause, Found: found + fmt.Sprintf(format, args...), of: f.StandbysAway()}
 	}
 	behind := f.StandbysBehind(end)
-	switch w := &f.Walsender; {
-	case s.at.stuck.Load():
+	switch sender := &f.Walsender; {
+	case w.shared.motion.stuck.Load():
 		return say("kafka", "Kafka does not take the window; nothing is lost")
 	case behind != "":
 		return say("standby", "%s", behind)
-	case f.Slot.ActivePID != s.id.PID:
-		return say("gone", "the server has no process any more for this relay's connection (it was process %d): the relay connects again when the connection is found dead", s.id.PID)
-	case w.PID == 0:
-		return say("unknown", "the walsender (process %d) sends nothing, and pg_stat_activity does not show why; nothing is lost", s.id.PID)
-	case w.busy():
-		return say("transaction", "the walsender is at work (%s), as it is through a large transaction of somebody else, or it is held up; nothing is lost, and rows flow again when it is through", w)
+	case f.Slot.ActivePID != w.pid:
+		return say("gone", "the server has no process any more for this relay's connection (it was process %d): the relay connects again when the connection is found dead", w.pid)
+	case sender.PID == 0:
+		return say("unknown", "the walsender (process %d) sends nothing, and pg_stat_activity does not show why; nothing is lost", w.pid)
+	case sender.busy():
+		return say("transaction", "the walsender is at work (%s), as it is through a large transaction of somebody else, or it is held up; nothing is lost, and rows flow again when it is through", sender)
 	default:
-		return say("silent", "the walsender (%s) sends nothing: the server's log may say why; `SELECT pg_terminate_backend(%d)` lets the relay connect again; nothing is lost", w, w.PID)
+		return say("silent", "the walsender (%s) sends nothing: the server's log may say why; `SELECT pg_terminate_backend(%d)` lets the relay connect again; nothing is lost", sender, sender.PID)
 	}
 }
 
