@@ -45,7 +45,8 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	troubles := &r.memory.troubles
 	// 1. Preflight over SQL, for early and clear errors. What is wrong with publication and table waits for step 6: it must be
 	// latched, which only the slot's owner may.
-	if err := r.source.Preflight(ctx); err != nil {
+	table, err := r.source.Preflight(ctx)
+	if err != nil {
 		return nil, err
 	}
 	// 2. A first, unfenced look at the state, and whose server this is. Kafka is asked first: while it is away no
@@ -56,7 +57,7 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 		return nil, err
 	}
 	s := &session{}
-	if s.stream, s.id, err = r.source.Connect(ctx); err != nil {
+	if s.stream, s.id, err = r.source.Connect(ctx, table); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -54,11 +54,14 @@ func newServer() *server {
 	}
 }
 
-func (s *server) Preflight(context.Context) error { return nil }
+func (s *server) Preflight(context.Context) (uint32, error) { return 7, nil }
 
-func (s *server) Connect(context.Context) (Stream, Identity, error) {
+func (s *server) Connect(_ context.Context, table uint32) (Stream, Identity, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if table != 7 {
+		return nil, Identity{}, fmt.Errorf("connected for table %d, Preflight has found 7", table)
+	}
 	s.opened++
 	s.closed, s.err = false, s.first
 	return s, s.facts.Identity, nil

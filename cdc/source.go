@@ -5,12 +5,13 @@ import (
 	"time"
 )
 
-// Source is where rows come from. Its methods are called in the order of a session start.
+// Source is where rows come from.
 type Source interface {
-	// Preflight checks over SQL what a session needs of the server and reports everything that is wrong together, as a Halt.
-	Preflight(ctx context.Context) error
-	// Connect opens the replication connection and identifies the server behind it.
-	Connect(ctx context.Context) (Stream, Identity, error)
+	// Preflight checks over SQL what a session needs of the server and reports everything that is wrong together, as a Halt. It returns the
+	// OID of the outbox table, which Connect needs; 0 where there is none, because events are messages or because Facts say that it is gone.
+	Preflight(ctx context.Context) (table uint32, err error)
+	// Connect opens the replication connection for the inserts into the table, and identifies the server behind it.
+	Connect(ctx context.Context, table uint32) (Stream, Identity, error)
 	// Facts reads over SQL, now, what Reconcile compares with the state record, and of the Identity the timeline.
 	Facts(ctx context.Context) (Facts, error)
 }

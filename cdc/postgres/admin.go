@@ -469,7 +469,7 @@ func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 
 // systemID asks over a replication connection, as the relay's role.
 func (s *Source) systemID(ctx context.Context) (string, error) {
-	stream, id, err := s.Connect(ctx)
+	stream, id, err := s.Connect(ctx, 0)
 	if err != nil {
 		return "", err
 	}

@@ -162,7 +162,8 @@ func TestInitOnAGuardedServer(t *testing.T) {
 				_ = conn.Close(context.Background())
 				return
 			}
-			if err := s.Preflight(t.Context()); err != nil {
+			table, err := s.Preflight(t.Context())
+			if err != nil {
 				t.Errorf("the relay's own look: %v", err)
 			}
 			if !c.slot {
@@ -175,7 +176,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if err != nil || facts.SystemID == "" || !facts.Slot.Exists {
 				t.Errorf("facts %+v, %v", facts, err)
 			}
-			stream, _, err := s.Connect(t.Context())
+			stream, _, err := s.Connect(t.Context(), table)
 			if err == nil {
 				err = stream.Start(t.Context())
 				_ = stream.Close()

@@ -156,8 +156,8 @@ func TestARelayThatDropsARow(t *testing.T) {
 // dropping loses the first OrderPaid on its way from the WAL.
 type dropping struct{ cdc.Source }
 
-func (d dropping) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) {
-	stream, id, err := d.Source.Connect(ctx)
+func (d dropping) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Identity, error) {
+	stream, id, err := d.Source.Connect(ctx, table)
 	return &droppingStream{Stream: stream}, id, err
 }
 

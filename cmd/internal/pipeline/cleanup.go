@@ -43,7 +43,7 @@ func noGap(ctx context.Context, cfg config.Config, source *postgres.Source, opts
 	if err != nil {
 		return err
 	}
-	stream, id, err := source.Connect(ctx)
+	stream, id, err := source.Connect(ctx, 0)
 	if err != nil {
 		return err
 	}

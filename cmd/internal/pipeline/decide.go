@@ -42,7 +42,7 @@ func decide(ctx context.Context, cfg config.Config, wait time.Duration, dryRun b
 		return nil, errors.New("source.kind: polling has neither slot nor state record, and nothing to adopt or to step over: `walpost status` says what waits, and `walpost dlq redrive` or `walpost dlq drop` decides about failed rows")
 	}
 	d := &decision{cfg: cfg, source: postgres.NewSource(cfg.Pipeline, cfg.Source), out: out, wait: wait, dryRun: dryRun}
-	if err := d.source.Preflight(ctx); err != nil {
+	if _, err := d.source.Preflight(ctx); err != nil {
 		return nil, err
 	}
 	var err error
@@ -80,7 +80,7 @@ func (d *decision) read(ctx context.Context) (err error) {
 }
 
 func (d *decision) look(ctx context.Context) (err error) {
-	stream, id, err := d.source.Connect(ctx)
+	stream, id, err := d.source.Connect(ctx, 0)
 	if err != nil {
 		return err
 	}

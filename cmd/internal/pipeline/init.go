@@ -160,7 +160,7 @@ func (s *setup) slot(ctx context.Context) error {
 	switch {
 	case st != nil && st.Phase != cdc.PhaseCreating:
 		// Only a replication connection tells the history of timelines.
-		stream, id, err := postgres.NewSource(s.cfg.Pipeline, s.cfg.Source).Connect(ctx)
+		stream, id, err := postgres.NewSource(s.cfg.Pipeline, s.cfg.Source).Connect(ctx, 0)
 		if err != nil {
 			return err
 		}

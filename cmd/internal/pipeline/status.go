@@ -84,7 +84,7 @@ func ReadStatus(ctx context.Context, cfg config.Config, opts ...kgo.Opt) Status 
 			st.DeadLetters = &n
 		}
 	}
-	if blocked(source.Preflight(ctx)) {
+	if _, err := source.Preflight(ctx); blocked(err) {
 		state, err := sink.Peek(ctx)
 		blocked(err)
 		st.State = state
@@ -119,7 +119,7 @@ func ReadStatus(ctx context.Context, cfg config.Config, opts ...kgo.Opt) Status 
 	}
 	blocked(facts.CommitsWait())
 	// Only a replication connection tells system id and timeline.
-	stream, id, err := source.Connect(ctx)
+	stream, id, err := source.Connect(ctx, 0)
 	if !blocked(err) {
 		_ = stream.Close()
 		facts.Identity = id
