@@ -194,6 +194,8 @@ type broker struct {
 	refuse  string        // id of a row that Check refuses
 	onState func()        // before the state is told
 	away    error         // Peek's
+	failed  bool          // since it was opened
+	reused  bool          // after it had failed
 }
 
 func (b *broker) Peek(context.Context) (*State, error) {
@@ -206,7 +208,12 @@ func (b *broker) Peek(context.Context) (*State, error) {
 	return b.State(context.Background())
 }
 
-func (b *broker) Open(context.Context) (Publisher, error) { return b, nil }
+func (b *broker) Open(context.Context) (Publisher, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failed = false
+	return b, nil
+}
 
 func (b *broker) State(context.Context) (*State, error) {
 	b.mu.Lock()
@@ -229,7 +236,8 @@ func (b *broker) Check(_ context.Context, r *Record) error {
 func (b *broker) Publish(ctx context.Context, records []Record, st *State) error {
 	b.mu.Lock()
 	stall, fail := b.stall, b.fail
-	b.fail = nil
+	b.fail, b.reused = nil, b.reused || b.failed
+	b.failed = fail != nil
 	b.mu.Unlock()
 	if stall != nil {
 		select {
@@ -520,11 +528,14 @@ func TestStoppingServerIsLetGo(t *testing.T) {
 
 func TestStopDrainsAndConfirms(t *testing.T) {
 	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
-		time.Sleep(time.Second)
+		time.Sleep(time.Second / 2) // a second after the last one a state record is due at once
 		s.send(commit(20, 30, 3)...)
 		synctest.Wait()
 		s.send(commit(30, 40, 3)[:3]...) // in the middle of a transaction
 		time.Sleep(time.Millisecond)
+		stall := make(chan struct{})
+		b.setStall(stall) // the last state record is not durable at once
+		time.AfterFunc(10*time.Millisecond, func() { close(stall) })
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
