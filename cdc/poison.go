@@ -90,39 +90,39 @@ const (
 	rereadAfter   = time.Hour // well under the 24 h for which Kafka keeps a tombstone (delete.retention.ms)
 )
 
-// held knows which keys have an unresolved dead letter, of one session. It is read from the dead letter topic before the
+// keyHolds knows which keys have an unresolved dead letter, of one session. It is read from the dead letter topic before the
 // first row, and again, from where that stopped, before rows are held, once a window.
 //
 // The order of a key survives a redrive beside a running relay. A redrive publishes a key's dead letters in order and
 // resolves them in one Kafka transaction, and only what is committed is read here. So a key is found free only when all that
 // it held stands in its partition; what is published after that stands behind it. A row that is held while a redrive is
 // under way came after that redrive looked: it is not part of it, stays unresolved, and by itself holds what follows.
-type held struct {
+type keyHolds struct {
 	next    int64               // offset of the dead letter topic
 	since   time.Time           // when it was read from its beginning
 	fresh   bool                // it was read for this window
 	entries map[string][]string // unresolved dead letters by key, with their identities (see holds)
-	keys    map[string]*hold    // by identity
+	keys    map[string]*keyHold // by identity
 }
 
-// hold is of one identity: how many dead letters, and the last of them.
-type hold struct {
+// keyHold is of one identity: how many dead letters, and the last of them.
+type keyHold struct {
 	n    int
 	last string
 }
 
 // begin is called before each window.
-func (h *held) begin(ctx context.Context, pub Publisher) error {
+func (h *keyHolds) begin(ctx context.Context, pub Publisher) error {
 	h.fresh = false
 	if time.Since(h.since) < rereadAfter {
 		return nil
 	}
-	*h = held{since: time.Now(), entries: map[string][]string{}, keys: map[string]*hold{}}
+	*h = keyHolds{since: time.Now(), entries: map[string][]string{}, keys: map[string]*keyHold{}}
 	return h.read(ctx, pub)
 }
 
 // check refuses a row that waits behind an unresolved dead letter of its key.
-func (h *held) check(ctx context.Context, pub Publisher, row *Row, topic string) error {
+func (h *keyHolds) check(ctx context.Context, pub Publisher, row *Row, topic string) error {
 	behind := h.behind(row, topic)
 	if behind != "" && !h.fresh {
 		if err := h.read(ctx, pub); err != nil {
@@ -137,7 +137,7 @@ func (h *held) check(ctx context.Context, pub Publisher, row *Row, topic string)
 }
 
 // behind is the dead letter that the row would overtake. Its own, of an earlier delivery, counts: it stays where it is.
-func (h *held) behind(row *Row, topic string) string {
+func (h *keyHolds) behind(row *Row, topic string) string {
 	if len(h.keys) == 0 {
 		return ""
 	}
@@ -149,7 +149,7 @@ func (h *held) behind(row *Row, topic string) string {
 	return ""
 }
 
-func (h *held) read(ctx context.Context, pub Publisher) error {
+func (h *keyHolds) read(ctx context.Context, pub Publisher) error {
 	next, err := pub.DeadLetters(ctx, h.next, h.note)
 	if err != nil {
 		return err
@@ -168,26 +168,26 @@ func (h *held) read(ctx context.Context, pub Publisher) error {
 	return nil
 }
 
-func (h *held) note(key string, headers []Header) {
+func (h *keyHolds) note(key string, headers []Header) {
 	h.remove(key)
 	if headers != nil {
 		h.add(key, holdsOf(headers))
 	}
 }
 
-func (h *held) add(key string, of []string) {
+func (h *keyHolds) add(key string, of []string) {
 	h.remove(key)
 	h.entries[key] = of
 	for _, of := range of {
 		if h.keys[of] == nil {
-			h.keys[of] = &hold{}
+			h.keys[of] = &keyHold{}
 		}
 		h.keys[of].n++
 		h.keys[of].last = key
 	}
 }
 
-func (h *held) remove(key string) {
+func (h *keyHolds) remove(key string) {
 	for _, of := range h.entries[key] {
 		if h.keys[of].n--; h.keys[of].n == 0 {
 			delete(h.keys, of)

@@ -29,16 +29,16 @@ type publisher struct {
 	route    Route
 	memory   *memory // suspect and windowBytes
 
-	progress  *progress
-	holds     held // keys that wait for a dead letter
-	delivered bool // a window was made durable
-	failed    bool // a window was not, and the client must not be used again
+	checkpointer *checkpointer
+	holds        keyHolds // keys that wait for a dead letter
+	delivered    bool     // a window was made durable
+	failed       bool     // a window was not, and the client must not be used again
 }
 
 func newPublisher(s *session, q *queue, sh *exchange, cfg *Options, o *Observer, route Route, m *memory) *publisher {
 	return &publisher{
 		cfg: cfg, client: s.client, queue: q, shared: sh, observer: o, route: route, memory: m,
-		progress: newProgress(s.state, time.Now()),
+		checkpointer: newCheckpointer(s.state, time.Now()),
 	}
 }
 
@@ -65,8 +65,8 @@ func (p *publisher) run(ctx context.Context, drain <-chan struct{}) error {
 			empty = w
 			continue
 		}
-		due, stateWait := p.progress.due(now)
-		if due || (draining && p.progress.moved()) {
+		due, stateWait := p.checkpointer.due(now)
+		if due || (draining && p.checkpointer.moved()) {
 			if err := p.write(ctx, nil); err != nil {
 				return err
 			}
@@ -104,7 +104,7 @@ func (p *publisher) rest(now time.Time) time.Duration {
 	if !p.cfg.ExactlyOnce {
 		return 0
 	}
-	return p.progress.wrote.Add(transactionGap).Sub(now)
+	return p.checkpointer.wrote.Add(transactionGap).Sub(now)
 }
 
 // deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same window, or
@@ -124,10 +124,10 @@ func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) er
 			break
 		}
 	}
-	p.progress.askedFor = p.progress.askedFor || w.asked
+	p.checkpointer.askedFor = p.checkpointer.askedFor || w.asked
 	records = records[:len(rows)]
 	for len(rows) > 0 && rows[0].Compare(p.memory.suspect.until) <= 0 {
-		if p.progress.moved() {
+		if p.checkpointer.moved() {
 			if err := p.write(ctx, nil); err != nil {
 				return err
 			}
@@ -140,7 +140,7 @@ func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) er
 	if err := p.publishRows(ctx, rows, records, covered, w.since); err != nil {
 		return err
 	}
-	if refused != nil && p.progress.moved() {
+	if refused != nil && p.checkpointer.moved() {
 		if err := p.write(ctx, nil); err != nil {
 			return err
 		}
@@ -152,7 +152,7 @@ func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) er
 func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Record, covered LSN, since time.Time) error {
 	once := p.cfg.ExactlyOnce
 	if once { // the record tells of the very rows it goes with
-		p.progress.done(rows, covered, time.Now())
+		p.checkpointer.done(rows, covered, time.Now())
 	}
 	if len(rows) > 0 {
 		err := p.write(ctx, records)
@@ -173,7 +173,7 @@ func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Recor
 		}
 	}
 	if !once {
-		p.progress.done(rows, covered, time.Now())
+		p.checkpointer.done(rows, covered, time.Now())
 	}
 	return nil
 }
@@ -190,7 +190,7 @@ func (p *publisher) shrink() {
 func (p *publisher) write(ctx context.Context, records []Record) error {
 	var st *State
 	now := time.Now()
-	if due, _ := p.progress.due(now); due || records == nil || p.cfg.ExactlyOnce {
+	if due, _ := p.checkpointer.due(now); due || records == nil || p.cfg.ExactlyOnce {
 		st = p.record(now)
 	}
 	stall := time.AfterFunc(stallLog, func() {
@@ -210,7 +210,7 @@ func (p *publisher) write(ctx context.Context, records []Record) error {
 		if err := failpoint.Hit("after_commit_before_ack"); err != nil {
 			return err
 		}
-		p.progress.written(st, time.Now())
+		p.checkpointer.written(st, time.Now())
 		p.shared.confirmed.Store(uint64(st.Covered))
 		p.shared.place.Store(&place{st.Covered, st.Last()})
 		p.observer.covered(st)
@@ -220,7 +220,7 @@ func (p *publisher) write(ctx context.Context, records []Record) error {
 
 // record is what to write of what is durable now.
 func (p *publisher) record(now time.Time) *State {
-	st := p.progress.record(now)
+	st := p.checkpointer.record(now)
 	if last := p.shared.looked.Load(); last != nil {
 		st.Checked, st.CheckedAt, st.Open = last.facts.WALEnd, last.facts.Time, last.open
 	}
@@ -232,7 +232,7 @@ func (p *publisher) record(now time.Time) *State {
 
 // stale says that a record is to be written again, for its time alone: WAL waits since a later time than the record knows.
 func (p *publisher) stale() bool {
-	durable := &p.progress.durable
+	durable := &p.checkpointer.durable
 	return p.shared.lag.Current(durable.Covered).Sub(durable.CurrentAt) > 2*lookEvery
 }
 

@@ -132,7 +132,7 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	p := newPublisher(s, q, sh, &r.cfg, &r.observer, r.route, &r.memory)
 	w := newWatcher(s, sh, &r.cfg, &r.observer, r.source, &r.memory.troubles)
 	w.remember(&s.facts, s.state.Open)
-	r.Enter(Streaming, nil)
+	r.SetRole(Streaming, nil)
 
 	// What was received is delivered after the end of ctx too, as far as shutdown_timeout allows.
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
@@ -168,9 +168,9 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 		_ = s.stream.Close()
 		if errors.As(ended, &halt) {
 			w.assess(ctx, halt)
-			r.Enter(Halted, halt)
+			r.SetRole(Halted, halt)
 		} else {
-			r.Enter(Retrying, ended)
+			r.SetRole(Retrying, ended)
 		}
 	}
 	close(drain)

@@ -37,7 +37,7 @@ import (
 
 // Relay is a pipeline's engine, of which Run and Role are, and its console, of which Status and Ready are.
 type Relay struct {
-	*cdc.Sessions
+	*cdc.Supervisor
 	*console.Console
 
 	cfg config.Config
@@ -61,13 +61,13 @@ func New(cfg config.Config, log zerolog.Logger, reg prometheus.Registerer) (*Rel
 	r := &Relay{Console: con, cfg: cfg, log: log}
 	if cfg.Source.Kind == config.KindPolling {
 		con.WatchTable(polling.NewWatch(cfg.Pipeline, cfg.Source))
-		r.Sessions = polling.New(cfg, polling.ToKafka(sink, router), observer).Sessions
+		r.Supervisor = polling.New(cfg, polling.ToKafka(sink, router), observer).Supervisor
 	} else {
 		if cfg.Poison.Policy == config.PolicyDeadLetter {
 			con.CountDeadLetters(sink.Unresolved())
 		}
 		con.WatchSlot(postgres.NewSource(cfg.Pipeline, cfg.Source)) // of its own: the other is the session's
-		r.Sessions = cdc.NewRelay(options(&cfg), postgres.NewSource(cfg.Pipeline, cfg.Source), sink, router, observer).Sessions
+		r.Supervisor = cdc.NewRelay(options(&cfg), postgres.NewSource(cfg.Pipeline, cfg.Source), sink, router, observer).Supervisor
 	}
 	if reg != nil {
 		if err := reg.Register(metrics); err != nil {
@@ -106,7 +106,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.cfg.Cleanup.Every > 0 {
 		cleaner.Go(func() { r.keepSmall(ctx) })
 	}
-	return r.Sessions.Run(ctx)
+	return r.Supervisor.Run(ctx)
 }
 
 // Group is the relays of a process, one for each pipeline. None knows of another.

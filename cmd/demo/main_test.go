@@ -145,7 +145,7 @@ func TestARelayThatDropsARow(t *testing.T) {
 			CheckInterval: cfg.Source.CheckInterval, QueueTimeout: cfg.QueueTimeout, ShutdownTimeout: cfg.ShutdownTimeout,
 		}
 		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
-		return &walpost.Relay{Sessions: cdc.NewRelay(options, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()).Sessions, Console: con}, nil
+		return &walpost.Relay{Supervisor: cdc.NewRelay(options, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()).Supervisor, Console: con}, nil
 	}
 	out, _, err := once(t, with, io.Discard)
 	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {

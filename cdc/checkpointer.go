@@ -9,9 +9,9 @@ const (
 	stateOnReply = 100 * time.Millisecond // the server asks for a reply, as it does when it wants to stop
 )
 
-// progress is the publisher's account of what is durable, and decides when it is written down (at least once; exactly
+// checkpointer is the publisher's account of what is durable, and decides when it is written down (at least once; exactly
 // once writes it with every window).
-type progress struct {
+type checkpointer struct {
 	durable State // the last record that is durable: its Covered may be confirmed
 	next    State // what a record may claim now: windows that are done, or, exactly once, that it is written with
 
@@ -22,43 +22,43 @@ type progress struct {
 	askedFor bool
 }
 
-func newProgress(st *State, now time.Time) *progress {
-	return &progress{durable: *st, next: *st, wrote: now}
+func newCheckpointer(st *State, now time.Time) *checkpointer {
+	return &checkpointer{durable: *st, next: *st, wrote: now}
 }
 
 // done counts rows in order, and raises what is covered with them. That never decreases: a keepalive can lag behind what an
 // earlier session confirmed.
-func (p *progress) done(rows []Row, covered LSN, now time.Time) {
-	p.next.Covered = max(p.next.Covered, covered)
+func (c *checkpointer) done(rows []Row, covered LSN, now time.Time) {
+	c.next.Covered = max(c.next.Covered, covered)
 	if len(rows) == 0 {
 		return
 	}
 	last := &rows[len(rows)-1]
-	p.next.CommitLSN, p.next.Ordinal, p.next.LastXID, p.next.LastCommitTime = last.Commit, last.Ordinal, last.XID, last.CommitTime
-	p.rows, p.rowsAt = true, now
+	c.next.CommitLSN, c.next.Ordinal, c.next.LastXID, c.next.LastCommitTime = last.Commit, last.Ordinal, last.XID, last.CommitTime
+	c.rows, c.rowsAt = true, now
 	for i := range rows {
-		p.bytes += rows[i].size()
+		c.bytes += rows[i].size()
 	}
 }
 
-func (p *progress) moved() bool {
-	return p.next.Covered != p.durable.Covered || p.next.Last() != p.durable.Last()
+func (c *checkpointer) moved() bool {
+	return c.next.Covered != c.durable.Covered || c.next.Last() != c.durable.Last()
 }
 
 // due says whether a state record should be written, and if not, when to ask again (zero: when something happens).
-func (p *progress) due(now time.Time) (bool, time.Duration) {
-	if !p.moved() {
-		p.askedFor = false
+func (c *checkpointer) due(now time.Time) (bool, time.Duration) {
+	if !c.moved() {
+		c.askedFor = false
 		return false, 0
 	}
-	at := p.wrote.Add(stateEvery)
-	if p.rows && p.bytes >= stateBytes {
+	at := c.wrote.Add(stateEvery)
+	if c.rows && c.bytes >= stateBytes {
 		return true, 0
 	}
-	if idle := p.rowsAt.Add(stateIdle); p.rows && idle.Before(at) {
+	if idle := c.rowsAt.Add(stateIdle); c.rows && idle.Before(at) {
 		at = idle
 	}
-	if reply := p.wrote.Add(stateOnReply); p.askedFor && reply.Before(at) {
+	if reply := c.wrote.Add(stateOnReply); c.askedFor && reply.Before(at) {
 		at = reply
 	}
 	wait := at.Sub(now)
@@ -66,14 +66,14 @@ func (p *progress) due(now time.Time) (bool, time.Duration) {
 }
 
 // record is what to write.
-func (p *progress) record(now time.Time) *State {
-	st := p.next
+func (c *checkpointer) record(now time.Time) *State {
+	st := c.next
 	st.Time = now.UTC()
 	return &st
 }
 
 // written counts st as durable.
-func (p *progress) written(st *State, now time.Time) {
-	p.durable, p.wrote = *st, now
-	p.rows, p.bytes, p.askedFor = false, 0, false
+func (c *checkpointer) written(st *State, now time.Time) {
+	c.durable, c.wrote = *st, now
+	c.rows, c.bytes, c.askedFor = false, 0, false
 }
