@@ -9,8 +9,8 @@ const (
 	stateOnReply = 100 * time.Millisecond // the server asks for a reply, as it does when it wants to stop
 )
 
-// checkpointer is the publisher's account of what is durable, and decides when it is written down (at least once; exactly
-// once writes it with every window).
+// checkpointer is the publisher's account of what is durable, and decides when it is written down (at least once;
+// exactly once writes it with every window).
 type checkpointer struct {
 	durable State // the last record that is durable: its Covered may be confirmed
 	next    State // what a record may claim now: windows that are done, or, exactly once, that it is written with
@@ -26,8 +26,8 @@ func newCheckpointer(st *State, now time.Time) *checkpointer {
 	return &checkpointer{durable: *st, next: *st, wrote: now}
 }
 
-// done counts rows in order, and raises what is covered with them. That never decreases: a keepalive can lag behind what an
-// earlier session confirmed.
+// done counts rows in order, and raises what is covered with them. That never decreases: a keepalive can lag behind
+// what an earlier session confirmed.
 func (c *checkpointer) done(rows []Row, covered LSN, now time.Time) {
 	c.next.Covered = max(c.next.Covered, covered)
 	if len(rows) == 0 {

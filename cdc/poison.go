@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// suspect is of records that Kafka refused although Check had let them through (a broker's own policy, a limit that we may
-// not read). Of a window it is not certain which one it was, and an innocent row must never be put aside. So it outlives the
-// session: the next one publishes the same rows one at a time, each with the state record of the one before, and knows.
+// suspect is of records that Kafka refused although Check had let them through (a broker's own policy, a limit that we
+// may not read). Of a window it is not certain which one it was, and an innocent row must never be put aside. So it
+// outlives the session: the next one publishes the same rows one at a time, each with the state record of the one
+// before, and knows.
 type suspect struct {
 	until Position // rows up to here go one at a time
 	row   Position // this is the one
@@ -67,8 +68,8 @@ func deadLetterHalt(refused *Refused, err error) error {
 	return halt
 }
 
-// refusedByKafka follows a record that Kafka would not take after Check had let it through. records are the window that was
-// produced.
+// refusedByKafka follows a record that Kafka would not take after Check had let it through. records are the window that
+// was produced.
 func (p *publisher) refusedByKafka(refused *Refused, records []Record) error {
 	first, last := &records[0], &records[len(records)-1]
 	if len(records) > 1 {
@@ -90,13 +91,14 @@ const (
 	rereadAfter   = time.Hour // well under the 24 h for which Kafka keeps a tombstone (delete.retention.ms)
 )
 
-// keyHolds knows which keys have an unresolved dead letter, of one session. It is read from the dead letter topic before the
-// first row, and again, from where that stopped, before rows are held, once a window.
+// keyHolds knows which keys have an unresolved dead letter, of one session. It is read from the dead letter topic
+// before the first row, and again, from where that stopped, before rows are held, once a window.
 //
 // The order of a key survives a redrive beside a running relay. A redrive publishes a key's dead letters in order and
-// resolves them in one Kafka transaction, and only what is committed is read here. So a key is found free only when all that
-// it held stands in its partition; what is published after that stands behind it. A row that is held while a redrive is
-// under way came after that redrive looked: it is not part of it, stays unresolved, and by itself holds what follows.
+// resolves them in one Kafka transaction, and only what is committed is read here. So a key is found free only when all
+// that it held stands in its partition; what is published after that stands behind it. A row that is held while a
+// redrive is under way came after that redrive looked: it is not part of it, stays unresolved, and by itself holds what
+// follows.
 type keyHolds struct {
 	next    int64               // offset of the dead letter topic
 	since   time.Time           // when it was read from its beginning

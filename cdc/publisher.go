@@ -3,6 +3,7 @@ package cdc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/walpost/walpost/cdc/internal/failpoint"
@@ -19,7 +20,8 @@ const (
 	transactionGap = 5 * time.Millisecond
 )
 
-// publisher makes windows durable, and writes the state record. It is the only user of the session's client.
+// publisher makes windows durable, and writes the state record. From step 7 on it is the only user of the session's
+// client.
 type publisher struct {
 	cfg      *Options
 	client   Publisher
@@ -32,7 +34,7 @@ type publisher struct {
 	checkpointer *checkpointer
 	holds        keyHolds // keys that wait for a dead letter
 	delivered    bool     // a window was made durable
-	failed       bool     // a window was not, and the client must not be used again
+	failed       bool     // a window or a state record was not, and the client must not be used again
 }
 
 func newPublisher(s *session, q *queue, sh *exchange, cfg *Options, o *Observer, route Route, m *memory) *publisher {
@@ -107,8 +109,8 @@ func (p *publisher) rest(now time.Time) time.Duration {
 	return p.checkpointer.wrote.Add(transactionGap).Sub(now)
 }
 
-// deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same window, or
-// ends it: then what stands before that row is published, nothing behind it is.
+// deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same window,
+// or ends it: then what stands before that row is published, nothing behind it is.
 func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) error {
 	rows, covered := w.Rows, w.covered
 	var refused error
@@ -230,14 +232,16 @@ func (p *publisher) record(now time.Time) *State {
 	return st
 }
 
-// stale says that a record is to be written again, for its time alone: WAL waits since a later time than the record knows.
+// stale says that a record is to be written again, for its time alone: WAL waits since a later time than the record
+// knows.
 func (p *publisher) stale() bool {
 	durable := &p.checkpointer.durable
 	return p.shared.lag.Current(durable.Covered).Sub(durable.CurrentAt) > 2*lookEvery
 }
 
-// writeHalt writes the halt that ended the session into its state record: for `walpost status`, and for the sessions to come where it is
-// latched. When Kafka does not take it, the cause still stands in slot, server and fingerprint, and is found again.
+// writeHalt writes the halt that ended the session into its state record: for `walpost status`, and for the sessions to
+// come where it is latched. It writes nothing when the client has failed. When Kafka does not take it, the cause still
+// stands in slot, server and fingerprint, and is found again.
 func (p *publisher) writeHalt(ctx context.Context, halt *Halt) error {
 	if p.failed {
 		return nil
@@ -245,7 +249,7 @@ func (p *publisher) writeHalt(ctx context.Context, halt *Halt) error {
 	st := p.record(time.Now())
 	st.Halt = halt.record(st.Time)
 	if err := p.client.Publish(ctx, nil, st); err != nil {
-		return err
+		return fmt.Errorf("write a halt into the state record: %w", err)
 	}
 	p.observer.covered(st)
 	return nil

@@ -15,8 +15,8 @@ const (
 	deadAfter  = 60 * time.Second      // of silence: a huge commit answers a ping only every wal_sender_timeout/2
 )
 
-// reader takes rows off the replication connection into the queue, and tells the server what is confirmed. While it runs it is the
-// connection's only user.
+// reader takes rows off the replication connection into the queue, and tells the server what is confirmed. While it
+// runs it is the connection's only user.
 type reader struct {
 	stream       Stream
 	queue        *queue
@@ -49,7 +49,8 @@ func newReader(s *session, q *queue, sh *exchange, cfg *Options, o *Observer) *r
 	}
 }
 
-// run takes rows until ctx ends, and returns nil then, or until the stream fails or the queue has been full for too long.
+// run takes rows until ctx ends, and then returns nil, or until the stream fails or the queue has been full for too
+// long.
 func (r *reader) run(ctx context.Context) error {
 	tick := time.NewTicker(r.interval)
 	defer tick.Stop()
@@ -98,7 +99,7 @@ func (r *reader) answer(now bool) error {
 	return r.send(confirmed, ping)
 }
 
-// status confirms what is durable.
+// status tells the server what may be confirmed.
 func (r *reader) status() error { return r.send(LSN(r.shared.confirmed.Load()), false) }
 
 func (r *reader) send(confirmed LSN, ping bool) error {
@@ -229,8 +230,8 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 	return rows, messages, r.wedged(err)
 }
 
-// stillBusy says that a server that has been silent for long is at work for this session, as the last look has it: through a huge
-// transaction it reads a ping only every half wal_sender_timeout.
+// stillBusy says that a server that has been silent for long is at work for this session, as the last look has it:
+// through a huge transaction it reads a ping only every half wal_sender_timeout.
 func (r *reader) stillBusy() bool {
 	last := r.shared.looked.Load()
 	return last != nil && time.Since(last.at) < 2*(lookEvery+lookWithin) && last.facts.Slot.ActivePID == r.pid && last.facts.Walsender.busy()

@@ -46,11 +46,12 @@ type Relay struct {
 	memory   memory
 }
 
-// memory is what a relay remembers of the sessions before. A relay that starts without it delivers and confirms the same: it learns it again.
+// memory is what a relay has learned in former sessions. A relay that starts without it delivers and confirms the same,
+// and learns it again.
 type memory struct {
-	suspect     suspect  // the publisher's
-	windowBytes int      // of the next session's windows, halved while none of them could be made durable; the publisher's
-	troubles    troubles // the watcher's while a session streams, and its start's before
+	suspect     suspect  // only the publisher uses it
+	windowBytes int      // size of the next windows: the publisher halves it after a session that could make none durable
+	troubles    troubles // the start of a session uses it, then its watcher
 }
 
 // NewRelay makes a relay of a valid configuration. It holds nothing until Run.
@@ -76,14 +77,15 @@ type Supervisor struct {
 	err  error
 }
 
-// NewSupervisor begins nothing until Run. A session ends with nil only when its context has ended and nothing is left to do.
+// NewSupervisor begins nothing until Run. A session ends with nil only when its context has ended and nothing is left
+// to do.
 func NewSupervisor(observer Observer, session func(context.Context) error) *Supervisor {
 	return &Supervisor{session: session, onRole: observer.Role, role: Starting, jitter: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
 }
 
-// Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session received was delivered
-// and confirmed, or when ctx ended between two sessions. It returns an error when the last session failed, or when shutdown_timeout was
-// over before.
+// Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session
+// received was delivered and confirmed, or when ctx ended between two sessions. It returns an error when the last
+// session failed, or when shutdown_timeout was over before.
 func (s *Supervisor) Run(ctx context.Context) error {
 	backoff := backoffMin
 	for {

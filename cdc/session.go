@@ -11,8 +11,9 @@ import (
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
-// session is one life of the replication connection, which owns the slot, and of the client that was opened after it. Nothing survives it
-// but the slot, the state record and the relay's memory, on which it does not depend what is delivered and confirmed.
+// session is one life of the replication connection, which owns the slot, and of the Kafka client that was opened after
+// it. Nothing survives it but the slot, the state record, and the relay's memory, which does not change what is
+// delivered or confirmed.
 type session struct {
 	stream   Stream
 	id       Identity
@@ -29,8 +30,8 @@ func (s *session) close() {
 	_ = s.stream.Close()
 }
 
-// runSession is a session from its first step to what ends it. It returns nil only when ctx ended and everything received was delivered
-// and confirmed.
+// runSession runs a session from its first step to its end. It returns nil only when ctx ended and everything received
+// was delivered and confirmed.
 func (r *Relay) runSession(ctx context.Context) error {
 	s, err := r.start(ctx)
 	if err != nil {
@@ -40,11 +41,12 @@ func (r *Relay) runSession(ctx context.Context) error {
 	return r.stream(ctx, s)
 }
 
-// start is steps 1 to 6 of a session, the only recovery path there is. The session that it returns owns the slot, and may stream.
+// start runs the steps 1 to 6 of a session, the only recovery path there is. The session that it returns owns the slot,
+// and its state record is durable.
 func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	troubles := &r.memory.troubles
-	// 1. Preflight over SQL, for early and clear errors. What is wrong with publication and table waits for step 6: it must be
-	// latched, which only the slot's owner may.
+	// 1. Preflight over SQL, for early and clear errors. What is wrong with publication and table waits for step 6: it
+	// must be latched, which only the slot's owner may.
 	table, err := r.source.Preflight(ctx)
 	if err != nil {
 		return nil, err
@@ -79,7 +81,8 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	troubles.pid = s.id.PID
 	troubles.commits(&s.facts)
 	s.interval = r.statusInterval(s.id.Timeout)
-	// Kafka may keep the next steps waiting for long. Until they have passed the server is answered with 0/0, which confirms nothing.
+	// The next steps wait for Kafka, perhaps for long. Meanwhile the server is answered with 0/0, which confirms
+	// nothing.
 	ctx, stop := answering(ctx, s.interval, func() error { return s.stream.Status(0, false) })
 	defer func() {
 		if lost := stop(); lost != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -123,8 +126,8 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	return s, nil
 }
 
-// stream is step 7: reader, publisher and watcher work until ctx or one of them ends. This is where their errors meet, and where a halt is
-// written.
+// stream runs step 7: reader, publisher and watcher work until one of them or ctx ends. It alone receives their errors,
+// and has the halt written.
 func (r *Relay) stream(ctx context.Context, s *session) error {
 	sh := newExchange(s.state)
 	q := newQueue(newWindow(r.cfg.WindowRows, r.memory.windowBytes))
@@ -134,17 +137,18 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	w.remember(&s.facts, s.state.Open)
 	r.SetRole(Streaming, nil)
 
-	// What was received is delivered after the end of ctx too, as far as shutdown_timeout allows.
+	// The publisher works on after the end of ctx, for at most shutdown_timeout: it delivers what was received.
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(r.cfg.ShutdownTimeout, abandon) })()
-	// The reader ends with ctx, with the publisher, and with what the watcher finds. The cause says which.
+	// The reader ends when ctx ends, when the publisher ends, and when the watcher has found a change. The cause says
+	// which.
 	reading, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(reading, s.stream.Interrupt)()
 
 	drain, drained := make(chan struct{}), make(chan struct{})
-	var failed error // the publisher's end
+	var failed error // the publisher's, once drained is closed
 	go func() {
 		defer close(drained)
 		failed = p.run(work, drain)
@@ -174,33 +178,33 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 		}
 	}
 	close(drain)
-	_, stopAnswering := answering(work, s.interval, rd.status) // until everything is delivered, where the connection is still there
+	_, stopAnswering := answering(work, s.interval, rd.status) // which fails at once where the connection was given back
 	<-drained
+	abandoned := failed != nil && work.Err() != nil
+	var unwritten error
+	if errors.As(errors.Join(failed, ended), &halt) {
+		unwritten = p.writeHalt(work, halt)
+	}
 	_ = stopAnswering()
 	_ = rd.status() // where the server is gone, the state record alone keeps rows from being repeated
 	stopWatching()
 	watcher.Wait()
 
-	err := failed
 	switch {
-	case failed != nil && work.Err() != nil:
+	case abandoned:
 		return fmt.Errorf("kafka did not take what was received within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", r.cfg.ShutdownTimeout)
-	case ctx.Err() == nil && !errors.Is(ended, failed):
-		err = errors.Join(ended, failed)
+	case ctx.Err() != nil:
+		return errors.Join(failed, unwritten)
+	case errors.Is(ended, failed):
+		failed = nil // it is said once
 	}
-	if errors.As(errors.Join(failed, ended), &halt) {
-		if werr := p.writeHalt(work, halt); werr != nil {
-			err = errors.Join(err, fmt.Errorf("write a halt into the state record: %w", werr))
-		}
-	}
-	if ctx.Err() == nil {
-		w.countFailure(err)
-	}
+	err := errors.Join(ended, failed, unwritten)
+	w.countFailure(err)
 	return err
 }
 
-// answering calls status at once and every interval, until it fails or stop is called. The context that it returns ends then too. stop waits
-// for the last call and returns its error, unless ctx has ended.
+// answering calls status at once and then every interval, until status fails or stop is called; then the context that
+// it returns ends. stop waits for the last call and returns its error, or nil if ctx has ended.
 func answering(ctx context.Context, interval time.Duration, status func() error) (_ context.Context, stop func() error) {
 	answered, cancel := context.WithCancel(ctx)
 	var lost error
@@ -230,7 +234,8 @@ func answering(ctx context.Context, interval time.Duration, status func() error)
 	}
 }
 
-// notOwned returns why the slot is not this session's: err, or, where it is a former session's, that.
+// notOwned returns the error of a session that could not start its stream: err, or, where a former session of this
+// relay still has the slot, one that says so.
 func (r *Relay) notOwned(err error, slot *SlotFacts) error {
 	if !errors.Is(err, ErrSlotInUse) {
 		return err
@@ -262,9 +267,9 @@ func (r *Relay) statusInterval(timeout time.Duration) time.Duration {
 	return timeout / 2
 }
 
-// stillAlone is asked when the slot is no longer read by this session. It was stopped or cut off, and another relay may have
-// moved slot and state since: then it must not judge. Or the server cannot decode what comes first and has ended the stream at
-// once: then nobody has begun after it, and it has to say so.
+// stillAlone is asked when the slot is no longer read by this session. It was stopped or cut off, and another relay may
+// have moved slot and state since: then it must not judge. Or the server cannot decode what comes first and has ended
+// the stream at once: then nobody has begun after it, and it has to say so.
 func (r *Relay) stillAlone(ctx context.Context, s *session, st *State) (Facts, error) {
 	lost := errors.New("the slot was lost before the session had begun")
 	if s.facts.Slot.ActivePID != 0 {
@@ -289,10 +294,10 @@ func (r *Relay) claim(st *State) {
 	st.Epoch, st.Instance, st.Time = st.Epoch+1, r.instance, time.Now().UTC()
 }
 
-// latch writes a halt that reconciling found into the state record, if it is one that must be latched. This session owns the
-// slot, and identify has made sure that it is on the right server; where the slot cannot be owned nothing is latched,
-// because another relay may rightly be at work, and what is found then (a slot missing or lost, a server that is not ours)
-// is found again from the same facts.
+// latch writes a halt that reconciling found into the state record, if it is one that must be latched. This session
+// owns the slot, and identify has made sure that it is on the right server; where the slot cannot be owned nothing is
+// latched, because another relay may rightly be at work, and what is found then (a slot missing or lost, a server that
+// is not ours) is found again from the same facts.
 func (r *Relay) latch(ctx context.Context, client Publisher, st *State, err error) error {
 	var halt *Halt
 	if !errors.As(err, &halt) || !halt.Latch {
@@ -322,16 +327,18 @@ func (r *Relay) countPhantoms(ctx context.Context, client Publisher, st *State) 
 	return ctx.Err()
 }
 
-// exchange is what reader, publisher and watcher of a session tell each other, besides the rows in the queue.
+// exchange holds what reader, publisher and watcher of a session tell each other, besides the rows in the queue.
 type exchange struct {
-	// confirmed is the LSN that may be confirmed: a state record with covered at or above it is durable. The reader takes it from 0 to where
-	// the session began when the stream has passed what was delivered before, the publisher raises it, and the reader sends it.
+	// confirmed is the LSN that may be confirmed: a state record with covered at or above it is durable. The publisher
+	// raises it with each state record. The reader sends it, and sets it to the covered of the session's first record
+	// once the stream has passed that.
 	confirmed atomic.Uint64
-	motion    motion                // written by reader and publisher, read by the watcher
-	place     atomic.Pointer[place] // of the last durable state record: written by the publisher, read by the watcher
-	looked    atomic.Pointer[look]  // the last look that found publication and table unchanged: written by the watcher, read by all
-	lag       Lag                   // written by the watcher, read by the publisher
-	refresh   chan struct{}         // the watcher's wish for a state record, to the publisher
+	// looked is the last look that found publication and table unchanged. The watcher writes it, all read it.
+	looked  atomic.Pointer[look]
+	motion  motion                // reader and publisher write, the watcher reads
+	place   atomic.Pointer[place] // of the last durable state record: the publisher writes, the watcher reads
+	lag     Lag                   // the watcher writes, watcher and publisher read
+	refresh chan struct{}         // from the watcher to the publisher: write a state record, if that is stale
 }
 
 func newExchange(st *State) *exchange {

@@ -15,7 +15,8 @@ const (
 	sameFailures = 3                // sessions in a row that fail at one place: streaming alone is no progress any more
 )
 
-// motion is what moves while a session works. The reader writes what it has seen and received, the publisher the rest; the watcher reads it.
+// motion is what moves while a session works. The reader writes what it has seen and received, the publisher the rest;
+// the watcher reads it.
 type motion struct {
 	seen      atomic.Uint64 // LSN that the stream has reached
 	received  atomic.Int64  // messages but keepalives, and gulps of a message that is skimmed over
@@ -32,7 +33,7 @@ func (m *motion) moves(seen LSN, messages, bytes int) {
 	m.received.Add(int64(messages))
 }
 
-// moment is one look at the motion.
+// moment is what had moved at one look.
 type moment struct {
 	seen, covered       LSN
 	received, published int64
@@ -60,7 +61,7 @@ type place struct {
 	row     Position
 }
 
-// troubles is what a relay has told of stalls and commits, beyond one session.
+// troubles is what a relay has told of stalls and of commits that wait, across its sessions.
 type troubles struct {
 	observer *Observer
 	place    place // of the last session that failed behind the WAL's end
@@ -89,7 +90,8 @@ func (t *troubles) commits(f *Facts) {
 	}
 }
 
-// commitsAgain asks whether what was told of commits still holds, where no session can look: with Kafka away none begins.
+// commitsAgain asks whether what was told of commits still holds, where no session can look: with Kafka away none
+// begins.
 func (t *troubles) commitsAgain(ctx context.Context, source Source) {
 	if t.commit == "" {
 		return
@@ -115,8 +117,8 @@ type look struct {
 	at    time.Time
 }
 
-// watcher looks at the server again and again while a session streams: at publication and table, of which a change that hides rows ends the
-// session, and at what tells a stall from silence.
+// watcher looks at the server again and again while a session streams: at publication and table, of which a change that
+// hides rows ends the session, and at what tells a stall from silence.
 type watcher struct {
 	source   Source
 	shared   *exchange
@@ -130,8 +132,8 @@ func newWatcher(s *session, sh *exchange, cfg *Options, o *Observer, source Sour
 	return &watcher{source: source, shared: sh, observer: o, troubles: t, pid: s.id.PID, every: cfg.CheckInterval}
 }
 
-// run looks until ctx ends, and returns nil then, or until it finds what ends the session. That it cannot look ends nothing. st is the record
-// that publication and table are compared with.
+// run looks until ctx ends, and then returns nil, or until it finds a change that ends the session, and then returns
+// that. A look that fails ends nothing. st is the record that publication and table are compared with.
 func (w *watcher) run(ctx context.Context, st State) error {
 	timer := time.NewTimer(min(time.Second, w.every))
 	defer timer.Stop()
@@ -172,7 +174,7 @@ func (w *watcher) run(ctx context.Context, st State) error {
 	}
 }
 
-// moment is what has moved until now.
+// moment returns what has moved until now.
 func (w *watcher) moment() moment {
 	at := &w.shared.motion
 	return moment{seen: LSN(at.seen.Load()), received: at.received.Load(), published: at.published.Load()}
@@ -214,7 +216,8 @@ func (w *watcher) judge(d *detector, f *Facts, now time.Time) {
 	}
 }
 
-// assess names the range that is at risk, for a halt of which the stream could not tell: since the last look that found nothing.
+// assess names the range that is at risk, for a halt of which the stream could not tell: since the last look that found
+// nothing.
 func (w *watcher) assess(ctx context.Context, halt *Halt) {
 	last := w.shared.looked.Load()
 	if !halt.Latch || !halt.Risk.IsZero() || last == nil {
@@ -227,8 +230,8 @@ func (w *watcher) assess(ctx context.Context, halt *Halt) {
 	}
 }
 
-// countFailure counts a session that had streamed and failed, if it had not reached the WAL's end. Where several fail at one place in a row,
-// streaming is no sign of health.
+// countFailure counts a session that had streamed and failed, if it had not reached the WAL's end. Where several fail
+// at one place in a row, streaming is no sign of health.
 func (w *watcher) countFailure(err error) {
 	t, here := w.troubles, *w.shared.place.Load()
 	if err == nil || errors.As(err, new(*Halt)) || reached(here.covered, w.shared.looked.Load().facts.WALEnd) {

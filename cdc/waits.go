@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// StandbySlot is a slot that is named in synchronized_standby_slots: the server sends a row of a failover slot when each of them has it.
+// StandbySlot is a slot that is named in synchronized_standby_slots: the server sends a row of a failover slot when
+// each of them has it.
 type StandbySlot struct {
 	Name    string
 	Away    string // why no standby fills it; empty while one does
@@ -32,7 +33,8 @@ func (w *Walsender) String() string {
 	return fmt.Sprintf("process %d, which waits for %s (%s)", w.PID, w.For, w.Wait)
 }
 
-// StandbysAway says which standby slots keep rows from being sent, because nobody fills them, and what to do. Empty where none does.
+// StandbysAway says which standby slots keep rows from being sent, because nobody fills them, and what to do. Empty
+// where none does.
 func (f *Facts) StandbysAway() string {
 	return f.standbys(func(s *StandbySlot) string { return s.Away })
 }
@@ -63,7 +65,8 @@ func (f *Facts) standbys(why func(*StandbySlot) string) string {
 		"start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'` and `SELECT pg_reload_conf()`", strings.Join(named, "; "), strings.Join(keep, ", "))
 }
 
-// CommitWait says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes it for a standby.
+// CommitWait says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes
+// it for a standby.
 type CommitWait struct {
 	Names   string // the setting
 	Relay   string // the relay's application_name, which it matches
