@@ -167,10 +167,10 @@ func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Recor
 		}
 		p.delivered, p.memory.windowBytes = true, p.cfg.WindowBytes
 		p.shared.motion.published.Add(int64(len(records)))
-		p.observer.published(records, time.Since(since))
+		p.observer.Published(records, time.Since(since))
 		for i := range records {
 			if records[i].Refused != nil {
-				p.observer.deadLettered(&records[i])
+				p.observer.DeadLettered(&records[i])
 			}
 		}
 	}
@@ -197,12 +197,12 @@ func (p *publisher) write(ctx context.Context, records []Record) error {
 	}
 	stall := time.AfterFunc(stallLog, func() {
 		p.shared.motion.stuck.Store(true)
-		p.observer.stalled(true, time.Since(now))
+		p.observer.Stalled(true, time.Since(now))
 	})
 	err := p.client.Publish(ctx, records, st)
 	if !stall.Stop() {
 		p.shared.motion.stuck.Store(false)
-		p.observer.stalled(false, time.Since(now))
+		p.observer.Stalled(false, time.Since(now))
 	}
 	if err != nil {
 		p.failed = true
@@ -215,7 +215,7 @@ func (p *publisher) write(ctx context.Context, records []Record) error {
 		p.checkpointer.written(st, time.Now())
 		p.shared.confirmed.Store(uint64(st.Covered))
 		p.shared.place.Store(&place{st.Covered, st.Last()})
-		p.observer.covered(st)
+		p.observer.Covered(st)
 	}
 	return nil
 }
@@ -251,6 +251,6 @@ func (p *publisher) writeHalt(ctx context.Context, halt *Halt) error {
 	if err := p.client.Publish(ctx, nil, st); err != nil {
 		return fmt.Errorf("write a halt into the state record: %w", err)
 	}
-	p.observer.covered(st)
+	p.observer.Covered(st)
 	return nil
 }

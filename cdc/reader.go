@@ -106,7 +106,7 @@ func (r *reader) send(confirmed LSN, ping bool) error {
 	if err := r.stream.Status(confirmed, ping); err != nil {
 		return err
 	}
-	r.observer.confirmed(confirmed)
+	r.observer.Confirmed(confirmed)
 	if confirmed > 0 {
 		return failpoint.Hit("after_ack")
 	}
@@ -220,7 +220,7 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 			}
 		}
 	})
-	r.observer.received(rows, dropped, others, bytes)
+	r.observer.Received(rows, dropped, others, bytes)
 	r.shared.motion.moves(r.tracker.seen, rows+dropped+others, bytes)
 	if err == nil && !r.settled && r.tracker.caughtUp() {
 		r.settled = true

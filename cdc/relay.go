@@ -58,7 +58,7 @@ type memory struct {
 func NewRelay(cfg Options, source Source, sink Sink, route Route, observer Observer) *Relay {
 	host, _ := os.Hostname()
 	r := &Relay{
-		cfg: cfg, source: source, sink: sink, route: route, observer: observer,
+		cfg: cfg, source: source, sink: sink, route: route, observer: Tee(observer),
 		instance: fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
 	}
 	r.memory = memory{windowBytes: cfg.WindowBytes, troubles: troubles{observer: &r.observer}}

@@ -67,7 +67,7 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 			s.close()
 		}
 	}()
-	r.observer.connected(s.id.Wire)
+	r.observer.Connected(s.id.Wire)
 	if s.facts, err = r.facts(ctx, s.id); err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	if err := s.client.Publish(ctx, nil, s.state); err != nil {
 		return nil, fmt.Errorf("write the session's first state record: %w", err)
 	}
-	r.observer.covered(s.state)
+	r.observer.Covered(s.state)
 	return s, nil
 }
 
@@ -263,7 +263,7 @@ func (r *Relay) statusInterval(timeout time.Duration) time.Duration {
 	if timeout <= 0 || configured <= timeout/2 {
 		return configured
 	}
-	r.observer.hurried(timeout, timeout/2)
+	r.observer.Hurried(timeout, timeout/2)
 	return timeout / 2
 }
 
@@ -323,7 +323,7 @@ func (r *Relay) countPhantoms(ctx context.Context, client Publisher, st *State) 
 	if ph.Rows, ph.AtLeast, err = client.CountFrom(ctx, ph.Range.From); err != nil {
 		ph.Rows = -1
 	}
-	r.observer.phantoms(ph)
+	r.observer.Phantoms(ph)
 	return ctx.Err()
 }
 

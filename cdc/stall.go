@@ -78,7 +78,7 @@ func (t *troubles) stall(s *Stall, at place) {
 		return
 	}
 	t.told, t.toldAt = s, at
-	t.observer.stuck(s)
+	t.observer.Stuck(s)
 }
 
 // commits reports commits that wait for this relay, when that changes.
@@ -86,7 +86,7 @@ func (t *troubles) commits(f *Facts) {
 	err := f.CommitsWait()
 	if text(err) != t.commit {
 		t.commit = text(err)
-		t.observer.commitsWait(err)
+		t.observer.CommitsWait(err)
 	}
 }
 
@@ -155,7 +155,7 @@ func (w *watcher) run(ctx context.Context, st State) error {
 		}
 		if blind != (err != nil) {
 			blind = !blind
-			w.observer.watching(err)
+			w.observer.Watching(err)
 		}
 		if err != nil {
 			// Where the WAL ends is not known then: what moves at all is no stall.
@@ -186,7 +186,7 @@ func (w *watcher) remember(f *Facts, open map[string]time.Time) {
 	w.shared.lag.Look(f.WALEnd, f.Time)
 	w.troubles.commits(f)
 	covered := w.shared.place.Load().covered
-	w.observer.current(w.shared.lag.Current(covered))
+	w.observer.Current(w.shared.lag.Current(covered))
 	if !reached(covered, f.WALEnd) {
 		signal(w.shared.refresh)
 	}
