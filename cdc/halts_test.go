@@ -104,6 +104,9 @@ func TestChangeFoundAtAStartIsLatched(t *testing.T) {
 		if st := b.now(); st.Halt == nil || !st.Halt.Latched || st.Epoch != 2 || st.Covered != 10 {
 			t.Errorf("state %+v", st)
 		}
+		if !s.isClosed() {
+			t.Error("a halted relay keeps the slot")
+		}
 		s.set(func(f *Facts) { f.Slot.ConfirmedFlush = 5 })
 		time.Sleep(time.Minute)
 		if role, err := relay.Role(); role != Halted || !strings.Contains(err.Error(), "re-created or advanced") {
