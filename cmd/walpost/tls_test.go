@@ -80,25 +80,25 @@ func TestRelayOverTLS(t *testing.T) {
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
 	}
-	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
-	u, err := url.Parse(s.env["WALPOST_SOURCE_URL"])
+	s := newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t))
+	u, err := url.Parse(s.Env["WALPOST_SOURCE_URL"])
 	if err != nil {
 		t.Fatal(err)
 	}
 	u.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {certFile}}.Encode()
-	s.env["WALPOST_SOURCE_URL"] = u.String()
-	s.must("init")
-	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Events: 20_000})
+	s.Env["WALPOST_SOURCE_URL"] = u.String()
+	s.MustRun("init")
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.AdminURL, Events: 20_000})
 	ledger := w.Wait()
-	r := s.start()
-	r.says(20*time.Second, `"wire":"tcp, round trip `)
-	if on := s.query("SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"); on != "true" {
+	r := s.StartRelay()
+	r.WaitForLog(20*time.Second, `"wire":"tcp, round trip `)
+	if on := s.Query("SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"); on != "true" {
 		t.Fatal("the replication connection is not encrypted")
 	}
-	if report := s.settled(ledger); report.Duplicates > 0 {
+	if report := s.CheckDelivered(ledger); report.Duplicates > 0 {
 		t.Errorf("%d duplicates without a fault", report.Duplicates)
 	}
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Error(err)
 	}
 }
