@@ -103,6 +103,7 @@ func TestALostConnectionLosesNeitherHalf(t *testing.T) {
 
 // Both or neither, under load over HTTP and from SQL at once: every fifth COMMIT meets a cut, and some events are refused.
 func TestBothOrNeitherUnderLoad(t *testing.T) {
+	cdctest.Long(t, "writes under load")
 	perWorker := 60
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
 		perWorker = 600

@@ -80,6 +80,7 @@ func scan[T any](t *testing.T, conn *pgx.Conn, query string, args ...any) T {
 }
 
 func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
+	cdctest.Long(t, "starts a server")
 	var log syncBuffer
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Log: &log, Settings: map[string]string{"log_statement": "all"}})
 	for _, which := range []sql.Database{sql.Orders, sql.Inventory} {
@@ -135,6 +136,7 @@ func (s *syncBuffer) String() string {
 
 // The server, told to check passwords, checks against the verifier we computed.
 func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
+	cdctest.Long(t, "starts a server")
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	service := server.URLFor("shop_service", "s3cret'", "postgres")
 	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), service, new(bytes.Buffer)); err != nil {
@@ -335,6 +337,7 @@ func TestSlotViewSaysHowTheSlotStands(t *testing.T) {
 }
 
 func TestSlotViewTellsAReaderFromNobodyAndLostFromLate(t *testing.T) {
+	cdctest.Long(t, "starts a server")
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}})
 	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), server.URLFor("shop_service", "", "postgres"), new(bytes.Buffer)); err != nil {
 		t.Fatal(err)

@@ -135,6 +135,7 @@ func parse(t *testing.T, text string) (lsn cdc.LSN) {
 }
 
 func TestARelayThatDropsARow(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
@@ -176,6 +177,7 @@ func (s *droppingStream) Next(m *cdc.Message) (bool, error) {
 }
 
 func TestInventoryIsOff(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
@@ -190,6 +192,7 @@ func TestInventoryIsOff(t *testing.T) {
 }
 
 func TestStockThatIsNotAsTheOrdersSay(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	// Somebody takes a mug without an order, before the last step.
 	var url string
@@ -303,6 +306,7 @@ func (c *child) processes() (found []string) {
 }
 
 func TestExitCode(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	good := spawn(t, "--once")
 	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased as the orders say.\n") {
@@ -320,6 +324,7 @@ func TestExitCode(t *testing.T) {
 }
 
 func TestCtrlCLeavesNothing(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	for name, c := range map[string]struct {
 		args []string
 		when func(*child)
@@ -388,6 +393,7 @@ func (c *child) tries() {
 }
 
 func TestSIGKILLLeavesNoServer(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	demo := spawn(t)
 	demo.says("An order comes over HTTP")

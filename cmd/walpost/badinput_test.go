@@ -13,6 +13,7 @@ import (
 // the way to fix it, and once fixed the relay streams without being restarted.
 func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"wal_level": "replica"}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)

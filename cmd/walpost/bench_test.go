@@ -166,8 +166,8 @@ func drain(b *testing.B, s *testbed, binary string, rows int) (d drained) {
 }
 
 // built is a relay of the built binary, not started, and where its log will be.
-func (s *testbed) builtRelay(binary string) (*exec.Cmd, *e2e.Log) {
-	cmd, log := exec.Command(binary, "relay"), &e2e.Log{}
+func (s *testbed) builtRelay(binary string) (*exec.Cmd, *cdctest.Log) {
+	cmd, log := exec.Command(binary, "relay"), &cdctest.Log{}
 	for k, v := range s.Env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}

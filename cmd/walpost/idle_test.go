@@ -16,6 +16,7 @@ import (
 // that is rolled back and one that is open, has nothing that waits.
 func TestIdleServerIsNoStall(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	// It is not to write a snapshot of running transactions soon, which would flush the rest of the record.
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"bgwriter_delay": "10s"}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {

@@ -87,10 +87,10 @@ func TestMigrateSourceWaits(t *testing.T) {
 		t.Errorf("with source.kind: polling: %v", err)
 	}
 	s.Env["WALPOST_SOURCE_KIND"] = "wal"
-	migrate := func() (out *e2e.Log, stop func(), ended chan error) {
+	migrate := func() (out *cdctest.Log, stop func(), ended chan error) {
 		ctx, stop := context.WithCancel(t.Context())
 		t.Cleanup(stop)
-		out, ended = &e2e.Log{}, make(chan error, 1)
+		out, ended = &cdctest.Log{}, make(chan error, 1)
 		go func() { ended <- run(ctx, []string{"migrate-source"}, s.Getenv, out, out) }()
 		cdctest.Eventually(t, 30*time.Second, func() error {
 			if !strings.Contains(out.String(), "2 rows that may be older than the slot are pending") {

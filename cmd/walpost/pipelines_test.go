@@ -165,6 +165,7 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 // TestPipelineWithoutItsServer: the server of one is gone; the other goes on, and the one when its server is back.
 func TestPipelineWithoutItsServer(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)

@@ -126,7 +126,7 @@ func sameSet(a, b []string) bool {
 // TestDeadLetterHoldsBytes: a bytea of more than a megabyte that is no text comes out of the dead letter topic as it went in.
 func TestDeadLetterHoldsBytes(t *testing.T) {
 	t.Parallel()
-	s := newTestbed(t)
+	s := newStory(t)
 	s.Env["WALPOST_POISON_POLICY"] = "dead_letter"
 	s.Exec(`CREATE TABLE outbox (id bigint, aggregate_type text, aggregate_id text, event_type text, payload bytea, note text)`)
 	s.MustRun("init")

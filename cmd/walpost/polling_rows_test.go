@@ -52,6 +52,7 @@ func (n *sent) pass(f cdctest.Frame) cdctest.Verdict {
 // TestPolledRowThatOnlyKafkaRefuses is among others of its key and of other keys: it is found out, and it alone fails.
 func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 // TestPolledRowsTravelFromInitToTopic is the whole way, as README tells it.
 func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 	t.Parallel()
-	s := newPolledTestbed(t)
+	s := newPolledStory(t)
 	s.MustRun("init")
 	if again := s.MustRun("init"); !strings.Contains(again, "there, with the columns and indexes that polling needs") || strings.Contains(again, "CREATE INDEX") {
 		t.Errorf("a second init is not content:\n%s", again)

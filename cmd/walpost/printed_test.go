@@ -222,6 +222,7 @@ var aRow = aRowOf("outbox")
 // halt has ended: every row that stands in the table is in Kafka, but for those that were given up and counted.
 func TestPrintedCommandsEndEachHalt(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	for _, c := range provokedHalts {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

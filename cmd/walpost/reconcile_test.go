@@ -105,6 +105,7 @@ func TestColumns(t *testing.T) {
 // TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody came for it.
 func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	for _, c := range []struct {
 		cause    string
 		settings map[string]string

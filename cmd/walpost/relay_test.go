@@ -14,7 +14,7 @@ import (
 // TestRowsTravelFromInitToTopic is the whole way, as README tells it.
 func TestRowsTravelFromInitToTopic(t *testing.T) {
 	t.Parallel()
-	s := newTestbed(t)
+	s := newStory(t)
 	s.MustRun("init")
 	r := s.StartRelay()
 	r.WaitForLog(10*time.Second, `"wire":"tcp, round trip `)

@@ -14,6 +14,7 @@ import (
 // database, and one that polls. Each removal leaves what the others need, and says who needs it. The last one leaves nothing.
 func TestRemoveTakesOnlyWhatIsThisPipelinesAlone(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	brokers := cdctest.Kafka(t)
 	for _, name := range []string{"shop", "stock"} {
@@ -75,6 +76,7 @@ func TestRemoveTakesOnlyWhatIsThisPipelinesAlone(t *testing.T) {
 // TestRemoveLeavesWhatOthersUse tries each other use of role and publication by itself.
 func TestRemoveLeavesWhatOthersUse(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 // TestSkipMovesNoSlotWithoutItsRecord: Kafka refuses the state record, and the slot stays, or nobody would know what was skipped.
 func TestSkipMovesNoSlotWithoutItsRecord(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
 	if err != nil {
 		t.Fatal(err)

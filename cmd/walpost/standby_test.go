@@ -13,6 +13,7 @@ import (
 // skip and adopt say so at once, by the standby slot's name, and change nothing; when it is back or taken out they do what they say.
 func TestDecisionsNameAStandbyThatIsAway(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Version: "17"})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)

@@ -31,29 +31,47 @@ var program = e2e.Program{Main: run, Path: os.Args[0], Vars: []string{"WALPOST_T
 // testbed is an end-to-end pipeline, with what only the tests of the command need.
 type testbed struct{ *e2e.Pipeline }
 
+const endToEnd = "an end-to-end test"
+
+// newTestbed is for a test that -short leaves out; newStory is for the few that it runs.
 func newTestbed(t testing.TB) *testbed {
+	t.Helper()
+	cdctest.Long(t, endToEnd)
+	return newStory(t)
+}
+
+func newStory(t testing.TB) *testbed {
 	t.Helper()
 	return &testbed{e2e.New(t, program)}
 }
 
 func newTestbedOn(t testing.TB, admin string, brokers []string) *testbed {
 	t.Helper()
+	cdctest.Long(t, endToEnd)
 	return &testbed{e2e.NewOn(t, program, admin, brokers)}
 }
 
 func newTestbedOnOwnServer(t testing.TB) (*testbed, *devenv.Postgres) {
 	t.Helper()
+	cdctest.Long(t, endToEnd)
 	p, server := e2e.NewOnOwnServer(t, program)
 	return &testbed{p}, server
 }
 
 func newPolledTestbed(t testing.TB) *testbed {
 	t.Helper()
+	cdctest.Long(t, endToEnd)
+	return newPolledStory(t)
+}
+
+func newPolledStory(t testing.TB) *testbed {
+	t.Helper()
 	return &testbed{e2e.NewPolled(t, program)}
 }
 
 func newPoisonTestbed(t testing.TB, policy string) *testbed {
 	t.Helper()
+	cdctest.Long(t, endToEnd)
 	return &testbed{e2e.NewForPoison(t, program, policy)}
 }
 

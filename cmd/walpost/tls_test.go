@@ -75,6 +75,7 @@ func certificate(t testing.TB) (certFile, keyFile string) {
 // TestRelayOverTLS streams under load through TLS with the server's certificate verified, where a read ends with a record.
 func TestRelayOverTLS(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	certFile, keyFile := certificate(t)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"ssl": "on", "ssl_cert_file": certFile, "ssl_key_file": keyFile}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {

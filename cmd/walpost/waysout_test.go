@@ -48,6 +48,7 @@ func (s *testbed) positions() string {
 // not look. The relay publishes what stands before them, names the way past, and nothing else is lost on it.
 func TestWedgeIsSteppedOver(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	s := newTestbedOn(t, cdctest.Database(t, "ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"), cdctest.Kafka(t))
 	s.MustRun("init")
 	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check, DROP CONSTRAINT outbox_payload_check1, ALTER COLUMN payload TYPE text`)

@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // printed returns the walpost commands that stand in backquotes in a text, without the program's name.
@@ -86,7 +85,7 @@ func TestDecisionWaitsForOpenTransactions(t *testing.T) {
 			if strings.HasPrefix(c.hide, "DROP") { // what it wrote then cannot be decoded by PostgreSQL
 				s.MustRefuse("end it (SELECT pg_terminate_backend(", "adopt", "--wait", "0s")
 			}
-			out := &e2e.Log{}
+			out := &cdctest.Log{}
 			if c.end == "" {
 				if _, err := out.Write([]byte(s.MustRun(c.args...))); err != nil {
 					t.Fatal(err)

@@ -158,6 +158,7 @@ func TestPartitionsOfTheWritersZone(t *testing.T) {
 // TestPolledTimesOfTheWritersZone: how long the oldest row waits is not off by the zone, configured or not.
 func TestPolledTimesOfTheWritersZone(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"timezone": "America/New_York"}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"strconv"
+	"testing"
 )
 
 // LongForm reports whether WALPOST_TEST_LONG asks for the long form of the suite.
@@ -15,6 +16,9 @@ func Kills() int {
 	}
 	if LongForm() {
 		return 15
+	}
+	if testing.Short() {
+		return 2
 	}
 	return 5
 }

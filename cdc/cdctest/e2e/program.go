@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest"
 )
 
 // Program is how a test runs walpost.
@@ -40,7 +42,7 @@ func (p Program) run(ctx context.Context, args []string, env map[string]string, 
 	for k, v := range env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
-	var said Log
+	var said cdctest.Log
 	cmd.Stdout, cmd.Stderr = out, io.MultiWriter(out, &said)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +21,7 @@ import (
 // Relay is a running `walpost relay`, in the test's process or in its own.
 type Relay struct {
 	T    testing.TB
-	Log  *Log
+	Log  *cdctest.Log
 	Stop func() error // SIGTERM, or the end of its context; returns how it ended
 
 	// Only a process of its own has these.
@@ -38,7 +37,7 @@ func (s *Pipeline) StartRelay() *Relay {
 		return s.SpawnRelay()
 	}
 	ctx, cancel := context.WithCancel(s.T.Context())
-	r := &Relay{T: s.T, Log: &Log{}}
+	r := &Relay{T: s.T, Log: &cdctest.Log{}}
 	ended := make(chan error, 1)
 	go func() { ended <- s.run(ctx, []string{"relay"}, s.Env, r.Log) }()
 	r.Stop = sync.OnceValue(func() error {
@@ -67,7 +66,7 @@ func (s *Pipeline) StartCommand(cmd *exec.Cmd, env ...string) *Relay {
 	for k, v := range s.Env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
-	r := &Relay{T: s.T, Log: &Log{}}
+	r := &Relay{T: s.T, Log: &cdctest.Log{}}
 	cmd.Stdout, cmd.Stderr = r.Log, r.Log
 	if err := cmd.Start(); err != nil {
 		s.T.Fatal(err)
@@ -223,38 +222,6 @@ func (r *Relay) CPU() time.Duration {
 		r.T.Fatal(err)
 	}
 	return time.Duration(user+system) * 10 * time.Millisecond // a hundred ticks a second
-}
-
-// Log is a log that is read while it is written.
-type Log struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-
-	awaited string
-	then    func() // called once, by the writer, as soon as awaited is written
-}
-
-func (b *Log) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.then != nil && bytes.Contains(p, []byte(b.awaited)) {
-		b.then()
-		b.then = nil
-	}
-	return b.b.Write(p)
-}
-
-// OnText calls f when text is written next.
-func (b *Log) OnText(text string, f func()) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.awaited, b.then = text, f
-}
-
-func (b *Log) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // PeakMemory returns how much memory a process has had resident at its highest, in bytes, or 0. What the kernel says of one that has ended is of no use: it

@@ -21,6 +21,7 @@ import (
 // it), and prints the seed of its choices; WALPOST_CHAOS_SEED takes it again.
 func TestChaos(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, "random faults for some seconds")
 	lasts, seed := 5*time.Second, rand.Uint64()
 	if text := os.Getenv("WALPOST_CHAOS"); text != "" {
 		var err error

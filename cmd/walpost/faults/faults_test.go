@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/config"
 )
@@ -40,6 +41,9 @@ type fault struct {
 }
 
 func (f *fault) path() string { return fmt.Sprintf("%d_%s", f.number, f.name) }
+
+// quick reports whether -short does the fault too: a hand-over between relays, an answer that is lost, and a halt.
+func (f *fault) quick() bool { return f.number == 4 || f.number == 9 || f.number == 25 }
 
 func (f *fault) command() string {
 	if f.tags != "" {
@@ -91,6 +95,9 @@ func TestFaults(t *testing.T) {
 		}
 		t.Run(f.path(), func(t *testing.T) {
 			t.Parallel()
+			if !asked && !f.quick() {
+				cdctest.Long(t, "it does a few of the faults")
+			}
 			for i, m := range modes {
 				polling := strings.Contains(f.name, "poll") // at least once is all there is
 				if polling && m != config.AtLeastOnce || !asked && (!polling && i != f.number%2 || f.slow && !e2e.LongForm()) {

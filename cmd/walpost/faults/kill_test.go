@@ -46,7 +46,7 @@ func (s *trial) lookAtGaps(committed int, topicToo bool) gaps {
 
 // TestKillLosesNothing kills -9 under load until every gap between row, state and slot was hit: at random, and every other time
 // as soon as a state record is durable, for what is then not confirmed yet is confirmed within milliseconds on servers that ask.
-// WALPOST_KILLS says how often.
+// WALPOST_KILLS says how often. With -short it kills twice, which is too seldom to hit every gap.
 func TestKillLosesNothing(t *testing.T) {
 	t.Parallel()
 	built := newBinaries(t)
@@ -59,13 +59,13 @@ func TestKillLosesNothing(t *testing.T) {
 			open := func() bool { // exactly once there is nothing between row and state
 				return inFlight == 0 || beforeConfirm == 0 || (beforeState == 0 && m == config.AtLeastOnce)
 			}
-			for ; n < e2e.Kills() || (n < 5*e2e.Kills() && open()); n++ {
+			for ; n < e2e.Kills() || (n < 5*e2e.Kills() && open() && !testing.Short()); n++ {
 				r := s.startStreaming()
 				if n%2 == 0 {
 					time.Sleep(rand.N(1000 * time.Millisecond)) // the instant of the kill is what is random here
 				} else {
 					durable := make(chan struct{})
-					r.Log.OnText("state record is durable", func() {
+					r.Log.On("state record is durable", func() {
 						_ = syscall.Kill(r.PID, syscall.SIGKILL)
 						close(durable)
 					})
@@ -81,7 +81,7 @@ func TestKillLosesNothing(t *testing.T) {
 				inFlight, beforeState, beforeConfirm = inFlight+count(h.inFlight), beforeState+count(h.beforeState), beforeConfirm+count(h.beforeConfirm)
 			}
 			t.Logf("%d kills: %d with rows in flight, %d between produce and state, %d between state and confirm", n, inFlight, beforeState, beforeConfirm)
-			if open() {
+			if open() && !testing.Short() {
 				t.Error("a gap was never hit: this run proves nothing about it")
 			}
 			if m == config.ExactlyOnce && beforeState > 0 {
@@ -89,7 +89,7 @@ func TestKillLosesNothing(t *testing.T) {
 			}
 			s.endFault()
 			s.startStreaming()
-			if report := s.finish(); m == config.AtLeastOnce && report.Duplicates == 0 {
+			if report := s.finish(); m == config.AtLeastOnce && report.Duplicates == 0 && !testing.Short() {
 				t.Error("no kill led to a replay: the kills were too tame to prove anything")
 			}
 		})
