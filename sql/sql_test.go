@@ -148,7 +148,7 @@ func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	scan[bool](t, admin, `SELECT pg_reload_conf()`)
-	cdctest.Eventually(t, 10*time.Second, func() error {
+	cdctest.Eventually(t, 30*time.Second, func() error {
 		conn, err := pgx.Connect(t.Context(), server.URLFor("shop_service", "another", "postgres"))
 		if err == nil {
 			_ = conn.Close(t.Context())
@@ -346,7 +346,7 @@ func TestSlotViewTellsAReaderFromNobodyAndLostFromLate(t *testing.T) {
 	scan[any](t, conn, `SELECT pg_create_logical_replication_slot('walpost', 'pgoutput')::text`)
 	says := func(words string) {
 		t.Helper()
-		cdctest.Eventually(t, 10*time.Second, func() error {
+		cdctest.Eventually(t, 30*time.Second, func() error {
 			if got := scan[string](t, conn, `SELECT what_to_do FROM outbox_slot`); !strings.Contains(got, words) {
 				return fmt.Errorf("it says %q, want %q in it", got, words)
 			}
@@ -574,7 +574,7 @@ func TestSlotThatIsReadAndHoldsRowsIsNotUpToDate(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), `CREATE TABLE more ()`); err != nil {
 		t.Fatal(err)
 	}
-	cdctest.Eventually(t, 10*time.Second, func() error {
+	cdctest.Eventually(t, 30*time.Second, func() error {
 		if got := scan[string](t, connect(t, service), `SELECT what_to_do FROM outbox_slot`); !strings.Contains(got, "of WAL is not delivered yet") {
 			return errors.New(got)
 		}

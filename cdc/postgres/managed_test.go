@@ -184,7 +184,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if err != nil {
 				t.Errorf("the relay does not stream: %v", err)
 			}
-			cdctest.Eventually(t, 10*time.Second, func() error { return admin.DropSlot(t.Context()) })
+			cdctest.Eventually(t, 30*time.Second, func() error { return admin.DropSlot(t.Context()) })
 		})
 	}
 	t.Run("one step of the plan is refused", func(t *testing.T) {

@@ -229,7 +229,7 @@ func TestOneEventThroughThreeLogs(t *testing.T) {
 				fields = slices.DeleteFunc(fields, func(name string) bool { return name == "order_id" }) // it passes over it unread
 			}
 			var lines []map[string]any
-			cdctest.Eventually(t, 10*time.Second, func() error {
+			cdctest.Eventually(t, 30*time.Second, func() error {
 				if lines = grep(t, logs[service].log.String(), event); len(lines) == 0 {
 					return fmt.Errorf("%s %s is not in the log of %s:\n%s", eventType, event, service, logs[service].log.String())
 				}

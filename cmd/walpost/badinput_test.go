@@ -61,7 +61,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 		s.Env["WALPOST_SOURCE_URL"] = s.URLFor("nobody_at_all", "x")
 		r := s.StartRelay()
 		r.WaitForLog(20*time.Second, `"halted"`)
-		r.WaitForLog(time.Second, "`walpost init` makes the role where there is none")
+		r.WaitForLog(3*time.Second, "`walpost init` makes the role where there is none")
 	})
 	t.Run("slot of another plugin", func(t *testing.T) {
 		s := newTestbed(t)

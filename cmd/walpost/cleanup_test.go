@@ -250,7 +250,7 @@ func TestCleanupBySchedule(t *testing.T) {
 		}
 		return nil
 	})
-	r.WaitForLog(5*time.Second, `"rows":20`)
+	r.WaitForLog(15*time.Second, `"rows":20`)
 	s.WaitUntilConfirmed(20 * time.Second)
 	if n := len(cdctest.ReadAll(t, s.Brokers, s.Topic)); n != 23 {
 		t.Errorf("%d records, want 23", n)

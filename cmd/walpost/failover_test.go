@@ -96,7 +96,7 @@ func TestFailover(t *testing.T) {
 	before := s.StateRecord()
 	r = s.StartRelay()
 	r.WaitForLog(20*time.Second, `"halted"`)
-	r.WaitForLog(time.Second, "a stale primary")
+	r.WaitForLog(3*time.Second, "a stale primary")
 	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	r.WaitForLog(20*time.Second, "waiting for its promotion")
 	s.Exec("SELECT pg_promote()")
 	r.WaitForLog(40*time.Second, `"halted"`)
-	r.WaitForLog(time.Second, "walpost adopt --create-slot")
+	r.WaitForLog(3*time.Second, "walpost adopt --create-slot")
 	out := s.MustRun("adopt", "--create-slot")
 	if !strings.Contains(out, "timeline 2, which left timeline 1 at") || !strings.Contains(out, "may be missing in Kafka; `walpost replay --from") {
 		t.Errorf("adopt:\n%s", out)

@@ -82,7 +82,7 @@ func TestReconcileHalts(t *testing.T) {
 			r := s.StartRelay()
 			r.WaitForLog(20*time.Second, `"halted"`)
 			for _, text := range c.says {
-				r.WaitForLog(time.Second, text)
+				r.WaitForLog(3*time.Second, text)
 			}
 			s.InsertRows(5)
 			if ready := r.Get(t, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, c.says[0]) {
@@ -180,8 +180,8 @@ func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 			for range 2 { // a restart does not loop past it
 				r := s.StartRelay()
 				r.WaitForLog(20*time.Second, `"halted"`)
-				r.WaitForLog(time.Second, c.says)
-				r.WaitForLog(time.Second, "00000000-0000-7000-8000-00000000dead")
+				r.WaitForLog(3*time.Second, c.says)
+				r.WaitForLog(3*time.Second, "00000000-0000-7000-8000-00000000dead")
 				if err := r.Stop(); err != nil {
 					t.Fatal(err)
 				}
@@ -199,7 +199,7 @@ func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 				want = 20
 			}
 			cdctest.Consume(t, s.Brokers, topic, 20*time.Second, cdctest.AtLeast(want))
-			s.WaitUntilConfirmed(10 * time.Second)
+			s.WaitUntilConfirmed(30 * time.Second)
 			if n := len(cdctest.ReadAll(t, s.Brokers, topic)); n != want {
 				t.Errorf("%d records, want %d, each once", n, want)
 			}
@@ -228,7 +228,7 @@ func TestChangesUnderARunningRelay(t *testing.T) {
 		}, "source.columns.event_type"},
 		"slot's walsender ended and the slot advanced": {func(s *testbed) {
 			s.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", s.Slot())
-			cdctest.Eventually(s.T, 10*time.Second, func() error { // the relay comes back within a moment: be quicker
+			cdctest.Eventually(s.T, 30*time.Second, func() error { // the relay comes back within a moment: be quicker
 				conn := s.Connect()
 				defer func() { _ = conn.Close(context.Background()) }()
 				if _, err := conn.Exec(s.T.Context(), "INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}')"); err != nil {
@@ -252,7 +252,7 @@ func TestChangesUnderARunningRelay(t *testing.T) {
 			s.WaitUntilConfirmed(20 * time.Second)
 			c.change(s)
 			r.WaitForLog(20*time.Second, `"halted"`)
-			r.WaitForLog(time.Second, c.says)
+			r.WaitForLog(3*time.Second, c.says)
 		})
 	}
 }

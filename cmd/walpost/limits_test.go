@@ -107,12 +107,12 @@ func TestAnImpatientServer(t *testing.T) {
 	s.Env["WALPOST_SOURCE_STATUS_INTERVAL"] = "5s"
 	s.Env["WALPOST_SOURCE_URL"] += "&options=-c%20wal_sender_timeout%3D1s"
 	r := s.StartRelay()
-	r.WaitForLog(10*time.Second, `"streaming"`)
-	r.WaitForLog(time.Second, "status updates are sent more often")
+	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(3*time.Second, "status updates are sent more often")
 	s.InsertRows(1)
-	s.WaitUntilConfirmed(10 * time.Second)
+	s.WaitUntilConfirmed(30 * time.Second)
 	time.Sleep(2500 * time.Millisecond) // nothing comes, and nothing ends
 	s.InsertRows(1)
-	s.WaitUntilConfirmed(10 * time.Second)
+	s.WaitUntilConfirmed(30 * time.Second)
 	r.MustBeUndisturbed()
 }

@@ -88,7 +88,7 @@ func TestMalformedMessages(t *testing.T) {
 	good()
 	r := s.StartRelay()
 	r.WaitForLog(20*time.Second, `"halted"`)
-	r.WaitForLog(time.Second, "the message is no JSON object of id, aggregate_type")
+	r.WaitForLog(3*time.Second, "the message is no JSON object of id, aggregate_type")
 	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -158,7 +158,7 @@ func admit(b *testing.B, s *testbed, url string) {
 		b.Fatal(err)
 	}
 	s.Exec("SELECT pg_reload_conf()")
-	cdctest.Eventually(b, 10*time.Second, func() error {
+	cdctest.Eventually(b, 30*time.Second, func() error {
 		conn, err := pgx.Connect(b.Context(), url)
 		if err == nil {
 			err = conn.Close(b.Context())

@@ -105,7 +105,7 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 	r.WaitForMetrics(t, fmt.Sprintf("walpost_role{pipeline=%q,role=\"halted\"} 1\n", b.Name), fmt.Sprintf("walpost_role{pipeline=%q,role=\"streaming\"} 1\n", a.Name),
 		fmt.Sprintf("walpost_slot_lost{pipeline=%q} 1\n", b.Name), fmt.Sprintf("walpost_slot_lost{pipeline=%q} 0\n", a.Name),
 		fmt.Sprintf("walpost_slot_lag_bytes{pipeline=%q} ", a.Name), fmt.Sprintf("walpost_slot_retained_bytes{pipeline=%q} ", a.Name))
-	r.WaitForLog(time.Second, `"pipeline":"`+b.Name+`","slot":"`+b.Slot()+`","error"`)
+	r.WaitForLog(3*time.Second, `"pipeline":"`+b.Name+`","slot":"`+b.Slot()+`","error"`)
 	var both []pipeline.Status
 	if err := json.Unmarshal([]byte(all.MustRun("status", "--json")), &both); err != nil || len(both) != 2 {
 		t.Fatal(both, err)

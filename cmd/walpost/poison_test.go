@@ -30,8 +30,8 @@ func TestPoisonHalts(t *testing.T) {
 			s.InsertPoison(nil)
 			r := s.StartRelay()
 			r.WaitForLog(20*time.Second, `"halted"`)
-			r.WaitForLog(time.Second, kind.Says)
-			r.WaitForLog(time.Second, "poison.policy: dead_letter")
+			r.WaitForLog(3*time.Second, kind.Says)
+			r.WaitForLog(3*time.Second, "poison.policy: dead_letter")
 			if got := s.PublishedIDs(); len(got) != 1 || got[0] != before {
 				t.Errorf("published %v, want only %s", got, before)
 			}
@@ -86,7 +86,7 @@ func TestPoisonIsPutAside(t *testing.T) {
 					t.Errorf("dead letter %d is held for %q", i, e.Letter.HeldFor)
 				}
 			}
-			r.WaitForLog(time.Second, `"dead letter: the row was put aside"`)
+			r.WaitForLog(3*time.Second, `"dead letter: the row was put aside"`)
 			log := r.Log.String()
 			for _, leak := range []string{`{\"a\": 1}`, "key-3", "yyyy"} {
 				if strings.Contains(log, leak) {
@@ -241,7 +241,7 @@ func TestDeadLetterTopicIsGuarded(t *testing.T) {
 			s.InsertRows(3)
 			r := s.StartRelay()
 			r.WaitForLog(20*time.Second, `"halted"`)
-			r.WaitForLog(time.Second, c.says)
+			r.WaitForLog(3*time.Second, c.says)
 			if status := s.MustRun("status"); !strings.Contains(status, c.says) {
 				t.Errorf("status:\n%s", status)
 			}

@@ -19,12 +19,12 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 		t.Errorf("a second init is not content:\n%s", again)
 	}
 	r := s.StartRelay()
-	r.WaitForLog(10*time.Second, `"streaming"`)
+	r.WaitForLog(30*time.Second, `"streaming"`)
 	if ready := r.Get(t, "/readyz"); !strings.HasPrefix(ready, "200") {
 		t.Errorf("a polling relay is not ready: %s", ready)
 	}
 	s.InsertRows(10)
-	for _, rec := range cdctest.Consume(t, s.Brokers, s.Topic, 10*time.Second, cdctest.AtLeast(10)) {
+	for _, rec := range cdctest.Consume(t, s.Brokers, s.Topic, 30*time.Second, cdctest.AtLeast(10)) {
 		for name, want := range map[string]bool{"id": true, "type": true, "source": true, "created_at": true, "lsn": false, "seq": false} {
 			if has := e2e.Header(rec, name) != ""; has != want {
 				t.Errorf("record %s has a header %s: %t", rec.Key, name, has)
@@ -105,8 +105,8 @@ func TestFailedRowHoldsItsKey(t *testing.T) {
 			if n := s.Query(`SELECT string_agg(status || retry_count || (last_error ~ 'headers has more than 1000'), ',' ORDER BY position) FROM outbox WHERE status = 'FAILED'`); n != "FAILED3true,FAILED3true" {
 				t.Errorf("failed rows: %s", n)
 			}
-			r.WaitForLog(5*time.Second, `"class":"headers"`)
-			r.WaitForLog(5*time.Second, "dead letter: the row was put aside")
+			r.WaitForLog(15*time.Second, `"class":"headers"`)
+			r.WaitForLog(15*time.Second, "dead letter: the row was put aside")
 			if metrics := r.Get(t, "/metrics"); !strings.Contains(metrics, `walpost_dead_letters_total{class="headers",pipeline="`+s.Name+`"} 2`) {
 				t.Error("the metrics do not count the two rows that failed")
 			}
@@ -243,7 +243,7 @@ func TestPollingBadInput(t *testing.T) {
 	}
 	s.MustRun("init")
 	r := s.StartRelay()
-	r.WaitForLog(10*time.Second, `"streaming"`)
+	r.WaitForLog(30*time.Second, `"streaming"`)
 	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +267,7 @@ func TestPollingBadInput(t *testing.T) {
 	s.Exec(`ALTER SEQUENCE outbox_position_seq CACHE 10`)
 	says(`column "position" must be GENERATED ALWAYS AS IDENTITY with a sequence of CACHE 1`)
 	s.Exec(`ALTER SEQUENCE outbox_position_seq CACHE 1`)
-	s.StartRelay().WaitForLog(10*time.Second, `"streaming"`)
+	s.StartRelay().WaitForLog(30*time.Second, `"streaming"`)
 }
 
 // TestFromPollingToTheWAL moves a pipeline under load. The two sources keep out of each other's way.

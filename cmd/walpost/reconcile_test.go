@@ -45,8 +45,8 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 			s.WaitUntilConfirmed(20 * time.Second)
 			s.Exec(c.change)
 			r.WaitForLog(20*time.Second, `"halted"`)
-			r.WaitForLog(time.Second, "publication or table changed")
-			r.WaitForLog(time.Second, c.says)
+			r.WaitForLog(3*time.Second, "publication or table changed")
+			r.WaitForLog(3*time.Second, c.says)
 			if c.undo != "" {
 				s.Exec(c.undo)
 			}
@@ -91,7 +91,7 @@ func TestColumns(t *testing.T) {
 	s.WaitForEvent(s.InsertRow())
 	s.Exec("ALTER TABLE outbox RENAME COLUMN event_type TO kind")
 	r.WaitForLog(20*time.Second, `"halted"`)
-	r.WaitForLog(time.Second, `the table has no column \"event_type\"`)
+	r.WaitForLog(3*time.Second, `the table has no column \"event_type\"`)
 	s.Exec("ALTER TABLE outbox RENAME COLUMN kind TO event_type")
 	if err := r.Stop(); err != nil { // it would go on within 30 s
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 			r = s.StartRelay()
 			r.WaitForLog(20*time.Second, "is lost (wal_status lost")
 			if server.Major() >= 17 {
-				r.WaitForLog(time.Second, "invalidation_reason "+c.cause)
+				r.WaitForLog(3*time.Second, "invalidation_reason "+c.cause)
 			}
 			s.MustRefuse("is lost", "adopt")
 			out := s.MustRun("adopt", "--create-slot")
@@ -207,14 +207,14 @@ func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 		{"another slot's", func(s *testbed) { s.RewriteStateRecord(func(st *cdc.State) { st.Slot = "walpost_of_others" }) }, "two pipelines of one name share state and transactional id", false},
 		{"auto-created with deletion", func(s *testbed) {
 			s.deleteTopic(topic(s))
-			cdctest.Eventually(s.T, 10*time.Second, func() error {
+			cdctest.Eventually(s.T, 30*time.Second, func() error {
 				_, err := admin(s).CreateTopic(s.T.Context(), 1, 1, map[string]*string{"cleanup.policy": value("delete")}, topic(s))
 				return err
 			})
 		}, "cleanup.policy=delete", false},
 		{"auto-created with partitions", func(s *testbed) {
 			s.deleteTopic(topic(s))
-			cdctest.Eventually(s.T, 10*time.Second, func() error {
+			cdctest.Eventually(s.T, 30*time.Second, func() error {
 				_, err := admin(s).CreateTopic(s.T.Context(), 3, 1, map[string]*string{"cleanup.policy": value("compact")}, topic(s))
 				return err
 			})
@@ -226,7 +226,7 @@ func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 			c.change(s)
 			r := s.StartRelay()
 			r.WaitForLog(20*time.Second, `"halted"`)
-			r.WaitForLog(time.Second, c.says)
+			r.WaitForLog(3*time.Second, c.says)
 			s.InsertRows(3)
 			if n := len(cdctest.ReadAll(t, s.Brokers, s.Topic)); n != 20 {
 				t.Errorf("%d records, the halted relay published", n)

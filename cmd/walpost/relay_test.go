@@ -17,12 +17,12 @@ func TestRowsTravelFromInitToTopic(t *testing.T) {
 	s := newStory(t)
 	s.MustRun("init")
 	r := s.StartRelay()
-	r.WaitForLog(10*time.Second, `"wire":"tcp, round trip `)
+	r.WaitForLog(30*time.Second, `"wire":"tcp, round trip `)
 	if ready := r.Get(t, "/readyz"); !strings.HasPrefix(ready, "200") {
 		t.Errorf("a streaming relay is not ready: %s", ready)
 	}
 	s.InsertRows(10)
-	records := cdctest.Consume(t, s.Brokers, s.Topic, 10*time.Second, cdctest.AtLeast(10))
+	records := cdctest.Consume(t, s.Brokers, s.Topic, 30*time.Second, cdctest.AtLeast(10))
 	for _, r := range records {
 		for _, h := range []string{"id", "type", "lsn", "seq", "source", "created_at"} {
 			if e2e.Header(r, h) == "" {
@@ -30,7 +30,7 @@ func TestRowsTravelFromInitToTopic(t *testing.T) {
 			}
 		}
 	}
-	s.WaitUntilConfirmed(10 * time.Second)
+	s.WaitUntilConfirmed(30 * time.Second)
 	if metrics := r.Get(t, "/metrics"); !strings.Contains(metrics, `walpost_rows_published_total{pipeline="`+s.Name+`"} 10`) {
 		t.Errorf("metrics do not count 10 rows:\n%s", metrics)
 	}

@@ -48,7 +48,7 @@ func TestPollingUnderRowLevelSecurity(t *testing.T) {
 	s.Exec("ALTER TABLE outbox ENABLE ROW LEVEL SECURITY")
 	s.InsertRows(2)
 	r.WaitForLog(20*time.Second, `"halted"`)
-	r.WaitForLog(2*time.Second, "row-level security hides rows of the outbox (PostgreSQL says ") // it came while the session went on
+	r.WaitForLog(6*time.Second, "row-level security hides rows of the outbox (PostgreSQL says ") // it came while the session went on
 	if ready := r.Get(t, "/readyz"); !strings.HasPrefix(ready, "503") {
 		t.Errorf("/readyz: %s", ready)
 	}

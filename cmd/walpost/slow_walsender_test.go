@@ -30,7 +30,7 @@ func TestASlowWalsender(t *testing.T) {
 	s.MustRun("init")
 	s.Exec("CREATE TABLE other (n int)")
 	r := s.StartRelay()
-	r.WaitForLog(10*time.Second, `"streaming"`)
+	r.WaitForLog(30*time.Second, `"streaming"`)
 	pid, err := strconv.Atoi(s.Query("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()))
 	if err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ func TestDecisionsNameAStandbyThatIsAway(t *testing.T) {
 		t.Helper()
 		s.Exec("ALTER SYSTEM SET synchronized_standby_slots = '" + names + "'")
 		s.Exec("SELECT pg_reload_conf()")
-		cdctest.Eventually(t, 10*time.Second, func() error {
+		cdctest.Eventually(t, 30*time.Second, func() error {
 			if is := s.Query("SHOW synchronized_standby_slots"); is != names {
 				return fmt.Errorf("synchronized_standby_slots is %q", is)
 			}

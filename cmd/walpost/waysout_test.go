@@ -61,7 +61,7 @@ func TestWedgeIsSteppedOver(t *testing.T) {
 		SELECT gen_random_uuid(), 'order', 'k', 'OrderPaid', CASE i WHEN 2 THEN chr(200) || 'secret' ELSE 'x' END FROM generate_series(1, 3) i`)
 	behind := s.InsertRow()
 	r.WaitForLog(20*time.Second, `"halted"`)
-	r.WaitForLog(time.Second, "PostgreSQL cannot decode the change at")
+	r.WaitForLog(3*time.Second, "PostgreSQL cannot decode the change at")
 	if log := r.Log.String(); strings.Contains(log, "secret") || strings.Contains(log, "0xc8") {
 		t.Error("the log holds a row's content")
 	}

@@ -85,7 +85,7 @@ func TestWhere(t *testing.T) {
 	if out := s.MustRun("where", poison); !strings.Contains(out, "dead-lettered") || !strings.Contains(out, "walpost dlq show") {
 		t.Errorf("%s", out)
 	}
-	cdctest.Eventually(t, 10*time.Second, func() error { // the WAL's end moves by itself
+	cdctest.Eventually(t, 30*time.Second, func() error { // the WAL's end moves by itself
 		if e := s.where(old).Events[0]; e.Answer != pipeline.Gone {
 			return fmt.Errorf("%+v", e)
 		}
@@ -186,7 +186,7 @@ func TestWhereAfterPartitionsWereAdded(t *testing.T) {
 	s.WaitUntilConfirmed(20 * time.Second)
 	s.CreatePartitions(16)
 	for _, id := range ids {
-		cdctest.Eventually(t, 10*time.Second, func() error {
+		cdctest.Eventually(t, 30*time.Second, func() error {
 			if e := s.where(id).Events[0]; e.Answer != pipeline.IsPublished {
 				return fmt.Errorf("%s: %+v", id, e)
 			}

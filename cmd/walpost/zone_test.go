@@ -67,7 +67,7 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 			s.Env["WALPOST_SOURCE_COLUMNS_CREATED_AT_ZONE"] = "Europe/Berln"
 			r = s.StartRelay()
 			r.WaitForLog(20*time.Second, `"halted"`)
-			r.WaitForLog(time.Second, "source.columns.created_at_zone: PostgreSQL knows no time zone")
+			r.WaitForLog(3*time.Second, "source.columns.created_at_zone: PostgreSQL knows no time zone")
 			if err := r.Stop(); err != nil || s.StateRecord().Halt != nil {
 				t.Error(err, s.StateRecord().Halt) // a wrong name is not latched
 			}

@@ -123,7 +123,7 @@ func (r *Relay) WaitForLog(within time.Duration, text string) {
 // Get asks the relay's HTTP address, which its log tells, and returns status and body.
 func (r *Relay) Get(t testing.TB, path string) string {
 	t.Helper()
-	r.WaitForLog(10*time.Second, `"serving HTTP"`)
+	r.WaitForLog(30*time.Second, `"serving HTTP"`)
 	said, err := r.Ask(path)
 	if err != nil {
 		t.Fatal(err)

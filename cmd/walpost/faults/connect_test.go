@@ -74,7 +74,7 @@ func pollHygienic(t *testing.T, program e2e.Program, env map[string]string) {
 	kf := cdctest.StartKafkaProxy(t, s.Brokers, nil)
 	s.Env["WALPOST_KAFKA_BROKERS"] = strings.Join(kf.Brokers(), ",")
 	r := s.StartRelay()
-	r.WaitForLog(10*time.Second, `"streaming"`)
+	r.WaitForLog(30*time.Second, `"streaming"`)
 	s.InsertRows(10)
 	cdctest.Consume(t, s.Brokers, s.Topic, 30*time.Second, cdctest.AtLeast(10))
 	kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})

@@ -174,7 +174,7 @@ func tailLost(s *trial) {
 	if len(taken) == 0 {
 		s.t.Error("nothing was lost: this run proves nothing")
 	}
-	r.WaitForLog(time.Second, fmt.Sprintf(`"rows":%d,`, len(taken)))
+	r.WaitForLog(3*time.Second, fmt.Sprintf(`"rows":%d,`, len(taken)))
 }
 
 // splitBrain is fault 24: the old primary lives on after a promotion, and the relay looks at it.

@@ -21,7 +21,7 @@ func pollingLateCommit(of *trial) {
 	s := e2e.NewPolled(t, of.program())
 	s.MustRun("init")
 	s.Exec(`CREATE TABLE other (n int)`)
-	s.StartRelay().WaitForLog(10*time.Second, `"streaming"`)
+	s.StartRelay().WaitForLog(30*time.Second, `"streaming"`)
 	a, b, c := s.Connect(), s.Connect(), s.Connect()
 	for _, conn := range []*pgx.Conn{a, b, c} {
 		t.Cleanup(func() { _ = conn.Close(t.Context()) })

@@ -78,7 +78,7 @@ func freezeAndReplace(s *trial) {
 	for _, point := range points {
 		zombie := s.startWithFailpoints(point + ":stop@3")
 		zombie.WaitForLog(30*time.Second, "failpoint "+point+": stop")
-		zombie.WaitUntilFrozen(10 * time.Second)
+		zombie.WaitUntilFrozen(30 * time.Second)
 		s.endFault()
 		heir := s.SpawnRelay()
 		heir.WaitForLog(30*time.Second, `"streaming"`)

@@ -33,7 +33,7 @@ func limitLowered(s *trial) {
 	s.LimitTopic("3000")
 	s.insertWithLedger("large", 1, 5000)
 	r.WaitForLog(30*time.Second, `"halted"`)
-	r.WaitForLog(time.Second, s.Query("SELECT id::text FROM outbox WHERE aggregate_id = 'large'"))
+	r.WaitForLog(3*time.Second, s.Query("SELECT id::text FROM outbox WHERE aggregate_id = 'large'"))
 	s.waitForCommits(50)
 	for _, record := range cdctest.ReadAll(s.t, s.Brokers, s.Topic) {
 		if string(record.Key) == "large" {

@@ -104,7 +104,7 @@ func (s *trial) waitUntilStalled(r *e2e.Relay, texts ...string) {
 		}
 		return nil
 	})
-	r.WaitForLog(time.Second, "stalled: rows may be waiting and nothing moves")
+	r.WaitForLog(3*time.Second, "stalled: rows may be waiting and nothing moves")
 	status, metrics := r.Get(s.t, "/status"), r.Get(s.t, "/metrics")
 	for _, text := range texts {
 		if quoted, _ := json.Marshal(text); !strings.Contains(status, strings.Trim(string(quoted), `"`)) {
@@ -169,7 +169,7 @@ func standbySlotAway(s *trial) {
 	s.endFault()
 	s.finish()
 	s.waitUntilReady(r)
-	r.WaitForLog(time.Second, "rows flow again")
+	r.WaitForLog(3*time.Second, "rows flow again")
 	if log := r.Log.String(); strings.Contains(log, `"halted"`) {
 		s.t.Errorf("a standby that is away halted the relay:\n%s", log)
 	}
@@ -191,7 +191,7 @@ func (s *trial) startLaggingStandby(slot string) *pgconn.PgConn {
 	if err := conn.Frontend().Flush(); err != nil {
 		s.t.Fatal(err)
 	}
-	cdctest.Eventually(s.t, 10*time.Second, func() error {
+	cdctest.Eventually(s.t, 30*time.Second, func() error {
 		if n := s.Query("SELECT count(*)::text FROM pg_stat_replication WHERE application_name = 'sb'"); n != "1" {
 			return errors.New("the standby does not read")
 		}
@@ -231,7 +231,7 @@ func synchronousStandby(s *trial) {
 		s.t.Error(err)
 	}
 	s.setServerSetting(setting, "*")
-	r.WaitForLog(10*time.Second, "this relay has become a synchronous standby")
+	r.WaitForLog(30*time.Second, "this relay has become a synchronous standby")
 	s.kafkaProxy.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
 	waits := make(chan error, 1)
 	go func() {
@@ -427,7 +427,7 @@ func pollingStalls(of *trial) {
 			e2e.ExecOn(of.t, holder, "BEGIN; "+c.holds)
 		}
 		r := s.SpawnRelay()
-		r.WaitForLog(10*time.Second, `"streaming"`)
+		r.WaitForLog(30*time.Second, `"streaming"`)
 		switch c.holds {
 		case "":
 			var err error
@@ -449,7 +449,7 @@ func pollingStalls(of *trial) {
 			s.waitUntilStalled(r, named...)
 			release()
 			s.waitUntilReady(r)
-			r.WaitForLog(time.Second, "rows flow again")
+			r.WaitForLog(3*time.Second, "rows flow again")
 		})
 	}
 	group.Wait()

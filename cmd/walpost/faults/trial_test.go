@@ -293,7 +293,7 @@ func (s *trial) waitUntilHalted(r *e2e.Relay, texts ...string) {
 	s.t.Helper()
 	r.WaitForLog(60*time.Second, `"halted"`)
 	for _, text := range texts {
-		r.WaitForLog(2*time.Second, text)
+		r.WaitForLog(6*time.Second, text)
 	}
 	if ready := r.Get(s.t, "/readyz"); !strings.HasPrefix(ready, "503") {
 		s.t.Errorf("/readyz of a halted relay: %s", ready)
