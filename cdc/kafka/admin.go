@@ -160,8 +160,8 @@ func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
 	return nil
 }
 
-// Decide opens a publisher that is for state records only. Exactly once it fences the relay, so the slot must be free.
-func (a *Admin) Decide(ctx context.Context) (cdc.Publisher, error) {
+// OpenFenced opens a publisher that is for state records only. Exactly once it fences the relay, so the slot must be free.
+func (a *Admin) OpenFenced(ctx context.Context) (cdc.Publisher, error) {
 	pub, err := (&Sink{cfg: a.sink.cfg, extra: a.sink.extra}).Open(ctx)
 	if p, ok := pub.(*publisher); ok {
 		p.within = publishWithin
@@ -171,7 +171,7 @@ func (a *Admin) Decide(ctx context.Context) (cdc.Publisher, error) {
 
 // WriteState makes a state record durable.
 func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {
-	p, err := a.Decide(ctx)
+	p, err := a.OpenFenced(ctx)
 	if err != nil {
 		return err
 	}

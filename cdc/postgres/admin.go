@@ -447,7 +447,7 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 	return classify(doing, err)
 }
 
-// Facts is what a first state record is made of. Table and publication must be there.
+// Facts reads what a first state record is made of, but for the server's identity. Table and publication must be there.
 func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	f, _, err := a.source.look(ctx, a.conn)
 	if err == nil {
@@ -456,24 +456,7 @@ func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	if err != nil {
 		return cdc.Facts{}, err
 	}
-	err = a.conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&f.SystemID)
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" {
-		f.SystemID, err = a.source.systemID(ctx) // some providers keep the function to themselves
-		return f, err
-	}
-	if err != nil {
-		return cdc.Facts{}, classify("identify the server", err)
-	}
 	return f, nil
-}
-
-// systemID asks over a replication connection, as the relay's role.
-func (s *Source) systemID(ctx context.Context) (string, error) {
-	stream, id, err := s.Connect(ctx)
-	if err != nil {
-		return "", err
-	}
-	return id.SystemID, stream.Close()
 }
 
 // CreateSlotSQL is how the slot is made. From 17 on PostgreSQL can keep it on standbys too, so that it survives a failover.

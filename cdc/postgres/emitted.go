@@ -42,7 +42,7 @@ func (v *value) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// event reads the JSON that outbox.Emit writes: an object with the names of the table's columns. Payload and headers are the
+// event reads the JSON of a message: an object with the names of the table's columns. Payload and headers are the
 // JSON as it stands there.
 func event(content []byte) cdc.Row {
 	var e struct {

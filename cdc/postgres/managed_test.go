@@ -172,9 +172,13 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if err := admin.CreateSlot(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			facts, err := admin.Facts(t.Context())
-			if err != nil || facts.SystemID == "" || !facts.Slot.Exists {
+			if facts, err := admin.Facts(t.Context()); err != nil || !facts.Slot.Exists {
 				t.Errorf("facts %+v, %v", facts, err)
+			}
+			theirs, err := admin.Identify(t.Context(), 0)
+			ours, ownErr := s.Identify(t.Context(), 0)
+			if err != nil || ownErr != nil || theirs.SystemID == "" || theirs.SystemID != ours.SystemID || theirs.Timeline != ours.Timeline {
+				t.Errorf("the server is %+v (%v) to the administrator and %+v (%v) to the relay", theirs, err, ours, ownErr)
 			}
 			stream, _, err := s.Connect(t.Context())
 			if err == nil {

@@ -12,24 +12,21 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/inbox"
-	"github.com/walpost/walpost/cdc/kafka"
-	"github.com/walpost/walpost/cdc/postgres"
-	"github.com/walpost/walpost/cdc/route"
-	"github.com/walpost/walpost/cdc/walpost"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 // TestMain is also the process that the tests start and stop.
@@ -43,7 +40,7 @@ func TestMain(m *testing.M) {
 // once runs the demo in this process and returns what it showed and logged.
 func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logged string, err error) {
 	t.Helper()
-	var stdout, stderr buffer
+	var stdout, stderr cdctest.Log
 	err = runWith(t.Context(), with, append([]string{"--once"}, args...), func(string) string { return "" }, io.MultiWriter(&stdout, out), &stderr)
 	return stdout.String(), stderr.String(), err
 }
@@ -139,14 +136,17 @@ func TestARelayThatDropsARow(t *testing.T) {
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
-	with.relay = func(cfg config.Config, _ zerolog.Logger, reg prometheus.Registerer) (*walpost.Relay, error) {
-		con := console.New(cfg.Pipeline, cfg.Source.Slot, reg)
-		options := cdc.Options{
-			Pipeline: cfg.Pipeline, WindowRows: cfg.Window.Rows, WindowBytes: int(cfg.Window.Bytes), StatusInterval: cfg.Source.StatusInterval,
-			CheckInterval: cfg.Source.CheckInterval, QueueTimeout: cfg.QueueTimeout, ShutdownTimeout: cfg.ShutdownTimeout,
+	with.relay = func(cfg config.Config, o pipeline.Options) (*pipeline.Pipeline, error) {
+		client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Kafka.Brokers...))
+		if err != nil {
+			return nil, err
 		}
-		source := dropping{postgres.NewSource(cfg.Pipeline, cfg.Source)}
-		return &walpost.Relay{Sessions: cdc.NewRelay(options, source, kafka.NewSink(cfg, route.Topics(cfg.Kafka)), route.New(cfg.Pipeline, cfg.Kafka), con.Observer()).Sessions, Console: con}, nil
+		defer client.Close()
+		if _, err := kadm.NewClient(client).CreateTopics(t.Context(), 1, 1, nil, nowhere); err != nil {
+			return nil, err
+		}
+		o.Kafka = append(o.Kafka, kgo.WithHooks(&misled{}))
+		return pipeline.New(cfg, o)
 	}
 	out, _, err := once(t, with, io.Discard)
 	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {
@@ -154,26 +154,15 @@ func TestARelayThatDropsARow(t *testing.T) {
 	}
 }
 
-// dropping loses the first OrderPaid on its way from the WAL.
-type dropping struct{ cdc.Source }
+const nowhere = "nowhere" // a topic that nobody reads
 
-func (d dropping) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) {
-	stream, id, err := d.Source.Connect(ctx)
-	return &droppingStream{Stream: stream}, id, err
-}
+// misled sends the first OrderPaid nowhere.
+type misled struct{ once sync.Once }
 
-type droppingStream struct {
-	cdc.Stream
-	dropped bool
-}
-
-func (s *droppingStream) Next(m *cdc.Message) (bool, error) {
-	ok, err := s.Stream.Next(m)
-	if ok && m.Kind == cdc.Insert && string(m.Row.EventType) == "OrderPaid" && !s.dropped {
-		s.dropped = true
-		return s.Stream.Next(m)
+func (m *misled) OnProduceRecordBuffered(r *kgo.Record) {
+	if slices.ContainsFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key == "type" && string(h.Value) == "OrderPaid" }) {
+		m.once.Do(func() { r.Topic = nowhere })
 	}
-	return ok, err
 }
 
 func TestInventoryIsOff(t *testing.T) {
@@ -238,7 +227,7 @@ type child struct {
 	testing.TB
 	cmd      *exec.Cmd
 	temp     string
-	out, err buffer
+	out, err cdctest.Log
 }
 
 func spawn(t *testing.T, args ...string) *child {
@@ -410,22 +399,4 @@ func TestSIGKILLLeavesNoServer(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// buffer is written and read at once.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

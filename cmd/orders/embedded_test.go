@@ -24,7 +24,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/sql"
 )
 
@@ -46,7 +46,11 @@ func embedding(t *testing.T) (env map[string]string, admin, topic string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := pipeline.Init(t.Context(), cfgs[0], admin, false, false, io.Discard); err != nil {
+	p, err := pipeline.New(cfgs[0], pipeline.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Init(t.Context(), pipeline.InitOptions{AdminURL: admin}); err != nil {
 		t.Fatal(err)
 	}
 	return env, admin, name + ".order"

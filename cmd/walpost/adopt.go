@@ -3,7 +3,8 @@ package main
 import (
 	"time"
 
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 type adoptCmd struct {
@@ -13,9 +14,41 @@ type adoptCmd struct {
 }
 
 func (c *adoptCmd) Run(p *process) error {
-	cfg, err := p.config()
+	pl, err := p.pipeline()
 	if err != nil {
 		return err
 	}
-	return pipeline.Adopt(p.ctx, cfg, c.CreateSlot, c.Wait, c.DryRun, p.stdout)
+	a, err := pl.Adopt(p.ctx, pipeline.AdoptOptions{CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Progress: steps(p.stdout)})
+	for _, accepted := range a.Accepts {
+		p.say("adopt %s", accepted)
+	}
+	if !a.Gap.IsZero() {
+		p.say("left behind: rows committed in %s may be missing in Kafka; %s publishes what the table still holds of them", a.Gap, a.Replay)
+		p.stillOpen(a.Open, a.ReplayOpen)
+	}
+	if err != nil {
+		return err
+	}
+	p.decided(c.DryRun)
+	return nil
+}
+
+// stillOpen names transactions that were open across a decision, and what to run once they have ended.
+func (p *process) stillOpen(open []cdc.Transaction, replay string) {
+	if len(open) == 0 {
+		return
+	}
+	for _, t := range open {
+		p.say("still open: %s: rows that it wrote before now may be missing, too (%s)", t, t.End())
+	}
+	p.say("once they have ended, run %s", replay)
+}
+
+// decided says how to go on after a decision.
+func (p *process) decided(dryRun bool) {
+	if dryRun {
+		p.say("nothing was changed (--dry-run)")
+		return
+	}
+	p.say("done: start the relay; one that is halted goes on by itself within 30 s")
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 type cleanupCmd struct {
@@ -19,9 +21,28 @@ func (c *cleanupCmd) Run(p *process) error {
 	}
 	if c.Retention != nil {
 		cfg.Cleanup.Retention = *c.Retention
-		if err := cfg.Validate(); err != nil {
-			return err
+	}
+	pl, err := pipeline.New(cfg, pipeline.Options{})
+	if err != nil {
+		return err
+	}
+	done, err := pl.Cleanup(p.ctx, pipeline.CleanupOptions{AdminURL: p.ownURL(cfg, "ADMIN_URL", c.AdminURL), DryRun: c.DryRun})
+	if err != nil && done.Rows == 0 && len(done.Made)+len(done.Dropped) == 0 {
+		return err
+	}
+	would := ""
+	if c.DryRun {
+		would = " would be"
+	}
+	said := fmt.Sprintf("%s: %d rows older than %s%s deleted", cfg.Source.Table, done.Rows, cfg.Cleanup.Retention, would)
+	for _, part := range []struct {
+		what  string
+		names []string
+	}{{"made", done.Made}, {"dropped", done.Dropped}, {"kept, in use or not all of it delivered", done.Kept}} {
+		if len(part.names) > 0 {
+			said += fmt.Sprintf("; partitions%s %s: %s", would, part.what, strings.Join(part.names, ", "))
 		}
 	}
-	return pipeline.Cleanup(p.ctx, cfg, p.ownURL(cfg, "ADMIN_URL", c.AdminURL), c.DryRun, p.stdout)
+	p.say("%s", said)
+	return err
 }

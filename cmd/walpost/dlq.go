@@ -2,11 +2,15 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
+	"text/tabwriter"
+	"time"
 
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 type dlqCmd struct {
@@ -46,19 +50,51 @@ type dlqDropCmd struct {
 }
 
 func (c *dlqListCmd) Run(p *process) error {
-	cfg, err := p.config()
+	pl, err := p.pipeline()
 	if err != nil {
 		return err
 	}
-	return pipeline.ListDeadLetters(p.ctx, cfg, c.JSON, p.stdout)
+	letters, err := pl.DeadLetters(p.ctx)
+	switch {
+	case err != nil:
+		return err
+	case c.JSON:
+		enc := json.NewEncoder(p.stdout)
+		for i := range letters {
+			if err := enc.Encode(letters[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	case len(letters) == 0:
+		p.say("no dead letters are unresolved")
+		return nil
+	}
+	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "KEY\tTYPE\tAGGREGATE\tSINCE\tWHY")
+	for _, d := range letters {
+		if d.Error != "" {
+			fmt.Fprintf(w, "%.80q\t\t\t\tcannot be read: %s\n", d.Key, d.Error)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", line(d.Key), line(d.EventType), line(d.AggregateType+"/"+d.AggregateID), d.Time.Format(time.RFC3339), line(d.Reason))
+	}
+	return w.Flush()
 }
 
 func (c *dlqShowCmd) Run(p *process) error {
-	cfg, err := p.config()
+	pl, err := p.pipeline()
 	if err != nil {
 		return err
 	}
-	return pipeline.ShowDeadLetter(p.ctx, cfg, c.ID, p.stdout)
+	d, err := pl.DeadLetter(p.ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	enc := json.NewEncoder(p.stdout)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(d)
 }
 
 func (c *dlqRedriveCmd) Run(p *process) error {
@@ -66,7 +102,28 @@ func (c *dlqRedriveCmd) Run(p *process) error {
 	if err := errors.Join(err, c.check()); err != nil {
 		return err
 	}
-	return pipeline.RedriveDeadLetters(p.ctx, cfg, c.IDs, c.DryRun, p.stdout)
+	pl, err := p.pipeline()
+	if err != nil {
+		return err
+	}
+	polled := cfg.Source.Kind == config.KindPolling
+	done, err := pl.Redrive(p.ctx, pipeline.RedriveOptions{IDs: c.IDs, DryRun: c.DryRun, Progress: func(m pipeline.Moved) {
+		switch {
+		case m.Stays != "":
+			p.say("stays    %s: %s", line(m.Key), line(m.Stays))
+		case polled && c.DryRun:
+			p.say("would be redriven %s", line(m.EventID))
+		case polled:
+		case c.DryRun:
+			p.say("would go %s to %s", line(m.Key), m.Topic)
+		default:
+			p.say("redriven %s to %s, partition %d, offset %d", line(m.Key), m.Topic, m.Partition, m.Offset)
+		}
+	}})
+	if polled && len(done) > 0 && !c.DryRun {
+		p.say("redriven: %d rows; what waits behind them follows", len(done))
+	}
+	return err
 }
 
 func (c *dlqDropCmd) Run(p *process) error {
@@ -74,15 +131,54 @@ func (c *dlqDropCmd) Run(p *process) error {
 	if err := errors.Join(err, c.check()); err != nil {
 		return err
 	}
-	return pipeline.DropDeadLetters(p.ctx, cfg, c.IDs, c.DryRun, func(n int) error {
-		if c.Yes {
-			return nil
+	pl, err := p.pipeline()
+	if err != nil {
+		return err
+	}
+	o := pipeline.DropOptions{IDs: c.IDs, DryRun: c.DryRun}
+	polled := cfg.Source.Kind == config.KindPolling
+	if !c.Yes && !c.DryRun {
+		if o.IDs, err = c.ask(p, pl, cfg.Pipeline); err != nil || len(o.IDs) == 0 {
+			return err
 		}
-		fmt.Fprintf(p.stdout, "This gives up %d dead letters: their rows will never be published. Type the pipeline's name to go on: ", n)
-		answer, _ := bufio.NewReader(p.stdin).ReadString('\n')
-		if strings.TrimSpace(answer) != cfg.Pipeline {
-			return errors.New("nothing was dropped")
+	}
+	done, err := pl.Drop(p.ctx, o)
+	for _, d := range done.Letters {
+		switch {
+		case polled && c.DryRun:
+			p.say("would be dropped %s", line(d.EventID))
+		case polled:
+		case c.DryRun:
+			p.say("would drop %s", line(d.Key))
+		default:
+			p.say("dropped %s", line(d.Key))
 		}
-		return nil
-	}, p.stdout)
+	}
+	if c.DryRun || err != nil {
+		return err
+	}
+	if polled && len(done.Letters) > 0 {
+		p.say("dropped: %d rows; what waits behind them follows", len(done.Letters))
+	}
+	if done.Waiting > 0 {
+		p.say("%d dead letters were held behind what was dropped: `walpost dlq redrive` publishes them and frees their keys", done.Waiting)
+	}
+	return nil
+}
+
+// ask says how many dead letters would be given up, and returns their keys if the answer is the pipeline's name.
+func (c *dlqDropCmd) ask(p *process, pl *pipeline.Pipeline, name string) (keys []string, err error) {
+	would, err := pl.Drop(p.ctx, pipeline.DropOptions{IDs: c.IDs, DryRun: true})
+	if err != nil || len(would.Letters) == 0 {
+		return nil, err
+	}
+	fmt.Fprintf(p.stdout, "This gives up %d dead letters: their rows will never be published. Type the pipeline's name to go on: ", len(would.Letters))
+	answer, _ := bufio.NewReader(p.stdin).ReadString('\n')
+	if strings.TrimSpace(answer) != name {
+		return nil, errors.New("nothing was dropped")
+	}
+	for _, d := range would.Letters {
+		keys = append(keys, d.Key)
+	}
+	return keys, nil
 }

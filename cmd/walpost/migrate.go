@@ -1,6 +1,6 @@
 package main
 
-import "github.com/walpost/walpost/cmd/internal/pipeline"
+import "github.com/walpost/walpost/cdc/pipeline"
 
 type migrateSourceCmd struct {
 	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator, as for init."`
@@ -15,5 +15,13 @@ func (c *migrateSourceCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	return pipeline.MigrateSource(p.ctx, cfg, url, p.stdout)
+	pl, err := p.pipeline()
+	if err != nil {
+		return err
+	}
+	if _, err := pl.MigrateSource(p.ctx, pipeline.MigrateOptions{AdminURL: url, Progress: steps(p.stdout)}); err != nil {
+		return err
+	}
+	p.say("the poller has published everything that is older than the slot: stop it, and start `walpost relay` with source.kind: wal; what the poller has published since then comes twice")
+	return nil
 }

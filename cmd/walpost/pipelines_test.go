@@ -14,9 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/devenv"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 // together is the process that has the pipelines of several testbeds: a file, and variables for what nobody writes into files.
@@ -43,7 +42,7 @@ func together(t testing.TB, testbeds ...*testbed) *testbed {
 // roles returns the role of each pipeline in the relay's process.
 func roles(r *e2e.Relay) map[string]cdc.Role {
 	r.T.Helper()
-	var statuses []console.Status
+	var statuses []pipeline.Status
 	if _, text, _ := strings.Cut(r.Get(r.T, "/status"), " "); json.Unmarshal([]byte(text), &statuses) != nil {
 		r.T.Fatalf("/status: %s", text)
 	}

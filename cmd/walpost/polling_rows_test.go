@@ -18,7 +18,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/devenv"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 // between puts a proxy between the relay and PostgreSQL.

@@ -8,7 +8,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 // TestRowsTravelFromInitToTopic is the whole way, as README tells it.

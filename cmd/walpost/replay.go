@@ -2,8 +2,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"time"
 
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 type replayCmd struct {
@@ -19,5 +22,64 @@ func (c *replayCmd) Run(p *process) error {
 	if err := errors.Join(err, missing); err != nil {
 		return err
 	}
-	return pipeline.Replay(p.ctx, cfg, url, c.From, c.To, c.DryRun, p.stdout, p.stderr)
+	o := pipeline.ReplayOptions{AdminURL: url, DryRun: c.DryRun}
+	if o.From, o.To, err = c.times(time.Now()); err != nil {
+		return err
+	}
+	pl, err := p.pipeline()
+	if err != nil {
+		return err
+	}
+	began := false
+	o.Progress = func(r pipeline.Replayed) {
+		if began {
+			fmt.Fprintf(p.stderr, "%d of %d rows, at %s\n", r.Published, r.Rows, r.Last)
+			return
+		}
+		began = true
+		c.found(p, cfg, o, r)
+	}
+	r, err := pl.Replay(p.ctx, o)
+	switch {
+	case err == nil && c.DryRun:
+		c.found(p, cfg, o, r)
+		p.say("nothing was published (--dry-run)")
+	case began:
+		for _, refused := range r.Refusals {
+			p.say("refused: row %q: %s", refused.EventID, refused.Reason)
+		}
+		p.say("%d rows were published again, the last one created at %s", r.Published, r.Last)
+	}
+	return err
+}
+
+// times returns the times that the command names.
+func (c *replayCmd) times(now time.Time) (from, to time.Time, err error) {
+	from, err = time.Parse(time.RFC3339, c.From)
+	if to = now.Add(time.Minute).UTC().Truncate(time.Second); c.To != "now" { // the writers' clocks may be ahead
+		var toErr error
+		to, toErr = time.Parse(time.RFC3339, c.To)
+		err = errors.Join(err, toErr)
+	}
+	switch {
+	case err != nil:
+		err = errors.New("--from, --to: write times as RFC 3339, 2026-11-22T08:00:00Z for example")
+	case !from.Before(to):
+		err = fmt.Errorf("--from %s is not before --to %s", c.From, c.To)
+	}
+	return from, to, err
+}
+
+// found says how many rows there are, and how many of them were delivered before, as far as the state record can tell.
+func (*replayCmd) found(p *process, cfg config.Config, o pipeline.ReplayOptions, r pipeline.Replayed) {
+	p.say("%d rows were created from %s to %s and are still in %s", r.Rows, o.From.UTC().Format(time.RFC3339), o.To.UTC().Format(time.RFC3339), cfg.Source.Table)
+	switch {
+	case cfg.Source.Kind == config.KindPolling:
+		p.say("what was published before comes twice, and so does what is pending, which the relay publishes in its turn: consumers tell by the header id")
+	case r.Delivered.IsZero():
+		p.say("nothing tells how many of them were published before; those come twice, consumers tell by the header id")
+	default:
+		p.say("%d of them were created before the last row that was delivered (committed %s): whatever of these is not in a gap comes twice, consumers tell by the header id",
+			r.Before, r.Delivered.UTC().Format(time.RFC3339))
+	}
 }

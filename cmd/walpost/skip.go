@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
 type skipCmd struct {
@@ -13,9 +15,36 @@ type skipCmd struct {
 }
 
 func (c *skipCmd) Run(p *process) error {
-	cfg, err := p.config()
+	pl, err := p.pipeline()
 	if err != nil {
 		return err
 	}
-	return pipeline.Skip(p.ctx, cfg, c.To, c.Wait, c.DryRun, p.stdout)
+	o := pipeline.SkipOptions{Wait: c.Wait, DryRun: c.DryRun, Progress: steps(p.stdout)}
+	if c.To != "next" {
+		if o.To, err = cdc.ParseLSN(c.To); err != nil {
+			return fmt.Errorf("--to: %w; the halt names it, and pg_replication_slots shows where the slot stands", err)
+		}
+	}
+	s, err := pl.Skip(p.ctx, o)
+	switch {
+	case s.IsZero():
+	case s.Uncounted != nil:
+		p.say("skip %s: how many rows that are cannot be told (%v)", s.Range, s.Uncounted)
+	case o.To == 0:
+		p.say("skip %s: %s, and no row before it waits", s.Range, s.What)
+	default:
+		p.say("skip %s: %s", s.Range, s.What)
+	}
+	if s.Stays != nil {
+		p.say("the latched halt stays, `walpost adopt` ends it: %v", s.Stays)
+	}
+	if s.Ends != nil {
+		p.say("the latched halt ends: %s", s.Ends.Found)
+		p.stillOpen(s.Open, s.ReplayOpen)
+	}
+	if err != nil {
+		return err
+	}
+	p.decided(c.DryRun)
+	return nil
 }

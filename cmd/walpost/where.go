@@ -2,9 +2,12 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
 	"time"
 
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cdc/polling"
 )
 
 type whereCmd struct {
@@ -19,13 +22,90 @@ func (c *whereCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	where, err := pipeline.Find(p.ctx, cfg, c.ID, cmp.Or(p.ownURL(cfg, "READ_URL", c.ReadURL), p.ownURL(cfg, "ADMIN_URL", p.getenv("WALPOST_ADMIN_URL")), cfg.Source.URL), c.Since)
+	pl, err := p.pipeline()
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		return where.WriteJSON(p.stdout)
+	url := cmp.Or(p.ownURL(cfg, "READ_URL", c.ReadURL), p.ownURL(cfg, "ADMIN_URL", p.getenv("WALPOST_ADMIN_URL")), cfg.Source.URL)
+	t, err := pl.Where(p.ctx, pipeline.WhereOptions{ID: c.ID, ReadURL: url, Since: c.Since})
+	if err != nil {
+		return err
 	}
-	where.Write(p.stdout)
-	return nil
+	if !c.JSON {
+		p.trace(t)
+		return nil
+	}
+	enc := json.NewEncoder(p.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(t)
+}
+
+// trace prints what has become of events.
+func (p *process) trace(t *pipeline.Trace) {
+	for _, e := range t.Events {
+		if e.Answer == pipeline.Unknown && t.WALEnd == "" {
+			p.say("%s: not found\n  neither in the table nor an event or a key on its topics since then", line(e.EventID))
+			continue
+		}
+		if e.Answer == pipeline.Unknown {
+			p.say("%s: not found", line(e.EventID))
+			p.say("  neither an event nor a key on the outbox's topics since then, nor a dead letter; the slot is %s behind the end of the WAL (%s)", size(t.Behind), t.WALEnd)
+			continue
+		}
+		p.say("event %s, %s of key %s", line(e.EventID), line(e.Type), line(e.Key))
+		for i, at := range e.Places {
+			how := "published"
+			if i > 0 {
+				how = "again"
+			}
+			if at.Redriven {
+				how += ", redriven"
+			}
+			position := fmt.Sprintf("lsn %s, seq %s; ", at.LSN, at.Seq)
+			if at.Replayed {
+				how += ", by `walpost replay`"
+			}
+			if at.LSN == "" {
+				position = ""
+			}
+			p.say("  %s: topic %s, partition %d, offset %d; %s%s", how, at.Topic, at.Partition, at.Offset, position, at.Time.Format(time.RFC3339Nano))
+		}
+		if e.Times > 1 {
+			p.say("  %d times: consumers tell repeats by the header id", e.Times)
+		}
+		if d := e.DeadLetter; d != nil {
+			p.say("  dead-lettered: %s; since %s (`walpost dlq show %s`)", line(d.Reason), d.Time.Format(time.RFC3339), line(d.Key))
+		}
+		if r := e.Row; r != nil {
+			p.say("  in the table: %s%s%s", r.Status, since(r.ProcessedAt), tried(r))
+			if r.Behind != "" {
+				p.say("  it waits behind event %s of its key (`walpost where %s`)", line(r.Behind), line(r.Behind))
+			}
+			continue
+		}
+		switch e.Answer {
+		case pipeline.NotYet:
+			p.say("  not yet: everything up to %s is delivered, and the row was committed at most %s behind it (`walpost status` says what blocks)", t.Confirmed, size(t.Behind))
+		case pipeline.Gone:
+			p.say("  not there: everything up to %s is delivered, its commit too; the topic's retention took it, or it was written before the slot was made or stepped over with `walpost skip`", t.Confirmed)
+		}
+	}
+	for _, n := range t.Notes {
+		p.say("%s", n)
+	}
+	p.say("read %d records of %d partitions, from %s on", t.Read.Records, t.Read.Partitions, t.From.Format(time.RFC3339))
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " since " + t.UTC().Format(time.RFC3339Nano)
+}
+
+func tried(r *polling.Standing) string {
+	if r.RetryCount == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", refused %d times, last: %s", r.RetryCount, line(r.LastError))
 }

@@ -13,12 +13,12 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
-	"github.com/walpost/walpost/cmd/internal/pipeline"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-func (s *testbed) where(args ...string) pipeline.Where {
+func (s *testbed) where(args ...string) pipeline.Trace {
 	s.T.Helper()
-	var w pipeline.Where
+	var w pipeline.Trace
 	if err := json.Unmarshal([]byte(s.MustRun(append([]string{"where", "--json"}, args...)...)), &w); err != nil {
 		s.T.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func (s *testbed) insertBytes(key string, bytes int) string {
 	return id
 }
 
-func answers(w pipeline.Where) (all []pipeline.Answer) {
+func answers(w pipeline.Trace) (all []pipeline.Answer) {
 	for _, e := range w.Events {
 		all = append(all, e.Answer)
 	}

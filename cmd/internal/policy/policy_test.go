@@ -53,14 +53,15 @@ func TestWhoMayImportWhom(t *testing.T) {
 	for who, never := range map[string][]string{
 		"cdc":              {module, kafka, "net/http", "github.com/goccy", "github.com/jackc/pgx"},
 		"cdc/config":       {module, kafka, "net/http"},
-		"cdc/postgres":     {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
-		"cdc/kafka":        {module + "cdc/postgres", module + "cdc/route", module + "cdc/console"},
-		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/console", kafka},
-		"cdc/polling":      {module + "cdc/kafka", module + "cdc/route", module + "cdc/console", kafka},
-		"cdc/console":      {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/route", kafka},
-		"cdc/walpost":      {module + "cdc/outbox", module + "cdc/inbox", module + "sql"},
+		"cdc/postgres":     {module + "cdc/kafka", module + "cdc/route", module + "cdc/pipeline", kafka},
+		"cdc/kafka":        {module + "cdc/postgres", module + "cdc/route", module + "cdc/pipeline"},
+		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/pipeline", kafka},
+		"cdc/polling":      {module + "cdc/kafka", module + "cdc/route", module + "cdc/pipeline", kafka},
+		"cdc/pipeline":     {module + "cdc/outbox", module + "cdc/inbox", module + "sql"},
 		"cdc/outbox":       {module, kafka},
 		"cdc/inbox":        {module},
+		"cdc/httpjson":     {module, kafka},
+		"cdc/header":       {module, kafka},
 		"cdc/devenv":       {"testing"},
 		"orders":           {module + "inventory", kafka},
 		"inventory":        {module + "orders"},
@@ -77,8 +78,8 @@ func TestWhoMayImportWhom(t *testing.T) {
 		}
 		for _, forbidden := range never {
 			for _, imported := range p.Imports {
-				if imported == module+"cdc/internal/failpoint" || imported == module+"cdc/inbox/schema" || imported == module+"cdc/pglimit" {
-					continue // empty in what people run; a text; a leaf of limits
+				if imported == module+"cdc/internal/failpoint" || imported == module+"cdc/inbox/schema" || imported == module+"cdc/pglimit" || imported == module+"cdc/header" {
+					continue // empty in what people run; a text; a leaf of limits; names
 				}
 				if imported == forbidden || strings.HasPrefix(imported, strings.TrimSuffix(forbidden, "/")+"/") {
 					t.Errorf("%s imports %s", who, imported)
@@ -87,7 +88,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 		}
 	}
 	for _, service := range []string{"orders", "orders/saga", "inventory"} {
-		for _, engine := range []string{"cdc", "cdc/postgres", "cdc/kafka", "cdc/route", "cdc/console", "cdc/walpost"} {
+		for _, engine := range []string{"cdc", "cdc/postgres", "cdc/kafka", "cdc/route", "cdc/pipeline"} {
 			if slices.Contains(all[service].Deps, module+engine) {
 				t.Errorf("%s reaches the engine's %s", service, engine)
 			}
@@ -99,7 +100,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 func TestWhoEmbedsARelay(t *testing.T) {
 	var who []string
 	for path, p := range packages(t) {
-		if slices.Contains(p.Imports, module+"cdc/walpost") {
+		if slices.Contains(p.Imports, module+"cdc/pipeline") {
 			who = append(who, path)
 		}
 	}

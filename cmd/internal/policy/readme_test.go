@@ -14,8 +14,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cdc/console"
 	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/inventory"
@@ -62,7 +62,11 @@ func (c *catalogue) Unregister(prometheus.Collector) bool { return false }
 // metrics are those of all processes.
 func metrics(t *testing.T) (c catalogue) {
 	t.Helper()
-	console.New("p", "s", &c)
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.URL, cfg.Kafka.Brokers, cfg.Kafka.AggregateTypes = "p", "postgres://127.0.0.1:1/none", []string{"127.0.0.1:1"}, []string{"a"}
+	if _, err := pipeline.New(cfg, pipeline.Options{Registerer: &c}); err != nil {
+		t.Fatal(err)
+	}
 	store, err := orders.Open(t.Context(), "postgres://127.0.0.1:1/none")
 	if err != nil {
 		t.Fatal(err)

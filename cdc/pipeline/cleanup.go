@@ -1,0 +1,77 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// CleanupOptions is how to clean up.
+type CleanupOptions struct {
+	AdminURL string // PostgreSQL, as somebody who may delete; empty: cleanup.url, or source.url
+	DryRun   bool
+}
+
+// Cleanup takes rows out of the outbox that are delivered and older than cleanup.retention. After an error it returns what it has done.
+func (p *Pipeline) Cleanup(ctx context.Context, o CleanupOptions) (postgres.Cleaned, error) {
+	if err := p.kind.gap(ctx); err != nil {
+		return postgres.Cleaned{}, err
+	}
+	key, url := p.cfg.CleanupURL()
+	if o.AdminURL != "" {
+		key, url = "--admin-url", o.AdminURL
+	}
+	return p.clean(ctx, key, url, o.DryRun)
+}
+
+func (p *Pipeline) clean(ctx context.Context, key, url string, dryRun bool) (postgres.Cleaned, error) {
+	cleaner, err := p.source.Cleaner(ctx, key, url)
+	if err != nil {
+		return postgres.Cleaned{}, err
+	}
+	defer cleaner.Close(context.WithoutCancel(ctx))
+	return cleaner.Clean(ctx, p.cfg.Cleanup.Retention, dryRun)
+}
+
+// keepSmall cleans up every cleanup.every while the relay streams, which says that there is no gap to be replayed.
+func (p *Pipeline) keepSmall(ctx context.Context) {
+	log := p.log.With().Str("pipeline", p.cfg.Pipeline).Str("table", p.cfg.Source.Table).Logger()
+	tick := time.NewTicker(p.cfg.Cleanup.Every)
+	defer tick.Stop()
+	said := ""
+	// What would refuse every time is told at the start, and not only when it is time to clean up.
+	key, url := p.cfg.CleanupURL()
+	if cleaner, err := p.source.Cleaner(ctx, key, url); err == nil {
+		cleaner.Close(context.WithoutCancel(ctx))
+	} else if errors.Is(err, postgres.ErrUnseen) || errors.Is(err, postgres.ErrZone) {
+		said = err.Error()
+		log.Warn().Err(err).Msg("cleanup")
+		p.metrics.cleaned(0, 0, err)
+	}
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if role, _ := p.Role(); role != cdc.Streaming {
+			p.metrics.cleaned(0, 0, nil) // who streams knows
+			continue
+		}
+		done, err := p.clean(ctx, key, url, false)
+		p.metrics.cleaned(done.Rows, len(done.Dropped), err)
+		switch {
+		case err == nil:
+			said = ""
+		case ctx.Err() == nil && err.Error() != said: // a cause that repeats is not news
+			said = err.Error()
+			log.Warn().Err(err).Msg("cleanup")
+		}
+		if done.Rows > 0 || len(done.Made)+len(done.Dropped) > 0 {
+			log.Info().Int64("rows", done.Rows).Strs("dropped", done.Dropped).Strs("made", done.Made).Msg("cleanup")
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"github.com/walpost/walpost/cdc/config"
+)
+
+// Group is the pipelines of a process. None knows of another.
+type Group []*Pipeline
+
+// NewGroup makes a pipeline of each configuration.
+func NewGroup(cfgs []config.Config, o Options) (g Group, err error) {
+	for _, cfg := range cfgs {
+		p, err := New(cfg, o)
+		if err != nil {
+			return nil, err
+		}
+		g = append(g, p)
+	}
+	return g, nil
+}
+
+// Run runs all of them until ctx ends. It returns when all have drained, with what each had to say.
+func (g Group) Run(ctx context.Context) error {
+	return g.each(func(i int) error { return g[i].Run(ctx) })
+}
+
+// Ready returns nil while every pipeline is ready; otherwise an error that names each one that is not, with the reason.
+func (g Group) Ready(ctx context.Context) error {
+	return g.each(func(i int) error { return g[i].Ready(ctx) })
+}
+
+// each calls f for all of them at once, and joins the errors; of several pipelines each names its own.
+func (g Group) each(f func(i int) error) error {
+	errs := make([]error, len(g))
+	var calls sync.WaitGroup
+	for i, p := range g {
+		calls.Go(func() {
+			if errs[i] = f(i); errs[i] != nil && len(g) > 1 {
+				errs[i] = fmt.Errorf("pipeline %s: %w", p.Name(), errs[i])
+			}
+		})
+	}
+	calls.Wait()
+	return errors.Join(errs...)
+}
+
+// Status returns how each of them stands.
+func (g Group) Status(ctx context.Context) Statuses {
+	all := make(Statuses, len(g))
+	_ = g.each(func(i int) error { all[i] = g[i].Status(ctx); return nil })
+	return all
+}
+
+// Statuses are those of several pipelines.
+type Statuses []Status
+
+// MarshalJSON writes the one pipeline's status, or a list of them.
+func (s Statuses) MarshalJSON() ([]byte, error) {
+	if len(s) == 1 {
+		return json.Marshal(s[0])
+	}
+	return json.Marshal([]Status(s))
+}
+
+// Routes adds GET /status.
+func (g Group) Routes(mux *http.ServeMux) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(g.Status(r.Context()))
+	})
+}

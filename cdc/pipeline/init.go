@@ -1,0 +1,287 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// InitOptions is how to prepare a pipeline.
+type InitOptions struct {
+	AdminURL       string // PostgreSQL, as an administrator, in the database of source.url
+	PartitionByDay bool   // a table that is to be made has a partition for each day
+	DryRun         bool
+	Progress       Progress
+}
+
+// Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What is there already
+// is left as it is. It returns its steps; a dry run returns those that it would take.
+func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
+	s, err := p.open(ctx, o.AdminURL, o.DryRun, o.Progress)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close(ctx)
+	steps, err := p.kind.plan(ctx, s, o.PartitionByDay)
+	if err == nil {
+		err = s.do(ctx, steps...)
+	}
+	for _, plan := range s.kafka.Topics() {
+		if err == nil {
+			err = s.topic(ctx, plan)
+		}
+	}
+	if err == nil {
+		err = p.kind.begin(ctx, s)
+	}
+	return s.steps, err
+}
+
+// RemoveOptions is how to remove what Init made.
+type RemoveOptions struct {
+	AdminURL string
+	DryRun   bool
+	Progress Progress
+}
+
+// Remove takes slot and state record away, and publication and role where nobody else uses them; of a polled pipeline there is the role
+// alone. The outbox table and its topics stay. The relay must be stopped. It returns its steps.
+func (p *Pipeline) Remove(ctx context.Context, o RemoveOptions) ([]Step, error) {
+	s, err := p.open(ctx, o.AdminURL, o.DryRun, o.Progress)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close(ctx)
+	steps, err := s.pg.Removal(ctx)
+	if err == nil {
+		err = p.kind.owned(ctx, s)
+	}
+	if err == nil { // what PostgreSQL may refuse comes first, all of it together
+		err = s.do(ctx, steps...)
+	}
+	if err == nil {
+		err = p.kind.end(ctx, s)
+	}
+	return s.steps, err
+}
+
+// setup is both sides of a pipeline, opened with an administrator's rights, and the steps that it has taken.
+type setup struct {
+	pg       *postgres.Admin
+	kafka    *kafka.Admin
+	dryRun   bool
+	progress Progress
+	steps    []Step
+}
+
+func (p *Pipeline) open(ctx context.Context, adminURL string, dryRun bool, progress Progress) (*setup, error) {
+	pg, err := p.source.Admin(ctx, adminURL)
+	if err != nil {
+		return nil, err
+	}
+	k, err := p.sink.Admin(ctx)
+	if err != nil {
+		pg.Close(ctx)
+		return nil, err
+	}
+	return &setup{pg: pg, kafka: k, dryRun: dryRun, progress: progress}, nil
+}
+
+func (s *setup) close(ctx context.Context) {
+	s.pg.Close(ctx)
+	s.kafka.Close()
+}
+
+func (s *setup) take(step Step) {
+	s.steps = append(s.steps, step)
+	if s.progress != nil {
+		s.progress(step)
+	}
+}
+
+func (s *setup) step(what string, args ...any) { s.take(Step{What: fmt.Sprintf(what, args...)}) }
+
+// do takes the steps together, unless this is a dry run.
+func (s *setup) do(ctx context.Context, steps ...postgres.Step) error {
+	for _, step := range steps {
+		s.take(Step{step.What, step.SQL})
+	}
+	if s.dryRun {
+		return nil
+	}
+	return s.pg.Do(ctx, steps...)
+}
+
+func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
+	missing, drift, err := s.kafka.Missing(ctx, plan)
+	switch {
+	case err != nil:
+		return err
+	case !missing && len(drift) == 0:
+		s.step("topic %s: there, as configured", plan.Name)
+		return nil
+	case !missing:
+		s.step("topic %s: there, but it has %s; left as it is", plan.Name, strings.Join(drift, ", "))
+		return nil
+	}
+	s.step("topic %s: create it with %s", plan.Name, plan)
+	if s.dryRun {
+		return nil
+	}
+	return s.kafka.Create(ctx, plan)
+}
+
+func (s *setup) state(ctx context.Context, _ *cdc.Facts) (*cdc.State, error) {
+	return s.kafka.State(ctx)
+}
+
+// createSlot makes the slot.
+func (s *setup) createSlot(ctx context.Context, name string) error {
+	s.take(Step{
+		What: fmt.Sprintf("slot %s: create it (PostgreSQL waits for the transactions that are running)", name),
+		SQL:  []string{s.pg.CreateSlotSQL()},
+	})
+	if s.dryRun {
+		return nil
+	}
+	return s.pg.CreateSlot(ctx)
+}
+
+func (w wal) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error) {
+	steps, err := s.pg.Plan(ctx, postgres.Wanted{ByDay: byDay, Delete: w.cfg.Cleanup.Every > 0 && w.cfg.Cleanup.URL == ""})
+	if err != nil {
+		return nil, err
+	}
+	return steps, w.vacant(ctx, s)
+}
+
+// vacant returns an error if slot or state record belong to something else. It is asked before anything is made, so that what is refused
+// leaves nothing behind.
+func (w wal) vacant(ctx context.Context, s *setup) error {
+	seen, err := take(ctx, s.pg, s.state)
+	name := w.cfg.Source.Slot
+	switch {
+	case err != nil:
+		return err
+	case seen.State == nil && seen.Facts.Slot.Exists:
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: `walpost adopt` goes on from where it stands; or choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, w.cfg.Pipeline, name)
+	case seen.State != nil && seen.State.Phase != cdc.PhaseCreating:
+		return cdc.Foreign(w.cfg.Pipeline, seen.State, &seen.Facts)
+	}
+	return nil
+}
+
+// begin makes the slot and the first state record. A record that says `creating` stands while it happens: found by the next run, that run
+// drops the slot nobody has read yet, and repeats.
+func (w wal) begin(ctx context.Context, s *setup) error {
+	name := w.cfg.Source.Slot
+	seen, err := take(ctx, s.pg, s.state)
+	if err != nil {
+		return err
+	}
+	st, facts := seen.State, &seen.Facts
+	if st != nil && st.Phase != cdc.PhaseCreating {
+		if !s.dryRun {
+			if _, err := cdc.Reconcile(w.cfg.Pipeline, st, seen.Facts); err != nil {
+				return err
+			}
+		}
+		s.step("slot %s: there, and the state record covers %s", name, st.Covered)
+		s.warn(facts)
+		return nil
+	}
+	if s.dryRun {
+		err := s.createSlot(ctx, name)
+		s.step("state record in %s: write the first one, covered = the slot's confirmed_flush_lsn", w.cfg.StateTopic())
+		return err
+	}
+	first := cdc.State{
+		Version: cdc.StateVersion, Pipeline: w.cfg.Pipeline, Slot: name, SystemID: facts.SystemID, Timeline: facts.Timeline,
+		Configured: facts.Configured, Instance: "init", Phase: cdc.PhaseCreating, Time: time.Now().UTC(),
+	}
+	if st != nil {
+		s.step("slot %s: an earlier init did not finish, begin again", name)
+		first.Epoch = st.Epoch
+		if err := s.pg.DropSlot(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.kafka.WriteState(ctx, &first); err != nil {
+		return err
+	}
+	if err := s.createSlot(ctx, name); err != nil {
+		return err
+	}
+	if err := seen.again(ctx, s.pg); err != nil {
+		return err
+	}
+	first.Epoch++
+	first.Phase, first.Covered, first.Fingerprint, first.Time = "", facts.Slot.ConfirmedFlush, facts.Fingerprint, time.Now().UTC()
+	first.Skipped, first.Checked, first.CheckedAt = first.Covered, facts.WALEnd, facts.Time
+	if err := s.kafka.WriteState(ctx, &first); err != nil {
+		return err
+	}
+	s.step("state record in %s: written, covered = %s", w.cfg.StateTopic(), first.Covered)
+	rows, err := s.pg.RowsBefore(ctx)
+	switch {
+	case errors.Is(err, postgres.ErrUnseen):
+		s.step("how many rows were in %s before the slot, which does not have them, cannot be told: %v", w.cfg.Source.Table, err)
+		return nil
+	case err != nil:
+		return err
+	case rows > 0:
+		s.step("%d rows were in %s before the slot, which does not have them: they will not be published from it", rows, w.cfg.Source.Table)
+	}
+	s.warn(facts)
+	return nil
+}
+
+// warn says what the server's settings will make rows or commits wait for.
+func (s *setup) warn(f *cdc.Facts) {
+	if away := f.StandbysAway(); away != "" {
+		s.step("warning: %s", away)
+	}
+	if err := f.CommitsWait(); err != nil {
+		s.step("warning: while the relay runs, %s", err)
+	}
+}
+
+// owned returns an error where slot or state record are another pipeline's, so that a wrong name in the configuration removes nothing.
+func (w wal) owned(ctx context.Context, s *setup) error {
+	seen, err := take(ctx, s.pg, s.state)
+	slot := w.cfg.Source.Slot
+	var halt *cdc.Halt
+	switch {
+	case errors.As(err, &halt), err == nil && seen.State == nil && !seen.Facts.Slot.Exists: // a spoiled topic is removed, too
+		return nil
+	case err != nil:
+		return err
+	case seen.Facts.Slot.Active:
+		return fmt.Errorf("slot %q is being read: stop the relay first", slot)
+	case seen.State == nil:
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: it may be another pipeline's: look who reads it, and drop it yourself (SELECT pg_drop_replication_slot('%s'))", slot, w.cfg.Pipeline, slot)
+	case seen.State.Phase == cdc.PhaseCreating:
+		return nil
+	}
+	return cdc.Foreign(w.cfg.Pipeline, seen.State, &seen.Facts)
+}
+
+func (w wal) end(ctx context.Context, s *setup) error {
+	s.step("slot %s: drop it, and with it the WAL it keeps", w.cfg.Source.Slot)
+	if !s.dryRun {
+		if err := s.pg.DropSlot(ctx); err != nil {
+			return err
+		}
+	}
+	s.step("topic %s: delete it", w.cfg.StateTopic())
+	if s.dryRun {
+		return nil
+	}
+	return s.kafka.Delete(ctx, w.cfg.StateTopic())
+}

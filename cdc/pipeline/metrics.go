@@ -1,0 +1,250 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// metrics are what an observer hears of one relay, for Prometheus and for Status.
+type metrics struct {
+	received, dropped, others, bytes, published, windows, halts, retries prometheus.Counter
+	deadLetters                                                          *prometheus.CounterVec
+	windowSeconds                                                        prometheus.Histogram
+	covered, confirmed, stalled, streaming, lastCommit, refused          prometheus.Gauge
+	stuck, synchronous                                                   prometheus.Gauge
+	cleanedRows, cleanedPartitions                                       prometheus.Counter
+
+	roles *prometheus.GaugeVec
+	asked *asked
+
+	mu    sync.Mutex
+	known Status // what the relay said
+}
+
+// newMetrics registers the metrics.
+func newMetrics(pipeline string, of watched, reg prometheus.Registerer) *metrics {
+	labels := prometheus.Labels{"pipeline": pipeline}
+	counter := func(name, help string) prometheus.Counter {
+		m := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels})
+		reg.MustRegister(m)
+		return m
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		m := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels})
+		reg.MustRegister(m)
+		return m
+	}
+	c := &metrics{
+		received:  counter("walpost_rows_received_total", "Rows of the outbox that were taken off the WAL and had to be delivered."),
+		dropped:   counter("walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."),
+		others:    counter("walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."),
+		bytes:     counter("walpost_received_bytes_total", "Bytes read from the replication connection."),
+		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka, as dead letters too."),
+		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "walpost_dead_letters_total", Help: "Rows that were put aside, by class of the reason: into the dead letter topic, or, polled, as failed.", ConstLabels: labels,
+		}, []string{"class"}),
+		windows: counter("walpost_windows_total", "Windows that are durable in Kafka."),
+		halts:   counter("walpost_halts_total", "Times the relay halted and asked for a human."),
+		retries: counter("walpost_retries_total", "Times a session ended and was started over."),
+		windowSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "walpost_window_seconds", Help: "Time from a window's first row to its being durable.", ConstLabels: labels,
+			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}),
+		covered:           gauge("walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."),
+		confirmed:         gauge("walpost_confirmed_lsn", "LSN last confirmed to the slot."),
+		stalled:           gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
+		stuck:             gauge("walpost_stalled", "1 while rows may be waiting and nothing moves; /status and the log name the cause."),
+		synchronous:       gauge("walpost_synchronous_standby", "1 while commits of the whole server wait for this relay, or can, because synchronous_standby_names matches it."),
+		streaming:         gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
+		lastCommit:        gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
+		cleanedRows:       counter("walpost_cleanup_rows_total", "Rows that cleanup.every has deleted from the outbox."),
+		cleanedPartitions: counter("walpost_cleanup_partitions_total", "Partitions of the outbox that cleanup.every has dropped."),
+		refused:           gauge("walpost_cleanup_refused", "1 while cleanup.every was refused, or failed, the last time, so that the outbox grows; the log says why."),
+		roles: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "walpost_role", Help: "1 for what the relay is doing, 0 for the other roles.", ConstLabels: labels,
+		}, []string{"role"}),
+		asked: newAsked(labels, of),
+		known: Status{Pipeline: pipeline, Role: cdc.Starting, Since: time.Now().UTC()},
+	}
+	reg.MustRegister(c.windowSeconds, c.deadLetters, c.roles, c.asked)
+	c.enter(cdc.Starting)
+	for _, class := range cdc.Classes {
+		c.deadLetters.WithLabelValues(string(class))
+	}
+	return c
+}
+
+// cleaned counts what a cleanup took out of the outbox. err says why it did not, or not all.
+func (c *metrics) cleaned(rows int64, partitions int, err error) {
+	c.cleanedRows.Add(float64(rows))
+	c.cleanedPartitions.Add(float64(partitions))
+	c.refused.Set(number(err != nil))
+}
+
+func (c *metrics) enter(role cdc.Role) {
+	for _, r := range cdc.Roles {
+		c.roles.WithLabelValues(string(r)).Set(number(r == role))
+	}
+}
+
+// observer returns what hears of the relay.
+func (c *metrics) observer() cdc.Observer {
+	return cdc.Observer{
+		Role: func(role cdc.Role, err error) {
+			c.streaming.Set(0)
+			switch role {
+			case cdc.Streaming:
+				c.streaming.Set(1)
+			case cdc.Halted:
+				c.halts.Inc()
+			case cdc.Retrying:
+				c.retries.Inc()
+			}
+			c.enter(role)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.known.Role, c.known.Reason, c.known.Since = role, "", time.Now().UTC()
+			if err != nil {
+				c.known.Reason = err.Error()
+			}
+		},
+		Received: func(rows, dropped, others, bytes int) {
+			c.received.Add(float64(rows))
+			c.dropped.Add(float64(dropped))
+			c.others.Add(float64(others))
+			c.bytes.Add(float64(bytes))
+		},
+		Published: func(records []cdc.Record, took time.Duration) {
+			c.published.Add(float64(len(records)))
+			c.windows.Inc()
+			c.windowSeconds.Observe(took.Seconds())
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.known.Published += int64(len(records))
+		},
+		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Refused.Class)).Inc() },
+		Covered: func(st *cdc.State) {
+			c.covered.Set(float64(st.Covered))
+			c.asked.knows(st.Current())
+			if !st.LastCommitTime.IsZero() {
+				c.lastCommit.Set(float64(st.LastCommitTime.UnixMicro()) / 1e6)
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.known.records(st)
+		},
+		Confirmed: func(lsn cdc.LSN) {
+			c.confirmed.Set(float64(lsn))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.known.Confirmed = lsn.String()
+		},
+		Stuck: func(s *cdc.Stall) {
+			c.stuck.Set(number(s != nil))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.known.Stalled = ""; s != nil {
+				c.known.Stalled = s.Error()
+			}
+		},
+		Current: c.asked.knows,
+		CommitsWait: func(err error) {
+			c.synchronous.Set(number(err != nil))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.known.CommitsWait = ""; err != nil {
+				c.known.CommitsWait = err.Error()
+			}
+		},
+		Stalled: func(stalled bool, _ time.Duration) {
+			c.stalled.Set(number(stalled))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.known.KafkaStalled = stalled
+		},
+	}
+}
+
+// ready returns nil while the relay streams, or stands by to take over; otherwise an error that says why not.
+func (c *metrics) ready(ctx context.Context) error {
+	c.mu.Lock()
+	s := c.known
+	c.mu.Unlock()
+	where := "the slot"
+	if c.asked.table != nil {
+		where = "the table"
+	}
+	switch {
+	case s.Role == cdc.Standby:
+		return nil
+	case s.Role != cdc.Streaming && s.Reason != "":
+		return fmt.Errorf("%s: %s", s.Role, s.Reason)
+	case s.Role != cdc.Streaming:
+		return errors.New(string(s.Role))
+	case s.KafkaStalled:
+		return errors.New("kafka does not answer; rows wait in " + where)
+	case s.Stalled != "":
+		return errors.New(s.Stalled)
+	case c.asked.table != nil:
+		b, err := c.asked.table.Backlog(ctx)
+		if err == nil && b.Horizon != nil && b.Horizon.Seconds > heldTooLong.Seconds() {
+			return errors.New(b.Horizon.String())
+		}
+		return err
+	}
+	return nil
+}
+
+// heldTooLong is when rows that wait for an open transaction are somebody's concern.
+const heldTooLong = time.Minute
+
+// status returns what the relay said, and what PostgreSQL and Kafka say now.
+func (c *metrics) status(ctx context.Context) Status {
+	c.mu.Lock()
+	s := c.known
+	c.mu.Unlock()
+	s.Blocked = []string{}
+	if s.Role != cdc.Standby {
+		s.blockedBy(s.Reason)
+	}
+	if s.KafkaStalled {
+		s.blockedBy("kafka does not answer: its brokers' logs say why")
+	}
+	s.blockedBy(s.Stalled)
+	s.blockedBy(s.CommitsWait)
+	if c.asked.letters != nil {
+		if n, err := c.asked.letters.Count(ctx); !s.blocked(err) {
+			s.DeadLetters = &n
+		}
+	}
+	if c.asked.facts != nil {
+		s.Slot = &Slot{Name: c.asked.slot}
+		if f, err := c.asked.facts.Facts(ctx); !s.blocked(err) {
+			s.stands(&f)
+			s.Notes = f.Notes
+			if f.Slot.Exists {
+				s.lags(c.asked.behind(&f))
+			}
+		}
+	}
+	if c.asked.table != nil {
+		if b, err := c.asked.table.Backlog(ctx); !s.blocked(err) {
+			s.Backlog = &b
+		}
+	}
+	return s
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,157 @@
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+// Options is what a process gives its pipelines. All of it may be left out.
+type Options struct {
+	Log        zerolog.Logger
+	Registerer prometheus.Registerer // takes the metrics; a registry takes those of one relay of a pipeline
+	Kafka      []kgo.Opt             // further options of each Kafka client: a process's own authentication, for example
+	Operator   string                // who decides, for the record of decisions: ada@host
+}
+
+// Pipeline runs one outbox, and is what an operator's verbs act on. It holds nothing open between its methods' calls.
+type Pipeline struct {
+	cfg      config.Config
+	log      zerolog.Logger
+	operator string
+	source   *postgres.Source
+	sink     *kafka.Sink
+	kind     kind
+	metrics  *metrics
+	relay    *cdc.Sessions
+	ran      atomic.Bool // Run was called: this process knows how the relay is doing
+}
+
+// kind is what differs between the two kinds of source.
+type kind interface {
+	// relay returns what moves the rows, and tells the observer.
+	relay(cdc.Observer) *cdc.Sessions
+	// watched returns what Status and metrics ask beside the relay.
+	watched() watched
+	// survey fills in how the pipeline stands, asking both sides.
+	survey(ctx context.Context, st *Status)
+
+	// plan returns the steps that the database needs. It refuses what belongs to something else.
+	plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error)
+	// begin makes what rows are read from, once tables and topics are there.
+	begin(ctx context.Context, s *setup) error
+	// owned returns an error where what end removes belongs to something else.
+	owned(ctx context.Context, s *setup) error
+	// end removes what rows are read from.
+	end(ctx context.Context, s *setup) error
+
+	// decide opens both sides for a decision over positions.
+	decide(ctx context.Context, o decideOptions) (*decision, error)
+	// gap returns an error where rows of the table may be needed for a replay.
+	gap(ctx context.Context) error
+	// delivered returns up to which commit time rows were delivered; zero where nothing tells.
+	delivered(ctx context.Context) (time.Time, error)
+	// note writes an operator's decision down.
+	note(ctx context.Context, d *cdc.Decision) error
+
+	// readURL returns the URL of a role that may read the table.
+	readURL(url string) string
+	// trace says what has become of rows as slot, state record and dead letters, or the table, tell.
+	trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error
+
+	// letters returns the unresolved dead letters in the order of their rows.
+	letters(ctx context.Context) ([]kafka.Entry, error)
+	// whole reads a dead letter's row, where letters left it out.
+	whole(ctx context.Context, e *kafka.Entry) error
+	redrive(ctx context.Context, o RedriveOptions) ([]Moved, error)
+	drop(ctx context.Context, o DropOptions) (Dropped, error)
+}
+
+// New makes a pipeline of a valid configuration; everything that is wrong with that is in the error. It connects to nothing yet.
+func New(cfg config.Config, o Options) (*Pipeline, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	p := &Pipeline{cfg: cfg, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, route.Topics(cfg.Kafka), o.Kafka...)}
+	if cfg.Source.Kind == config.KindPolling {
+		p.kind = polled{p}
+	} else {
+		p.kind = wal{p}
+	}
+	registry := prometheus.NewRegistry()
+	p.metrics = newMetrics(cfg.Pipeline, p.kind.watched(), registry)
+	observer := cdc.Tee(logger(cfg, o.Log), p.metrics.observer())
+	if tell := observer.Role; cfg.Commands("`walpost ") != "`walpost " {
+		observer.Role = func(role cdc.Role, err error) { tell(role, runnable(&cfg, err)) }
+	}
+	p.relay = p.kind.relay(observer)
+	if o.Registerer != nil {
+		if err := o.Registerer.Register(registry); err != nil {
+			return nil, fmt.Errorf("register the metrics of pipeline %s: %w: run the relay that is there, or give this one a registry of its own", cfg.Pipeline, err)
+		}
+	}
+	return p, nil
+}
+
+// runnable returns the error with commands that name the pipeline.
+func runnable(cfg *config.Config, err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(cfg.Commands(err.Error()))
+}
+
+// Name returns the pipeline's name.
+func (p *Pipeline) Name() string { return p.cfg.Pipeline }
+
+// Run relays until ctx ends, and keeps the table small, where cleanup.every says so. It returns nil when everything received was delivered
+// and confirmed, and an error when shutdown_timeout was over before. It may be called again when it has returned.
+func (p *Pipeline) Run(ctx context.Context) error {
+	p.ran.Store(true)
+	var cleaner sync.WaitGroup
+	defer cleaner.Wait()
+	if p.cfg.Cleanup.Every > 0 {
+		cleaner.Go(func() { p.keepSmall(ctx) })
+	}
+	return p.relay.Run(ctx)
+}
+
+// Role returns what Run is doing, and why where it is not streaming.
+func (p *Pipeline) Role() (cdc.Role, error) { return p.relay.Role() }
+
+// Ready returns nil while Run streams, or stands by to take over; otherwise an error that says why not.
+func (p *Pipeline) Ready(ctx context.Context) error { return p.metrics.ready(ctx) }
+
+// Step is what a verb does, or waits for.
+type Step struct {
+	What string
+	SQL  []string // that it runs
+}
+
+// Progress hears of each step when it begins. nil hears nothing.
+type Progress func(Step)
+
+func (p Progress) step(what string, args ...any) {
+	if p != nil {
+		p(Step{What: fmt.Sprintf(what, args...)})
+	}
+}
+
+// note writes down what an operator has decided.
+func (p *Pipeline) note(ctx context.Context, command, what, from, to string) error {
+	return p.kind.note(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: cmp.Or(p.operator, "unknown"), What: what, From: from, To: to})
+}

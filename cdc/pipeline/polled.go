@@ -1,0 +1,180 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+// polled is a pipeline whose table is asked for rows. It has neither slot nor state record: the table says what was published.
+type polled struct{ *Pipeline }
+
+func (p polled) relay(observer cdc.Observer) *cdc.Sessions {
+	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Sessions
+}
+
+func (p polled) watched() watched {
+	return watched{table: polling.NewWatch(p.cfg.Pipeline, p.cfg.Source)}
+}
+
+func (p polled) survey(ctx context.Context, st *Status) {
+	b, err := polling.NewWatch(p.cfg.Pipeline, p.cfg.Source).Backlog(ctx)
+	if st.blocked(err) {
+		return
+	}
+	st.Backlog = &b
+	if b.Horizon != nil {
+		st.blockedBy(b.Horizon.String())
+	}
+	if b.Pending > 0 {
+		switch pid, err := p.source.Poller(ctx); {
+		case st.blocked(err):
+		case pid == 0:
+			st.blockedBy(fmt.Sprintf("%d rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", b.Pending, p.cfg.Source.Table))
+		}
+	}
+	if b.Failed > 0 {
+		st.blockedBy(fmt.Sprintf("%d rows have failed and hold %d keys back: `walpost dlq list` says why", b.Failed, b.HeldKeys))
+	}
+}
+
+func (p polled) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error) {
+	if byDay {
+		return nil, errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
+	}
+	return s.pg.PlanPolled(ctx)
+}
+
+func (polled) begin(context.Context, *setup) error { return nil }
+func (polled) owned(context.Context, *setup) error { return nil }
+func (polled) end(context.Context, *setup) error   { return nil }
+
+func (polled) decide(context.Context, decideOptions) (*decision, error) {
+	return nil, errors.New("source.kind: polling has neither slot nor state record, and nothing to adopt or to step over: `walpost status` says what waits, and `walpost dlq redrive` or `walpost dlq drop` decides about failed rows")
+}
+
+func (polled) gap(context.Context) error { return nil }
+
+func (polled) delivered(context.Context) (time.Time, error) { return time.Time{}, nil }
+
+// note writes nothing down: polling has no topic for it.
+func (polled) note(context.Context, *cdc.Decision) error { return nil }
+
+func (p polled) readURL(string) string { return p.cfg.Source.URL }
+
+func (p polled) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, _ cdc.LSN) error {
+	ids := make([]string, len(rows))
+	for i, r := range rows {
+		ids[i] = r.ID
+	}
+	all, err := polling.Standings(ctx, p.cfg.Pipeline, p.cfg.Source, ids)
+	if err != nil {
+		return err
+	}
+	words := p.cfg.Source.Polling.Words
+	for _, r := range rows {
+		s, there := all[r.ID]
+		if !there { // published and deleted meanwhile
+			continue
+		}
+		e := t.event(r.ID, r.AggregateID, r.EventType)
+		switch e.Row = &s; s.Status {
+		case words.Pending:
+			e.Answer = NotYet
+		case words.Sent:
+			e.Answer = IsPublished
+		case words.Failed:
+			e.Answer = IsDeadLettered
+			e.DeadLetter = &DeadLetter{
+				Key: strconv.FormatInt(s.Position, 10), EventID: r.ID, Source: p.cfg.Pipeline, Reason: s.LastError, Time: s.ProcessedAt,
+				AggregateType: r.AggregateType, AggregateID: r.AggregateID, EventType: r.EventType,
+			}
+		default:
+			e.Answer = Gone
+		}
+	}
+	return nil
+}
+
+// letters returns the failed rows, whose keys are their positions.
+func (p polled) letters(ctx context.Context) ([]kafka.Entry, error) {
+	rows, err := polling.ListFailed(ctx, p.cfg.Pipeline, p.cfg.Source)
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]kafka.Entry, len(rows))
+	for i := range rows {
+		entries[i] = kafka.Entry{Key: strconv.FormatInt(rows[i].Position, 10), Offset: rows[i].Position, Letter: &rows[i].DeadLetter}
+	}
+	return entries, nil
+}
+
+func (p polled) whole(ctx context.Context, e *kafka.Entry) error {
+	row, err := polling.ReadFailed(ctx, p.cfg.Pipeline, p.cfg.Source, e.Offset)
+	if err != nil {
+		return err
+	}
+	if row == nil {
+		return fmt.Errorf("event %s is not failed any more", e.Letter.Row.ID)
+	}
+	e.Value, err = row.Value()
+	return err
+}
+
+func (p polled) redrive(ctx context.Context, o RedriveOptions) (done []Moved, err error) {
+	chosen, positions, err := p.chosen(ctx, o.IDs)
+	if err == nil && !o.DryRun && len(positions) > 0 {
+		err = polling.Redrive(ctx, p.cfg.Pipeline, p.cfg.Source, positions)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range chosen {
+		m := Moved{Key: e.Key, EventID: string(e.Letter.Row.ID)}
+		done = append(done, m)
+		if o.Progress != nil {
+			o.Progress(m)
+		}
+	}
+	return done, nil
+}
+
+func (p polled) drop(ctx context.Context, o DropOptions) (done Dropped, err error) {
+	chosen, positions, err := p.chosen(ctx, o.IDs)
+	if err == nil && !o.DryRun && len(positions) > 0 {
+		err = polling.Drop(ctx, p.cfg.Pipeline, p.cfg.Source, positions)
+	}
+	if err != nil {
+		return done, err
+	}
+	for i := range chosen {
+		done.Letters = append(done.Letters, deadLetter(&chosen[i]))
+	}
+	return done, nil
+}
+
+// chosen returns failed rows and their positions; no ids are all.
+func (p polled) chosen(ctx context.Context, ids []string) (rows []kafka.Entry, positions []int64, err error) {
+	entries, err := p.letters(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	chosen, err := choose(entries, ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		if chosen[e.Key] {
+			rows, positions = append(rows, e), append(positions, e.Offset)
+		}
+	}
+	return rows, positions, nil
+}

@@ -1,0 +1,101 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+// SkipOptions is what to give up.
+type SkipOptions struct {
+	To       cdc.LSN       // what was committed before it; 0: the one transaction that PostgreSQL cannot decode
+	Wait     time.Duration // for transactions that are open: rows that they wrote may be hidden
+	DryRun   bool
+	Progress Progress
+}
+
+// Skipped is what Skip gave up, or would give up in a dry run.
+type Skipped struct {
+	cdc.Range           // of what was not delivered
+	What      string    // what is given up in it
+	Uncounted error     // why the rows in it were not counted
+	Stays     *cdc.Halt // a latched halt that only Adopt ends
+	Ends      *cdc.Halt // a latched halt that has ended
+	// Open are transactions whose rows may be missing, too. ReplayOpen is what to run once they have ended.
+	Open       []cdc.Transaction
+	ReplayOpen string
+}
+
+// Skip gives up what was committed before o.To and is not delivered: it writes the state record, then moves the slot. It runs with the
+// relay's own rights. After an error, what it returns says what it had decided.
+func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err error) {
+	d, err := p.kind.decide(ctx, decideOptions{o.Wait, o.DryRun, o.Progress})
+	if err != nil {
+		return s, err
+	}
+	defer d.close(ctx)
+	if err := d.read(ctx); err != nil {
+		return s, err
+	}
+	if err := d.movable(); err != nil {
+		return s, err
+	}
+	to := o.To
+	if to == 0 {
+		if to, err = d.undecodable(ctx); err != nil {
+			return s, err
+		}
+	}
+	state, err := cdc.SkipTo(p.cfg.Pipeline, d.State, d.Facts, to)
+	if err != nil {
+		return s, err
+	}
+	s.Range = cdc.Range{From: d.State.Covered, To: to}
+	s.What = "rows that are not delivered and were committed in this range are given up"
+	if o.To == 0 {
+		s.What = "the one transaction that PostgreSQL cannot decode is given up"
+	} else if transactions, rows, err := d.pg.Waiting(ctx, s.From, to); err != nil {
+		s.Uncounted = err
+	} else {
+		s.What = fmt.Sprintf("%d outbox rows of %d transactions are given up, but for those that were delivered already", rows, transactions)
+	}
+	switch before := d.State.Halt; {
+	case before != nil && state.Halt != nil:
+		s.Stays = state.Halt.Halt()
+	case before != nil && before.Latched:
+		s.Ends = before.Halt()
+		if s.Open, err = d.writers(ctx); err != nil {
+			return s, err
+		}
+		if state, err = cdc.SkipTo(p.cfg.Pipeline, d.State, d.Facts, to); err != nil {
+			return s, err
+		}
+		s.ReplayOpen = cdc.ReplayUntilNow(d.State, &d.Facts)
+	}
+	if o.DryRun {
+		return s, nil
+	}
+	if err := d.write(ctx, state, "skip", s.What, s.From, to); err != nil {
+		return s, err
+	}
+	return s, d.advance(ctx, to)
+}
+
+// undecodable finds the LSN that steps over the one transaction that PostgreSQL cannot decode, and refuses while rows before it wait.
+func (d *decision) undecodable(ctx context.Context) (cdc.LSN, error) {
+	from := d.Facts.Slot.ConfirmedFlush
+	if d.State != nil {
+		from = max(from, d.State.Covered)
+	}
+	before, past, err := d.pg.Undecodable(ctx, from, d.Facts.WALEnd)
+	if err != nil {
+		return 0, err
+	}
+	_, rows, err := d.pg.Waiting(ctx, from, before)
+	if err == nil && rows > 0 {
+		err = fmt.Errorf("nothing was changed: %d rows that can be decoded wait before the transaction that cannot: start the relay, which delivers them, and run this again when it is halted", rows)
+	}
+	return past, err
+}

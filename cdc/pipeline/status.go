@@ -1,0 +1,104 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/polling"
+)
+
+// Status is how a pipeline stands: what `walpost status` and GET /status show. A field that is missing is zero, or not known.
+type Status struct {
+	Pipeline string `json:"pipeline"`
+
+	// What the relay of this process does; missing where none runs in it.
+	Role      cdc.Role  `json:"role,omitempty"`
+	Reason    string    `json:"reason,omitempty"` // why it is not streaming
+	Since     time.Time `json:"since,omitzero"`
+	Published int64     `json:"published,omitempty"`     // rows since the process started
+	Covered   string    `json:"covered_lsn,omitempty"`   // in the state record: everything at or below it is durable in Kafka
+	Confirmed string    `json:"confirmed_lsn,omitempty"` // last confirmed to the slot by this process
+	// KafkaStalled says that Kafka has not answered for 5 s, and Stalled why rows may be waiting and nothing moves.
+	KafkaStalled bool   `json:"kafka_stalled,omitempty"`
+	Stalled      string `json:"stalled,omitempty"`
+	CommitsWait  string `json:"commits_wait,omitempty"` // commits of the server wait for this relay
+
+	// What PostgreSQL and Kafka say.
+	Slot          *Slot      `json:"slot,omitempty"` // missing for a polled table
+	WALEnd        string     `json:"wal_end_lsn,omitempty"`
+	LagBytes      int64      `json:"lag_bytes,omitempty"`
+	LagSeconds    *float64   `json:"lag_seconds,omitempty"` // for how long what is not confirmed has waited
+	RetainedBytes int64      `json:"retained_wal_bytes,omitempty"`
+	State         *cdc.State `json:"state,omitempty"`
+	// Decisions are those of operators, the oldest first. Only Status without a running relay reads them.
+	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
+	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
+	Backlog     *polling.Backlog `json:"backlog,omitempty"`                 // of a polled table
+	Notes       []string         `json:"notes,omitempty"`                   // what halts nothing and is worth a word
+	Blocked     []string         `json:"blocked"`                           // what keeps rows from flowing, each with what to do
+}
+
+// Slot is the replication slot.
+type Slot struct {
+	Name           string `json:"name"`
+	Exists         bool   `json:"exists"`
+	Active         bool   `json:"active"`
+	ConfirmedFlush string `json:"confirmed_flush_lsn,omitempty"`
+	RestartLSN     string `json:"restart_lsn,omitempty"`
+	WALStatus      string `json:"wal_status,omitempty"`
+}
+
+// Status returns how the pipeline stands. Where Run runs, it says what that knows, and asks PostgreSQL and Kafka for the rest;
+// otherwise it asks both sides for everything, with the relay's own rights. What cannot be asked is in Blocked.
+func (p *Pipeline) Status(ctx context.Context) Status {
+	if p.ran.Load() {
+		return p.metrics.status(ctx)
+	}
+	st := Status{Pipeline: p.cfg.Pipeline, Blocked: []string{}}
+	p.kind.survey(ctx, &st)
+	return st
+}
+
+// blocked adds an error, and reports whether there was one.
+func (s *Status) blocked(err error) bool {
+	if err != nil {
+		s.Blocked = append(s.Blocked, err.Error())
+	}
+	return err != nil
+}
+
+func (s *Status) blockedBy(why string) {
+	if why != "" {
+		s.blocked(errors.New(why))
+	}
+}
+
+// stands fills in where the slot stands.
+func (s *Status) stands(f *cdc.Facts) {
+	slot := f.Slot
+	s.WALEnd = f.WALEnd.String()
+	s.Slot = &Slot{Name: slot.Name, Exists: slot.Exists, Active: slot.Active}
+	if !slot.Exists {
+		return
+	}
+	s.Slot.WALStatus, s.Slot.ConfirmedFlush, s.Slot.RestartLSN = slot.WALStatus, slot.ConfirmedFlush.String(), slot.RestartLSN.String()
+	s.LagBytes = max(0, int64(f.WALEnd)-int64(slot.ConfirmedFlush))
+	s.RetainedBytes = max(0, int64(f.WALEnd)-int64(slot.RestartLSN))
+}
+
+// records fills in what the state record says.
+func (s *Status) records(state *cdc.State) {
+	if s.State = state; state != nil {
+		s.Covered = state.Covered.String()
+	}
+}
+
+// lags fills in for how long what is not confirmed has waited, where that is known.
+func (s *Status) lags(behind time.Duration, known bool) {
+	if s.LagSeconds = nil; known {
+		seconds := behind.Seconds()
+		s.LagSeconds = &seconds
+	}
+}

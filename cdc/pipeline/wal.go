@@ -1,0 +1,199 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/postgres"
+	"github.com/walpost/walpost/cdc/route"
+)
+
+// wal is a pipeline from the WAL: it has a slot and a state record.
+type wal struct{ *Pipeline }
+
+func (w wal) relay(observer cdc.Observer) *cdc.Sessions {
+	// A source of its own: a session uses it while others ask this one.
+	source := postgres.NewSource(w.cfg.Pipeline, w.cfg.Source)
+	return cdc.NewRelay(options(&w.cfg), source, w.sink, route.New(w.cfg.Pipeline, w.cfg.Kafka), observer).Sessions
+}
+
+// options returns what the engine needs of the configuration.
+func options(cfg *config.Config) cdc.Options {
+	o := cdc.Options{
+		Pipeline: cfg.Pipeline, ExactlyOnce: cfg.Delivery == config.ExactlyOnce,
+		WindowRows: cfg.Window.Rows, WindowBytes: int(cfg.Window.Bytes), Pace: cfg.Window.Pace,
+		HoldKey: cfg.Poison.HoldKey, StatusInterval: cfg.Source.StatusInterval, CheckInterval: cfg.Source.CheckInterval,
+		QueueTimeout: cfg.QueueTimeout, ShutdownTimeout: cfg.ShutdownTimeout,
+	}
+	if cfg.Poison.Policy == config.PolicyDeadLetter {
+		o.DeadLetters = cfg.DeadLetterTopic()
+	}
+	return o
+}
+
+func (w wal) watched() watched {
+	of := watched{slot: w.cfg.Source.Slot, facts: w.source}
+	if w.cfg.Poison.Policy == config.PolicyDeadLetter {
+		of.letters = w.sink.Unresolved()
+	}
+	return of
+}
+
+const (
+	patience = 15 * time.Second // behind for longer, the reason is asked for
+	lookFor  = 6 * time.Second  // a session looks at the server every 5 s, and writes down what it sees
+)
+
+func (w wal) survey(ctx context.Context, st *Status) {
+	st.Slot = &Slot{Name: w.cfg.Source.Slot}
+	if decisions, err := w.sink.Decisions(ctx); err == nil { // if not, Peek says why
+		st.Decisions = decisions
+	}
+	if w.cfg.Poison.Policy == config.PolicyDeadLetter {
+		if n, err := w.sink.Unresolved().Count(ctx); !st.blocked(err) {
+			st.DeadLetters = &n
+		}
+	}
+	if st.blocked(w.source.Preflight(ctx)) {
+		state, err := w.sink.Peek(ctx)
+		st.blocked(err)
+		st.records(state)
+		return
+	}
+	var stateErr error
+	seen, err := take(ctx, w.source, func(ctx context.Context, _ *cdc.Facts) (state *cdc.State, _ error) {
+		state, stateErr = w.sink.Peek(ctx)
+		return state, nil // what PostgreSQL says is told without it
+	})
+	st.records(seen.State)
+	if !st.blocked(stateErr) {
+		st.blocked(w.sink.Ready(ctx))
+	}
+	if st.blocked(err) {
+		return
+	}
+	st.Notes = seen.Facts.Notes
+	if behind := st.shows(&seen); seen.Facts.Slot.Active && behind > patience {
+		// A record of before a silence says nothing of what has come since: a relay that works writes a new one within a moment.
+		moves := w.moves(ctx, &seen)
+		if behind = st.shows(&seen); behind > patience && !moves {
+			st.blockedBy(waiting(&seen.Facts, behind))
+		}
+	}
+	st.blockedBy(seen.Facts.StandbysAway())
+	st.blocked(seen.Facts.CommitsWait())
+	if stateErr == nil {
+		_, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts)
+		if !st.blocked(err) && seen.State.Halt != nil && !seen.Facts.Slot.Active {
+			st.blocked(seen.State.Halt.Halt())
+		}
+	}
+	if slot := seen.Facts.Slot; slot.Exists && !slot.Active {
+		st.blockedBy("no relay streams from the slot: start `walpost relay`; if one is up, its log and /readyz say why it does not stream")
+	}
+}
+
+// shows fills in a survey, and returns for how long rows may have waited.
+func (s *Status) shows(seen *survey) time.Duration {
+	s.records(seen.State)
+	s.stands(&seen.Facts)
+	if !seen.Facts.Slot.Exists {
+		return 0
+	}
+	var current time.Time
+	if seen.State != nil {
+		if current = seen.State.Current(); current.IsZero() {
+			current = seen.State.Time
+		}
+	}
+	behind, known := cdc.Behind(seen.Facts.Slot.ConfirmedFlush, seen.Facts.WALEnd, current, seen.Facts.Time)
+	s.lags(behind, known)
+	return behind
+}
+
+// moves waits until the record or the slot has moved, for as long as a relay that works needs for that. It reports whether one did, and
+// leaves in seen what it saw then.
+func (w wal) moves(ctx context.Context, seen *survey) bool {
+	for end := time.Now().Add(lookFor); time.Now().Before(end); {
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return false
+		}
+		now, err := take(ctx, w.source, w.unfenced)
+		if err != nil || now.State == nil {
+			return false // what was read before holds, and was told
+		}
+		if now.Facts.Slot.ConfirmedFlush != seen.Facts.Slot.ConfirmedFlush || now.State.Current().After(seen.State.Current()) {
+			*seen = now
+			return true
+		}
+	}
+	return false
+}
+
+// waiting says what a relay that is connected waits for.
+func waiting(f *cdc.Facts, behind time.Duration) string {
+	if standbys := f.StandbysBehind(f.WALEnd); standbys != "" && f.StandbysAway() == "" {
+		return standbys
+	}
+	return fmt.Sprintf("nothing was confirmed of what was written in the last %s, and a relay is connected: its walsender is %s; the relay's log and /readyz say what it waits for", behind.Round(time.Second), &f.Walsender)
+}
+
+func (w wal) gap(ctx context.Context) error {
+	seen, err := take(ctx, w.source, w.unfenced)
+	if err != nil {
+		return err
+	}
+	if _, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts); err != nil {
+		return fmt.Errorf("nothing was deleted: rows of the table may be needed for a replay: %w", err)
+	}
+	return nil
+}
+
+func (w wal) delivered(ctx context.Context) (time.Time, error) {
+	st, err := w.sink.Peek(ctx)
+	var halt *cdc.Halt
+	switch {
+	case errors.As(err, &halt), err == nil && st == nil: // a spoiled topic tells nothing
+		return time.Time{}, nil
+	case err != nil:
+		return time.Time{}, err
+	}
+	return st.LastCommitTime, nil
+}
+
+func (w wal) note(ctx context.Context, d *cdc.Decision) error {
+	admin, err := w.sink.Admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	return admin.WriteDecision(ctx, d)
+}
+
+func (w wal) readURL(url string) string { return url }
+
+func (w wal) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error {
+	seen, err := take(ctx, w.source, w.unfenced)
+	if err != nil {
+		return err
+	}
+	t.delivered(&seen, rows, end)
+	// Their topic is read before it is looked for what is published: what is redriven meanwhile is seen twice, not never.
+	entries, err := w.sink.Entries(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range entries {
+		if d := entries[i].Letter; d != nil && (string(d.Row.ID) == t.Asked || string(d.Row.AggregateID) == t.Asked) {
+			letter := deadLetter(&entries[i])
+			t.event(string(d.Row.ID), string(d.Row.AggregateID), string(d.Row.EventType)).DeadLetter = &letter
+		}
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+package inboxcmd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/walpost/walpost/cdc/inbox"
+)
+
+// Parked are the commands about events that could not be applied.
+type Parked struct {
+	List      parkedList    `cmd:"" help:"List parked events and blocked partitions, oldest first."`
+	Show      parkedShow    `cmd:"" help:"Show one whole, as JSON, with its record (the value in base64)."`
+	Redrive   parkedRedrive `cmd:"" help:"Apply parked events, once, under their own ids. What waits behind one goes with it, in order."`
+	Drop      parkedDrop    `cmd:"" help:"Give parked events up: they will never be applied."`
+	Pass      parkedPass    `cmd:"" help:"Have the event at which a partition is blocked parked or skipped."`
+	Decisions decisions     `cmd:"" help:"List what operators have done, newest first."`
+}
+
+type parkedList struct {
+	All   bool  `help:"The redriven and dropped too."`
+	After int64 `help:"Only those with a higher id."`
+	Limit int   `default:"1000" help:"At most so many."`
+	JSON  bool  `name:"json" help:"As JSON, one a line."`
+}
+
+type parkedShow struct {
+	ID int64 `arg:"" help:"Id of a parked event, from the list."`
+}
+
+// chosen is what redrive and drop have in common.
+type chosen struct {
+	IDs    []int64 `arg:"" optional:"" name:"id" help:"Ids of parked events, from the list."`
+	All    bool    `help:"All of them."`
+	DryRun bool    `help:"Try it, say what would be done, and keep nothing."`
+}
+
+func (c *chosen) check(program string) error {
+	if (len(c.IDs) == 0) != c.All {
+		return fmt.Errorf("name parked events by id, or say --all: `%s parked list` shows them", program)
+	}
+	return nil
+}
+
+type parkedRedrive struct {
+	chosen
+	Force bool `help:"Also where earlier events of the key are parked or later ones were applied: the order of the key is broken."`
+}
+
+type parkedDrop struct{ chosen }
+
+type parkedPass struct {
+	Partition int32        `arg:"" help:"The blocked partition."`
+	Offset    int64        `arg:"" help:"Where it is blocked, from the list."`
+	As        inbox.Policy `enum:"park_key,skip" default:"park_key" help:"What becomes of the event: ${enum}."`
+}
+
+type decisions struct {
+	Limit int `default:"100" help:"At most so many."`
+}
+
+// Run lists the events of each group that the command line names.
+func (l *parkedList) Run(ctx context.Context, in *Inboxes) error {
+	for _, group := range in.Groups {
+		if len(in.Groups) > 1 && !l.JSON {
+			fmt.Fprintf(in.Stdout, "group %s\n", group)
+		}
+		if err := in.open(ctx, group, func(operator *inbox.Operator) error { return l.print(ctx, operator, in.Stdout) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *parkedList) print(ctx context.Context, operator *inbox.Operator, stdout io.Writer) error {
+	blocked, err := operator.Blocked(ctx)
+	if err != nil {
+		return err
+	}
+	list, err := operator.List(ctx, inbox.ListOptions{All: l.All, After: l.After, Limit: l.Limit})
+	if err != nil {
+		return err
+	}
+	if l.JSON {
+		out := json.NewEncoder(stdout)
+		for _, event := range list {
+			if err := out.Encode(event); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, b := range blocked {
+		fmt.Fprintf(stdout, "partition %d is blocked at offset %d since %s, by event %s: %s\n", b.Partition, b.Offset, b.Since.UTC().Format(time.RFC3339), b.EventID, b.Reason)
+	}
+	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ID\tPLACE\tEVENT\tTYPE\tKEY\tSINCE\tSTATUS\tWHY")
+	for _, e := range list {
+		fmt.Fprintf(table, "%d\t%d/%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, e.Partition, e.Offset, e.EventID, e.Type, e.Key, e.ParkedAt.UTC().Format(time.RFC3339), e.Status, e.Reason)
+	}
+	return table.Flush()
+}
+
+// Run prints one event.
+func (s *parkedShow) Run(ctx context.Context, in *Inboxes) error {
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		event, err := operator.Show(ctx, s.ID)
+		if err != nil {
+			return err
+		}
+		out := json.NewEncoder(in.Stdout)
+		out.SetIndent("", "  ")
+		return out.Encode(event)
+	})
+}
+
+// Run applies events.
+func (r *parkedRedrive) Run(ctx context.Context, in *Inboxes) error {
+	if err := r.check(in.Program); err != nil {
+		return err
+	}
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		events, err := operator.Redrive(ctx, inbox.RedriveOptions{IDs: r.IDs, All: r.All, Force: r.Force, DryRun: r.DryRun})
+		return r.report(in, events, err)
+	})
+}
+
+// Run gives events up.
+func (d *parkedDrop) Run(ctx context.Context, in *Inboxes) error {
+	if err := d.check(in.Program); err != nil {
+		return err
+	}
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		events, err := operator.Drop(ctx, inbox.DropOptions{IDs: d.IDs, All: d.All, DryRun: d.DryRun})
+		return d.report(in, events, err)
+	})
+}
+
+// Run lets a blocked partition go on.
+func (p *parkedPass) Run(ctx context.Context, in *Inboxes) error {
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		if err := operator.Pass(ctx, p.Partition, p.Offset, p.As); err != nil {
+			return fmt.Errorf("%w (%s parked list)", err, in.Program)
+		}
+		_, err := fmt.Fprintf(in.Stdout, "partition %d goes on behind offset %d within seconds\n", p.Partition, p.Offset)
+		return err
+	})
+}
+
+// Run lists decisions.
+func (d *decisions) Run(ctx context.Context, in *Inboxes) error {
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		list, err := operator.Decisions(ctx, d.Limit)
+		if err != nil {
+			return err
+		}
+		for _, one := range list {
+			fmt.Fprintf(in.Stdout, "%s  %s  %s: %s\n", one.At.UTC().Format(time.RFC3339), one.By, one.Command, one.What)
+		}
+		return nil
+	})
+}
+
+// report prints what became of each event. The error is err, or says that events stay.
+func (c *chosen) report(in *Inboxes, events []inbox.Done, err error) error {
+	stay := 0
+	for _, e := range events {
+		if e.Err != nil {
+			stay++
+			fmt.Fprintf(in.Stdout, "stays      %d, event %s of %s: %v\n", e.ID, e.EventID, e.Key, e.Err)
+			continue
+		}
+		fmt.Fprintf(in.Stdout, "%-9s  %d, event %s of %s\n", e.Did, e.ID, e.EventID, e.Key)
+	}
+	if c.DryRun {
+		fmt.Fprintln(in.Stdout, "dry run: nothing was kept")
+	}
+	if err == nil && stay > 0 {
+		err = fmt.Errorf("%d parked events stay: fix what refuses them and redrive again, or give them up with `%s parked drop`", stay, in.Program)
+	}
+	return err
+}

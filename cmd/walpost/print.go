@@ -1,0 +1,46 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/walpost/walpost/cdc/pipeline"
+)
+
+// say prints a line for people.
+func (p *process) say(format string, args ...any) { fmt.Fprintf(p.stdout, format+"\n", args...) }
+
+// steps prints each step when it begins, with its SQL.
+func steps(out io.Writer) pipeline.Progress {
+	return func(s pipeline.Step) {
+		fmt.Fprintln(out, s.What)
+		for _, sql := range s.SQL {
+			fmt.Fprintf(out, "    %s;\n", sql)
+		}
+	}
+}
+
+// line keeps what a row gave us on one line and short.
+func line(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, s)
+	if len(s) > 160 {
+		s = s[:157] + "..."
+	}
+	return s
+}
+
+func size(n int64) string {
+	switch {
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MiB", n>>20)
+	case n >= 10<<10:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d B", n)
+}

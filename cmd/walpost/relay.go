@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime/debug"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
+)
+
+type relayCmd struct{}
+
+// Run relays:
+//
+//	WAL ──▶ cdc/postgres ──▶ cdc (windows) ──▶ cdc/route ──▶ cdc/kafka ──▶ topics and state record
+//	 ▲                                                                        │
+//	 └──────────────── the slot's confirmed_flush_lsn ◀───────────────────────┘
+func (*relayCmd) Run(p *process) error {
+	cfgs, err := p.configs()
+	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
+	if err := errors.Join(err, logErr); err != nil {
+		return err
+	}
+	log = log.With().Str("service", "walpost").Logger()
+	if p.getenv("GOMEMLIMIT") == "" {
+		// What lives is a few windows' worth; without a limit the collector lets twice that pile up.
+		debug.SetMemoryLimit(memoryLimit(cfgs))
+	}
+	address := cfgs[0].HTTP // the same in all
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", address, err)
+	}
+	reg := app.NewRegistry()
+	relays, err := pipeline.NewGroup(cfgs, pipeline.Options{Log: log, Registerer: reg})
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	mux := http.NewServeMux()
+	app.OpsRoutes(mux, reg, relays.Ready)
+	relays.Routes(mux)
+
+	// The relays drain first; only then does the operator's page go away.
+	serving, done := context.WithCancel(context.WithoutCancel(p.ctx))
+	group, ctx := errgroup.WithContext(p.ctx)
+	group.Go(func() error {
+		defer done()
+		return relays.Run(ctx)
+	})
+	group.Go(func() error { return app.Serve(serving, ln, mux, log) })
+	return group.Wait()
+}
+
+func memoryLimit(cfgs []config.Config) int64 {
+	limit := int64(16 << 20)
+	for i := range cfgs {
+		limit += 8<<20 + 6*int64(cfgs[i].Window.Bytes)
+	}
+	return limit
+}
