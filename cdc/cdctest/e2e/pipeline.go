@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -101,7 +100,7 @@ func (s *Pipeline) Run(args ...string) (string, error) {
 	s.T.Helper()
 	ctx, cancel := context.WithTimeout(s.T.Context(), 2*time.Minute)
 	defer cancel()
-	var out bytes.Buffer
+	var out cdctest.Log
 	err := s.run(ctx, args, s.Env, &out)
 	return out.String(), err
 }
