@@ -37,14 +37,14 @@ type Pipeline struct {
 	sink     *kafka.Sink
 	kind     kind
 	metrics  *metrics
-	relay    *cdc.Sessions
+	relay    *cdc.Supervisor
 	ran      atomic.Bool // Run was called: this process knows how the relay is doing
 }
 
 // kind is what differs between the two kinds of source.
 type kind interface {
 	// relay returns what moves the rows, and tells the observer.
-	relay(cdc.Observer) *cdc.Sessions
+	relay(cdc.Observer) *cdc.Supervisor
 	// watched returns what Status and metrics ask beside the relay.
 	watched() watched
 	// survey fills in how the pipeline stands, asking both sides.

@@ -17,8 +17,8 @@ import (
 // polled is a pipeline whose table is asked for rows. It has neither slot nor state record: the table says what was published.
 type polled struct{ *Pipeline }
 
-func (p polled) relay(observer cdc.Observer) *cdc.Sessions {
-	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Sessions
+func (p polled) relay(observer cdc.Observer) *cdc.Supervisor {
+	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Supervisor
 }
 
 func (p polled) watched() watched {

@@ -163,7 +163,8 @@ func TestInitOnAGuardedServer(t *testing.T) {
 				_ = conn.Close(context.Background())
 				return
 			}
-			if err := s.Preflight(t.Context()); err != nil {
+			table, err := s.Preflight(t.Context())
+			if err != nil {
 				t.Errorf("the relay's own look: %v", err)
 			}
 			if !c.slot {
@@ -180,7 +181,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if err != nil || ownErr != nil || theirs.SystemID == "" || theirs.SystemID != ours.SystemID || theirs.Timeline != ours.Timeline {
 				t.Errorf("the server is %+v (%v) to the administrator and %+v (%v) to the relay", theirs, err, ours, ownErr)
 			}
-			stream, _, err := s.Connect(t.Context())
+			stream, _, err := s.Connect(t.Context(), table)
 			if err == nil {
 				err = stream.Start(t.Context())
 				_ = stream.Close()

@@ -140,6 +140,7 @@ func TestSkipRefusesToGuess(t *testing.T) {
 	s.MustRefuse("is not an LSN", "skip", "--to", "16B3748")
 	s.MustRefuse("is not an LSN", "skip", "--to", end()+"x")
 	s.MustRefuse("up to which everything is delivered", "skip", "--to", "0/1")
+	s.MustRefuse("up to which everything is delivered", "skip", "--to", "0/0") // which is no other word for next
 	s.MustRefuse("behind the end of the WAL", "skip", "--to", "FFFF/0")
 	s.InsertRows(5)
 	to := end()
