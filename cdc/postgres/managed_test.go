@@ -60,6 +60,7 @@ const (
 // What an administrator who is no superuser may do differs by provider and by version. What it may, init does; what it may not is said
 // before anything is made, with a way out.
 func TestInitOnAGuardedServer(t *testing.T) {
+	cdctest.Long(t, "starts a server with its own pg_hba.conf")
 	t.Parallel()
 	server, exec := guarded(t)
 	since16 := server.Major() >= 16
@@ -188,7 +189,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if err != nil {
 				t.Errorf("the relay does not stream: %v", err)
 			}
-			cdctest.Eventually(t, 10*time.Second, func() error { return admin.DropSlot(t.Context()) })
+			cdctest.Eventually(t, 30*time.Second, func() error { return admin.DropSlot(t.Context()) })
 		})
 	}
 	t.Run("one step of the plan is refused", func(t *testing.T) {
