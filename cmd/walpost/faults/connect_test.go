@@ -74,7 +74,7 @@ func pollHygienic(t *testing.T, program e2e.Program, env map[string]string) {
 	kf := cdctest.StartKafkaProxy(t, s.Brokers, nil)
 	s.Env["WALPOST_KAFKA_BROKERS"] = strings.Join(kf.Brokers(), ",")
 	r := s.StartRelay()
-	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(time.Minute, `"streaming"`)
 	s.InsertRows(10)
 	cdctest.Consume(t, s.Brokers, s.Topic, 30*time.Second, cdctest.AtLeast(10))
 	kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
@@ -331,7 +331,7 @@ func pollingMoved(of *trial) {
 	s.Env["WALPOST_SOURCE_URL"] = i.urlThrough(s.Env["WALPOST_SOURCE_URL"], i.forward(u.Host), "")
 	w := cdctest.StartWriter(of.t, cdctest.WriterConfig{URL: s.AdminURL, Rate: 30})
 	r := s.StartCommand(i.command(of.walpost(), "relay"))
-	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(time.Minute, `"streaming"`)
 	i.moveTwice(r, func() {})
 	s.CheckPolled(w.Stop())
 }

@@ -22,7 +22,7 @@ func rowsPast(s *trial) {
 	// It comes while the relay streams, and the publication is changed while that is fixed.
 	s.prepare(setup{quiet: true, env: map[string]string{"WALPOST_SOURCE_CHECK_INTERVAL": "100ms"}})
 	r := s.StartRelay()
-	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(time.Minute, `"streaming"`)
 	s.InsertRows(5)
 	s.WaitUntilConfirmed(20 * time.Second)
 	s.Exec(child + `; INSERT INTO outbox_c SELECT gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}' FROM generate_series(1, 3)`)

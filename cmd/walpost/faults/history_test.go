@@ -193,7 +193,7 @@ func splitBrain(s *trial) {
 func (s *trial) deliverWithOneRelay(rows int) {
 	s.t.Helper()
 	r := s.StartRelay()
-	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(time.Minute, `"streaming"`)
 	s.InsertRows(rows)
 	s.WaitUntilConfirmed(30 * time.Second)
 	if err := r.Stop(); err != nil {

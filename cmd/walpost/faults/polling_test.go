@@ -21,7 +21,7 @@ func pollingLateCommit(of *trial) {
 	s := e2e.NewPolled(t, of.program())
 	s.MustRun("init")
 	s.Exec(`CREATE TABLE other (n int)`)
-	s.StartRelay().WaitForLog(30*time.Second, `"streaming"`)
+	s.StartRelay().WaitForLog(time.Minute, `"streaming"`)
 	a, b, c := s.Connect(), s.Connect(), s.Connect()
 	for _, conn := range []*pgx.Conn{a, b, c} {
 		t.Cleanup(func() { _ = conn.Close(t.Context()) })
@@ -151,7 +151,7 @@ func pollingClock(of *trial) {
 	defer func() { _ = conn.Close(t.Context()) }()
 	e2e.ExecOn(t, conn, e2e.RefusedRow("late", "1"))
 	r := s.StartCommand(exec.Command(binary, "relay"))
-	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(time.Minute, `"streaming"`)
 	cdctest.Eventually(t, time.Minute, func() error {
 		if b := s.Backlog(); b.Failed != 1 {
 			return fmt.Errorf("%d rows have failed, want 1: the backoff goes by the clock", b.Failed)

@@ -81,7 +81,7 @@ func freezeAndReplace(s *trial) {
 		zombie.WaitUntilFrozen(30 * time.Second)
 		s.endFault()
 		heir := s.SpawnRelay()
-		heir.WaitForLog(30*time.Second, `"streaming"`)
+		heir.WaitForLog(time.Minute, `"streaming"`)
 		s.relays = append(s.relays, heir)
 		s.waitUntilDelivered()
 		zombie.Signal(syscall.SIGCONT)

@@ -65,7 +65,7 @@ func (s *trial) sendGiantMessages() {
 	s.Env["WALPOST_SOURCE_MESSAGES"], s.Env["WALPOST_DELIVERY"] = "shop", string(s.mode)
 	s.MustRun("init")
 	r := s.SpawnRelay()
-	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(time.Minute, `"streaming"`)
 	event := func(id string) string {
 		return `SELECT pg_logical_emit_message(true, 'shop', jsonb_build_object('id', '` + id + `', 'aggregate_type', 'order', 'aggregate_id', 1, 'event_type', 'Written', 'payload', 1)::text)`
 	}
@@ -427,7 +427,7 @@ func pollingStalls(of *trial) {
 			e2e.ExecOn(of.t, holder, "BEGIN; "+c.holds)
 		}
 		r := s.SpawnRelay()
-		r.WaitForLog(30*time.Second, `"streaming"`)
+		r.WaitForLog(time.Minute, `"streaming"`)
 		switch c.holds {
 		case "":
 			var err error

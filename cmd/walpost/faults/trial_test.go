@@ -147,9 +147,10 @@ func (s *trial) startStreaming() *e2e.Relay {
 	return s.waitUntilStreaming(s.SpawnRelay())
 }
 
+// waitUntilStreaming waits for a minute at most: a halt that is not latched is tried again after 30 s.
 func (s *trial) waitUntilStreaming(r *e2e.Relay) *e2e.Relay {
 	s.t.Helper()
-	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(time.Minute, `"streaming"`)
 	s.relays = append(s.relays, r)
 	return r
 }
