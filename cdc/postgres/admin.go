@@ -103,7 +103,7 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	for _, note := range notes {
 		steps = append(steps, Step{What: note})
 	}
-	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
+	if want.Delete && !table.partitioned {
 		sight, err := a.planSight(ctx, false)
 		if err != nil {
 			return nil, err
@@ -217,9 +217,6 @@ func (s *Step) password() string {
 
 func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, err error) {
 	cfg := a.source.cfg
-	if cfg.Messages != "" {
-		return Step{What: fmt.Sprintf("no table: events are transactional messages with the prefix %q", cfg.Messages)}, t, nil
-	}
 	switch t, err = a.source.checkTable(ctx, a.conn); {
 	case err != nil:
 		return Step{}, t, err
@@ -296,15 +293,9 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	cfg := a.source.cfg
 	name := pgx.Identifier{cfg.Publication}.Sanitize()
 	w, exists, err := a.source.width(ctx, a.conn, t)
-	if err != nil {
-		return Step{}, err
-	}
 	switch {
-	case cfg.Messages != "" && exists:
-		return Step{What: fmt.Sprintf("publication %s: there", cfg.Publication)}, nil
-	case cfg.Messages != "":
-		sql := "CREATE PUBLICATION " + name + " WITH (publish = 'insert')"
-		return Step{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}, nil
+	case err != nil:
+		return Step{}, err
 	case !exists:
 		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{publicationDDL(cfg, cfg.Publication, t)}}, nil
 	}
@@ -323,9 +314,6 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 
 // notes are what keeps no row from the stream, and is worth a word all the same.
 func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
-	if s.cfg.Messages != "" {
-		return nil, nil
-	}
 	if s.cfg.Columns.CreatedAtZone == "" { // else checkTable has looked at it
 		_, err := s.Age(ctx, conn, createdAt(s.cfg))
 		switch {
@@ -543,9 +531,6 @@ func (a *Admin) DropSlot(ctx context.Context) error {
 // RowsBefore counts the rows that are in the outbox already: no slot will ever stream them. It is an ErrUnseen where the
 // administrator does not see them.
 func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
-	if a.source.cfg.Messages != "" {
-		return 0, nil
-	}
 	if err := a.source.seesAll(ctx, a.conn, false); err != nil {
 		return 0, err
 	}
@@ -644,13 +629,12 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 	case objects > 0:
 		return left(fmt.Sprintf("%d other objects of the server belong to it or have granted it rights", objects))
 	}
-	var sql []string
-	if cfg.Messages == "" {
-		schema, _ := cfg.SchemaTable()
-		sql = append(sql, fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; REVOKE ALL ON SCHEMA %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$",
-			quotedTable(cfg), user, pgx.Identifier{schema}.Sanitize(), user))
-	}
-	return Step{What: fmt.Sprintf("role %s: drop it", role), SQL: append(sql, "DROP ROLE "+user)}, nil
+	schema, _ := cfg.SchemaTable()
+	return Step{What: fmt.Sprintf("role %s: drop it", role), SQL: []string{
+		fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; REVOKE ALL ON SCHEMA %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$",
+			quotedTable(cfg), user, pgx.Identifier{schema}.Sanitize(), user),
+		"DROP ROLE " + user,
+	}}, nil
 }
 
 // some names a few of them, and says how many more there are.

@@ -34,9 +34,6 @@ type Cleaner struct {
 
 // Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it; key is what holds the URL.
 func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error) {
-	if s.cfg.Messages != "" {
-		return nil, errNoTable
-	}
 	conn, err := s.connectAs(ctx, key, url, "walpost cleanup")
 	if err != nil {
 		return nil, err

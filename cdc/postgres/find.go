@@ -31,9 +31,6 @@ const (
 // position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable. With ErrZone the
 // rows are there, without their times.
 func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, end cdc.LSN, err error) {
-	if s.cfg.Messages != "" {
-		return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, errNoTable)
-	}
 	conn, err := s.connectAs(ctx, "--read-url", url, "walpost where")
 	if err != nil {
 		return nil, 0, err

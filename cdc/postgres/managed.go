@@ -128,7 +128,7 @@ func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes b
 		return nil, classify("look at the administrator's rights", err)
 	}
 	id := func(name string) string { return pgx.Identifier{name}.Sanitize() }
-	if cfg.Messages == "" && oid == 0 {
+	if oid == 0 {
 		switch {
 		case inSchema == nil:
 			lacks = append(lacks, fmt.Sprintf("source.table: there is no schema %s: CREATE SCHEMA %s", schema, id(schema)))
@@ -139,7 +139,7 @@ func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes b
 	if publishes && !inDatabase {
 		lacks = append(lacks, fmt.Sprintf("role %s may not create a publication: GRANT CREATE ON DATABASE %s TO %s", me, id(database), id(me)))
 	}
-	if (changes || publishes) && cfg.Messages == "" && !owns {
+	if (changes || publishes) && !owns {
 		lacks = append(lacks, fmt.Sprintf("role %s does not own %s, and only the owner may change or publish it: run init as role %s, or GRANT %s TO %s", me, cfg.Table, owner, id(owner), id(me)))
 	}
 	return lacks, nil

@@ -178,9 +178,6 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 	return columns, nil
 }
 
-// errNoTable is what commands say that need one.
-var errNoTable = errors.New("there is no outbox table (source.messages): events are in the WAL until the slot has confirmed them, and then only in Kafka")
-
 // checkPublication makes sure that every insert into the outbox is in it, whole.
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
@@ -193,9 +190,6 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	}
 	if err != nil {
 		return nil, classify("look for the publication", err)
-	}
-	if s.cfg.Messages != "" { // they are no publication's
-		return nil, nil
 	}
 	if !inserts {
 		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
@@ -276,13 +270,11 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 		if f, err = s.identify(ctx, conn); err != nil {
 			return f, t, err
 		}
-		if s.cfg.Messages == "" {
-			if t, err = s.checkTable(ctx, conn); err != nil {
-				return f, t, err
-			}
+		if t, err = s.checkTable(ctx, conn); err != nil {
+			return f, t, err
 		}
 		f.Hidden, f.Unfit = append(t.hidden, f.Hidden...), append(t.unfit, f.Unfit...)
-		if t.oid != 0 || s.cfg.Messages != "" {
+		if t.oid != 0 {
 			hidden, err := s.checkPublication(ctx, conn, t)
 			if err != nil {
 				return f, t, err
@@ -301,7 +293,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 // identify reads where the server and the slot stand, the fingerprint, and what keeps the table's rows from the stream.
 func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err error) {
 	schema, name := s.cfg.SchemaTable()
-	f.Slot.Name, f.Configured = s.cfg.Slot, configured(&s.cfg)
+	f.Slot.Name, f.Configured = s.cfg.Slot, cdc.Configured{Publication: s.cfg.Publication, Table: s.cfg.Table}
 	var version int
 	// Open transactions before the end of the WAL: one that has ended in between has committed behind that.
 	if err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT xid FROM (`+writers+`) w)`).Scan(&f.Open); err != nil {
@@ -338,7 +330,7 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	if err != nil {
 		return f, classify("read slot and publication", err)
 	}
-	if table == 0 || s.cfg.Messages != "" {
+	if table == 0 {
 		return f, nil
 	}
 	mark, hidden, err := s.detours(ctx, conn, table)
@@ -355,12 +347,4 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 		f.Fingerprint += fmt.Sprintf("%s%d", cdc.ToastMark, toast)
 	}
 	return f, nil
-}
-
-// configured returns the names of publication and table, or of the messages, as the state record keeps them.
-func configured(cfg *config.Source) cdc.Configured {
-	if cfg.Messages != "" {
-		return cdc.Configured{Publication: cfg.Publication, Messages: cfg.Messages}
-	}
-	return cdc.Configured{Publication: cfg.Publication, Table: cfg.Table}
 }

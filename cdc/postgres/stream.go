@@ -140,11 +140,7 @@ func newStream(cfg config.Source, conn net.Conn, d *decoder) *stream {
 // Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
 func (s *stream) Start(ctx context.Context) error {
 	publications := strings.ReplaceAll(pgx.Identifier{s.cfg.Publication}.Sanitize(), "'", "''")
-	messages := ""
-	if s.cfg.Messages != "" {
-		messages = `, "messages" 'true'`
-	}
-	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s'%s)`, s.cfg.Slot, publications, messages)
+	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s')`, s.cfg.Slot, publications)
 	query, err := (&pgproto3.Query{String: command}).Encode(nil)
 	if err != nil {
 		return fmt.Errorf("encode START_REPLICATION: %w", err)

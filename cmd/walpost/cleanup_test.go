@@ -401,3 +401,27 @@ func TestPartitionsBySchedule(t *testing.T) {
 		t.Error("the relay halted")
 	}
 }
+
+// TestInsertAndDeleteInOneTransaction: the event arrives, the table is empty.
+func TestInsertAndDeleteInOneTransaction(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.must("init")
+	s.start()
+	s.exec(`CREATE PROCEDURE pass(id uuid, type text) LANGUAGE sql AS $$
+		INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (id, 'order', '42', type, '{}');
+		DELETE FROM outbox o WHERE o.id = pass.id $$`)
+	s.exec("BEGIN; CALL pass(gen_random_uuid(), 'OrderCreated'); CALL pass(gen_random_uuid(), 'OrderPaid'); COMMIT")
+	s.exec("CALL pass(gen_random_uuid(), 'OrderShipped')")
+	if s.rows() != "0" {
+		t.Errorf("%s rows are left", s.rows())
+	}
+	s.confirmed(20 * time.Second)
+	var types []string
+	for _, rec := range cdctest.ReadAll(t, s.brokers, s.topic) {
+		types = append(types, header(rec, "type"))
+	}
+	if got := strings.Join(types, " "); got != "OrderCreated OrderPaid OrderShipped" {
+		t.Errorf("published %q", got)
+	}
+}
