@@ -17,6 +17,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -87,7 +88,7 @@ func New(cfg config.Config, o Options) (*Pipeline, error) {
 	}
 	p := &Pipeline{cfg: cfg, log: o.Log, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, route.Topics(cfg.Kafka), o.Kafka...)}
 	if cfg.Source.Kind == config.KindPolling {
-		p.kind = polled{p}
+		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source)}
 	} else {
 		p.kind = wal{p}
 	}

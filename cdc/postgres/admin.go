@@ -140,13 +140,74 @@ func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 	return false, a.failed(ctx, step.What, err)
 }
 
+// TablePlan is what a relay that works over SQL alone needs of the table.
+type TablePlan struct {
+	OID    uint32 // of the table; 0 where there is none
+	Table  Step   // that makes what the table lacks
+	Rights Step   // that the relay's role needs on it
+}
+
+// PlanTable returns the steps that such a relay needs, in order: its role, the table, its rights. Errors are as in Plan.
+func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
+	role, err := a.planPollingRole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lacks, err := a.privileges(ctx, p.OID, len(p.Table.SQL) > 0, false)
+	if err != nil {
+		return nil, err
+	}
+	refused, err := a.try(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if refused {
+		lacks = append(lacks, fmt.Sprintf("%s: the role of %s may not do that: let one who may run it, or name a role in source.url that is there", strings.Join(role.SQL, "; "), adminURL))
+	}
+	if len(lacks) > 0 {
+		return nil, errForbidden(lacks)
+	}
+	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
+	if err != nil {
+		return nil, err
+	}
+	steps := append([]Step{role, p.Table, p.Rights}, sight...)
+	notes, err := a.source.notes(ctx, a.conn, table{})
+	for _, note := range notes {
+		steps = append(steps, Step{What: note})
+	}
+	return steps, err
+}
+
+// planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.
+func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
+	step, there, login, _, err := a.theirRole(ctx, false)
+	if err != nil {
+		return Step{}, err
+	}
+	name := Ident(step.role)
+	var sql []string
+	switch {
+	case !there:
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN", step.role), []string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}
+	case !login:
+		step.What, sql = fmt.Sprintf("role %s: give it LOGIN", step.role), []string{"ALTER ROLE " + name + " LOGIN"}
+	case len(step.SQL) > 0:
+		step.What = fmt.Sprintf("role %s: let it connect to the database", step.role)
+	default:
+		step.What = fmt.Sprintf("role %s: there, with LOGIN", step.role)
+	}
+	step.SQL = append(sql, step.SQL...)
+	return step, nil
+}
+
 // planDelete lets the relay's role delete rows without letting it see what is in them.
 func (a *Admin) planDelete() Step {
 	cfg := a.source.cfg
 	target, _ := pgconn.ParseConfig(cfg.URL) // planRole has read it
-	role, created := pgx.Identifier{target.User}.Sanitize(), pgx.Identifier{cmp.Or(cfg.Columns.CreatedAt, "created_at")}.Sanitize()
+	role, created := Ident(target.User), Ident(cmp.Or(cfg.Columns.CreatedAt, "created_at"))
 	return Step{What: fmt.Sprintf("role %s: let it delete from %s (cleanup.every)", target.User, cfg.Table), SQL: []string{
-		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, quotedTable(cfg), role),
+		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, TableName(cfg), role),
 	}}
 }
 
@@ -156,7 +217,7 @@ func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 	if err != nil {
 		return Step{}, err
 	}
-	name := pgx.Identifier{step.role}.Sanitize()
+	name := Ident(step.role)
 	right, sql := "REPLICATION", []string{g.letReplicate(step.role)}
 	if g.replicator != "" {
 		right = "membership in " + g.replicator
@@ -202,7 +263,7 @@ func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there
 		return Step{}, false, false, false, classify("look for the role", err)
 	}
 	if !connects {
-		step.SQL = []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", pgx.Identifier{database}.Sanitize(), pgx.Identifier{target.User}.Sanitize())}
+		step.SQL = []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", Ident(database), Ident(target.User))}
 	}
 	return step, there, login, replicates, nil
 }
@@ -246,16 +307,10 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 // TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
 // or Kafka could never take.
 func TableDDL(cfg config.Source) string {
-	id := func(name, fallback string) string {
-		if name == "" {
-			name = fallback
-		}
-		return pgx.Identifier{name}.Sanitize()
-	}
 	c := cfg.Columns
 	return strings.NewReplacer(
-		"{table}", quotedTable(cfg), "{id}", id(c.ID, ""), "{aggregate_type}", id(c.AggregateType, ""), "{aggregate_id}", id(c.AggregateID, ""),
-		"{event_type}", id(c.EventType, ""), "{payload}", id(c.Payload, ""), "{headers}", id(c.Headers, "headers"), "{created_at}", id(c.CreatedAt, "created_at"),
+		"{table}", TableName(cfg), "{id}", Ident(c.ID), "{aggregate_type}", Ident(c.AggregateType), "{aggregate_id}", Ident(c.AggregateID),
+		"{event_type}", Ident(c.EventType), "{payload}", Ident(c.Payload), "{headers}", Ident(cmp.Or(c.Headers, "headers")), "{created_at}", Ident(cmp.Or(c.CreatedAt, "created_at")),
 	).Replace(`CREATE TABLE {table} (
     {id} uuid PRIMARY KEY,
     {aggregate_type} text NOT NULL CHECK ({aggregate_type} ~ '^[A-Za-z0-9._-]{1,100}$'),
@@ -271,12 +326,12 @@ func TableDDL(cfg config.Source) string {
 // partition takes the rows of a day that has none: a service must not fail because nobody made it.
 func partitionedDDL(cfg config.Source) (sql []string) {
 	c := cfg.Columns
-	created := pgx.Identifier{cmp.Or(c.CreatedAt, "created_at")}.Sanitize()
-	id := pgx.Identifier{c.ID}.Sanitize()
+	created := Ident(cmp.Or(c.CreatedAt, "created_at"))
+	id := Ident(c.ID)
 	root := strings.Replace(TableDDL(cfg), id+" uuid PRIMARY KEY", id+" uuid NOT NULL", 1)
 	schema, table := cfg.SchemaTable()
 	sql = append(sql, strings.TrimSuffix(root, "\n)")+fmt.Sprintf(",\n    PRIMARY KEY (%s, %s)\n) PARTITION BY RANGE (%s)", id, created, created),
-		fmt.Sprintf("CREATE TABLE %s PARTITION OF %s DEFAULT", pgx.Identifier{schema, table + "_default"}.Sanitize(), quotedTable(cfg)))
+		fmt.Sprintf("CREATE TABLE %s PARTITION OF %s DEFAULT", Ident(schema, table+"_default"), TableName(cfg)))
 	for _, day := range days(time.Now()) {
 		_, ddl := partitionDDL(cfg, day)
 		sql = append(sql, ddl...)
@@ -284,14 +339,9 @@ func partitionedDDL(cfg config.Source) (sql []string) {
 	return sql
 }
 
-func quotedTable(cfg config.Source) string {
-	schema, table := cfg.SchemaTable()
-	return pgx.Identifier{schema, table}.Sanitize()
-}
-
 func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	cfg := a.source.cfg
-	name := pgx.Identifier{cfg.Publication}.Sanitize()
+	name := Ident(cfg.Publication)
 	w, exists, err := a.source.width(ctx, a.conn, t)
 	switch {
 	case err != nil:
@@ -307,7 +357,7 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 		return Step{}, unfit(problems)
 	}
 	if t.oid == 0 && !w.here {
-		return Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, quotedTable(cfg))}}, nil
+		return Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, TableName(cfg))}}, nil
 	}
 	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
 }
@@ -340,7 +390,7 @@ func publicationDDL(cfg config.Source, name string, t table) string {
 	if t.partitioned {
 		with += ", publish_via_partition_root = true"
 	}
-	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{name}.Sanitize(), quotedTable(cfg), with)
+	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", Ident(name), TableName(cfg), with)
 }
 
 // width is what a publication carries beside a table that it names.
@@ -427,7 +477,7 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 			FROM pg_locks l LEFT JOIN pg_stat_activity s ON s.pid = l.pid
 			LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction::text = split_part(l.virtualtransaction, '/', 2)
 			WHERE l.relation = to_regclass($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, quotedTable(a.source.cfg)).Scan(&holders)
+			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, TableName(a.source.cfg)).Scan(&holders)
 		return fmt.Errorf("%s: a lock on %s did not come within %s, and writers would have queued behind the wait: it is held by %s: wait for its end, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "somebody who cannot be named"))
 	case pg.Code == "42501":
 		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above; nothing was changed", doing, pg.Message, pg.Code, adminURL)
@@ -536,7 +586,7 @@ func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
 	}
 	ctx, cancel := patient(ctx)
 	defer cancel()
-	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+quotedTable(a.source.cfg)).Scan(&n); err != nil {
+	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+TableName(a.source.cfg)).Scan(&n); err != nil {
 		return 0, classify("count the outbox", err)
 	}
 	return n, nil
@@ -569,7 +619,7 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 // publication a slot is read with stands nowhere on the server.
 func (a *Admin) removePublication(ctx context.Context) (Step, error) {
 	cfg := a.source.cfg
-	name := pgx.Identifier{cfg.Publication}.Sanitize()
+	name := Ident(cfg.Publication)
 	schema, table := cfg.SchemaTable()
 	var exists bool
 	var slots, tables []string
@@ -595,7 +645,7 @@ func (a *Admin) removePublication(ctx context.Context) (Step, error) {
 // removeRole drops the relay's role, unless another slot, session, grant or object of the server may need it.
 func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 	cfg := a.source.cfg
-	user := pgx.Identifier{role}.Sanitize()
+	user := Ident(role)
 	var super, me bool
 	var slots, sessions, members []string
 	var objects int
@@ -609,7 +659,7 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 		       (SELECT count(*) FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid
 		          AND NOT (d.deptype = 'a' AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 		                   AND (d.classid = 'pg_class'::regclass AND d.objid = to_regclass($4) OR d.classid = 'pg_namespace'::regclass AND d.objid = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($4)))))
-		FROM pg_roles r WHERE r.rolname = $1`, role, cfg.Slot, a.source.application, quotedTable(cfg)).Scan(&super, &me, &slots, &sessions, &members, &objects)
+		FROM pg_roles r WHERE r.rolname = $1`, role, cfg.Slot, a.source.application, TableName(cfg)).Scan(&super, &me, &slots, &sessions, &members, &objects)
 	left := func(why string) (Step, error) {
 		return Step{What: fmt.Sprintf("role %s: left as it is: %s (if nobody needs it: DROP ROLE %s)", role, why, user)}, nil
 	}
@@ -632,7 +682,7 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 	schema, _ := cfg.SchemaTable()
 	return Step{What: fmt.Sprintf("role %s: drop it", role), SQL: []string{
 		fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; REVOKE ALL ON SCHEMA %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$",
-			quotedTable(cfg), user, pgx.Identifier{schema}.Sanitize(), user),
+			TableName(cfg), user, Ident(schema), user),
 		"DROP ROLE " + user,
 	}}, nil
 }

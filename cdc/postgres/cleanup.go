@@ -61,7 +61,7 @@ func (c *Cleaner) prepare(ctx context.Context) error {
 	var by *string
 	err = c.conn.QueryRow(ctx, `
 		SELECT (SELECT a.attname::text FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
-		        WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r')`, quotedTable(c.source.cfg)).Scan(&by)
+		        WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r')`, TableName(c.source.cfg)).Scan(&by)
 	if err != nil {
 		return classify("read the table's partitioning", err)
 	}
@@ -104,7 +104,7 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 	h.old = fmt.Sprintf("%s < '%s'::timestamptz", c.age.last(), text(h.before))
 	h.delivered = fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", xid)
 	if p := &c.source.cfg.Polling; c.source.cfg.Kind == config.KindPolling {
-		h.delivered = fmt.Sprintf("%s IN (%s, %s)", pgx.Identifier{p.Columns.Status}.Sanitize(), quote(p.Words.Sent), quote(p.Words.Dropped))
+		h.delivered = fmt.Sprintf("%s IN (%s, %s)", Ident(p.Columns.Status), Literal(p.Words.Sent), Literal(p.Words.Dropped))
 	}
 	return h, nil
 }
@@ -211,7 +211,7 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 		}
 	}
 	if !partitioned {
-		parts = []partition{{name: quotedTable(c.source.cfg)}}
+		parts = []partition{{name: TableName(c.source.cfg)}}
 	}
 	for _, p := range parts {
 		switch {
@@ -289,7 +289,7 @@ func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRu
 
 // cleanupError names the right that is missing.
 func cleanupError(doing string, err error) error {
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" && Unseen(doing, err) == nil {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" && unseen(doing, err) == nil {
 		return fmt.Errorf("%s: %s: set cleanup.every and run `walpost init` again, which gives the relay's role what a plain table needs; of a partitioned table name the owner in cleanup.url, or run `walpost cleanup --admin-url`", doing, pg.Message)
 	}
 	return classify(doing, err)
@@ -305,7 +305,7 @@ type partition struct {
 
 // partitions are those right below the root.
 func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitioned bool, err error) {
-	table := quotedTable(c.source.cfg)
+	table := TableName(c.source.cfg)
 	if err := c.conn.QueryRow(ctx, `SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)`, table).Scan(&partitioned); err != nil || !partitioned {
 		return nil, false, err
 	}
@@ -403,11 +403,11 @@ func days(now time.Time) (all []time.Time) {
 func partitionDDL(cfg config.Source, day time.Time) (name string, sql []string) {
 	schema, table := cfg.SchemaTable()
 	table += day.Format("_20060102")
-	quoted := pgx.Identifier{schema, table}.Sanitize()
+	quoted := Ident(schema, table)
 	const at = "2006-01-02 15:04:05+00" // a timestamp without time zone leaves the zone out
 	return schema + "." + table, []string{
-		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, quotedTable(cfg)),
-		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", quotedTable(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
+		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, TableName(cfg)),
+		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", TableName(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
 	}
 }
 

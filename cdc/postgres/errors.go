@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -32,13 +31,13 @@ var looksForPublication = map[string]bool{"get_publication_oid": true, "GetPubli
 func classify(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
-		return NoAnswer(doing, err)
+		return noAnswer(doing, err)
 	}
 	at := ""
 	if m := decoding.FindStringSubmatch(pg.Where); m != nil {
 		at = m[1]
 	}
-	if err := Unseen(doing, err); err != nil {
+	if err := unseen(doing, err); err != nil {
 		return err
 	}
 	said := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
@@ -67,8 +66,8 @@ func classify(doing string, err error) error {
 	return errors.New(said)
 }
 
-// NoAnswer says of a question what it was and why no answer of the server's came.
-func NoAnswer(doing string, err error) error {
+// noAnswer says of a question what it was and why no answer of the server's came.
+func noAnswer(doing string, err error) error {
 	if pgconn.Timeout(err) {
 		return fmt.Errorf("%s: PostgreSQL has not answered in time: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity WHERE application_name LIKE 'walpost%%' says what it waits for; where that is not answered either, look at the server and the network: %w", doing, err)
 	}
@@ -118,7 +117,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 			Run:   "correct it in the URL, or take it out",
 		}
 	}
-	role, database := pgx.Identifier{cfg.User}.Sanitize(), pgx.Identifier{cmp.Or(cfg.Database, cfg.User)}.Sanitize()
+	role, database := Ident(cfg.User), Ident(cmp.Or(cfg.Database, cfg.User))
 	relay := l.key == sourceURL
 	found := fmt.Sprintf("%s: PostgreSQL at %s says %s (SQLSTATE %s)", l.key, addresses(cfg), pg.Message, pg.Code)
 	halt := func(means, run string, args ...any) error {

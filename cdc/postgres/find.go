@@ -66,9 +66,9 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 		if types[by] == "" {
 			return nil, 0, fmt.Errorf("%w: there is no %s with a column %q", ErrUnreadable, s.cfg.Table, by)
 		}
-		text := func(column string) string { return "coalesce(" + pgx.Identifier{column}.Sanitize() + "::text, '')" }
+		text := func(column string) string { return "coalesce(" + Ident(column) + "::text, '')" }
 		found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = CAST($1::text AS %s) ORDER BY 5 LIMIT %d`,
-			text(c.ID), text(c.AggregateType), text(c.AggregateID), text(c.EventType), created, quotedTable(s.cfg), pgx.Identifier{by}.Sanitize(), types[by], mostFound), what)
+			text(c.ID), text(c.AggregateType), text(c.AggregateID), text(c.EventType), created, TableName(s.cfg), Ident(by), types[by], mostFound), what)
 		if err == nil {
 			rows, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (r TableRow, err error) {
 				var seconds *float64
@@ -81,8 +81,8 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 			})
 		}
 		var pg *pgconn.PgError
-		if unseen := Unseen("look into the outbox", err); unseen != nil {
-			return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, unseen)
+		if hidden := unseen("look into the outbox", err); hidden != nil {
+			return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, hidden)
 		}
 		if errors.As(err, &pg) {
 			switch pg.Code {

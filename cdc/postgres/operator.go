@@ -94,7 +94,7 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 		)
 		SELECT count(DISTINCT xid), count(*) FROM m JOIN tx USING (xid)
 		WHERE get_byte(data, 0) = ascii('I') AND substring(data FROM 2 FOR 4) = oidsend(`+oidOf("$5")+`) AND commit >= $6 AND commit < $7`,
-		a.source.cfg.Slot, to.String(), countLimit, pgx.Identifier{a.source.cfg.Publication}.Sanitize(), quotedTable(a.source.cfg), int64(from), int64(to),
+		a.source.cfg.Slot, to.String(), countLimit, Ident(a.source.cfg.Publication), TableName(a.source.cfg), int64(from), int64(to),
 	).Scan(&transactions, &rows)
 	if err != nil {
 		return 0, 0, fmt.Errorf("count what waits in the slot: %w", err)
@@ -106,7 +106,7 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 // decode: the second steps over it, and over no later one. It takes nothing from the slot: it lets the server decode up to one LSN after
 // the other, until it knows at which record that fails. Everything before from can be decoded.
 func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, past cdc.LSN, err error) {
-	options := []any{a.source.cfg.Slot, pgx.Identifier{a.source.cfg.Publication}.Sanitize()}
+	options := []any{a.source.cfg.Slot, Ident(a.source.cfg.Publication)}
 	fails := func(upTo cdc.LSN) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, advanceWithin)
 		defer cancel()

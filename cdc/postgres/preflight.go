@@ -39,7 +39,7 @@ func oidOf(name string) string {
 func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
 	rows, err := conn.Query(ctx, `
 		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
-		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, quotedTable(s.cfg))
+		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, TableName(s.cfg))
 	if err != nil {
 		return nil, classify("read the table's columns", err)
 	}
@@ -148,7 +148,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
 	}
 	if persistence != "p" {
-		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, quotedTable(s.cfg)))
+		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, TableName(s.cfg)))
 	}
 	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
 		return t, err
@@ -181,7 +181,7 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 // checkPublication makes sure that every insert into the outbox is in it, whole.
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
+	name := Ident(s.cfg.Publication)
 	var inserts, viaRoot bool
 	err = conn.QueryRow(ctx, `SELECT pubinsert, pubviaroot FROM pg_publication WHERE pubname = $1`, s.cfg.Publication).Scan(&inserts, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -210,14 +210,14 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		return problems, nil
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
-		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, quotedTable(s.cfg))
+		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, TableName(s.cfg))
 		return problems, nil
 	}
 	if err != nil {
 		return nil, classify("look at the publication", err)
 	}
 	// Not SET TABLE, which would take other people's tables out.
-	again := fmt.Sprintf("ALTER PUBLICATION %[1]s DROP TABLE %[2]s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", name, quotedTable(s.cfg))
+	again := fmt.Sprintf("ALTER PUBLICATION %[1]s DROP TABLE %[2]s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", name, TableName(s.cfg))
 	if filtered {
 		bad("source.publication: %s has a row filter on %s, which hides rows silently: %s", s.cfg.Publication, s.cfg.Table, again)
 	}

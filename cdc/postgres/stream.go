@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -139,7 +138,7 @@ func newStream(cfg config.Source, conn net.Conn, d *decoder) *stream {
 
 // Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
 func (s *stream) Start(ctx context.Context) error {
-	publications := strings.ReplaceAll(pgx.Identifier{s.cfg.Publication}.Sanitize(), "'", "''")
+	publications := strings.ReplaceAll(Ident(s.cfg.Publication), "'", "''")
 	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s')`, s.cfg.Slot, publications)
 	query, err := (&pgproto3.Query{String: command}).Encode(nil)
 	if err != nil {
