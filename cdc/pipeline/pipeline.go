@@ -63,6 +63,8 @@ type kind interface {
 	decide(ctx context.Context, o decideOptions) (*decision, error)
 	// gap returns an error where rows of the table may be needed for a replay.
 	gap(ctx context.Context) error
+	// marks returns how rows say that they are delivered; nil where slots do.
+	marks() *postgres.Marks
 	// delivered returns up to which commit time rows were delivered; zero where nothing tells.
 	delivered(ctx context.Context) (time.Time, error)
 	// note writes an operator's decision down.

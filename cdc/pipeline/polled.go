@@ -66,6 +66,8 @@ func (polled) decide(context.Context, decideOptions) (*decision, error) {
 
 func (polled) gap(context.Context) error { return nil }
 
+func (p polled) marks() *postgres.Marks { return p.table.Marks() }
+
 func (polled) delivered(context.Context) (time.Time, error) { return time.Time{}, nil }
 
 // note writes nothing down: polling has no topic for it.

@@ -57,6 +57,13 @@ func (o *Outbox) Plan(ctx context.Context, admin *postgres.Admin) ([]postgres.St
 	return admin.PlanTable(ctx, plan)
 }
 
+// Marks returns how a row says that it is delivered, or was given up.
+func (o *Outbox) Marks() *postgres.Marks {
+	return &postgres.Marks{
+		Delivered: o.sql("{status} IN ({sent}, {dropped})"), Column: o.cfg.Polling.Columns.ProcessedAt, Key: "source.polling.columns.processed_at",
+	}
+}
+
 // check returns a Halt that names everything that keeps the table from being polled.
 func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 	has, err := o.inspect(ctx, t)

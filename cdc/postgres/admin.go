@@ -172,7 +172,7 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 		return nil, err
 	}
 	steps := append([]Step{role, p.Table, p.Rights}, sight...)
-	notes, err := a.source.notes(ctx, a.conn, table{})
+	notes, err := a.source.zoneNotes(ctx, a.conn)
 	for _, note := range notes {
 		steps = append(steps, Step{What: note})
 	}
@@ -362,19 +362,22 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
 }
 
+// zoneNotes says that times of rows are of a zone that nobody knows, where it is so.
+func (s *Source) zoneNotes(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	if s.cfg.Columns.CreatedAtZone != "" { // checkTable has looked at it
+		return nil, nil
+	}
+	_, err := s.Age(ctx, conn, createdAt(s.cfg))
+	if errors.Is(err, ErrZone) {
+		return []string{fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err)}, nil
+	}
+	return nil, err
+}
+
 // notes are what keeps no row from the stream, and is worth a word all the same.
 func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
-	if s.cfg.Columns.CreatedAtZone == "" { // else checkTable has looked at it
-		_, err := s.Age(ctx, conn, createdAt(s.cfg))
-		switch {
-		case errors.Is(err, ErrZone):
-			notes = append(notes, fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err))
-		case err != nil:
-			return nil, err
-		}
-	}
-	if s.cfg.Kind == config.KindPolling {
-		return notes, nil
+	if notes, err = s.zoneNotes(ctx, conn); err != nil {
+		return nil, err
 	}
 	w, _, err := s.width(ctx, conn, t)
 	if w.more != "" {

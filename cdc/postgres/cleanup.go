@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,17 +27,31 @@ const (
 type Cleaner struct {
 	source *Source
 	conn   *pgx.Conn
+	marks  *Marks
 	age    Age // of a row
 	days   Age // what the table is partitioned by, where it is
 }
 
-// Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it; key is what holds the URL.
-func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error) {
-	conn, err := s.connectAs(ctx, key, url, "walpost cleanup")
+// Marks is how rows themselves say that they are delivered, and since when.
+type Marks struct {
+	Delivered string // SQL that is true for a row that is
+	Column    string // of the time
+	Key       string // that names the column
+}
+
+// CleanerOptions is who cleans up, and by what.
+type CleanerOptions struct {
+	Key, URL string // the URL, and what holds it
+	Marks    *Marks // nil: what every slot has confirmed is delivered
+}
+
+// Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it.
+func (s *Source) Cleaner(ctx context.Context, o CleanerOptions) (*Cleaner, error) {
+	conn, err := s.connectAs(ctx, o.Key, o.URL, "walpost cleanup")
 	if err != nil {
 		return nil, err
 	}
-	c := &Cleaner{source: s, conn: conn}
+	c := &Cleaner{source: s, conn: conn, marks: o.Marks}
 	if err := c.prepare(ctx); err != nil {
 		_ = conn.Close(ctx)
 		return nil, fmt.Errorf("nothing was deleted: %w", err)
@@ -103,8 +116,8 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 	h.retention, h.before = retention, h.before.Add(-retention)
 	h.old = fmt.Sprintf("%s < '%s'::timestamptz", c.age.last(), text(h.before))
 	h.delivered = fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", xid)
-	if p := &c.source.cfg.Polling; c.source.cfg.Kind == config.KindPolling {
-		h.delivered = fmt.Sprintf("%s IN (%s, %s)", Ident(p.Columns.Status), Literal(p.Words.Sent), Literal(p.Words.Dropped))
+	if c.marks != nil {
+		h.delivered = c.marks.Delivered
 	}
 	return h, nil
 }
@@ -112,9 +125,9 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 // aged is the column that says how old a row is.
 func (c *Cleaner) aged(ctx context.Context) (name string, err error) {
 	cfg := c.source.cfg
-	key, name := "source.columns.created_at", cmp.Or(cfg.Columns.CreatedAt, "created_at")
-	if cfg.Kind == config.KindPolling {
-		key, name = "source.polling.columns.processed_at", cfg.Polling.Columns.ProcessedAt
+	key, name := "source.columns.created_at", createdAt(cfg)
+	if c.marks != nil {
+		key, name = c.marks.Key, c.marks.Column
 	}
 	types, err := c.source.columnTypes(ctx, c.conn)
 	if err != nil {
@@ -201,7 +214,7 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	if err != nil {
 		return done, err
 	}
-	if c.source.cfg.Kind == config.KindWAL {
+	if c.marks == nil {
 		// What is written and not committed may lie in the server's buffers for many seconds, unseen by any relay: a commit flushes it.
 		if _, err := c.conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'walpost cleanup', '')`); err != nil {
 			return done, classify("flush the WAL", err)

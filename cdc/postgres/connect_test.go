@@ -143,7 +143,7 @@ func ways(ctx context.Context, text string) map[string]func() error {
 		"source.url, polling":     func() error { _, err := s.OpenTable(ctx); return err },
 		"source.url, operator":    func() error { _, err := s.Operator(ctx); return err },
 		adminURL:                  func() error { _, err := other.Admin(ctx, text); return err },
-		"cleanup.url":             func() error { _, err := other.Cleaner(ctx, "cleanup.url", text); return err },
+		"cleanup.url":             func() error { _, err := other.Cleaner(ctx, CleanerOptions{Key: "cleanup.url", URL: text}); return err },
 		"--read-url":              func() error { _, _, err := other.Find(ctx, text, "x"); return err },
 	}
 }
