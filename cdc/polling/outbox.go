@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgerrcode"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -59,17 +59,19 @@ func sqlTemplate(cfg *config.Source) *strings.Replacer {
 		"{same}", once.Replace(`hashtextextended(f.{key}::text, 0) = hashtextextended(o.{key}::text, 0) AND f.{key} = o.{key} AND f.{type} = o.{type} AND f.{position} < o.{position}`))...)
 }
 
+// unpollable are the codes of errors that a person must fix, but for those that every source halts for.
+var unpollable = []string{pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, pgerrcode.DatatypeMismatch, pgerrcode.UndefinedFunction}
+
 // classify returns a server's error by its SQLSTATE: what a person must fix is a Halt.
 func classify(t *postgres.OpenTable, doing string, err error) error {
 	err, cause := t.Classify(doing, err), err
 	var halt *cdc.Halt
-	var pg *pgconn.PgError
 	switch {
 	case errors.Is(err, postgres.ErrUnseen):
 		return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
 	case errors.As(err, &halt):
 		err = errors.New(halt.Found)
-	case errors.As(cause, &pg) && slices.Contains([]string{"42P01", "42703", "42804", "42883"}, pg.Code):
+	case slices.Contains(unpollable, postgres.SQLState(cause)):
 	default:
 		return err
 	}

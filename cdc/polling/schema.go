@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -253,9 +253,8 @@ func (o *Outbox) unknownWords(ctx context.Context, t *postgres.OpenTable) error 
 		err = t.Conn.QueryRow(ctx, o.sql(`SELECT coalesce({status}, 'NULL') FROM {table} WHERE ({status} = ANY($1)) IS NOT TRUE LIMIT 1`), words).Scan(&word)
 	}
 	_, reset := t.Conn.Exec(ctx, `SET statement_timeout = 0`)
-	var pg *pgconn.PgError
 	switch {
-	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && pg.Code == "57014":
+	case errors.Is(err, pgx.ErrNoRows), postgres.SQLState(err) == pgerrcode.QueryCanceled:
 		return reset
 	case err != nil:
 		return classify(t, "look for unknown status words", err)

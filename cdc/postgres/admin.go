@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -130,11 +131,10 @@ func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 		}
 		return back
 	})
-	var pg *pgconn.PgError
 	switch {
 	case errors.Is(err, back):
 		return false, nil
-	case errors.As(err, &pg) && pg.Code == "42501":
+	case SQLState(err) == pgerrcode.InsufficientPrivilege:
 		return true, nil
 	}
 	return false, a.failed(ctx, step.What, err)
@@ -204,7 +204,7 @@ func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 // planDelete lets the relay's role delete rows without letting it see what is in them.
 func (a *Admin) planDelete() Step {
 	cfg := a.source.cfg
-	target, _ := pgconn.ParseConfig(cfg.URL) // planRole has read it
+	target, _ := a.source.target() // planRole has read it
 	role, created := Ident(target.User), Ident(cmp.Or(cfg.Columns.CreatedAt, "created_at"))
 	return Step{What: fmt.Sprintf("role %s: let it delete from %s (cleanup.every)", target.User, cfg.Table), SQL: []string{
 		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, TableName(cfg), role),
@@ -472,7 +472,7 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 	var pg *pgconn.PgError
 	switch {
 	case !errors.As(err, &pg):
-	case pg.Code == "55P03":
+	case pg.Code == pgerrcode.LockNotAvailable:
 		var holders string
 		_ = a.conn.QueryRow(ctx, `
 			SELECT coalesce(string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN format('prepared transaction %L of %s', p.gid, p.prepared)
@@ -482,7 +482,7 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 			WHERE l.relation = to_regclass($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
 			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, TableName(a.source.cfg)).Scan(&holders)
 		return fmt.Errorf("%s: a lock on %s did not come within %s, and writers would have queued behind the wait: it is held by %s: wait for its end, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "somebody who cannot be named"))
-	case pg.Code == "42501":
+	case pg.Code == pgerrcode.InsufficientPrivilege:
 		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above; nothing was changed", doing, pg.Message, pg.Code, adminURL)
 	}
 	return classify(doing, err)
@@ -548,8 +548,7 @@ func (a *Admin) CreateSlot(ctx context.Context) error {
 	if _, rerr := a.conn.Exec(ctx, "SET statement_timeout = 0; SET lock_timeout = '"+lockedAfter+"'"); err == nil && rerr != nil {
 		return classify("set a timeout", rerr)
 	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "57014" {
+	if SQLState(err) == pgerrcode.QueryCanceled {
 		return fmt.Errorf("create the slot: a transaction has been open for a minute and PostgreSQL waits for its end: end it (SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start; prepared ones, of any database: SELECT gid, database FROM pg_prepared_xacts) and run the command again")
 	}
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // ErrZone is returned when nothing tells for certain which zone a column's times are of.
@@ -154,9 +154,8 @@ func (s *Source) unknownZone(ctx context.Context, conn *pgx.Conn) (problem strin
 		return "", nil
 	}
 	_, err = conn.Exec(ctx, `SELECT now() AT TIME ZONE $1`, zone)
-	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && pg.Code == "22023":
+	case SQLState(err) == pgerrcode.InvalidParameterValue:
 		return fmt.Sprintf("source.columns.created_at_zone: PostgreSQL knows no time zone %q: write a name that `SELECT name FROM pg_timezone_names` has, Europe/Berlin for example, or UTC", zone), nil
 	case err != nil:
 		return "", classify("look for the time zone", err)

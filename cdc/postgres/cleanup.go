@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -302,7 +303,7 @@ func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRu
 
 // cleanupError names the right that is missing.
 func cleanupError(doing string, err error) error {
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" && unseen(doing, err) == nil {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == pgerrcode.InsufficientPrivilege && unseen(doing, err) == nil {
 		return fmt.Errorf("%s: %s: set cleanup.every and run `walpost init` again, which gives the relay's role what a plain table needs; of a partitioned table name the owner in cleanup.url, or run `walpost cleanup --admin-url`", doing, pg.Message)
 	}
 	return classify(doing, err)
@@ -377,8 +378,7 @@ days:
 		name, sql := partitionDDL(c.source.cfg, day)
 		if !dryRun {
 			if err := c.all(ctx, sql); err != nil {
-				pg := (*pgconn.PgError)(nil)
-				if errors.As(err, &pg) && pg.Code == "23514" {
+				if SQLState(err) == pgerrcode.CheckViolation {
 					continue
 				}
 				return made, cleanupError("make partition "+name, err)
@@ -446,7 +446,8 @@ func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool)
 		_, err := tx.Exec(ctx, "DROP TABLE "+p.name)
 		return err
 	})
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01") { // lock timeout, deadlock
+	switch SQLState(err) {
+	case pgerrcode.LockNotAvailable, pgerrcode.DeadlockDetected:
 		return false, nil
 	}
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
 )
@@ -80,19 +80,16 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 				return r, err
 			})
 		}
-		var pg *pgconn.PgError
 		if hidden := unseen("look into the outbox", err); hidden != nil {
 			return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, hidden)
 		}
-		if errors.As(err, &pg) {
-			switch pg.Code {
-			case "22P02", "22003": // what is asked for is no value of the column's type
-				continue
-			case "42501":
-				return nil, 0, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)
-			case "57014":
-				return nil, 0, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
-			}
+		switch SQLState(err) {
+		case pgerrcode.InvalidTextRepresentation, pgerrcode.NumericValueOutOfRange: // what is asked for is no value of the column's type
+			continue
+		case pgerrcode.InsufficientPrivilege:
+			return nil, 0, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)
+		case pgerrcode.QueryCanceled:
+			return nil, 0, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
 		}
 		if err != nil {
 			return nil, 0, classify("look into the outbox", err)

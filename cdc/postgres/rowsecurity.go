@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -56,7 +57,7 @@ func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error 
 // unseen is an ErrUnseen where a server's error is one, and otherwise nil: row-level security that came since somebody asked seesAll.
 func unseen(doing string, err error) error {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.Code != "42501" || pg.Routine != "check_enable_rls" {
+	if !errors.As(err, &pg) || pg.Code != pgerrcode.InsufficientPrivilege || pg.Routine != "check_enable_rls" {
 		return nil
 	}
 	return fmt.Errorf("%s: %w (PostgreSQL says %s): run `ALTER ROLE … BYPASSRLS` for the role that reads it, or, for the table's owner, `ALTER TABLE … NO FORCE ROW LEVEL SECURITY`", doing, ErrUnseen, pg.Message)
@@ -65,9 +66,9 @@ func unseen(doing string, err error) error {
 // planSight lets the relay's role see the rows that it reads or deletes; below is as in seesAll. There is no step where it does already.
 func (a *Admin) planSight(ctx context.Context, below bool) ([]Step, error) {
 	cfg := a.source.cfg
-	target, err := pgconn.ParseConfig(cfg.URL)
+	target, err := a.source.target()
 	if err != nil {
-		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+		return nil, err
 	}
 	var hidden bool
 	err = a.conn.QueryRow(ctx, family("to_regclass($1)::oid")+`
