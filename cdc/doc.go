@@ -2,10 +2,11 @@
 // confirms an LSN only when everything at or below it is durable.
 //
 // It opens no sockets. The adapters do: cdc/postgres is the [Source], cdc/kafka the [Sink], cdc/route turns a [Row] into a
-// [Record]; cdc/pipeline puts them together, runs and operates them. cdc/polling takes rows from the table where there is no logical replication, with
-// the same rows, routes and sink, and no session of this kind. A newcomer reads relay.go (the loop over sessions), session.go
-// (the seven steps of a start), reader.go and publisher.go (the two goroutines), window.go (what passes between them), poison.go
-// (rows that can never be published).
+// [Record]; cdc/pipeline puts them together, runs and operates them. cdc/polling takes rows from the table where there is no logical
+// replication, with the same rows, routes and sink, and no session of this kind. A newcomer reads relay.go (the loop over sessions), session.go
+// (the seven steps of a start, how a session ends, and what its parts tell each other), reader.go, publisher.go and stall.go (the parts:
+// reader, publisher and watcher), queue.go and window.go (how rows pass from reader to publisher), poison.go (rows that can never be
+// published).
 //
 //	postgres.Stream ──▶ READER ──▶ queue (the filling window) ──▶ PUBLISHER ──▶ kafka.Publisher
 //	      ▲            tracker                                   route, check, publish, state
@@ -38,10 +39,12 @@
 //     letter topic.
 //   - I2 L is a commit's EndLSN, or the WALEnd of a keepalive that came in order behind it, and a state record with
 //     covered ≥ L is durable. Never CommitLSN, a row's LSN, LSN+length.
-//   - I3 Per partition, first appearances follow commit order; repeats are only contiguous replays of a suffix.
-//   - I4 Only the reader touches the replication connection; while it is open a status update goes out at least every
-//     interval, whatever Kafka does.
-//   - I5 A decode error, a missing publication, an unknown relation: halt, never skip.
+//   - I3 Per partition, first appearances follow commit order; repeats are only contiguous replays of a suffix. At least once there
+//     is one exception: a relay that was frozen while another took over may land its one window late, a stale contiguous run.
+//   - I4 One goroutine at a time touches the replication connection: the reader, and `answering` before and after it. While it is open a
+//     status update goes out at least every interval, whatever Kafka does.
+//   - I5 A decode error, a missing publication (an error up to PostgreSQL 17, only a warning from 18 on), an unknown relation: halt,
+//     never skip.
 //   - I6 Memory is bounded by configuration in bytes, whatever the transaction, the backlog or the outage.
 //   - I7 Nothing that is not committed is ever published; nothing committed is ever missed.
 //   - I8 Sampled at any instant: everything at or below confirmed_flush_lsn is in Kafka.
@@ -56,4 +59,8 @@
 // operator can decide on. A server, pipeline, slot or name that is not the record's is an error of the configuration, and is never
 // latched. stall.go finds by positions alone that rows may be waiting while nothing moves, and waits.go says why. tracker.go notices
 // another history by the transactions that the slot sends again, and until the stream has passed them nothing is confirmed.
+//
+// # Decisions
+//
+// cdc/adr says of each decision what was rejected and why.
 package cdc

@@ -70,6 +70,31 @@ func TestChangeIsWatchedAndLatched(t *testing.T) {
 	})
 }
 
+// TestHaltIsNotWrittenWithAClientThatFailed: a window fails while the halt waits to be written. The next session latches it.
+func TestHaltIsNotWrittenWithAClientThatFailed(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		stall := make(chan struct{})
+		b.setStall(stall)
+		b.mu.Lock()
+		b.fail = errors.New("broker lost")
+		b.mu.Unlock()
+		s.send(commit(20, 30, 2)...)
+		s.set(func(f *Facts) { f.Fingerprint = "changed" })
+		time.Sleep(10 * time.Second)
+		if role, err := relay.Role(); role != Halted {
+			t.Errorf("role %s, %v", role, err)
+		}
+		b.setStall(nil)
+		close(stall)
+		time.Sleep(time.Minute)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.reused || b.state.Halt == nil || !b.state.Halt.Latched {
+			t.Errorf("used after it had failed: %t; state %+v", b.reused, b.state)
+		}
+	})
+}
+
 // TestChangeFoundAtAStartIsLatched: what was changed while nobody looked.
 func TestChangeFoundAtAStartIsLatched(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {

@@ -1,6 +1,9 @@
 package cdc
 
-import "time"
+import (
+	"reflect"
+	"time"
+)
 
 // Role is what a relay is doing, in one word.
 type Role string
@@ -51,162 +54,27 @@ type Observer struct {
 	Watching func(err error)
 }
 
-func (o *Observer) role(r Role, err error) {
-	if o.Role != nil {
-		o.Role(r, err)
-	}
-}
-
-func (o *Observer) connected(wire string) {
-	if o.Connected != nil {
-		o.Connected(wire)
-	}
-}
-
-func (o *Observer) received(rows, dropped, others, bytes int) {
-	if o.Received != nil {
-		o.Received(rows, dropped, others, bytes)
-	}
-}
-
-func (o *Observer) published(records []Record, took time.Duration) {
-	if o.Published != nil {
-		o.Published(records, took)
-	}
-}
-
-func (o *Observer) deadLettered(r *Record) {
-	if o.DeadLettered != nil {
-		o.DeadLettered(r)
-	}
-}
-
-func (o *Observer) covered(st *State) {
-	if o.Covered != nil {
-		o.Covered(st)
-	}
-}
-
-func (o *Observer) confirmed(lsn LSN) {
-	if o.Confirmed != nil {
-		o.Confirmed(lsn)
-	}
-}
-
-func (o *Observer) stalled(s bool, since time.Duration) {
-	if o.Stalled != nil {
-		o.Stalled(s, since)
-	}
-}
-
-func (o *Observer) phantoms(p *Phantoms) {
-	if o.Phantoms != nil {
-		o.Phantoms(p)
-	}
-}
-
-func (o *Observer) stuck(s *Stall) {
-	if o.Stuck != nil {
-		o.Stuck(s)
-	}
-}
-
-func (o *Observer) commitsWait(err error) {
-	if o.CommitsWait != nil {
-		o.CommitsWait(err)
-	}
-}
-
-func (o *Observer) current(at time.Time) {
-	if o.Current != nil {
-		o.Current(at)
-	}
-}
-
-func (o *Observer) hurried(timeout, interval time.Duration) {
-	if o.Hurried != nil {
-		o.Hurried(timeout, interval)
-	}
-}
-
-func (o *Observer) watching(err error) {
-	if o.Watching != nil {
-		o.Watching(err)
-	}
-}
-
-// Tee tells several observers, in order.
+// Tee returns an observer that tells several, in order. Each of its functions can be called.
 func Tee(observers ...Observer) Observer {
-	return Observer{
-		Role: func(role Role, err error) {
-			for i := range observers {
-				observers[i].role(role, err)
+	var all Observer
+	tells := reflect.ValueOf(&all).Elem()
+	for i := range tells.NumField() {
+		var hear []reflect.Value
+		for _, o := range observers {
+			if f := reflect.ValueOf(o).Field(i); !f.IsNil() {
+				hear = append(hear, f)
 			}
-		},
-		Connected: func(wire string) {
-			for i := range observers {
-				observers[i].connected(wire)
+		}
+		if len(hear) == 1 { // what is told at each read costs nothing more
+			tells.Field(i).Set(hear[0])
+			continue
+		}
+		tells.Field(i).Set(reflect.MakeFunc(tells.Field(i).Type(), func(fact []reflect.Value) []reflect.Value {
+			for _, f := range hear {
+				f.Call(fact)
 			}
-		},
-		Received: func(rows, dropped, others, bytes int) {
-			for i := range observers {
-				observers[i].received(rows, dropped, others, bytes)
-			}
-		},
-		Published: func(records []Record, took time.Duration) {
-			for i := range observers {
-				observers[i].published(records, took)
-			}
-		},
-		DeadLettered: func(r *Record) {
-			for i := range observers {
-				observers[i].deadLettered(r)
-			}
-		},
-		Covered: func(st *State) {
-			for i := range observers {
-				observers[i].covered(st)
-			}
-		},
-		Confirmed: func(lsn LSN) {
-			for i := range observers {
-				observers[i].confirmed(lsn)
-			}
-		},
-		Stalled: func(s bool, since time.Duration) {
-			for i := range observers {
-				observers[i].stalled(s, since)
-			}
-		},
-		Phantoms: func(p *Phantoms) {
-			for i := range observers {
-				observers[i].phantoms(p)
-			}
-		},
-		Stuck: func(s *Stall) {
-			for i := range observers {
-				observers[i].stuck(s)
-			}
-		},
-		CommitsWait: func(err error) {
-			for i := range observers {
-				observers[i].commitsWait(err)
-			}
-		},
-		Current: func(at time.Time) {
-			for i := range observers {
-				observers[i].current(at)
-			}
-		},
-		Hurried: func(timeout, interval time.Duration) {
-			for i := range observers {
-				observers[i].hurried(timeout, interval)
-			}
-		},
-		Watching: func(err error) {
-			for i := range observers {
-				observers[i].watching(err)
-			}
-		},
+			return nil
+		}))
 	}
+	return all
 }

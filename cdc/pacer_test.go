@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -72,23 +73,25 @@ func TestPacer(t *testing.T) {
 		{name: "with a read that is not full: not cramped", does: []func(*pacer){again(tightReads, window), reads(window / 3), again(tightReads/2, window)}, atMost: shortestPause * 3 / 2, busy: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := pacer{pace: 2 * time.Millisecond, window: window}
-			for _, f := range c.does {
-				f(&p)
-			}
-			got := longestPause
-			if p.inside || p.late || p.busy {
-				got = p.rest(time.Now())
-			}
-			if p.busy != c.busy {
-				t.Errorf("busy: %v", p.busy)
-			}
-			if got < c.atLeast || got > c.atMost {
-				t.Errorf("rests %s, want %s to %s", got, c.atLeast, c.atMost)
-			}
-			if p.cramped() != c.cramped {
-				t.Errorf("cramped: %v", p.cramped())
-			}
+			synctest.Test(t, func(t *testing.T) {
+				p := pacer{pace: 2 * time.Millisecond, window: window}
+				for _, f := range c.does {
+					f(&p)
+				}
+				got := longestPause
+				if p.inside || p.late || p.busy {
+					got = p.rest(time.Now())
+				}
+				if p.busy != c.busy {
+					t.Errorf("busy: %v", p.busy)
+				}
+				if got < c.atLeast || got > c.atMost {
+					t.Errorf("rests %s, want %s to %s", got, c.atLeast, c.atMost)
+				}
+				if p.cramped() != c.cramped {
+					t.Errorf("cramped: %v", p.cramped())
+				}
+			})
 		})
 	}
 }

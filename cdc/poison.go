@@ -7,10 +7,11 @@ import (
 	"time"
 )
 
-// doubt is about records that Kafka refused although Check had let them through (a broker's own policy, a limit that we may
-// not read). Of a window it is not certain which one it was, and an innocent row must never be put aside. So it outlives the
-// session: the next one publishes the same rows one at a time, each with the state record of the one before, and knows.
-type doubt struct {
+// suspect is of records that Kafka refused although Check had let them through (a broker's own policy, a limit that we
+// may not read). Of a window it is not certain which one it was, and an innocent row must never be put aside. So it
+// outlives the session: the next one publishes the same rows one at a time, each with the state record of the one
+// before, and knows.
+type suspect struct {
 	until Position // rows up to here go one at a time
 	row   Position // this is the one
 	why   string
@@ -18,16 +19,16 @@ type doubt struct {
 
 // prepare makes the row's record: what the row asks for or, where it can never be published and the policy says so, its
 // dead letter.
-func (s *session) prepare(ctx context.Context, pub Publisher, row *Row, rec *Record) error {
-	err := s.route.Route(row, rec)
+func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
+	err := p.route.Route(row, rec)
 	if err == nil {
-		err = pub.Check(ctx, rec)
+		err = p.client.Check(ctx, rec)
 	}
-	if err == nil && s.doubt.row.Commit != 0 && row.Position == s.doubt.row {
-		err = Refuse(row, ByKafka, rec.Topic, "%s", s.doubt.why)
+	if suspect := &p.memory.suspect; err == nil && suspect.row.Commit != 0 && row.Position == suspect.row {
+		err = Refuse(row, ByKafka, rec.Topic, "%s", suspect.why)
 	}
-	if s.cfg.HoldKey && err == nil {
-		err = s.held.check(ctx, pub, row, rec.Topic)
+	if p.cfg.HoldKey && err == nil {
+		err = p.holds.check(ctx, p.client, row, rec.Topic)
 	}
 	if err == nil {
 		return nil
@@ -36,22 +37,22 @@ func (s *session) prepare(ctx context.Context, pub Publisher, row *Row, rec *Rec
 	if !errors.As(err, &refused) {
 		return err
 	}
-	if s.cfg.DeadLetters == "" {
+	if p.cfg.DeadLetters == "" {
 		return refused.halt()
 	}
 	d := DeadLetter{
 		Row: *row, Class: refused.Class, Reason: refused.Reason, Topic: refused.Topic, HeldFor: refused.heldFor,
-		Source: s.cfg.Pipeline, Time: time.Now(),
+		Source: p.cfg.Pipeline, Time: time.Now(),
 	}
-	if err := d.record(s.cfg.DeadLetters, rec); err != nil {
+	if err := d.record(p.cfg.DeadLetters, rec); err != nil {
 		return err
 	}
 	rec.Row, rec.Refused = row, refused
-	if err := pub.Check(ctx, rec); err != nil {
+	if err := p.client.Check(ctx, rec); err != nil {
 		return deadLetterHalt(refused, err)
 	}
-	if s.cfg.HoldKey {
-		s.held.add(d.Key(), d.Holds())
+	if p.cfg.HoldKey {
+		p.holds.add(d.Key(), d.Holds())
 	}
 	return nil
 }
@@ -67,21 +68,21 @@ func deadLetterHalt(refused *Refused, err error) error {
 	return halt
 }
 
-// refusedByKafka follows a record that Kafka would not take after Check had let it through. records are the window that was
-// produced.
-func (s *session) refusedByKafka(refused *Refused, records []Record) error {
+// refusedByKafka follows a record that Kafka would not take after Check had let it through. records are the window that
+// was produced.
+func (p *publisher) refusedByKafka(refused *Refused, records []Record) error {
 	first, last := &records[0], &records[len(records)-1]
 	if len(records) > 1 {
-		s.doubt = doubt{until: last.Row.Position}
+		p.memory.suspect = suspect{until: last.Row.Position}
 		return fmt.Errorf("start over, one row at a time, to find out which it is: %w", errors.New(refused.Error()))
 	}
 	switch {
 	case first.Refused != nil:
 		return deadLetterHalt(first.Refused, refused)
-	case s.cfg.DeadLetters == "":
+	case p.cfg.DeadLetters == "":
 		return refused.halt()
 	}
-	s.doubt.row, s.doubt.why = first.Row.Position, refused.Reason
+	p.memory.suspect.row, p.memory.suspect.why = first.Row.Position, refused.Reason
 	return fmt.Errorf("start over, with this row put aside: %w", errors.New(refused.Error()))
 }
 
@@ -90,39 +91,40 @@ const (
 	rereadAfter   = time.Hour // well under the 24 h for which Kafka keeps a tombstone (delete.retention.ms)
 )
 
-// held knows which keys have an unresolved dead letter, of one session. It is read from the dead letter topic before the
-// first row, and again, from where that stopped, before rows are held, once a window.
+// keyHolds knows which keys have an unresolved dead letter, of one session. It is read from the dead letter topic
+// before the first row, and again, from where that stopped, before rows are held, once a window.
 //
 // The order of a key survives a redrive beside a running relay. A redrive publishes a key's dead letters in order and
-// resolves them in one Kafka transaction, and only what is committed is read here. So a key is found free only when all that
-// it held stands in its partition; what is published after that stands behind it. A row that is held while a redrive is
-// under way came after that redrive looked: it is not part of it, stays unresolved, and by itself holds what follows.
-type held struct {
+// resolves them in one Kafka transaction, and only what is committed is read here. So a key is found free only when all
+// that it held stands in its partition; what is published after that stands behind it. A row that is held while a
+// redrive is under way came after that redrive looked: it is not part of it, stays unresolved, and by itself holds what
+// follows.
+type keyHolds struct {
 	next    int64               // offset of the dead letter topic
 	since   time.Time           // when it was read from its beginning
 	fresh   bool                // it was read for this window
 	entries map[string][]string // unresolved dead letters by key, with their identities (see holds)
-	keys    map[string]*hold    // by identity
+	keys    map[string]*keyHold // by identity
 }
 
-// hold is of one identity: how many dead letters, and the last of them.
-type hold struct {
+// keyHold is of one identity: how many dead letters, and the last of them.
+type keyHold struct {
 	n    int
 	last string
 }
 
 // begin is called before each window.
-func (h *held) begin(ctx context.Context, pub Publisher) error {
+func (h *keyHolds) begin(ctx context.Context, pub Publisher) error {
 	h.fresh = false
 	if time.Since(h.since) < rereadAfter {
 		return nil
 	}
-	*h = held{since: time.Now(), entries: map[string][]string{}, keys: map[string]*hold{}}
+	*h = keyHolds{since: time.Now(), entries: map[string][]string{}, keys: map[string]*keyHold{}}
 	return h.read(ctx, pub)
 }
 
 // check refuses a row that waits behind an unresolved dead letter of its key.
-func (h *held) check(ctx context.Context, pub Publisher, row *Row, topic string) error {
+func (h *keyHolds) check(ctx context.Context, pub Publisher, row *Row, topic string) error {
 	behind := h.behind(row, topic)
 	if behind != "" && !h.fresh {
 		if err := h.read(ctx, pub); err != nil {
@@ -137,7 +139,7 @@ func (h *held) check(ctx context.Context, pub Publisher, row *Row, topic string)
 }
 
 // behind is the dead letter that the row would overtake. Its own, of an earlier delivery, counts: it stays where it is.
-func (h *held) behind(row *Row, topic string) string {
+func (h *keyHolds) behind(row *Row, topic string) string {
 	if len(h.keys) == 0 {
 		return ""
 	}
@@ -149,7 +151,7 @@ func (h *held) behind(row *Row, topic string) string {
 	return ""
 }
 
-func (h *held) read(ctx context.Context, pub Publisher) error {
+func (h *keyHolds) read(ctx context.Context, pub Publisher) error {
 	next, err := pub.DeadLetters(ctx, h.next, h.note)
 	if err != nil {
 		return err
@@ -168,26 +170,26 @@ func (h *held) read(ctx context.Context, pub Publisher) error {
 	return nil
 }
 
-func (h *held) note(key string, headers []Header) {
+func (h *keyHolds) note(key string, headers []Header) {
 	h.remove(key)
 	if headers != nil {
 		h.add(key, holdsOf(headers))
 	}
 }
 
-func (h *held) add(key string, of []string) {
+func (h *keyHolds) add(key string, of []string) {
 	h.remove(key)
 	h.entries[key] = of
 	for _, of := range of {
 		if h.keys[of] == nil {
-			h.keys[of] = &hold{}
+			h.keys[of] = &keyHold{}
 		}
 		h.keys[of].n++
 		h.keys[of].last = key
 	}
 }
 
-func (h *held) remove(key string) {
+func (h *keyHolds) remove(key string) {
 	for _, of := range h.entries[key] {
 		if h.keys[of].n--; h.keys[of].n == 0 {
 			delete(h.keys, of)

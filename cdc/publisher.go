@@ -3,6 +3,7 @@ package cdc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/walpost/walpost/cdc/internal/failpoint"
@@ -19,33 +20,56 @@ const (
 	transactionGap = 5 * time.Millisecond
 )
 
-// publish takes windows and makes them durable, until the reader has stopped and nothing is left.
-func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error {
-	empty := newWindow(s.cfg.WindowRows, s.windowBytes)
-	records := make([]Record, s.cfg.WindowRows)
+// publisher makes windows durable, and writes the state record. From step 7 on it is the only user of the session's
+// client.
+type publisher struct {
+	cfg      *Options
+	client   Publisher
+	queue    *queue
+	shared   *exchange
+	observer *Observer
+	route    Route
+	memory   *memory // suspect and windowBytes
+
+	checkpointer *checkpointer
+	holds        keyHolds // keys that wait for a dead letter
+	delivered    bool     // a window was made durable
+	failed       bool     // a window or a state record was not, and the client must not be used again
+}
+
+func newPublisher(s *session, q *queue, sh *exchange, cfg *Options, o *Observer, route Route, m *memory) *publisher {
+	return &publisher{
+		cfg: cfg, client: s.client, queue: q, shared: sh, observer: o, route: route, memory: m,
+		checkpointer: newCheckpointer(s.state, time.Now()),
+	}
+}
+
+// run takes windows and makes them durable, until the reader has stopped and nothing is left.
+func (p *publisher) run(ctx context.Context, drain <-chan struct{}) error {
+	empty := newWindow(p.cfg.WindowRows, p.memory.windowBytes)
+	records := make([]Record, p.cfg.WindowRows)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var taken time.Time
 	draining := false
-	drain := s.drain
 	for {
 		now := time.Now()
-		w, wait := (*Window)(nil), s.rest(p, now)
+		w, wait := (*Window)(nil), p.rest(now)
 		if wait <= 0 || draining {
-			w, wait = s.queue.take(empty, now, taken, s.cfg.Pace, busyAge, draining)
+			w, wait = p.queue.take(empty, now, taken, p.cfg.Pace, busyAge, draining)
 		}
 		if w != nil {
 			taken = now
-			if err := s.deliver(ctx, pub, p, w, records); err != nil {
+			if err := p.deliver(ctx, w, records); err != nil {
 				return err
 			}
 			w.reset()
 			empty = w
 			continue
 		}
-		due, stateWait := p.due(now)
-		if due || (draining && p.moved()) {
-			if err := s.write(ctx, pub, p, nil); err != nil {
+		due, stateWait := p.checkpointer.due(now)
+		if due || (draining && p.checkpointer.moved()) {
+			if err := p.write(ctx, nil); err != nil {
 				return err
 			}
 			continue
@@ -61,10 +85,10 @@ func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error
 		}
 		timer.Reset(wait)
 		select {
-		case <-s.queue.wake:
-		case <-s.refresh:
-			if s.stale(p) {
-				if err := s.write(ctx, pub, p, nil); err != nil {
+		case <-p.queue.wake:
+		case <-p.shared.refresh:
+			if p.stale() {
+				if err := p.write(ctx, nil); err != nil {
 					return err
 				}
 			}
@@ -78,48 +102,48 @@ func (s *session) publish(ctx context.Context, pub Publisher, p *progress) error
 }
 
 // rest is how long to let Kafka finish the last transaction.
-func (s *session) rest(p *progress, now time.Time) time.Duration {
-	if !s.cfg.ExactlyOnce {
+func (p *publisher) rest(now time.Time) time.Duration {
+	if !p.cfg.ExactlyOnce {
 		return 0
 	}
-	return p.wrote.Add(transactionGap).Sub(now)
+	return p.checkpointer.wrote.Add(transactionGap).Sub(now)
 }
 
-// deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same window, or
-// ends it: then what stands before that row is published, nothing behind it is.
-func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Window, records []Record) error {
+// deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same window,
+// or ends it: then what stands before that row is published, nothing behind it is.
+func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) error {
 	rows, covered := w.Rows, w.covered
 	var refused error
-	s.route.NextWindow()
-	if s.cfg.HoldKey && len(rows) > 0 {
-		if err := s.held.begin(ctx, pub); err != nil {
+	p.route.NextWindow()
+	if p.cfg.HoldKey && len(rows) > 0 {
+		if err := p.holds.begin(ctx, p.client); err != nil {
 			return err
 		}
 	}
 	for i := range w.Rows {
-		if err := s.prepare(ctx, pub, &w.Rows[i], &records[i]); err != nil {
+		if err := p.prepare(ctx, &w.Rows[i], &records[i]); err != nil {
 			refused, rows, covered = err, w.Rows[:i], w.Rows[i].prior
 			break
 		}
 	}
-	p.askedFor = p.askedFor || w.asked
+	p.checkpointer.askedFor = p.checkpointer.askedFor || w.asked
 	records = records[:len(rows)]
-	for len(rows) > 0 && rows[0].Compare(s.doubt.until) <= 0 {
-		if p.moved() {
-			if err := s.write(ctx, pub, p, nil); err != nil {
+	for len(rows) > 0 && rows[0].Compare(p.memory.suspect.until) <= 0 {
+		if p.checkpointer.moved() {
+			if err := p.write(ctx, nil); err != nil {
 				return err
 			}
 		}
-		if err := s.publishRows(ctx, pub, p, rows[:1], records[:1], 0, w.since); err != nil {
+		if err := p.publishRows(ctx, rows[:1], records[:1], 0, w.since); err != nil {
 			return err
 		}
 		rows, records = rows[1:], records[1:]
 	}
-	if err := s.publishRows(ctx, pub, p, rows, records, covered, w.since); err != nil {
+	if err := p.publishRows(ctx, rows, records, covered, w.since); err != nil {
 		return err
 	}
-	if refused != nil && p.moved() {
-		if err := s.write(ctx, pub, p, nil); err != nil {
+	if refused != nil && p.checkpointer.moved() {
+		if err := p.write(ctx, nil); err != nil {
 			return err
 		}
 	}
@@ -127,71 +151,106 @@ func (s *session) deliver(ctx context.Context, pub Publisher, p *progress, w *Wi
 }
 
 // publishRows makes rows durable, if there are any, and counts them and what is covered with them as done.
-func (s *session) publishRows(ctx context.Context, pub Publisher, p *progress, rows []Row, records []Record, covered LSN, since time.Time) error {
-	once := s.cfg.ExactlyOnce
+func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Record, covered LSN, since time.Time) error {
+	once := p.cfg.ExactlyOnce
 	if once { // the record tells of the very rows it goes with
-		p.done(rows, covered, time.Now())
+		p.checkpointer.done(rows, covered, time.Now())
 	}
 	if len(rows) > 0 {
-		err := s.write(ctx, pub, p, records)
+		err := p.write(ctx, records)
 		if refused := (*Refused)(nil); errors.As(err, &refused) {
-			return s.refusedByKafka(refused, records)
+			return p.refusedByKafka(refused, records)
 		}
 		if err != nil {
-			s.shrink()
+			p.shrink()
 			return err
 		}
-		s.delivered = true
-		s.at.published.Add(int64(len(records)))
-		s.observer.published(records, time.Since(since))
+		p.delivered, p.memory.windowBytes = true, p.cfg.WindowBytes
+		p.shared.motion.published.Add(int64(len(records)))
+		p.observer.Published(records, time.Since(since))
 		for i := range records {
 			if records[i].Refused != nil {
-				s.observer.deadLettered(&records[i])
+				p.observer.DeadLettered(&records[i])
 			}
 		}
 	}
 	if !once {
-		p.done(rows, covered, time.Now())
+		p.checkpointer.done(rows, covered, time.Now())
 	}
 	return nil
 }
 
 // shrink halves the windows of the next session when this one could not even make its first durable: on a slow wire a
 // window may take longer than its transaction may last, and would fail for ever.
-func (s *session) shrink() {
-	if !s.delivered {
-		s.windowBytes = max(s.windowBytes/2, minWindowBytes)
+func (p *publisher) shrink() {
+	if !p.delivered {
+		p.memory.windowBytes = max(p.memory.windowBytes/2, minWindowBytes)
 	}
 }
 
 // write publishes records, with the state record where one is due: exactly once, that is always.
-func (s *session) write(ctx context.Context, pub Publisher, p *progress, records []Record) error {
+func (p *publisher) write(ctx context.Context, records []Record) error {
 	var st *State
 	now := time.Now()
-	if due, _ := p.due(now); due || records == nil || s.cfg.ExactlyOnce {
-		st = s.record(p, now)
+	if due, _ := p.checkpointer.due(now); due || records == nil || p.cfg.ExactlyOnce {
+		st = p.record(now)
 	}
 	stall := time.AfterFunc(stallLog, func() {
-		s.at.stuck.Store(true)
-		s.observer.stalled(true, time.Since(now))
+		p.shared.motion.stuck.Store(true)
+		p.observer.Stalled(true, time.Since(now))
 	})
-	err := pub.Publish(ctx, records, st)
+	err := p.client.Publish(ctx, records, st)
 	if !stall.Stop() {
-		s.at.stuck.Store(false)
-		s.observer.stalled(false, time.Since(now))
+		p.shared.motion.stuck.Store(false)
+		p.observer.Stalled(false, time.Since(now))
 	}
 	if err != nil {
-		s.failed = true
+		p.failed = true
 		return err
 	}
 	if st != nil {
 		if err := failpoint.Hit("after_commit_before_ack"); err != nil {
 			return err
 		}
-		p.written(st, time.Now())
-		s.confirmed.Store(uint64(st.Covered))
-		s.place.Store(&place{st.Covered, st.Last()})
-		s.observer.covered(st)
+		p.checkpointer.written(st, time.Now())
+		p.shared.confirmed.Store(uint64(st.Covered))
+		p.shared.place.Store(&place{st.Covered, st.Last()})
+		p.observer.Covered(st)
 	}
+	return nil
+}
+
+// record is what to write of what is durable now.
+func (p *publisher) record(now time.Time) *State {
+	st := p.checkpointer.record(now)
+	if last := p.shared.looked.Load(); last != nil {
+		st.Checked, st.CheckedAt, st.Open = last.facts.WALEnd, last.facts.Time, last.open
+	}
+	if at := p.shared.lag.Current(st.Covered); !at.IsZero() {
+		st.CurrentAt = at // else the last session's stands: its position was current then, and nothing was delivered since
+	}
+	return st
+}
+
+// stale says that a record is to be written again, for its time alone: WAL waits since a later time than the record
+// knows.
+func (p *publisher) stale() bool {
+	durable := &p.checkpointer.durable
+	return p.shared.lag.Current(durable.Covered).Sub(durable.CurrentAt) > 2*lookEvery
+}
+
+// writeHalt writes the halt that ended the session into its state record: for `walpost status`, and for the sessions to
+// come where it is latched. It writes nothing when the client has failed. When Kafka does not take it, the cause still
+// stands in slot, server and fingerprint, and is found again.
+func (p *publisher) writeHalt(ctx context.Context, halt *Halt) error {
+	if p.failed {
+		return nil
+	}
+	st := p.record(time.Now())
+	st.Halt = halt.record(st.Time)
+	if err := p.client.Publish(ctx, nil, st); err != nil {
+		return fmt.Errorf("write a halt into the state record: %w", err)
+	}
+	p.observer.Covered(st)
 	return nil
 }

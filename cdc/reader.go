@@ -15,45 +15,45 @@ const (
 	deadAfter  = 60 * time.Second      // of silence: a huge commit answers a ping only every wal_sender_timeout/2
 )
 
-// reader is the state of the read loop: the only user of the replication connection.
+// reader takes rows off the replication connection into the queue, and tells the server what is confirmed. While it
+// runs it is the connection's only user.
 type reader struct {
-	*session
+	stream       Stream
+	queue        *queue
+	shared       *exchange
+	observer     *Observer
+	pid          uint32        // of the walsender
+	interval     time.Duration // between two status updates
+	queueTimeout time.Duration
+
 	tracker *tracker
 	pacer   pacer
 	msg     Message
-	held    bool // msg is a row for which the window had no room
+	waits   bool // msg is a row for which the window had no room
 	settled bool // the stream has passed what was delivered before: the state record's covered may be confirmed
 
 	lastStatus  time.Time
 	lastSent    LSN
-	replyWanted bool
+	replyWanted bool      // the server has asked since the last status update
 	heard       time.Time // when bytes last came
 	pinged      time.Time
 	fullSince   time.Time
 }
 
-// read takes rows off the wire into the queue until ctx ends, the stream fails or the publisher does. Until the publisher
-// says that the state is reconciled it only answers the server, with 0/0, which confirms nothing.
-func (s *session) read(ctx context.Context) error {
-	now := time.Now()
-	r := &reader{session: s, pacer: pacer{pace: s.cfg.Pace, window: s.id.Window}, heard: now}
-	tick := time.NewTicker(s.interval)
-	defer tick.Stop()
-	for r.tracker == nil {
-		select {
-		case r.tracker = <-s.started:
-			s.Enter(Streaming, nil)
-		case err := <-s.ended:
-			s.ended <- nil
-			return err
-		case <-tick.C:
-			if err := s.stream.Status(0, false); err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return nil
-		}
+func newReader(s *session, q *queue, sh *exchange, cfg *Options, o *Observer) *reader {
+	return &reader{
+		stream: s.stream, queue: q, shared: sh, observer: o, pid: s.id.PID, interval: s.interval, queueTimeout: cfg.QueueTimeout,
+		tracker: newTracker(s.state, s.facts.Slot.ConfirmedFlush),
+		pacer:   pacer{pace: cfg.Pace, window: s.id.Window},
+		heard:   time.Now(),
 	}
+}
+
+// run takes rows until ctx ends, and then returns nil, or until the stream fails or the queue has been full for too
+// long.
+func (r *reader) run(ctx context.Context) error {
+	tick := time.NewTicker(r.interval)
+	defer tick.Stop()
 	if err := r.answer(true); err != nil {
 		return err
 	}
@@ -61,22 +61,12 @@ func (s *session) read(ctx context.Context) error {
 	if _, _, err := r.decode(0); err != nil {
 		return err
 	}
-	for {
-		select {
-		case err := <-s.ended:
-			s.ended <- nil
-			return err
-		case err := <-s.found:
-			return err
-		case <-ctx.Done():
-			return nil
-		default:
-		}
+	for ctx.Err() == nil {
 		if err := r.answer(false); err != nil {
 			return err
 		}
 		var err error
-		if r.held {
+		if r.waits {
 			err = r.waitForRoom(ctx, tick.C)
 		} else {
 			err = r.gulp()
@@ -85,35 +75,39 @@ func (s *session) read(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // answer sends a status update when it is due: every interval, and soon after the server asked.
 func (r *reader) answer(now bool) error {
 	t := time.Now()
 	since := t.Sub(r.lastStatus)
-	moved := LSN(r.confirmed.Load()) != r.lastSent
+	confirmed := LSN(r.shared.confirmed.Load())
+	moved := confirmed != r.lastSent
 	if !now && since < r.interval && (!r.replyWanted || (since < replyEvery && !moved)) {
 		return nil
 	}
 	silent := t.Sub(r.heard)
-	if silent > deadAfter && r.pinged.After(r.heard) && !r.held && !r.stillBusy() {
+	if silent > deadAfter && r.pinged.After(r.heard) && !r.waits && !r.stillBusy() {
 		return fmt.Errorf("the server has sent nothing for %s, not even an answer: connection given up", silent.Round(time.Second))
 	}
-	ping := silent > pingAfter && !r.held
+	ping := silent > pingAfter && !r.waits
 	if ping && !r.pinged.After(r.heard) {
 		r.pinged = t
 	}
-	r.replyWanted, r.lastStatus, r.lastSent = false, t, LSN(r.confirmed.Load())
-	return r.status(ping)
+	r.replyWanted, r.lastStatus, r.lastSent = false, t, confirmed
+	return r.send(confirmed, ping)
 }
 
-func (s *session) status(ping bool) error {
-	lsn := LSN(s.confirmed.Load())
-	if err := s.stream.Status(lsn, ping); err != nil {
+// status tells the server what may be confirmed.
+func (r *reader) status() error { return r.send(LSN(r.shared.confirmed.Load()), false) }
+
+func (r *reader) send(confirmed LSN, ping bool) error {
+	if err := r.stream.Status(confirmed, ping); err != nil {
 		return err
 	}
-	s.observer.confirmed(lsn)
-	if lsn > 0 {
+	r.observer.Confirmed(confirmed)
+	if confirmed > 0 {
 		return failpoint.Hit("after_ack")
 	}
 	return nil
@@ -172,13 +166,9 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 		_, _, err := r.decode(0)
 		return err
 	case <-tick:
-		if time.Since(r.fullSince) >= r.cfg.QueueTimeout {
+		if time.Since(r.fullSince) >= r.queueTimeout {
 			return errQueueFull
 		}
-	case err := <-r.ended:
-		r.ended <- err
-	case err := <-r.found:
-		return err
 	case <-ctx.Done():
 	}
 	return nil
@@ -189,11 +179,11 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 	var dropped, others int
 	_, err = r.queue.fill(r.pacer.busy, func(w *Window) (bool, error) {
 		for {
-			if r.held {
+			if r.waits {
 				if !w.add(&r.msg.Row) {
 					return false, nil
 				}
-				r.held = false
+				r.waits = false
 				rows++
 			}
 			ok, err := r.stream.Next(&r.msg)
@@ -207,7 +197,7 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 				if err != nil {
 					return true, err
 				}
-				if r.held = deliver; !deliver {
+				if r.waits = deliver; !deliver {
 					dropped++
 				}
 			case Begin:
@@ -230,14 +220,21 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 			}
 		}
 	})
-	r.observer.received(rows, dropped, others, bytes)
-	r.at.moves(r.tracker.seen, rows+dropped+others, bytes)
+	r.observer.Received(rows, dropped, others, bytes)
+	r.shared.motion.moves(r.tracker.seen, rows+dropped+others, bytes)
 	if err == nil && !r.settled && r.tracker.caughtUp() {
 		r.settled = true
-		r.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have more already
+		r.shared.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have more already
 		err = r.answer(true)
 	}
 	return rows, messages, r.wedged(err)
+}
+
+// stillBusy says that a server that has been silent for long is at work for this session, as the last look has it:
+// through a huge transaction it reads a ping only every half wal_sender_timeout.
+func (r *reader) stillBusy() bool {
+	last := r.shared.looked.Load()
+	return last != nil && time.Since(last.at) < 2*(lookEvery+lookWithin) && last.facts.Slot.ActivePID == r.pid && last.facts.Walsender.busy()
 }
 
 // wedged makes a change that can never be taken a Halt that names the way past it.

@@ -36,106 +36,113 @@ type Options struct {
 
 // Relay moves one pipeline's rows from its source to its sink.
 type Relay struct {
-	*Sessions
+	*Supervisor
 	cfg      Options
 	source   Source
 	sink     Sink
 	route    Route
 	observer Observer
 	instance string
-	doubt    doubt
-	troubles troubles
+	memory   memory
+}
 
-	windowBytes int // of the next session
+// memory is what a relay has learned in former sessions. A relay that starts without it delivers and confirms the same,
+// and learns it again.
+type memory struct {
+	suspect     suspect  // only the publisher uses it
+	windowBytes int      // size of the next windows: the publisher halves it after a session that could make none durable
+	troubles    troubles // the start of a session uses it, then its watcher
 }
 
 // NewRelay makes a relay of a valid configuration. It holds nothing until Run.
 func NewRelay(cfg Options, source Source, sink Sink, route Route, observer Observer) *Relay {
 	host, _ := os.Hostname()
 	r := &Relay{
-		cfg: cfg, source: source, sink: sink, route: route, observer: observer,
-		windowBytes: cfg.WindowBytes,
-		instance:    fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
+		cfg: cfg, source: source, sink: sink, route: route, observer: Tee(observer),
+		instance: fmt.Sprintf("%s-%d-%08x", host, os.Getpid(), rand.Uint32()),
 	}
-	r.Sessions = NewSessions(observer, r.session)
+	r.memory = memory{windowBytes: cfg.WindowBytes, troubles: troubles{observer: &r.observer}}
+	r.Supervisor = NewSupervisor(observer, r.runSession)
 	return r
 }
 
-// Sessions is a life of sessions, one after the other, whatever ends one of them.
-type Sessions struct {
-	session  func(context.Context) error
-	observer Observer
-	jitter   *rand.Rand // of the backoff
+// Supervisor runs one session after the other, whatever ends one of them.
+type Supervisor struct {
+	session func(context.Context) error
+	onRole  func(Role, error) // nil when nobody wants to know
+	jitter  *rand.Rand        // of the backoff
 
 	mu   sync.Mutex
 	role Role
 	err  error
 }
 
-// NewSessions begins nothing until Run. A session ends with nil only when its context has ended and nothing is left to do.
-func NewSessions(observer Observer, session func(context.Context) error) *Sessions {
-	return &Sessions{session: session, observer: observer, role: Starting, jitter: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
+// NewSupervisor begins nothing until Run. A session ends with nil only when its context has ended and nothing is left
+// to do.
+func NewSupervisor(observer Observer, session func(context.Context) error) *Supervisor {
+	return &Supervisor{session: session, onRole: observer.Role, role: Starting, jitter: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
 }
 
-// Run relays until ctx ends, through any number of sessions. It returns nil when everything received was delivered and
-// confirmed, and an error when shutdown_timeout was over before.
-func (r *Sessions) Run(ctx context.Context) error {
+// Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session
+// received was delivered and confirmed, or when ctx ended between two sessions. It returns an error when the last
+// session failed, or when shutdown_timeout was over before.
+func (s *Supervisor) Run(ctx context.Context) error {
 	backoff := backoffMin
 	for {
 		began := time.Now()
-		err := r.session(ctx)
+		err := s.session(ctx)
 		if ctx.Err() != nil {
 			if err == nil || errors.Is(err, context.Canceled) {
-				r.Enter(Stopped, context.Cause(ctx))
+				s.SetRole(Stopped, context.Cause(ctx))
 				return nil
 			}
-			r.Enter(Stopped, err)
+			s.SetRole(Stopped, err)
 			return err
 		}
 		var halt *Halt
 		var wait time.Duration
 		switch {
 		case errors.As(err, &halt):
-			r.Enter(Halted, halt)
+			s.SetRole(Halted, halt)
 			wait = haltRetry
 		case errors.Is(err, errFormerSession):
-			r.Enter(Retrying, err)
+			s.SetRole(Retrying, err)
 			wait = standbyRetry
 		case errors.Is(err, ErrSlotInUse), errors.Is(err, ErrTableInUse):
-			r.Enter(Standby, err)
+			s.SetRole(Standby, err)
 			wait = standbyRetry
 		default:
 			if time.Since(began) > backoffMax {
 				backoff = backoffMin
 			}
-			r.Enter(Retrying, err)
-			wait = backoff/2 + time.Duration(r.jitter.Int64N(int64(backoff/2)))
+			s.SetRole(Retrying, err)
+			wait = backoff/2 + time.Duration(s.jitter.Int64N(int64(backoff/2)))
 			backoff = min(2*backoff, backoffMax)
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			r.Enter(Stopped, context.Cause(ctx))
+			s.SetRole(Stopped, context.Cause(ctx))
 			return nil
 		}
 	}
 }
 
 // Role says what the relay is doing, and why where it is not streaming.
-func (r *Sessions) Role() (Role, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.role, r.err
+func (s *Supervisor) Role() (Role, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.role, s.err
 }
 
-// Enter tells of a change once: a cause that repeats at every attempt is not news.
-func (r *Sessions) Enter(role Role, err error) {
-	r.mu.Lock()
-	same := r.role == role && text(r.err) == text(err)
-	r.role, r.err = role, err
-	r.mu.Unlock()
-	if !same {
-		r.observer.role(role, err)
+// SetRole tells of a change once: a cause that repeats at every attempt is not news.
+func (s *Supervisor) SetRole(role Role, err error) {
+	s.mu.Lock()
+	same := s.role == role && text(s.err) == text(err)
+	s.role, s.err = role, err
+	s.mu.Unlock()
+	if !same && s.onRole != nil {
+		s.onRole(role, err)
 	}
 }
 

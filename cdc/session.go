@@ -11,88 +11,238 @@ import (
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
-// session is one life of the replication connection. Nothing survives it but the slot and the state record.
+// session is one life of the replication connection, which owns the slot, and of the Kafka client that was opened after
+// it. Nothing survives it but the slot, the state record, and the relay's memory, which does not change what is
+// delivered or confirmed.
 type session struct {
-	*Relay
-	stream Stream
-	id     Identity
-
+	stream   Stream
+	id       Identity
 	interval time.Duration // between two status updates
-
-	queue     *queue
-	confirmed atomic.Uint64 // LSN that may be confirmed: a state record with covered at or above it is durable
-	started   chan *tracker // the publisher's word that step 6 has passed
-	drain     chan struct{} // closed when the reader has added its last row
-	ended     chan error    // the publisher's end
-	delivered bool          // the publisher's: a window was made durable
-	failed    bool          // the publisher's: a window was not, and the client must not be used again
-	held      held          // the publisher's: keys that wait for a dead letter
-
-	found   chan error           // the watcher's word that something changed
-	looked  atomic.Pointer[look] // the last look that found publication and table unchanged
-	at      moving
-	place   atomic.Pointer[place] // of the last durable state record; nil before step 7
-	lag     Lag
-	refresh chan struct{}        // the watcher's wish for a state record
-	halted  atomic.Pointer[Halt] // why the reader ended, where it is a halt; set before drain is closed
+	client   Publisher
+	state    *State // the session's first record, which is durable
+	facts    Facts  // that the record was reconciled with
 }
 
-// session runs the seven steps of a start, the only recovery path there is, and then relays until something ends it.
-// It returns nil only when ctx ended and everything received was delivered and confirmed.
-func (r *Relay) session(ctx context.Context) error {
-	// 1. Preflight over SQL, for early and clear errors. What is wrong with publication and table waits for step 6: it must be
-	// latched, which only the slot's owner may.
-	if err := r.source.Preflight(ctx); err != nil {
+func (s *session) close() {
+	if s.client != nil {
+		s.client.Close()
+	}
+	_ = s.stream.Close()
+}
+
+// runSession runs a session from its first step to its end. It returns nil only when ctx ended and everything received
+// was delivered and confirmed.
+func (r *Relay) runSession(ctx context.Context) error {
+	s, err := r.start(ctx)
+	if err != nil {
 		return err
+	}
+	defer s.close()
+	return r.stream(ctx, s)
+}
+
+// start runs the steps 1 to 6 of a session, the only recovery path there is. The session that it returns owns the slot,
+// and its state record is durable.
+func (r *Relay) start(ctx context.Context) (_ *session, err error) {
+	troubles := &r.memory.troubles
+	// 1. Preflight over SQL, for early and clear errors. What is wrong with publication and table waits for step 6: it
+	// must be latched, which only the slot's owner may.
+	table, err := r.source.Preflight(ctx)
+	if err != nil {
+		return nil, err
 	}
 	// 2. A first, unfenced look at the state, and whose server this is. Kafka is asked first: while it is away no
 	// replication connection is opened.
 	seen, err := r.sink.Peek(ctx)
 	if err != nil {
-		r.commitsAgain(ctx)
-		return err
+		troubles.commitsAgain(ctx, r.source)
+		return nil, err
 	}
-	stream, id, err := r.source.Connect(ctx)
-	if err != nil {
-		return err
+	s := &session{}
+	if s.stream, s.id, err = r.source.Connect(ctx, table); err != nil {
+		return nil, err
 	}
-	defer func() { _ = stream.Close() }()
-	r.observer.connected(id.Wire)
-	facts, err := r.facts(ctx, id)
-	if err != nil {
-		return err
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	r.observer.Connected(s.id.Wire)
+	if s.facts, err = r.facts(ctx, s.id); err != nil {
+		return nil, err
 	}
-	if err := identify(r.cfg.Pipeline, seen, &facts); err != nil {
-		return err
+	if err := identify(r.cfg.Pipeline, seen, &s.facts); err != nil {
+		return nil, err
 	}
 	// 3. Own the slot. Never start above 0/0: a start beyond the WAL's end is accepted silently and loses rows.
-	if err := stream.Start(ctx); err != nil {
-		if !errors.Is(err, ErrSlotInUse) {
-			return err
+	if err := s.stream.Start(ctx); err != nil {
+		return nil, r.notOwned(err, &s.facts.Slot)
+	}
+	troubles.pid = s.id.PID
+	troubles.commits(&s.facts)
+	s.interval = r.statusInterval(s.id.Timeout)
+	// The next steps wait for Kafka, perhaps for long. Meanwhile the server is answered with 0/0, which confirms
+	// nothing.
+	ctx, stop := answering(ctx, s.interval, func() error { return s.stream.Status(0, false) })
+	defer func() {
+		if lost := stop(); lost != nil && (err == nil || errors.Is(err, context.Canceled)) {
+			err = lost
 		}
-		r.rest()
-		if pid := facts.Slot.ActivePID; pid != 0 && pid == r.troubles.pid {
-			return fmt.Errorf("%w, PID %d: it ends when the server finds its connection dead, or with SELECT pg_terminate_backend(%d)", errFormerSession, pid, pid)
+	}()
+	// 4. A new client, never before the slot is owned.
+	if s.client, err = r.sink.Open(ctx); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("after_open"); err != nil {
+		return nil, err
+	}
+	// 5. The state record, never before 4.
+	st, err := s.client.State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// 6. Everything compared with it is read now, after it.
+	if s.facts, err = r.facts(ctx, s.id); err != nil {
+		return nil, err
+	}
+	if s.facts.Slot.Exists && s.facts.Slot.ActivePID != s.id.PID {
+		if s.facts, err = r.stillAlone(ctx, s, st); err != nil {
+			return nil, err
 		}
+	}
+	if s.state, err = Reconcile(r.cfg.Pipeline, st, s.facts); err != nil {
+		return nil, r.latch(ctx, s.client, st, err)
+	}
+	if s.state.Timeline != st.Timeline {
+		if err := r.countPhantoms(ctx, s.client, s.state); err != nil {
+			return nil, err
+		}
+	}
+	r.claim(s.state)
+	if err := s.client.Publish(ctx, nil, s.state); err != nil {
+		return nil, fmt.Errorf("write the session's first state record: %w", err)
+	}
+	r.observer.Covered(s.state)
+	return s, nil
+}
+
+// stream runs step 7: reader, publisher and watcher work until one of them or ctx ends. It alone receives their errors,
+// and has the halt written.
+func (r *Relay) stream(ctx context.Context, s *session) error {
+	sh := newExchange(s.state)
+	q := newQueue(newWindow(r.cfg.WindowRows, r.memory.windowBytes))
+	rd := newReader(s, q, sh, &r.cfg, &r.observer)
+	p := newPublisher(s, q, sh, &r.cfg, &r.observer, r.route, &r.memory)
+	w := newWatcher(s, sh, &r.cfg, &r.observer, r.source, &r.memory.troubles)
+	w.remember(&s.facts, s.state.Open)
+	r.SetRole(Streaming, nil)
+
+	// The publisher works on after the end of ctx, for at most shutdown_timeout: it delivers what was received.
+	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(r.cfg.ShutdownTimeout, abandon) })()
+	// The reader ends when ctx ends, when the publisher ends, and when the watcher has found a change. The cause says
+	// which.
+	reading, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(reading, s.stream.Interrupt)()
+
+	drain, drained := make(chan struct{}), make(chan struct{})
+	var failed error // the publisher's, once drained is closed
+	go func() {
+		defer close(drained)
+		failed = p.run(work, drain)
+		end(failed)
+	}()
+	watching, stopWatching := context.WithCancel(work)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		if err := w.run(watching, *s.state); err != nil {
+			end(err)
+		}
+	})
+
+	ended := rd.run(reading)
+	if ended == nil {
+		ended = context.Cause(reading)
+	}
+	var halt *Halt
+	if ctx.Err() == nil {
+		// Give the connection back at once and say why; the publisher may still wait for Kafka.
+		_ = s.stream.Close()
+		if errors.As(ended, &halt) {
+			w.assess(ctx, halt)
+			r.SetRole(Halted, halt)
+		} else {
+			r.SetRole(Retrying, ended)
+		}
+	}
+	close(drain)
+	_, stopAnswering := answering(work, s.interval, rd.status) // which fails at once where the connection was given back
+	<-drained
+	abandoned := failed != nil && work.Err() != nil
+	var unwritten error
+	if errors.As(errors.Join(failed, ended), &halt) {
+		unwritten = p.writeHalt(work, halt)
+	}
+	_ = stopAnswering()
+	_ = rd.status() // where the server is gone, the state record alone keeps rows from being repeated
+	stopWatching()
+	watcher.Wait()
+
+	switch {
+	case abandoned:
+		return fmt.Errorf("kafka did not take what was received within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", r.cfg.ShutdownTimeout)
+	case ctx.Err() != nil:
+		return errors.Join(failed, unwritten)
+	case errors.Is(ended, failed):
+		failed = nil // it is said once
+	}
+	err := errors.Join(ended, failed, unwritten)
+	w.countFailure(err)
+	return err
+}
+
+// answering calls status at once and then every interval, until status fails or stop is called; then the context that
+// it returns ends. stop waits for the last call and returns its error, or nil if ctx has ended.
+func answering(ctx context.Context, interval time.Duration, status func() error) (_ context.Context, stop func() error) {
+	answered, cancel := context.WithCancel(ctx)
+	var lost error
+	var answers sync.WaitGroup
+	answers.Go(func() {
+		defer cancel()
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		for {
+			if lost = status(); lost != nil {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-answered.Done():
+				return
+			}
+		}
+	})
+	return answered, func() error {
+		cancel()
+		answers.Wait()
+		if ctx.Err() != nil {
+			return nil
+		}
+		return lost
+	}
+}
+
+// notOwned returns the error of a session that could not start its stream: err, or, where a former session of this
+// relay still has the slot, one that says so.
+func (r *Relay) notOwned(err error, slot *SlotFacts) error {
+	if !errors.Is(err, ErrSlotInUse) {
 		return err
 	}
-	r.troubles.pid = id.PID
-	r.commits(&facts)
-	s := &session{
-		Relay: r, stream: stream, id: id, interval: r.statusInterval(id.Timeout),
-		queue:   newQueue(newWindow(r.cfg.WindowRows, r.windowBytes)),
-		started: make(chan *tracker, 1),
-		drain:   make(chan struct{}),
-		ended:   make(chan error, 1),
-		found:   make(chan error, 1),
-		refresh: make(chan struct{}, 1),
-	}
-	err = s.run(ctx)
-	if ctx.Err() == nil {
-		s.countFailure(err)
-	}
-	if s.delivered {
-		r.windowBytes = r.cfg.WindowBytes
+	r.memory.troubles.rest()
+	if pid := slot.ActivePID; pid != 0 && pid == r.memory.troubles.pid {
+		return fmt.Errorf("%w, PID %d: it ends when the server finds its connection dead, or with SELECT pg_terminate_backend(%d)", errFormerSession, pid, pid)
 	}
 	return err
 }
@@ -113,221 +263,86 @@ func (r *Relay) statusInterval(timeout time.Duration) time.Duration {
 	if timeout <= 0 || configured <= timeout/2 {
 		return configured
 	}
-	r.observer.hurried(timeout, timeout/2)
+	r.observer.Hurried(timeout, timeout/2)
 	return timeout / 2
 }
 
-func (s *session) run(ctx context.Context) error {
-	// The publisher outlives ctx: what was received is delivered before the session ends.
-	pctx, abandon := context.WithCancel(context.WithoutCancel(ctx))
-	defer abandon()
-	go func() {
-		err := s.publishAll(ctx, pctx)
-		s.ended <- err
-		s.stream.Interrupt()
-	}()
-	unhook := context.AfterFunc(ctx, s.stream.Interrupt)
-	defer unhook()
-
-	readErr := s.read(ctx)
-	if ctx.Err() == nil {
-		// Give the connection back at once and say why; the publisher may still wait for Kafka.
-		_ = s.stream.Close()
-		var halt *Halt
-		if errors.As(readErr, &halt) {
-			s.assess(ctx, halt)
-			s.halted.Store(halt)
-			s.Enter(Halted, halt)
-		} else {
-			s.Enter(Retrying, readErr)
-		}
-	}
-	close(s.drain)
-	if ctx.Err() == nil {
-		select {
-		case err := <-s.ended:
-			return errors.Join(readErr, err)
-		case <-ctx.Done():
-		}
-	}
-	return s.stop(abandon)
-}
-
-// stop waits until what was received is delivered, answers the server meanwhile, and confirms.
-func (s *session) stop(abandon context.CancelFunc) error {
-	grace := time.NewTimer(s.cfg.ShutdownTimeout)
-	defer grace.Stop()
-	tick := time.NewTicker(s.interval)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-s.ended:
-			_ = s.status(false) // where the server is gone, the state record alone keeps rows from being repeated
-			return err
-		case <-tick.C:
-			if err := s.status(false); err != nil {
-				tick.Stop()
-			}
-		case <-grace.C:
-			abandon()
-			<-s.ended
-			return fmt.Errorf("kafka did not take what was received within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", s.cfg.ShutdownTimeout)
-		}
-	}
-}
-
-// publishAll is the publisher's goroutine: steps 4 to 6, which end with ctx, then windows until drained, which do not.
-func (s *session) publishAll(ctx, drain context.Context) error {
-	// 4. A new client, never before the slot is owned.
-	pub, err := s.sink.Open(ctx)
-	if err != nil {
-		return err
-	}
-	defer pub.Close()
-	if err := failpoint.Hit("after_open"); err != nil {
-		return err
-	}
-	// 5. The state record, never before 4.
-	st, err := pub.State(ctx)
-	if err != nil {
-		return err
-	}
-	// 6. Everything compared with it is read now, after it.
-	facts, err := s.facts(ctx, s.id)
-	if err != nil {
-		return err
-	}
-	if facts.Slot.Exists && facts.Slot.ActivePID != s.id.PID {
-		if facts, err = s.stillAlone(ctx, pub, st, facts); err != nil {
-			return err
-		}
-	}
-	next, err := Reconcile(s.cfg.Pipeline, st, facts)
-	if err != nil {
-		return s.latch(ctx, pub, st, err)
-	}
-	if next.Timeline != st.Timeline {
-		if err := s.count(ctx, pub, next); err != nil {
-			return err
-		}
-	}
-	s.claim(next)
-	if err := pub.Publish(ctx, nil, next); err != nil {
-		return fmt.Errorf("write the session's first state record: %w", err)
-	}
-	s.observer.covered(next)
-	s.place.Store(&place{next.Covered, next.Last()})
-	s.remember(&facts, next.Open)
-	s.started <- newTracker(next, facts.Slot.ConfirmedFlush)
-	// 7. Stream, and watch what could hide rows.
-	watching, stop := context.WithCancel(drain)
-	var watcher sync.WaitGroup
-	watcher.Go(func() { s.watch(watching, *next) })
-	defer watcher.Wait()
-	defer stop()
-	p := newProgress(next, time.Now())
-	return s.note(drain, pub, p, s.publish(drain, pub, p))
-}
-
-// stillAlone is asked when the slot is no longer read by this session. It was stopped or cut off, and another relay may have
-// moved slot and state since: then it must not judge. Or the server cannot decode what comes first and has ended the stream at
-// once: then nobody has begun after it, and it has to say so.
-func (s *session) stillAlone(ctx context.Context, pub Publisher, st *State, facts Facts) (Facts, error) {
+// stillAlone is asked when the slot is no longer read by this session. It was stopped or cut off, and another relay may
+// have moved slot and state since: then it must not judge. Or the server cannot decode what comes first and has ended
+// the stream at once: then nobody has begun after it, and it has to say so.
+func (r *Relay) stillAlone(ctx context.Context, s *session, st *State) (Facts, error) {
 	lost := errors.New("the slot was lost before the session had begun")
-	if facts.Slot.ActivePID != 0 {
-		return facts, lost
+	if s.facts.Slot.ActivePID != 0 {
+		return s.facts, lost
 	}
-	again, err := pub.State(ctx)
+	again, err := s.client.State(ctx)
 	if err != nil {
-		return facts, err
+		return s.facts, err
 	}
 	if again == nil || st == nil || again.Key() != st.Key() {
-		return facts, lost
+		return s.facts, lost
 	}
-	facts, err = s.facts(ctx, s.id)
+	facts, err := r.facts(ctx, s.id)
 	if err == nil && facts.Slot.ActivePID != 0 {
 		err = lost
 	}
 	return facts, err
 }
 
-// assess names the range that is at risk, for a halt of which the stream could not tell: since the last look that found
-// nothing.
-func (s *session) assess(ctx context.Context, halt *Halt) {
-	last := s.looked.Load()
-	if !halt.Latch || !halt.Risk.IsZero() || last == nil {
-		return
-	}
-	halt.Risk = Range{last.facts.WALEnd, last.facts.WALEnd}
-	if facts, err := s.source.Facts(ctx); err == nil {
-		halt.Risk.To = facts.WALEnd
-		halt.Run += ", and " + replay(&State{CheckedAt: last.facts.Time, Open: last.open}, &facts) + " publishes the rows of that time"
-	}
-}
-
-// record is what to write of what is durable now.
-func (s *session) record(p *progress, now time.Time) *State {
-	st := p.record(now)
-	if last := s.looked.Load(); last != nil {
-		st.Checked, st.CheckedAt, st.Open = last.facts.WALEnd, last.facts.Time, last.open
-	}
-	if at := s.lag.Current(st.Covered); !at.IsZero() {
-		st.CurrentAt = at // else the last session's stands: its position was current then, and nothing was delivered since
-	}
-	return st
-}
-
 // claim makes the record this session's own.
-func (s *session) claim(st *State) {
-	st.Epoch, st.Instance, st.Time = st.Epoch+1, s.instance, time.Now().UTC()
+func (r *Relay) claim(st *State) {
+	st.Epoch, st.Instance, st.Time = st.Epoch+1, r.instance, time.Now().UTC()
 }
 
-// latch writes a halt that reconciling found into the state record, if it is one that must be latched. This session owns the
-// slot, and identify has made sure that it is on the right server; where the slot cannot be owned nothing is latched,
-// because another relay may rightly be at work, and what is found then (a slot missing or lost, a server that is not ours)
-// is found again from the same facts.
-func (s *session) latch(ctx context.Context, pub Publisher, st *State, err error) error {
+// latch writes a halt that reconciling found into the state record, if it is one that must be latched. This session
+// owns the slot, and identify has made sure that it is on the right server; where the slot cannot be owned nothing is
+// latched, because another relay may rightly be at work, and what is found then (a slot missing or lost, a server that
+// is not ours) is found again from the same facts.
+func (r *Relay) latch(ctx context.Context, client Publisher, st *State, err error) error {
 	var halt *Halt
 	if !errors.As(err, &halt) || !halt.Latch {
 		return err
 	}
 	latched := *st
 	latched.Version, latched.Halt = StateVersion, halt.record(time.Now())
-	s.claim(&latched)
-	if werr := pub.Publish(ctx, nil, &latched); werr != nil {
+	r.claim(&latched)
+	if werr := client.Publish(ctx, nil, &latched); werr != nil {
 		return fmt.Errorf("write a halt into the state record: %w", errors.Join(werr, err))
 	}
 	return err
 }
 
-// note writes the halt that ended the session, if one did, into its state record: for `walpost status`, and for the sessions
-// to come where it is latched. When Kafka does not take it, the cause still stands in slot, server and fingerprint, and is
-// found again.
-func (s *session) note(ctx context.Context, pub Publisher, p *progress, err error) error {
-	halt := s.halted.Load()
-	if err != nil && !errors.As(err, &halt) || halt == nil || s.failed {
-		return err
-	}
-	st := s.record(p, time.Now())
-	st.Halt = halt.record(st.Time)
-	if werr := pub.Publish(ctx, nil, st); werr != nil {
-		return errors.Join(err, fmt.Errorf("write a halt into the state record: %w", werr))
-	}
-	s.observer.covered(st)
-	return err
-}
-
-// count finds out how many rows a failover took back.
-func (s *session) count(ctx context.Context, pub Publisher, st *State) error {
+// countPhantoms finds out how many rows a failover took back.
+func (r *Relay) countPhantoms(ctx context.Context, client Publisher, st *State) error {
 	ph := st.Phantoms
 	if ph == nil {
 		return nil
 	}
 	ph.At = time.Now().UTC()
 	var err error
-	if ph.Rows, ph.AtLeast, err = pub.CountFrom(ctx, ph.Range.From); err != nil {
+	if ph.Rows, ph.AtLeast, err = client.CountFrom(ctx, ph.Range.From); err != nil {
 		ph.Rows = -1
 	}
-	s.observer.phantoms(ph)
+	r.observer.Phantoms(ph)
 	return ctx.Err()
+}
+
+// exchange holds what reader, publisher and watcher of a session tell each other, besides the rows in the queue.
+type exchange struct {
+	// confirmed is the LSN that may be confirmed: a state record with covered at or above it is durable. The publisher
+	// raises it with each state record. The reader sends it, and sets it to the covered of the session's first record
+	// once the stream has passed that.
+	confirmed atomic.Uint64
+	// looked is the last look that found publication and table unchanged. The watcher writes it, all read it.
+	looked  atomic.Pointer[look]
+	motion  motion                // reader and publisher write, the watcher reads
+	place   atomic.Pointer[place] // of the last durable state record: the publisher writes, the watcher reads
+	lag     Lag                   // the watcher writes, watcher and publisher read
+	refresh chan struct{}         // from the watcher to the publisher: write a state record, if that is stale
+}
+
+func newExchange(st *State) *exchange {
+	s := &exchange{refresh: make(chan struct{}, 1)}
+	s.place.Store(&place{st.Covered, st.Last()})
+	return s
 }

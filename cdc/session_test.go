@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -35,8 +36,9 @@ type server struct {
 	err      error // ends the stream
 	facts    Facts
 	factsErr error
-	first    error // ends each stream at once
-	early    error // came with the answer to Start: Next has it, and nothing more comes
+	first    error         // ends each stream at once
+	early    error         // came with the answer to Start: Next has it, and nothing more comes
+	closes   time.Duration // how long Close takes
 	onStatus func(confirmed LSN)
 }
 
@@ -52,11 +54,14 @@ func newServer() *server {
 	}
 }
 
-func (s *server) Preflight(context.Context) error { return nil }
+func (s *server) Preflight(context.Context) (uint32, error) { return 7, nil }
 
-func (s *server) Connect(context.Context) (Stream, Identity, error) {
+func (s *server) Connect(_ context.Context, table uint32) (Stream, Identity, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if table != 7 {
+		return nil, Identity{}, fmt.Errorf("connected for table %d, Preflight has found 7", table)
+	}
 	s.opened++
 	s.closed, s.err = false, s.first
 	return s, s.facts.Identity, nil
@@ -134,6 +139,10 @@ func (s *server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
+	closes := s.closes
+	s.mu.Unlock()
+	time.Sleep(closes)
+	s.mu.Lock()
 	return nil
 }
 
@@ -185,6 +194,8 @@ type broker struct {
 	refuse  string        // id of a row that Check refuses
 	onState func()        // before the state is told
 	away    error         // Peek's
+	failed  bool          // since it was opened
+	reused  bool          // after it had failed
 }
 
 func (b *broker) Peek(context.Context) (*State, error) {
@@ -197,7 +208,12 @@ func (b *broker) Peek(context.Context) (*State, error) {
 	return b.State(context.Background())
 }
 
-func (b *broker) Open(context.Context) (Publisher, error) { return b, nil }
+func (b *broker) Open(context.Context) (Publisher, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failed = false
+	return b, nil
+}
 
 func (b *broker) State(context.Context) (*State, error) {
 	b.mu.Lock()
@@ -220,7 +236,8 @@ func (b *broker) Check(_ context.Context, r *Record) error {
 func (b *broker) Publish(ctx context.Context, records []Record, st *State) error {
 	b.mu.Lock()
 	stall, fail := b.stall, b.fail
-	b.fail = nil
+	b.fail, b.reused = nil, b.reused || b.failed
+	b.failed = fail != nil
 	b.mu.Unlock()
 	if stall != nil {
 		select {
@@ -395,6 +412,27 @@ func TestNothingIsConfirmedBeforeReconciling(t *testing.T) {
 	})
 }
 
+// TestLostConnectionEndsTheWaitForKafka: the connection is lost before the state was reconciled, and Kafka does not answer.
+func TestLostConnectionEndsTheWaitForKafka(t *testing.T) {
+	bubble(t, func(s *server, b *broker, stop func() error, relay *Relay) {
+		b.setStall(make(chan struct{}))
+		s.fail(errors.New("connection reset"))
+		time.Sleep(5 * time.Second)
+		opens := s.opens()
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		time.Sleep(1500 * time.Millisecond)
+		if role, err := relay.Role(); s.opens() != opens+1 || role != Retrying || text(err) != "closed" {
+			t.Errorf("%d connections since the last one was lost, role %s, %v", s.opens()-opens, role, err)
+		}
+		began := time.Now()
+		if err := stop(); err != nil || time.Since(began) > 0 {
+			t.Errorf("the stop took %s: %v", time.Since(began), err)
+		}
+	})
+}
+
 func TestBlockedKafkaStillAnswersTheServerAndGivesTheSlotBack(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		stall := make(chan struct{})
@@ -490,11 +528,14 @@ func TestStoppingServerIsLetGo(t *testing.T) {
 
 func TestStopDrainsAndConfirms(t *testing.T) {
 	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
-		time.Sleep(time.Second)
+		time.Sleep(time.Second / 2) // a second after the last one a state record is due at once
 		s.send(commit(20, 30, 3)...)
 		synctest.Wait()
 		s.send(commit(30, 40, 3)[:3]...) // in the middle of a transaction
 		time.Sleep(time.Millisecond)
+		stall := make(chan struct{})
+		b.setStall(stall) // the last state record is not durable at once
+		time.AfterFunc(10*time.Millisecond, func() { close(stall) })
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -521,6 +562,35 @@ func TestStopWithKafkaAwayEndsInTimeAndSaysSo(t *testing.T) {
 		}
 		if took := time.Since(began); took > 11*time.Second {
 			t.Errorf("the stop took %s", took)
+		}
+		for i := 1; i < len(s.statuses); i++ {
+			if gap := s.statuses[i].at.Sub(s.statuses[i-1].at); gap > 1100*time.Millisecond {
+				t.Errorf("I4: %s without a status update", gap)
+			}
+		}
+		if since := time.Since(s.statuses[len(s.statuses)-1].at); since > 1100*time.Millisecond {
+			t.Errorf("I4: no status update for %s", since)
+		}
+	})
+}
+
+// TestStopDuringTheEndOfAFailedSessionSaysSo: the connection is given back, which takes a second, and only then is it seen that the
+// relay was asked to stop.
+func TestStopDuringTheEndOfAFailedSessionSaysSo(t *testing.T) {
+	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
+		s.mu.Lock()
+		s.closes = time.Second
+		s.mu.Unlock()
+		b.mu.Lock()
+		b.fail = errors.New("broker lost")
+		b.mu.Unlock()
+		s.send(commit(20, 30, 3)...)
+		time.Sleep(time.Second / 2)
+		if !s.isClosed() {
+			t.Fatal("the session has not failed")
+		}
+		if err := stop(); err == nil || !strings.Contains(err.Error(), "broker lost") {
+			t.Errorf("stopped with rows undelivered, and said %v", err)
 		}
 	})
 }

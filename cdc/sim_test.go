@@ -158,20 +158,20 @@ func (r *simRelay) enter(rng *rand.Rand, upTo time.Duration) error {
 	}
 }
 
-func (r *simRelay) Preflight(context.Context) error {
+func (r *simRelay) Preflight(context.Context) (uint32, error) {
 	if err := r.enter(r.starts, 2*time.Millisecond); err != nil {
-		return err
+		return 0, err
 	}
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
 	if time.Now().Before(r.w.pg.down) {
-		return errors.New("postgres does not answer")
+		return 0, errors.New("postgres does not answer")
 	}
-	return nil
+	return 0, nil
 }
 
-func (r *simRelay) Connect(ctx context.Context) (Stream, Identity, error) {
-	if err := r.Preflight(ctx); err != nil {
+func (r *simRelay) Connect(ctx context.Context, _ uint32) (Stream, Identity, error) {
+	if _, err := r.Preflight(ctx); err != nil {
 		return nil, Identity{}, err
 	}
 	r.w.mu.Lock()
@@ -183,7 +183,7 @@ func (r *simRelay) Connect(ctx context.Context) (Stream, Identity, error) {
 }
 
 func (r *simRelay) Facts(ctx context.Context) (Facts, error) {
-	if err := r.Preflight(ctx); err != nil {
+	if _, err := r.Preflight(ctx); err != nil {
 		return Facts{}, err
 	}
 	r.w.mu.Lock()

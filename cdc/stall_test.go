@@ -139,7 +139,7 @@ func TestWhatIsNoStall(t *testing.T) {
 			}
 		})
 	}
-	m := &moving{}
+	m := &motion{}
 	if m.moves(20, 0, 256<<10); m.received.Load() != 1 {
 		t.Error("a gulp of a message that is skimmed over is no motion")
 	}
@@ -238,7 +238,7 @@ func TestTheSameFailureIsNotReady(t *testing.T) {
 		if got := h.list(); fmt.Sprint(got) != "[failures failures]" {
 			t.Fatalf("told %q, want the third and the fourth failure", got)
 		}
-		if told := relay.troubles.told.Error(); !strings.Contains(told, "4 times in a row at 0/82") || !strings.Contains(told, "transaction timeout") {
+		if told := relay.memory.troubles.told.Error(); !strings.Contains(told, "4 times in a row at 0/82") || !strings.Contains(told, "transaction timeout") {
 			t.Errorf("told %q", told)
 		}
 		s.mu.Lock()

@@ -35,7 +35,7 @@ func deliverAll(t *testing.T, messages []Message, st State) (rows []string, afte
 		slot = messages[0].LSN // where a slot stands that sends these
 	}
 	tr := newTracker(&st, slot)
-	p := newProgress(&st, time.Now())
+	p := newCheckpointer(&st, time.Now())
 	for i := range messages {
 		m := messages[i]
 		var covered LSN

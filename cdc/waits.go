@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// StandbySlot is a slot that is named in synchronized_standby_slots: the server sends a row of a failover slot when each of them has it.
+// StandbySlot is a slot that is named in synchronized_standby_slots: the server sends a row of a failover slot when
+// each of them has it.
 type StandbySlot struct {
 	Name    string
 	Away    string // why no standby fills it; empty while one does
@@ -32,7 +33,8 @@ func (w *Walsender) String() string {
 	return fmt.Sprintf("process %d, which waits for %s (%s)", w.PID, w.For, w.Wait)
 }
 
-// StandbysAway says which standby slots keep rows from being sent, because nobody fills them, and what to do. Empty where none does.
+// StandbysAway says which standby slots keep rows from being sent, because nobody fills them, and what to do. Empty
+// where none does.
 func (f *Facts) StandbysAway() string {
 	return f.standbys(func(s *StandbySlot) string { return s.Away })
 }
@@ -63,7 +65,8 @@ func (f *Facts) standbys(why func(*StandbySlot) string) string {
 		"start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'` and `SELECT pg_reload_conf()`", strings.Join(named, "; "), strings.Join(keep, ", "))
 }
 
-// CommitWait says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes it for a standby.
+// CommitWait says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes
+// it for a standby.
 type CommitWait struct {
 	Names   string // the setting
 	Relay   string // the relay's application_name, which it matches
@@ -99,25 +102,25 @@ type Stall struct {
 func (s *Stall) Error() string { return s.Found }
 
 // cause is what keeps a session from moving, which stands at covered while the WAL ended at end when it moved last.
-func (s *session) cause(f *Facts, covered, end LSN) *Stall {
+func (w *watcher) cause(f *Facts, covered, end LSN) *Stall {
 	found := fmt.Sprintf("the WAL has gone on from %s to %s, rows may be waiting, and nothing has moved for %.0f s: ", covered, f.WALEnd, stallAfter.Seconds()+1)
 	say := func(cause, format string, args ...any) *Stall {
 		return &Stall{Cause: cause, Found: found + fmt.Sprintf(format, args...), of: f.StandbysAway()}
 	}
 	behind := f.StandbysBehind(end)
-	switch w := &f.Walsender; {
-	case s.at.stuck.Load():
+	switch sender := &f.Walsender; {
+	case w.shared.motion.stuck.Load():
 		return say("kafka", "Kafka does not take the window; nothing is lost")
 	case behind != "":
 		return say("standby", "%s", behind)
-	case f.Slot.ActivePID != s.id.PID:
-		return say("gone", "the server has no process any more for this relay's connection (it was process %d): the relay connects again when the connection is found dead", s.id.PID)
-	case w.PID == 0:
-		return say("unknown", "the walsender (process %d) sends nothing, and pg_stat_activity does not show why; nothing is lost", s.id.PID)
-	case w.busy():
-		return say("transaction", "the walsender is at work (%s), as it is through a large transaction of somebody else, or it is held up; nothing is lost, and rows flow again when it is through", w)
+	case f.Slot.ActivePID != w.pid:
+		return say("gone", "the server has no process any more for this relay's connection (it was process %d): the relay connects again when the connection is found dead", w.pid)
+	case sender.PID == 0:
+		return say("unknown", "the walsender (process %d) sends nothing, and pg_stat_activity does not show why; nothing is lost", w.pid)
+	case sender.busy():
+		return say("transaction", "the walsender is at work (%s), as it is through a large transaction of somebody else, or it is held up; nothing is lost, and rows flow again when it is through", sender)
 	default:
-		return say("silent", "the walsender (%s) sends nothing: the server's log may say why; `SELECT pg_terminate_backend(%d)` lets the relay connect again; nothing is lost", w, w.PID)
+		return say("silent", "the walsender (%s) sends nothing: the server's log may say why; `SELECT pg_terminate_backend(%d)` lets the relay connect again; nothing is lost", sender, sender.PID)
 	}
 }
 

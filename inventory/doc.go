@@ -1,5 +1,5 @@
-// Package inventory keeps the stock: it takes what paid orders bought, gives back what cancelled ones had taken, does
-// so exactly once per event, and answers each with an event of its own.
+// Package inventory keeps the stock of what orders buy. It takes what paid orders bought, gives back what cancelled ones had taken, does
+// so exactly once per event, and answers each with an event.
 //
 //	Kafka ──▶ cdc/inbox: one transaction for many events ──▶ commit offsets
 //	            inbox rows (duplicates end here)

@@ -1,7 +1,6 @@
 package inventory_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -170,7 +169,7 @@ func (f *fixture) setStock(stock map[string]int64) {
 type running struct {
 	*inbox.Consumer
 	reg  *prometheus.Registry
-	log  *syncBuffer
+	log  *cdctest.Log
 	stop func() // and wait; once more does nothing
 }
 
@@ -182,7 +181,7 @@ func (f *fixture) config(group string) inventory.ConsumerConfig {
 
 func (f *fixture) start(group string) *running {
 	f.Helper()
-	r := &running{reg: prometheus.NewRegistry(), log: &syncBuffer{}}
+	r := &running{reg: prometheus.NewRegistry(), log: &cdctest.Log{}}
 	cfg := f.config(group)
 	cfg.Metrics, cfg.Log = inventory.NewMetrics(r.reg), zerolog.New(r.log).Level(zerolog.DebugLevel)
 	consumer, err := inbox.New(cfg.Inbox())
@@ -421,21 +420,4 @@ func orders(n int, skus ...string) []event {
 		}
 	}
 	return events
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

@@ -1,11 +1,9 @@
 package inventory
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"time"
@@ -13,12 +11,13 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/httpjson"
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
 const (
 	requestTimeout = 5 * time.Second // under the server's write timeout, so that a slow database still gets an answer
-	maxBodyBytes   = 4 << 10
+	maxBody        = 4 << 10
 	maxAvailable   = 1_000_000_000_000
 	defaultPage    = 100
 	maxPage        = 1000
@@ -40,15 +39,15 @@ const (
 // application/problem+json (RFC 9457) and have changed nothing.
 func Routes(mux *http.ServeMux, store *Store, operator *inbox.Operator, metrics *Metrics, log zerolog.Logger) {
 	h := &handler{store, operator, metrics, log}
-	mux.HandleFunc("GET /stock", h.answer(h.list))
-	mux.HandleFunc("GET /stock/{sku}", h.answer(h.get))
-	mux.HandleFunc("PUT /stock/{sku}", h.answer(h.set))
-	mux.HandleFunc("GET /stock/{sku}/movements", h.answer(h.movements))
-	mux.HandleFunc("GET /products/{sku}", h.answer(h.product))
-	mux.HandleFunc("PUT /products/{sku}", h.answer(h.setProduct))
-	mux.HandleFunc("GET /shortages", h.answer(h.shortages))
-	mux.HandleFunc("GET /parked", h.answer(h.parked))
-	mux.HandleFunc("GET /blocked", h.answer(h.blocked))
+	mux.Handle("GET /stock", h.answer(h.list))
+	mux.Handle("GET /stock/{sku}", h.answer(h.get))
+	mux.Handle("PUT /stock/{sku}", h.answer(h.set))
+	mux.Handle("GET /stock/{sku}/movements", h.answer(h.movements))
+	mux.Handle("GET /products/{sku}", h.answer(h.product))
+	mux.Handle("PUT /products/{sku}", h.answer(h.setProduct))
+	mux.Handle("GET /shortages", h.answer(h.shortages))
+	mux.Handle("GET /parked", h.answer(h.parked))
+	mux.Handle("GET /blocked", h.answer(h.blocked))
 }
 
 type handler struct {
@@ -58,56 +57,47 @@ type handler struct {
 	log      zerolog.Logger
 }
 
-// A problem is what a client did wrong. Every other error is ours.
-type problem struct {
-	status int
-	detail string
-}
-
-func (p problem) Error() string { return p.detail }
-
-func (h *handler) answer(handle func(*http.Request) (any, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
-		defer cancel()
-		r = r.WithContext(ctx)
-		r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
+// answer makes a handler of one that returns the body.
+func (h *handler) answer(handle func(*http.Request) (any, error)) http.Handler {
+	return httpjson.Service{Timeout: requestTimeout, MaxBody: maxBody, Refuse: h.refuse}.Handler(func(w http.ResponseWriter, r *http.Request) error {
 		body, err := handle(r)
 		if err == nil {
 			respond(w, http.StatusOK, "application/json", body)
-			return
 		}
-		p := h.problem(r, err)
-		respond(w, p.status, "application/problem+json", map[string]any{
-			"type": "about:blank", "title": http.StatusText(p.status), "status": p.status, "detail": p.detail,
-		})
-	}
+		return err
+	})
 }
 
-func (h *handler) problem(r *http.Request, err error) problem {
-	var p problem
+func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	p := h.problem(r, err)
+	respond(w, p.Status, "application/problem+json", map[string]any{
+		"type": "about:blank", "title": http.StatusText(p.Status), "status": p.Status, "detail": p.Detail,
+	})
+}
+
+func (h *handler) problem(r *http.Request, err error) httpjson.Problem {
+	var p httpjson.Problem
 	var answered *pgconn.PgError
 	switch {
 	case errors.As(err, &p):
 		return p
 	case errors.Is(err, ErrUnknownSKU):
-		return problem{http.StatusNotFound, "unknown SKU: PUT /stock/{sku} makes it known"}
+		return httpjson.Problem{Status: http.StatusNotFound, Detail: "unknown SKU: PUT /stock/{sku} makes it known"}
 	case errors.Is(err, ErrUnknownProduct):
-		return problem{http.StatusNotFound, "unknown product: PUT /products/{sku} makes it known"}
+		return httpjson.Problem{Status: http.StatusNotFound, Detail: "unknown product: PUT /products/{sku} makes it known"}
 	case r.Context().Err() != nil, !errors.As(err, &answered):
-		p = problem{http.StatusServiceUnavailable, "the database does not answer: try again later"}
+		p = httpjson.Problem{Status: http.StatusServiceUnavailable, Detail: "the database does not answer: try again later"}
 	default:
-		p = problem{http.StatusInternalServerError, "internal error: the log of the service has the cause"}
+		p = httpjson.Problem{Status: http.StatusInternalServerError, Detail: "internal error: the log of the service has the cause"}
 	}
-	h.log.Error().Err(err).Str("method", r.Method).Str("path", r.Pattern).Int("status", p.status).Msg("request failed")
+	h.log.Error().Err(err).Str("method", r.Method).Str("path", r.Pattern).Int("status", p.Status).Msg("request failed")
 	return p
 }
 
-// respond writes the answer; when the client is gone, nobody is left to tell.
-func respond(w http.ResponseWriter, status int, contentType string, body any) {
-	w.Header().Set("Content-Type", contentType)
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
+// respond writes a body and a line feed.
+func respond(w http.ResponseWriter, status int, kind string, body any) {
+	text, _ := json.Marshal(body) // of types that always can
+	httpjson.Write(w, status, kind, append(text, '\n'))
 }
 
 type page[T any] struct {
@@ -131,7 +121,7 @@ func (h *handler) list(r *http.Request) (any, error) {
 	after := r.FormValue("after")
 	if after != "" {
 		if err := checkSKU(after); err != nil {
-			return nil, problem{http.StatusBadRequest, "after " + err.Error()}
+			return nil, badRequest("after " + err.Error())
 		}
 	}
 	list, err := h.store.List(r.Context(), after, limit+1)
@@ -157,11 +147,11 @@ func (h *handler) set(r *http.Request) (any, error) {
 	var body struct {
 		Available *int64 `json:"available"`
 	}
-	if err := readJSON(r.Body, &body); err != nil {
+	if err := readJSON(r, &body); err != nil {
 		return nil, err
 	}
 	if body.Available == nil || *body.Available < 0 || *body.Available > maxAvailable {
-		return nil, problem{http.StatusUnprocessableEntity, fmt.Sprintf("available must be given, from 0 to %d", int64(maxAvailable))}
+		return nil, httpjson.Problem{Status: http.StatusUnprocessableEntity, Detail: fmt.Sprintf("available must be given, from 0 to %d", int64(maxAvailable))}
 	}
 	stock, err := h.store.Set(r.Context(), sku, *body.Available)
 	if err != nil {
@@ -197,7 +187,7 @@ func (h *handler) moved(r *http.Request, sku, reason string) (page[Movement], er
 	if err != nil {
 		return none, err
 	}
-	list, err := h.store.Movements(r.Context(), sku, reason, after, limit+1)
+	list, err := h.store.Movements(r.Context(), MovementOptions{SKU: sku, Reason: reason, After: after, Limit: limit + 1})
 	if err != nil {
 		return none, err
 	}
@@ -214,7 +204,7 @@ func (h *handler) parked(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := h.operator.List(r.Context(), r.FormValue("all") == "true", after, limit+1)
+	list, err := h.operator.List(r.Context(), inbox.ListOptions{All: r.FormValue("all") == "true", After: after, Limit: limit + 1})
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +223,7 @@ func pageAfter(r *http.Request) (int64, error) {
 	}
 	after, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {
-		return 0, problem{http.StatusBadRequest, "after must be the id of the page's last item"}
+		return 0, badRequest("after must be the id of the page's last item")
 	}
 	return after, nil
 }
@@ -245,7 +235,7 @@ func pageLimit(r *http.Request) (int, error) {
 	}
 	limit, err := strconv.Atoi(s)
 	if err != nil || limit < 1 || limit > maxPage {
-		return 0, problem{http.StatusBadRequest, fmt.Sprintf("limit must be a number from 1 to %d", maxPage)}
+		return 0, badRequest(fmt.Sprintf("limit must be a number from 1 to %d", maxPage))
 	}
 	return limit, nil
 }
@@ -253,27 +243,24 @@ func pageLimit(r *http.Request) (int, error) {
 func pathSKU(r *http.Request) (string, error) {
 	sku := r.PathValue("sku")
 	if err := checkSKU(sku); err != nil {
-		return "", problem{http.StatusBadRequest, "the SKU in the path " + err.Error()}
+		return "", badRequest("the SKU in the path " + err.Error())
 	}
 	return sku, nil
 }
 
-// readJSON reads exactly one JSON object with the fields of v and no others.
-func readJSON(body io.Reader, v any) error {
-	decoder := json.NewDecoder(body)
-	decoder.DisallowUnknownFields()
-	err := decoder.Decode(v)
-	if err == nil {
-		if err = decoder.Decode(&struct{}{}); errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = errors.New("there is more than one object")
-		}
-	}
+func badRequest(detail string) error {
+	return httpjson.Problem{Status: http.StatusBadRequest, Detail: detail}
+}
+
+// readJSON reads exactly one JSON object with the fields of into and no others.
+func readJSON(r *http.Request, into any) error {
+	err := httpjson.Decode(r.Body, into)
 	var large *http.MaxBytesError
-	if errors.As(err, &large) {
-		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+	switch {
+	case errors.As(err, &large):
+		return httpjson.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+	case err != nil:
+		return badRequest("the body is not the JSON object that belongs here: " + err.Error())
 	}
-	return problem{http.StatusBadRequest, "the body is not the JSON object that belongs here: " + err.Error()}
+	return nil
 }

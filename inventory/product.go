@@ -11,6 +11,8 @@ import (
 	"unicode"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc/httpjson"
 )
 
 // ErrUnknownProduct is returned for a SKU nobody has described.
@@ -66,14 +68,14 @@ func (h *handler) setProduct(r *http.Request) (any, error) {
 		Name       string  `json:"name"`
 		PictureURL *string `json:"pictureUrl"`
 	}
-	if err := readJSON(r.Body, &body); err != nil {
+	if err := readJSON(r, &body); err != nil {
 		return nil, err
 	}
 	if body.Name == "" || len(body.Name) > 200 || strings.ContainsFunc(body.Name, unicode.IsControl) {
-		return nil, problem{http.StatusUnprocessableEntity, "name must be 1 to 200 bytes without control characters"}
+		return nil, httpjson.Problem{Status: http.StatusUnprocessableEntity, Detail: "name must be 1 to 200 bytes without control characters"}
 	}
 	if body.PictureURL != nil && !isPicture(*body.PictureURL) {
-		return nil, problem{http.StatusUnprocessableEntity, "pictureUrl must be one as in https://shop.example/tea.jpg, of at most 2000 bytes"}
+		return nil, httpjson.Problem{Status: http.StatusUnprocessableEntity, Detail: "pictureUrl must be one as in https://shop.example/tea.jpg, of at most 2000 bytes"}
 	}
 	product, err := h.store.SetProduct(r.Context(), Product{SKU: sku, Name: body.Name, PictureURL: body.PictureURL})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -15,6 +16,9 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/outbox"
 )
+
+// outboxTable is that of the inventory database.
+const outboxTable outbox.Table = "outbox"
 
 // ErrUnknownSKU is returned when nobody has ever set the stock of a SKU.
 var ErrUnknownSKU = errors.New("unknown SKU")
@@ -201,7 +205,7 @@ func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, to
 		SELECT sku, reason, change, requested, order_id, event_id
 		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[])
 			WITH ORDINALITY AS line (sku, reason, change, requested, order_id, event_id, n) ORDER BY n`, skus, reasons, changes, requested, orders, ids)
-	if err := outbox.Queue(&batch, told...); err != nil {
+	if err := outboxTable.Queue(&batch, told...); err != nil {
 		return inbox.Permanent(err)
 	}
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
@@ -216,9 +220,8 @@ func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, to
 // refusal is the reason in err when PostgreSQL refuses the data itself, so that trying again would never help. The
 // message of the server stays out of it, for it may quote the data.
 func refusal(err error) (reason string, ok bool) {
-	const dataException, checkViolation = "22", "23514"
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.Code[:2] != dataException && pg.Code != checkViolation {
+	if !errors.As(err, &pg) || pg.Code[:2] != pgerrcode.DataException[:2] && pg.Code != pgerrcode.CheckViolation {
 		return "", false
 	}
 	return fmt.Sprintf("PostgreSQL refuses it: SQLSTATE %s %s", pg.Code, pg.ConstraintName), true
@@ -280,12 +283,19 @@ func (s *Store) List(ctx context.Context, after string, limit int) ([]Stock, err
 	return nil, fmt.Errorf("list the stock: %w", err)
 }
 
-// Movements returns up to limit movements with an id above after, oldest first: those of sku unless it is empty, those
-// for reason unless it is empty.
-func (s *Store) Movements(ctx context.Context, sku, reason string, after int64, limit int) ([]Movement, error) {
+// MovementOptions say which movements Movements returns.
+type MovementOptions struct {
+	SKU    string // empty: any
+	Reason string // empty: any
+	After  int64  // only those with a higher id
+	Limit  int    // how many at most
+}
+
+// Movements returns movements, the oldest first.
+func (s *Store) Movements(ctx context.Context, opts MovementOptions) ([]Movement, error) {
 	rows, err := s.pool.Query(ctx, `
 		SELECT id, sku, reason, change, requested, order_id::text, event_id::text, created_at FROM stock_movements
-		WHERE ($1 = '' OR sku = $1) AND ($2 = '' OR reason = $2) AND id > $3 ORDER BY id LIMIT $4`, sku, reason, after, limit)
+		WHERE ($1 = '' OR sku = $1) AND ($2 = '' OR reason = $2) AND id > $3 ORDER BY id LIMIT $4`, opts.SKU, opts.Reason, opts.After, opts.Limit)
 	if err == nil {
 		var list []Movement
 		if list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Movement]); err == nil {

@@ -81,7 +81,7 @@ func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
 	f.wantStock(map[string]int64{"tea": 5, "cup": 98})
 	f.audit(map[string]int64{"tea": 10, "cup": 100}, []event{pay, cancel, whole})
 
-	shortages, err := f.store.Movements(t.Context(), "", inventory.Shortage, 0, 10)
+	shortages, err := f.store.Movements(t.Context(), inventory.MovementOptions{Reason: inventory.Shortage, Limit: 10})
 	if err != nil || len(shortages) != 2 || *shortages[0].Requested != 2 || *shortages[1].Requested != 1 {
 		t.Errorf("shortages %+v, %v", shortages, err)
 	}

@@ -1,6 +1,7 @@
 package orders
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -20,6 +21,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/httpjson"
 )
 
 const (
@@ -41,7 +44,7 @@ type api struct {
 // Routes adds the service's routes to mux, and its metrics to reg. What mux does not know otherwise gets a problem+json, too.
 func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zerolog.Logger) {
 	a := &api{store: store, log: log, events: newMetrics(reg, store)}
-	Handle(mux, log, map[string]map[string]Handler{
+	Handle(mux, log, map[string]map[string]httpjson.Handler{
 		"/orders":               {"POST": a.place, "GET": a.list},
 		"/orders/{id}":          {"GET": a.get},
 		"/orders/{id}/pay":      {"POST": a.change(Pay)},
@@ -52,42 +55,28 @@ func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zer
 		"/statistics":           {"GET": a.statistics},
 		"/schemas/{name}":       {"GET": a.schema},
 	})
-	mux.Handle("/", answer(log, func(http.ResponseWriter, *http.Request) error { return problem{Status: http.StatusNotFound} }))
+	mux.Handle("/", service(log).Handler(func(http.ResponseWriter, *http.Request) error { return httpjson.Problem{Status: http.StatusNotFound} }))
 }
 
-// Handler answers, or returns the error that says why not.
-type Handler func(http.ResponseWriter, *http.Request) error
-
-// Handle adds handlers to mux, by path and method. Errors are answered as this package's own: ErrNotFound, InvalidError, what ReadJSON returns,
-// and those of the database; other methods of a path are 405.
-func Handle(mux *http.ServeMux, log zerolog.Logger, paths map[string]map[string]Handler) {
-	for path, methods := range paths {
-		var allowed []string
-		for method, h := range methods {
-			mux.Handle(method+" "+path, answer(log, h))
-			allowed = append(allowed, method)
-		}
-		mux.Handle(path, answer(log, func(http.ResponseWriter, *http.Request) error { return methodNotAllowed(allowed) }))
-	}
+// Handle adds handlers to mux, by path and method. Errors are answered as this package's own: ErrNotFound, InvalidError, httpjson.Problem,
+// and those of the database.
+func Handle(mux *http.ServeMux, log zerolog.Logger, paths map[string]map[string]httpjson.Handler) {
+	service(log).Handle(mux, paths)
 }
 
-func answer(log zerolog.Logger, h Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
-		defer cancel()
-		if err := h(w, r.WithContext(ctx)); err != nil {
-			p := problemOf(err)
-			if p.Status >= http.StatusInternalServerError && r.Context().Err() == nil { // else the client is gone
-				log.Error().Str("route", r.Pattern).Int("status", p.Status).Err(err).Msg("request failed")
-			}
-			p.write(w)
+func service(log zerolog.Logger) httpjson.Service {
+	return httpjson.Service{Timeout: requestTimeout, MaxBody: maxBody, Refuse: func(w http.ResponseWriter, r *http.Request, err error) {
+		p := problemOf(err)
+		if p.Status >= http.StatusInternalServerError && !errors.Is(r.Context().Err(), context.Canceled) { // else the client is gone
+			log.Error().Str("route", r.Pattern).Int("status", p.Status).Err(err).Msg("request failed")
 		}
-	})
+		p.write(w)
+	}}
 }
 
 func (a *api) place(w http.ResponseWriter, r *http.Request) error {
 	var asked Request
-	key, err := read(w, r, &asked, false)
+	key, err := read(r, &asked, false)
 	if err != nil {
 		return err
 	}
@@ -98,13 +87,13 @@ func (a *api) place(w http.ResponseWriter, r *http.Request) error {
 	return a.once(w, r, key, http.StatusCreated, func(tx pgx.Tx) (Change, error) { return Place(r.Context(), tx, order) })
 }
 
-func (a *api) change(change func(context.Context, pgx.Tx, uuid.UUID) (Change, error)) Handler {
+func (a *api) change(change func(context.Context, pgx.Tx, uuid.UUID) (Change, error)) httpjson.Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		id, err := OrderID(r)
 		if err != nil {
 			return err
 		}
-		key, err := read(w, r, &struct{}{}, true)
+		key, err := read(r, &struct{}{}, true)
 		if err != nil {
 			return err
 		}
@@ -120,7 +109,7 @@ func (a *api) ship(w http.ResponseWriter, r *http.Request) error {
 	var asked struct {
 		TrackingCode *string `json:"trackingCode"`
 	}
-	key, err := read(w, r, &asked, true)
+	key, err := read(r, &asked, true)
 	if err != nil {
 		return err
 	}
@@ -157,7 +146,7 @@ func (a *api) once(w http.ResponseWriter, r *http.Request, key Key, status int, 
 	if answer.Status == http.StatusCreated {
 		w.Header().Set("Location", "/orders/"+answer.OrderID.String())
 	}
-	writeJSON(w, answer.Status, "application/json", []byte(answer.Body))
+	httpjson.Write(w, answer.Status, "application/json", []byte(answer.Body))
 	return nil
 }
 
@@ -170,7 +159,7 @@ func (a *api) get(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return AnswerJSON(w, order)
+	return httpjson.Answer(w, order)
 }
 
 func (a *api) history(w http.ResponseWriter, r *http.Request) error {
@@ -182,7 +171,7 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return AnswerJSON(w, struct {
+	return httpjson.Answer(w, struct {
 		OrderID uuid.UUID `json:"orderId"`
 		History []Entry   `json:"history"`
 	}{id, entries})
@@ -213,15 +202,15 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) error {
 		page.Orders = found[:limit]
 		page.Next = found[limit-1].Number
 	}
-	return AnswerJSON(w, page)
+	return httpjson.Answer(w, page)
 }
 
 func (a *api) schema(w http.ResponseWriter, r *http.Request) error {
 	text, err := fs.ReadFile(schemas, "schemas/"+r.PathValue("name"))
 	if err != nil {
-		return problem{Status: http.StatusNotFound, Detail: "there is no such schema"}
+		return httpjson.Problem{Status: http.StatusNotFound, Detail: "there is no such schema"}
 	}
-	writeJSON(w, http.StatusOK, "application/schema+json", text)
+	httpjson.Write(w, http.StatusOK, "application/schema+json", text)
 	return nil
 }
 
@@ -247,11 +236,11 @@ func number(asked url.Values, name string, unset, most int64) (int64, error) {
 }
 
 // read returns the request's key, and its body in into. Where the path can say everything the body is optional.
-func read(w http.ResponseWriter, r *http.Request, into any, optional bool) (Key, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+func read(r *http.Request, into any, optional bool) (Key, error) {
+	body, err := io.ReadAll(r.Body)
 	switch {
 	case errors.As(err, new(*http.MaxBytesError)):
-		return Key{}, problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
+		return Key{}, httpjson.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
 	case err != nil:
 		return Key{}, badRequest("the body ended early")
 	}
@@ -259,7 +248,7 @@ func read(w http.ResponseWriter, r *http.Request, into any, optional bool) (Key,
 		return keyOf(r, body)
 	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return Key{}, problem{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
+		return Key{}, httpjson.Problem{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
 	}
 	if err := decode(body, into); err != nil {
 		return Key{}, err
@@ -268,20 +257,19 @@ func read(w http.ResponseWriter, r *http.Request, into any, optional bool) (Key,
 }
 
 // ReadJSON reads a request's body into into: one JSON object without unknown fields.
-func ReadJSON(w http.ResponseWriter, r *http.Request, into any) error {
-	_, err := read(w, r, into, false)
+func ReadJSON(r *http.Request, into any) error {
+	_, err := read(r, into, false)
 	return err
 }
 
 // decode reads exactly one JSON object without fields unknown to into.
 func decode(body []byte, into any) error {
-	decoder := json.NewDecoder(strings.NewReader(string(body)))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(into); err != nil {
-		return badRequest("the body cannot be read: " + strings.TrimPrefix(err.Error(), "json: "))
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+	err := httpjson.Decode(bytes.NewReader(body), into)
+	switch {
+	case errors.As(err, new(*httpjson.TrailingError)):
 		return badRequest("the body must be one JSON object and nothing behind it")
+	case err != nil:
+		return badRequest("the body cannot be read: " + strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return nil
 }
@@ -295,21 +283,4 @@ func keyOf(r *http.Request, body []byte) (Key, error) {
 		return Key{}, badRequest("Idempotency-Key must be one value of 1 to 255 printable ASCII characters without space, such as a UUID")
 	}
 	return Key{values[0], sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.URL.Path, body))}, nil
-}
-
-// AnswerJSON answers 200.
-func AnswerJSON(w http.ResponseWriter, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, "application/json", body)
-	return nil
-}
-
-func writeJSON(w http.ResponseWriter, status int, kind string, body []byte) {
-	w.Header().Set("Content-Type", kind)
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(status)
-	_, _ = w.Write(body) // fails when the client is gone, and then nobody is left to tell
 }

@@ -3,13 +3,13 @@ package orders
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walpost/walpost/cdc/httpjson"
 	"github.com/walpost/walpost/cdc/outbox"
 )
 
@@ -19,30 +19,24 @@ type problem struct {
 	Status int          `json:"status"`
 	Detail string       `json:"detail,omitempty"`
 	Errors InvalidError `json:"errors,omitempty"`
-	allow  string
 }
 
-func (p problem) Error() string { return fmt.Sprintf("%d %s", p.Status, p.Detail) }
-
-func badRequest(detail string) problem { return problem{Status: http.StatusBadRequest, Detail: detail} }
-
-func methodNotAllowed(allowed []string) problem {
-	slices.Sort(allowed)
-	return problem{Status: http.StatusMethodNotAllowed, allow: strings.Join(allowed, ", ")}
+func badRequest(detail string) error {
+	return httpjson.Problem{Status: http.StatusBadRequest, Detail: detail}
 }
 
 // problemOf says what a client may know of an error. Whatever is not the client's doing is 503 where trying again may help, and 500 with
 // no more words where it cannot.
 func problemOf(err error) problem {
 	var (
-		known   problem
+		known   httpjson.Problem
 		invalid InvalidError
 		state   *StateError
 		pgErr   *pgconn.PgError
 	)
 	switch {
 	case errors.As(err, &known):
-		return known
+		return problem{Status: known.Status, Detail: known.Detail}
 	case errors.As(err, &invalid):
 		return problem{Status: http.StatusUnprocessableEntity, Detail: "the request asks for what cannot be", Errors: invalid}
 	case errors.Is(err, ErrKeyReused):
@@ -62,17 +56,17 @@ func problemOf(err error) problem {
 
 // passes tells the SQLSTATEs of a server that is busy, going or coming from those that will be the same next time.
 func passes(code string) bool {
-	return code == "55P03" || slices.Contains([]string{"08", "25", "40", "53", "57"}, code[:2])
+	return code == pgerrcode.LockNotAvailable || slices.ContainsFunc([]string{
+		pgerrcode.ConnectionException, pgerrcode.InvalidTransactionState, pgerrcode.TransactionRollback,
+		pgerrcode.InsufficientResources, pgerrcode.OperatorIntervention,
+	}, func(class string) bool { return class[:2] == code[:2] })
 }
 
 func (p problem) write(w http.ResponseWriter) {
 	p.Title = http.StatusText(p.Status)
-	if p.allow != "" {
-		w.Header().Set("Allow", p.allow)
-	}
 	if p.Status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1")
 	}
 	body, _ := json.Marshal(p) // strings and an int
-	writeJSON(w, p.Status, "application/problem+json", body)
+	httpjson.Write(w, p.Status, "application/problem+json", body)
 }

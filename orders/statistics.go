@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc/httpjson"
 )
 
 // maxStatisticsDays is how many days one answer covers.
@@ -89,5 +91,5 @@ func (a *api) statistics(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return AnswerJSON(w, found)
+	return httpjson.Answer(w, found)
 }

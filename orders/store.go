@@ -14,6 +14,9 @@ import (
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
+// outboxTable is that of the orders database.
+const outboxTable outbox.Table = "outbox"
+
 // Store keeps orders in PostgreSQL.
 type Store struct {
 	pool *pgxpool.Pool
@@ -200,7 +203,7 @@ func tell(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error
 		return Change{}, err
 	}
 	var batch pgx.Batch
-	if err := outbox.Queue(&batch, ev); err != nil {
+	if err := outboxTable.Queue(&batch, ev); err != nil {
 		return Change{}, err
 	}
 	batch.Queue(`INSERT INTO order_history (order_id, at, what, event_id, detail) VALUES ($1, $2, $3, $4, $5)`, o.ID, at, ev.Type, ev.ID, detail)

@@ -3,26 +3,17 @@ package sql
 import (
 	"cmp"
 	"context"
-	"crypto/hmac"
-	"crypto/pbkdf2"
-	"crypto/rand"
-	"crypto/sha256"
 	"database/sql"
 	"embed"
-	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
 	"github.com/walpost/walpost/cdc/inbox/schema"
-	"github.com/walpost/walpost/cdc/pglimit"
 )
 
 //go:embed orders/*.sql inventory/*.sql
@@ -36,7 +27,7 @@ const (
 	Inventory Database = "inventory"
 )
 
-// inGo are the migrations whose text is kept elsewhere.
+// inGo are the migrations whose text is kept elsewhere; a note stands in their place in the folder.
 var inGo = map[Database][]*goose.Migration{
 	Orders: {goose.NewGoMigration(6, exec(schema.SQL), exec(schema.Drop))},
 }
@@ -47,12 +38,6 @@ func exec(statements string) *goose.GoFunc {
 		return err
 	}}
 }
-
-// migrateLock keeps two migrations of one database from running at once; the number has no meaning beyond this.
-const migrateLock = 0x77616c706f7374
-
-// othersWithin is how long another migration of the same database may take.
-const othersWithin = "10min"
 
 // Migrate brings the database at adminURL to the newest schema and gives the role of serviceURL the rights its service needs there
 // and no others. The role is created when missing, and its password becomes the one in serviceURL; without one there the role's
@@ -76,70 +61,6 @@ func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, o
 		}
 		return grantRights(ctx, conn, string(which)+"/rights.sql", service.User, out)
 	})
-}
-
-// GrantReader makes the role of readerURL one that may read what other services may know of the inventory, and no more; it is not the
-// service's own. The schema must be there. About roles, passwords and repetition it is as Migrate.
-func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, out io.Writer) error {
-	admin, err := pgx.ParseConfig(adminURL)
-	if err != nil {
-		return fmt.Errorf("administrator's database URL: %w", err)
-	}
-	reader, err := pgx.ParseConfig(readerURL)
-	if err != nil {
-		return fmt.Errorf("reader's database URL: %w", err)
-	}
-	service, err := pgx.ParseConfig(serviceURL)
-	if err != nil {
-		return fmt.Errorf("service's database URL: %w", err)
-	}
-	if reader.User == admin.User || reader.User == service.User {
-		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it one of its own, as in postgres://inventory_reader:password@host/%s", reader.User, admin.Database)
-	}
-	return withRole(ctx, admin, reader, "reader", out, func(conn *pgx.Conn) error {
-		return grantRights(ctx, conn, string(Inventory)+"/reader.sql", reader.User, out)
-	})
-}
-
-// withRole makes the role and then calls do, as the administrator and alone.
-func withRole(ctx context.Context, admin, role *pgx.ConnConfig, whose string, out io.Writer, do func(*pgx.Conn) error) error {
-	if role.Database != admin.Database {
-		return fmt.Errorf("the %s's database is %q and the administrator's %q: both URLs must name the same one", whose, role.Database, admin.Database)
-	}
-	pglimit.Set(&admin.Config)
-	conn, err := pgx.ConnectConfig(ctx, admin)
-	if err != nil {
-		return fmt.Errorf("connect as administrator: %w%s", err, connectHint(err, admin))
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `SET lock_timeout = '`+othersWithin+`'`); err != nil {
-		return fmt.Errorf("set a timeout: %w", err)
-	}
-	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrateLock); err != nil {
-		return fmt.Errorf("wait for another migration, which has taken longer than %s (SELECT pid, state, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' says which): %w", othersWithin, err)
-	}
-	if _, err := conn.Exec(ctx, `SET lock_timeout = 0`); err != nil {
-		return fmt.Errorf("take the timeout back: %w", err)
-	}
-	if err := ensureRole(ctx, conn, role.User, role.Password, out); err != nil {
-		return err
-	}
-	return do(conn)
-}
-
-// connectHint says what to do about an error people meet before anything works.
-func connectHint(err error, config *pgx.ConnConfig) string {
-	pgErr := (*pgconn.PgError)(nil)
-	if !errors.As(err, &pgErr) {
-		return ""
-	}
-	if name := pglimit.Parameter(&config.Config, pgErr); name != "" {
-		return fmt.Sprintf(" (take the parameter %q out of the administrator's database URL)", name)
-	}
-	if pgErr.Code == "3D000" {
-		return fmt.Sprintf(" (create it first: CREATE DATABASE %s)", pgx.Identifier{config.Database}.Sanitize())
-	}
-	return ""
 }
 
 func migrateSchema(ctx context.Context, which Database, admin *pgx.ConnConfig, out io.Writer) error {
@@ -167,78 +88,4 @@ func migrateSchema(ctx context.Context, which Database, admin *pgx.ConnConfig, o
 	}
 	fmt.Fprintf(out, "schema: database %q is at version %d of %s\n", admin.Database, version, which)
 	return nil
-}
-
-// ensureRole creates the role or checks it, and sets its password.
-func ensureRole(ctx context.Context, conn *pgx.Conn, role, password string, out io.Writer) error {
-	name := pgx.Identifier{role}.Sanitize()
-	var mighty bool
-	err := conn.QueryRow(ctx, `SELECT rolsuper OR rolreplication OR rolcreaterole OR rolcreatedb OR rolbypassrls FROM pg_roles WHERE rolname = $1`, role).Scan(&mighty)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		if _, err := conn.Exec(ctx, "CREATE ROLE "+name+" LOGIN"); err != nil {
-			return fmt.Errorf("create the service's role %q: %w", role, err)
-		}
-		fmt.Fprintf(out, "role: created %q\n", role)
-	case err != nil:
-		return fmt.Errorf("look for the service's role %q: %w", role, err)
-	case mighty:
-		return fmt.Errorf("the service's role %q may do more than a service should: ALTER ROLE %s NOSUPERUSER NOREPLICATION NOCREATEROLE NOCREATEDB NOBYPASSRLS, or name another in the service's URL", role, name)
-	}
-	if password == "" {
-		return nil
-	}
-	verifier, err := scramVerifier(password)
-	if err != nil {
-		return fmt.Errorf("password in the service's database URL: %w", err)
-	}
-	if _, err := conn.Exec(ctx, "ALTER ROLE "+name+" LOGIN PASSWORD '"+verifier+"'"); err != nil {
-		return fmt.Errorf("set the password of the service's role %q: %w", role, err)
-	}
-	fmt.Fprintf(out, "role: %q has the password of its URL\n", role)
-	return nil
-}
-
-// grantRights makes the role's rights what the file says, whatever they were.
-func grantRights(ctx context.Context, conn *pgx.Conn, file, role string, out io.Writer) error {
-	rights, err := fs.ReadFile(files, file)
-	if err != nil {
-		return fmt.Errorf("read the rights in %s: %w", file, err)
-	}
-	name := pgx.Identifier{role}.Sanitize()
-	statements := "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM " + name + ";\n" + strings.ReplaceAll(string(rights), ":service", name)
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, statements)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("grant the role %q its rights: %w", role, err)
-	}
-	whose, _, _ := strings.Cut(file, "/")
-	whose += map[bool]string{true: " reader", false: " service"}[strings.HasSuffix(file, "reader.sql")]
-	fmt.Fprintf(out, "rights: %q has those of the %s and no others in these tables\n", role, whose)
-	return nil
-}
-
-// scramVerifier is what the server keeps instead of a password. Computed here, the password itself never reaches the server's log.
-// Only printable ASCII, for which SASLprep, that libpq would apply, changes nothing.
-func scramVerifier(password string) (string, error) {
-	if strings.ContainsFunc(password, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return "", errors.New("use printable ASCII characters only")
-	}
-	salt := make([]byte, 16)
-	_, _ = rand.Read(salt) // never fails
-	const iterations = 4096
-	salted, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
-	if err != nil {
-		return "", fmt.Errorf("derive its key: %w", err)
-	}
-	mac := func(text string) []byte {
-		h := hmac.New(sha256.New, salted)
-		h.Write([]byte(text))
-		return h.Sum(nil)
-	}
-	stored := sha256.Sum256(mac("Client Key"))
-	b64 := base64.StdEncoding.EncodeToString
-	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", iterations, b64(salt), b64(stored[:]), b64(mac("Server Key"))), nil
 }

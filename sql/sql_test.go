@@ -80,7 +80,7 @@ func scan[T any](t *testing.T, conn *pgx.Conn, query string, args ...any) T {
 }
 
 func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
-	var log syncBuffer
+	var log cdctest.Log
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Log: &log, Settings: map[string]string{"log_statement": "all"}})
 	for _, which := range []sql.Database{sql.Orders, sql.Inventory} {
 		t.Run(string(which), func(t *testing.T) {
@@ -114,23 +114,6 @@ func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
 	if !strings.Contains(log.String(), "SCRAM-SHA-256$") || strings.Contains(log.String(), "s3cret") {
 		t.Error("no verifier in the server's log, or the password itself")
 	}
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // The server, told to check passwords, checks against the verifier we computed.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -43,5 +44,5 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 func isObjectInUse(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "55006" || pg.Code == "42704") // in use again, or gone
+	return errors.As(err, &pg) && (pg.Code == pgerrcode.ObjectInUse || pg.Code == pgerrcode.UndefinedObject) // in use again, or gone
 }

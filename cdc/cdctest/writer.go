@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -335,7 +336,7 @@ func lost(err error) bool {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		// connection exceptions, too many connections, and a server that shuts down or starts up
-		return strings.HasPrefix(pg.Code, "08") || pg.Code == "53300" || strings.HasPrefix(pg.Code, "57P")
+		return pgerrcode.IsConnectionException(pg.Code) || pg.Code == pgerrcode.TooManyConnections || strings.HasPrefix(pg.Code, "57P")
 	}
 	return !errors.Is(err, context.Canceled)
 }

@@ -218,7 +218,7 @@ func TestUnknownTypesAreRecordedAndStandInNobodysWay(t *testing.T) {
 	}
 	cfg := f.config()
 	cfg.Types = []string{"Thing"}
-	events, err := inbox.NewOperator(cfg, "ada").Redrive(t.Context(), nil, true, true, false)
+	events, err := inbox.NewOperator(cfg, "ada").Redrive(t.Context(), inbox.RedriveOptions{All: true, Force: true})
 	if got := did(t, events, err); strings.Count(got, "is still unknown to this program") != 2 || f.tries(ids[2]) > 0 {
 		t.Errorf("redriven: %s", got)
 	}

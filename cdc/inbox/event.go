@@ -12,6 +12,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc/header"
 )
 
 // maxHeaderBytes is what a header may have to be a column of text.
@@ -98,7 +100,7 @@ func newEvent(r *kgo.Record) Event {
 	for i, h := range r.Headers {
 		ev.Headers[i] = Header(h)
 	}
-	ev.ID, ev.Type = ev.Header(ev.name("id")), ev.Header(ev.name("type"))
+	ev.ID, ev.Type = ev.Header(ev.name(header.ID)), ev.Header(ev.name(header.Type))
 	if id, err := uuid.Parse(ev.ID); err == nil {
 		ev.ID = id.String()
 	}
@@ -108,7 +110,7 @@ func newEvent(r *kgo.Record) Event {
 // name is the key of the header that comes first: what a relay says stands before what a row adds, be it a CloudEvent or not.
 func (ev Event) name(key string) string {
 	for _, h := range ev.Headers {
-		if h.Key == key || h.Key == "ce_"+key {
+		if h.Key == key || h.Key == header.CloudEvents+key {
 			return h.Key
 		}
 	}
@@ -120,7 +122,7 @@ func (ev Event) check(types []string, first, last int) error {
 	switch day := ev.day(); {
 	case ev.ID == "":
 		return errors.New("header id is missing")
-	case slices.ContainsFunc(ev.Headers, func(h Header) bool { return h.Key == ev.name("id") && len(h.Value) > maxHeaderBytes }):
+	case slices.ContainsFunc(ev.Headers, func(h Header) bool { return h.Key == ev.name(header.ID) && len(h.Value) > maxHeaderBytes }):
 		return fmt.Errorf("header id is longer than %d bytes", maxHeaderBytes)
 	case len(types) > 0 && ev.Type == "":
 		return errors.New("header type is missing")
@@ -139,11 +141,8 @@ func (ev Event) day() int {
 	if err != nil || id.Version() != 7 || id.Variant() != uuid.RFC4122 || id.String() != ev.ID {
 		return 0
 	}
-	var ms int64
-	for _, b := range id[:6] {
-		ms = ms<<8 | int64(b)
-	}
-	return int(ms / (24 * time.Hour).Milliseconds())
+	seconds, _ := id.Time().UnixTime()
+	return int(seconds / (24 * 60 * 60))
 }
 
 func date(day int) string { return time.Unix(int64(day)*24*60*60, 0).UTC().Format(time.DateOnly) }

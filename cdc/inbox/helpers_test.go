@@ -1,7 +1,6 @@
 package inbox_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -154,7 +153,7 @@ func (f *fixture) send(partition int32, key string, ids ...string) {
 type running struct {
 	*inbox.Consumer
 	reg  *prometheus.Registry
-	log  *syncBuffer
+	log  *cdctest.Log
 	stop func()
 }
 
@@ -164,7 +163,7 @@ func (f *fixture) config() inbox.Config {
 
 func (f *fixture) start(change ...func(*inbox.Config)) *running {
 	f.Helper()
-	r := &running{reg: prometheus.NewRegistry(), log: &syncBuffer{}}
+	r := &running{reg: prometheus.NewRegistry(), log: &cdctest.Log{}}
 	cfg := f.config()
 	cfg.Metrics, cfg.Log = inbox.NewMetrics(r.reg, "test"), zerolog.New(r.log)
 	for _, set := range change {
@@ -251,21 +250,4 @@ func (f *fixture) waitEffects(key string, want ...string) {
 func eventually(t testing.TB, f func() error) {
 	t.Helper()
 	cdctest.Eventually(t, 30*time.Second, f)
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

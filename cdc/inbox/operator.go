@@ -27,6 +27,9 @@ func NewOperator(cfg Config, by string) *Operator {
 	return &Operator{cfg, cfg.effects(), by}
 }
 
+// Group returns the consumer group of the inbox.
+func (o *Operator) Group() string { return o.cfg.Group }
+
 // Parked is an event that was set aside.
 type Parked struct {
 	ID        int64      `json:"id"` // of the parked row; smaller is earlier
@@ -59,11 +62,10 @@ func text(b []byte) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(string(b), "\x00", "?"), "?")
 }
 
-// List returns up to limit unresolved events with an id above after, in the order in which they were parked; with all,
-// the resolved ones too.
-func (o *Operator) List(ctx context.Context, all bool, after int64, limit int) ([]Parked, error) {
+// List returns parked events in the order in which they were parked.
+func (o *Operator) List(ctx context.Context, opts ListOptions) ([]Parked, error) {
 	rows, _ := o.cfg.Pool.Query(ctx, `SELECT `+parkedColumns+` FROM inbox_parked
-		WHERE consumer = $1 AND ($2 OR status = 'parked') AND id > $3 ORDER BY id LIMIT $4`, o.cfg.Consumer, all, after, limit)
+		WHERE consumer = $1 AND ($2 OR status = 'parked') AND id > $3 ORDER BY id LIMIT $4`, o.cfg.Consumer, opts.All, opts.After, opts.Limit)
 	list := []Parked{}
 	var p Parked
 	var key []byte
@@ -116,21 +118,21 @@ type Done struct {
 	Err error  // it stays
 }
 
-// Redrive applies parked events, or all of them, each in a transaction of its own, through the inbox and under its own
-// id; with the first of a key go those that wait behind it, in order, until one cannot be applied. What would break the
-// order of a key stays, unless forced. With dryRun all of it is done in one transaction, which is rolled back: the
-// consumer waits for it where it meets one of the keys. The error is one of the database; what has been done by then is
-// done.
-func (o *Operator) Redrive(ctx context.Context, ids []int64, all, force, dryRun bool) (done []Done, err error) {
-	if ids, err = o.chosen(ctx, ids, all); err != nil {
+// Redrive applies parked events, each in a transaction of its own, through the inbox and under its own id; with the first
+// of a key go those that wait behind it, in order, until one cannot be applied. What would break the order of a key
+// stays, unless forced. The consumer waits for the one transaction of a dry run where it meets one of the keys. The error
+// is one of the database; what has been done by then is done.
+func (o *Operator) Redrive(ctx context.Context, opts RedriveOptions) (done []Done, err error) {
+	ids, err := o.chosen(ctx, opts.IDs, opts.All)
+	if err != nil {
 		return nil, err
 	}
-	err = o.rehearse(ctx, dryRun, func(db beginner) error {
+	err = o.rehearse(ctx, opts.DryRun, func(db beginner) error {
 		seen := map[int64]bool{} // it stood behind another one
 		for _, id := range ids {
 			for next := id; next != 0 && !seen[next]; {
 				seen[next] = true
-				one, behind, err := o.redrive(ctx, db, next, force)
+				one, behind, err := o.redrive(ctx, db, next, opts.Force)
 				if err != nil {
 					return err
 				}
@@ -315,11 +317,12 @@ func (o *Operator) resolve(ctx context.Context, tx pgx.Tx, p Parked, ev Event, s
 
 // Drop gives parked events up: they will never be applied, whatever delivers them again. What waits behind them stays and
 // can be redriven.
-func (o *Operator) Drop(ctx context.Context, ids []int64, all, dryRun bool) (done []Done, err error) {
-	if ids, err = o.chosen(ctx, ids, all); err != nil {
+func (o *Operator) Drop(ctx context.Context, opts DropOptions) (done []Done, err error) {
+	ids, err := o.chosen(ctx, opts.IDs, opts.All)
+	if err != nil {
 		return nil, err
 	}
-	err = o.rehearse(ctx, dryRun, func(db beginner) error {
+	err = o.rehearse(ctx, opts.DryRun, func(db beginner) error {
 		for _, id := range ids {
 			one, err := o.drop(ctx, db, id)
 			if err != nil {

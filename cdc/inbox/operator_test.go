@@ -20,7 +20,7 @@ func (f *fixture) parked(n int) map[string]int64 {
 	f.Helper()
 	rows := map[string]int64{}
 	eventually(f, func() error {
-		list, err := f.operator().List(f.Context(), false, 0, 100)
+		list, err := f.operator().List(f.Context(), inbox.ListOptions{Limit: 100})
 		if err != nil || len(list) != n {
 			return fmt.Errorf("%d events are parked, want %d (%w)", len(list), n, err)
 		}
@@ -62,11 +62,11 @@ func TestRedriveAppliesAKeyInOrderOnceAndFreesIt(t *testing.T) {
 	rows := f.parked(4)            // 1, 2, 3, and the copy of 1
 	f.waitEffects("a", ids[0])
 
-	events, err := o.Redrive(ctx, []int64{rows[ids[2]]}, false, false, false)
+	events, err := o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{rows[ids[2]]}})
 	if got := did(t, events, err); !strings.Contains(got, "of the same key is before it") {
 		t.Errorf("the second of the key: %s", got)
 	}
-	events, err = o.Redrive(ctx, nil, true, false, false)
+	events, err = o.Redrive(ctx, inbox.RedriveOptions{All: true})
 	if got := did(t, events, err); strings.Count(got, "stays: it still cannot be applied: broken") != 1 || strings.Contains(got, "applied, ") {
 		t.Errorf("still broken: %s", got)
 	}
@@ -75,7 +75,7 @@ func TestRedriveAppliesAKeyInOrderOnceAndFreesIt(t *testing.T) {
 	}
 
 	f.fail(ids[1], nil)
-	events, err = o.Redrive(ctx, nil, true, false, true)
+	events, err = o.Redrive(ctx, inbox.RedriveOptions{All: true, DryRun: true})
 	if got := did(t, events, err); got != "applied, applied, applied, duplicate" {
 		t.Errorf("dry run: %s", got)
 	}
@@ -83,7 +83,7 @@ func TestRedriveAppliesAKeyInOrderOnceAndFreesIt(t *testing.T) {
 		t.Error("the dry run was none")
 	}
 	first := slices.Min([]int64{rows[ids[2]], rows[ids[3]]}) - 1 // of 1, whose copy has the other row
-	events, err = o.Redrive(ctx, []int64{first}, false, false, false)
+	events, err = o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{first}})
 	if got := did(t, events, err); got != "applied, applied, applied, duplicate" {
 		t.Errorf("redrive: %s", got)
 	}
@@ -101,7 +101,7 @@ func TestRedriveAppliesAKeyInOrderOnceAndFreesIt(t *testing.T) {
 	if err != nil || len(decisions) != 4 || decisions[0].By != "ada" || !strings.Contains(decisions[3].What, ids[1]+" at "+f.topic+"/0/1): applied") {
 		t.Errorf("decisions: %+v (%v)", decisions, err)
 	}
-	events, err = o.Redrive(ctx, []int64{first}, false, false, false)
+	events, err = o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{first}})
 	if got := did(t, events, err); got != "stays: it is redriven already" {
 		t.Errorf("once more: %s", got)
 	}
@@ -121,11 +121,11 @@ func TestRedriveOfASkippedEventRefusesToBreakTheOrder(t *testing.T) {
 	f.waitEffects("a", ids[1])
 	f.fail(ids[0], nil)
 	f.fail(ids[2], nil)
-	events, err := o.Redrive(ctx, nil, true, false, false)
+	events, err := o.Redrive(ctx, inbox.RedriveOptions{All: true})
 	if got := did(t, events, err); got != "stays: later events of its key were applied: out of order, only with --force, applied" {
 		t.Errorf("got %s", got)
 	}
-	events, err = o.Redrive(ctx, []int64{rows[ids[0]]}, false, true, false)
+	events, err = o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{rows[ids[0]]}, Force: true})
 	if got := did(t, events, err); got != "applied" {
 		t.Errorf("forced: %s", got)
 	}
@@ -142,12 +142,12 @@ func TestDroppedEventIsNeverAppliedAndWhatWaitedIs(t *testing.T) {
 	f.send(0, "a", ids[0], ids[1])
 	f.start(policy(inbox.ParkKey))
 	rows := f.parked(2)
-	events, err := o.Drop(ctx, []int64{rows[ids[0]]}, false, true)
+	events, err := o.Drop(ctx, inbox.DropOptions{IDs: []int64{rows[ids[0]]}, DryRun: true})
 	if got := did(t, events, err); got != "dropped" {
 		t.Errorf("dry run: %s", got)
 	}
 	f.parked(2)
-	events, err = o.Drop(ctx, []int64{rows[ids[0]]}, false, false)
+	events, err = o.Drop(ctx, inbox.DropOptions{IDs: []int64{rows[ids[0]]}})
 	if got := did(t, events, err); got != "dropped" {
 		t.Errorf("drop: %s", got)
 	}
@@ -155,12 +155,12 @@ func TestDroppedEventIsNeverAppliedAndWhatWaitedIs(t *testing.T) {
 	f.send(0, "a", ids[0]) // again: it is given up, and its key still waits
 	f.send(0, "a", ids[2])
 	f.parked(2)
-	events, err = o.Redrive(ctx, nil, true, false, false)
+	events, err = o.Redrive(ctx, inbox.RedriveOptions{All: true})
 	if got := did(t, events, err); got != "applied, applied" {
 		t.Errorf("redrive: %s", got)
 	}
 	f.waitEffects("a", ids[1], ids[2])
-	if _, err := o.Redrive(ctx, []int64{4711}, false, false, false); !errors.Is(err, inbox.ErrUnknown) {
+	if _, err := o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{4711}}); !errors.Is(err, inbox.ErrUnknown) {
 		t.Errorf("an id that is none: %v", err)
 	}
 }
@@ -186,7 +186,7 @@ func TestRedriveMeetsTheConsumer(t *testing.T) {
 		}
 	}()
 	cdctest.Eventually(t, time.Minute, func() error {
-		events, err := f.operator().Redrive(t.Context(), nil, true, false, false)
+		events, err := f.operator().Redrive(t.Context(), inbox.RedriveOptions{All: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -249,7 +249,7 @@ func TestReplayCountsWhatIsNewAndMovesAnEmptyGroup(t *testing.T) {
 	from := time.Now()
 	f.send(0, "a", ids[3:6]...)
 	f.send(1, "b", ids[6:9]...)
-	if _, err := o.Replay(t.Context(), from, -1, 0, true); err == nil || !strings.Contains(err.Error(), "nothing to replay") {
+	if _, err := o.Replay(t.Context(), inbox.ReplayOptions{From: from, DryRun: true}); err == nil || !strings.Contains(err.Error(), "nothing to replay") {
 		t.Errorf("before anything was consumed: %v", err)
 	}
 	r := f.start()
@@ -268,15 +268,15 @@ func TestReplayCountsWhatIsNewAndMovesAnEmptyGroup(t *testing.T) {
 		}
 	}
 	const both = "0: 3 to 6, 1 new, 2 skipped; 1: 0 to 3, 1 new, 2 skipped"
-	plan, err := o.Replay(t.Context(), from, -1, 0, true)
+	plan, err := o.Replay(t.Context(), inbox.ReplayOptions{From: from, DryRun: true})
 	check(plan, err, both)
-	if _, err := o.Replay(t.Context(), from, -1, 0, false); !errors.Is(err, inbox.ErrGroupBusy) || !strings.Contains(err.Error(), "stop the consumers") {
+	if _, err := o.Replay(t.Context(), inbox.ReplayOptions{From: from}); !errors.Is(err, inbox.ErrGroupBusy) || !strings.Contains(err.Error(), "stop the consumers") {
 		t.Errorf("with a running consumer: %v", err)
 	}
 	r.stop()
-	plan, err = o.Replay(t.Context(), time.Time{}, 0, 99, false) // never forward
+	plan, err = o.Replay(t.Context(), inbox.ReplayOptions{Partitions: []int32{0}, Offset: 99}) // never forward
 	check(plan, err, "0: 6 to 6, 0 new, 0 skipped")
-	plan, err = o.Replay(t.Context(), from, -1, 0, false)
+	plan, err = o.Replay(t.Context(), inbox.ReplayOptions{From: from})
 	check(plan, err, both)
 	f.waitCommitted(f.group, map[int32]int64{0: 3, 1: 0})
 
@@ -321,7 +321,7 @@ func TestCopyOverADaysBoundaryIsSeen(t *testing.T) {
 	f.waitCommitted(f.group, map[int32]int64{0: 17})
 	f.waitEffects("a", ids...)
 	want := []string{"which is to come", "before what the inbox remembers", "before what the inbox remembers"}
-	list, err := f.operator().List(t.Context(), false, 0, 10)
+	list, err := f.operator().List(t.Context(), inbox.ListOptions{Limit: 10})
 	if err != nil || len(list) != 3 {
 		t.Fatalf("%d are set aside: %v", len(list), err)
 	}

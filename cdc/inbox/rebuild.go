@@ -48,9 +48,8 @@ func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) (*Held, error) {
 // Rebuild applies every event of the topic, from its beginning to its end as of now, in the transaction, whether or not
 // the inbox knows it, and marks it there, so that whoever reads it afterwards finds a duplicate. Before that, what Handle
 // writes must have been locked, against a redrive, and emptied; when the transaction rolls back, nothing has happened. The
-// error is ErrCut when records are missing at the beginning, unless partial allows it. progress is told how many records
-// of how many have been read.
-func (h *Held) Rebuild(ctx context.Context, partial bool, progress func(done, of int64)) (Rebuilt, error) {
+// error is ErrCut when records are missing at the beginning, unless opts allow it.
+func (h *Held) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error) {
 	o := h.operator
 	var done Rebuilt
 	from, to, err := o.extent(ctx)
@@ -66,7 +65,7 @@ func (h *Held) Rebuild(ctx context.Context, partial bool, progress func(done, of
 		of += to[p] - from[p]
 	}
 	done.Cut = len(cut) > 0
-	if done.Cut && !partial {
+	if done.Cut && !opts.Partial {
 		slices.Sort(cut)
 		return done, fmt.Errorf("%w: %s, %s", ErrCut, o.cfg.Topic, strings.Join(cut, ", "))
 	}
@@ -95,7 +94,9 @@ func (h *Held) Rebuild(ctx context.Context, partial bool, progress func(done, of
 			}
 		}
 		read += int64(len(records))
-		progress(read, of)
+		if opts.Progress != nil {
+			opts.Progress(read, of)
+		}
 		return nil
 	})
 	if err != nil {

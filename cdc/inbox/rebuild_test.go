@@ -33,7 +33,7 @@ func (f *fixture) rebuild(ctx context.Context, partial bool, locked func(), prog
 			return err
 		}
 		locked()
-		done, err = held.Rebuild(ctx, partial, progress)
+		done, err = held.Rebuild(ctx, inbox.RebuildOptions{Partial: partial, Progress: progress})
 		return err
 	})
 	return done, err
@@ -115,7 +115,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 	f.waitCommitted(f.group, map[int32]int64{0: 8, 1: 9})
 	check("a", ids[0], ids[1], ids[15], ids[11])
 	f.fail(poison, nil)
-	if _, err := f.operator().Redrive(t.Context(), []int64{f.parked(5)[poison]}, false, false, false); err != nil {
+	if _, err := f.operator().Redrive(t.Context(), inbox.RedriveOptions{IDs: []int64{f.parked(5)[poison]}}); err != nil {
 		t.Fatal(err)
 	}
 	check("p", poison, ids[4], ids[12])
@@ -123,10 +123,10 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 	// What was dropped stays so, though it could be applied now.
 	f.fail(ids[13], nil)
 	set := f.parked(2)
-	if _, err := f.operator().Drop(t.Context(), []int64{set[ids[13]]}, false, false); err != nil {
+	if _, err := f.operator().Drop(t.Context(), inbox.DropOptions{IDs: []int64{set[ids[13]]}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.operator().Redrive(t.Context(), []int64{set[ids[14]]}, false, false, false); err != nil {
+	if _, err := f.operator().Redrive(t.Context(), inbox.RedriveOptions{IDs: []int64{set[ids[14]]}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.rebuild(t.Context(), false, nothing, quiet); err != nil {

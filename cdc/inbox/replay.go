@@ -36,27 +36,26 @@ type Replay struct {
 // ErrGroupBusy is returned when the group has members: their offsets cannot be moved.
 var ErrGroupBusy = errors.New("the group has running consumers")
 
-// Replay moves the group's offsets back to from, and says what that brings: with dryRun that is all. Offsets are only
-// ever moved back, never over records that were not consumed yet. partition is one, or -1 for all; offset counts when
-// from is zero.
-func (o *Operator) Replay(ctx context.Context, from time.Time, partition int32, offset int64, dryRun bool) ([]Replay, error) {
+// Replay moves the group's offsets back and returns what that brings. Offsets are only ever moved back, never over
+// records that were not consumed yet.
+func (o *Operator) Replay(ctx context.Context, opts ReplayOptions) ([]Replay, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(o.cfg.Brokers...), kgo.ClientID(o.cfg.Consumer))
 	if err != nil {
 		return nil, fmt.Errorf("configure the client: %w", err)
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
-	plan, err := o.plan(ctx, admin, from, partition, offset)
+	plan, err := o.plan(ctx, admin, opts)
 	if err != nil {
 		return nil, err
 	}
-	if err := o.count(ctx, plan); err != nil || dryRun {
+	if err := o.count(ctx, plan); err != nil || opts.DryRun {
 		return plan, err
 	}
 	return plan, o.rewind(ctx, admin, plan)
 }
 
-func (o *Operator) plan(ctx context.Context, admin *kadm.Client, from time.Time, partition int32, offset int64) ([]Replay, error) {
+func (o *Operator) plan(ctx context.Context, admin *kadm.Client, opts ReplayOptions) ([]Replay, error) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	committed, err := admin.FetchOffsetsForTopics(ctx, o.cfg.Group, o.cfg.Topic)
@@ -74,22 +73,22 @@ func (o *Operator) plan(ctx context.Context, admin *kadm.Client, from time.Time,
 		return nil, fmt.Errorf("ask for the start of topic %s: %w", o.cfg.Topic, err)
 	}
 	var targets kadm.ListedOffsets
-	if !from.IsZero() {
-		targets, err = admin.ListOffsetsAfterMilli(ctx, from.UnixMilli(), o.cfg.Topic)
+	if !opts.From.IsZero() {
+		targets, err = admin.ListOffsetsAfterMilli(ctx, opts.From.UnixMilli(), o.cfg.Topic)
 		if err == nil {
 			err = targets.Error()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("ask for the offsets of %s: %w", from.Format(time.RFC3339), err)
+			return nil, fmt.Errorf("ask for the offsets of %s: %w", opts.From.Format(time.RFC3339), err)
 		}
 	}
 	var plan []Replay
 	starts.Each(func(start kadm.ListedOffset) {
 		at, ok := committed.Lookup(o.cfg.Topic, start.Partition)
-		if !ok || at.At < 0 || partition >= 0 && partition != start.Partition {
+		if !ok || at.At < 0 || len(opts.Partitions) > 0 && !slices.Contains(opts.Partitions, start.Partition) {
 			return
 		}
-		r := Replay{Partition: start.Partition, From: offset, Committed: at.At, LogStart: start.Offset}
+		r := Replay{Partition: start.Partition, From: opts.Offset, Committed: at.At, LogStart: start.Offset}
 		if target, ok := targets.Lookup(o.cfg.Topic, start.Partition); ok {
 			r.From = target.Offset
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/header"
 )
 
 const (
@@ -91,11 +92,11 @@ func (p *publisher) position(r *kgo.Record) (at cdc.Position, ok bool) {
 	var source, lsn, seq string
 	for _, h := range slices.Backward(r.Headers) {
 		switch h.Key {
-		case "source", "ce_source":
+		case header.Source, header.CloudEvents + header.Source:
 			source = string(h.Value)
-		case "lsn", "ce_lsn":
+		case header.LSN, header.CloudEvents + header.LSN:
 			lsn = string(h.Value)
-		case "seq", "ce_seq":
+		case header.Seq, header.CloudEvents + header.Seq:
 			seq = string(h.Value)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc/header"
 )
 
 // Place is a record that was found.
@@ -140,17 +142,17 @@ func place(r *kgo.Record) Place {
 	// The row's own headers come behind ours, whichever names ours have.
 	for _, h := range slices.Backward(r.Headers) {
 		switch v := string(h.Value); h.Key {
-		case "id", "ce_id":
+		case header.ID, header.CloudEvents + header.ID:
 			p.ID = v
-		case "type", "ce_type":
+		case header.Type, header.CloudEvents + header.Type:
 			p.Type = v
-		case "lsn", "ce_lsn":
+		case header.LSN, header.CloudEvents + header.LSN:
 			p.LSN = v
-		case "seq", "ce_seq":
+		case header.Seq, header.CloudEvents + header.Seq:
 			p.Seq = v
-		case "redriven":
+		case header.Redriven:
 			p.Redriven = true
-		case "replay":
+		case header.Replay:
 			p.Replayed = true
 		}
 	}

@@ -17,9 +17,12 @@ import (
 	migrations "github.com/walpost/walpost/sql"
 )
 
+// events is the service's outbox.
+const events outbox.Table = "outbox"
+
 // A change and its event in one transaction. pgx.BeginFunc commits when its function returns nil and rolls back otherwise, so there
 // is no third way.
-func ExampleAppend() {
+func ExampleTable_Append() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	url, done := database(ctx)
@@ -37,16 +40,16 @@ func ExampleAppend() {
 			}
 			ev := outbox.NewEvent("parcel", id, "ParcelSent")
 			ev.Payload, _ = json.Marshal(map[string]any{"eventId": ev.ID, "parcel": id, "place": place})
-			return outbox.Append(ctx, tx, ev)
+			return events.Append(ctx, tx, ev)
 		})
 	}
 	fmt.Println("sent:", send("p-1", "Lisbon"))
 	fmt.Println("sent:", send("", "Porto") != nil) // an event without a key is refused, and the parcel with it
 
-	var parcels, events int
+	var parcels, written int
 	var payload string
-	err = conn.QueryRow(ctx, `SELECT (SELECT count(*) FROM parcels), count(*), min((payload - 'eventId')::text) FROM outbox`).Scan(&parcels, &events, &payload)
-	fmt.Println(parcels, events, payload, err)
+	err = conn.QueryRow(ctx, `SELECT (SELECT count(*) FROM parcels), count(*), min((payload - 'eventId')::text) FROM outbox`).Scan(&parcels, &written, &payload)
+	fmt.Println(parcels, written, payload, err)
 	// Output:
 	// sent: <nil>
 	// sent: true
@@ -54,7 +57,7 @@ func ExampleAppend() {
 }
 
 // The same with database/sql. Rollback after Commit does nothing, so it can be deferred at once.
-func ExampleAppendSQL() {
+func ExampleTable_AppendSQL() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	url, done := database(ctx)
@@ -76,7 +79,7 @@ func ExampleAppendSQL() {
 		}
 		ev := outbox.NewEvent("parcel", id, "ParcelSent")
 		ev.Payload, _ = json.Marshal(map[string]any{"eventId": ev.ID, "parcel": id, "place": place})
-		if err := outbox.AppendSQL(ctx, tx, ev); err != nil {
+		if err := events.AppendSQL(ctx, tx, ev); err != nil {
 			return err
 		}
 		return tx.Commit()
@@ -84,9 +87,9 @@ func ExampleAppendSQL() {
 	fmt.Println("sent:", send("p-1", "Lisbon"))
 	fmt.Println("refused:", errors.Is(send("", "Porto"), outbox.ErrRefused)) // an event without a key, and the parcel with it
 
-	var parcels, events int
-	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM parcels), count(*) FROM outbox`).Scan(&parcels, &events)
-	fmt.Println(parcels, events, err)
+	var parcels, written int
+	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM parcels), count(*) FROM outbox`).Scan(&parcels, &written)
+	fmt.Println(parcels, written, err)
 	// Output:
 	// sent: <nil>
 	// refused: true

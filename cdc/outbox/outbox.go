@@ -13,12 +13,11 @@
 // The table's CHECKs (sql/orders/00002_outbox.sql) are the contract; Append says the same in words and before the round trip. A row
 // is never changed. A writer needs INSERT and no other right: nothing is read back.
 //
-// Append takes a transaction of pgx, AppendSQL one of database/sql (and of what is built on it: sqlx.Tx embeds it). A pool or a
-// connection is neither, so that a forgotten transaction does not compile.
+// A service names its Table once. Append takes a transaction of pgx, AppendSQL one of database/sql (and of what is built on it: sqlx.Tx
+// embeds it). A pool or a connection is neither, so that a forgotten transaction does not compile.
 package outbox
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -26,22 +25,21 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// The most the table's CHECKs take, in bytes as PostgreSQL stores them. What a payload becomes in jsonb only PostgreSQL knows
-// exactly (it puts a space behind each colon and comma, and writes 1e3 as 1000), so a payload near its limit is refused by the CHECK.
+// The most the table's CHECKs take, in bytes as PostgreSQL stores them. A payload has at most 900,000 bytes as jsonb, which only PostgreSQL
+// knows exactly (it puts a space behind each colon and comma, and writes 1e3 as 1000): a payload near its limit is refused by the CHECK.
 const (
-	MaxAggregateType = 100
-	MaxAggregateID   = 1024
-	MaxEventType     = 255
-	MaxPayload       = 900_000
-	MaxHeaders       = 16_384
+	maxAggregateType = 100
+	maxAggregateID   = 1024
+	maxEventType     = 255
+	maxHeaders       = 16_384
 )
 
 // ErrRefused is returned when an event can never be written as it is. The transaction it was for must be rolled back.
@@ -64,11 +62,16 @@ func NewEvent(aggregateType, aggregateID, eventType string) Event {
 	return Event{ID: uuid.Must(uuid.NewV7()), AggregateType: aggregateType, AggregateID: aggregateID, Type: eventType}
 }
 
+// A Table is an outbox by its name, with or without its schema: "outbox", "billing.outbox_events". It is the relay's source.table.
+type Table string
+
+func (t Table) quoted() string { return pgx.Identifier(strings.Split(string(t), ".")).Sanitize() }
+
 // Append writes the event in tx: it happens when tx commits and never otherwise. After any error tx must be rolled back; an error
 // that is ErrRefused will come again for the same event.
-func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
+func (t Table) Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	var batch pgx.Batch
-	if err := Queue(&batch, ev); err != nil {
+	if err := t.Queue(&batch, ev); err != nil {
 		return err
 	}
 	return appended(ev, tx.SendBatch(ctx, &batch).Close())
@@ -76,12 +79,12 @@ func Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 
 // AppendSQL is Append for a transaction of database/sql. What only the table's CHECKs can know is ErrRefused with the driver
 // pgx/v5/stdlib; another driver's error is wrapped as it is.
-func AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
+func (t Table) AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
 	headers, err := ev.check()
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers)
+	_, err = tx.ExecContext(ctx, `INSERT INTO `+t.quoted()+` (id, aggregate_type, aggregate_id, event_type, payload, headers)
 		VALUES ($1::text::uuid, $2::text, $3::text, $4::text, $5::text::jsonb, $6::text::jsonb)`,
 		ev.ID.String(), ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), headers)
 	return appended(ev, err)
@@ -91,13 +94,13 @@ func AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
 func appended(ev Event, err error) error {
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 		switch pgErr.Code {
-		case "23514":
+		case pgerrcode.CheckViolation:
 			if pgErr.ConstraintName == "" { // it will do when there is one
 				return fmt.Errorf("append event %s of type %q: the outbox has no partition for now: `walpost cleanup` makes those of the days to come, and a DEFAULT partition takes what has none", ev.ID, ev.Type)
 			}
-			// check_violation; its detail holds the row, so it is not repeated
+			// its detail holds the row, so it is not repeated
 			return fmt.Errorf("%w: event %s of type %q violates %s of the outbox", ErrRefused, ev.ID, ev.Type, pgErr.ConstraintName)
-		case "22P05", "22003": // \u0000, or a number larger than numeric
+		case pgerrcode.UntranslatableCharacter, pgerrcode.NumericValueOutOfRange: // \u0000, or a number larger than numeric
 			return fmt.Errorf("%w: event %s of type %q: payload cannot be stored as jsonb: %s", ErrRefused, ev.ID, ev.Type, pgErr.Message)
 		}
 	}
@@ -107,45 +110,9 @@ func appended(ev Event, err error) error {
 	return nil
 }
 
-// Emit writes the event into the WAL alone, as a transactional message with a prefix (the relay's source.messages): there is no
-// table, nothing to clean up, and nothing to look at. What it costs is that a gap cannot be replayed. The payload is compacted.
-func Emit(ctx context.Context, tx pgx.Tx, prefix string, ev Event) error {
-	if _, err := ev.check(); err != nil {
-		return err
-	}
-	var message bytes.Buffer
-	enc := json.NewEncoder(&message)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(map[string]any{
-		"id": ev.ID, "aggregate_type": ev.AggregateType, "aggregate_id": ev.AggregateID, "event_type": ev.Type,
-		"payload": ev.Payload, "headers": ev.Headers, "created_at": time.Now().UTC(),
-	}); err != nil {
-		return fmt.Errorf("%w: %w", ErrRefused, err)
-	}
-	if n := message.Len(); n > MaxPayload+MaxHeaders {
-		return fmt.Errorf("%w: event %s of type %q has %d bytes, and no CHECK keeps it from the relay: at most %d", ErrRefused, ev.ID, ev.Type, n, MaxPayload+MaxHeaders)
-	}
-	if _, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, $2::bytea)`, prefix, message.Bytes()); err != nil {
-		return fmt.Errorf("emit event %s of type %q: %w", ev.ID, ev.Type, err)
-	}
-	return nil
-}
-
-// Pass is Append for a table that stays empty: the row is deleted again in the same transaction. The relay publishes inserts, and
-// sees this one as it was; a gap cannot be replayed. A writer needs DELETE and SELECT (id) beside INSERT.
-func Pass(ctx context.Context, tx pgx.Tx, ev Event) error {
-	if err := Append(ctx, tx, ev); err != nil {
-		return err
-	}
-	if _, err := tx.Exec(ctx, `DELETE FROM outbox WHERE id = $1`, ev.ID); err != nil {
-		return fmt.Errorf("delete event %s of type %q from the outbox: %w", ev.ID, ev.Type, err)
-	}
-	return nil
-}
-
 // Queue is Append for several events, in their order, and without a round trip of its own: one statement of a batch that is sent in a
 // transaction. What PostgreSQL refuses ends the batch with PostgreSQL's error.
-func Queue(batch *pgx.Batch, events ...Event) error {
+func (t Table) Queue(batch *pgx.Batch, events ...Event) error {
 	n := len(events)
 	ids, kinds, aggregates, types, payloads, headers := make([]uuid.UUID, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	for i, ev := range events {
@@ -155,7 +122,7 @@ func Queue(batch *pgx.Batch, events ...Event) error {
 		}
 		ids[i], kinds[i], aggregates[i], types[i], payloads[i], headers[i] = ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), text
 	}
-	batch.Queue(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers)
+	batch.Queue(`INSERT INTO `+t.quoted()+` (id, aggregate_type, aggregate_id, event_type, payload, headers)
 		SELECT id, kind, aggregate, type, payload::jsonb, headers::jsonb
 		FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY AS event (id, kind, aggregate, type, payload, headers, n) ORDER BY n`,
 		ids, kinds, aggregates, types, payloads, headers)
@@ -171,12 +138,12 @@ func (ev Event) check() (headers string, err error) {
 		}
 	}
 	wrong(ev.ID != uuid.Nil, "it has no id: make it with NewEvent")
-	wrong(aggregateType.MatchString(ev.AggregateType), "aggregate type %.120q must be 1 to %d letters, digits, dots, underscores and dashes", ev.AggregateType, MaxAggregateType)
-	wrong(isText(ev.AggregateID, MaxAggregateID), "aggregate id must be 1 to %d bytes of UTF-8 without NUL, and has %d", MaxAggregateID, len(ev.AggregateID))
-	wrong(isText(ev.Type, MaxEventType), "event type must be 1 to %d bytes of UTF-8 without NUL, and has %d", MaxEventType, len(ev.Type))
+	wrong(aggregateType.MatchString(ev.AggregateType), "aggregate type %.120q must be 1 to %d letters, digits, dots, underscores and dashes", ev.AggregateType, maxAggregateType)
+	wrong(isText(ev.AggregateID, maxAggregateID), "aggregate id must be 1 to %d bytes of UTF-8 without NUL, and has %d", maxAggregateID, len(ev.AggregateID))
+	wrong(isText(ev.Type, maxEventType), "event type must be 1 to %d bytes of UTF-8 without NUL, and has %d", maxEventType, len(ev.Type))
 	wrong(isObject(ev.Payload), "payload must be a JSON object in UTF-8")
 	headers, ok := encodeHeaders(ev.Headers)
-	wrong(ok, "headers must be UTF-8 without NUL and at most %d bytes as jsonb", MaxHeaders)
+	wrong(ok, "headers must be UTF-8 without NUL and at most %d bytes as jsonb", maxHeaders)
 	if len(errs) > 0 {
 		return "", fmt.Errorf("%w: %w", ErrRefused, errors.Join(errs...))
 	}
@@ -206,7 +173,7 @@ func encodeHeaders(headers map[string]string) (string, bool) {
 		return "{}", true
 	}
 	text, err := json.Marshal(headers)
-	return string(text), err == nil && size <= MaxHeaders
+	return string(text), err == nil && size <= maxHeaders
 }
 
 // jsonbSize is how many bytes PostgreSQL writes for a JSON string.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -18,6 +19,8 @@ import (
 	"github.com/walpost/walpost/cdc/outbox"
 	migrations "github.com/walpost/walpost/sql"
 )
+
+const table outbox.Table = "outbox"
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
@@ -55,7 +58,7 @@ func TestAppendHappensWithItsTransaction(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := outbox.Append(t.Context(), tx, ev); err != nil {
+		if err := table.Append(t.Context(), tx, ev); err != nil {
 			t.Fatal(err)
 		}
 		if commit {
@@ -99,7 +102,7 @@ func appendSQL(t *testing.T, db *sql.DB, ev outbox.Event) error {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback() }()
-	return outbox.AppendSQL(t.Context(), tx, ev)
+	return table.AppendSQL(t.Context(), tx, ev)
 }
 
 func text(err error) string {
@@ -165,7 +168,7 @@ func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = tx.Rollback(t.Context()) }()
-			err = outbox.Append(t.Context(), tx, ev)
+			err = table.Append(t.Context(), tx, ev)
 			if text(other) != text(err) {
 				t.Errorf("Append says %v, and AppendSQL %v", err, other)
 			}
@@ -195,16 +198,16 @@ func TestAppendTellsAnEventApartThatIsRefusedFromADatabaseThatIsGone(t *testing.
 		t.Fatal(err)
 	}
 	ev := good()
-	if err := outbox.Append(t.Context(), tx, ev); err != nil {
+	if err := table.Append(t.Context(), tx, ev); err != nil {
 		t.Fatal(err)
 	}
-	err = outbox.Append(t.Context(), tx, ev)
+	err = table.Append(t.Context(), tx, ev)
 	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) || pgErr.Code != "23505" || errors.Is(err, outbox.ErrRefused) {
+	if !errors.As(err, &pgErr) || pgErr.Code != pgerrcode.UniqueViolation || errors.Is(err, outbox.ErrRefused) {
 		t.Errorf("the same id twice: %v", err)
 	}
 	_ = conn.Close(t.Context())
-	if err := outbox.Append(t.Context(), tx, ev); err == nil || errors.Is(err, outbox.ErrRefused) {
+	if err := table.Append(t.Context(), tx, ev); err == nil || errors.Is(err, outbox.ErrRefused) {
 		t.Errorf("on a closed connection: %v", err)
 	}
 }
@@ -220,8 +223,38 @@ func TestAppendWhereNoPartitionIs(t *testing.T) {
 		created_at timestamptz DEFAULT now()) PARTITION BY RANGE (created_at)`); err != nil {
 		t.Fatal(err)
 	}
-	err = pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, good()) })
+	err = pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return table.Append(t.Context(), tx, good()) })
 	if err == nil || errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), "no partition for now: `walpost cleanup`") {
 		t.Errorf("append: %v", err)
+	}
+}
+
+// TestTableIsQuoted writes to a table whose schema and name SQL would read otherwise.
+func TestTableIsQuoted(t *testing.T) {
+	conn, err := pgx.Connect(t.Context(), cdctest.Database(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(t.Context(), `CREATE SCHEMA "Billing"; 
+		CREATE TABLE "Billing"."user events""" (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, headers jsonb)`); err != nil {
+		t.Fatal(err)
+	}
+	db := stdlib.OpenDB(*conn.Config())
+	defer func() { _ = db.Close() }()
+	const billing outbox.Table = `Billing.user events"`
+	if err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return billing.Append(t.Context(), tx, good()) }); err != nil {
+		t.Error(err)
+	}
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(billing.AppendSQL(t.Context(), tx, good()), tx.Commit()); err != nil {
+		t.Error(err)
+	}
+	var n int
+	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM "Billing"."user events"""`).Scan(&n); err != nil || n != 2 {
+		t.Errorf("%d rows (%v), want that of Append and that of AppendSQL", n, err)
 	}
 }

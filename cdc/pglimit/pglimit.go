@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -99,7 +100,9 @@ var option = regexp.MustCompile(`(?:-c\s*|--)([A-Za-z_][A-Za-z0-9_.-]*)=`)
 // Parameter is the name in the URL that a refused connection is about, or nothing. A name is not translated, whatever language the
 // server's message is in.
 func Parameter(cfg *pgconn.Config, pg *pgconn.PgError) (name string) {
-	if !slices.Contains([]string{"42704", "22023", "42501", "55P02", "08P01"}, pg.Code) {
+	if !slices.Contains([]string{
+		pgerrcode.UndefinedObject, pgerrcode.InvalidParameterValue, pgerrcode.InsufficientPrivilege, pgerrcode.CantChangeRuntimeParam, pgerrcode.ProtocolViolation,
+	}, pg.Code) {
 		return ""
 	}
 	var names []string

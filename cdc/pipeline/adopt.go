@@ -14,6 +14,7 @@ type AdoptOptions struct {
 	CreateSlot bool          // make the slot first, where it is missing or lost
 	Wait       time.Duration // for transactions that are open: rows that they wrote may be hidden
 	DryRun     bool
+	Decided    func(Adoption) // hears what Adopt accepts before it acts; may be nil
 	Progress   Progress
 }
 
@@ -29,7 +30,7 @@ type Adoption struct {
 }
 
 // Adopt accepts slot, publication, table and timeline as they are: it writes a state record that knows them, and moves the slot where that
-// is needed. It runs with the relay's own rights. After an error, what it returns says what it had decided.
+// is needed. It runs with the relay's own rights. It returns what it accepted, after an error too.
 func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (Adoption, error) {
 	d, err := p.kind.decide(ctx, decideOptions{o.Wait, o.DryRun, o.Progress})
 	if err != nil {
@@ -75,6 +76,9 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (Adoption, error) 
 	if !a.Gap.IsZero() {
 		what += fmt.Sprintf("; rows committed in %s may be missing", a.Gap)
 		done.ReplayOpen = cdc.ReplayUntilNow(d.State, &d.Facts)
+	}
+	if o.Decided != nil {
+		o.Decided(done)
 	}
 	if o.DryRun {
 		return done, nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/header"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -131,12 +132,9 @@ type Moved struct {
 	Stays     string // why it was not published; empty where it was
 }
 
-// Redriven is what Redrive did, in order.
-type Redriven []Moved
-
-// Redrive publishes dead letters after all, in the order of their rows; what was held behind one goes with it. One that is refused again
+// Redrive publishes dead letters after all, in the order of their rows; what was held behind one goes with it. It returns what became of each. One that is refused again
 // stays, and so does what stands behind it: that is an error in the end. Of a polled table, failed rows are pending again.
-func (p *Pipeline) Redrive(ctx context.Context, o RedriveOptions) (Redriven, error) {
+func (p *Pipeline) Redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 	return p.kind.redrive(ctx, o)
 }
 
@@ -191,7 +189,7 @@ const redriveBytes = 8 << 20 // of one transaction, where more than one row goes
 
 // redrive passes each dead letter through route and check again. Record and tombstone are in one Kafka transaction, so that a
 // read_committed reader sees an event either as a dead letter or as published.
-func (w wal) redrive(ctx context.Context, o RedriveOptions) (Redriven, error) {
+func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 	client, err := w.sink.Redrive(ctx, o.DryRun) // before anything is read: another redrive is fenced from here on
 	if err != nil {
 		return nil, err
@@ -234,7 +232,7 @@ type redrive struct {
 	client *kafka.Redrive
 	router *route.Router
 	order  *cdc.KeyOrder
-	done   Redriven
+	done   []Moved
 }
 
 // window publishes the first of the dead letters in one transaction, and returns how many it has dealt with.
@@ -276,7 +274,7 @@ func (r *redrive) record(ctx context.Context, e *kafka.Entry) (rec cdc.Record, s
 		return rec, "it stands behind " + behind + " of the same key", nil
 	}
 	if err = r.router.Route(&e.Letter.Row, &rec); err == nil {
-		rec.Headers = append(rec.Headers, cdc.Header{Key: "redriven", Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
+		rec.Headers = append(rec.Headers, cdc.Header{Key: header.Redriven, Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
 		err = r.client.Check(ctx, &rec)
 	}
 	if refused := (*cdc.Refused)(nil); errors.As(err, &refused) {

@@ -33,7 +33,7 @@ type decision struct {
 
 // decide opens both sides with the relay's own rights.
 func (w wal) decide(ctx context.Context, o decideOptions) (*decision, error) {
-	if err := w.source.Preflight(ctx); err != nil {
+	if _, err := w.source.Preflight(ctx); err != nil {
 		return nil, err
 	}
 	d := &decision{Pipeline: w.Pipeline, decideOptions: o}

@@ -86,7 +86,7 @@ func place(ctx context.Context, url, order string) {
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		event := outbox.NewEvent("order", order, "OrderPlaced")
 		event.Payload = []byte(`{"order": "` + order + `"}`)
-		return outbox.Append(ctx, tx, event)
+		return outbox.Table("outbox").Append(ctx, tx, event)
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -1,11 +1,10 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/user"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,24 +26,26 @@ type Options struct {
 	Log        zerolog.Logger
 	Registerer prometheus.Registerer // takes the metrics; a registry takes those of one relay of a pipeline
 	Kafka      []kgo.Opt             // further options of each Kafka client: a process's own authentication, for example
+	Operator   string                // who decides, for the record of decisions: ada@host
 }
 
 // Pipeline runs one outbox, and is what an operator's verbs act on. It holds nothing open between its methods' calls.
 type Pipeline struct {
-	cfg     config.Config
-	log     zerolog.Logger
-	source  *postgres.Source
-	sink    *kafka.Sink
-	kind    kind
-	metrics *metrics
-	relay   *cdc.Sessions
-	ran     atomic.Bool // Run was called: this process knows how the relay is doing
+	cfg      config.Config
+	log      zerolog.Logger
+	operator string
+	source   *postgres.Source
+	sink     *kafka.Sink
+	kind     kind
+	metrics  *metrics
+	relay    *cdc.Supervisor
+	ran      atomic.Bool // Run was called: this process knows how the relay is doing
 }
 
 // kind is what differs between the two kinds of source.
 type kind interface {
 	// relay returns what moves the rows, and tells the observer.
-	relay(cdc.Observer) *cdc.Sessions
+	relay(cdc.Observer) *cdc.Supervisor
 	// watched returns what Status and metrics ask beside the relay.
 	watched() watched
 	// survey fills in how the pipeline stands, asking both sides.
@@ -79,7 +80,7 @@ type kind interface {
 	letters(ctx context.Context) ([]kafka.Entry, error)
 	// whole reads a dead letter's row, where letters left it out.
 	whole(ctx context.Context, e *kafka.Entry) error
-	redrive(ctx context.Context, o RedriveOptions) (Redriven, error)
+	redrive(ctx context.Context, o RedriveOptions) ([]Moved, error)
 	drop(ctx context.Context, o DropOptions) (Dropped, error)
 }
 
@@ -88,7 +89,7 @@ func New(cfg config.Config, o Options) (*Pipeline, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	p := &Pipeline{cfg: cfg, log: o.Log, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, route.Topics(cfg.Kafka), o.Kafka...)}
+	p := &Pipeline{cfg: cfg, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, route.Topics(cfg.Kafka), o.Kafka...)}
 	if cfg.Source.Kind == config.KindPolling {
 		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source)}
 	} else {
@@ -155,15 +156,5 @@ func (p Progress) step(what string, args ...any) {
 
 // note writes down what an operator has decided.
 func (p *Pipeline) note(ctx context.Context, command, what, from, to string) error {
-	return p.kind.note(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: operator(), What: what, From: from, To: to})
-}
-
-// operator returns who decides, as far as the system knows.
-func operator() string {
-	name := "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	host, _ := os.Hostname()
-	return name + "@" + host
+	return p.kind.note(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: cmp.Or(p.operator, "unknown"), What: what, From: from, To: to})
 }

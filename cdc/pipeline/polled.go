@@ -20,8 +20,8 @@ type polled struct {
 	table *polling.Outbox
 }
 
-func (p polled) relay(observer cdc.Observer) *cdc.Sessions {
-	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Sessions
+func (p polled) relay(observer cdc.Observer) *cdc.Supervisor {
+	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Supervisor
 }
 
 func (p polled) watched() watched {
@@ -134,7 +134,7 @@ func (p polled) whole(ctx context.Context, e *kafka.Entry) error {
 	return err
 }
 
-func (p polled) redrive(ctx context.Context, o RedriveOptions) (done Redriven, err error) {
+func (p polled) redrive(ctx context.Context, o RedriveOptions) (done []Moved, err error) {
 	chosen, positions, err := p.chosen(ctx, o.IDs)
 	if err == nil && !o.DryRun && len(positions) > 0 {
 		err = p.table.Redrive(ctx, positions)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/header"
 	"github.com/walpost/walpost/cdc/route"
 )
 
@@ -131,8 +132,8 @@ func (r *replay) flush(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		rec.Headers = append(slices.DeleteFunc(rec.Headers, func(h cdc.Header) bool { return h.Key == "replay" }),
-			cdc.Header{Key: "replay", Value: r.mark})
+		rec.Headers = append(slices.DeleteFunc(rec.Headers, func(h cdc.Header) bool { return h.Key == header.Replay }),
+			cdc.Header{Key: header.Replay, Value: r.mark})
 		records = append(records, rec)
 	}
 	if len(records) > 0 {

@@ -10,9 +10,11 @@ import (
 
 // SkipOptions is what to give up.
 type SkipOptions struct {
-	To       cdc.LSN       // what was committed before it; 0: the one transaction that PostgreSQL cannot decode
+	To       cdc.LSN       // what was committed before it
+	Next     bool          // instead of To: the one transaction that PostgreSQL cannot decode
 	Wait     time.Duration // for transactions that are open: rows that they wrote may be hidden
 	DryRun   bool
+	Decided  func(Skipped) // hears what Skip gives up before it acts; may be nil
 	Progress Progress
 }
 
@@ -28,8 +30,8 @@ type Skipped struct {
 	ReplayOpen string
 }
 
-// Skip gives up what was committed before o.To and is not delivered: it writes the state record, then moves the slot. It runs with the
-// relay's own rights. After an error, what it returns says what it had decided.
+// Skip gives up what was committed before o.To and is not delivered, or the one transaction that cannot be decoded: it writes the state record, then moves the slot. It runs with the
+// relay's own rights. It returns what it gave up, after an error too.
 func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err error) {
 	d, err := p.kind.decide(ctx, decideOptions{o.Wait, o.DryRun, o.Progress})
 	if err != nil {
@@ -43,7 +45,7 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 		return s, err
 	}
 	to := o.To
-	if to == 0 {
+	if o.Next {
 		if to, err = d.undecodable(ctx); err != nil {
 			return s, err
 		}
@@ -54,7 +56,7 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 	}
 	s.Range = cdc.Range{From: d.State.Covered, To: to}
 	s.What = "rows that are not delivered and were committed in this range are given up"
-	if o.To == 0 {
+	if o.Next {
 		s.What = "the one transaction that PostgreSQL cannot decode is given up"
 	} else if transactions, rows, err := d.pg.Waiting(ctx, s.From, to); err != nil {
 		s.Uncounted = err
@@ -73,6 +75,9 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 			return s, err
 		}
 		s.ReplayOpen = cdc.ReplayUntilNow(d.State, &d.Facts)
+	}
+	if o.Decided != nil {
+		o.Decided(s)
 	}
 	if o.DryRun {
 		return s, nil

@@ -15,10 +15,8 @@ import (
 // wal is a pipeline from the WAL: it has a slot and a state record.
 type wal struct{ *Pipeline }
 
-func (w wal) relay(observer cdc.Observer) *cdc.Sessions {
-	// A source of its own: a session uses it while others ask this one.
-	source := postgres.NewSource(w.cfg.Pipeline, w.cfg.Source)
-	return cdc.NewRelay(options(&w.cfg), source, w.sink, route.New(w.cfg.Pipeline, w.cfg.Kafka), observer).Sessions
+func (w wal) relay(observer cdc.Observer) *cdc.Supervisor {
+	return cdc.NewRelay(options(&w.cfg), w.source, w.sink, route.New(w.cfg.Pipeline, w.cfg.Kafka), observer).Supervisor
 }
 
 // options returns what the engine needs of the configuration.
@@ -58,7 +56,7 @@ func (w wal) survey(ctx context.Context, st *Status) {
 			st.DeadLetters = &n
 		}
 	}
-	if st.blocked(w.source.Preflight(ctx)) {
+	if _, err := w.source.Preflight(ctx); st.blocked(err) {
 		state, err := w.sink.Peek(ctx)
 		st.blocked(err)
 		st.records(state)

@@ -42,7 +42,7 @@ func Example() {
 		for _, buyer := range []string{"ada", "bob"} {
 			event := outbox.NewEvent("buyer", buyer, "BuyerWelcomed")
 			event.Payload = []byte(`{"to": "` + buyer + `@shop.example"}`)
-			if err := outbox.Append(ctx, tx, event); err != nil {
+			if err := outbox.Table("outbox").Append(ctx, tx, event); err != nil {
 				return err
 			}
 		}

@@ -37,7 +37,7 @@ type Delivery interface {
 
 // Relay moves one pipeline's pending rows from its table to a target.
 type Relay struct {
-	*cdc.Sessions
+	*cdc.Supervisor
 	cfg      config.Config
 	outbox   *Outbox
 	target   Target
@@ -53,7 +53,7 @@ type Relay struct {
 // New makes a relay. It holds nothing until Run.
 func New(cfg config.Config, target Target, observer cdc.Observer) *Relay {
 	r := &Relay{cfg: cfg, outbox: NewOutbox(cfg.Pipeline, cfg.Source), target: target, observer: cdc.Tee(observer)}
-	r.Sessions = cdc.NewSessions(observer, func(ctx context.Context) error {
+	r.Supervisor = cdc.NewSupervisor(observer, func(ctx context.Context) error {
 		r.motion.began.Store(false)
 		r.motion.rows.Store(0)
 		r.motion.round.Store(0)
@@ -77,7 +77,7 @@ func (r *Relay) session(ctx context.Context) error {
 		return err
 	}
 	defer delivery.Close()
-	r.Enter(cdc.Streaming, nil)
+	r.SetRole(cdc.Streaming, nil)
 	r.motion.began.Store(true)
 	watching, stop := context.WithCancel(ctx)
 	var watcher sync.WaitGroup

@@ -20,11 +20,11 @@ const (
 )
 
 // claim says for as long as the replication connection lives that it streams the table, once it does.
-func (s *Source) claim(ctx context.Context, pg *pgconn.PgConn) error {
-	if s.tableOID == 0 {
+func claim(ctx context.Context, pg *pgconn.PgConn, table uint32) error {
+	if table == 0 {
 		return nil
 	}
-	_, err := pg.Exec(ctx, fmt.Sprintf("SELECT pg_try_advisory_lock_shared(%d, %d)", streamedLock, int32(s.tableOID))).ReadAll()
+	_, err := pg.Exec(ctx, fmt.Sprintf("SELECT pg_try_advisory_lock_shared(%d, %d)", streamedLock, int32(table))).ReadAll()
 	return err
 }
 

@@ -121,7 +121,7 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 	if err != nil || facts.WALEnd < 2 {
 		t.Errorf("the end of the WAL is %s, as the function in another schema says: %v", facts.WALEnd, err)
 	}
-	if _, id, err := s.Connect(t.Context()); err != nil || id.Timeout != 7*time.Second {
+	if _, id, err := s.Connect(t.Context(), 0); err != nil || id.Timeout != 7*time.Second {
 		t.Errorf("wal_sender_timeout is told as %s: %v", id.Timeout, err)
 	}
 }
@@ -137,7 +137,7 @@ func ways(ctx context.Context, text string) map[string]func() error {
 	}
 	other := NewSource("test", at)
 	return map[string]func() error{
-		"source.url, preflight":   func() error { return s.Preflight(ctx) },
+		"source.url, preflight":   func() error { _, err := s.Preflight(ctx); return err },
 		"source.url, facts":       func() error { _, err := s.Facts(ctx); return err },
 		"source.url, replication": func() error { _, err := login{key: sourceURL, url: text}.replicate(ctx); return err },
 		"source.url, polling":     func() error { _, err := s.OpenTable(ctx); return err },

@@ -125,7 +125,8 @@ func TestInitOnAGuardedServer(t *testing.T) {
 				}
 				return
 			}
-			if err := s.Preflight(t.Context()); err != nil {
+			table, err := s.Preflight(t.Context())
+			if err != nil {
 				t.Errorf("the relay's own look: %v", err)
 			}
 			if !c.slot {
@@ -142,7 +143,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if err != nil || ownErr != nil || theirs.SystemID == "" || theirs.SystemID != ours.SystemID || theirs.Timeline != ours.Timeline {
 				t.Errorf("the server is %+v (%v) to the administrator and %+v (%v) to the relay", theirs, err, ours, ownErr)
 			}
-			stream, _, err := s.Connect(t.Context())
+			stream, _, err := s.Connect(t.Context(), table)
 			if err == nil {
 				err = stream.Start(t.Context())
 				_ = stream.Close()

@@ -142,10 +142,11 @@ func TestRecord(t *testing.T) {
 	}
 
 	source := NewSource("record", cfg)
-	if err := source.Preflight(ctx); err != nil {
+	table, err := source.Preflight(ctx)
+	if err != nil {
 		t.Fatal(err)
 	}
-	opened, _, err := source.Connect(ctx)
+	opened, _, err := source.Connect(ctx, table)
 	if err != nil {
 		t.Fatal(err)
 	}

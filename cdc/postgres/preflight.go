@@ -18,7 +18,6 @@ import (
 type Source struct {
 	cfg         config.Source
 	application string
-	tableOID    uint32 // pinned by Preflight at the session's start
 }
 
 var _ cdc.Source = (*Source)(nil)
@@ -52,11 +51,11 @@ func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]st
 }
 
 // Preflight checks what a session needs of the server, with the relay's own rights, and reports everything that is wrong at
-// once. What is wrong with publication and table alone is in Facts.
-func (s *Source) Preflight(ctx context.Context) error {
+// once. What is wrong with publication and table alone is in Facts. It returns the table's OID, 0 where there is no table.
+func (s *Source) Preflight(ctx context.Context) (uint32, error) {
 	conn, err := s.Open(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
 	var problems []string
@@ -64,17 +63,17 @@ func (s *Source) Preflight(ctx context.Context) error {
 
 	g, err := readGuard(ctx, conn)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var version int
 	var walLevel string
 	var standby bool
 	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery()`).Scan(&version, &walLevel, &standby)
 	if err != nil {
-		return classify("ask for the server's settings", err)
+		return 0, classify("ask for the server's settings", err)
 	}
 	if standby {
-		return errors.New("source.url: the server is a standby: waiting for its promotion; to find the primary by itself, name all hosts and target_session_attrs=read-write")
+		return 0, errors.New("source.url: the server is a standby: waiting for its promotion; to find the primary by itself, name all hosts and target_session_attrs=read-write")
 	}
 	if version < 140000 {
 		bad("PostgreSQL %d is too old: 14 or newer is needed", version/10000)
@@ -86,19 +85,18 @@ func (s *Source) Preflight(ctx context.Context) error {
 		bad("role %q may not replicate: %s", g.me, g.letReplicate(g.me))
 	}
 	if problem, err := s.checkSlot(ctx, conn); err != nil {
-		return err
+		return 0, err
 	} else if problem != "" {
 		bad("%s", problem)
 	}
-	f, table, err := s.look(ctx, conn)
+	f, t, err := s.look(ctx, conn)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	s.tableOID = table.oid
 	if len(problems) > 0 {
-		return unfit(slices.Concat(problems, f.Hidden, f.Unfit)) // all of it in one go
+		return 0, unfit(slices.Concat(problems, f.Hidden, f.Unfit)) // all of it in one go
 	}
-	return nil
+	return t.oid, nil
 }
 
 // checkSlot looks at what the slot is; whether it exists and where it stands is reconciled with the state record.

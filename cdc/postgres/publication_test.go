@@ -35,10 +35,11 @@ func TestPublicationThatWasMissingAtAPlaceInTheWAL(t *testing.T) {
 		}
 	}
 	source := NewSource("missing", cfg)
-	if err := source.Preflight(t.Context()); err != nil {
+	table, err := source.Preflight(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	stream, _, err := source.Connect(t.Context())
+	stream, _, err := source.Connect(t.Context(), table)
 	if err != nil {
 		t.Fatal(err)
 	}

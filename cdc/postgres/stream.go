@@ -49,8 +49,9 @@ type stream struct {
 
 var _ cdc.Stream = (*stream)(nil)
 
-// Connect opens the replication connection and asks the server who it is.
-func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) {
+// Connect opens the replication connection and asks the server who it is. The stream hands over the inserts into the table with that
+// OID, which nobody polls while the stream is open; 0 is no table.
+func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Identity, error) {
 	pg, err := login{key: sourceURL, url: s.cfg.URL, application: s.application}.replicate(ctx)
 	if err != nil {
 		return nil, cdc.Identity{}, err
@@ -68,16 +69,11 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("ask for the backend's process id", err)
 	}
-	if err := s.claim(ctx, pg); err != nil {
+	if err := claim(ctx, pg, table); err != nil {
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("take the outbox table", err)
 	}
-	if sys.Timeline > 1 {
-		// Without its history file a server is taken for one that branched off elsewhere: a Halt, where it matters.
-		if h, err := pglogrepl.TimelineHistory(ctx, pg, sys.Timeline); err == nil {
-			id.History = parseHistory(string(h.Content))
-		}
-	}
+	id.History = past(ctx, pg, sys.Timeline)
 	// A write that took long has left a reader of pgconn's behind, which would take the stream's first bytes.
 	if err := pg.SyncConn(ctx); err != nil {
 		_ = pg.Close(ctx)
@@ -88,7 +84,7 @@ func (s *Source) Connect(ctx context.Context) (cdc.Stream, cdc.Identity, error) 
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, fmt.Errorf("take over the replication connection: %w", err)
 	}
-	st := newStream(s.cfg, hijacked.Conn, newDecoder(s.cfg, s.tableOID))
+	st := newStream(s.cfg, hijacked.Conn, newDecoder(s.cfg, table))
 	id.Window, id.Wire = st.socket.keepShut()
 	return st, id, nil
 }

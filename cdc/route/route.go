@@ -12,6 +12,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/header"
 )
 
 const (
@@ -40,9 +41,12 @@ type Router struct {
 type names struct{ id, typ, lsn, seq, source, createdAt string }
 
 var (
-	ours = names{id: "id", typ: "type", lsn: "lsn", seq: "seq", source: "source", createdAt: "created_at"}
+	ours = names{id: header.ID, typ: header.Type, lsn: header.LSN, seq: header.Seq, source: header.Source, createdAt: header.CreatedAt}
 	// Version 1.0 of CloudEvents, binary mode of its Kafka protocol binding. Position is an extension of ours.
-	cloudEvents = names{id: "ce_id", typ: "ce_type", lsn: "ce_lsn", seq: "ce_seq", source: "ce_source", createdAt: "ce_time"}
+	cloudEvents = names{
+		id: header.CloudEvents + header.ID, typ: header.CloudEvents + header.Type, lsn: header.CloudEvents + header.LSN,
+		seq: header.CloudEvents + header.Seq, source: header.CloudEvents + header.Source, createdAt: header.CloudEvents + header.Time,
+	}
 	specVersion = []byte("1.0")
 )
 
@@ -125,8 +129,8 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	}
 	if r.cloud {
 		rec.Headers = append(rec.Headers,
-			cdc.Header{Key: "ce_specversion", Value: specVersion},
-			cdc.Header{Key: "ce_subject", Value: row.AggregateID})
+			cdc.Header{Key: header.CloudEvents + "specversion", Value: specVersion},
+			cdc.Header{Key: header.CloudEvents + "subject", Value: row.AggregateID})
 		if r.content != nil {
 			rec.Headers = append(rec.Headers, cdc.Header{Key: "content-type", Value: r.content})
 		}

@@ -86,7 +86,6 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	limited, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("--timeout: %s are over", c.Timeout))
 	defer cancel()
 
-	// A PostgreSQL and a Kafka.
 	fmt.Fprintln(out, "Starting PostgreSQL and Kafka.")
 	pg, err := devenv.StartPostgres(limited, devenv.PostgresConfig{Fetching: func(version string) {
 		fmt.Fprintf(out, "No PostgreSQL is installed: fetching version %s, about 15 MB, once\n", version)
@@ -101,100 +100,26 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	}
 	defer broker.Close()
 
-	// Once: both databases with their schemas and roles; role, slot, topics and first state record of the relay.
-	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
-		name := string(database)
-		if err := pg.CreateDatabase(limited, name); err != nil {
-			return err
-		}
-		if err := sql.Migrate(limited, database, pg.URL(name), pg.URLFor(name+"_service", "", name), io.Discard); err != nil {
-			return err
-		}
+	d := demo{parts: with, pg: pg, brokers: broker.Brokers(), log: log}
+	if err := d.databases(limited); err != nil {
+		return err
 	}
-	relayLog, relayReg, relayMux := log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
-	var relays pipeline.Group
-	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
-		cfg := config.Default()
-		cfg.Pipeline = string(database)
-		cfg.Source.URL = pg.URLFor("walpost", "", string(database))
-		cfg.Source.StatusInterval = 100 * time.Millisecond // nobody wants to watch the slot for the usual second
-		cfg.Kafka.Brokers = broker.Brokers()
-		cfg.Kafka.AggregateTypes = []string{"order"}
-		cfg.Kafka.Replication = 1
-		if database == sql.Inventory {
-			cfg.Source.Slot = inventorySlot
-			cfg.Kafka.AggregateTypes = []string{"stock"}
-		}
-		p, err := with.relay(cfg, pipeline.Options{Log: relayLog, Registerer: relayReg})
+	var urls [3]string
+	for i, start := range []func(context.Context) (component, error){d.relays, d.orders, d.inventory} {
+		s, err := start(limited)
 		if err != nil {
 			return err
 		}
-		if _, err := p.Init(limited, pipeline.InitOptions{AdminURL: pg.URL(string(database))}); err != nil {
+		defer s.close()
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
 			return err
 		}
-		relays = append(relays, p)
+		defer ln.Close()
+		urls[i] = "http://" + ln.Addr().String()
+		group.Go(func() error { return app.Serve(ctx, ln, s.handler, s.log) })
+		group.Go(func() error { return s.run(ctx) })
 	}
-
-	// The order service: HTTP and PostgreSQL, which know no Kafka, and beside them what consumes the stock's answers.
-	ordersLog, ordersReg, ordersMux := log.With().Str("service", "orders").Logger(), app.NewRegistry(), http.NewServeMux()
-	store, err := orders.Open(ctx, pg.URLFor("orders_service", "", "orders"))
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	ordersPool, err := pgxpool.New(ctx, pg.URLFor("orders_service", "", "orders"))
-	if err != nil {
-		return err
-	}
-	defer ordersPool.Close()
-	answers := saga.Inbox(ordersLog)
-	answers.Brokers, answers.Topic, answers.Group, answers.Pool, answers.Policy, answers.Log = broker.Brokers(), stockTopic, saga.Group, ordersPool, inbox.ParkKey, ordersLog
-	wayBack, err := inbox.New(answers)
-	if err != nil {
-		return err
-	}
-	app.OpsRoutes(ordersMux, ordersReg, func(ctx context.Context) error { return errors.Join(store.Ready(ctx), wayBack.Ready(ctx)) })
-	orders.Routes(ordersMux, store, ordersReg, ordersLog)
-
-	// The relay: two WALs to Kafka, each as if it were alone.
-	app.OpsRoutes(relayMux, relayReg, relays.Ready)
-	relays.Routes(relayMux)
-
-	// The inventory service: Kafka to PostgreSQL, and HTTP.
-	inventoryLog, inventoryReg, inventoryMux := log.With().Str("service", "inventory").Logger(), app.NewRegistry(), http.NewServeMux()
-	pool, err := pgxpool.New(ctx, pg.URLFor("inventory_service", "", "inventory"))
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	stock, metrics := inventory.NewStore(pool), inventory.NewMetrics(inventoryReg)
-	consumption := inventory.ConsumerConfig{
-		Brokers: broker.Brokers(), Topic: orderTopic, Group: "inventory", Store: stock, Metrics: metrics, Log: inventoryLog, Policy: inbox.ParkKey,
-	}.Inbox()
-	consumer, err := inbox.New(consumption)
-	if err != nil {
-		return err
-	}
-	app.OpsRoutes(inventoryMux, inventoryReg, consumer.Ready)
-	inventory.Routes(inventoryMux, stock, inbox.NewOperator(consumption, "demo"), metrics, inventoryLog)
-
-	var listeners [3]net.Listener
-	var urls [3]string
-	for i := range listeners {
-		if listeners[i], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			return err
-		}
-		defer listeners[i].Close()
-		urls[i] = "http://" + listeners[i].Addr().String()
-	}
-	group.Go(func() error { return app.Serve(ctx, listeners[0], app.Instrument(ordersReg, ordersMux), ordersLog) })
-	group.Go(func() error {
-		return app.Serve(ctx, listeners[1], app.Instrument(inventoryReg, inventoryMux), inventoryLog)
-	})
-	group.Go(func() error { return app.Serve(ctx, listeners[2], relayMux, relayLog) })
-	group.Go(func() error { return relays.Run(ctx) })
-	group.Go(func() error { return wayBack.Run(ctx) })
-	group.Go(func() error { return with.consume(consumer, ctx) })
 
 	// And somebody who buys, and looks at everything.
 	group.Go(func() error {
@@ -210,4 +135,104 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 		return w.goOn(ctx)
 	})
 	return group.Wait()
+}
+
+// demo is the servers that the services need.
+type demo struct {
+	parts
+	pg      *devenv.Postgres
+	brokers []string
+	log     zerolog.Logger
+}
+
+// component is one of the three that run.
+type component struct {
+	log     zerolog.Logger
+	handler http.Handler
+	run     func(context.Context) error // beside its HTTP
+	close   func()
+}
+
+// databases makes both databases, with their schemas and roles.
+func (d *demo) databases(ctx context.Context) error {
+	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
+		name := string(database)
+		if err := d.pg.CreateDatabase(ctx, name); err != nil {
+			return err
+		}
+		if err := sql.Migrate(ctx, database, d.pg.URL(name), d.pg.URLFor(name+"_service", "", name), io.Discard); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// relays makes the relay: two WALs to Kafka, each as if it were alone. Once, it makes their roles, slots, topics and first state records.
+func (d *demo) relays(ctx context.Context) (component, error) {
+	log, reg, mux := d.log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
+	var relays pipeline.Group
+	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
+		cfg := config.Default()
+		cfg.Pipeline = string(database)
+		cfg.Source.URL = d.pg.URLFor("walpost", "", string(database))
+		cfg.Source.StatusInterval = 100 * time.Millisecond // nobody wants to watch the slot for the usual second
+		cfg.Kafka.Brokers = d.brokers
+		cfg.Kafka.AggregateTypes = []string{"order"}
+		cfg.Kafka.Replication = 1
+		if database == sql.Inventory {
+			cfg.Source.Slot = inventorySlot
+			cfg.Kafka.AggregateTypes = []string{"stock"}
+		}
+		p, err := d.relay(cfg, pipeline.Options{Log: log, Registerer: reg})
+		if err != nil {
+			return component{}, err
+		}
+		if _, err := p.Init(ctx, pipeline.InitOptions{AdminURL: d.pg.URL(string(database))}); err != nil {
+			return component{}, err
+		}
+		relays = append(relays, p)
+	}
+	app.OpsRoutes(mux, reg, relays.Ready)
+	relays.Routes(mux)
+	return component{log, mux, relays.Run, func() {}}, nil
+}
+
+// orders makes the order service: HTTP and PostgreSQL, which know no Kafka, and beside them what consumes the stock's answers.
+func (d *demo) orders(ctx context.Context) (component, error) {
+	log, reg, mux := d.log.With().Str("service", "orders").Logger(), app.NewRegistry(), http.NewServeMux()
+	store, err := orders.Open(ctx, d.pg.URLFor("orders_service", "", "orders"))
+	if err != nil {
+		return component{}, err
+	}
+	answers := saga.Inbox(log)
+	answers.Brokers, answers.Topic, answers.Group, answers.Pool, answers.Policy, answers.Log = d.brokers, stockTopic, saga.Group, store.Pool(), inbox.ParkKey, log
+	wayBack, err := inbox.New(answers)
+	if err != nil {
+		store.Close()
+		return component{}, err
+	}
+	app.OpsRoutes(mux, reg, func(ctx context.Context) error { return errors.Join(store.Ready(ctx), wayBack.Ready(ctx)) })
+	orders.Routes(mux, store, reg, log)
+	return component{log, app.Instrument(reg, mux), wayBack.Run, store.Close}, nil
+}
+
+// inventory makes the inventory service: Kafka to PostgreSQL, and HTTP.
+func (d *demo) inventory(ctx context.Context) (component, error) {
+	log, reg, mux := d.log.With().Str("service", "inventory").Logger(), app.NewRegistry(), http.NewServeMux()
+	pool, err := pgxpool.New(ctx, d.pg.URLFor("inventory_service", "", "inventory"))
+	if err != nil {
+		return component{}, err
+	}
+	stock, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
+	consumption := inventory.ConsumerConfig{
+		Brokers: d.brokers, Topic: orderTopic, Group: "inventory", Store: stock, Metrics: metrics, Log: log, Policy: inbox.ParkKey,
+	}.Inbox()
+	consumer, err := inbox.New(consumption)
+	if err != nil {
+		pool.Close()
+		return component{}, err
+	}
+	app.OpsRoutes(mux, reg, consumer.Ready)
+	inventory.Routes(mux, stock, inbox.NewOperator(consumption, "demo"), metrics, log)
+	return component{log, app.Instrument(reg, mux), func(ctx context.Context) error { return d.consume(consumer, ctx) }, pool.Close}, nil
 }

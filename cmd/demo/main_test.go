@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 // once runs the demo in this process and returns what it showed and logged.
 func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logged string, err error) {
 	t.Helper()
-	var stdout, stderr buffer
+	var stdout, stderr cdctest.Log
 	err = runWith(t.Context(), with, append([]string{"--once"}, args...), func(string) string { return "" }, io.MultiWriter(&stdout, out), &stderr)
 	return stdout.String(), stderr.String(), err
 }
@@ -224,7 +224,7 @@ type child struct {
 	testing.TB
 	cmd      *exec.Cmd
 	temp     string
-	out, err buffer
+	out, err cdctest.Log
 }
 
 func spawn(t *testing.T, args ...string) *child {
@@ -393,22 +393,4 @@ func TestSIGKILLLeavesNoServer(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// buffer is written and read at once.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

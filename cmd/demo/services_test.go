@@ -108,7 +108,7 @@ func (s *shop) command(program string, args ...string) *exec.Cmd {
 
 // service is one running program.
 type service struct {
-	log  buffer
+	log  cdctest.Log
 	stop func() // by SIGTERM; it must end well
 }
 

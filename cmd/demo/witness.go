@@ -51,7 +51,7 @@ type way struct {
 
 // newWitness gets the URLs of orders, inventory and relay.
 func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, urls [3]string, patience time.Duration, out io.Writer) (*witness, error) {
-	w := &witness{out: out, patience: patience, database: pg.URL("orders"), orders: urls[0], inventory: urls[1], relay: urls[2]}
+	w := &witness{out: out, patience: patience, database: pg.URL("orders"), relay: urls[0], orders: urls[1], inventory: urls[2]}
 	var err1, err2, err3 error
 	w.ordersDB, err1 = pgx.Connect(ctx, pg.URL("orders"))
 	w.inventoryDB, err2 = pgx.Connect(ctx, pg.URL("inventory"))

@@ -83,15 +83,15 @@ func newService(t *testing.T) *service {
 
 func (s *service) getenv(name string) string { return s.env[name] }
 
-// A process is the program, started by the test binary itself.
-type process struct {
+// A child is the program, started by the test binary itself.
+type child struct {
 	*exec.Cmd
 	log bytes.Buffer
 }
 
-func (s *service) start() *process {
+func (s *service) start() *child {
 	s.Helper()
-	p := &process{Cmd: exec.Command(os.Args[0])}
+	p := &child{Cmd: exec.Command(os.Args[0])}
 	p.Env = append(os.Environ(), "INVENTORY_TEST_MAIN=1")
 	for name, value := range s.env {
 		p.Env = append(p.Env, name+"="+value)
@@ -110,7 +110,7 @@ func (s *service) start() *process {
 }
 
 // kill ends the process where it stands, and lets the broker notice at once instead of after the session timeout.
-func (s *service) kill(p *process) {
+func (s *service) kill(p *child) {
 	s.Helper()
 	if err := p.Process.Kill(); err != nil {
 		s.Fatal(err)
@@ -120,7 +120,7 @@ func (s *service) kill(p *process) {
 }
 
 // terminate asks the process to stop and wants it to end well.
-func (s *service) terminate(p *process) {
+func (s *service) terminate(p *child) {
 	s.Helper()
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		s.Fatal(err)

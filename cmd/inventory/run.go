@@ -19,7 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
-	"github.com/walpost/walpost/cmd/internal/operate"
+	"github.com/walpost/walpost/cmd/internal/inboxcmd"
 	"github.com/walpost/walpost/inventory"
 	"github.com/walpost/walpost/sql"
 )
@@ -31,11 +31,11 @@ type cli struct {
 	LogLevel    string `env:"LOG_LEVEL" default:"info" help:"trace, debug, info, warn or error. At debug there is a line per event."`
 	LogFormat   string `env:"LOG_FORMAT" help:"json or console; console on a terminal when not given."`
 
-	Serve   serve    `cmd:"" default:"withargs" help:"Consume events and answer HTTP (the default)."`
-	Parked  parked   `cmd:"" help:"See events that could not be applied, and decide about them."`
-	Replay  replay   `cmd:"" help:"Give the consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
-	Migrate migrate  `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights."`
-	Version struct{} `cmd:"" help:"Print the version."`
+	Serve   serveCmd   `cmd:"" default:"withargs" help:"Consume events and answer HTTP (the default)."`
+	Parked  parkedCmd  `cmd:"" help:"See events that could not be applied, and decide about them."`
+	Replay  replayCmd  `cmd:"" help:"Give the consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
+	Migrate migrateCmd `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights."`
+	Version versionCmd `cmd:"" help:"Print the version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
@@ -47,18 +47,28 @@ type source struct {
 	Group   string   `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
 }
 
-type parked struct {
+type parkedCmd struct {
 	Topic string `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
 	Group string `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group."`
-	operate.Parked
+	inboxcmd.Parked
 }
 
-type replay struct {
+// ProvideInboxes is called by kong for the commands below.
+func (c *parkedCmd) ProvideInboxes(p *process) *inboxcmd.Inboxes {
+	return p.inboxes(source{Topic: c.Topic, Group: c.Group})
+}
+
+type replayCmd struct {
 	source
-	operate.Replay
+	inboxcmd.Replay
 }
 
-type serve struct {
+// ProvideInboxes is called by kong for Run, which is Replay's.
+func (c *replayCmd) ProvideInboxes(p *process) (*inboxcmd.Inboxes, error) {
+	return p.inboxes(c.source), errors.Join(c.Check(), c.source.check())
+}
+
+type serveCmd struct {
 	source
 	Policy    inbox.Policy  `env:"INVENTORY_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
 	Batch     int           `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
@@ -67,7 +77,9 @@ type serve struct {
 	HTTP string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
 }
 
-type migrate struct {
+type versionCmd struct{}
+
+type migrateCmd struct {
 	AdminURL string `name:"admin-database-url" env:"INVENTORY_ADMIN_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that may create tables and roles."`
 
 	ReaderURL string `name:"reader-database-url" env:"INVENTORY_READER_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that reads names and pictures of products and nothing else: what the order service's mails need. Made when given."`
@@ -79,55 +91,53 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if command == nil || err != nil {
 		return err
 	}
-	switch name := command.Command(); {
-	case name == "healthcheck <url>":
-		return flags.Healthcheck.Run(ctx)
-	case name == "version":
-		_, err := fmt.Fprintln(stdout, "inventory", app.Version())
-		return err
-	case name == "migrate":
-		return flags.migrate(ctx, stdout)
-	case name == "replay":
-		return flags.replay(ctx, stdout)
-	case strings.HasPrefix(name, "parked "):
-		return flags.operate(ctx, source{Topic: flags.Parked.Topic, Group: flags.Parked.Group}, func(operator *inbox.Operator) error {
-			return flags.Parked.Run(ctx, name, "inventory", operator, stdout)
-		})
-	default:
-		return flags.serve(ctx, stderr)
-	}
+	command.BindTo(ctx, (*context.Context)(nil))
+	return command.Run(&process{cli: &flags, stdout: stdout, stderr: stderr})
 }
 
-func (c *cli) migrate(ctx context.Context, stdout io.Writer) error {
+// process is what a command gets.
+type process struct {
+	cli            *cli
+	stdout, stderr io.Writer
+}
+
+// Run prints the version.
+func (*versionCmd) Run(p *process) error {
+	_, err := fmt.Fprintln(p.stdout, "inventory", app.Version())
+	return err
+}
+
+// Run brings the database to the newest schema.
+func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	var errs []error
-	if c.DatabaseURL == "" {
+	if p.cli.DatabaseURL == "" {
 		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory; migrate makes that role and sets its password"))
 	}
-	if c.Migrate.AdminURL == "" {
+	if c.AdminURL == "" {
 		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory"))
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	if err := sql.Migrate(ctx, sql.Inventory, c.Migrate.AdminURL, c.DatabaseURL, stdout); err != nil || c.Migrate.ReaderURL == "" {
+	if err := sql.Migrate(ctx, sql.Inventory, c.AdminURL, p.cli.DatabaseURL, p.stdout); err != nil || c.ReaderURL == "" {
 		return err
 	}
-	return sql.GrantReader(ctx, c.Migrate.AdminURL, c.DatabaseURL, c.Migrate.ReaderURL, stdout)
+	return sql.GrantReader(ctx, c.AdminURL, p.cli.DatabaseURL, c.ReaderURL, p.stdout)
 }
 
-// serve reports everything that is wrong with the configuration at once. What is only away, PostgreSQL or Kafka, is
+// Run consumes events and answers HTTP. It reports everything that is wrong with the configuration at once. What is only away, PostgreSQL or Kafka, is
 // waited for: /readyz and the log say so.
-func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
-	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
-	pool, poolErr := c.pool(ctx)
+func (c *serveCmd) Run(ctx context.Context, p *process) error {
+	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
+	pool, poolErr := p.pool(ctx)
 	if poolErr == nil {
 		defer pool.Close()
 	}
-	if err := errors.Join(logErr, poolErr, c.Serve.check()); err != nil {
+	if err := errors.Join(logErr, poolErr, c.check()); err != nil {
 		return err
 	}
 	log = log.With().Str("service", "inventory").Logger()
-	ln, err := net.Listen("tcp", c.Serve.HTTP)
+	ln, err := net.Listen("tcp", c.HTTP)
 	if err != nil {
 		return fmt.Errorf("--http (INVENTORY_HTTP): %w: choose a free address of this machine", err)
 	}
@@ -136,8 +146,8 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 	reg := app.NewRegistry()
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
 	cfg := inventory.ConsumerConfig{
-		Brokers: c.Serve.Brokers, Topic: c.Serve.Topic, Group: c.Serve.Group, Store: store, Metrics: metrics, Log: log,
-		Policy: c.Serve.Policy, Batch: c.Serve.Batch, Retention: c.Serve.Retention,
+		Brokers: c.Brokers, Topic: c.Topic, Group: c.Group, Store: store, Metrics: metrics, Log: log,
+		Policy: c.Policy, Batch: c.Batch, Retention: c.Retention,
 	}.Inbox()
 	consumer, err := inbox.New(cfg)
 	if err != nil {
@@ -156,34 +166,29 @@ func (c *cli) serve(ctx context.Context, stderr io.Writer) error {
 	return group.Wait()
 }
 
-func (c *cli) replay(ctx context.Context, stdout io.Writer) error {
-	if err := errors.Join(c.Replay.Check(), c.Replay.source.check()); err != nil {
-		return err
+// inboxes returns the service's one inbox, as its consumer would fill it.
+func (p *process) inboxes(src source) *inboxcmd.Inboxes {
+	return &inboxcmd.Inboxes{
+		Program: "inventory", Groups: []string{src.Group}, Stdout: p.stdout,
+		Open: func(ctx context.Context, _ string, do func(inbox.Config) error) error {
+			pool, err := p.pool(ctx)
+			if err != nil {
+				return err
+			}
+			defer pool.Close()
+			return do(inventory.ConsumerConfig{
+				Brokers: src.Brokers, Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
+				Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
+			}.Inbox())
+		},
 	}
-	return c.operate(ctx, c.Replay.source, func(operator *inbox.Operator) error {
-		return c.Replay.Run(ctx, c.Replay.Group, operator, stdout)
-	})
 }
 
-// operate looks at the inbox as the service would fill it.
-func (c *cli) operate(ctx context.Context, src source, do func(*inbox.Operator) error) error {
-	pool, err := c.pool(ctx)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	cfg := inventory.ConsumerConfig{
-		Brokers: src.Brokers, Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
-		Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
-	}
-	return do(inbox.NewOperator(cfg.Inbox(), operate.Who()))
-}
-
-func (c *cli) pool(ctx context.Context) (*pgxpool.Pool, error) {
-	if c.DatabaseURL == "" {
+func (p *process) pool(ctx context.Context) (*pgxpool.Pool, error) {
+	if p.cli.DatabaseURL == "" {
 		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory")
 	}
-	config, err := pgxpool.ParseConfig(c.DatabaseURL)
+	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
 	}
@@ -196,7 +201,7 @@ func (c *cli) pool(ctx context.Context) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-func (s *serve) check() error {
+func (s *serveCmd) check() error {
 	err := s.source.check()
 	if httpErr := checkAddress(s.HTTP); httpErr != nil {
 		err = errors.Join(err, fmt.Errorf("--http (INVENTORY_HTTP): %w", httpErr))

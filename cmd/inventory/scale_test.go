@@ -52,7 +52,7 @@ func TestScaledByPartitions(t *testing.T) {
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 100000)`); err != nil {
 		t.Fatal(err)
 	}
-	env, processes := s.env, make([]*process, 3)
+	env, processes := s.env, make([]*child, 3)
 	for i := range processes {
 		port, err := devenv.FreePort()
 		if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -26,21 +25,20 @@ import (
 
 // groups are this service's consumer groups, each independent of the others: a new one is one entry here.
 var groups = []group{
-	{name: saga.Group, topic: stockEvents, open: func(s *shared) (inbox.Config, background) { return saga.Inbox(s.log), nil }},
-	{name: notify.ChannelMail, topic: orderEvents, prepare: (*notifications).prepareMail, open: (*shared).mail},
-	{name: notify.ChannelWebhook, topic: orderEvents, prepare: (*notifications).prepareWebhook, open: (*shared).webhook},
-	{name: statistics.Group, topic: orderEvents, open: func(*shared) (inbox.Config, background) { return statistics.Inbox(), nil }},
+	{name: saga.Group, topic: stockEvents, inbox: func(s shared) inbox.Config { return saga.Inbox(s.log) }},
+	{name: notify.ChannelMail, topic: orderEvents, inbox: func(s shared) inbox.Config { return notify.NewStore(s.pool).Inbox(notify.ChannelMail, "") }, sender: sendFlags.mail},
+	{name: notify.ChannelWebhook, topic: orderEvents, inbox: func(s shared) inbox.Config { return notify.NewStore(s.pool).Inbox(notify.ChannelWebhook, s.to) }, sender: sendFlags.webhook},
+	{name: statistics.Group, topic: orderEvents, inbox: func(shared) inbox.Config { return statistics.Inbox() }},
 }
 
 // A group applies the events of one topic to the orders database.
 type group struct {
 	name  string
 	topic func(kafka) string
-	// prepare checks the group's own configuration, and says which variable to set where nothing of it is there: then the group is left out,
-	// unless it was named. It may be nil.
-	prepare func(*notifications) (missing string, err error)
-	// open gives what is special about its consumer, and what runs beside it, or nil.
-	open func(*shared) (inbox.Config, background)
+	inbox func(shared) inbox.Config // what is special about its consumer
+	// sender returns what sends beside the consumer, or what is wrong with its flags; missing says which variables to set where none of
+	// them is: then the group is left out, unless it was named. It may be nil.
+	sender func(sendFlags) (s sender, missing string, err error)
 }
 
 // background works until ctx ends, and then returns nil.
@@ -51,7 +49,7 @@ type shared struct {
 	pool *pgxpool.Pool // of this group alone
 	reg  prometheus.Registerer
 	log  zerolog.Logger
-	told *notifications // nothing in it where a group only looks at its inbox
+	to   string // whom webhooks go to; empty where a group only looks at its inbox
 }
 
 func orderEvents(k kafka) string { return k.Topic }
@@ -72,9 +70,9 @@ func (k kafka) check() error {
 	return nil
 }
 
-type consume struct {
+type consumeCmd struct {
 	kafka
-	notifications
+	sendFlags
 	Groups    []string      `arg:"" optional:"" name:"group" help:"The groups to consume; all when none is named."`
 	Policy    inbox.Policy  `env:"ORDERS_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
 	Batch     int           `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
@@ -102,37 +100,38 @@ func chosen(names []string) ([]group, error) {
 	return slices.DeleteFunc(slices.Clone(groups), func(g group) bool { return !slices.Contains(names, g.name) }), nil
 }
 
-// prepared are those of the groups that are configured. A group that was named must be.
-func (c *consume) prepared(asked []group, log zerolog.Logger) (ready []group, err error) {
+// senders returns those of the groups that are configured, and what sends beside them. A group that was named must be configured.
+func (c *consumeCmd) senders(asked []group, log zerolog.Logger) (ready []group, senders map[string]sender, err error) {
+	senders = map[string]sender{}
 	for _, g := range asked {
-		var missing string
-		var wrong error
-		if g.prepare != nil {
-			missing, wrong = g.prepare(&c.notifications)
+		if g.sender == nil {
+			ready = append(ready, g)
+			continue
 		}
+		s, missing, wrong := g.sender(c.sendFlags)
 		switch {
 		case wrong != nil && (missing == "" || slices.Contains(c.Groups, g.name)):
 			err = errors.Join(err, wrong)
 		case wrong != nil:
 			log.Warn().Str("group", g.name).Msg("left out, for nothing says where to send: set " + missing)
 		default:
-			ready = append(ready, g)
+			ready, senders[g.name] = append(ready, g), s
 		}
 	}
-	return ready, err
+	return ready, senders, err
 }
 
-// inbox is a group's consumer, all of it.
-func (g group) inbox(k kafka, s shared) (inbox.Config, background) {
-	cfg, beside := g.open(&s)
+// config is a group's consumer, all of it.
+func (g group) config(k kafka, s shared) inbox.Config {
+	cfg := g.inbox(s)
 	cfg.Brokers, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
 	cfg.Metrics = inbox.NewMetrics(prometheus.WrapRegistererWith(prometheus.Labels{"group": g.name}, s.reg), "orders_inbox", cfg.Types...)
-	return cfg, beside
+	return cfg
 }
 
 // connect gives a group its own connections, so that one whose database work takes long delays no other.
-func (c *cli) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(c.DatabaseURL)
+func (p *process) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
 	if err != nil {
 		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
 	}
@@ -146,16 +145,16 @@ func (c *cli) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// consume runs the chosen groups. What is only away, PostgreSQL or Kafka, is waited for: /readyz and the log say so.
-func (c *cli) consume(ctx context.Context, stderr io.Writer) error {
-	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
-	asked, err := chosen(c.Consume.Groups)
-	asked, prepareErr := c.Consume.prepared(asked, log)
-	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), c.Consume.check(), prepareErr, logErr); err != nil {
+// Run runs the chosen groups. What is only away, PostgreSQL or Kafka, is waited for: /readyz and the log say so.
+func (c *consumeCmd) Run(ctx context.Context, p *process) error {
+	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
+	asked, err := chosen(c.Groups)
+	asked, senders, sendErr := c.senders(asked, log)
+	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL), c.check(), sendErr, logErr); err != nil {
 		return err
 	}
 	log = log.With().Str("service", "orders").Logger()
-	ln, err := net.Listen("tcp", c.Consume.HTTP)
+	ln, err := net.Listen("tcp", c.HTTP)
 	if err != nil {
 		return fmt.Errorf("--http (ORDERS_CONSUME_HTTP): %w; stop what listens there or choose another address", err)
 	}
@@ -163,22 +162,28 @@ func (c *cli) consume(ctx context.Context, stderr io.Writer) error {
 	reg, mux := app.NewRegistry(), http.NewServeMux()
 	ready := map[string]func(context.Context) error{}
 	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }}
+	var metrics *notify.Metrics
 	for _, g := range asked {
-		pool, err := c.connect(ctx, g)
+		pool, err := p.connect(ctx, g)
 		if err != nil {
 			return err
 		}
 		defer pool.Close()
-		cfg, beside := g.inbox(c.Consume.kafka, shared{pool, reg, log, &c.Consume.notifications})
-		cfg.Policy, cfg.Batch, cfg.Retention = c.Consume.Policy, c.Consume.Batch, c.Consume.Retention
+		s, sends := senders[g.name]
+		cfg := g.config(c.kafka, shared{pool, reg, log, s.to})
+		cfg.Policy, cfg.Batch, cfg.Retention = c.Policy, c.Batch, c.Retention
 		consumer, err := inbox.New(cfg)
 		if err != nil {
 			return err
 		}
 		ready[g.name] = consumer.Ready
 		work = append(work, consumer.Run)
-		if beside != nil {
-			work = append(work, beside)
+		if sends {
+			store := notify.NewStore(pool)
+			if metrics == nil { // of all channels
+				metrics = notify.NewMetrics(reg, store)
+			}
+			work = append(work, s.in(store, metrics, log))
 		}
 	}
 	app.OpsRoutes(mux, reg, func(ctx context.Context) error {

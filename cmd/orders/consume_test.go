@@ -55,8 +55,8 @@ func newConsumed(t *testing.T) *consumed {
 }
 
 // start consumes groups in this process until stop.
-func (c *consumed) start(groups ...string) (log *syncBuffer, stop func()) {
-	log = &syncBuffer{}
+func (c *consumed) start(groups ...string) (log *cdctest.Log, stop func()) {
+	log = &cdctest.Log{}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, append([]string{"consume"}, groups...), getenv(c.env), io.Discard, log) }()
@@ -207,21 +207,4 @@ func TestConsumeNamesEveryMistakeAtOnce(t *testing.T) {
 			t.Errorf("no %q in: %v", want, err)
 		}
 	}
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,30 +30,37 @@ type cli struct {
 	LogLevel    string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
 	LogFormat   string `env:"LOG_FORMAT" placeholder:"FORMAT" help:"json or console; the default is console on a terminal and json elsewhere."`
 
-	Serve      serve              `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
-	Consume    consume            `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders, what customers and partners are told, and the statistics."`
-	Mail       notices            `cmd:"" help:"See the mails about orders, and have those that failed sent again."`
-	Webhook    notices            `cmd:"" help:"The same of webhooks."`
-	Parked     parked             `cmd:"" help:"See events that could not be applied, and decide about them."`
-	Replay     replay             `cmd:"" help:"Give a consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
-	Statistics statisticsCommands `cmd:"" help:"What was sold, per day and product."`
-	Migrate    migrate            `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
-	Version    version            `cmd:"" help:"Print the build's version."`
+	Serve      serveCmd      `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
+	Consume    consumeCmd    `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders, what customers and partners are told, and the statistics."`
+	Mail       mailCmd       `cmd:"" help:"See the mails about orders, and have those that failed sent again."`
+	Webhook    webhookCmd    `cmd:"" help:"The same of webhooks."`
+	Parked     parkedCmd     `cmd:"" help:"See events that could not be applied, and decide about them."`
+	Replay     replayCmd     `cmd:"" help:"Give a consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
+	Statistics statisticsCmd `cmd:"" help:"What was sold, per day and product."`
+	Migrate    migrateCmd    `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
+	Version    versionCmd    `cmd:"" help:"Print the build's version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
 
-type serve struct {
+type serveCmd struct {
 	HTTP         string `name:"http" default:"127.0.0.1:8081" env:"ORDERS_HTTP" help:"Address to listen on, for orders and for /livez, /readyz and /metrics."`
 	Relay        bool   `env:"ORDERS_RELAY" help:"Relay the outbox too, from within this process, configured as walpost relay is: by the file that WALPOST_CONFIG names, and by WALPOST_ variables. GET /status and /metrics are at --http."`
 	DatabaseWait string `default:"15s" env:"ORDERS_DATABASE_WAIT" help:"How long to wait at the start for a database that does not answer yet."`
 }
 
-type migrate struct {
+type migrateCmd struct {
 	AdminDatabaseURL string `name:"admin-database-url" env:"ORDERS_ADMIN_DATABASE_URL" placeholder:"URL" help:"The orders database, with a role that may create tables and roles."`
 }
 
-type version struct{}
+type versionCmd struct{}
+
+// process is what a command gets.
+type process struct {
+	cli            *cli
+	getenv         func(string) string
+	stdout, stderr io.Writer
+}
 
 func main() { app.Main(run) }
 
@@ -64,66 +70,54 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil || command == nil {
 		return err
 	}
-	switch command.Command() {
-	case "migrate":
-		return c.migrate(ctx, stdout)
-	case "healthcheck <url>":
-		return c.Healthcheck.Run(ctx)
-	case "version":
-		fmt.Fprintln(stdout, "orders", app.Version())
-		return nil
-	}
-	switch name := command.Command(); {
-	case strings.HasPrefix(name, "consume"):
-		return c.consume(ctx, stderr)
-	case strings.HasPrefix(name, "mail "), strings.HasPrefix(name, "webhook "):
-		return c.notices(ctx, name, stdout)
-	case strings.HasPrefix(name, "parked "):
-		return c.parked(ctx, name, stdout)
-	case strings.HasPrefix(name, "statistics "):
-		return c.statistics(ctx, name, stdout, stderr)
-	case name == "replay":
-		return c.replay(ctx, stdout)
-	}
-	return c.serve(ctx, getenv, stderr)
+	command.BindTo(ctx, (*context.Context)(nil))
+	return command.Run(&process{cli: &c, getenv: getenv, stdout: stdout, stderr: stderr})
 }
 
-func (c *cli) migrate(ctx context.Context, stdout io.Writer) error {
+// Run prints the version.
+func (*versionCmd) Run(p *process) error {
+	_, err := fmt.Fprintln(p.stdout, "orders", app.Version())
+	return err
+}
+
+// Run brings the database to the newest schema.
+func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	err := errors.Join(
-		checkURL("--admin-database-url (ORDERS_ADMIN_DATABASE_URL)", c.Migrate.AdminDatabaseURL),
-		checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL))
+		checkURL("--admin-database-url (ORDERS_ADMIN_DATABASE_URL)", c.AdminDatabaseURL),
+		checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL))
 	if err != nil {
 		return err
 	}
-	return sql.Migrate(ctx, sql.Orders, c.Migrate.AdminDatabaseURL, c.DatabaseURL, stdout)
+	return sql.Migrate(ctx, sql.Orders, c.AdminDatabaseURL, p.cli.DatabaseURL, p.stdout)
 }
 
-func (c *cli) serve(ctx context.Context, getenv func(string) string, stderr io.Writer) error {
-	log, logErr := app.NewLogger(stderr, c.LogLevel, c.LogFormat)
-	wait, waitErr := time.ParseDuration(c.Serve.DatabaseWait)
+// Run serves HTTP, and relays the outbox where that was asked for.
+func (c *serveCmd) Run(ctx context.Context, p *process) error {
+	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
+	wait, waitErr := time.ParseDuration(c.DatabaseWait)
 	if waitErr != nil || wait < 0 {
-		waitErr = fmt.Errorf("--database-wait (ORDERS_DATABASE_WAIT): %q is no duration; write it as in 15s or 2m", c.Serve.DatabaseWait)
+		waitErr = fmt.Errorf("--database-wait (ORDERS_DATABASE_WAIT): %q is no duration; write it as in 15s or 2m", c.DatabaseWait)
 	}
-	_, httpErr := net.ResolveTCPAddr("tcp", c.Serve.HTTP)
+	_, httpErr := net.ResolveTCPAddr("tcp", c.HTTP)
 	if httpErr != nil {
-		httpErr = fmt.Errorf("--http (ORDERS_HTTP): %q is no address to listen on: %w; write it as in 127.0.0.1:8081", c.Serve.HTTP, httpErr)
+		httpErr = fmt.Errorf("--http (ORDERS_HTTP): %q is no address to listen on: %w; write it as in 127.0.0.1:8081", c.HTTP, httpErr)
 	}
 	var pipelines []config.Config
 	var relayErr error
-	if c.Serve.Relay {
-		pipelines, relayErr = config.Load(getenv("WALPOST_CONFIG"), getenv)
+	if c.Relay {
+		pipelines, relayErr = config.Load(p.getenv("WALPOST_CONFIG"), p.getenv)
 	}
-	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL), httpErr, waitErr, logErr, relayErr)
+	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL), httpErr, waitErr, logErr, relayErr)
 	if err != nil {
 		return err
 	}
 	log = log.With().Str("service", "orders").Logger()
 
-	ln, err := net.Listen("tcp", c.Serve.HTTP)
+	ln, err := net.Listen("tcp", c.HTTP)
 	if err != nil {
 		return fmt.Errorf("--http (ORDERS_HTTP): %w; stop what listens there or choose another address", err)
 	}
-	store, err := orders.Open(ctx, c.DatabaseURL)
+	store, err := orders.Open(ctx, p.cli.DatabaseURL)
 	if err != nil {
 		return errors.Join(fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err), ln.Close())
 	}
@@ -139,7 +133,7 @@ func (c *cli) serve(ctx context.Context, getenv func(string) string, stderr io.W
 	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
-	if c.Serve.Relay {
+	if c.Relay {
 		relays.Routes(mux)
 	}
 

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -13,16 +12,16 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/rs/zerolog"
 
-	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
-	"github.com/walpost/walpost/cmd/internal/operate"
+	"github.com/walpost/walpost/cmd/internal/inboxcmd"
 	"github.com/walpost/walpost/orders/notify"
 	"github.com/walpost/walpost/orders/notify/render"
 )
 
-// notifications is the configuration of the groups mail and webhook.
-type notifications struct {
+// sendFlags are those of what the groups mail and webhook send.
+type sendFlags struct {
 	SMTPURL    string `name:"smtp-url" env:"ORDERS_SMTP_URL" placeholder:"URL" help:"The mail server, as in smtp://user:password@host:587?starttls=required (or optional, never; smtps:// is TLS from the beginning)."`
 	MailFrom   string `env:"ORDERS_MAIL_FROM" placeholder:"ADDRESS" help:"Whom mails are from, as in Shop <shop@shop.example>."`
 	MailRate   int    `env:"ORDERS_MAIL_RATE" default:"600" help:"Most mails a minute, of this process; 0: any number."`
@@ -35,101 +34,89 @@ type notifications struct {
 	RetryEvery string `name:"mail-retry-every" env:"ORDERS_MAIL_RETRY_EVERY" default:"5m" help:"How often mails and webhooks that FAILED are re-published."`
 	RetryAge   string `name:"mail-retry-age" env:"ORDERS_MAIL_RETRY_AGE" default:"24h" help:"Up to which age; what is older waits for orders mail retry."`
 	Backoff    string `name:"mail-backoff" env:"ORDERS_MAIL_BACKOFF" default:"5s" help:"About how long after the first attempt comes the second; it doubles with each."`
-
-	every, age, backoff time.Duration
-	templates           *render.Templates
-	channel             *notify.Webhook
-	metrics             *notify.Metrics
 }
 
-// prepareMail is a group's prepare.
-func (n *notifications) prepareMail() (missing string, err error) {
-	if n.SMTPURL == "" && n.MailFrom == "" {
+// A sender sends the notifications of one channel, beside the consumer that makes them.
+type sender struct {
+	to  string              // whom webhooks go to; empty for mails
+	cfg notify.SenderConfig // what the flags say
+	run func(context.Context, notify.SenderConfig) error
+}
+
+// mail returns the sender of mails, or what is wrong with its flags. Where none of them is set, missing says which variables to set.
+func (f sendFlags) mail() (s sender, missing string, err error) {
+	if f.SMTPURL == "" && f.MailFrom == "" {
 		missing = "ORDERS_SMTP_URL, ORDERS_MAIL_FROM and ORDERS_CATALOG_URL"
 	}
-	_, mailErr := notify.NewMail(notify.MailConfig{URL: n.SMTPURL, From: n.MailFrom})
-	var catalogErr, rateErr, templatesErr error
-	if _, err := pgxpool.ParseConfig(n.CatalogURL); err != nil || n.CatalogURL == "" {
+	_, mailErr := notify.NewMail(notify.MailConfig{URL: f.SMTPURL, From: f.MailFrom})
+	var catalogErr, rateErr error
+	if _, err := pgxpool.ParseConfig(f.CatalogURL); err != nil || f.CatalogURL == "" {
 		catalogErr = errors.New("--catalog-url (ORDERS_CATALOG_URL) is missing or no URL: write the inventory database's as in postgres://inventory_reader:password@host:5432/inventory; inventory migrate makes the role")
 	}
-	if n.MailRate < 0 {
+	if f.MailRate < 0 {
 		rateErr = errors.New("--mail-rate (ORDERS_MAIL_RATE) is below 0: write a number of mails a minute, as in 600, or 0 for any")
 	}
 	folder := fs.FS(render.BuiltIn())
-	if n.Templates != "" {
-		folder = os.DirFS(n.Templates)
+	if f.Templates != "" {
+		folder = os.DirFS(f.Templates)
 	}
-	if n.templates, templatesErr = render.Parse(folder); templatesErr != nil {
+	templates, templatesErr := render.Parse(folder)
+	if templatesErr != nil {
 		templatesErr = fmt.Errorf("--mail-templates (ORDERS_MAIL_TEMPLATES): %w; fix the template, or leave this empty for the built-in ones", templatesErr)
 	}
-	return missing, errors.Join(mailErr, catalogErr, rateErr, templatesErr, n.times())
-}
-
-// prepareWebhook is a group's prepare.
-func (n *notifications) prepareWebhook() (missing string, err error) {
-	if n.WebhookURL == "" && n.WebhookSecret == "" {
-		missing = "ORDERS_WEBHOOK_URL and ORDERS_WEBHOOK_SECRET"
-	}
-	n.channel, err = notify.NewWebhook(notify.WebhookConfig{URL: n.WebhookURL, Secret: n.WebhookSecret})
-	return missing, errors.Join(err, n.times())
-}
-
-func (n *notifications) times() error {
-	var errs []error
-	for _, d := range []struct {
-		name, text string
-		into       *time.Duration
-	}{
-		{"--mail-retry-every (ORDERS_MAIL_RETRY_EVERY)", n.RetryEvery, &n.every},
-		{"--mail-retry-age (ORDERS_MAIL_RETRY_AGE)", n.RetryAge, &n.age},
-		{"--mail-backoff (ORDERS_MAIL_BACKOFF)", n.Backoff, &n.backoff},
-	} {
-		var err error
-		if *d.into, err = time.ParseDuration(d.text); err != nil || *d.into <= 0 {
-			errs = append(errs, fmt.Errorf("%s: %q is no time above 0; write it as in 5m or 24h", d.name, d.text))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (s *shared) mail() (inbox.Config, background) {
-	store := notify.NewStore(s.pool)
-	return store.Inbox(notify.ChannelMail, "", inbox.Config{}), s.sender(store, func(ctx context.Context, cfg notify.SenderConfig) error {
-		catalog, err := notify.OpenCatalog(ctx, s.told.CatalogURL)
+	cfg, timesErr := f.times()
+	cfg.Rate = f.MailRate
+	return sender{cfg: cfg, run: func(ctx context.Context, cfg notify.SenderConfig) error {
+		catalog, err := notify.OpenCatalog(ctx, f.CatalogURL)
 		if err != nil {
 			return fmt.Errorf("--catalog-url (ORDERS_CATALOG_URL): %w", err)
 		}
 		defer catalog.Close()
-		channel, err := notify.NewMail(notify.MailConfig{URL: s.told.SMTPURL, From: s.told.MailFrom, Catalog: catalog, Templates: s.told.templates})
-		if err != nil {
+		if cfg.Channel, err = notify.NewMail(notify.MailConfig{URL: f.SMTPURL, From: f.MailFrom, Catalog: catalog, Templates: templates}); err != nil {
 			return err
 		}
-		cfg.Channel, cfg.Rate = channel, s.told.MailRate
 		return notify.NewSender(cfg).Run(ctx)
-	})
+	}}, missing, errors.Join(mailErr, catalogErr, rateErr, templatesErr, timesErr)
 }
 
-func (s *shared) webhook() (inbox.Config, background) {
-	store, to := notify.NewStore(s.pool), ""
-	if s.told.channel != nil {
-		to = s.told.channel.To()
+// webhook is mail for webhooks.
+func (f sendFlags) webhook() (s sender, missing string, err error) {
+	if f.WebhookURL == "" && f.WebhookSecret == "" {
+		missing = "ORDERS_WEBHOOK_URL and ORDERS_WEBHOOK_SECRET"
 	}
-	return store.Inbox(notify.ChannelWebhook, to, inbox.Config{}), s.sender(store, func(ctx context.Context, cfg notify.SenderConfig) error {
-		defer s.told.channel.Close()
-		cfg.Channel = s.told.channel
+	channel, err := notify.NewWebhook(notify.WebhookConfig{URL: f.WebhookURL, Secret: f.WebhookSecret})
+	cfg, timesErr := f.times()
+	if err := errors.Join(err, timesErr); err != nil {
+		return sender{}, missing, err
+	}
+	cfg.Channel = channel
+	return sender{to: channel.To(), cfg: cfg, run: func(ctx context.Context, cfg notify.SenderConfig) error {
+		defer channel.Close()
 		return notify.NewSender(cfg).Run(ctx)
-	})
+	}}, "", nil
 }
 
-// sender runs with what both channels share.
-func (s *shared) sender(store *notify.Store, run func(context.Context, notify.SenderConfig) error) background {
-	if s.told.metrics == nil {
-		s.told.metrics = notify.NewMetrics(s.reg, store)
+func (f sendFlags) times() (cfg notify.SenderConfig, err error) {
+	for _, d := range []struct {
+		name, text string
+		into       *time.Duration
+	}{
+		{"--mail-retry-every (ORDERS_MAIL_RETRY_EVERY)", f.RetryEvery, &cfg.RetryEvery},
+		{"--mail-retry-age (ORDERS_MAIL_RETRY_AGE)", f.RetryAge, &cfg.RetryAge},
+		{"--mail-backoff (ORDERS_MAIL_BACKOFF)", f.Backoff, &cfg.Backoff},
+	} {
+		var wrong error
+		if *d.into, wrong = time.ParseDuration(d.text); wrong != nil || *d.into <= 0 {
+			err = errors.Join(err, fmt.Errorf("%s: %q is no time above 0; write it as in 5m or 24h", d.name, d.text))
+		}
 	}
-	cfg := notify.SenderConfig{
-		Store: store, Metrics: s.told.metrics, Log: s.log, RetryEvery: s.told.every, RetryAge: s.told.age, Backoff: s.told.backoff,
-	}
-	return func(ctx context.Context) error { return run(ctx, cfg) }
+	return cfg, err
+}
+
+// in is s for one process.
+func (s sender) in(store *notify.Store, metrics *notify.Metrics, log zerolog.Logger) background {
+	s.cfg.Store, s.cfg.Metrics, s.cfg.Log = store, metrics, log
+	return func(ctx context.Context) error { return s.run(ctx, s.cfg) }
 }
 
 // notices are the commands about one channel.
@@ -155,25 +142,37 @@ type noticeRetry struct {
 	Limit int    `default:"10000" help:"At most so many, the oldest first."`
 }
 
+// channel is whose notifications a command is about.
+type channel string
+
+type mailCmd struct{ notices }
+
+// ProvideChannel is called by kong for the commands below.
+func (*mailCmd) ProvideChannel() channel { return notify.ChannelMail }
+
+type webhookCmd struct{ notices }
+
+// ProvideChannel is called by kong for the commands below.
+func (*webhookCmd) ProvideChannel() channel { return notify.ChannelWebhook }
+
 // since reads a moment, or how long ago it was.
 func since(text string) (time.Time, error) {
 	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
 		return time.Now().Add(-ago), nil
 	}
-	at, err := operate.ParseTime(text)
+	at, err := inboxcmd.ParseTime(text)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("--since: %w, nor how long ago, as in 2h", err)
 	}
 	return at, nil
 }
 
-func (c *cli) notices(ctx context.Context, command string, stdout io.Writer) error {
-	channel, what, _ := strings.Cut(command, " ")
-	asked := map[string]*notices{notify.ChannelMail: &c.Mail, notify.ChannelWebhook: &c.Webhook}[channel]
-	if err := checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL); err != nil {
+// notices calls do with the notifications of the orders database.
+func (p *process) notices(ctx context.Context, do func(*notify.Store) error) error {
+	if err := checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL); err != nil {
 		return err
 	}
-	config, err := pgxpool.ParseConfig(c.DatabaseURL)
+	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
 	if err != nil {
 		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
 	}
@@ -184,63 +183,71 @@ func (c *cli) notices(ctx context.Context, command string, stdout io.Writer) err
 		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
 	}
 	defer pool.Close()
-	store := notify.NewStore(pool)
-	switch what {
-	case "list":
-		return asked.List.run(ctx, store, channel, stdout)
-	case "retry":
-		return asked.Retry.run(ctx, store, channel, stdout)
-	}
-	found, err := store.Show(ctx, channel, asked.Show.ID)
-	if err != nil {
-		return fmt.Errorf("%w (orders %s list)", err, channel)
-	}
-	out := json.NewEncoder(stdout)
-	out.SetIndent("", "  ")
-	out.SetEscapeHTML(false)
-	return out.Encode(found)
+	return do(notify.NewStore(pool))
 }
 
-func (l *noticeList) run(ctx context.Context, store *notify.Store, channel string, stdout io.Writer) error {
+// Run lists notifications.
+func (l *noticeList) Run(ctx context.Context, p *process, of channel) error {
 	from, err := since(l.Since)
 	if err != nil {
 		return err
 	}
-	list, err := store.List(ctx, notify.Filter{Channel: channel, Status: strings.TrimPrefix(l.Status, "any"), Since: from, Limit: l.Limit})
-	if err != nil {
-		return err
-	}
-	if l.JSON {
-		out := json.NewEncoder(stdout)
-		for _, n := range list {
-			if err := out.Encode(n); err != nil {
-				return err
-			}
+	return p.notices(ctx, func(store *notify.Store) error {
+		list, err := store.List(ctx, notify.Filter{Channel: string(of), Status: strings.TrimPrefix(l.Status, "any"), Since: from, Limit: l.Limit})
+		if err != nil {
+			return err
 		}
-		return nil
-	}
-	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "ID\tMADE\tSTATUS\tATTEMPTS\tKIND\tORDER\tEVENT\tTO\tWHY")
-	for _, n := range list {
-		fmt.Fprintf(table, "%d\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", n.ID, n.CreatedAt.UTC().Format(time.RFC3339), n.Status, n.Attempts, n.Kind, n.OrderID, n.EventID, n.Recipient, n.Reason)
-	}
-	return table.Flush()
+		if l.JSON {
+			out := json.NewEncoder(p.stdout)
+			for _, n := range list {
+				if err := out.Encode(n); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "ID\tMADE\tSTATUS\tATTEMPTS\tKIND\tORDER\tEVENT\tTO\tWHY")
+		for _, n := range list {
+			fmt.Fprintf(table, "%d\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", n.ID, n.CreatedAt.UTC().Format(time.RFC3339), n.Status, n.Attempts, n.Kind, n.OrderID, n.EventID, n.Recipient, n.Reason)
+		}
+		return table.Flush()
+	})
 }
 
-func (r *noticeRetry) run(ctx context.Context, store *notify.Store, channel string, stdout io.Writer) error {
+// Run prints one notification.
+func (s *noticeShow) Run(ctx context.Context, p *process, of channel) error {
+	return p.notices(ctx, func(store *notify.Store) error {
+		found, err := store.Show(ctx, string(of), s.ID)
+		if err != nil {
+			return fmt.Errorf("%w (orders %s list)", err, of)
+		}
+		out := json.NewEncoder(p.stdout)
+		out.SetIndent("", "  ")
+		out.SetEscapeHTML(false)
+		return out.Encode(found)
+	})
+}
+
+// Run makes what FAILED PENDING again.
+func (r *noticeRetry) Run(ctx context.Context, p *process, of channel) error {
 	from, err := since(r.Since)
 	if err != nil {
 		return err
 	}
-	failed, err := store.Failed(ctx, channel, from)
-	if err != nil {
+	return p.notices(ctx, func(store *notify.Store) error {
+		failed, err := store.Failed(ctx, string(of), from)
+		if err != nil {
+			return err
+		}
+		most := min(failed, r.Limit)
+		done, err := store.Republish(ctx, notify.RepublishOptions{Channel: string(of), Since: from, Limit: r.Limit, Progress: func(done int) {
+			fmt.Fprintf(p.stdout, "%d of %d re-published\n", done, max(done, most))
+		}})
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(p.stdout, "%d of %d that FAILED are PENDING again; what fails once more: orders %s list --status FAILED\n", done, max(done, failed), of)
 		return err
-	}
-	most := min(failed, r.Limit)
-	done, err := store.Republish(ctx, channel, from, r.Limit, func(done int) { fmt.Fprintf(stdout, "%d of %d re-published\n", done, max(done, most)) })
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(stdout, "%d of %d that FAILED are PENDING again; what fails once more: orders %s list --status FAILED\n", done, max(done, failed), channel)
-	return err
+	})
 }

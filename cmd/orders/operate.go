@@ -3,71 +3,57 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/inbox"
-	"github.com/walpost/walpost/cmd/internal/operate"
+	"github.com/walpost/walpost/cmd/internal/inboxcmd"
 )
 
-type parked struct {
+type parkedCmd struct {
 	kafka
 	Group string `placeholder:"GROUP" help:"Of which consumer group. A list is of all when none is named."`
-	operate.Parked
+	inboxcmd.Parked
 }
 
-type replay struct {
+// ProvideInboxes is called by kong for the commands below.
+func (c *parkedCmd) ProvideInboxes(p *process) *inboxcmd.Inboxes { return p.inboxes(c.kafka, c.Group) }
+
+type replayCmd struct {
 	kafka
 	Group string `placeholder:"GROUP" help:"Which consumer group."`
-	operate.Replay
+	inboxcmd.Replay
 }
 
-func (c *cli) parked(ctx context.Context, command string, stdout io.Writer) error {
-	if c.Parked.Group != "" || command != "parked list" {
-		return c.operate(ctx, c.Parked.kafka, c.Parked.Group, func(cfg inbox.Config) error {
-			return c.Parked.Run(ctx, command, "orders", inbox.NewOperator(cfg, operate.Who()), stdout)
-		})
-	}
-	for _, name := range groupNames() {
-		if !c.Parked.List.JSON {
-			fmt.Fprintf(stdout, "group %s\n", name)
-		}
-		if err := c.operate(ctx, c.Parked.kafka, name, func(cfg inbox.Config) error {
-			return c.Parked.Run(ctx, command, "orders", inbox.NewOperator(cfg, operate.Who()), stdout)
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
+// ProvideInboxes is called by kong for Run, which is Replay's.
+func (c *replayCmd) ProvideInboxes(p *process) (*inboxcmd.Inboxes, error) {
+	return p.inboxes(c.kafka, c.Group), errors.Join(c.Check(), c.check())
 }
 
-func (c *cli) replay(ctx context.Context, stdout io.Writer) error {
-	if err := errors.Join(c.Replay.Check(), c.Replay.check()); err != nil {
-		return err
+func (p *process) inboxes(k kafka, group string) *inboxcmd.Inboxes {
+	asked := groupNames()
+	if group != "" {
+		asked = []string{group}
 	}
-	return c.operate(ctx, c.Replay.kafka, c.Replay.Group, func(cfg inbox.Config) error {
-		return c.Replay.Run(ctx, cfg.Group, inbox.NewOperator(cfg, operate.Who()), stdout)
-	})
+	return &inboxcmd.Inboxes{
+		Program: "orders", Groups: asked, Stdout: p.stdout,
+		Open: func(ctx context.Context, group string, do func(inbox.Config) error) error {
+			return p.inbox(ctx, k, group, do)
+		},
+	}
 }
 
-// operate works on a group's inbox as its consumer would fill it.
-func (c *cli) operate(ctx context.Context, k kafka, name string, do func(inbox.Config) error) error {
-	if name == "" {
-		return fmt.Errorf("say of which group: --group with one of %s", strings.Join(groupNames(), ", "))
-	}
+// inbox calls do with the configuration of a group's consumer.
+func (p *process) inbox(ctx context.Context, k kafka, name string, do func(inbox.Config) error) error {
 	found, err := chosen([]string{name})
-	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", c.DatabaseURL)); err != nil {
+	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL)); err != nil {
 		return err
 	}
-	pool, err := c.connect(ctx, found[0])
+	pool, err := p.connect(ctx, found[0])
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	cfg, _ := found[0].inbox(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop(), &notifications{}})
-	return do(cfg)
+	return do(found[0].config(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop(), ""}))
 }

@@ -156,7 +156,7 @@ func TestStoppingOneGroupDelaysNoOther(t *testing.T) {
 	c := newConsumed(t)
 	topic := c.withOrderEvents()
 	ctx, cancel := context.WithCancel(context.Background())
-	done, log := make(chan error, 1), &syncBuffer{}
+	done, log := make(chan error, 1), &cdctest.Log{}
 	go func() { done <- run(ctx, []string{"consume"}, getenv(c.env), io.Discard, log) }()
 	defer func() {
 		cancel()

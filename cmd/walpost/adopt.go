@@ -18,7 +18,14 @@ func (c *adoptCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	a, err := pl.Adopt(p.ctx, pipeline.AdoptOptions{CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Progress: steps(p.stdout)})
+	_, err = pl.Adopt(p.ctx, pipeline.AdoptOptions{CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Decided: p.adopts, Progress: steps(p.stdout)})
+	if err == nil {
+		p.goOn(c.DryRun)
+	}
+	return err
+}
+
+func (p *process) adopts(a pipeline.Adoption) {
 	for _, accepted := range a.Accepts {
 		p.say("adopt %s", accepted)
 	}
@@ -26,11 +33,6 @@ func (c *adoptCmd) Run(p *process) error {
 		p.say("left behind: rows committed in %s may be missing in Kafka; %s publishes what the table still holds of them", a.Gap, a.Replay)
 		p.stillOpen(a.Open, a.ReplayOpen)
 	}
-	if err != nil {
-		return err
-	}
-	p.decided(c.DryRun)
-	return nil
 }
 
 // stillOpen names transactions that were open across a decision, and what to run once they have ended.
@@ -44,8 +46,8 @@ func (p *process) stillOpen(open []cdc.Transaction, replay string) {
 	p.say("once they have ended, run %s", replay)
 }
 
-// decided says how to go on after a decision.
-func (p *process) decided(dryRun bool) {
+// goOn says how to go on after a decision.
+func (p *process) goOn(dryRun bool) {
 	if dryRun {
 		p.say("nothing was changed (--dry-run)")
 		return

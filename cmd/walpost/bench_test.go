@@ -165,8 +165,8 @@ func drain(b *testing.B, s *stage, binary string, rows int) (d drained) {
 }
 
 // built is a relay of the built binary, not started, and where its log will be.
-func (s *stage) built(binary string) (*exec.Cmd, *buffer) {
-	cmd, log := exec.Command(binary, "relay"), &buffer{}
+func (s *stage) built(binary string) (*exec.Cmd, *cdctest.Log) {
+	cmd, log := exec.Command(binary, "relay"), &cdctest.Log{}
 	for k, v := range s.env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}

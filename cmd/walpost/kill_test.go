@@ -113,7 +113,7 @@ func TestKillLosesNothing(t *testing.T) {
 					time.Sleep(rand.N(1000 * time.Millisecond)) // the instant of the kill is what is random here
 				} else {
 					durable := make(chan struct{})
-					r.log.on("state record is durable", func() {
+					r.log.On("state record is durable", func() {
 						_ = syscall.Kill(r.pid, syscall.SIGKILL)
 						close(durable)
 					})

@@ -113,7 +113,7 @@ func (p *process) pipeline() (*pipeline.Pipeline, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pipeline.New(cfg, pipeline.Options{})
+	return pipeline.New(cfg, pipeline.Options{Operator: app.Operator()})
 }
 
 func names(cfgs []config.Config) string {

@@ -88,10 +88,10 @@ func TestMigrateSourceWaits(t *testing.T) {
 		t.Errorf("with source.kind: polling: %v", err)
 	}
 	s.env["WALPOST_SOURCE_KIND"] = "wal"
-	migrate := func() (out *buffer, stop func(), ended chan error) {
+	migrate := func() (out *cdctest.Log, stop func(), ended chan error) {
 		ctx, stop := context.WithCancel(t.Context())
 		t.Cleanup(stop)
-		out, ended = &buffer{}, make(chan error, 1)
+		out, ended = &cdctest.Log{}, make(chan error, 1)
 		go func() { ended <- run(ctx, []string{"migrate-source"}, s.getenv, out, out) }()
 		cdctest.Eventually(t, 30*time.Second, func() error {
 			if !strings.Contains(out.String(), "2 rows that may be older than the slot are pending") {

@@ -19,32 +19,38 @@ func (c *skipCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	o := pipeline.SkipOptions{Wait: c.Wait, DryRun: c.DryRun, Progress: steps(p.stdout)}
-	if c.To != "next" {
+	o := pipeline.SkipOptions{Next: c.To == next, Wait: c.Wait, DryRun: c.DryRun, Decided: c.skips(p), Progress: steps(p.stdout)}
+	if !o.Next {
 		if o.To, err = cdc.ParseLSN(c.To); err != nil {
 			return fmt.Errorf("--to: %w; the halt names it, and pg_replication_slots shows where the slot stands", err)
 		}
 	}
-	s, err := pl.Skip(p.ctx, o)
-	switch {
-	case s.IsZero():
-	case s.Uncounted != nil:
-		p.say("skip %s: how many rows that are cannot be told (%v)", s.Range, s.Uncounted)
-	case o.To == 0:
-		p.say("skip %s: %s, and no row before it waits", s.Range, s.What)
-	default:
-		p.say("skip %s: %s", s.Range, s.What)
+	if _, err = pl.Skip(p.ctx, o); err == nil {
+		p.goOn(c.DryRun)
 	}
-	if s.Stays != nil {
-		p.say("the latched halt stays, `walpost adopt` ends it: %v", s.Stays)
+	return err
+}
+
+// next is --to for the one transaction that PostgreSQL cannot decode.
+const next = "next"
+
+// skips returns what prints what is given up.
+func (c *skipCmd) skips(p *process) func(pipeline.Skipped) {
+	return func(s pipeline.Skipped) {
+		switch {
+		case s.Uncounted != nil:
+			p.say("skip %s: how many rows that are cannot be told (%v)", s.Range, s.Uncounted)
+		case c.To == next:
+			p.say("skip %s: %s, and no row before it waits", s.Range, s.What)
+		default:
+			p.say("skip %s: %s", s.Range, s.What)
+		}
+		if s.Stays != nil {
+			p.say("the latched halt stays, `walpost adopt` ends it: %v", s.Stays)
+		}
+		if s.Ends != nil {
+			p.say("the latched halt ends: %s", s.Ends.Found)
+			p.stillOpen(s.Open, s.ReplayOpen)
+		}
 	}
-	if s.Ends != nil {
-		p.say("the latched halt ends: %s", s.Ends.Found)
-		p.stillOpen(s.Open, s.ReplayOpen)
-	}
-	if err != nil {
-		return err
-	}
-	p.decided(c.DryRun)
-	return nil
 }

@@ -193,7 +193,7 @@ func (s *stage) eventually(within time.Duration, condition string) {
 // relay is `walpost relay`, in this process or as a child.
 type relay struct {
 	t    testing.TB
-	log  *buffer
+	log  *cdctest.Log
 	stop func() error // SIGTERM, or the end of its context; returns how it ended
 
 	// only a child has
@@ -206,7 +206,7 @@ type relay struct {
 func (s *stage) start() *relay {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
-	r := &relay{t: s.t, log: &buffer{}}
+	r := &relay{t: s.t, log: &cdctest.Log{}}
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx, []string{"relay"}, s.getenv, r.log, r.log) }()
 	r.stop = sync.OnceValue(func() error {
@@ -235,7 +235,7 @@ func (s *stage) command(cmd *exec.Cmd, env ...string) *relay {
 	for k, v := range s.env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
-	r := &relay{t: s.t, log: &buffer{}}
+	r := &relay{t: s.t, log: &cdctest.Log{}}
 	cmd.Stdout, cmd.Stderr = r.log, r.log
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
@@ -284,40 +284,6 @@ func (r *relay) says(within time.Duration, text string) {
 		return nil
 	})
 }
-
-// buffer is a log that is read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-
-	awaited string
-	then    func() // called once, by the writer, as soon as awaited is written
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.then != nil && bytes.Contains(p, []byte(b.awaited)) {
-		b.then()
-		b.then = nil
-	}
-	return b.b.Write(p)
-}
-
-// on calls f at the next writing of text.
-func (b *buffer) on(text string, f func()) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.awaited, b.then = text, f
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-var _ io.Writer = (*buffer)(nil)
 
 // get asks the relay's own HTTP address, which its log tells.
 func (r *relay) get(t testing.TB, path string) string {

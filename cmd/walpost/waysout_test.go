@@ -185,6 +185,7 @@ func TestSkipRefusesToGuess(t *testing.T) {
 	s.refuses("is not an LSN", "skip", "--to", "16B3748")
 	s.refuses("is not an LSN", "skip", "--to", end()+"x")
 	s.refuses("up to which everything is delivered", "skip", "--to", "0/1")
+	s.refuses("up to which everything is delivered", "skip", "--to", "0/0") // which is no other word for next
 	s.refuses("behind the end of the WAL", "skip", "--to", "FFFF/0")
 	s.insert(5)
 	to := end()

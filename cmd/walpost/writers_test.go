@@ -85,7 +85,7 @@ func TestDecisionWaitsForOpenTransactions(t *testing.T) {
 			if strings.HasPrefix(c.hide, "DROP") { // what it wrote then cannot be decoded by PostgreSQL
 				s.refuses("end it (SELECT pg_terminate_backend(", "adopt", "--wait", "0s")
 			}
-			out := &buffer{}
+			out := &cdctest.Log{}
 			if c.end == "" {
 				if _, err := out.Write([]byte(s.must(c.args...))); err != nil {
 					t.Fatal(err)

@@ -126,7 +126,7 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 	if n := scan[int](s, `SELECT count(*)::int FROM notification_attempts a JOIN notifications n ON n.id = notification_id WHERE status <> 'SENT'`); n != 0 {
 		t.Errorf("%d attempts to send what is suppressed", n)
 	}
-	if done, err := s.store.Republish(t.Context(), "mail", epoch, 1000, func(int) {}); done != 0 || err != nil {
+	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 1000}); done != 0 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
 	}
 }

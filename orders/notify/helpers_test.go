@@ -2,7 +2,6 @@ package notify_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -53,7 +52,7 @@ type shop struct {
 	serviceURL string
 	catalogURL string
 	inventory  *pgxpool.Pool
-	log        *syncBuffer
+	log        *cdctest.Log
 	registry   *prometheus.Registry
 	metrics    *notify.Metrics
 }
@@ -62,7 +61,7 @@ func open(t *testing.T) *shop {
 	t.Helper()
 	orders, inventory := cdctest.Database(t), cdctest.Database(t)
 	as := func(admin, role string) string { return strings.Replace(admin, "postgres@", role+"@", 1) }
-	s := &shop{T: t, serviceURL: as(orders, "orders_service"), catalogURL: as(inventory, "inventory_reader"), log: &syncBuffer{}, registry: prometheus.NewRegistry()}
+	s := &shop{T: t, serviceURL: as(orders, "orders_service"), catalogURL: as(inventory, "inventory_reader"), log: &cdctest.Log{}, registry: prometheus.NewRegistry()}
 	cdctest.AlterRoles(t, func() error {
 		return errors.Join(
 			sql.Migrate(t.Context(), sql.Orders, orders, s.serviceURL, io.Discard),
@@ -139,7 +138,7 @@ func event(eventType string, order uuid.UUID, change map[string]any) inbox.Event
 // take gives the event to a channel's handler, in a transaction as the inbox does.
 func (s *shop) take(channel string, ev inbox.Event) error {
 	s.Helper()
-	handle := s.store.Inbox(channel, "https://partner.example/orders", inbox.Config{}).Handle
+	handle := s.store.Inbox(channel, "https://partner.example/orders").Handle
 	return pgx.BeginFunc(s.Context(), pool(s.T, s.serviceURL), func(tx pgx.Tx) error { return handle(s.Context(), tx, ev) })
 }
 
@@ -450,21 +449,4 @@ func as(user, password, server, starttls string) string {
 		u.RawQuery = "starttls=" + starttls
 	}
 	return u.String()
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

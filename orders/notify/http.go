@@ -8,6 +8,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/httpjson"
 	"github.com/walpost/walpost/orders"
 	"github.com/walpost/walpost/orders/notify/render"
 )
@@ -19,7 +20,7 @@ import (
 //	GET /orders/{id}/mails              the mails of an order, whole, with every attempt
 //	GET /orders/{id}/webhooks           the same of webhooks
 func Routes(mux *http.ServeMux, store *Store, log zerolog.Logger) {
-	orders.Handle(mux, log, map[string]map[string]orders.Handler{
+	orders.Handle(mux, log, map[string]map[string]httpjson.Handler{
 		"/customers/{id}/notifications": {"GET": store.getSettings, "PUT": store.putSettings},
 		"/orders/{id}/mails":            {"GET": store.byOrder(ChannelMail)},
 		"/orders/{id}/webhooks":         {"GET": store.byOrder(ChannelWebhook)},
@@ -43,7 +44,7 @@ func (s *Store) getSettings(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return orders.AnswerJSON(w, set)
+	return httpjson.Answer(w, set)
 }
 
 func (s *Store) putSettings(w http.ResponseWriter, r *http.Request) error {
@@ -52,7 +53,7 @@ func (s *Store) putSettings(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	asked := Settings{Format: "html", Language: render.Languages[0]}
-	if err := orders.ReadJSON(w, r, &asked); err != nil {
+	if err := orders.ReadJSON(r, &asked); err != nil {
 		return err
 	}
 	if err := asked.check(); err != nil {
@@ -61,7 +62,7 @@ func (s *Store) putSettings(w http.ResponseWriter, r *http.Request) error {
 	if err := s.SetSettings(r.Context(), id, asked); err != nil {
 		return err
 	}
-	return orders.AnswerJSON(w, asked)
+	return httpjson.Answer(w, asked)
 }
 
 // check names every fault, and puts true for each kind that is left out.
@@ -90,7 +91,7 @@ func (s *Settings) check() error {
 	return nil
 }
 
-func (s *Store) byOrder(channel string) orders.Handler {
+func (s *Store) byOrder(channel string) httpjson.Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		id, err := orders.OrderID(r)
 		if err != nil {
@@ -107,6 +108,6 @@ func (s *Store) byOrder(channel string) orders.Handler {
 		if err != nil {
 			return err
 		}
-		return orders.AnswerJSON(w, map[string]any{"notifications": list})
+		return httpjson.Answer(w, map[string]any{"notifications": list})
 	}
 }

@@ -11,17 +11,15 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// Inbox completes cfg to the consumer that makes notifications of a channel out of order events. To is whom a webhook goes to.
-func (s *Store) Inbox(channel, to string, cfg inbox.Config) inbox.Config {
-	cfg.Pool, cfg.Types, cfg.Ignore = s.pool, Types, Ignored
-	cfg.Handle = func(ctx context.Context, tx pgx.Tx, record inbox.Event) error {
+// Inbox is what is special about the consumer that makes notifications of a channel out of order events. To is whom a webhook goes to.
+func (s *Store) Inbox(channel, to string) inbox.Config {
+	return inbox.Config{Pool: s.pool, Types: Types, Ignore: Ignored, Handle: func(ctx context.Context, tx pgx.Tx, record inbox.Event) error {
 		ev, err := decode(record.Type, record.ID, record.Value)
 		if err != nil {
 			return inbox.Permanent(err)
 		}
 		return take(ctx, tx, channel, to, ev, record.Value)
-	}
-	return cfg
+	}}
 }
 
 // take writes the notification of ev, unless there is one already.

@@ -113,7 +113,7 @@ func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 			t.Error(again)
 		}
 	}
-	if done, err := s.store.Republish(t.Context(), "mail", epoch, 10, func(int) {}); done != 0 || err != nil {
+	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 10}); done != 0 || err != nil {
 		t.Errorf("%d re-published after success: %v", done, err)
 	}
 	if _, err := s.owner.Exec(t.Context(), `UPDATE notifications SET status = 'PENDING', ended_at = NULL`); err == nil || !strings.Contains(err.Error(), "is sent and stays so") {
@@ -507,7 +507,7 @@ func TestATemplateThatFailsIsRecordedAndNotInTheWay(t *testing.T) {
 		t.Errorf("listed as failed: %+v, %v", list, err)
 	}
 	// Fixed, it goes out when it is re-published.
-	if done, err := s.store.Republish(t.Context(), "mail", epoch, 10, func(int) {}); done != 1 || err != nil {
+	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 10}); done != 1 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
 	}
 	s.send(s.channel(server.url))
@@ -530,7 +530,7 @@ func TestAddressesWithMoreThanAnAddressAreRefusedAndRecorded(t *testing.T) {
 		}
 	}
 	// Not even when somebody insists.
-	if done, err := s.store.Republish(t.Context(), "mail", epoch, 100, func(int) {}); done != len(bad) || err != nil {
+	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 100}); done != len(bad) || err != nil {
 		t.Errorf("%d of %d re-published: %v", done, len(bad), err)
 	}
 	good := s.mail("OrderConfirmed", nil)
@@ -584,7 +584,9 @@ func TestWhatFailedIsRepublishedByItself(t *testing.T) {
 	}
 	// The command has no upper age but what is asked for.
 	var heard []int
-	if done, err := s.store.Republish(t.Context(), "mail", time.Now().Add(-3*time.Hour), 10, func(n int) { heard = append(heard, n) }); done != 1 || err != nil || fmt.Sprint(heard) != "[1]" {
+	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{
+		Channel: "mail", Since: time.Now().Add(-3 * time.Hour), Limit: 10, Progress: func(n int) { heard = append(heard, n) },
+	}); done != 1 || err != nil || fmt.Sprint(heard) != "[1]" {
 		t.Errorf("by hand %d, heard %v: %v", done, heard, err)
 	}
 }

@@ -300,7 +300,9 @@ func (s *Sender) backoff(made int) time.Duration {
 // republish gives what FAILED its attempts back, in rounds.
 func (s *Sender) republish(ctx context.Context) {
 	for sleep(ctx, s.cfg.RetryEvery) {
-		done, err := s.cfg.Store.republish(ctx, s.cfg.Channel.name(), time.Now().Add(-s.cfg.RetryAge), maxRound, &s.cfg.RetryEvery, func(int) {})
+		done, err := s.cfg.Store.Republish(ctx, RepublishOptions{
+			Channel: s.cfg.Channel.name(), Since: time.Now().Add(-s.cfg.RetryAge), Limit: maxRound, Every: s.cfg.RetryEvery,
+		})
 		switch {
 		case err != nil && ctx.Err() == nil:
 			s.log.Warn().Err(err).Msg("what failed could not be re-published, the next round tries again")

@@ -191,15 +191,18 @@ func (s *Store) Failed(ctx context.Context, channel string, since time.Time) (n 
 // republishBatch is how many rows one statement of Republish takes.
 const republishBatch = 100
 
-// Republish makes notifications that FAILED, made at since or later, PENDING again, with all their attempts: the oldest first, at most
-// limit, in batches. progress hears how many are done after each. What is SENT stays so.
-func (s *Store) Republish(ctx context.Context, channel string, since time.Time, limit int, progress func(done int)) (done int, err error) {
-	return s.republish(ctx, channel, since, limit, nil, progress)
+// RepublishOptions say which notifications that FAILED Republish makes PENDING again.
+type RepublishOptions struct {
+	Channel  string
+	Since    time.Time      // those made then or later
+	Limit    int            // how many at most, the oldest first
+	Every    time.Duration  // those that failed for good only Every·2^republished after they did; 0: at once
+	Progress func(done int) // optional; gets how many are done after each batch
 }
 
-// republish takes those that failed for good only every·2^republished after they did, where every is given.
-func (s *Store) republish(ctx context.Context, channel string, since time.Time, limit int, every *time.Duration, progress func(done int)) (done int, err error) {
-	for last := int64(0); done < limit; {
+// Republish makes notifications PENDING again, with all their attempts, in batches. What is SENT stays so.
+func (s *Store) Republish(ctx context.Context, opts RepublishOptions) (done int, err error) {
+	for last := int64(0); done < opts.Limit; {
 		var n int
 		err := s.pool.QueryRow(ctx, `
 			WITH again AS (
@@ -208,10 +211,10 @@ func (s *Store) republish(ctx context.Context, channel string, since time.Time, 
 				WHERE id IN (
 					SELECT id FROM notifications
 					WHERE channel = $1 AND status = 'FAILED' AND created_at >= $2 AND id > $3
-					  AND ($4::interval IS NULL OR NOT final OR ended_at + $4::interval * (2 ^ least(republished, 20)) < clock_timestamp())
+					  AND ($4::interval = '0' OR NOT final OR ended_at + $4::interval * (2 ^ least(republished, 20)) < clock_timestamp())
 					ORDER BY id LIMIT $5 FOR UPDATE SKIP LOCKED)
 				RETURNING id)
-			SELECT count(*), coalesce(max(id), 0) FROM again`, channel, since, last, every, min(republishBatch, limit-done)).Scan(&n, &last)
+			SELECT count(*), coalesce(max(id), 0) FROM again`, opts.Channel, opts.Since, last, opts.Every, min(republishBatch, opts.Limit-done)).Scan(&n, &last)
 		if err != nil {
 			return done, fmt.Errorf("re-publish: %w", err)
 		}
@@ -219,7 +222,9 @@ func (s *Store) republish(ctx context.Context, channel string, since time.Time, 
 			break
 		}
 		done += n
-		progress(done)
+		if opts.Progress != nil {
+			opts.Progress(done)
+		}
 	}
 	return done, nil
 }

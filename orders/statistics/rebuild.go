@@ -14,8 +14,8 @@ import (
 // Rebuild empties the statistics and counts the whole topic again, in one transaction: until it is done others see what was
 // there before, and when it fails, or its process is killed, that is what stays. The group's consumers may run; they wait
 // meanwhile and go on behind it. cfg is Inbox, filled in; by is who is asked afterwards. A topic that has lost its
-// beginning is an error, inbox.ErrCut, unless partial.
-func Rebuild(ctx context.Context, cfg inbox.Config, by string, partial bool, progress func(done, of int64)) (inbox.Rebuilt, error) {
+// beginning is an error, inbox.ErrCut, unless opts allow it.
+func Rebuild(ctx context.Context, cfg inbox.Config, by string, opts inbox.RebuildOptions) (inbox.Rebuilt, error) {
 	operator := inbox.NewOperator(cfg, by)
 	var done inbox.Rebuilt
 	err := pgx.BeginFunc(ctx, cfg.Pool, func(tx pgx.Tx) error {
@@ -32,18 +32,18 @@ func Rebuild(ctx context.Context, cfg inbox.Config, by string, partial bool, pro
 			DELETE FROM statistics; DELETE FROM statistics_orders; DELETE FROM statistics_since`); err != nil {
 			return fmt.Errorf("empty the statistics: %w", err)
 		}
-		if partial {
+		if opts.Partial {
 			if _, err := tx.Exec(ctx, `INSERT INTO statistics_since VALUES ('-infinity')`); err != nil {
 				return fmt.Errorf("allow for a beginning that is missing: %w", err)
 			}
 		}
-		if done, err = held.Rebuild(ctx, partial, progress); err != nil {
+		if done, err = held.Rebuild(ctx, opts); err != nil {
 			return err
 		}
 		err = reachesBack(ctx, tx)
 		done.Cut = done.Cut || errors.Is(err, inbox.ErrCut)
 		switch {
-		case err != nil && !(done.Cut && partial):
+		case err != nil && !(done.Cut && opts.Partial):
 			return err
 		case !done.Cut:
 			_, err = tx.Exec(ctx, `DELETE FROM statistics_since`)

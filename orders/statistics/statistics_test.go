@@ -217,7 +217,7 @@ func (s *shop) consume() (stop func()) {
 }
 
 func (s *shop) rebuild(ctx context.Context, partial bool, progress func(done, of int64)) (inbox.Rebuilt, error) {
-	return statistics.Rebuild(ctx, s.config(), "ada", partial, progress)
+	return statistics.Rebuild(ctx, s.config(), "ada", inbox.RebuildOptions{Partial: partial, Progress: progress})
 }
 
 func quiet(int64, int64) {}

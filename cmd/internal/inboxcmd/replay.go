@@ -1,4 +1,4 @@
-package operate
+package inboxcmd
 
 import (
 	"context"
@@ -25,13 +25,23 @@ func (r *Replay) Check() error {
 	return err
 }
 
-// Run moves the operator's group, which must have no running consumers, and says what that brings.
-func (r *Replay) Run(ctx context.Context, group string, operator *inbox.Operator, stdout io.Writer) error {
+// Run moves the group, which must have no running consumers, and prints what that brings.
+func (r *Replay) Run(ctx context.Context, in *Inboxes) error {
 	from, err := r.from()
 	if err != nil {
 		return err
 	}
-	plan, err := operator.Replay(ctx, from, r.Partition, max(0, r.Offset), r.DryRun)
+	opts := inbox.ReplayOptions{From: from, Offset: max(0, r.Offset), DryRun: r.DryRun}
+	if r.Partition >= 0 {
+		opts.Partitions = []int32{r.Partition}
+	}
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		plan, err := operator.Replay(ctx, opts)
+		return r.report(in.Stdout, operator.Group(), plan, err)
+	})
+}
+
+func (r *Replay) report(stdout io.Writer, group string, plan []inbox.Replay, err error) error {
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PARTITION\tFROM\tTO\tNEW\tINBOX SKIPS\tPARKED\tNOT OURS")
 	var fresh, skips int

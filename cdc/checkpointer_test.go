@@ -14,23 +14,23 @@ func TestStateRecordIsWrittenInTime(t *testing.T) {
 	big := []Row{{Position: Position{100, 1}, Payload: make([]byte, stateBytes)}}
 	for _, c := range []struct {
 		name string
-		do   func(*progress)
+		do   func(*checkpointer)
 		at   time.Duration // since the last record
 		due  bool
 	}{
-		{"nothing moved", func(*progress) {}, time.Hour, false},
-		{"covered moved without rows, soon after a record", func(p *progress) { p.done(nil, 200, start) }, stateEvery / 2, false},
-		{"covered moved without rows, a second after", func(p *progress) { p.done(nil, 200, start) }, stateEvery, true},
-		{"rows, and nothing for 50 ms", func(p *progress) { p.done(one, 0, start.Add(100*time.Millisecond)) }, 150 * time.Millisecond, true},
-		{"rows, and nothing for less", func(p *progress) { p.done(one, 0, start.Add(100*time.Millisecond)) }, 140 * time.Millisecond, false},
-		{"rows keep coming for a second", func(p *progress) { p.done(one, 0, start.Add(990*time.Millisecond)) }, stateEvery, true},
-		{"16 MB of rows", func(p *progress) { p.done(big, 0, start) }, 0, true},
-		{"the server asks", func(p *progress) { p.done(nil, 200, start); p.askedFor = true }, stateOnReply, true},
-		{"the server asks again at once", func(p *progress) { p.done(nil, 200, start); p.askedFor = true }, stateOnReply / 2, false},
-		{"the server asks and nothing moved", func(p *progress) { p.askedFor = true }, time.Hour, false},
+		{"nothing moved", func(*checkpointer) {}, time.Hour, false},
+		{"covered moved without rows, soon after a record", func(p *checkpointer) { p.done(nil, 200, start) }, stateEvery / 2, false},
+		{"covered moved without rows, a second after", func(p *checkpointer) { p.done(nil, 200, start) }, stateEvery, true},
+		{"rows, and nothing for 50 ms", func(p *checkpointer) { p.done(one, 0, start.Add(100*time.Millisecond)) }, 150 * time.Millisecond, true},
+		{"rows, and nothing for less", func(p *checkpointer) { p.done(one, 0, start.Add(100*time.Millisecond)) }, 140 * time.Millisecond, false},
+		{"rows keep coming for a second", func(p *checkpointer) { p.done(one, 0, start.Add(990*time.Millisecond)) }, stateEvery, true},
+		{"16 MB of rows", func(p *checkpointer) { p.done(big, 0, start) }, 0, true},
+		{"the server asks", func(p *checkpointer) { p.done(nil, 200, start); p.askedFor = true }, stateOnReply, true},
+		{"the server asks again at once", func(p *checkpointer) { p.done(nil, 200, start); p.askedFor = true }, stateOnReply / 2, false},
+		{"the server asks and nothing moved", func(p *checkpointer) { p.askedFor = true }, time.Hour, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := newProgress(&State{Covered: 50}, start)
+			p := newCheckpointer(&State{Covered: 50}, start)
 			c.do(p)
 			due, wait := p.due(start.Add(c.at))
 			if due != c.due {
@@ -44,7 +44,7 @@ func TestStateRecordIsWrittenInTime(t *testing.T) {
 }
 
 func TestCoveredNeverDecreases(t *testing.T) {
-	p := newProgress(&State{Covered: 50}, time.Now())
+	p := newCheckpointer(&State{Covered: 50}, time.Now())
 	if p.done(nil, 40, time.Now()); p.next.Covered != 50 {
 		t.Errorf("covered went back to %s", p.next.Covered)
 	}

@@ -1,12 +1,10 @@
-package operate
+package inboxcmd
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"os/user"
 	"text/tabwriter"
 	"time"
 
@@ -65,60 +63,25 @@ type decisions struct {
 	Limit int `default:"100" help:"At most so many."`
 }
 
-// Who is logged in here, for the records of decisions.
-func Who() string {
-	by := "unknown"
-	if who, err := user.Current(); err == nil {
-		by = who.Username
+// Run lists the events of each group that the command line names.
+func (l *parkedList) Run(ctx context.Context, in *Inboxes) error {
+	for _, group := range in.Groups {
+		if len(in.Groups) > 1 && !l.JSON {
+			fmt.Fprintf(in.Stdout, "group %s\n", group)
+		}
+		if err := in.open(ctx, group, func(operator *inbox.Operator) error { return l.print(ctx, operator, in.Stdout) }); err != nil {
+			return err
+		}
 	}
-	if host, err := os.Hostname(); err == nil {
-		by += "@" + host
-	}
-	return by
+	return nil
 }
 
-// Run does what the command line chose, as kong names it ("parked list"). program is what people type before it.
-func (p *Parked) Run(ctx context.Context, command, program string, operator *inbox.Operator, stdout io.Writer) error {
-	switch command {
-	case "parked list":
-		return p.List.run(ctx, operator, stdout)
-	case "parked show <id>":
-		event, err := operator.Show(ctx, p.Show.ID)
-		if err != nil {
-			return err
-		}
-		out := json.NewEncoder(stdout)
-		out.SetIndent("", "  ")
-		return out.Encode(event)
-	case "parked pass <partition> <offset>":
-		if err := operator.Pass(ctx, p.Pass.Partition, p.Pass.Offset, p.Pass.As); err != nil {
-			return fmt.Errorf("%w (%s parked list)", err, program)
-		}
-		_, err := fmt.Fprintf(stdout, "partition %d goes on behind offset %d within seconds\n", p.Pass.Partition, p.Pass.Offset)
-		return err
-	case "parked decisions":
-		return p.Decisions.run(ctx, operator, stdout)
-	case "parked drop", "parked drop <id>":
-		if err := p.Drop.check(program); err != nil {
-			return err
-		}
-		events, err := operator.Drop(ctx, p.Drop.IDs, p.Drop.All, p.Drop.DryRun)
-		return report(stdout, program, events, err, p.Drop.DryRun)
-	default:
-		if err := p.Redrive.check(program); err != nil {
-			return err
-		}
-		events, err := operator.Redrive(ctx, p.Redrive.IDs, p.Redrive.All, p.Redrive.Force, p.Redrive.DryRun)
-		return report(stdout, program, events, err, p.Redrive.DryRun)
-	}
-}
-
-func (l *parkedList) run(ctx context.Context, operator *inbox.Operator, stdout io.Writer) error {
+func (l *parkedList) print(ctx context.Context, operator *inbox.Operator, stdout io.Writer) error {
 	blocked, err := operator.Blocked(ctx)
 	if err != nil {
 		return err
 	}
-	list, err := operator.List(ctx, l.All, l.After, l.Limit)
+	list, err := operator.List(ctx, inbox.ListOptions{All: l.All, After: l.After, Limit: l.Limit})
 	if err != nil {
 		return err
 	}
@@ -142,32 +105,82 @@ func (l *parkedList) run(ctx context.Context, operator *inbox.Operator, stdout i
 	return table.Flush()
 }
 
-func (d *decisions) run(ctx context.Context, operator *inbox.Operator, stdout io.Writer) error {
-	list, err := operator.Decisions(ctx, d.Limit)
-	if err != nil {
-		return err
-	}
-	for _, one := range list {
-		fmt.Fprintf(stdout, "%s  %s  %s: %s\n", one.At.UTC().Format(time.RFC3339), one.By, one.Command, one.What)
-	}
-	return nil
+// Run prints one event.
+func (s *parkedShow) Run(ctx context.Context, in *Inboxes) error {
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		event, err := operator.Show(ctx, s.ID)
+		if err != nil {
+			return err
+		}
+		out := json.NewEncoder(in.Stdout)
+		out.SetIndent("", "  ")
+		return out.Encode(event)
+	})
 }
 
-func report(stdout io.Writer, program string, events []inbox.Done, err error, dryRun bool) error {
+// Run applies events.
+func (r *parkedRedrive) Run(ctx context.Context, in *Inboxes) error {
+	if err := r.check(in.Program); err != nil {
+		return err
+	}
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		events, err := operator.Redrive(ctx, inbox.RedriveOptions{IDs: r.IDs, All: r.All, Force: r.Force, DryRun: r.DryRun})
+		return r.report(in, events, err)
+	})
+}
+
+// Run gives events up.
+func (d *parkedDrop) Run(ctx context.Context, in *Inboxes) error {
+	if err := d.check(in.Program); err != nil {
+		return err
+	}
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		events, err := operator.Drop(ctx, inbox.DropOptions{IDs: d.IDs, All: d.All, DryRun: d.DryRun})
+		return d.report(in, events, err)
+	})
+}
+
+// Run lets a blocked partition go on.
+func (p *parkedPass) Run(ctx context.Context, in *Inboxes) error {
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		if err := operator.Pass(ctx, p.Partition, p.Offset, p.As); err != nil {
+			return fmt.Errorf("%w (%s parked list)", err, in.Program)
+		}
+		_, err := fmt.Fprintf(in.Stdout, "partition %d goes on behind offset %d within seconds\n", p.Partition, p.Offset)
+		return err
+	})
+}
+
+// Run lists decisions.
+func (d *decisions) Run(ctx context.Context, in *Inboxes) error {
+	return in.one(ctx, func(operator *inbox.Operator) error {
+		list, err := operator.Decisions(ctx, d.Limit)
+		if err != nil {
+			return err
+		}
+		for _, one := range list {
+			fmt.Fprintf(in.Stdout, "%s  %s  %s: %s\n", one.At.UTC().Format(time.RFC3339), one.By, one.Command, one.What)
+		}
+		return nil
+	})
+}
+
+// report prints what became of each event. The error is err, or says that events stay.
+func (c *chosen) report(in *Inboxes, events []inbox.Done, err error) error {
 	stay := 0
 	for _, e := range events {
 		if e.Err != nil {
 			stay++
-			fmt.Fprintf(stdout, "stays      %d, event %s of %s: %v\n", e.ID, e.EventID, e.Key, e.Err)
+			fmt.Fprintf(in.Stdout, "stays      %d, event %s of %s: %v\n", e.ID, e.EventID, e.Key, e.Err)
 			continue
 		}
-		fmt.Fprintf(stdout, "%-9s  %d, event %s of %s\n", e.Did, e.ID, e.EventID, e.Key)
+		fmt.Fprintf(in.Stdout, "%-9s  %d, event %s of %s\n", e.Did, e.ID, e.EventID, e.Key)
 	}
-	if dryRun {
-		fmt.Fprintln(stdout, "dry run: nothing was kept")
+	if c.DryRun {
+		fmt.Fprintln(in.Stdout, "dry run: nothing was kept")
 	}
 	if err == nil && stay > 0 {
-		err = fmt.Errorf("%d parked events stay: fix what refuses them and redrive again, or give them up with `%s parked drop`", stay, program)
+		err = fmt.Errorf("%d parked events stay: fix what refuses them and redrive again, or give them up with `%s parked drop`", stay, in.Program)
 	}
 	return err
 }

@@ -1,0 +1,40 @@
+package cdctest
+
+import (
+	"bytes"
+	"sync"
+)
+
+// Log is a log that a test reads while it is written. The zero Log is empty.
+type Log struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+
+	awaited string
+	then    func()
+}
+
+// Write appends to the log.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.then != nil && bytes.Contains(p, []byte(l.awaited)) {
+		l.then()
+		l.then = nil
+	}
+	return l.text.Write(p)
+}
+
+// On has the writer call f, once, before it writes text the next time. f must not use the log.
+func (l *Log) On(text string, f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.awaited, l.then = text, f
+}
+
+// String returns what was written.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}

@@ -1,0 +1,100 @@
+// Package httpjson serves JSON over HTTP with handlers that return their errors.
+package httpjson
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Handler answers, or returns the error that says why not.
+type Handler func(http.ResponseWriter, *http.Request) error
+
+// A Problem is an error that a client may know.
+type Problem struct {
+	Status int
+	Detail string
+}
+
+func (p Problem) Error() string { return p.Detail }
+
+// A Service is what the handlers of one service have in common.
+type Service struct {
+	Timeout time.Duration                                   // of a request; under the server's write timeout, which would end it without an answer
+	MaxBody int64                                           // of a request, in bytes; reading more is an *http.MaxBytesError
+	Refuse  func(http.ResponseWriter, *http.Request, error) // answers with what a client may know of a handler's error
+}
+
+// Handler returns h for a mux.
+func (s Service) Handler(h Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), s.Timeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+		r.Body = http.MaxBytesReader(w, r.Body, s.MaxBody)
+		if err := h(w, r); err != nil {
+			s.Refuse(w, r, err)
+		}
+	})
+}
+
+// Handle adds handlers to mux, by path and method. Other methods of a path are a Problem.
+func (s Service) Handle(mux *http.ServeMux, paths map[string]map[string]Handler) {
+	for path, methods := range paths {
+		var allowed []string
+		for method, h := range methods {
+			mux.Handle(method+" "+path, s.Handler(h))
+			allowed = append(allowed, method)
+		}
+		slices.Sort(allowed)
+		mux.Handle(path, s.Handler(func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Allow", strings.Join(allowed, ", "))
+			return Problem{Status: http.StatusMethodNotAllowed}
+		}))
+	}
+}
+
+// A TrailingError is returned by Decode when something follows the object.
+type TrailingError struct{ error }
+
+func (e *TrailingError) Unwrap() error { return e.error }
+
+// Decode reads exactly one JSON object without fields unknown to into.
+func Decode(body io.Reader, into any) error {
+	decoder := json.NewDecoder(body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return err
+	}
+	switch err := decoder.Decode(&struct{}{}); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err == nil:
+		return &TrailingError{errors.New("there is more than one object")}
+	default:
+		return &TrailingError{err}
+	}
+}
+
+// Answer answers 200 with v.
+func Answer(w http.ResponseWriter, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	Write(w, http.StatusOK, "application/json", body)
+	return nil
+}
+
+// Write answers with a body of that media type. It fails when the client is gone, and then nobody is left to tell.
+func Write(w http.ResponseWriter, status int, kind string, body []byte) {
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
