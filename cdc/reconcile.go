@@ -177,6 +177,9 @@ func misnamed(st *State, f *Facts) *Halt {
 		Means: "the configuration names something else than this pipeline has read so far; nothing was read from it, and nothing is lost: rows wait in the slot",
 		Run:   fmt.Sprintf("correct %s, and the relay goes on by itself; if the change is meant, `walpost adopt` accepts it", strings.Join(keys, " and ")),
 	}
+	if st.Configured.Messages != "" {
+		halt.Run = "this walpost reads a table and no messages: let the one that wrote the record deliver those that wait in the slot, then `walpost adopt` goes on with the table"
+	}
 	if st.Halt != nil && st.Halt.Latched {
 		halt.Found += fmt.Sprintf("; and a halt was latched at %s, under the earlier names: %s", clock(st.Halt.At), st.Halt.Found)
 	}

@@ -42,6 +42,12 @@ func TestReconcileTable(t *testing.T) {
 			func(s *State, _ *Facts) { s.Slot = "t" },
 			"the state record of pipeline \"p\" is of slot \"t\", this relay is configured for slot \"s\": two pipelines of one name share state and transactional id: they would fence each other, and each would skip rows of the other; give one of them another `pipeline` name and run `walpost init` for it; if the slot was renamed on purpose, `walpost adopt`", false, false,
 		},
+		"messages that an older walpost read": {
+			func(s *State, f *Facts) {
+				s.Configured, f.Configured = Configured{Publication: "w", Messages: "shop"}, Configured{Publication: "w", Table: "public.outbox"}
+			},
+			"source.table is \"public.outbox\", it was \"\", source.messages is \"\", it was \"shop\": the configuration names something else than this pipeline has read so far; nothing was read from it, and nothing is lost: rows wait in the slot; this walpost reads a table and no messages: let the one that wrote the record deliver those that wait in the slot, then `walpost adopt` goes on with the table", false, false,
+		},
 		"another database": {
 			func(_ *State, f *Facts) { f.SystemID = "8" },
 			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`", false, false,

@@ -8,8 +8,8 @@ import (
 // Source is where rows come from.
 type Source interface {
 	// Preflight checks over SQL what a session needs of the server and reports everything that is wrong together, as a
-	// Halt. It returns the OID of the outbox table, which Connect needs; 0 where there is none, because events are
-	// messages or because Facts say that it is gone.
+	// Halt. It returns the OID of the outbox table, which Connect needs; 0 where there is none, as Facts
+	// say, too.
 	Preflight(ctx context.Context) (table uint32, err error)
 	// Connect opens the replication connection for the inserts into the table, and identifies the server behind it.
 	Connect(ctx context.Context, table uint32) (Stream, Identity, error)

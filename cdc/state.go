@@ -61,7 +61,7 @@ type State struct {
 type Configured struct {
 	Publication string `json:"publication"`
 	Table       string `json:"table,omitempty"`
-	Messages    string `json:"messages,omitempty"`
+	Messages    string `json:"messages,omitempty"` // the prefix of those that an older walpost read instead of a table
 }
 
 // IsZero reports that nobody knows what was configured.

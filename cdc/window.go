@@ -16,9 +16,6 @@ type Row struct {
 	Payload       []byte
 	Headers       []byte
 	CreatedAt     []byte
-
-	// Malformed says what is wrong with an event that could not be read; all of it is in Payload.
-	Malformed string
 }
 
 func (r *Row) size() int {

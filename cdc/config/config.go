@@ -35,7 +35,6 @@ type Source struct {
 	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
-	Messages       string        `yaml:"messages" doc:"instead of a table: prefix of the transactional messages (pg_logical_emit_message) that are the outbox"`
 	Columns        Columns       `yaml:"columns"`
 	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
 	CheckInterval  time.Duration `yaml:"check_interval" doc:"longest time between two looks at publication and table while streaming (it looks every 5s, for stalls too): a change that hides rows halts the relay"`
@@ -341,11 +340,8 @@ func (k *Kafka) inTopic(aggregateType string) string {
 	return aggregateType
 }
 
-// SchemaTable splits the table's name; both are empty when it is not schema.name, or there is no table.
+// SchemaTable splits the table's name; both are empty when it is not schema.name.
 func (s *Source) SchemaTable() (schema, table string) {
-	if s.Messages != "" {
-		return "", ""
-	}
 	schema, table, ok := strings.Cut(s.Table, ".")
 	if !ok || strings.Contains(table, ".") || schema == "" || table == "" {
 		return "", ""

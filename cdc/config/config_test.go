@@ -163,19 +163,12 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// TestTableAndMessages: events come from one of them.
-func TestTableAndMessages(t *testing.T) {
+// TestCleanupRules: what is wrong with each key of the section is told, all together.
+func TestCleanupRules(t *testing.T) {
 	cfg := Default()
-	cfg.Source.Messages = "shop"
-	if err := cfg.Validate(); err == nil || strings.Contains(err.Error(), "source.table") {
-		t.Errorf("messages alone: %v", err)
-	}
-	cfg.Source.Table, cfg.Cleanup.Every, cfg.Cleanup.URL, cfg.Cleanup.Retention = "public.events", time.Millisecond, "x://", -1
+	cfg.Cleanup.Every, cfg.Cleanup.URL, cfg.Cleanup.Retention = time.Millisecond, "x://", -1
 	err := cfg.Validate()
-	for _, text := range []string{
-		`source.messages: "shop", and source.table is "public.events": events come from one of them`, "cleanup.every: there is nothing to clean up",
-		"cleanup.every: 1ms: at least 1s", "cleanup.url: not a PostgreSQL URL", "cleanup.retention: -1ns",
-	} {
+	for _, text := range []string{"cleanup.every: 1ms: at least 1s", "cleanup.url: not a PostgreSQL URL", "cleanup.retention: -1ns"} {
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("it does not say %q: %v", text, err)
 		}

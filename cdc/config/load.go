@@ -188,7 +188,7 @@ func (c *Config) beside(o *Config, bad func(format string, args ...any)) {
 		return
 	}
 	for _, topic := range c.topics() {
-		if sameServer && database == theirDatabase && c.Source.Table == o.Source.Table && c.Source.Messages == o.Source.Messages && slices.Contains(o.topics(), topic) {
+		if sameServer && database == theirDatabase && c.Source.Table == o.Source.Table && slices.Contains(o.topics(), topic) {
 			bad("kafka.topic: pipeline %s publishes %s to %s already: each row would be there twice", o.Pipeline, c.Source.Table, topic)
 		}
 		if topic == o.DeadLetterTopic() {

@@ -44,7 +44,6 @@ func (c *Config) validate(env string) error {
 		c.Cleanup.rules(),
 		c.Window.rules(),
 		c.pollingRules(),
-		c.messagesRules(),
 	)...)
 }
 
@@ -61,7 +60,7 @@ func (s *Source) rules(env string) rules {
 		),
 		unless(slotPattern.MatchString(s.Slot), "source.slot: %q: PostgreSQL takes 1 to 63 of a-z, 0-9 and _ only", s.Slot),
 		name("source.publication", s.Publication),
-		unless(s.Messages != "" || schema != "" && table != "", "source.table: %q: write schema.name, public.outbox for example", s.Table),
+		unless(schema != "" && table != "", "source.table: %q: write schema.name, public.outbox for example", s.Table),
 		column("id", s.Columns.ID),
 		column("aggregate_type", s.Columns.AggregateType),
 		column("aggregate_id", s.Columns.AggregateID),
@@ -149,20 +148,6 @@ func (c *Config) pollingRules() rules {
 		between("source.polling.attempts", p.Attempts, 1, 1000, ""),
 		between("source.polling.backoff", p.Backoff, time.Millisecond, time.Minute, ""),
 	}, distinct("source.polling.words", p.Words.All()), distinct("source.polling.columns", p.Columns.all()))
-}
-
-func (c *Config) messagesRules() rules {
-	m := c.Source.Messages
-	if m == "" {
-		return nil
-	}
-	table := c.Source.Table
-	return rules{
-		unless(table == "" || table == Default().Source.Table, "source.messages: %q, and source.table is %q: events come from one of them, leave the other out", m, table),
-		unless(c.Source.Kind != KindPolling, "source.messages needs source.kind: wal, because messages exist only in the WAL: leave source.kind: polling out"),
-		unless(!strings.ContainsRune(m, 0), "source.messages: %q: a prefix without NUL", m),
-		unless(c.Cleanup.Every == 0, "cleanup.every: there is nothing to clean up with source.messages: leave it out"),
-	}
 }
 
 // forever stands for no upper limit of a duration.

@@ -20,15 +20,22 @@ func (p *Pipeline) Cleanup(ctx context.Context, o CleanupOptions) (postgres.Clea
 	if err := p.kind.gap(ctx); err != nil {
 		return postgres.Cleaned{}, err
 	}
-	key, url := p.cfg.CleanupURL()
+	who := p.cleaner()
 	if o.AdminURL != "" {
-		key, url = "--admin-url", o.AdminURL
+		who.Key, who.URL = "--admin-url", o.AdminURL
 	}
-	return p.clean(ctx, key, url, o.DryRun)
+	return p.clean(ctx, who, o.DryRun)
 }
 
-func (p *Pipeline) clean(ctx context.Context, key, url string, dryRun bool) (postgres.Cleaned, error) {
-	cleaner, err := p.source.Cleaner(ctx, key, url)
+// cleaner returns who cleans up by the configuration.
+func (p *Pipeline) cleaner() postgres.CleanerOptions {
+	o := postgres.CleanerOptions{Marks: p.kind.marks()}
+	o.Key, o.URL = p.cfg.CleanupURL()
+	return o
+}
+
+func (p *Pipeline) clean(ctx context.Context, who postgres.CleanerOptions, dryRun bool) (postgres.Cleaned, error) {
+	cleaner, err := p.source.Cleaner(ctx, who)
 	if err != nil {
 		return postgres.Cleaned{}, err
 	}
@@ -43,8 +50,8 @@ func (p *Pipeline) keepSmall(ctx context.Context) {
 	defer tick.Stop()
 	said := ""
 	// What would refuse every time is told at the start, and not only when it is time to clean up.
-	key, url := p.cfg.CleanupURL()
-	if cleaner, err := p.source.Cleaner(ctx, key, url); err == nil {
+	who := p.cleaner()
+	if cleaner, err := p.source.Cleaner(ctx, who); err == nil {
 		cleaner.Close(context.WithoutCancel(ctx))
 	} else if errors.Is(err, postgres.ErrUnseen) || errors.Is(err, postgres.ErrZone) {
 		said = err.Error()
@@ -61,7 +68,7 @@ func (p *Pipeline) keepSmall(ctx context.Context) {
 			p.metrics.cleaned(0, 0, nil) // who streams knows
 			continue
 		}
-		done, err := p.clean(ctx, key, url, false)
+		done, err := p.clean(ctx, who, false)
 		p.metrics.cleaned(done.Rows, len(done.Dropped), err)
 		switch {
 		case err == nil:

@@ -23,14 +23,15 @@ func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step,
 	if p.cfg.Source.Kind != config.KindWAL {
 		return nil, errors.New("source.kind: name the configuration that is to be, with source.kind: wal; source.polling stays as it is until this has ended")
 	}
-	left := func(upTo int64) (pending, newest int64, err error) {
-		pending, failed, newest, err := polling.Left(ctx, p.cfg.Pipeline, p.cfg.Source, upTo)
-		if err == nil && failed > 0 {
-			err = fmt.Errorf("%d rows have failed, and no slot would have them: `walpost dlq redrive` or `walpost dlq drop` them under source.kind: polling, and run this again", failed)
+	table := polling.NewOutbox(p.cfg.Pipeline, p.cfg.Source)
+	remaining := func(upTo int64) (polling.Remaining, error) {
+		r, err := table.Remaining(ctx, upTo)
+		if err == nil && r.Failed > 0 {
+			err = fmt.Errorf("%d rows have failed, and no slot would have them: `walpost dlq redrive` or `walpost dlq drop` them under source.kind: polling, and run this again", r.Failed)
 		}
-		return pending, newest, err
+		return r, err
 	}
-	if _, _, err := left(0); err != nil {
+	if _, err := remaining(0); err != nil {
 		return nil, err
 	}
 	steps, err := p.Init(ctx, InitOptions{AdminURL: o.AdminURL, Progress: o.Progress})
@@ -38,17 +39,18 @@ func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step,
 		return steps, err
 	}
 	// The slot waited for the transactions that were open before it: what they committed can be seen.
-	pending, upTo, err := left(0)
-	for told := (time.Time{}); err == nil && pending > 0; {
+	left, err := remaining(0)
+	upTo := left.Newest
+	for told := (time.Time{}); err == nil && left.Pending > 0; {
 		if time.Since(told) > sayEvery {
-			o.Progress.step("%d rows that may be older than the slot are pending: the poller has to publish them", pending)
+			o.Progress.step("%d rows that may be older than the slot are pending: the poller has to publish them", left.Pending)
 			told = time.Now()
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(askEach):
 		}
-		pending, _, err = left(upTo)
+		left, err = remaining(upTo)
 	}
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("rows that may be older than the slot are pending: let the poller run on, and run this again (%w)", ctx.Err())

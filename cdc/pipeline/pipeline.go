@@ -16,6 +16,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -63,6 +64,8 @@ type kind interface {
 	decide(ctx context.Context, o decideOptions) (*decision, error)
 	// gap returns an error where rows of the table may be needed for a replay.
 	gap(ctx context.Context) error
+	// marks returns how rows say that they are delivered; nil where slots do.
+	marks() *postgres.Marks
 	// delivered returns up to which commit time rows were delivered; zero where nothing tells.
 	delivered(ctx context.Context) (time.Time, error)
 	// note writes an operator's decision down.
@@ -88,7 +91,7 @@ func New(cfg config.Config, o Options) (*Pipeline, error) {
 	}
 	p := &Pipeline{cfg: cfg, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, route.Topics(cfg.Kafka), o.Kafka...)}
 	if cfg.Source.Kind == config.KindPolling {
-		p.kind = polled{p}
+		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source)}
 	} else {
 		p.kind = wal{p}
 	}

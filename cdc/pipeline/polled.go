@@ -15,18 +15,21 @@ import (
 )
 
 // polled is a pipeline whose table is asked for rows. It has neither slot nor state record: the table says what was published.
-type polled struct{ *Pipeline }
+type polled struct {
+	*Pipeline
+	table *polling.Outbox
+}
 
 func (p polled) relay(observer cdc.Observer) *cdc.Supervisor {
 	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Supervisor
 }
 
 func (p polled) watched() watched {
-	return watched{table: polling.NewWatch(p.cfg.Pipeline, p.cfg.Source)}
+	return watched{table: p.table}
 }
 
 func (p polled) survey(ctx context.Context, st *Status) {
-	b, err := polling.NewWatch(p.cfg.Pipeline, p.cfg.Source).Backlog(ctx)
+	b, err := p.table.Backlog(ctx)
 	if st.blocked(err) {
 		return
 	}
@@ -50,7 +53,7 @@ func (p polled) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step
 	if byDay {
 		return nil, errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
 	}
-	return s.pg.PlanPolled(ctx)
+	return p.table.Plan(ctx, s.pg)
 }
 
 func (polled) begin(context.Context, *setup) error { return nil }
@@ -62,6 +65,8 @@ func (polled) decide(context.Context, decideOptions) (*decision, error) {
 }
 
 func (polled) gap(context.Context) error { return nil }
+
+func (p polled) marks() *postgres.Marks { return p.table.Marks() }
 
 func (polled) delivered(context.Context) (time.Time, error) { return time.Time{}, nil }
 
@@ -75,7 +80,7 @@ func (p polled) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, _
 	for i, r := range rows {
 		ids[i] = r.ID
 	}
-	all, err := polling.Standings(ctx, p.cfg.Pipeline, p.cfg.Source, ids)
+	all, err := p.table.RowStatuses(ctx, ids)
 	if err != nil {
 		return err
 	}
@@ -106,7 +111,7 @@ func (p polled) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, _
 
 // letters returns the failed rows, whose keys are their positions.
 func (p polled) letters(ctx context.Context) ([]kafka.Entry, error) {
-	rows, err := polling.ListFailed(ctx, p.cfg.Pipeline, p.cfg.Source)
+	rows, err := p.table.ListFailed(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +123,7 @@ func (p polled) letters(ctx context.Context) ([]kafka.Entry, error) {
 }
 
 func (p polled) whole(ctx context.Context, e *kafka.Entry) error {
-	row, err := polling.ReadFailed(ctx, p.cfg.Pipeline, p.cfg.Source, e.Offset)
+	row, err := p.table.ReadFailed(ctx, e.Offset)
 	if err != nil {
 		return err
 	}
@@ -132,7 +137,7 @@ func (p polled) whole(ctx context.Context, e *kafka.Entry) error {
 func (p polled) redrive(ctx context.Context, o RedriveOptions) (done []Moved, err error) {
 	chosen, positions, err := p.chosen(ctx, o.IDs)
 	if err == nil && !o.DryRun && len(positions) > 0 {
-		err = polling.Redrive(ctx, p.cfg.Pipeline, p.cfg.Source, positions)
+		err = p.table.Redrive(ctx, positions)
 	}
 	if err != nil {
 		return nil, err
@@ -150,7 +155,7 @@ func (p polled) redrive(ctx context.Context, o RedriveOptions) (done []Moved, er
 func (p polled) drop(ctx context.Context, o DropOptions) (done Dropped, err error) {
 	chosen, positions, err := p.chosen(ctx, o.IDs)
 	if err == nil && !o.DryRun && len(positions) > 0 {
-		err = polling.Drop(ctx, p.cfg.Pipeline, p.cfg.Source, positions)
+		err = p.table.Drop(ctx, positions)
 	}
 	if err != nil {
 		return done, err

@@ -56,7 +56,7 @@ type Traced struct {
 	Places     []kafka.Place `json:"places,omitempty"`
 	DeadLetter *DeadLetter   `json:"dead_letter,omitempty"`
 
-	Row *polling.Standing `json:"row,omitempty"` // of a polled table
+	Row *polling.RowStatus `json:"row,omitempty"` // of a polled table
 
 	created time.Time
 }

@@ -153,6 +153,8 @@ func (w wal) gap(ctx context.Context) error {
 	return nil
 }
 
+func (wal) marks() *postgres.Marks { return nil }
+
 func (w wal) delivered(ctx context.Context) (time.Time, error) {
 	st, err := w.sink.Peek(ctx)
 	var halt *cdc.Halt

@@ -1,9 +1,18 @@
 package polling
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/postgres"
 )
 
 // Backlog is what waits in a polled table.
@@ -24,4 +33,107 @@ type Horizon struct{ cdc.Transaction }
 
 func (h *Horizon) String() string {
 	return fmt.Sprintf("rows wait for %s: it may still commit some that come before them: end it (%s)", h.Transaction, h.End())
+}
+
+const countsWithin = 10 * time.Minute // a table with a large backlog
+
+// Remaining is what of a table is not published.
+type Remaining struct {
+	Pending, Failed int64
+	Newest          int64 // the highest position of all of them
+}
+
+// Remaining counts the rows that are pending or failed, those up to a position; upTo 0 is all of them.
+func (o *Outbox) Remaining(ctx context.Context, upTo int64) (r Remaining, err error) {
+	ctx, cancel := context.WithTimeout(ctx, countsWithin)
+	defer cancel()
+	t, err := o.open(ctx)
+	if err != nil {
+		return r, err
+	}
+	defer func() { _ = t.Conn.Close(ctx) }()
+	err = t.Conn.QueryRow(ctx, o.sql(`
+		SELECT count(*) FILTER (WHERE {status} = {pending}), count(*) FILTER (WHERE {status} = {failed}), coalesce(max({position}), 0)
+		FROM {table} WHERE {status} IN ({pending}, {failed}) AND ({position} <= $1 OR $1 = 0)`), upTo).Scan(&r.Pending, &r.Failed, &r.Newest)
+	if err != nil {
+		return Remaining{}, classify(t, "look for what is left", err)
+	}
+	return r, nil
+}
+
+// Backlog asks the table and the server.
+func (o *Outbox) Backlog(ctx context.Context) (b Backlog, err error) {
+	t, err := o.open(ctx)
+	if err != nil {
+		return b, err
+	}
+	defer func() { _ = t.Conn.Close(ctx) }()
+	age, err := o.age(ctx, t)
+	if err != nil {
+		return b, err
+	}
+	var waits float64 // of rows that wait for nothing but the relay and other transactions
+	err = t.Conn.QueryRow(ctx, strings.ReplaceAll(o.sql(`
+		SELECT (SELECT count(*) FROM {table} WHERE {status} = {pending}),
+		       (SELECT count(*) FROM {table} WHERE {status} = {pending} AND {retry_count} > 0),
+		       (SELECT count(*) FROM {table} WHERE {status} = {failed}),
+		       (SELECT count(*) FROM (SELECT DISTINCT {type}, {key} FROM {table} WHERE {status} = {failed} AND {key} IS NOT NULL) k),
+		       coalesce((SELECT {age} FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1), 0)::float8,
+		       coalesce((SELECT {age} FROM {table} o WHERE {status} = {pending} AND {retry_count} = 0
+		                 AND NOT EXISTS (SELECT FROM {table} f WHERE {holds} AND {same}) ORDER BY {position} LIMIT 1), 0)::float8`), "{age}", age)).
+		Scan(&b.Pending, &b.Refused, &b.Failed, &b.HeldKeys, &b.OldestSeconds, &waits)
+	switch {
+	case err != nil:
+		return b, classify(t, "count the outbox", err)
+	case o.cfg.Polling.Order == config.OrderNone:
+		b.HeldKeys = 0
+		return b, nil
+	case b.Pending == 0:
+		return b, nil
+	}
+	b.Horizon, err = o.horizon(ctx, t, waits)
+	return b, err
+}
+
+// age returns SQL for how many seconds ago a row was written; NULL where the table does not tell.
+func (o *Outbox) age(ctx context.Context, t *postgres.OpenTable) (string, error) {
+	created := cmp.Or(o.cfg.Columns.CreatedAt, "created_at")
+	var aged bool
+	if err := t.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped)`, t.OID, created).Scan(&aged); err != nil {
+		return "", classify(t, "look at the table", err)
+	}
+	if !aged {
+		return "NULL", nil
+	}
+	a, err := t.Age(ctx, created)
+	if err != nil && !errors.Is(err, postgres.ErrZone) { // the likely zone will do for a metric
+		return "", err
+	}
+	return a.Seconds(), nil
+}
+
+// horizon returns the oldest transaction that may still commit rows, unless it is one of those that come and go. waits is for how many
+// seconds rows have been waiting for it.
+func (o *Outbox) horizon(ctx context.Context, t *postgres.OpenTable, waits float64) (*Horizon, error) {
+	h := Horizon{}
+	// Ids in these views have lost their epoch.
+	err := t.Conn.QueryRow(ctx, `
+		WITH oldest AS (SELECT (pg_snapshot_xmin(s)::text::bigint % 4294967296)::text::xid AS id FROM pg_current_snapshot() s WHERE pg_snapshot_xmin(s) < pg_snapshot_xmax(s))
+		SELECT a.pid, '', coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 FROM oldest JOIN pg_stat_activity a ON a.backend_xid = id
+		UNION ALL
+		SELECT 0, p.gid, extract(epoch FROM clock_timestamp() - p.prepared)::float8 FROM oldest JOIN pg_prepared_xacts p ON p.transaction = id
+		LIMIT 1`).Scan(&h.PID, &h.Prepared, &h.Seconds)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, classify(t, "look for the oldest transaction", err)
+	}
+	if h.Seconds == 0 { // how long another role's transaction is open, only some may see
+		h.Seconds = waits
+	}
+	if h.Seconds <= o.cfg.Polling.Interval.Seconds() {
+		return nil, nil
+	}
+	return &h, nil
 }

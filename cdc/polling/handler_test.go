@@ -93,7 +93,7 @@ func TestHandler(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	watch := polling.NewWatch("p", cfg.Source)
+	watch := polling.NewOutbox("p", cfg.Source)
 	cdctest.Eventually(t, 30*time.Second, func() error {
 		if b, err := watch.Backlog(t.Context()); err != nil || b.Failed != 1 || b.Pending != 1 {
 			return fmt.Errorf("%+v, %w: want c1 to have failed and c2 to wait", b, err)

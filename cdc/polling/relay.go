@@ -39,6 +39,7 @@ type Delivery interface {
 type Relay struct {
 	*cdc.Supervisor
 	cfg      config.Config
+	outbox   *Outbox
 	target   Target
 	observer cdc.Observer
 
@@ -51,7 +52,7 @@ type Relay struct {
 
 // New makes a relay. It holds nothing until Run.
 func New(cfg config.Config, target Target, observer cdc.Observer) *Relay {
-	r := &Relay{cfg: cfg, target: target, observer: cdc.Tee(observer)}
+	r := &Relay{cfg: cfg, outbox: NewOutbox(cfg.Pipeline, cfg.Source), target: target, observer: cdc.Tee(observer)}
 	r.Supervisor = cdc.NewSupervisor(observer, func(ctx context.Context) error {
 		r.motion.began.Store(false)
 		r.motion.rows.Store(0)
@@ -63,7 +64,7 @@ func New(cfg config.Config, target Target, observer cdc.Observer) *Relay {
 
 // session has the table, from the lock to whatever ends it. It returns nil only when ctx has ended and what was fetched is marked.
 func (r *Relay) session(ctx context.Context) error {
-	t, err := open(ctx, r.cfg.Pipeline, &r.cfg.Source)
+	t, err := r.outbox.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (r *Relay) session(ctx context.Context) error {
 	r.motion.began.Store(true)
 	watching, stop := context.WithCancel(ctx)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { r.watch(watching, t.conn.PgConn().PID()) })
+	watcher.Go(func() { r.watch(watching, t.Conn.PgConn().PID()) })
 	defer watcher.Wait()
 	defer stop()
 	r.due = map[int64]time.Time{}
@@ -142,13 +143,13 @@ func (r *Relay) round(ctx, work context.Context, t *table, delivery Delivery) er
 // dueNow are the refused rows whose time has come. One that is not known, of an earlier session or another relay, waits its time
 // from now on: no clock but this process's is asked.
 func (r *Relay) dueNow(ctx context.Context, t *table) (due []int64, err error) {
-	troubled, err := t.inTrouble(ctx)
+	retrying, err := t.retrying(ctx)
 	if err != nil {
 		return nil, err
 	}
 	now, next := time.Now(), map[int64]time.Time{}
 	due = []int64{}
-	for position, retries := range troubled {
+	for position, retries := range retrying {
 		at, known := r.due[position]
 		if !known {
 			at = now.Add(r.backoff(retries))
@@ -181,12 +182,12 @@ func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []in
 		}
 	}()
 	if r.cfg.Source.Polling.Order == config.OrderKey {
-		return r.deliver(ctx, t, t.conn, delivery, most, due)
+		return r.deliver(ctx, t, t.Conn, delivery, most, due)
 	}
 	// The rows are locked while they are delivered, but not for ever: a transaction that stays open is everybody's burden.
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueueTimeout)
 	defer cancel()
-	err = pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, t.Conn, func(tx pgx.Tx) error {
 		full, err = r.deliver(ctx, t, tx, delivery, most, due)
 		return err
 	})

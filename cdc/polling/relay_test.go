@@ -101,7 +101,7 @@ func TestRefusedOnFlush(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- relay.Run(ctx) }()
-	watch := polling.NewWatch("p", cfg.Source)
+	watch := polling.NewOutbox("p", cfg.Source)
 	cdctest.Eventually(t, 30*time.Second, func() error {
 		if b, err := watch.Backlog(t.Context()); err != nil || b.Failed != 1 || b.Pending != 1 {
 			return fmt.Errorf("%+v, %w: want the bad one to have failed and b3 to wait", b, err)

@@ -113,7 +113,7 @@ func (r *Relay) waits(ctx context.Context) (waits bool) {
 	if r.cfg.Source.Polling.Order == config.OrderKey {
 		held = ` AND NOT EXISTS (SELECT FROM {table} f WHERE {holds} AND {same})`
 	}
-	sql := words(&r.cfg.Source).Replace(`SELECT EXISTS (SELECT FROM {table} o WHERE {status} = {pending} AND {retry_count} = 0` + held + `)`)
+	sql := r.outbox.sql(`SELECT EXISTS (SELECT FROM {table} o WHERE {status} = {pending} AND {retry_count} = 0` + held + `)`)
 	return r.ask(ctx, sql, nil, &waits) != nil || waits
 }
 
@@ -133,7 +133,7 @@ func (r *Relay) cause(ctx context.Context, pid uint32, hangs bool) *cdc.Stall {
 			SELECT unnest(pg_blocking_pids($1)) AS pid, 0 AS n
 			UNION ALL
 			SELECT l.pid, 1 FROM pg_locks l WHERE l.relation = to_regclass($2) AND l.granted AND l.pid <> $1 AND l.mode NOT IN ('AccessShareLock', 'RowExclusiveLock')
-			ORDER BY n LIMIT 1) b LEFT JOIN pg_stat_activity a ON a.pid = b.pid`, []any{int32(pid), quoted(&r.cfg.Source)}, &blocker, &who)
+			ORDER BY n LIMIT 1) b LEFT JOIN pg_stat_activity a ON a.pid = b.pid`, []any{int32(pid), postgres.TableName(r.cfg.Source)}, &blocker, &who)
 	if err == nil && blocker != 0 {
 		return say("lock", "process %d (%s) holds a lock on them: end it (SELECT pg_terminate_backend(%d)), or wait until its transaction has ended", blocker, who, blocker)
 	}
@@ -142,7 +142,7 @@ func (r *Relay) cause(ctx context.Context, pid uint32, hangs bool) *cdc.Stall {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*lookWithin)
 	defer cancel()
-	if b, err := NewWatch(r.cfg.Pipeline, r.cfg.Source).Backlog(ctx); !hangs && err == nil && b.Horizon != nil {
+	if b, err := r.outbox.Backlog(ctx); !hangs && err == nil && b.Horizon != nil {
 		return say("transaction", "%s", b.Horizon)
 	}
 	return say("unknown", "PostgreSQL does not answer, or gives no rows: the relay's process on the server is %d, and pg_stat_activity shows what it waits for; `walpost status` shows what is pending", pid)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -103,7 +104,7 @@ func (a *Admin) Plan(ctx context.Context, want Wanted) ([]Step, error) {
 	for _, note := range notes {
 		steps = append(steps, Step{What: note})
 	}
-	if want.Delete && !table.partitioned && a.source.cfg.Messages == "" {
+	if want.Delete && !table.partitioned {
 		sight, err := a.planSight(ctx, false)
 		if err != nil {
 			return nil, err
@@ -130,23 +131,83 @@ func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 		}
 		return back
 	})
-	var pg *pgconn.PgError
 	switch {
 	case errors.Is(err, back):
 		return false, nil
-	case errors.As(err, &pg) && pg.Code == "42501":
+	case SQLState(err) == pgerrcode.InsufficientPrivilege:
 		return true, nil
 	}
 	return false, a.failed(ctx, step.What, err)
 }
 
+// TablePlan is what a relay that works over SQL alone needs of the table.
+type TablePlan struct {
+	OID    uint32 // of the table; 0 where there is none
+	Table  Step   // that makes what the table lacks
+	Rights Step   // that the relay's role needs on it
+}
+
+// PlanTable returns the steps that such a relay needs, in order: its role, the table, its rights. Errors are as in Plan.
+func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
+	role, err := a.planPollingRole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lacks, err := a.privileges(ctx, p.OID, len(p.Table.SQL) > 0, false)
+	if err != nil {
+		return nil, err
+	}
+	refused, err := a.try(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if refused {
+		lacks = append(lacks, fmt.Sprintf("%s: the role of %s may not do that: let one who may run it, or name a role in source.url that is there", strings.Join(role.SQL, "; "), adminURL))
+	}
+	if len(lacks) > 0 {
+		return nil, errForbidden(lacks)
+	}
+	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
+	if err != nil {
+		return nil, err
+	}
+	steps := append([]Step{role, p.Table, p.Rights}, sight...)
+	notes, err := a.source.zoneNotes(ctx, a.conn)
+	for _, note := range notes {
+		steps = append(steps, Step{What: note})
+	}
+	return steps, err
+}
+
+// planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.
+func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
+	step, there, login, _, err := a.theirRole(ctx, false)
+	if err != nil {
+		return Step{}, err
+	}
+	name := Ident(step.role)
+	var sql []string
+	switch {
+	case !there:
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN", step.role), []string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}
+	case !login:
+		step.What, sql = fmt.Sprintf("role %s: give it LOGIN", step.role), []string{"ALTER ROLE " + name + " LOGIN"}
+	case len(step.SQL) > 0:
+		step.What = fmt.Sprintf("role %s: let it connect to the database", step.role)
+	default:
+		step.What = fmt.Sprintf("role %s: there, with LOGIN", step.role)
+	}
+	step.SQL = append(sql, step.SQL...)
+	return step, nil
+}
+
 // planDelete lets the relay's role delete rows without letting it see what is in them.
 func (a *Admin) planDelete() Step {
 	cfg := a.source.cfg
-	target, _ := pgconn.ParseConfig(cfg.URL) // planRole has read it
-	role, created := pgx.Identifier{target.User}.Sanitize(), pgx.Identifier{cmp.Or(cfg.Columns.CreatedAt, "created_at")}.Sanitize()
+	target, _ := a.source.target() // planRole has read it
+	role, created := Ident(target.User), Ident(cmp.Or(cfg.Columns.CreatedAt, "created_at"))
 	return Step{What: fmt.Sprintf("role %s: let it delete from %s (cleanup.every)", target.User, cfg.Table), SQL: []string{
-		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, quotedTable(cfg), role),
+		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, TableName(cfg), role),
 	}}
 }
 
@@ -156,7 +217,7 @@ func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 	if err != nil {
 		return Step{}, err
 	}
-	name := pgx.Identifier{step.role}.Sanitize()
+	name := Ident(step.role)
 	right, sql := "REPLICATION", []string{g.letReplicate(step.role)}
 	if g.replicator != "" {
 		right = "membership in " + g.replicator
@@ -202,7 +263,7 @@ func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there
 		return Step{}, false, false, false, classify("look for the role", err)
 	}
 	if !connects {
-		step.SQL = []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", pgx.Identifier{database}.Sanitize(), pgx.Identifier{target.User}.Sanitize())}
+		step.SQL = []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", Ident(database), Ident(target.User))}
 	}
 	return step, there, login, replicates, nil
 }
@@ -217,9 +278,6 @@ func (s *Step) password() string {
 
 func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, err error) {
 	cfg := a.source.cfg
-	if cfg.Messages != "" {
-		return Step{What: fmt.Sprintf("no table: events are transactional messages with the prefix %q", cfg.Messages)}, t, nil
-	}
 	switch t, err = a.source.checkTable(ctx, a.conn); {
 	case err != nil:
 		return Step{}, t, err
@@ -249,16 +307,10 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 // TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
 // or Kafka could never take.
 func TableDDL(cfg config.Source) string {
-	id := func(name, fallback string) string {
-		if name == "" {
-			name = fallback
-		}
-		return pgx.Identifier{name}.Sanitize()
-	}
 	c := cfg.Columns
 	return strings.NewReplacer(
-		"{table}", quotedTable(cfg), "{id}", id(c.ID, ""), "{aggregate_type}", id(c.AggregateType, ""), "{aggregate_id}", id(c.AggregateID, ""),
-		"{event_type}", id(c.EventType, ""), "{payload}", id(c.Payload, ""), "{headers}", id(c.Headers, "headers"), "{created_at}", id(c.CreatedAt, "created_at"),
+		"{table}", TableName(cfg), "{id}", Ident(c.ID), "{aggregate_type}", Ident(c.AggregateType), "{aggregate_id}", Ident(c.AggregateID),
+		"{event_type}", Ident(c.EventType), "{payload}", Ident(c.Payload), "{headers}", Ident(cmp.Or(c.Headers, "headers")), "{created_at}", Ident(cmp.Or(c.CreatedAt, "created_at")),
 	).Replace(`CREATE TABLE {table} (
     {id} uuid PRIMARY KEY,
     {aggregate_type} text NOT NULL CHECK ({aggregate_type} ~ '^[A-Za-z0-9._-]{1,100}$'),
@@ -274,12 +326,12 @@ func TableDDL(cfg config.Source) string {
 // partition takes the rows of a day that has none: a service must not fail because nobody made it.
 func partitionedDDL(cfg config.Source) (sql []string) {
 	c := cfg.Columns
-	created := pgx.Identifier{cmp.Or(c.CreatedAt, "created_at")}.Sanitize()
-	id := pgx.Identifier{c.ID}.Sanitize()
+	created := Ident(cmp.Or(c.CreatedAt, "created_at"))
+	id := Ident(c.ID)
 	root := strings.Replace(TableDDL(cfg), id+" uuid PRIMARY KEY", id+" uuid NOT NULL", 1)
 	schema, table := cfg.SchemaTable()
 	sql = append(sql, strings.TrimSuffix(root, "\n)")+fmt.Sprintf(",\n    PRIMARY KEY (%s, %s)\n) PARTITION BY RANGE (%s)", id, created, created),
-		fmt.Sprintf("CREATE TABLE %s PARTITION OF %s DEFAULT", pgx.Identifier{schema, table + "_default"}.Sanitize(), quotedTable(cfg)))
+		fmt.Sprintf("CREATE TABLE %s PARTITION OF %s DEFAULT", Ident(schema, table+"_default"), TableName(cfg)))
 	for _, day := range days(time.Now()) {
 		_, ddl := partitionDDL(cfg, day)
 		sql = append(sql, ddl...)
@@ -287,24 +339,13 @@ func partitionedDDL(cfg config.Source) (sql []string) {
 	return sql
 }
 
-func quotedTable(cfg config.Source) string {
-	schema, table := cfg.SchemaTable()
-	return pgx.Identifier{schema, table}.Sanitize()
-}
-
 func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	cfg := a.source.cfg
-	name := pgx.Identifier{cfg.Publication}.Sanitize()
+	name := Ident(cfg.Publication)
 	w, exists, err := a.source.width(ctx, a.conn, t)
-	if err != nil {
-		return Step{}, err
-	}
 	switch {
-	case cfg.Messages != "" && exists:
-		return Step{What: fmt.Sprintf("publication %s: there", cfg.Publication)}, nil
-	case cfg.Messages != "":
-		sql := "CREATE PUBLICATION " + name + " WITH (publish = 'insert')"
-		return Step{What: fmt.Sprintf("publication %s: create it, empty: pgoutput asks for one, messages do not go by it", cfg.Publication), SQL: []string{sql}}, nil
+	case err != nil:
+		return Step{}, err
 	case !exists:
 		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{publicationDDL(cfg, cfg.Publication, t)}}, nil
 	}
@@ -316,27 +357,27 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 		return Step{}, unfit(problems)
 	}
 	if t.oid == 0 && !w.here {
-		return Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, quotedTable(cfg))}}, nil
+		return Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, TableName(cfg))}}, nil
 	}
 	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
 }
 
-// notes are what keeps no row from the stream, and is worth a word all the same.
-func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
-	if s.cfg.Messages != "" {
+// zoneNotes says that times of rows are of a zone that nobody knows, where it is so.
+func (s *Source) zoneNotes(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	if s.cfg.Columns.CreatedAtZone != "" { // checkTable has looked at it
 		return nil, nil
 	}
-	if s.cfg.Columns.CreatedAtZone == "" { // else checkTable has looked at it
-		_, err := s.Age(ctx, conn, createdAt(s.cfg))
-		switch {
-		case errors.Is(err, ErrZone):
-			notes = append(notes, fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err))
-		case err != nil:
-			return nil, err
-		}
+	_, err := s.Age(ctx, conn, createdAt(s.cfg))
+	if errors.Is(err, ErrZone) {
+		return []string{fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err)}, nil
 	}
-	if s.cfg.Kind == config.KindPolling {
-		return notes, nil
+	return nil, err
+}
+
+// notes are what keeps no row from the stream, and is worth a word all the same.
+func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
+	if notes, err = s.zoneNotes(ctx, conn); err != nil {
+		return nil, err
 	}
 	w, _, err := s.width(ctx, conn, t)
 	if w.more != "" {
@@ -352,7 +393,7 @@ func publicationDDL(cfg config.Source, name string, t table) string {
 	if t.partitioned {
 		with += ", publish_via_partition_root = true"
 	}
-	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", pgx.Identifier{name}.Sanitize(), quotedTable(cfg), with)
+	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", Ident(name), TableName(cfg), with)
 }
 
 // width is what a publication carries beside a table that it names.
@@ -431,7 +472,7 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 	var pg *pgconn.PgError
 	switch {
 	case !errors.As(err, &pg):
-	case pg.Code == "55P03":
+	case pg.Code == pgerrcode.LockNotAvailable:
 		var holders string
 		_ = a.conn.QueryRow(ctx, `
 			SELECT coalesce(string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN format('prepared transaction %L of %s', p.gid, p.prepared)
@@ -439,9 +480,9 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 			FROM pg_locks l LEFT JOIN pg_stat_activity s ON s.pid = l.pid
 			LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction::text = split_part(l.virtualtransaction, '/', 2)
 			WHERE l.relation = to_regclass($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, quotedTable(a.source.cfg)).Scan(&holders)
+			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, TableName(a.source.cfg)).Scan(&holders)
 		return fmt.Errorf("%s: a lock on %s did not come within %s, and writers would have queued behind the wait: it is held by %s: wait for its end, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "somebody who cannot be named"))
-	case pg.Code == "42501":
+	case pg.Code == pgerrcode.InsufficientPrivilege:
 		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above; nothing was changed", doing, pg.Message, pg.Code, adminURL)
 	}
 	return classify(doing, err)
@@ -507,8 +548,7 @@ func (a *Admin) CreateSlot(ctx context.Context) error {
 	if _, rerr := a.conn.Exec(ctx, "SET statement_timeout = 0; SET lock_timeout = '"+lockedAfter+"'"); err == nil && rerr != nil {
 		return classify("set a timeout", rerr)
 	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "57014" {
+	if SQLState(err) == pgerrcode.QueryCanceled {
 		return fmt.Errorf("create the slot: a transaction has been open for a minute and PostgreSQL waits for its end: end it (SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start; prepared ones, of any database: SELECT gid, database FROM pg_prepared_xacts) and run the command again")
 	}
 	if err != nil {
@@ -543,15 +583,12 @@ func (a *Admin) DropSlot(ctx context.Context) error {
 // RowsBefore counts the rows that are in the outbox already: no slot will ever stream them. It is an ErrUnseen where the
 // administrator does not see them.
 func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
-	if a.source.cfg.Messages != "" {
-		return 0, nil
-	}
 	if err := a.source.seesAll(ctx, a.conn, false); err != nil {
 		return 0, err
 	}
 	ctx, cancel := patient(ctx)
 	defer cancel()
-	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+quotedTable(a.source.cfg)).Scan(&n); err != nil {
+	if err := a.conn.QueryRow(ctx, "SELECT count(*) FROM "+TableName(a.source.cfg)).Scan(&n); err != nil {
 		return 0, classify("count the outbox", err)
 	}
 	return n, nil
@@ -584,7 +621,7 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 // publication a slot is read with stands nowhere on the server.
 func (a *Admin) removePublication(ctx context.Context) (Step, error) {
 	cfg := a.source.cfg
-	name := pgx.Identifier{cfg.Publication}.Sanitize()
+	name := Ident(cfg.Publication)
 	schema, table := cfg.SchemaTable()
 	var exists bool
 	var slots, tables []string
@@ -610,7 +647,7 @@ func (a *Admin) removePublication(ctx context.Context) (Step, error) {
 // removeRole drops the relay's role, unless another slot, session, grant or object of the server may need it.
 func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 	cfg := a.source.cfg
-	user := pgx.Identifier{role}.Sanitize()
+	user := Ident(role)
 	var super, me bool
 	var slots, sessions, members []string
 	var objects int
@@ -624,7 +661,7 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 		       (SELECT count(*) FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid
 		          AND NOT (d.deptype = 'a' AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 		                   AND (d.classid = 'pg_class'::regclass AND d.objid = to_regclass($4) OR d.classid = 'pg_namespace'::regclass AND d.objid = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($4)))))
-		FROM pg_roles r WHERE r.rolname = $1`, role, cfg.Slot, a.source.application, quotedTable(cfg)).Scan(&super, &me, &slots, &sessions, &members, &objects)
+		FROM pg_roles r WHERE r.rolname = $1`, role, cfg.Slot, a.source.application, TableName(cfg)).Scan(&super, &me, &slots, &sessions, &members, &objects)
 	left := func(why string) (Step, error) {
 		return Step{What: fmt.Sprintf("role %s: left as it is: %s (if nobody needs it: DROP ROLE %s)", role, why, user)}, nil
 	}
@@ -644,13 +681,12 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 	case objects > 0:
 		return left(fmt.Sprintf("%d other objects of the server belong to it or have granted it rights", objects))
 	}
-	var sql []string
-	if cfg.Messages == "" {
-		schema, _ := cfg.SchemaTable()
-		sql = append(sql, fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; REVOKE ALL ON SCHEMA %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$",
-			quotedTable(cfg), user, pgx.Identifier{schema}.Sanitize(), user))
-	}
-	return Step{What: fmt.Sprintf("role %s: drop it", role), SQL: append(sql, "DROP ROLE "+user)}, nil
+	schema, _ := cfg.SchemaTable()
+	return Step{What: fmt.Sprintf("role %s: drop it", role), SQL: []string{
+		fmt.Sprintf("DO $$ BEGIN REVOKE ALL ON %s FROM %s; REVOKE ALL ON SCHEMA %s FROM %s; EXCEPTION WHEN undefined_table THEN NULL; END $$",
+			TableName(cfg), user, Ident(schema), user),
+		"DROP ROLE " + user,
+	}}, nil
 }
 
 // some names a few of them, and says how many more there are.

@@ -7,8 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // ErrZone is returned when nothing tells for certain which zone a column's times are of.
@@ -26,7 +26,7 @@ const shift = "interval '3 hours'"
 
 // Age looks at a column. With ErrZone it is of the zone that is the most likely one.
 func (s *Source) Age(ctx context.Context, conn *pgx.Conn, column string) (Age, error) {
-	a := Age{column: pgx.Identifier{column}.Sanitize()}
+	a := Age{column: Ident(column)}
 	var base uint32 // of a domain
 	err := conn.QueryRow(ctx, `
 		WITH RECURSIVE kind AS (
@@ -35,7 +35,7 @@ func (s *Source) Age(ctx context.Context, conn *pgx.Conn, column string) (Age, e
 			UNION ALL
 			SELECT t.oid, t.typtype, t.typbasetype FROM kind JOIN pg_type t ON t.oid = kind.typbasetype WHERE kind.typtype = 'd'
 		)
-		SELECT coalesce((SELECT oid FROM kind WHERE typtype <> 'd'), 0)`, quotedTable(s.cfg), column).Scan(&base)
+		SELECT coalesce((SELECT oid FROM kind WHERE typtype <> 'd'), 0)`, TableName(s.cfg), column).Scan(&base)
 	if err != nil {
 		return a, classify("read the column of a row's time", err)
 	}
@@ -43,7 +43,7 @@ func (s *Source) Age(ctx context.Context, conn *pgx.Conn, column string) (Age, e
 		return a, nil
 	}
 	zone, err := s.zone(ctx, conn, column)
-	a.zone = quote(zone)
+	a.zone = Literal(zone)
 	return a, err
 }
 
@@ -136,9 +136,9 @@ func (s *Source) zone(ctx context.Context, conn *pgx.Conn, column string) (strin
 	if base == "" {
 		base = "UTC"
 	}
-	column = pgx.Identifier{column}.Sanitize()
+	column = Ident(column)
 	return base, fmt.Errorf("%w: column %s of %s is a timestamp without time zone, and nothing tells for certain of which zone (%s): set source.columns.created_at_zone to the writers' zone, or make it a timestamptz: `ALTER TABLE %s ALTER COLUMN %s TYPE timestamptz USING %s AT TIME ZONE %s`",
-		ErrZone, column, s.cfg.Table, strings.Join(found, "; "), quotedTable(s.cfg), column, column, quote(base))
+		ErrZone, column, s.cfg.Table, strings.Join(found, "; "), TableName(s.cfg), column, column, Literal(base))
 }
 
 // utc are the names of UTC.
@@ -154,9 +154,8 @@ func (s *Source) unknownZone(ctx context.Context, conn *pgx.Conn) (problem strin
 		return "", nil
 	}
 	_, err = conn.Exec(ctx, `SELECT now() AT TIME ZONE $1`, zone)
-	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && pg.Code == "22023":
+	case SQLState(err) == pgerrcode.InvalidParameterValue:
 		return fmt.Sprintf("source.columns.created_at_zone: PostgreSQL knows no time zone %q: write a name that `SELECT name FROM pg_timezone_names` has, Europe/Berlin for example, or UTC", zone), nil
 	case err != nil:
 		return "", classify("look for the time zone", err)

@@ -64,19 +64,25 @@ func poller(ctx context.Context, conn *pgx.Conn, oid uint32) (pid int32, err err
 	return pid, nil
 }
 
-// Poll takes the table for polling, for as long as the connection lives: shared with other pollers, or for itself.
-func Poll(ctx context.Context, conn *pgx.Conn, table string, oid uint32, shared bool) error {
+// PollOptions is how to poll a table.
+type PollOptions struct {
+	Shared bool // with other pollers
+}
+
+// Poll takes the table for polling, for as long as the connection lives.
+func (o *OpenTable) Poll(ctx context.Context, options PollOptions) error {
+	conn := o.Conn
 	// Where rows are on the way to a relay that is gone, no keepalive finds it out. On a connection that Kafka may stall, as the one for
 	// replication, this would end a relay that is only slow.
 	if _, err := conn.Exec(ctx, "SET tcp_user_timeout = '30s'"); err != nil {
 		return classify("take the outbox table", err)
 	}
 	try := "pg_try_advisory_lock"
-	if shared {
+	if options.Shared {
 		try += "_shared"
 	}
 	var ok bool
-	if err := conn.QueryRow(ctx, "SELECT "+try+"($1::int, $2::int)", int32(polledLock), int32(oid)).Scan(&ok); err != nil {
+	if err := conn.QueryRow(ctx, "SELECT "+try+"($1::int, $2::int)", int32(polledLock), int32(o.OID)).Scan(&ok); err != nil {
 		return classify("take the outbox table", err)
 	}
 	if !ok {
@@ -87,7 +93,7 @@ func Poll(ctx context.Context, conn *pgx.Conn, table string, oid uint32, shared 
 	err := conn.QueryRow(ctx, `
 		SELECT l.pid, s.slot_name::text FROM pg_locks l JOIN pg_replication_slots s ON s.active_pid = l.pid
 		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = $1 AND l.objid = $2
-		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1`, uint32(streamedLock), oid).Scan(&pid, &slot)
+		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1`, uint32(streamedLock), o.OID).Scan(&pid, &slot)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil
@@ -95,7 +101,7 @@ func Poll(ctx context.Context, conn *pgx.Conn, table string, oid uint32, shared 
 		return classify("look for relays that stream the table", err)
 	}
 	return &cdc.Halt{
-		Found: fmt.Sprintf("source.kind: a relay streams %s from the WAL (slot %s, pid %d)", table, slot, pid),
+		Found: fmt.Sprintf("source.kind: a relay streams %s from the WAL (slot %s, pid %d)", o.Name, slot, pid),
 		Means: "each row would be published twice",
 		Run:   "stop that one, or this one",
 	}

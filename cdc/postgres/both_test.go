@@ -24,11 +24,12 @@ func TestPollTakesTheTable(t *testing.T) {
 		defer func() { _ = conn.Close(t.Context()) }()
 		conns = append(conns, conn)
 	}
-	if err := postgres.Poll(t.Context(), conns[0], "outbox", 4711, false); err != nil {
+	first, second := postgres.OpenTable{Conn: conns[0], OID: 4711}, postgres.OpenTable{Conn: conns[1], OID: 4711}
+	if err := first.Poll(t.Context(), postgres.PollOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, shared := range []bool{false, true} {
-		if err := postgres.Poll(t.Context(), conns[1], "outbox", 4711, shared); !errors.Is(err, cdc.ErrTableInUse) {
+		if err := second.Poll(t.Context(), postgres.PollOptions{Shared: shared}); !errors.Is(err, cdc.ErrTableInUse) {
 			t.Errorf("a second one, shared %t: %v", shared, err)
 		}
 	}

@@ -1,12 +1,12 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -28,20 +28,31 @@ const (
 type Cleaner struct {
 	source *Source
 	conn   *pgx.Conn
+	marks  *Marks
 	age    Age // of a row
 	days   Age // what the table is partitioned by, where it is
 }
 
-// Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it; key is what holds the URL.
-func (s *Source) Cleaner(ctx context.Context, key, url string) (*Cleaner, error) {
-	if s.cfg.Messages != "" {
-		return nil, errNoTable
-	}
-	conn, err := s.connectAs(ctx, key, url, "walpost cleanup")
+// Marks is how rows themselves say that they are delivered, and since when.
+type Marks struct {
+	Delivered string // SQL that is true for a row that is
+	Column    string // of the time
+	Key       string // that names the column
+}
+
+// CleanerOptions is who cleans up, and by what.
+type CleanerOptions struct {
+	Key, URL string // the URL, and what holds it
+	Marks    *Marks // nil: what every slot has confirmed is delivered
+}
+
+// Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it.
+func (s *Source) Cleaner(ctx context.Context, o CleanerOptions) (*Cleaner, error) {
+	conn, err := s.connectAs(ctx, o.Key, o.URL, "walpost cleanup")
 	if err != nil {
 		return nil, err
 	}
-	c := &Cleaner{source: s, conn: conn}
+	c := &Cleaner{source: s, conn: conn, marks: o.Marks}
 	if err := c.prepare(ctx); err != nil {
 		_ = conn.Close(ctx)
 		return nil, fmt.Errorf("nothing was deleted: %w", err)
@@ -64,7 +75,7 @@ func (c *Cleaner) prepare(ctx context.Context) error {
 	var by *string
 	err = c.conn.QueryRow(ctx, `
 		SELECT (SELECT a.attname::text FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
-		        WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r')`, quotedTable(c.source.cfg)).Scan(&by)
+		        WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r')`, TableName(c.source.cfg)).Scan(&by)
 	if err != nil {
 		return classify("read the table's partitioning", err)
 	}
@@ -106,8 +117,8 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 	h.retention, h.before = retention, h.before.Add(-retention)
 	h.old = fmt.Sprintf("%s < '%s'::timestamptz", c.age.last(), text(h.before))
 	h.delivered = fmt.Sprintf("age(xmin) > age('%s'::xid8::xid)", xid)
-	if p := &c.source.cfg.Polling; c.source.cfg.Kind == config.KindPolling {
-		h.delivered = fmt.Sprintf("%s IN (%s, %s)", pgx.Identifier{p.Columns.Status}.Sanitize(), quote(p.Words.Sent), quote(p.Words.Dropped))
+	if c.marks != nil {
+		h.delivered = c.marks.Delivered
 	}
 	return h, nil
 }
@@ -115,9 +126,9 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 // aged is the column that says how old a row is.
 func (c *Cleaner) aged(ctx context.Context) (name string, err error) {
 	cfg := c.source.cfg
-	key, name := "source.columns.created_at", cmp.Or(cfg.Columns.CreatedAt, "created_at")
-	if cfg.Kind == config.KindPolling {
-		key, name = "source.polling.columns.processed_at", cfg.Polling.Columns.ProcessedAt
+	key, name := "source.columns.created_at", createdAt(cfg)
+	if c.marks != nil {
+		key, name = c.marks.Key, c.marks.Column
 	}
 	types, err := c.source.columnTypes(ctx, c.conn)
 	if err != nil {
@@ -204,7 +215,7 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	if err != nil {
 		return done, err
 	}
-	if c.source.cfg.Kind == config.KindWAL {
+	if c.marks == nil {
 		// What is written and not committed may lie in the server's buffers for many seconds, unseen by any relay: a commit flushes it.
 		if _, err := c.conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'walpost cleanup', '')`); err != nil {
 			return done, classify("flush the WAL", err)
@@ -214,7 +225,7 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 		}
 	}
 	if !partitioned {
-		parts = []partition{{name: quotedTable(c.source.cfg)}}
+		parts = []partition{{name: TableName(c.source.cfg)}}
 	}
 	for _, p := range parts {
 		switch {
@@ -292,7 +303,7 @@ func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRu
 
 // cleanupError names the right that is missing.
 func cleanupError(doing string, err error) error {
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "42501" && Unseen(doing, err) == nil {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == pgerrcode.InsufficientPrivilege && unseen(doing, err) == nil {
 		return fmt.Errorf("%s: %s: set cleanup.every and run `walpost init` again, which gives the relay's role what a plain table needs; of a partitioned table name the owner in cleanup.url, or run `walpost cleanup --admin-url`", doing, pg.Message)
 	}
 	return classify(doing, err)
@@ -308,7 +319,7 @@ type partition struct {
 
 // partitions are those right below the root.
 func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitioned bool, err error) {
-	table := quotedTable(c.source.cfg)
+	table := TableName(c.source.cfg)
 	if err := c.conn.QueryRow(ctx, `SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)`, table).Scan(&partitioned); err != nil || !partitioned {
 		return nil, false, err
 	}
@@ -367,8 +378,7 @@ days:
 		name, sql := partitionDDL(c.source.cfg, day)
 		if !dryRun {
 			if err := c.all(ctx, sql); err != nil {
-				pg := (*pgconn.PgError)(nil)
-				if errors.As(err, &pg) && pg.Code == "23514" {
+				if SQLState(err) == pgerrcode.CheckViolation {
 					continue
 				}
 				return made, cleanupError("make partition "+name, err)
@@ -406,11 +416,11 @@ func days(now time.Time) (all []time.Time) {
 func partitionDDL(cfg config.Source, day time.Time) (name string, sql []string) {
 	schema, table := cfg.SchemaTable()
 	table += day.Format("_20060102")
-	quoted := pgx.Identifier{schema, table}.Sanitize()
+	quoted := Ident(schema, table)
 	const at = "2006-01-02 15:04:05+00" // a timestamp without time zone leaves the zone out
 	return schema + "." + table, []string{
-		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, quotedTable(cfg)),
-		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", quotedTable(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
+		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, TableName(cfg)),
+		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", TableName(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
 	}
 }
 
@@ -436,7 +446,8 @@ func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool)
 		_, err := tx.Exec(ctx, "DROP TABLE "+p.name)
 		return err
 	})
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01") { // lock timeout, deadlock
+	switch SQLState(err) {
+	case pgerrcode.LockNotAvailable, pgerrcode.DeadlockDetected:
 		return false, nil
 	}
 	if err != nil {

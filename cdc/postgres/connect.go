@@ -62,9 +62,9 @@ func (l login) open(ctx context.Context) (*pgx.Conn, error) {
 	if _, err := config.ParsePostgresURL(l.key, l.url); err != nil {
 		return nil, err
 	}
-	cfg, err := pgx.ParseConfig(l.url)
+	cfg, err := pgx.ParseConfig(l.url) // it takes all that ParsePostgresURL takes
 	if err != nil {
-		return nil, fmt.Errorf("%s: not a PostgreSQL URL (postgres://user@host:5432/database)", l.key)
+		return nil, fmt.Errorf("%s: %w", l.key, err)
 	}
 	cfg.Tracer = pglimit.Queries{Within: answerWithin}
 	reached := l.prepare(&cfg.Config)

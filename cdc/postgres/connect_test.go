@@ -58,11 +58,11 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
 	major := cdctest.Postgres(t).Major()
-	database := pgx.Identifier{conn.Config().Database}.Sanitize()
+	database := Ident(conn.Config().Database)
 	alter := func(name, value string) {
 		t.Helper()
 		if name != "search_path" {
-			value = quote(value)
+			value = Literal(value)
 		}
 		if _, err := conn.Exec(t.Context(), fmt.Sprintf("ALTER DATABASE %s SET %s = %s", database, name, value)); err != nil {
 			t.Fatal(err)
@@ -140,10 +140,10 @@ func ways(ctx context.Context, text string) map[string]func() error {
 		"source.url, preflight":   func() error { _, err := s.Preflight(ctx); return err },
 		"source.url, facts":       func() error { _, err := s.Facts(ctx); return err },
 		"source.url, replication": func() error { _, err := login{key: sourceURL, url: text}.replicate(ctx); return err },
-		"source.url, polling":     func() error { _, _, _, err := s.OpenPolled(ctx); return err },
+		"source.url, polling":     func() error { _, err := s.OpenTable(ctx); return err },
 		"source.url, operator":    func() error { _, err := s.Operator(ctx); return err },
 		adminURL:                  func() error { _, err := other.Admin(ctx, text); return err },
-		"cleanup.url":             func() error { _, err := other.Cleaner(ctx, "cleanup.url", text); return err },
+		"cleanup.url":             func() error { _, err := other.Cleaner(ctx, CleanerOptions{Key: "cleanup.url", URL: text}); return err },
 		"--read-url":              func() error { _, _, err := other.Find(ctx, text, "x"); return err },
 	}
 }

@@ -95,10 +95,8 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 		return d.relation(&r)
 	case pglogrepl.MessageTypeInsert:
 		return d.insert(&r, m)
-	case pglogrepl.MessageTypeMessage:
-		return d.emitted(&r, m)
 	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate,
-		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeType:
+		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeType, pglogrepl.MessageTypeMessage:
 		m.Kind = cdc.Other
 	default:
 		return fmt.Errorf("unknown pgoutput message %q", byte(t))
@@ -109,8 +107,8 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 	return nil
 }
 
-// foreign says of the first bytes of a CopyData frame whether the rest of it can be left unread: it is neither an insert into the
-// outbox nor an event. It is errTruncated while there are too few bytes to tell.
+// foreign says of the first bytes of a CopyData frame whether the rest of it can be left unread: it is no insert into the
+// outbox. It is errTruncated while there are too few bytes to tell.
 func (d *decoder) foreign(head []byte) (bool, error) {
 	if len(head) < 1 {
 		return false, errTruncated
@@ -124,16 +122,7 @@ func (d *decoder) foreign(head []byte) (bool, error) {
 	case pglogrepl.MessageTypeInsert:
 		rel, err := d.known(&r)
 		return rel == nil && err == nil, err
-	case pglogrepl.MessageTypeMessage:
-		transactional := r.byte()&1 != 0
-		r.skip(8) // LSN
-		ours := append([]byte(d.cfg.Messages), 0)
-		prefix := r.bytes(len(ours))
-		if r.short {
-			return false, errTruncated
-		}
-		return !transactional || d.cfg.Messages == "" || !bytes.Equal(prefix, ours), nil
-	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate:
+	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate, pglogrepl.MessageTypeMessage:
 		return true, nil
 	}
 	if r.short {
@@ -257,10 +246,6 @@ func (d *decoder) relation(r *cursor) error {
 	if r.short {
 		return errTruncated
 	}
-	if d.cfg.Messages != "" {
-		d.relations[oid] = nil
-		return nil
-	}
 	if oid != d.tableOID && name != d.cfg.Table {
 		d.relations[oid] = nil
 		return nil
@@ -276,16 +261,12 @@ func (d *decoder) relation(r *cursor) error {
 	return nil
 }
 
-// tooLarge names the row whose message was not read because of its size. An event's content is not looked at.
+// tooLarge names the row whose message was not read because of its size.
 func (d *decoder) tooLarge(head []byte, size int) error {
-	what := fmt.Sprintf("an event of prefix %q", d.cfg.Messages)
-	if d.cfg.Messages == "" {
-		var m cdc.Message
-		_ = d.message(head[25:], &m) // truncated, but the first columns are there
-		what = fmt.Sprintf("outbox row %q", m.Row.ID)
-	}
+	var m cdc.Message
+	_ = d.message(head[25:], &m) // truncated, but the first columns are there
 	return &cdc.Wedge{
-		Found: fmt.Sprintf("%s cannot be read: it is %d bytes, source.max_row_bytes is %s", what, size, d.cfg.MaxRowBytes),
+		Found: fmt.Sprintf("outbox row %q cannot be read: it is %d bytes, source.max_row_bytes is %s", m.Row.ID, size, d.cfg.MaxRowBytes),
 		Fix:   "raise source.max_row_bytes, if Kafka takes such a record",
 	}
 }

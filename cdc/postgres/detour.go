@@ -30,7 +30,7 @@ func family(of string) string {
 // Children by inheritance, and the chunks of a hypertable, which are such, are refused and not relayed: their rows come under the child's
 // OID, and a child that is made later is in no publication until somebody adds it, so that its first rows are never in the stream.
 func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
-	table, quoted, publication := s.cfg.Table, quotedTable(s.cfg), pgx.Identifier{s.cfg.Publication}.Sanitize()
+	table, quoted, publication := s.cfg.Table, TableName(s.cfg), Ident(s.cfg.Publication)
 	says := map[string]string{
 		"hypertable": "source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables: make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole",
 		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + quoted + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + quoted + " SELECT * FROM {first}{others}",
@@ -149,7 +149,7 @@ func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	var name, table, function, language, body, version string
 	if _, err := pgx.ForEachRow(rows, []any{&trigger, &name, &table, &function, &language, &body, &version}, func() error {
 		if sendsAway(language, body, s.cfg.Columns.Payload) {
-			name = pgx.Identifier{name}.Sanitize()
+			name = Ident(name)
 			mark += fmt.Sprintf(" trigger %d/%s", trigger, version)
 			hidden = append(hidden, fmt.Sprintf("source.table: trigger %s on %s sends rows elsewhere instead of inserting them (function %s writes them and returns NULL): ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW, and write the rows that went elsewhere into the outbox again", name, table, function, table, name))
 		}
@@ -178,7 +178,7 @@ func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit [
 	var columns []string
 	if _, err := pgx.ForEachRow(rows, []any{&name, &columns}, func() error {
 		unfit = append(unfit, fmt.Sprintf("source.table: %s is partitioned by %s, which an UPDATE can change: PostgreSQL then moves the row, the WAL shows that as another insert, and the event would be published again: partition it by RANGE (%s), or use source.kind: polling",
-			name, strings.Join(columns, ", "), pgx.Identifier{createdAt(s.cfg)}.Sanitize()))
+			name, strings.Join(columns, ", "), Ident(createdAt(s.cfg))))
 		return nil
 	}); err != nil {
 		return nil, classify("read the table's partitioning", err)

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -32,13 +32,13 @@ var looksForPublication = map[string]bool{"get_publication_oid": true, "GetPubli
 func classify(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
-		return NoAnswer(doing, err)
+		return noAnswer(doing, err)
 	}
 	at := ""
 	if m := decoding.FindStringSubmatch(pg.Where); m != nil {
 		at = m[1]
 	}
-	if err := Unseen(doing, err); err != nil {
+	if err := unseen(doing, err); err != nil {
 		return err
 	}
 	said := fmt.Sprintf("%s: PostgreSQL says %s (SQLSTATE %s)", doing, pg.Message, pg.Code)
@@ -46,19 +46,19 @@ func classify(doing string, err error) error {
 		return publicationMissing(said)
 	}
 	switch pg.Code {
-	case "55006":
+	case pgerrcode.ObjectInUse:
 		return fmt.Errorf("%s: %w", said, cdc.ErrSlotInUse)
-	case "42501":
+	case pgerrcode.InsufficientPrivilege:
 		return &cdc.Halt{Found: said, Means: "the role that asked has not the right", Run: "grant it what PostgreSQL names, or connect as a role that has it"}
-	case "42P05", "26000":
+	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		return fmt.Errorf("%s: %s", said, transactionPooler)
-	case "XX000", "22021", "22P05", "42704", "54000":
+	case pgerrcode.InternalError, pgerrcode.CharacterNotInRepertoire, pgerrcode.UntranslatableCharacter, pgerrcode.UndefinedObject, pgerrcode.ProgramLimitExceeded:
 		if at != "" {
-			what, quiet := map[string]string{"22021": "bytes that are no text in the database's encoding", "22P05": "a character that UTF-8 does not have"}[pg.Code]
+			what, quiet := map[string]string{pgerrcode.CharacterNotInRepertoire: "bytes that are no text in the database's encoding", pgerrcode.UntranslatableCharacter: "a character that UTF-8 does not have"}[pg.Code]
 			if !quiet { // those two would show bytes of the row
 				what = pg.Message
 			}
-			if pg.Code == "54000" || pg.Code == "XX000" { // a value of more than 1 GB in text form has either code
+			if pg.Code == pgerrcode.ProgramLimitExceeded || pg.Code == pgerrcode.InternalError { // a value of more than 1 GB in text form has either code
 				what += "; it can be another table's, and a publication of the outbox alone keeps the next one out"
 			}
 			return &cdc.Wedge{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, what, pg.Code)}
@@ -67,8 +67,17 @@ func classify(doing string, err error) error {
 	return errors.New(said)
 }
 
-// NoAnswer says of a question what it was and why no answer of the server's came.
-func NoAnswer(doing string, err error) error {
+// SQLState returns the code of a server's error; empty where err is none.
+func SQLState(err error) string {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return ""
+	}
+	return pg.Code
+}
+
+// noAnswer says of a question what it was and why no answer of the server's came.
+func noAnswer(doing string, err error) error {
 	if pgconn.Timeout(err) {
 		return fmt.Errorf("%s: PostgreSQL has not answered in time: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity WHERE application_name LIKE 'walpost%%' says what it waits for; where that is not answered either, look at the server and the network: %w", doing, err)
 	}
@@ -105,7 +114,7 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 // denied is what the server's own refusal of a connection means, and what to do about it, for the URL that was used.
 func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	if name := pglimit.Parameter(cfg, pg); name != "" {
-		if pg.Code == "42704" || pg.Code == "08P01" {
+		if pg.Code == pgerrcode.UndefinedObject || pg.Code == pgerrcode.ProtocolViolation {
 			return &cdc.Halt{
 				Found: fmt.Sprintf("%s: PostgreSQL does not know the parameter %q (SQLSTATE %s)", l.key, name, pg.Code),
 				Means: "it lets nobody in who asks for it",
@@ -118,40 +127,40 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 			Run:   "correct it in the URL, or take it out",
 		}
 	}
-	role, database := pgx.Identifier{cfg.User}.Sanitize(), pgx.Identifier{cmp.Or(cfg.Database, cfg.User)}.Sanitize()
+	role, database := Ident(cfg.User), Ident(cmp.Or(cfg.Database, cfg.User))
 	relay := l.key == sourceURL
 	found := fmt.Sprintf("%s: PostgreSQL at %s says %s (SQLSTATE %s)", l.key, addresses(cfg), pg.Message, pg.Code)
 	halt := func(means, run string, args ...any) error {
 		return &cdc.Halt{Found: found, Means: means, Run: fmt.Sprintf(run, args...)}
 	}
 	switch pg.Code {
-	case "28P01":
+	case pgerrcode.InvalidPassword:
 		if relay {
 			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: ALTER ROLE %s PASSWORD '…' (`walpost init` makes a role and never changes a password)", role)
 		}
 		return halt("user or password is wrong", "correct them in %s", l.key)
-	case "28000":
+	case pgerrcode.InvalidAuthorizationSpecification:
 		if relay {
 			return halt("the server does not let the relay's role in from here", "`walpost init` makes the role where there is none; one that is there needs LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf a line for it, database %s and this host", role, database)
 		}
 		return halt("the server does not let this user in from here", "the role must exist and have LOGIN, and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", database, l.key)
-	case "3D000":
+	case pgerrcode.InvalidCatalogName:
 		return halt("there is no such database on this server", "create it (CREATE DATABASE %s), or correct host, port or database in the URL", database)
-	case "42501":
+	case pgerrcode.InsufficientPrivilege:
 		if cfg.RuntimeParams["replication"] != "" {
 			return halt("the relay's role may connect and may not replicate", "give it the right: ALTER ROLE %s REPLICATION; `walpost init` does so", role)
 		}
 		return halt("the role may not connect to the database", "run as the database's owner: GRANT CONNECT ON DATABASE %s TO %s", database, role)
-	case "53300":
+	case pgerrcode.TooManyConnections:
 		if cfg.RuntimeParams["replication"] != "" {
 			return fmt.Errorf("%s: all of max_wal_senders are in use (SELECT pid, application_name FROM pg_stat_replication): end one, or raise it", found)
 		}
 		return fmt.Errorf("%s: the CONNECTION LIMIT of role %s or of database %s, or the server's max_connections, is used up: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = current_user), or raise the limit that it names", found, role, database)
-	case "57P03":
+	case pgerrcode.CannotConnectNow:
 		return fmt.Errorf("%s: it is starting, stopping or recovering: wait until it is ready", found)
-	case "08P01", "0A000":
+	case pgerrcode.ProtocolViolation, pgerrcode.FeatureNotSupported:
 		return fmt.Errorf("%s: a pooler stands in between, or another program: name PostgreSQL's own host and port in %s", found, l.key)
-	case "42P05", "26000":
+	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		return fmt.Errorf("%s: %s", found, transactionPooler)
 	}
 	return errors.New(found)

@@ -7,8 +7,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
 )
@@ -31,9 +31,6 @@ const (
 // position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable. With ErrZone the
 // rows are there, without their times.
 func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, end cdc.LSN, err error) {
-	if s.cfg.Messages != "" {
-		return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, errNoTable)
-	}
 	conn, err := s.connectAs(ctx, "--read-url", url, "walpost where")
 	if err != nil {
 		return nil, 0, err
@@ -69,9 +66,9 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 		if types[by] == "" {
 			return nil, 0, fmt.Errorf("%w: there is no %s with a column %q", ErrUnreadable, s.cfg.Table, by)
 		}
-		text := func(column string) string { return "coalesce(" + pgx.Identifier{column}.Sanitize() + "::text, '')" }
+		text := func(column string) string { return "coalesce(" + Ident(column) + "::text, '')" }
 		found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = CAST($1::text AS %s) ORDER BY 5 LIMIT %d`,
-			text(c.ID), text(c.AggregateType), text(c.AggregateID), text(c.EventType), created, quotedTable(s.cfg), pgx.Identifier{by}.Sanitize(), types[by], mostFound), what)
+			text(c.ID), text(c.AggregateType), text(c.AggregateID), text(c.EventType), created, TableName(s.cfg), Ident(by), types[by], mostFound), what)
 		if err == nil {
 			rows, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (r TableRow, err error) {
 				var seconds *float64
@@ -83,19 +80,16 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 				return r, err
 			})
 		}
-		var pg *pgconn.PgError
-		if unseen := Unseen("look into the outbox", err); unseen != nil {
-			return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, unseen)
+		if hidden := unseen("look into the outbox", err); hidden != nil {
+			return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, hidden)
 		}
-		if errors.As(err, &pg) {
-			switch pg.Code {
-			case "22P02", "22003": // what is asked for is no value of the column's type
-				continue
-			case "42501":
-				return nil, 0, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)
-			case "57014":
-				return nil, 0, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
-			}
+		switch SQLState(err) {
+		case pgerrcode.InvalidTextRepresentation, pgerrcode.NumericValueOutOfRange: // what is asked for is no value of the column's type
+			continue
+		case pgerrcode.InsufficientPrivilege:
+			return nil, 0, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)
+		case pgerrcode.QueryCanceled:
+			return nil, 0, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
 		}
 		if err != nil {
 			return nil, 0, classify("look into the outbox", err)

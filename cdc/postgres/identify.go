@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pglogrepl"
@@ -35,9 +34,8 @@ func (s *Source) who(ctx context.Context, conn *pgx.Conn, recorded int32) (id cd
 		return id, classify("identify the server", err)
 	}
 	err = conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&id.SystemID)
-	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && pg.Code == pgerrcode.InsufficientPrivilege: // some providers keep the function to themselves
+	case SQLState(err) == pgerrcode.InsufficientPrivilege: // some providers keep the function to themselves
 	case err != nil:
 		return id, classify("identify the server", err)
 	case recorded == 0 || recorded >= id.Timeline:

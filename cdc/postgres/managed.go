@@ -90,7 +90,7 @@ func (g *guard) notLogical(is string) string {
 
 // letReplicate is the SQL that gives a role what replication needs.
 func (g *guard) letReplicate(role string) string {
-	role = pgx.Identifier{role}.Sanitize()
+	role = Ident(role)
 	if g.replicator != "" {
 		return fmt.Sprintf("GRANT %s TO %s", g.replicator, role)
 	}
@@ -127,20 +127,19 @@ func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes b
 	if err != nil {
 		return nil, classify("look at the administrator's rights", err)
 	}
-	id := func(name string) string { return pgx.Identifier{name}.Sanitize() }
-	if cfg.Messages == "" && oid == 0 {
+	if oid == 0 {
 		switch {
 		case inSchema == nil:
-			lacks = append(lacks, fmt.Sprintf("source.table: there is no schema %s: CREATE SCHEMA %s", schema, id(schema)))
+			lacks = append(lacks, fmt.Sprintf("source.table: there is no schema %s: CREATE SCHEMA %s", schema, Ident(schema)))
 		case !*inSchema:
-			lacks = append(lacks, fmt.Sprintf("role %s may not create %s: GRANT CREATE ON SCHEMA %s TO %s", me, cfg.Table, id(schema), id(me)))
+			lacks = append(lacks, fmt.Sprintf("role %s may not create %s: GRANT CREATE ON SCHEMA %s TO %s", me, cfg.Table, Ident(schema), Ident(me)))
 		}
 	}
 	if publishes && !inDatabase {
-		lacks = append(lacks, fmt.Sprintf("role %s may not create a publication: GRANT CREATE ON DATABASE %s TO %s", me, id(database), id(me)))
+		lacks = append(lacks, fmt.Sprintf("role %s may not create a publication: GRANT CREATE ON DATABASE %s TO %s", me, Ident(database), Ident(me)))
 	}
-	if (changes || publishes) && cfg.Messages == "" && !owns {
-		lacks = append(lacks, fmt.Sprintf("role %s does not own %s, and only the owner may change or publish it: run init as role %s, or GRANT %s TO %s", me, cfg.Table, owner, id(owner), id(me)))
+	if (changes || publishes) && !owns {
+		lacks = append(lacks, fmt.Sprintf("role %s does not own %s, and only the owner may change or publish it: run init as role %s, or GRANT %s TO %s", me, cfg.Table, owner, Ident(owner), Ident(me)))
 	}
 	return lacks, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -86,20 +85,16 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 	if _, err := conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil {
 		return 0, 0, classify("set the encoding", err)
 	}
-	// A Begin carries the start of the commit record, an Insert the table's OID, a Message flags, LSN and prefix.
-	is, of, messages := `get_byte(data, 0) = ascii('I') AND substring(data FROM 2 FOR 4) = oidsend(`+oidOf("$5")+`)`, quotedTable(a.source.cfg), "false"
-	if p := a.source.cfg.Messages; p != "" {
-		is, of, messages = `get_byte(data, 0) = ascii('M') AND get_byte(data, 1) = 1 AND substring(data FROM 11 FOR octet_length($5::text) + 1) = convert_to($5::text, 'UTF8') || '\x00'::bytea`, p, "true"
-	}
+	// A Begin carries the start of the commit record, an Insert the table's OID.
 	err = conn.QueryRow(ctx, `
 		WITH m AS MATERIALIZED (
-			SELECT xid::text AS xid, data FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, $3, 'proto_version', '1', 'publication_names', $4, 'messages', '`+messages+`')
+			SELECT xid::text AS xid, data FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, $3, 'proto_version', '1', 'publication_names', $4)
 		), tx AS (
 			SELECT xid, ('x' || encode(substring(data FROM 2 FOR 8), 'hex'))::bit(64)::bigint AS commit FROM m WHERE get_byte(data, 0) = ascii('B')
 		)
 		SELECT count(DISTINCT xid), count(*) FROM m JOIN tx USING (xid)
-		WHERE `+is+` AND commit >= $6 AND commit < $7`,
-		a.source.cfg.Slot, to.String(), countLimit, pgx.Identifier{a.source.cfg.Publication}.Sanitize(), of, int64(from), int64(to),
+		WHERE get_byte(data, 0) = ascii('I') AND substring(data FROM 2 FOR 4) = oidsend(`+oidOf("$5")+`) AND commit >= $6 AND commit < $7`,
+		a.source.cfg.Slot, to.String(), countLimit, Ident(a.source.cfg.Publication), TableName(a.source.cfg), int64(from), int64(to),
 	).Scan(&transactions, &rows)
 	if err != nil {
 		return 0, 0, fmt.Errorf("count what waits in the slot: %w", err)
@@ -111,13 +106,12 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 // decode: the second steps over it, and over no later one. It takes nothing from the slot: it lets the server decode up to one LSN after
 // the other, until it knows at which record that fails. Everything before from can be decoded.
 func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, past cdc.LSN, err error) {
-	options := []any{a.source.cfg.Slot, pgx.Identifier{a.source.cfg.Publication}.Sanitize()}
-	messages := strconv.FormatBool(a.source.cfg.Messages != "")
+	options := []any{a.source.cfg.Slot, Ident(a.source.cfg.Publication)}
 	fails := func(upTo cdc.LSN) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, advanceWithin)
 		defer cancel()
 		var n int64
-		err := a.conn.QueryRow(ctx, `SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, 'proto_version', '1', 'publication_names', $2, 'messages', '`+messages+`')`,
+		err := a.conn.QueryRow(ctx, `SELECT count(*) FROM pg_logical_slot_peek_binary_changes($1, $3::text::pg_lsn, NULL, 'proto_version', '1', 'publication_names', $2)`,
 			append(options, upTo.String())...).Scan(&n)
 		if err == nil {
 			return false, nil

@@ -38,7 +38,7 @@ func oidOf(name string) string {
 func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
 	rows, err := conn.Query(ctx, `
 		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
-		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, quotedTable(s.cfg))
+		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, TableName(s.cfg))
 	if err != nil {
 		return nil, classify("read the table's columns", err)
 	}
@@ -146,7 +146,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
 	}
 	if persistence != "p" {
-		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, quotedTable(s.cfg)))
+		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, TableName(s.cfg)))
 	}
 	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
 		return t, err
@@ -176,13 +176,10 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 	return columns, nil
 }
 
-// errNoTable is what commands say that need one.
-var errNoTable = errors.New("there is no outbox table (source.messages): events are in the WAL until the slot has confirmed them, and then only in Kafka")
-
 // checkPublication makes sure that every insert into the outbox is in it, whole.
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	name := pgx.Identifier{s.cfg.Publication}.Sanitize()
+	name := Ident(s.cfg.Publication)
 	var inserts, viaRoot bool
 	err = conn.QueryRow(ctx, `SELECT pubinsert, pubviaroot FROM pg_publication WHERE pubname = $1`, s.cfg.Publication).Scan(&inserts, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -191,9 +188,6 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	}
 	if err != nil {
 		return nil, classify("look for the publication", err)
-	}
-	if s.cfg.Messages != "" { // they are no publication's
-		return nil, nil
 	}
 	if !inserts {
 		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
@@ -214,14 +208,14 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		return problems, nil
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
-		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, quotedTable(s.cfg))
+		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, TableName(s.cfg))
 		return problems, nil
 	}
 	if err != nil {
 		return nil, classify("look at the publication", err)
 	}
 	// Not SET TABLE, which would take other people's tables out.
-	again := fmt.Sprintf("ALTER PUBLICATION %[1]s DROP TABLE %[2]s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", name, quotedTable(s.cfg))
+	again := fmt.Sprintf("ALTER PUBLICATION %[1]s DROP TABLE %[2]s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", name, TableName(s.cfg))
 	if filtered {
 		bad("source.publication: %s has a row filter on %s, which hides rows silently: %s", s.cfg.Publication, s.cfg.Table, again)
 	}
@@ -274,13 +268,11 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 		if f, err = s.identify(ctx, conn); err != nil {
 			return f, t, err
 		}
-		if s.cfg.Messages == "" {
-			if t, err = s.checkTable(ctx, conn); err != nil {
-				return f, t, err
-			}
+		if t, err = s.checkTable(ctx, conn); err != nil {
+			return f, t, err
 		}
 		f.Hidden, f.Unfit = append(t.hidden, f.Hidden...), append(t.unfit, f.Unfit...)
-		if t.oid != 0 || s.cfg.Messages != "" {
+		if t.oid != 0 {
 			hidden, err := s.checkPublication(ctx, conn, t)
 			if err != nil {
 				return f, t, err
@@ -299,7 +291,7 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 // identify reads where the server and the slot stand, the fingerprint, and what keeps the table's rows from the stream.
 func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err error) {
 	schema, name := s.cfg.SchemaTable()
-	f.Slot.Name, f.Configured = s.cfg.Slot, configured(&s.cfg)
+	f.Slot.Name, f.Configured = s.cfg.Slot, cdc.Configured{Publication: s.cfg.Publication, Table: s.cfg.Table}
 	var version int
 	// Open transactions before the end of the WAL: one that has ended in between has committed behind that.
 	if err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT xid FROM (`+writers+`) w)`).Scan(&f.Open); err != nil {
@@ -336,7 +328,7 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	if err != nil {
 		return f, classify("read slot and publication", err)
 	}
-	if table == 0 || s.cfg.Messages != "" {
+	if table == 0 {
 		return f, nil
 	}
 	mark, hidden, err := s.detours(ctx, conn, table)
@@ -353,12 +345,4 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 		f.Fingerprint += fmt.Sprintf("%s%d", cdc.ToastMark, toast)
 	}
 	return f, nil
-}
-
-// configured returns the names of publication and table, or of the messages, as the state record keeps them.
-func configured(cfg *config.Source) cdc.Configured {
-	if cfg.Messages != "" {
-		return cdc.Configured{Publication: cfg.Publication, Messages: cfg.Messages}
-	}
-	return cdc.Configured{Publication: cfg.Publication, Table: cfg.Table}
 }

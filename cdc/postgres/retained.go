@@ -20,18 +20,15 @@ type Retained struct {
 	From, To time.Time
 
 	admin   *Admin
-	columns []string // expressions, in the order of a cdc.Row's fields
-	created string   // created_at, quoted
-	age     Age      // of it
-	id      string   // id, quoted
+	columns RowColumns
+	created string // created_at, quoted
+	age     Age    // of it
+	id      string // id, quoted
 	types   [2]string
 }
 
 // Retained prepares to read the outbox with the administrator's rights: the relay's role may not see the rows.
 func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, error) {
-	if a.source.cfg.Messages != "" {
-		return nil, errNoTable
-	}
 	c := a.source.cfg.Columns
 	c.CreatedAt = createdAt(a.source.cfg)
 	age, err := a.source.Age(ctx, a.conn, c.CreatedAt)
@@ -51,35 +48,76 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 	if types[c.CreatedAt] == "" {
 		return nil, fmt.Errorf("%s has no column %q, by which rows would be replayed", a.source.cfg.Table, c.CreatedAt)
 	}
-	r := &Retained{From: from, To: to, admin: a, columns: columns, age: age, id: pgx.Identifier{c.ID}.Sanitize(), created: pgx.Identifier{c.CreatedAt}.Sanitize()}
+	r := &Retained{From: from, To: to, admin: a, columns: columns, age: age, id: Ident(c.ID), created: Ident(c.CreatedAt)}
 	r.types = [2]string{types[c.CreatedAt], types[c.ID]}
 	return r, nil
 }
 
-// rowColumns are expressions of the bytes of a row's columns, in the order of a cdc.Row's fields, and the columns' types.
-func (s *Source) rowColumns(ctx context.Context, conn *pgx.Conn) (expressions []string, types map[string]string, err error) {
+// RowColumn is a column of the outbox that fills a field of a row.
+type RowColumn struct {
+	SQL  string // an expression of its bytes; NULL where the table does not have it
+	Body bool   // it is payload or headers, without which a row can still be named
+
+	field func(*cdc.Row) *[]byte
+}
+
+// RowColumns are the columns that make a row.
+type RowColumns []RowColumn
+
+// SQL returns the columns as a SELECT names them.
+func (c RowColumns) SQL() string {
+	sql := make([]string, len(c))
+	for i := range c {
+		sql[i] = c[i].SQL
+	}
+	return strings.Join(sql, ", ")
+}
+
+// Into returns where a scan of the columns puts the fields of a row.
+func (c RowColumns) Into(row *cdc.Row) []any {
+	fields := make([]any, len(c))
+	for i := range c {
+		fields[i] = c[i].field(row)
+	}
+	return fields
+}
+
+// rowColumns returns the columns that make a row, and the types of all columns of the table.
+func (s *Source) rowColumns(ctx context.Context, conn *pgx.Conn) (columns RowColumns, types map[string]string, err error) {
 	if types, err = s.columnTypes(ctx, conn); err != nil {
 		return nil, nil, err
 	}
 	c := s.cfg.Columns
-	c.Headers, c.CreatedAt = cmp.Or(c.Headers, "headers"), cmp.Or(c.CreatedAt, "created_at")
-	for _, name := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.Headers, c.CreatedAt} {
-		switch typ, ok := types[name]; {
-		case ok && name == c.Payload && typ == "bytea":
-			expressions = append(expressions, pgx.Identifier{name}.Sanitize())
-		case ok:
-			expressions = append(expressions, "convert_to("+pgx.Identifier{name}.Sanitize()+"::text, 'UTF8')")
-		case name == c.Headers, name == c.CreatedAt:
-			expressions = append(expressions, "NULL::bytea")
-		default:
-			return nil, nil, fmt.Errorf("%s has no column %q", s.cfg.Table, name)
+	for _, column := range []struct {
+		name     string
+		optional bool
+		body     bool
+		field    func(*cdc.Row) *[]byte
+	}{
+		{c.ID, false, false, func(r *cdc.Row) *[]byte { return &r.ID }},
+		{c.AggregateType, false, false, func(r *cdc.Row) *[]byte { return &r.AggregateType }},
+		{c.AggregateID, false, false, func(r *cdc.Row) *[]byte { return &r.AggregateID }},
+		{c.EventType, false, false, func(r *cdc.Row) *[]byte { return &r.EventType }},
+		{c.Payload, false, true, func(r *cdc.Row) *[]byte { return &r.Payload }},
+		{cmp.Or(c.Headers, "headers"), true, true, func(r *cdc.Row) *[]byte { return &r.Headers }},
+		{createdAt(s.cfg), true, false, func(r *cdc.Row) *[]byte { return &r.CreatedAt }},
+	} {
+		sql := "convert_to(" + Ident(column.name) + "::text, 'UTF8')"
+		switch typ, ok := types[column.name]; {
+		case ok && column.name == c.Payload && typ == "bytea":
+			sql = Ident(column.name)
+		case !ok && column.optional:
+			sql = "NULL::bytea"
+		case !ok:
+			return nil, nil, fmt.Errorf("%s has no column %q", s.cfg.Table, column.name)
 		}
+		columns = append(columns, RowColumn{SQL: sql, Body: column.body, field: column.field})
 	}
-	return expressions, types, nil
+	return columns, types, nil
 }
 
 func (r *Retained) where() string {
-	return fmt.Sprintf("FROM %s WHERE %s", quotedTable(r.admin.source.cfg), r.age.within("$1::text::timestamptz", "$2::text::timestamptz"))
+	return fmt.Sprintf("FROM %s WHERE %s", TableName(r.admin.source.cfg), r.age.within("$1::text::timestamptz", "$2::text::timestamptz"))
 }
 
 // Count returns how many rows there are, and how many of them were created no later than delivered.
@@ -97,7 +135,7 @@ func (r *Retained) Count(ctx context.Context, delivered time.Time) (rows, before
 // Each calls f with each row, by created_at and id. The row is f's own.
 func (r *Retained) Each(ctx context.Context, f func(*cdc.Row) error) error {
 	order := fmt.Sprintf(" ORDER BY %s, %s LIMIT %d", r.created, r.id, page)
-	query := "SELECT " + strings.Join(r.columns, ", ") + " " + r.where()
+	query := "SELECT " + r.columns.SQL() + " " + r.where()
 	args := []any{text(r.From), text(r.To)}
 	for {
 		n, last, err := r.page(ctx, query+order, args, f)
@@ -122,7 +160,7 @@ func (r *Retained) page(ctx context.Context, query string, args []any, f func(*c
 	defer rows.Close()
 	for rows.Next() {
 		row := &cdc.Row{}
-		if err := rows.Scan(&row.ID, &row.AggregateType, &row.AggregateID, &row.EventType, &row.Payload, &row.Headers, &row.CreatedAt); err != nil {
+		if err := rows.Scan(r.columns.Into(row)...); err != nil {
 			return n, nil, classify("read the outbox", err)
 		}
 		n, last = n+1, row

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -23,7 +24,7 @@ func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error 
 	rows, err := conn.Query(ctx, family(oidOf("$1"))+`
 		SELECT current_user::text, m.name, quote_ident(o.rolname), pg_has_role(current_user, o.oid, 'USAGE'), o.rolsuper
 		FROM member m JOIN pg_class c ON c.oid = m.oid JOIN pg_roles o ON o.oid = c.relowner
-		WHERE row_security_active(m.oid) AND (m.oid = `+oidOf("$1")+` OR $2) ORDER BY m.name`, quotedTable(s.cfg), below)
+		WHERE row_security_active(m.oid) AND (m.oid = `+oidOf("$1")+` OR $2) ORDER BY m.name`, TableName(s.cfg), below)
 	if err != nil {
 		return classify("look for row-level security", err)
 	}
@@ -32,7 +33,7 @@ func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error 
 	var names, ways []string
 	if _, err := pgx.ForEachRow(rows, []any{&role, &name, &owner, &owns, &super}, func() error {
 		names = append(names, name)
-		way := fmt.Sprintf(", or `GRANT %s TO %s`", owner, pgx.Identifier{role}.Sanitize())
+		way := fmt.Sprintf(", or `GRANT %s TO %s`", owner, Ident(role))
 		switch {
 		case owns:
 			way = ", or `ALTER TABLE " + name + " NO FORCE ROW LEVEL SECURITY`"
@@ -50,13 +51,13 @@ func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error 
 		return nil
 	}
 	return fmt.Errorf("%w: role %q does not see all rows of %s: run `ALTER ROLE %s BYPASSRLS`%s",
-		ErrUnseen, role, few(names), pgx.Identifier{role}.Sanitize(), strings.Join(ways, ""))
+		ErrUnseen, role, few(names), Ident(role), strings.Join(ways, ""))
 }
 
-// Unseen is an ErrUnseen where a server's error is one, and otherwise nil: row-level security that came since somebody asked seesAll.
-func Unseen(doing string, err error) error {
+// unseen is an ErrUnseen where a server's error is one, and otherwise nil: row-level security that came since somebody asked seesAll.
+func unseen(doing string, err error) error {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.Code != "42501" || pg.Routine != "check_enable_rls" {
+	if !errors.As(err, &pg) || pg.Code != pgerrcode.InsufficientPrivilege || pg.Routine != "check_enable_rls" {
 		return nil
 	}
 	return fmt.Errorf("%s: %w (PostgreSQL says %s): run `ALTER ROLE … BYPASSRLS` for the role that reads it, or, for the table's owner, `ALTER TABLE … NO FORCE ROW LEVEL SECURITY`", doing, ErrUnseen, pg.Message)
@@ -65,16 +66,16 @@ func Unseen(doing string, err error) error {
 // planSight lets the relay's role see the rows that it reads or deletes; below is as in seesAll. There is no step where it does already.
 func (a *Admin) planSight(ctx context.Context, below bool) ([]Step, error) {
 	cfg := a.source.cfg
-	target, err := pgconn.ParseConfig(cfg.URL)
+	target, err := a.source.target()
 	if err != nil {
-		return nil, errors.New("source.url: not a PostgreSQL URL (postgres://user@host:5432/database)")
+		return nil, err
 	}
 	var hidden bool
 	err = a.conn.QueryRow(ctx, family("to_regclass($1)::oid")+`
 		SELECT EXISTS (
 			SELECT FROM member m JOIN pg_class c ON c.oid = m.oid LEFT JOIN pg_roles r ON r.rolname = $3
 			WHERE c.relrowsecurity AND (m.oid = to_regclass($1) OR $2) AND (r.oid IS NULL OR NOT (r.rolsuper OR r.rolbypassrls)
-			      AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))))`, quotedTable(cfg), below, target.User).Scan(&hidden)
+			      AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))))`, TableName(cfg), below, target.User).Scan(&hidden)
 	if err != nil {
 		return nil, classify("look for row-level security", err)
 	}
@@ -83,6 +84,6 @@ func (a *Admin) planSight(ctx context.Context, below bool) ([]Step, error) {
 	}
 	return []Step{{
 		What: fmt.Sprintf("role %s: let it see all rows of %s, which has row-level security", target.User, cfg.Table),
-		SQL:  []string{"ALTER ROLE " + pgx.Identifier{target.User}.Sanitize() + " BYPASSRLS"},
+		SQL:  []string{"ALTER ROLE " + Ident(target.User) + " BYPASSRLS"},
 	}}, nil
 }

@@ -31,18 +31,21 @@ func change(kind byte, oid uint32, n int) []byte {
 	return pgoutput(append(m, bytes.Repeat([]byte{'x'}, n)...)...)
 }
 
-// skimmer is a stream of the outbox, relation 7, beside relation 9; with messages, of the prefix shop.
-func skimmer(t *testing.T, messages bool) (*stream, net.Conn) {
+// emitted is a CopyData frame around a message of pg_logical_emit_message.
+func emitted(flags byte, prefix string, content []byte) []byte {
+	m := binary.BigEndian.AppendUint64([]byte{'M', flags}, 7)
+	m = append(append(m, prefix...), 0)
+	return pgoutput(append(binary.BigEndian.AppendUint32(m, uint32(len(content))), content...)...)
+}
+
+// skimmer is a stream of the outbox, relation 7, beside relation 9.
+func skimmer(t *testing.T) (*stream, net.Conn) {
 	t.Helper()
 	cfg := defaults()
 	cfg.MaxRowBytes = 1 << 20
 	d := newDecoder(cfg, 7)
-	if d.relations[9] = nil; messages {
-		d.cfg.Messages = "shop"
-		d.relations[7] = nil
-	} else {
-		d.relations[7] = &relation{field: []field{fieldID}}
-	}
+	d.relations[9] = nil
+	d.relations[7] = &relation{field: []field{fieldID}}
 	server, client := net.Pipe()
 	t.Cleanup(func() { _, _ = server.Close(), client.Close() })
 	return newStream(d.cfg, client, d), server
@@ -95,31 +98,24 @@ func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 	t.Parallel()
 	const large = 3 << 20 // three times a row's limit
 	row := change('I', 7, 100)
-	event := frameOf('d', emitted(1, "shop", []byte(anEvent)))
 	content := bytes.Repeat([]byte{'x'}, large)
-	for name, c := range map[string]struct {
-		ours, foreign []byte
-		messages      bool
-	}{
-		"an insert into another table":               {row, change('I', 9, large), false},
-		"an update of another table":                 {row, change('U', 9, large), false},
-		"an update of the outbox":                    {row, change('U', 7, large), false},
-		"a delete from the outbox, REPLICA IDENTITY": {row, change('D', 7, large), false},
-		"a truncate of very many tables":             {row, pgoutput(append([]byte{'T'}, content...)...), false},
-		"a message, where there is a table":          {row, frameOf('d', emitted(1, "shop", content)), false},
-		"another tool's message":                     {event, frameOf('d', emitted(1, "other", content)), true},
-		"a message whose prefix begins like ours":    {event, frameOf('d', emitted(1, "shop2", content)), true},
-		"a prefix that is longer than the buffer":    {event, frameOf('d', emitted(1, string(content), nil)), true},
-		"our prefix without a transaction":           {event, frameOf('d', emitted(0, "shop", content)), true},
-		"an insert, where there are messages":        {event, change('I', 9, large), true},
-		"one that fits a row's limit":                {row, change('I', 9, 900<<10), false},
-		"one byte more than the buffer":              {row, change('I', 9, gulp-40), false},
+	for name, foreign := range map[string][]byte{
+		"an insert into another table":               change('I', 9, large),
+		"an update of another table":                 change('U', 9, large),
+		"an update of the outbox":                    change('U', 7, large),
+		"a delete from the outbox, REPLICA IDENTITY": change('D', 7, large),
+		"a truncate of very many tables":             pgoutput(append([]byte{'T'}, content...)...),
+		"another tool's message":                     emitted(1, "other", content),
+		"a prefix that is longer than the buffer":    emitted(1, string(content), nil),
+		"a message without a transaction":            emitted(0, "other", content),
+		"one that fits a row's limit":                change('I', 9, 900<<10),
+		"one byte more than the buffer":              change('I', 9, gulp-40),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			wire := slices.Concat(c.ours, c.foreign, c.foreign, c.ours, c.foreign, c.ours)
+			wire := slices.Concat(row, foreign, foreign, row, foreign, row)
 			for _, n := range []int{7, 1000, 64<<10 + 1, len(wire)} {
-				s, server := skimmer(t, c.messages)
+				s, server := skimmer(t)
 				kinds, err := take(t, s, server, wire, n)
 				if want := []cdc.MessageKind{cdc.Insert, cdc.Other, cdc.Other, cdc.Insert, cdc.Other, cdc.Insert}; err != nil || !slices.Equal(kinds, want) {
 					t.Errorf("in pieces of %d bytes: %v, %v; want %v", n, kinds, err, want)
@@ -164,23 +160,19 @@ func TestLargeMessagesThatAreNotForeign(t *testing.T) {
 	t.Parallel()
 	var wedge *cdc.Wedge
 	var halt *cdc.Halt
-	event := func(n int) []byte { return frameOf('d', emitted(1, "shop", bytes.Repeat([]byte{'x'}, n))) }
 	for name, c := range map[string]struct {
-		wire     []byte
-		messages bool
-		check    func(kinds []cdc.MessageKind, err error) bool
+		wire  []byte
+		check func(kinds []cdc.MessageKind, err error) bool
 	}{
-		"a row at the limit":   {change('I', 7, 1<<20), false, func(k []cdc.MessageKind, err error) bool { return err == nil && len(k) == 1 && k[0] == cdc.Insert }},
-		"an event that is one": {event(1 << 20), true, func(k []cdc.MessageKind, err error) bool { return err == nil && len(k) == 1 && k[0] == cdc.Insert }},
-		"a row above it":       {change('I', 7, 2<<20), false, func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &wedge) }},
-		"an event above it":    {event(2 << 20), true, func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &wedge) }},
-		"an unknown relation":  {change('I', 8, 2<<20), false, func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &halt) }},
-		"the end inside a foreign one": {change('I', 9, 2<<20)[:1<<20], false, func(k []cdc.MessageKind, err error) bool {
+		"a row at the limit":  {change('I', 7, 1<<20), func(k []cdc.MessageKind, err error) bool { return err == nil && len(k) == 1 && k[0] == cdc.Insert }},
+		"a row above it":      {change('I', 7, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &wedge) }},
+		"an unknown relation": {change('I', 8, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &halt) }},
+		"the end inside a foreign one": {change('I', 9, 2<<20)[:1<<20], func(k []cdc.MessageKind, err error) bool {
 			return err != nil && !errors.As(err, &wedge) && !errors.As(err, &halt)
 		}},
 	} {
 		for _, n := range []int{999, 1 << 20} {
-			s, server := skimmer(t, c.messages)
+			s, server := skimmer(t)
 			if kinds, err := take(t, s, server, c.wire, n); !c.check(kinds, err) {
 				t.Errorf("%s, in pieces of %d bytes: %v, %v", name, n, kinds, err)
 			}

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -50,8 +49,8 @@ type stream struct {
 
 var _ cdc.Stream = (*stream)(nil)
 
-// Connect opens the replication connection and asks the server who it is. The stream hands over the inserts into the table with that OID, which
-// nobody polls while the stream is open; with 0 there is no such table, and the connection is good for messages and for the server's identity.
+// Connect opens the replication connection and asks the server who it is. The stream hands over the inserts into the table with that
+// OID, which nobody polls while the stream is open; 0 is no table.
 func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Identity, error) {
 	pg, err := login{key: sourceURL, url: s.cfg.URL, application: s.application}.replicate(ctx)
 	if err != nil {
@@ -135,12 +134,8 @@ func newStream(cfg config.Source, conn net.Conn, d *decoder) *stream {
 
 // Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
 func (s *stream) Start(ctx context.Context) error {
-	publications := strings.ReplaceAll(pgx.Identifier{s.cfg.Publication}.Sanitize(), "'", "''")
-	messages := ""
-	if s.cfg.Messages != "" {
-		messages = `, "messages" 'true'`
-	}
-	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s'%s)`, s.cfg.Slot, publications, messages)
+	publications := strings.ReplaceAll(Ident(s.cfg.Publication), "'", "''")
+	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s')`, s.cfg.Slot, publications)
 	query, err := (&pgproto3.Query{String: command}).Encode(nil)
 	if err != nil {
 		return fmt.Errorf("encode START_REPLICATION: %w", err)

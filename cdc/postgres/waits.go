@@ -215,7 +215,7 @@ func commitWait(setting string, me sender, others []sender) *cdc.CommitWait {
 		}
 		method := map[bool]string{true: "ANY", false: "FIRST"}[s.any]
 		for i, name := range standbys {
-			standbys[i] = pgx.Identifier{name}.Sanitize()
+			standbys[i] = Ident(name)
 		}
 		w.Without = fmt.Sprintf("%s %d (%s)", method, number, strings.Join(standbys, ", "))
 	}

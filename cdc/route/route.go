@@ -87,9 +87,6 @@ func (r *Router) NextWindow() { r.scratch, r.lsnText = r.scratch[:0], nil }
 
 // Route fills rec from the row, or refuses the row with a Refused.
 func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
-	if row.Malformed != "" {
-		return cdc.Refuse(row, cdc.BadPayload, "", "%s", row.Malformed)
-	}
 	topic, ok := r.topics[topicKey{string(row.AggregateType), string(row.EventType)}]
 	if !ok {
 		var err error

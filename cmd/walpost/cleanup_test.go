@@ -360,3 +360,27 @@ func TestPartitionsBySchedule(t *testing.T) {
 		t.Error("the relay halted")
 	}
 }
+
+// TestInsertAndDeleteInOneTransaction: the event arrives, the table is empty.
+func TestInsertAndDeleteInOneTransaction(t *testing.T) {
+	t.Parallel()
+	s := newTestbed(t)
+	s.MustRun("init")
+	s.StartRelay()
+	s.Exec(`CREATE PROCEDURE pass(id uuid, type text) LANGUAGE sql AS $$
+		INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (id, 'order', '42', type, '{}');
+		DELETE FROM outbox o WHERE o.id = pass.id $$`)
+	s.Exec("BEGIN; CALL pass(gen_random_uuid(), 'OrderCreated'); CALL pass(gen_random_uuid(), 'OrderPaid'); COMMIT")
+	s.Exec("CALL pass(gen_random_uuid(), 'OrderShipped')")
+	if s.CountRows() != "0" {
+		t.Errorf("%s rows are left", s.CountRows())
+	}
+	s.WaitUntilConfirmed(20 * time.Second)
+	var types []string
+	for _, rec := range cdctest.ReadAll(t, s.Brokers, s.Topic) {
+		types = append(types, e2e.Header(rec, "type"))
+	}
+	if got := strings.Join(types, " "); got != "OrderCreated OrderPaid OrderShipped" {
+		t.Errorf("published %q", got)
+	}
+}

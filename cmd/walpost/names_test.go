@@ -23,7 +23,6 @@ func TestWrongNameIsNeverLatched(t *testing.T) {
 		"publication of something else":   {map[string]string{"WALPOST_SOURCE_PUBLICATION": "other"}, `source.publication is "other", it was "walpost"`},
 		"table that does not exist":       {map[string]string{"WALPOST_SOURCE_TABLE": "public.outbux"}, `source.table is "public.outbux", it was "public.outbox"`},
 		"table that is another":           {map[string]string{"WALPOST_SOURCE_TABLE": "public.outbox2"}, `source.table is "public.outbox2", it was "public.outbox"`},
-		"messages instead of a table":     {map[string]string{"WALPOST_SOURCE_MESSAGES": "outbox"}, `source.messages is "outbox", it was ""`},
 		"two names":                       {map[string]string{"WALPOST_SOURCE_PUBLICATION": "x", "WALPOST_SOURCE_TABLE": "public.x"}, `source.publication is "x", it was "walpost", source.table is "public.x"`},
 		"slot":                            {map[string]string{"WALPOST_SOURCE_SLOT": "walpots"}, `configured for slot "walpots"`},
 		"column":                          {map[string]string{"WALPOST_SOURCE_COLUMNS_PAYLOAD": "boddy"}, `the table has no column "boddy"`},

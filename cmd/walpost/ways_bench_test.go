@@ -40,8 +40,6 @@ func BenchmarkWays(b *testing.B) {
 		{name: "wal/plain", event: insert, cleaned: true},
 		{name: "wal/by-day", event: insert, init: "--partition-by-day", cleaned: true},
 		{name: "wal/insert-and-delete", event: insert + "; DELETE FROM outbox WHERE outbox.id = event_id"},
-		{name: "wal/messages", env: map[string]string{"WALPOST_SOURCE_MESSAGES": "shop"}, event: `PERFORM pg_logical_emit_message(true, 'shop',
-			jsonb_build_object('id', event_id, 'aggregate_type', 'order', 'aggregate_id', key, 'event_type', 'OrderPaid', 'payload', body)::text)`},
 		{name: "polling/100ms-mark", event: insert, env: polling("100ms", "mark"), cleaned: true},
 		{name: "polling/1s-mark", event: insert, env: polling("1s", "mark"), cleaned: true},
 		{name: "polling/1s-delete", event: insert, env: polling("1s", "delete")},

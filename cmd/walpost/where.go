@@ -103,7 +103,7 @@ func since(t time.Time) string {
 	return " since " + t.UTC().Format(time.RFC3339Nano)
 }
 
-func tried(r *polling.Standing) string {
+func tried(r *polling.RowStatus) string {
 	if r.RetryCount == 0 {
 		return ""
 	}

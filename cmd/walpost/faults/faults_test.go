@@ -193,7 +193,7 @@ read_committed consumer sees nothing twice. *Back after* is how long, from the e
 by then was delivered and confirmed (at-least-once / exactly-once); – where a person decides.
 
 A fault keeps its number. The matrix of faults that the project began with ends at 46. Faults that were found later begin at 50, and those
-of other kinds of outbox (partitions, messages, polling) at 70; what lies between is free.
+of other kinds of outbox (partitions, polling) at 70; what lies between is free.
 
 | fault | at-least-once | exactly-once | back after | command |
 |---|---|---|---|---|

@@ -59,15 +59,6 @@ func (s *trial) pastPartitions() string {
 		WHERE inhparent = 'outbox'::regclass AND c.relname ~ '_2' AND c.relname < $1`, time.Now().UTC().Format("outbox_20060102"))
 }
 
-// messagesFailOver is fault 71: 22 over messages. A trigger emits what the writer inserts, so that ledger and oracle know it; the
-// relay does not look at the table.
-func messagesFailOver(s *trial) {
-	s.prepare(setup{server: true, quiet: true, env: map[string]string{"WALPOST_SOURCE_MESSAGES": "shop"}})
-	s.onEachRow("PERFORM pg_logical_emit_message(true, 'shop', to_jsonb(NEW)::text)")
-	s.startLoad(cdctest.WriterConfig{})
-	s.failOver()
-}
-
 // insertedAndDeleted is fault 72, with a trigger for the service that would delete.
 func insertedAndDeleted(s *trial) {
 	s.prepare(setup{quiet: true})

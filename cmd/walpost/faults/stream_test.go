@@ -48,7 +48,6 @@ func foreignGiants(s *trial) {
 	if most := r.Memory(); most > 150<<20 {
 		s.t.Errorf("the relay held %d MiB", most>>20)
 	}
-	s.sendGiantMessages()
 }
 
 // ledgerRow returns SQL for a row of the outbox, the n-th of its transaction, and its line in the ledger.
@@ -57,36 +56,6 @@ func ledgerRow(key string, n int) string {
 			INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'KEY', 'Written', '{"n": 1}')
 			RETURNING id, aggregate_id, payload)
 		INSERT INTO ledger (id, key, seq, ord, sum) SELECT id, aggregate_id, 1, ORD, sha256(convert_to(payload::text, 'UTF8')) FROM new`)
-}
-
-// sendGiantMessages is the same without a table: another tool's messages, and those of our own prefix that are in no transaction.
-func (s *trial) sendGiantMessages() {
-	s.Pipeline = e2e.NewOn(s.t, s.program(), cdctest.Database(s.t), s.Brokers)
-	s.Env["WALPOST_SOURCE_MESSAGES"], s.Env["WALPOST_DELIVERY"] = "shop", string(s.mode)
-	s.MustRun("init")
-	r := s.SpawnRelay()
-	r.WaitForLog(time.Minute, `"streaming"`)
-	event := func(id string) string {
-		return `SELECT pg_logical_emit_message(true, 'shop', jsonb_build_object('id', '` + id + `', 'aggregate_type', 'order', 'aggregate_id', 1, 'event_type', 'Written', 'payload', 1)::text)`
-	}
-	s.Exec("CREATE TEMPORARY TABLE none (); " + strings.Join([]string{
-		event("before"),
-		"SELECT pg_logical_emit_message(true, 'other tool', repeat('x', 100000000))",
-		"SELECT pg_logical_emit_message(true, 'shop of others', repeat('x', 20000000))",
-		"SELECT pg_logical_emit_message(false, 'shop', repeat('x', 60000000))",
-		event("behind"),
-	}, "; "))
-	s.WaitUntilConfirmed(30 * time.Second)
-	var got []string
-	for _, record := range cdctest.ReadAll(s.t, s.Brokers, s.Topic) {
-		got = append(got, e2e.Header(record, "id"))
-	}
-	if strings.Join(got, " ") != "before behind" {
-		s.t.Errorf("events %v, want before and behind", got)
-	}
-	if most := r.Memory(); most > 150<<20 {
-		s.t.Errorf("the relay held %d MiB", most>>20)
-	}
 }
 
 // waitUntilStalled waits until the relay says that it stalls, with the texts, on its log and at /readyz and /status.

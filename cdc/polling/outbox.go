@@ -1,0 +1,79 @@
+package polling
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgerrcode"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// Outbox is a polled table. It holds nothing open: each method connects for itself.
+type Outbox struct {
+	pipeline string
+	cfg      config.Source
+	template *strings.Replacer
+}
+
+// NewOutbox returns the outbox of a pipeline.
+func NewOutbox(pipeline string, cfg config.Source) *Outbox {
+	return &Outbox{pipeline, cfg, sqlTemplate(&cfg)}
+}
+
+// open connects, and returns the table if it can be polled. Otherwise it returns a Halt that names everything that is wrong.
+func (o *Outbox) open(ctx context.Context) (*postgres.OpenTable, error) {
+	t, err := postgres.NewSource(o.pipeline, o.cfg).OpenTable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.check(ctx, t); err != nil {
+		_ = t.Conn.Close(ctx)
+		return nil, err
+	}
+	return t, nil
+}
+
+// sql puts the configuration's names into a statement.
+func (o *Outbox) sql(text string) string { return o.template.Replace(text) }
+
+// sqlTemplate returns the names that stand for those of the configuration. A row f that {holds} stands before o in the same order if it is
+// the {same}.
+func sqlTemplate(cfg *config.Source) *strings.Replacer {
+	c, w := cfg.Polling.Columns, cfg.Polling.Words
+	id, literal := func(name string) string { return postgres.Ident(name) }, postgres.Literal
+	names := []string{
+		"{table}", postgres.TableName(*cfg), "{id}", id(cfg.Columns.ID), "{type}", id(cfg.Columns.AggregateType), "{key}", id(cfg.Columns.AggregateID),
+		"{created_at}", id(cmp.Or(cfg.Columns.CreatedAt, "created_at")), "{transaction}", id(c.Transaction), "{position}", id(c.Position),
+		"{status}", id(c.Status), "{processed_at}", id(c.ProcessedAt), "{retry_count}", id(c.RetryCount), "{last_error}", id(c.LastError),
+		"{pending}", literal(w.Pending), "{sent}", literal(w.Sent), "{failed}", literal(w.Failed), "{dropped}", literal(w.Dropped),
+	}
+	once := strings.NewReplacer(names...)
+	return strings.NewReplacer(append(names,
+		"{holds}", once.Replace(`(f.{status} = {failed} OR f.{status} = {pending} AND f.{retry_count} > 0)`),
+		"{same}", once.Replace(`hashtextextended(f.{key}::text, 0) = hashtextextended(o.{key}::text, 0) AND f.{key} = o.{key} AND f.{type} = o.{type} AND f.{position} < o.{position}`))...)
+}
+
+// unpollable are the codes of errors that a person must fix, but for those that every source halts for.
+var unpollable = []string{pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, pgerrcode.DatatypeMismatch, pgerrcode.UndefinedFunction}
+
+// classify returns a server's error by its SQLSTATE: what a person must fix is a Halt.
+func classify(t *postgres.OpenTable, doing string, err error) error {
+	err, cause := t.Classify(doing, err), err
+	var halt *cdc.Halt
+	switch {
+	case errors.Is(err, postgres.ErrUnseen):
+		return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
+	case errors.As(err, &halt):
+		err = errors.New(halt.Found)
+	case slices.Contains(unpollable, postgres.SQLState(cause)):
+	default:
+		return err
+	}
+	return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "let `walpost init` make what is missing, or fix it, and the relay goes on by itself"}
+}

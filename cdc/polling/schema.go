@@ -1,0 +1,263 @@
+package polling
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// DDL makes the table, for a service that has its own migrations; `walpost init` does the same, and adds what a table lacks.
+func DDL(cfg config.Source) []string {
+	o := NewOutbox("", cfg)
+	return slices.Concat([]string{postgres.TableDDL(cfg)}, o.columnDDL(nil), o.indexDDL())
+}
+
+// Plan returns the steps that role and table need for polling, in order.
+func (o *Outbox) Plan(ctx context.Context, admin *postgres.Admin) ([]postgres.Step, error) {
+	target, err := config.ParsePostgresURL("source.url", o.cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	t, err := admin.Table(ctx)
+	if err != nil {
+		return nil, err
+	}
+	has, err := o.inspect(ctx, t)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(has.problems) > 0:
+		return nil, t.Unfit(has.problems...)
+	}
+	name := o.cfg.Table
+	plan := postgres.TablePlan{OID: t.OID, Table: postgres.Step{SQL: has.sql}}
+	switch {
+	case t.OID == 0:
+		plan.Table.What = fmt.Sprintf("table %s: create it, with the columns and indexes that polling needs", name)
+	case len(has.sql) > 0:
+		plan.Table.What = fmt.Sprintf("table %s: add what polling needs; it is locked meanwhile, and rows that are in it are pending then", name)
+	default:
+		plan.Table.What = fmt.Sprintf("table %s: there, with the columns and indexes that polling needs", name)
+	}
+	schema, _ := o.cfg.SchemaTable()
+	user := postgres.Ident(target.User)
+	plan.Rights = postgres.Step{What: fmt.Sprintf("role %s: let it read, mark and delete rows of %s", target.User, name), SQL: []string{
+		fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s", postgres.Ident(schema), user),
+		fmt.Sprintf("GRANT SELECT, UPDATE, DELETE ON %s TO %s", postgres.TableName(o.cfg), user),
+	}}
+	return admin.PlanTable(ctx, plan)
+}
+
+// Marks returns how a row says that it is delivered, or was given up.
+func (o *Outbox) Marks() *postgres.Marks {
+	return &postgres.Marks{
+		Delivered: o.sql("{status} IN ({sent}, {dropped})"), Column: o.cfg.Polling.Columns.ProcessedAt, Key: "source.polling.columns.processed_at",
+	}
+}
+
+// check returns a Halt that names everything that keeps the table from being polled.
+func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
+	has, err := o.inspect(ctx, t)
+	if err != nil {
+		return err
+	}
+	if all := slices.Concat(has.problems, has.missing); len(all) > 0 {
+		return t.Unfit(all...)
+	}
+	if err := t.SeesAll(ctx); errors.Is(err, postgres.ErrUnseen) {
+		return t.Unfit(err.Error())
+	} else if err != nil {
+		return err
+	}
+	return o.unknownWords(ctx, t)
+}
+
+// inspection is what polling finds of the table, and the SQL that makes what it needs.
+type inspection struct {
+	problems []string // what nothing of ours fixes
+	missing  []string // what init makes
+	sql      []string // that makes it
+}
+
+func (i *inspection) bad(format string, args ...any) {
+	i.problems = append(i.problems, fmt.Sprintf(format, args...))
+}
+
+// inspect looks at the table's columns and indexes.
+func (o *Outbox) inspect(ctx context.Context, t *postgres.OpenTable) (*inspection, error) {
+	if t.OID == 0 {
+		return &inspection{missing: t.Missing, sql: DDL(o.cfg)}, nil
+	}
+	i := &inspection{problems: t.Problems}
+	has, err := o.readColumns(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	o.checkColumns(has, i)
+	if _, there := has[o.cfg.Polling.Columns.Position]; t.Partitioned && !there {
+		var barred bool
+		err := t.Conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int < 170000 AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = $1)`, t.OID).Scan(&barred)
+		if err != nil {
+			return nil, classify(t, "look for partitions", err)
+		}
+		if barred {
+			i.bad("source.table: %s has partitions, and PostgreSQL adds no identity column to such a table before version 17: detach them, let `walpost init` add the columns, and attach new ones", o.cfg.Table)
+		}
+	}
+	return i, o.checkIndexes(ctx, t, i)
+}
+
+// column is a column that polling needs. Rows that are in a table to which it is added are pending then.
+type column struct {
+	key, name string
+	types     []string
+	ddl       string
+}
+
+func (o *Outbox) columns() []column {
+	c := o.cfg.Polling.Columns
+	var words []string
+	for _, word := range o.cfg.Polling.Words.All() {
+		words = append(words, postgres.Literal(word[1]))
+	}
+	return []column{
+		{"transaction", c.Transaction, []string{"xid8"}, "xid8 NOT NULL DEFAULT pg_current_xact_id()"},
+		{"position", c.Position, []string{"bigint"}, "bigint GENERATED ALWAYS AS IDENTITY"},
+		{"status", c.Status, []string{"text", "character varying"}, o.sql("text NOT NULL DEFAULT {pending} CHECK ({status} IN (") + strings.Join(words, ", ") + "))"},
+		{"processed_at", c.ProcessedAt, []string{"timestamp with time zone"}, "timestamptz"},
+		{"retry_count", c.RetryCount, []string{"integer", "bigint"}, "integer NOT NULL DEFAULT 0"},
+		{"last_error", c.LastError, []string{"text"}, "text"},
+	}
+}
+
+// existing is a column as the catalog describes it.
+type existing struct {
+	num                  int
+	typ, value, identity string
+	cache                int64 // of its sequence
+}
+
+func (o *Outbox) readColumns(ctx context.Context, t *postgres.OpenTable) (map[string]existing, error) {
+	rows, err := t.Conn.Query(ctx, `
+		SELECT attname::text, attnum, format_type(atttypid, NULL), coalesce(pg_get_expr(d.adbin, d.adrelid), ''), a.attidentity::text,
+		       coalesce((SELECT seqcache FROM pg_sequence WHERE seqrelid = pg_get_serial_sequence($2, attname)::regclass), 0)
+		FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+		WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped`, t.OID, postgres.TableName(o.cfg))
+	if err != nil {
+		return nil, classify(t, "read the table's columns", err)
+	}
+	columns := map[string]existing{}
+	var name string
+	var c existing
+	if _, err := pgx.ForEachRow(rows, []any{&name, &c.num, &c.typ, &c.value, &c.identity, &c.cache}, func() error { columns[name] = c; return nil }); err != nil {
+		return nil, classify(t, "read the table's columns", err)
+	}
+	return columns, nil
+}
+
+func (o *Outbox) checkColumns(has map[string]existing, i *inspection) {
+	for _, want := range o.columns() {
+		switch c, there := has[want.name]; {
+		case !there:
+			i.missing = append(i.missing, fmt.Sprintf("source.polling.columns.%s: the table has no column %q: `walpost init` adds it", want.key, want.name))
+		case !slices.Contains(want.types, c.typ):
+			i.bad("source.polling.columns.%s: column %q is %s: it must be %s", want.key, want.name, c.typ, want.types[0])
+		}
+	}
+	i.sql = append(i.sql, o.columnDDL(has)...)
+	names, pending := o.cfg.Polling.Columns, o.cfg.Polling.Words.Pending
+	if status, there := has[names.Status]; there && !strings.HasPrefix(status.value, postgres.Literal(pending)+"::") {
+		i.bad("source.polling.words.pending: new rows have the %s %s, and %q would never be found: make them the same", names.Status, cmp.Or(status.value, "NULL"), pending)
+	}
+	tx, transacts := has[names.Transaction]
+	position, orders := has[names.Position]
+	if transacts && tx.value != "pg_current_xact_id()" {
+		i.bad("source.polling.columns.transaction: column %q needs the default pg_current_xact_id(), or rows could be overtaken", names.Transaction)
+	}
+	if orders && (position.identity == "" || position.cache != 1) {
+		i.bad("source.polling.columns.position: column %q must be GENERATED ALWAYS AS IDENTITY with a sequence of CACHE 1, or rows could be overtaken", names.Position)
+	}
+	if orders && (!transacts || tx.num > position.num) {
+		i.bad("source.polling.columns.transaction: column %q must stand before %q in the table, or rows could be overtaken: drop both, and let `walpost init` add them", names.Transaction, names.Position)
+	}
+}
+
+// columnDDL adds the columns that are not there yet.
+func (o *Outbox) columnDDL(has map[string]existing) []string {
+	var add []string
+	for _, want := range o.columns() {
+		if _, there := has[want.name]; !there {
+			add = append(add, "ADD COLUMN "+postgres.Ident(want.name)+" "+want.ddl)
+		}
+	}
+	if len(add) == 0 {
+		return nil
+	}
+	return []string{o.sql("ALTER TABLE {table}\n    ") + strings.Join(add, ",\n    ")}
+}
+
+// indexDDL are the indexes on what is pending, and on what holds others back: by a hash, for a key may be larger than an index takes.
+func (o *Outbox) indexDDL() []string {
+	return []string{
+		o.sql("CREATE INDEX ON {table} ({position}) WHERE {status} = {pending}"),
+		o.sql("CREATE INDEX ON {table} (hashtextextended({key}::text, 0), {position}) WHERE {status} = {failed} OR {status} = {pending} AND {retry_count} > 0"),
+	}
+}
+
+func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *inspection) error {
+	rows, err := t.Conn.Query(ctx, `
+		SELECT coalesce(a.attname::text, pg_get_indexdef(i.indexrelid, 1, false)), pg_get_expr(i.indpred, i.indrelid)
+		FROM pg_index i LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+		WHERE i.indrelid = $1 AND i.indisvalid AND i.indpred IS NOT NULL`, t.OID)
+	if err != nil {
+		return classify(t, "read the table's indexes", err)
+	}
+	words := o.cfg.Polling.Words
+	var column, predicate string
+	var pending, holding bool
+	if _, err := pgx.ForEachRow(rows, []any{&column, &predicate}, func() error {
+		failed := strings.Contains(predicate, postgres.Literal(words.Failed))
+		pending = pending || column == o.cfg.Polling.Columns.Position && strings.Contains(predicate, postgres.Literal(words.Pending)) && !failed
+		holding = holding || strings.HasPrefix(column, "hashtextextended(") && strings.Contains(column, o.cfg.Columns.AggregateID) && failed
+		return nil
+	}); err != nil {
+		return classify(t, "read the table's indexes", err)
+	}
+	for n, there := range []bool{pending, holding} {
+		if sql := o.indexDDL()[n]; !there {
+			i.missing = append(i.missing, fmt.Sprintf("source.table: %s has no index for polling: let `walpost init` make it, or run it yourself: %s", o.cfg.Table, sql))
+			i.sql = append(i.sql, sql)
+		}
+	}
+	return nil
+}
+
+// unknownWords looks for a status that nobody would ever do anything about. A large table is not read to its end for it.
+func (o *Outbox) unknownWords(ctx context.Context, t *postgres.OpenTable) error {
+	var words []string
+	for _, w := range o.cfg.Polling.Words.All() {
+		words = append(words, w[1])
+	}
+	var word string
+	_, err := t.Conn.Exec(ctx, `SET statement_timeout = '5s'`)
+	if err == nil {
+		err = t.Conn.QueryRow(ctx, o.sql(`SELECT coalesce({status}, 'NULL') FROM {table} WHERE ({status} = ANY($1)) IS NOT TRUE LIMIT 1`), words).Scan(&word)
+	}
+	_, reset := t.Conn.Exec(ctx, `SET statement_timeout = 0`)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows), postgres.SQLState(err) == pgerrcode.QueryCanceled:
+		return reset
+	case err != nil:
+		return classify(t, "look for unknown status words", err)
+	}
+	return t.Unfit(fmt.Sprintf("source.polling.words: a row has the %s %.100q, which is none of %s: name it there, or correct the row", o.sql("{status}"), word, strings.Join(words, ", ")))
+}
