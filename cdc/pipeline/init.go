@@ -154,7 +154,7 @@ func (s *setup) createSlot(ctx context.Context, name string) error {
 }
 
 func (w wal) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error) {
-	steps, err := s.pg.Plan(ctx, postgres.Wanted{ByDay: byDay, Delete: w.cfg.Cleanup.Every > 0 && w.cfg.Cleanup.URL == ""})
+	steps, err := s.pg.Plan(ctx, postgres.PlanOptions{ByDay: byDay, Delete: w.cfg.Cleanup.Every > 0 && w.cfg.Cleanup.URL == ""})
 	if err != nil {
 		return nil, err
 	}

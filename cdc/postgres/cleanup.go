@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
-	"github.com/walpost/walpost/cdc/config"
 )
 
 const (
@@ -19,8 +18,6 @@ const (
 	lockWithin    = "2s"                   // writers wait behind who waits for a lock
 	confirmWithin = 30 * time.Second       // what was committed when the cleanup began
 	confirmPoll   = 100 * time.Millisecond // between two looks at the slots
-	// DaysAhead is how many partitions are made before they are needed.
-	DaysAhead = 7
 )
 
 // Cleaner takes rows out of the outbox that are delivered and older than the retention. What is delivered every slot has
@@ -401,27 +398,6 @@ func (c *Cleaner) all(ctx context.Context, sql []string) error {
 		}
 		return nil
 	})
-}
-
-// days are today and the days to come, by a clock that shows now.
-func days(now time.Time) (all []time.Time) {
-	today := now.UTC().Truncate(24 * time.Hour)
-	for i := range DaysAhead + 1 {
-		all = append(all, today.AddDate(0, 0, i))
-	}
-	return all
-}
-
-// partitionDDL makes a day's partition beside the table and attaches it, which lets writers go on; PARTITION OF would not.
-func partitionDDL(cfg config.Source, day time.Time) (name string, sql []string) {
-	schema, table := cfg.SchemaTable()
-	table += day.Format("_20060102")
-	quoted := Ident(schema, table)
-	const at = "2006-01-02 15:04:05+00" // a timestamp without time zone leaves the zone out
-	return schema + "." + table, []string{
-		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, TableName(cfg)),
-		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", TableName(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
-	}
 }
 
 // drop takes a partition away if every row in it is delivered. It looks under a lock that keeps

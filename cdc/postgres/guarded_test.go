@@ -81,7 +81,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			}
 			defer admin.Close(context.Background())
 			before := catalog(t, server)
-			plan := func() ([]postgres.Step, error) { return admin.Plan(t.Context(), postgres.Wanted{}) }
+			plan := func() ([]postgres.Step, error) { return admin.Plan(t.Context(), postgres.PlanOptions{}) }
 			if cfg.Kind == config.KindPolling {
 				plan = func() ([]postgres.Step, error) { return polling.NewOutbox("test", cfg).Plan(t.Context(), admin) }
 			}

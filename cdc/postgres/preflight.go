@@ -27,29 +27,6 @@ func NewSource(pipeline string, cfg config.Source) *Source {
 	return &Source{cfg: cfg, application: "walpost " + pipeline}
 }
 
-// oidOf is SQL for the OID of the table with a name that quotedTable has written; NULL where there is none. Unlike to_regclass it needs no
-// right on the schema, which the relay's role does not have.
-func oidOf(name string) string {
-	ident := "(parse_ident(" + name + "::text))"
-	return "(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = " + ident + "[1] AND c.relname = " + ident + "[2])"
-}
-
-// columnTypes are the outbox's columns and their types, as SQL writes them; none where there is no such table.
-func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
-	rows, err := conn.Query(ctx, `
-		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
-		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, TableName(s.cfg))
-	if err != nil {
-		return nil, classify("read the table's columns", err)
-	}
-	types := map[string]string{}
-	var name, typ string
-	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { types[name] = typ; return nil }); err != nil {
-		return nil, classify("read the table's columns", err)
-	}
-	return types, nil
-}
-
 // Preflight checks what a session needs of the server, with the relay's own rights, and reports everything that is wrong at
 // once. What is wrong with publication and table alone is in Facts. It returns the table's OID, 0 where there is no table.
 func (s *Source) Preflight(ctx context.Context) (uint32, error) {
@@ -116,64 +93,6 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) 
 		return fmt.Sprintf("slot %q belongs to database %q, source.url names %q: choose another source.slot or the other database", s.cfg.Slot, database, here), nil
 	}
 	return "", nil
-}
-
-// table is what the catalog says of the outbox.
-type table struct {
-	oid         uint32
-	partitioned bool
-	columns     []column
-	hidden      []string // why its rows may not reach the stream
-	unfit       []string // what is wrong with its columns
-}
-
-// checkTable looks for the outbox and its columns.
-func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err error) {
-	schema, name := s.cfg.SchemaTable()
-	var kind, persistence string
-	err = conn.QueryRow(ctx, `
-		SELECT c.oid, c.relkind::text, c.relpersistence::text
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relname = $2`, schema, name).Scan(&t.oid, &kind, &persistence)
-	if errors.Is(err, pgx.ErrNoRows) {
-		t.hidden = []string{fmt.Sprintf("source.table: %s does not exist in this database: name the outbox table, or let `walpost init` create it", s.cfg.Table)}
-		return t, nil
-	}
-	if err != nil {
-		return t, classify("look for the table", err)
-	}
-	if t.partitioned = kind == "p"; kind != "r" && !t.partitioned {
-		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
-	}
-	if persistence != "p" {
-		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, TableName(s.cfg)))
-	}
-	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
-		return t, err
-	}
-	_, t.unfit = mapColumns(s.cfg.Columns, t.columns)
-	switch problem, err := s.unknownZone(ctx, conn); {
-	case err != nil:
-		return t, err
-	case problem != "":
-		t.unfit = append(t.unfit, problem)
-	}
-	return t, nil
-}
-
-func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, error) {
-	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, table)
-	if err != nil {
-		return nil, classify("read the table's columns", err)
-	}
-	columns, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (column, error) {
-		var c column
-		return c, r.Scan(&c.name, &c.typeOID)
-	})
-	if err != nil {
-		return nil, classify("read the table's columns", err)
-	}
-	return columns, nil
 }
 
 // checkPublication makes sure that every insert into the outbox is in it, whole.

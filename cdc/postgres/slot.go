@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
 const (
@@ -29,6 +31,77 @@ func (s *Source) Operator(ctx context.Context) (*Admin, error) {
 		return nil, classify("take the relay's own rights", err)
 	}
 	return &Admin{source: s, conn: conn}, nil
+}
+
+// CreateSlotSQL is how the slot is made. From 17 on PostgreSQL can keep it on standbys too, so that it survives a failover.
+func (a *Admin) CreateSlotSQL() string {
+	failover := ""
+	if a.version() >= 17 {
+		failover = ", failover => true"
+	}
+	return fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput'%s)", a.source.cfg.Slot, failover)
+}
+
+// replicating is an Admin that may make and drop slots: this one, or one with the relay's own role.
+func (a *Admin) replicating(ctx context.Context) (_ *Admin, done func(), err error) {
+	g, err := readGuard(ctx, a.conn)
+	if err != nil || g.mayReplicate {
+		return a, func() {}, err
+	}
+	own, err := a.source.Operator(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("role %s of %s may not make or drop slots, and the relay's role, which may, does not connect: %w", g.me, adminURL, err)
+	}
+	return own, func() { own.Close(ctx) }, nil
+}
+
+// CreateSlot makes the slot. PostgreSQL first waits for the transactions that are running; after a minute it gives up.
+func (a *Admin) CreateSlot(ctx context.Context) error {
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	a, done, err := a.replicating(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	// The wait for a transaction is a wait for its lock.
+	if _, err := a.conn.Exec(ctx, `SET statement_timeout = '60s'; SET lock_timeout = 0`); err != nil {
+		return classify("set a timeout", err)
+	}
+	_, err = a.conn.Exec(ctx, a.CreateSlotSQL())
+	if _, rerr := a.conn.Exec(ctx, "SET statement_timeout = 0; SET lock_timeout = '"+lockedAfter+"'"); err == nil && rerr != nil {
+		return classify("set a timeout", rerr)
+	}
+	if SQLState(err) == pgerrcode.QueryCanceled {
+		return fmt.Errorf("create the slot: a transaction has been open for a minute and PostgreSQL waits for its end: end it (SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start; prepared ones, of any database: SELECT gid, database FROM pg_prepared_xacts) and run the command again")
+	}
+	if err != nil {
+		return classify("create the slot", err)
+	}
+	return failpoint.Hit("init_slot")
+}
+
+// DropSlot removes the slot, if it is there and nobody reads it.
+func (a *Admin) DropSlot(ctx context.Context) error {
+	var active bool
+	err := a.conn.QueryRow(ctx, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, a.source.cfg.Slot).Scan(&active)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return classify("look at the slot", err)
+	case active:
+		return fmt.Errorf("slot %q is being read: stop the relay first", a.source.cfg.Slot)
+	}
+	a, done, err := a.replicating(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if _, err := a.conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, a.source.cfg.Slot); err != nil {
+		return classify("drop the slot", err)
+	}
+	return nil
 }
 
 // writers is SQL for the transactions of this database that have written something and are open. Every role sees pid and backend_xid of all

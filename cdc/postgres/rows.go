@@ -3,10 +3,13 @@ package postgres
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
@@ -175,3 +178,117 @@ func (r *Retained) page(ctx context.Context, query string, args []any, f func(*c
 }
 
 func text(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.999999Z07:00") }
+
+// ErrUnreadable says that the URL's role may not read the outbox, or that it took too long.
+var ErrUnreadable = errors.New("the outbox cannot be read")
+
+// TableRow is a row as the outbox table has it.
+type TableRow struct {
+	ID, AggregateType, AggregateID, EventType string
+	CreatedAt                                 time.Time // zero where the table does not tell
+}
+
+const (
+	mostFound = 10_000
+	findIn    = 30 * time.Second
+)
+
+// Find looks for rows whose id is what, or, if there is none, for those whose aggregate id it is, oldest first. end is a WAL
+// position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable. With ErrZone the
+// rows are there, without their times.
+func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, end cdc.LSN, err error) {
+	conn, err := s.connectAs(ctx, "--read-url", url, "walpost where")
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, fmt.Sprintf("SET statement_timeout = %d", findIn.Milliseconds())); err != nil {
+		return nil, 0, classify("set a timeout", err)
+	}
+	if err := s.seesAll(ctx, conn, false); errors.Is(err, ErrUnseen) {
+		return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	} else if err != nil {
+		return nil, 0, err
+	}
+	types, err := s.columnTypes(ctx, conn)
+	if err != nil {
+		return nil, 0, err
+	}
+	created, unzoned, err := s.writtenAt(ctx, conn, types)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, by := range []string{s.cfg.Columns.ID, s.cfg.Columns.AggregateID} {
+		if types[by] == "" {
+			return nil, 0, fmt.Errorf("%w: there is no %s with a column %q", ErrUnreadable, s.cfg.Table, by)
+		}
+		if rows, err = s.findBy(ctx, conn, by, types[by], created, what); err != nil {
+			return nil, 0, err
+		}
+		if len(rows) > 0 {
+			break
+		}
+	}
+	// Asked for behind the rows: what could be seen was committed before.
+	err = conn.QueryRow(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END`).Scan(&end)
+	if err != nil {
+		return nil, 0, classify("ask for the end of the WAL", err)
+	}
+	if len(rows) == 0 {
+		unzoned = nil
+	}
+	return rows, end, unzoned
+}
+
+// writtenAt returns SQL for when a row was written, in seconds; NULL where the table does not tell. unzoned is an ErrZone.
+func (s *Source) writtenAt(ctx context.Context, conn *pgx.Conn, types map[string]string) (sql string, unzoned, err error) {
+	const unknown = "NULL::float8"
+	at := createdAt(s.cfg)
+	if types[at] == "" {
+		return unknown, nil, nil
+	}
+	age, err := s.Age(ctx, conn, at)
+	switch {
+	case errors.Is(err, ErrZone):
+		return unknown, err, nil
+	case err != nil:
+		return "", nil, err
+	}
+	return fmt.Sprintf("extract(epoch FROM CASE WHEN isfinite(%s) THEN %s END)::float8", age.column, age.first()), nil, nil
+}
+
+// findBy returns the rows that have what in a column, oldest first; none where what is no value of the column's type.
+func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, by, typ, created, what string) ([]TableRow, error) {
+	const doing = "look into the outbox"
+	c := s.cfg.Columns
+	text := func(column string) string { return "coalesce(" + Ident(column) + "::text, '')" }
+	found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = CAST($1::text AS %s) ORDER BY 5 LIMIT %d`,
+		text(c.ID), text(c.AggregateType), text(c.AggregateID), text(c.EventType), created, TableName(s.cfg), Ident(by), typ, mostFound), what)
+	var rows []TableRow
+	if err == nil {
+		rows, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (r TableRow, err error) {
+			var seconds *float64
+			err = row.Scan(&r.ID, &r.AggregateType, &r.AggregateID, &r.EventType, &seconds)
+			if seconds != nil {
+				whole, part := math.Modf(*seconds)
+				r.CreatedAt = time.Unix(int64(whole), int64(part*1e9)).UTC()
+			}
+			return r, err
+		})
+	}
+	if hidden := unseen(doing, err); hidden != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreadable, hidden)
+	}
+	switch SQLState(err) {
+	case pgerrcode.InvalidTextRepresentation, pgerrcode.NumericValueOutOfRange:
+		return nil, nil
+	case pgerrcode.InsufficientPrivilege:
+		return nil, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)
+	case pgerrcode.QueryCanceled:
+		return nil, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
+	}
+	if err != nil {
+		return nil, classify(doing, err)
+	}
+	return rows, nil
+}

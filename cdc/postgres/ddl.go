@@ -1,0 +1,78 @@
+package postgres
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/walpost/walpost/cdc/config"
+)
+
+// daysAhead is how many partitions are made before they are needed.
+const daysAhead = 7
+
+// TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
+// or Kafka could never take.
+func TableDDL(cfg config.Source) string {
+	c := cfg.Columns
+	return strings.NewReplacer(
+		"{table}", TableName(cfg), "{id}", Ident(c.ID), "{aggregate_type}", Ident(c.AggregateType), "{aggregate_id}", Ident(c.AggregateID),
+		"{event_type}", Ident(c.EventType), "{payload}", Ident(c.Payload), "{headers}", Ident(cmp.Or(c.Headers, "headers")), "{created_at}", Ident(cmp.Or(c.CreatedAt, "created_at")),
+	).Replace(`CREATE TABLE {table} (
+    {id} uuid PRIMARY KEY,
+    {aggregate_type} text NOT NULL CHECK ({aggregate_type} ~ '^[A-Za-z0-9._-]{1,100}$'),
+    {aggregate_id} text NOT NULL CHECK (octet_length({aggregate_id}) BETWEEN 1 AND 1024),
+    {event_type} text NOT NULL CHECK (octet_length({event_type}) BETWEEN 1 AND 255),
+    {payload} jsonb NOT NULL CHECK (jsonb_typeof({payload}) = 'object') CHECK (octet_length({payload}::text) <= 900000),
+    {headers} jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof({headers}) = 'object') CHECK (octet_length({headers}::text) <= 16384),
+    {created_at} timestamptz NOT NULL DEFAULT clock_timestamp()
+)`)
+}
+
+// partitionedDDL is TableDDL for a table of days. The key of a partitioned table contains what it is partitioned by. The default
+// partition takes the rows of a day that has none: a service must not fail because nobody made it.
+func partitionedDDL(cfg config.Source) (sql []string) {
+	c := cfg.Columns
+	created := Ident(cmp.Or(c.CreatedAt, "created_at"))
+	id := Ident(c.ID)
+	root := strings.Replace(TableDDL(cfg), id+" uuid PRIMARY KEY", id+" uuid NOT NULL", 1)
+	schema, table := cfg.SchemaTable()
+	sql = append(sql, strings.TrimSuffix(root, "\n)")+fmt.Sprintf(",\n    PRIMARY KEY (%s, %s)\n) PARTITION BY RANGE (%s)", id, created, created),
+		fmt.Sprintf("CREATE TABLE %s PARTITION OF %s DEFAULT", Ident(schema, table+"_default"), TableName(cfg)))
+	for _, day := range days(time.Now()) {
+		_, ddl := partitionDDL(cfg, day)
+		sql = append(sql, ddl...)
+	}
+	return sql
+}
+
+// days are today and the days to come, by a clock that shows now.
+func days(now time.Time) (all []time.Time) {
+	today := now.UTC().Truncate(24 * time.Hour)
+	for i := range daysAhead + 1 {
+		all = append(all, today.AddDate(0, 0, i))
+	}
+	return all
+}
+
+// partitionDDL makes a day's partition beside the table and attaches it, which lets writers go on; PARTITION OF would not.
+func partitionDDL(cfg config.Source, day time.Time) (name string, sql []string) {
+	schema, table := cfg.SchemaTable()
+	table += day.Format("_20060102")
+	quoted := Ident(schema, table)
+	const at = "2006-01-02 15:04:05+00" // a timestamp without time zone leaves the zone out
+	return schema + "." + table, []string{
+		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, TableName(cfg)),
+		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", TableName(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
+	}
+}
+
+// publicationDDL makes a publication of the outbox alone.
+func publicationDDL(cfg config.Source, name string, t table) string {
+	with := "publish = 'insert'"
+	if t.partitioned {
+		with += ", publish_via_partition_root = true"
+	}
+	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", Ident(name), TableName(cfg), with)
+}

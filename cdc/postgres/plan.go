@@ -1,0 +1,321 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// PlanOptions is what a plan is for beyond relaying.
+type PlanOptions struct {
+	ByDay  bool // a table that is to be created is partitioned by day
+	Delete bool // the relay's role shall delete from the table what was delivered
+}
+
+// Plan returns the steps that role, table and publication need, in order. Problems that no step solves, and what the administrator may
+// not do, are an error, all of them together.
+func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
+	g, err := readGuard(ctx, a.conn)
+	if err != nil {
+		return nil, err
+	}
+	var walLevel string
+	if err := a.conn.QueryRow(ctx, `SELECT current_setting('wal_level')`).Scan(&walLevel); err != nil {
+		return nil, classify("ask for wal_level", err)
+	}
+	if walLevel != "logical" {
+		return nil, errors.New(g.notLogical(walLevel))
+	}
+	role, err := a.planRole(ctx, &g)
+	if err != nil {
+		return nil, err
+	}
+	step, table, err := a.planTable(ctx, o.ByDay)
+	if err != nil {
+		return nil, err
+	}
+	publication, err := a.planPublication(ctx, table)
+	if err != nil {
+		return nil, err
+	}
+	notes, err := a.source.notes(ctx, a.conn, table)
+	if err != nil {
+		return nil, err
+	}
+	lacks, err := a.privileges(ctx, table.oid, false, len(publication.SQL) > 0)
+	if err != nil {
+		return nil, err
+	}
+	refused, err := a.try(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if refused {
+		lacks = append(lacks, fmt.Sprintf("%s: %s", strings.Join(role.SQL, "; "), g.wayOut(role.role)))
+	}
+	if len(lacks) > 0 {
+		return nil, errForbidden(lacks)
+	}
+	steps := []Step{role, step, publication}
+	for _, note := range notes {
+		steps = append(steps, Step{What: note})
+	}
+	if o.Delete && !table.partitioned {
+		sight, err := a.planSight(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		steps = append(append(steps, a.planDelete()), sight...)
+	}
+	return steps, nil
+}
+
+// TablePlan is what a relay that works over SQL alone needs of the table.
+type TablePlan struct {
+	OID    uint32 // of the table; 0 where there is none
+	Table  Step   // that makes what the table lacks
+	Rights Step   // that the relay's role needs on it
+}
+
+// PlanTable returns the steps that such a relay needs, in order: its role, the table, its rights. Errors are as in Plan.
+func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
+	role, err := a.planPollingRole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lacks, err := a.privileges(ctx, p.OID, len(p.Table.SQL) > 0, false)
+	if err != nil {
+		return nil, err
+	}
+	refused, err := a.try(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if refused {
+		lacks = append(lacks, fmt.Sprintf("%s: the role of %s may not do that: let one who may run it, or name a role in source.url that is there", strings.Join(role.SQL, "; "), adminURL))
+	}
+	if len(lacks) > 0 {
+		return nil, errForbidden(lacks)
+	}
+	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
+	if err != nil {
+		return nil, err
+	}
+	steps := append([]Step{role, p.Table, p.Rights}, sight...)
+	notes, err := a.source.zoneNotes(ctx, a.conn)
+	for _, note := range notes {
+		steps = append(steps, Step{What: note})
+	}
+	return steps, err
+}
+
+// planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.
+func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
+	step, there, login, _, err := a.theirRole(ctx, false)
+	if err != nil {
+		return Step{}, err
+	}
+	name := Ident(step.role)
+	var sql []string
+	switch {
+	case !there:
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN", step.role), []string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}
+	case !login:
+		step.What, sql = fmt.Sprintf("role %s: give it LOGIN", step.role), []string{"ALTER ROLE " + name + " LOGIN"}
+	case len(step.SQL) > 0:
+		step.What = fmt.Sprintf("role %s: let it connect to the database", step.role)
+	default:
+		step.What = fmt.Sprintf("role %s: there, with LOGIN", step.role)
+	}
+	step.SQL = append(sql, step.SQL...)
+	return step, nil
+}
+
+// planDelete lets the relay's role delete rows without letting it see what is in them.
+func (a *Admin) planDelete() Step {
+	cfg := a.source.cfg
+	target, _ := a.source.target() // planRole has read it
+	role, created := Ident(target.User), Ident(cmp.Or(cfg.Columns.CreatedAt, "created_at"))
+	return Step{What: fmt.Sprintf("role %s: let it delete from %s (cleanup.every)", target.User, cfg.Table), SQL: []string{
+		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, TableName(cfg), role),
+	}}
+}
+
+// planRole gives the relay's role LOGIN, what replication needs, and CONNECT where PUBLIC has it not, and nothing else.
+func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
+	step, there, login, replicates, err := a.theirRole(ctx, g.super)
+	if err != nil {
+		return Step{}, err
+	}
+	name := Ident(step.role)
+	right, sql := "REPLICATION", []string{g.letReplicate(step.role)}
+	if g.replicator != "" {
+		right = "membership in " + g.replicator
+	}
+	connect := step.SQL
+	switch {
+	case !there && g.replicator == "":
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and REPLICATION", step.role), []string{"CREATE ROLE " + name + " LOGIN REPLICATION CONNECTION LIMIT 24" + step.password()}
+	case !there:
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and %s", step.role, right), append([]string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}, sql...)
+	case !login || !replicates:
+		step.What = fmt.Sprintf("role %s: give it LOGIN and %s", step.role, right)
+		if replicates {
+			sql = nil
+		}
+		if !login {
+			sql = append([]string{"ALTER ROLE " + name + " LOGIN"}, sql...)
+		}
+	case len(connect) > 0:
+		step.What, sql = fmt.Sprintf("role %s: let it connect to the database", step.role), nil
+	default:
+		step.What, sql = fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", step.role), nil
+	}
+	step.SQL = append(sql, connect...)
+	return step, nil
+}
+
+// theirRole looks for the relay's role. The step that it returns holds the SQL that lets the role connect to the database, where that
+// is needed. With attribute a membership is not enough to replicate.
+func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there, login, replicates bool, err error) {
+	target, err := a.source.target()
+	if err != nil {
+		return Step{}, false, false, false, err
+	}
+	step = Step{role: target.User, secret: target.Password}
+	var database string
+	var connects bool
+	err = a.conn.QueryRow(ctx, `
+		SELECT r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(CASE WHEN $2 THEN r.rolreplication OR r.rolsuper ELSE `+mayReplicate+` END, false), current_database(),
+		       coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), has_database_privilege('public', current_database(), 'CONNECT'))
+		FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = $1`, target.User, attribute).Scan(&there, &login, &replicates, &database, &connects)
+	if err != nil {
+		return Step{}, false, false, false, classify("look for the role", err)
+	}
+	if !connects {
+		step.SQL = []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", Ident(database), Ident(target.User))}
+	}
+	return step, there, login, replicates, nil
+}
+
+// password is the clause that sets it, where source.url has one.
+func (s *Step) password() string {
+	if s.secret == "" {
+		return ""
+	}
+	return " PASSWORD :password"
+}
+
+func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, err error) {
+	cfg := a.source.cfg
+	switch t, err = a.source.checkTable(ctx, a.conn); {
+	case err != nil:
+		return Step{}, t, err
+	case t.oid == 0:
+		step = Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}
+		if t.partitioned = byDay; byDay {
+			step = Step{What: fmt.Sprintf("table %s: create it, with a partition for each day, %d days ahead, and one for all other rows", cfg.Table, daysAhead), SQL: partitionedDDL(cfg)}
+		}
+		return step, t, nil
+	case byDay && !t.partitioned:
+		return Step{}, t, fmt.Errorf("--partition-by-day: %s is there already and is not partitioned: name another table in source.table, or init without it", cfg.Table)
+	}
+	_, hidden, err := a.source.detours(ctx, a.conn, t.oid)
+	if err != nil {
+		return Step{}, t, err
+	}
+	moved, err := a.source.moved(ctx, a.conn, t.oid)
+	if err != nil {
+		return Step{}, t, err
+	}
+	if problems := slices.Concat(t.hidden, hidden, t.unfit, moved); len(problems) > 0 {
+		return Step{}, t, unfit(problems)
+	}
+	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, t, nil
+}
+
+func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
+	cfg := a.source.cfg
+	name := Ident(cfg.Publication)
+	w, exists, err := a.source.width(ctx, a.conn, t)
+	switch {
+	case err != nil:
+		return Step{}, err
+	case !exists:
+		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{publicationDDL(cfg, cfg.Publication, t)}}, nil
+	}
+	problems, err := a.source.checkPublication(ctx, a.conn, t)
+	if err != nil {
+		return Step{}, err
+	}
+	if len(problems) > 0 {
+		return Step{}, unfit(problems)
+	}
+	if t.oid == 0 && !w.here {
+		return Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, TableName(cfg))}}, nil
+	}
+	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
+}
+
+// zoneNotes says that times of rows are of a zone that nobody knows, where it is so.
+func (s *Source) zoneNotes(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	if s.cfg.Columns.CreatedAtZone != "" { // checkTable has looked at it
+		return nil, nil
+	}
+	_, err := s.Age(ctx, conn, createdAt(s.cfg))
+	if errors.Is(err, ErrZone) {
+		return []string{fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err)}, nil
+	}
+	return nil, err
+}
+
+// notes are what keeps no row from the stream, and is worth a word all the same.
+func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
+	if notes, err = s.zoneNotes(ctx, conn); err != nil {
+		return nil, err
+	}
+	w, _, err := s.width(ctx, conn, t)
+	if w.more != "" {
+		notes = append(notes, fmt.Sprintf("publication %s carries %s: changes of other tables are sent to the relay, which throws them away; and where it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED would be one: a publication of the outbox alone does neither: run `%s`, name it in source.publication, and `walpost adopt` where a relay has run already",
+			s.cfg.Publication, w.more, s.cfg.Table, publicationDDL(s.cfg, s.cfg.Slot+"_outbox", t)))
+	}
+	return notes, err
+}
+
+// width is what a publication carries beside a table that it names.
+type width struct {
+	more string // in words; empty is nothing
+	here bool   // a table of that name is carried without being named
+}
+
+// width says how wide the publication is, and whether there is one.
+func (s *Source) width(ctx context.Context, conn *pgx.Conn, t table) (w width, exists bool, err error) {
+	schema, _ := s.cfg.SchemaTable()
+	schemas := `'{}'::text[]`
+	if major(conn) >= 15 {
+		schemas = `ARRAY(SELECT n.nspname::text FROM pg_publication_namespace x JOIN pg_namespace n ON n.oid = x.pnnspid WHERE x.pnpubid = p.oid ORDER BY 1)`
+	}
+	var all bool
+	var of, others []string
+	err = conn.QueryRow(ctx, `
+		SELECT p.puballtables, `+schemas+`, ARRAY(SELECT prrelid::regclass::text FROM pg_publication_rel WHERE prpubid = p.oid AND prrelid <> $2 ORDER BY 1)
+		FROM pg_publication p WHERE p.pubname = $1`, s.cfg.Publication, t.oid).Scan(&all, &of, &others)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return w, false, nil
+	case err != nil:
+		return w, false, classify("look at the publication", err)
+	case all:
+		return width{"all tables", true}, true, nil
+	case len(of) > 0:
+		return width{"all tables of schema " + few(of), slices.Contains(of, schema)}, true, nil
+	case len(others) > 0:
+		w.more = "other tables (" + few(others) + ")"
+	}
+	return w, true, nil
+}

@@ -1,0 +1,151 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// OpenTable is the outbox table on an SQL connection, as the catalog describes it.
+type OpenTable struct {
+	Conn        *pgx.Conn
+	Name        string // as the configuration has it
+	OID         uint32 // 0 where there is no such table
+	Partitioned bool
+	Missing     []string // why there is no such table
+	Problems    []string // what is wrong with its columns
+
+	source *Source
+}
+
+// OpenTable connects as the relay's role, and looks at the table. The caller closes the connection.
+func (s *Source) OpenTable(ctx context.Context) (*OpenTable, error) {
+	conn, err := s.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.opened(ctx, conn)
+	if err != nil {
+		_ = conn.Close(ctx)
+		return nil, err
+	}
+	return o, nil
+}
+
+// Table looks at the table on the administrator's connection.
+func (a *Admin) Table(ctx context.Context) (*OpenTable, error) { return a.source.opened(ctx, a.conn) }
+
+func (s *Source) opened(ctx context.Context, conn *pgx.Conn) (*OpenTable, error) {
+	t, err := s.checkTable(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	o := &OpenTable{Conn: conn, Name: s.cfg.Table, OID: t.oid, Partitioned: t.partitioned, Problems: t.unfit, source: s}
+	if t.oid == 0 {
+		o.Missing = t.hidden
+	}
+	return o, nil
+}
+
+// SeesAll returns an ErrUnseen where row-level security shows the role less than all rows.
+func (o *OpenTable) SeesAll(ctx context.Context) error { return o.source.seesAll(ctx, o.Conn, false) }
+
+// Row returns the columns of the table that make a row.
+func (o *OpenTable) Row(ctx context.Context) (RowColumns, error) {
+	columns, _, err := o.source.rowColumns(ctx, o.Conn)
+	return columns, err
+}
+
+// Age returns the column that says when a row was written. ErrZone is as in Source.Age.
+func (o *OpenTable) Age(ctx context.Context, column string) (Age, error) {
+	return o.source.Age(ctx, o.Conn, column)
+}
+
+// Unfit returns the Halt for a table that cannot be relayed as it is.
+func (o *OpenTable) Unfit(problems ...string) error { return unfit(problems) }
+
+// Classify turns the error of a query into the engine's decision, by its SQLSTATE.
+func (o *OpenTable) Classify(doing string, err error) error { return classify(doing, err) }
+
+// table is what the catalog says of the outbox.
+type table struct {
+	oid         uint32
+	partitioned bool
+	columns     []column
+	hidden      []string // why its rows may not reach the stream
+	unfit       []string // what is wrong with its columns
+}
+
+// checkTable looks for the outbox and its columns.
+func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err error) {
+	schema, name := s.cfg.SchemaTable()
+	var kind, persistence string
+	err = conn.QueryRow(ctx, `
+		SELECT c.oid, c.relkind::text, c.relpersistence::text
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2`, schema, name).Scan(&t.oid, &kind, &persistence)
+	if errors.Is(err, pgx.ErrNoRows) {
+		t.hidden = []string{fmt.Sprintf("source.table: %s does not exist in this database: name the outbox table, or let `walpost init` create it", s.cfg.Table)}
+		return t, nil
+	}
+	if err != nil {
+		return t, classify("look for the table", err)
+	}
+	if t.partitioned = kind == "p"; kind != "r" && !t.partitioned {
+		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
+	}
+	if persistence != "p" {
+		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, TableName(s.cfg)))
+	}
+	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
+		return t, err
+	}
+	_, t.unfit = mapColumns(s.cfg.Columns, t.columns)
+	switch problem, err := s.unknownZone(ctx, conn); {
+	case err != nil:
+		return t, err
+	case problem != "":
+		t.unfit = append(t.unfit, problem)
+	}
+	return t, nil
+}
+
+func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, error) {
+	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, table)
+	if err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	columns, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (column, error) {
+		var c column
+		return c, r.Scan(&c.name, &c.typeOID)
+	})
+	if err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	return columns, nil
+}
+
+// oidOf is SQL for the OID of the table with a name that quotedTable has written; NULL where there is none. Unlike to_regclass it needs no
+// right on the schema, which the relay's role does not have.
+func oidOf(name string) string {
+	ident := "(parse_ident(" + name + "::text))"
+	return "(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = " + ident + "[1] AND c.relname = " + ident + "[2])"
+}
+
+// columnTypes are the outbox's columns and their types, as SQL writes them; none where there is no such table.
+func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
+		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, TableName(s.cfg))
+	if err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	types := map[string]string{}
+	var name, typ string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { types[name] = typ; return nil }); err != nil {
+		return nil, classify("read the table's columns", err)
+	}
+	return types, nil
+}
