@@ -68,7 +68,7 @@ func TestMutants(t *testing.T) {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			search := os.Getenv("WALPOST_MUTANT_SEARCH") != ""
-			seeds := 500 // nearly always the first: which of two goroutines that are both ready goes first is up to the scheduler
+			seeds := 5_000 // nearly always the first: which of two goroutines that are both ready goes first is up to the scheduler
 			if search {
 				m.seed, seeds = 1, 20_000
 			}

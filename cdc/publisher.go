@@ -32,6 +32,7 @@ type publisher struct {
 	memory   *memory // suspect and windowBytes
 
 	checkpointer *checkpointer
+	opened       LSN      // covered of the session's first record
 	holds        keyHolds // keys that wait for a dead letter
 	delivered    bool     // a window was made durable
 	failed       bool     // a window or a state record was not, and the client must not be used again
@@ -40,7 +41,7 @@ type publisher struct {
 func newPublisher(s *session, q *queue, sh *exchange, cfg *Options, o *Observer, route Route, m *memory) *publisher {
 	return &publisher{
 		cfg: cfg, client: s.client, queue: q, shared: sh, observer: o, route: route, memory: m,
-		checkpointer: newCheckpointer(s.state, time.Now()),
+		checkpointer: newCheckpointer(s.state, time.Now()), opened: s.state.Covered,
 	}
 }
 
@@ -213,7 +214,9 @@ func (p *publisher) write(ctx context.Context, records []Record) error {
 			return err
 		}
 		p.checkpointer.written(st, time.Now())
-		p.shared.confirmed.Store(uint64(st.Covered))
+		if st.Covered > p.opened { // else the reader confirms it, once the stream has passed what was delivered before
+			p.shared.confirmed.Store(uint64(st.Covered))
+		}
 		p.shared.place.Store(&place{st.Covered, st.Last()})
 		p.observer.Covered(st)
 	}

@@ -695,3 +695,25 @@ func TestStandbyNeverOpensKafka(t *testing.T) {
 		}
 	})
 }
+
+// TestStateWrittenForItsTimeConfirmsNothing: what the session's first record covers may be confirmed only once the stream has passed it, or
+// a slot on a server with another history would move past what gives that away.
+func TestStateWrittenForItsTimeConfirmsNothing(t *testing.T) {
+	opts, observer := options(), Tee()
+	s := &session{client: &broker{}, state: &State{Covered: 100}}
+	sh := newExchange(s.state)
+	p := newPublisher(s, newQueue(newWindow(1, 1)), sh, &opts, &observer, nil, &memory{})
+	if err := p.write(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := sh.confirmed.Load(); got != 0 {
+		t.Errorf("%d is confirmed before the stream has passed it", got)
+	}
+	p.checkpointer.done(nil, 200, time.Now())
+	if err := p.write(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := sh.confirmed.Load(); got != 200 {
+		t.Errorf("%d is confirmed, want 200", got)
+	}
+}
