@@ -70,6 +70,26 @@ func TestChangeIsWatchedAndLatched(t *testing.T) {
 	})
 }
 
+// TestHaltOfTheStreamNamesWhatIsAtRisk: the stream cannot tell since when rows were hidden, the last look can.
+func TestHaltOfTheStreamNamesWhatIsAtRisk(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.set(func(f *Facts) { f.WALEnd = 1<<40 + 50 })
+		time.Sleep(40 * time.Second)
+		s.set(func(f *Facts) { f.WALEnd = 1<<40 + 77 })
+		s.fail(&Halt{Found: "the publication is gone", Run: "create it", Latch: true})
+		time.Sleep(time.Second)
+		want := Range{1<<40 + 50, 1<<40 + 77}
+		role, err := relay.Role()
+		var halt *Halt
+		if role != Halted || !errors.As(err, &halt) || halt.Risk != want || !strings.HasPrefix(halt.Run, "create it, and `walpost replay --from ") {
+			t.Errorf("role %s, %v", role, err)
+		}
+		if st := b.now(); st.Halt == nil || st.Halt.Risk != want {
+			t.Errorf("state %+v", st.Halt)
+		}
+	})
+}
+
 // TestHaltIsNotWrittenWithAClientThatFailed: a window fails while the halt waits to be written. The next session latches it.
 func TestHaltIsNotWrittenWithAClientThatFailed(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
@@ -103,6 +123,9 @@ func TestChangeFoundAtAStartIsLatched(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if st := b.now(); st.Halt == nil || !st.Halt.Latched || st.Epoch != 2 || st.Covered != 10 {
 			t.Errorf("state %+v", st)
+		}
+		if !s.isClosed() {
+			t.Error("a halted relay keeps the slot")
 		}
 		s.set(func(f *Facts) { f.Slot.ConfirmedFlush = 5 })
 		time.Sleep(time.Minute)

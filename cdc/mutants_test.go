@@ -61,6 +61,9 @@ var adapterMutants = []struct {
 // TestMutants builds the engine with each mistake in it, and runs the history that finds it. A mutant that survives is a
 // promise nobody checks.
 func TestMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("not with -short: it builds the engine with each mistake")
+	}
 	for _, m := range mutants {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
@@ -85,6 +88,9 @@ func TestMutants(t *testing.T) {
 }
 
 func TestAdapterMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("not with -short: it builds the adapter with each mistake")
+	}
 	for _, m := range adapterMutants {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()

@@ -212,6 +212,9 @@ func (w *wire) run(p *pacer, d time.Duration) {
 // the rate of a sender that never meets an open window. Where the pacer does not know the window, or a read has several windows and
 // empties the sender's queue, it comes no slower than to a reader that does not rest.
 func TestPacerKeepsTheWindowShut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("not with -short: seconds of arithmetic")
+	}
 	for _, message := range []int{120, 500, 2000, 16000} {
 		for _, window := range []int{40 << 10, 64 << 10, 128 << 10} {
 			for _, work := range []time.Duration{1000, 2000, 4000, 40000} {

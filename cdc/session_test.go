@@ -194,6 +194,7 @@ type broker struct {
 	refuse  string        // id of a row that Check refuses
 	onState func()        // before the state is told
 	away    error         // Peek's
+	clients int           // that are open
 	failed  bool          // since it was opened
 	reused  bool          // after it had failed
 }
@@ -211,7 +212,7 @@ func (b *broker) Peek(context.Context) (*State, error) {
 func (b *broker) Open(context.Context) (Publisher, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.failed = false
+	b.clients, b.failed = b.clients+1, false
 	return b, nil
 }
 
@@ -269,7 +270,11 @@ func (b *broker) DeadLetters(context.Context, int64, func(string, []Header)) (in
 }
 func (b *broker) CountFrom(context.Context, LSN) (int, bool, error) { return 3, false, nil }
 
-func (b *broker) Close() {}
+func (b *broker) Close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clients--
+}
 
 func (b *broker) setStall(c chan struct{}) {
 	b.mu.Lock()
@@ -351,6 +356,9 @@ func bubbleOf(t *testing.T, rows int, f func(s *server, b *broker, stop func() e
 		synctest.Wait()
 		f(s, b, stop, relay)
 		_ = stop()
+		if !s.isClosed() || b.clients != 0 {
+			t.Errorf("the last connection is closed: %t, %d clients are open", s.isClosed(), b.clients)
+		}
 	})
 }
 

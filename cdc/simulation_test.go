@@ -370,10 +370,13 @@ func shrink(t *testing.T, seed uint64, exactlyOnce bool, h []act, violated []str
 	return h, violated
 }
 
-// TestSimulation runs WALPOST_SIM_SEEDS histories (2,000) in each mode, from WALPOST_SIM_SEED on (a random place).
+// TestSimulation runs WALPOST_SIM_SEEDS histories (2,000, or 200 with -short) in each mode, from WALPOST_SIM_SEED on (a random place).
 func TestSimulation(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // what is runnable runs in the same order each time
 	seeds, first := 2000, rand.Uint64N(1<<40)
+	if testing.Short() {
+		seeds = 200
+	}
 	if n, err := strconv.Atoi(os.Getenv("WALPOST_SIM_SEEDS")); err == nil {
 		seeds = n
 	}

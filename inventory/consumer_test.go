@@ -46,6 +46,7 @@ func TestEveryEventTwiceAndToTwoConsumersAtOnce(t *testing.T) {
 }
 
 func TestThreeConsumersJoinAndLeaveUnderLoad(t *testing.T) {
+	cdctest.Long(t, "consumes under load")
 	t.Parallel()
 	f := newFixture(t, 6)
 	f.setStock(plenty)
@@ -299,6 +300,7 @@ func TestWhatPostgreSQLRefusesIsMalformedToo(t *testing.T) {
 }
 
 func TestDatabaseAwayAndBack(t *testing.T) {
+	cdctest.Long(t, "starts and stops a server")
 	t.Parallel()
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	if err := server.CreateDatabase(t.Context(), "inventory"); err != nil {
@@ -356,6 +358,7 @@ func (f *fixture) waitReady(r *running, whatFor string) {
 }
 
 func TestKafkaAwayAndBack(t *testing.T) {
+	cdctest.Long(t, "waits for sessions to end")
 	t.Parallel()
 	dir, port := t.TempDir(), freePort(t)
 	start := func() *devenv.Kafka {

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/inventory"
 )
 
@@ -150,6 +151,7 @@ func TestCancellationGivesBackOnlyWhatWasTaken(t *testing.T) {
 }
 
 func TestOrdersOfTheSameSKUsNeitherDeadlockNorOversell(t *testing.T) {
+	cdctest.Long(t, "writes under load")
 	t.Parallel()
 	skus := []string{"a", "b", "c", "d", "e"}
 	start := map[string]int64{}

@@ -77,7 +77,7 @@ func TestALostConnectionLosesNeitherHalf(t *testing.T) {
 				t.Fatalf("the cut did not happen: %v", hits)
 			}
 			// A backend that got its COMMIT may still be at it.
-			cdctest.Eventually(t, 10*time.Second, func() error {
+			cdctest.Eventually(t, 30*time.Second, func() error {
 				if n := scan[int](s, `SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 'orders' AND datname = current_database() AND xact_start IS NOT NULL`); n > 0 {
 					return fmt.Errorf("%d transactions are open", n)
 				}
@@ -103,6 +103,7 @@ func TestALostConnectionLosesNeitherHalf(t *testing.T) {
 
 // Both or neither, under load over HTTP and from SQL at once: every fifth COMMIT meets a cut, and some events are refused.
 func TestBothOrNeitherUnderLoad(t *testing.T) {
+	cdctest.Long(t, "writes under load")
 	perWorker := 60
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
 		perWorker = 600

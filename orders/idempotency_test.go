@@ -90,7 +90,7 @@ func TestARepeatedPostWaitsForTheFirst(t *testing.T) {
 			}
 			waiting := func(n int) {
 				t.Helper()
-				cdctest.Eventually(t, 10*time.Second, func() error {
+				cdctest.Eventually(t, 30*time.Second, func() error {
 					if got := scan[int](s, `SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 'orders' AND datname = current_database() AND wait_event_type = 'Lock'`); got != n {
 						return fmt.Errorf("%d wait, want %d", got, n)
 					}

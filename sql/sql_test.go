@@ -80,6 +80,7 @@ func scan[T any](t *testing.T, conn *pgx.Conn, query string, args ...any) T {
 }
 
 func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
+	cdctest.Long(t, "starts a server")
 	var log cdctest.Log
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Log: &log, Settings: map[string]string{"log_statement": "all"}})
 	for _, which := range []sql.Database{sql.Orders, sql.Inventory} {
@@ -118,6 +119,7 @@ func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
 
 // The server, told to check passwords, checks against the verifier we computed.
 func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
+	cdctest.Long(t, "starts a server")
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	service := server.URLFor("shop_service", "s3cret'", "postgres")
 	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), service, new(bytes.Buffer)); err != nil {
@@ -129,7 +131,7 @@ func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	scan[bool](t, admin, `SELECT pg_reload_conf()`)
-	cdctest.Eventually(t, 10*time.Second, func() error {
+	cdctest.Eventually(t, 30*time.Second, func() error {
 		conn, err := pgx.Connect(t.Context(), server.URLFor("shop_service", "another", "postgres"))
 		if err == nil {
 			_ = conn.Close(t.Context())
@@ -318,6 +320,7 @@ func TestSlotViewSaysHowTheSlotStands(t *testing.T) {
 }
 
 func TestSlotViewTellsAReaderFromNobodyAndLostFromLate(t *testing.T) {
+	cdctest.Long(t, "starts a server")
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}})
 	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), server.URLFor("shop_service", "", "postgres"), new(bytes.Buffer)); err != nil {
 		t.Fatal(err)
@@ -326,7 +329,7 @@ func TestSlotViewTellsAReaderFromNobodyAndLostFromLate(t *testing.T) {
 	scan[any](t, conn, `SELECT pg_create_logical_replication_slot('walpost', 'pgoutput')::text`)
 	says := func(words string) {
 		t.Helper()
-		cdctest.Eventually(t, 10*time.Second, func() error {
+		cdctest.Eventually(t, 30*time.Second, func() error {
 			if got := scan[string](t, conn, `SELECT what_to_do FROM outbox_slot`); !strings.Contains(got, words) {
 				return fmt.Errorf("it says %q, want %q in it", got, words)
 			}
@@ -554,7 +557,7 @@ func TestSlotThatIsReadAndHoldsRowsIsNotUpToDate(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), `CREATE TABLE more ()`); err != nil {
 		t.Fatal(err)
 	}
-	cdctest.Eventually(t, 10*time.Second, func() error {
+	cdctest.Eventually(t, 30*time.Second, func() error {
 		if got := scan[string](t, connect(t, service), `SELECT what_to_do FROM outbox_slot`); !strings.Contains(got, "of WAL is not delivered yet") {
 			return errors.New(got)
 		}

@@ -10,14 +10,11 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// patience is how much slower than a machine that does nothing else one may be.
-const patience = 3
-
-// Eventually calls cond until it returns nil and fails the test with its last error when that takes too long. It
+// Eventually calls cond until it returns nil, and fails the test with its last error when that takes longer than within. It
 // must run on the test's own goroutine; a cond that may block needs a timeout of its own.
 func Eventually(t testing.TB, within time.Duration, cond func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience*within)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := cond()
@@ -25,7 +22,7 @@ func Eventually(t testing.TB, within time.Duration, cond func() error) {
 			return
 		}
 		if !sleep(ctx, pause) {
-			t.Fatalf("not within %v: %v", patience*within, err)
+			t.Fatalf("not within %v: %v", within, err)
 		}
 	}
 }

@@ -93,7 +93,7 @@ func consume(t testing.TB, brokers []string, topic string, within time.Duration,
 	t.Helper()
 	client := newClient(t, brokers, consumeAll(topic)...)
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), patience*within)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	for !done(records) {
 		fetches := client.PollFetches(ctx)

@@ -92,7 +92,7 @@ func TestConsumeAndReadAll(t *testing.T) {
 
 func TestEventuallyWaitsAndFailsWithTheLastError(t *testing.T) {
 	calls := 0
-	cdctest.Eventually(t, 5*time.Second, func() error {
+	cdctest.Eventually(t, 15*time.Second, func() error {
 		if calls++; calls < 3 {
 			return errors.New("not yet")
 		}
@@ -103,7 +103,7 @@ func TestEventuallyWaitsAndFailsWithTheLastError(t *testing.T) {
 		defer func() { _ = recover() }()
 		cdctest.Eventually(failing, 30*time.Millisecond, func() error { return errors.New("never") })
 	}()
-	if failing.message != "not within 90ms: never" {
+	if failing.message != "not within 30ms: never" {
 		t.Errorf("failed with %q", failing.message)
 	}
 }

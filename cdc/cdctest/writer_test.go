@@ -75,6 +75,7 @@ func TestWriterCommitsAndRollsBackAsItsLedgerSays(t *testing.T) {
 }
 
 func TestWriterKeepsItsRate(t *testing.T) {
+	cdctest.Long(t, "waits for a rate")
 	const rate, goroutines = 100, 2
 	url := cdctest.Database(t)
 	start := time.Now()
@@ -89,6 +90,7 @@ func TestWriterKeepsItsRate(t *testing.T) {
 }
 
 func TestWriterOutlivesItsServer(t *testing.T) {
+	cdctest.Long(t, "starts and stops a server")
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	url := server.URL("postgres")
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url})

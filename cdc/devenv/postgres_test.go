@@ -21,6 +21,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
@@ -116,6 +117,7 @@ func TestPostgresIsReadyForLogicalReplication(t *testing.T) {
 }
 
 func TestRestartKeepsPortAndData(t *testing.T) {
+	cdctest.Long(t, "starts and stops servers")
 	server, _ := start(t, devenv.PostgresConfig{})
 	url := server.URL("postgres")
 	conn := connect(t, url)
@@ -144,6 +146,7 @@ func TestRestartKeepsPortAndData(t *testing.T) {
 
 // A killed server's pid file says ready, and its children may keep a new one from starting for a moment: Start says so, or the server is up.
 func TestKilledServerIsUpWhenStartSaysSo(t *testing.T) {
+	cdctest.Long(t, "starts and stops servers")
 	server, _ := start(t, devenv.PostgresConfig{})
 	url := server.URL("postgres")
 	for range 5 {
@@ -165,6 +168,7 @@ func TestKilledServerIsUpWhenStartSaysSo(t *testing.T) {
 }
 
 func TestSmartStopThatTakesTooLongSaysSoAndCanBeHardened(t *testing.T) {
+	cdctest.Long(t, "starts and stops servers")
 	server, _ := start(t, devenv.PostgresConfig{})
 	connect(t, server.URL("postgres"))
 	err := server.Stop(within(t, 200*time.Millisecond), "smart")
@@ -180,6 +184,7 @@ func TestSmartStopThatTakesTooLongSaysSoAndCanBeHardened(t *testing.T) {
 }
 
 func TestCloseLeavesNoProcessAndNoFolder(t *testing.T) {
+	cdctest.Long(t, "starts and stops servers")
 	for _, inMemory := range []bool{false, true} {
 		server, temp := start(t, devenv.PostgresConfig{InMemory: inMemory})
 		addr := address(t, server.URL("postgres"))
@@ -209,6 +214,7 @@ func TestCloseLeavesNoProcessAndNoFolder(t *testing.T) {
 }
 
 func TestKilledParentLeavesNoServer(t *testing.T) {
+	cdctest.Long(t, "starts and stops servers")
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells a child that its parent died")
 	}
@@ -309,6 +315,7 @@ func TestWrongVersionAndFolderAreNamed(t *testing.T) {
 }
 
 func TestServersStartSideBySide(t *testing.T) {
+	cdctest.Long(t, "starts and stops servers")
 	var group sync.WaitGroup
 	for range 3 {
 		group.Go(func() {
@@ -367,6 +374,7 @@ func processes(t *testing.T, temp string) string {
 
 // TestAServerThatIsDownKeepsItsPort from others who look for a free one, until it is closed.
 func TestAServerThatIsDownKeepsItsPort(t *testing.T) {
+	cdctest.Long(t, "starts and stops servers")
 	server, _ := start(t, devenv.PostgresConfig{})
 	_, port, _ := net.SplitHostPort(address(t, server.URL("postgres")))
 	if err := server.Stop(t.Context(), "fast"); err != nil {

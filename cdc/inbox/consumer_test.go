@@ -48,6 +48,7 @@ func TestEachEventOnceAndInOrderFromTwoGroupsAtOnce(t *testing.T) {
 }
 
 func TestTransientErrorPausesItsPartitionAndNothingElse(t *testing.T) {
+	cdctest.Long(t, "waits for pauses to pass")
 	t.Parallel()
 	f := newFixture(t, 2)
 	ids := newIDs(6)

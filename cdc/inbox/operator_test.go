@@ -167,6 +167,7 @@ func TestDroppedEventIsNeverAppliedAndWhatWaitedIs(t *testing.T) {
 
 // TestRedriveMeetsTheConsumer: a key is redriven while its next events come in; their order holds whoever is first.
 func TestRedriveMeetsTheConsumer(t *testing.T) {
+	cdctest.Long(t, "redrives under load")
 	t.Parallel()
 	f := newFixture(t, 1)
 	ids := newIDs(200)

@@ -179,5 +179,19 @@ func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {
 	if err := p.Publish(ctx, nil, st); err != nil {
 		return fmt.Errorf("write the state record: %w", err)
 	}
+	if err := a.AwaitState(ctx); err != nil {
+		return err
+	}
 	return failpoint.Hit("init_record")
+}
+
+// AwaitState waits until everything that was written to the state topic can be read: Kafka answers the end of a transaction before its
+// records can, and a relay that starts meanwhile would go by the record before.
+func (a *Admin) AwaitState(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	defer cancel()
+	if _, err := a.sink.readState(ctx, false); err != nil {
+		return fmt.Errorf("read the state record back: %w", err)
+	}
+	return nil
 }

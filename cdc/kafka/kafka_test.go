@@ -232,12 +232,12 @@ func TestStateTopicIsGuarded(t *testing.T) {
 				t.Fatal(err)
 			}
 			if c.write != "" {
-				cdctest.Eventually(t, 10*time.Second, func() error {
+				cdctest.Eventually(t, 30*time.Second, func() error {
 					return client.ProduceSync(t.Context(), &kgo.Record{Topic: s.cfg.StateTopic(), Key: []byte("k"), Value: []byte(c.write)}).FirstErr()
 				})
 			}
 			var halt *cdc.Halt
-			cdctest.Eventually(t, 10*time.Second, func() error {
+			cdctest.Eventually(t, 30*time.Second, func() error {
 				_, err := s.sink.Peek(t.Context())
 				if !errors.As(err, &halt) || !strings.Contains(err.Error(), c.says) {
 					return fmt.Errorf("%v, want a Halt that says %q", err, c.says)

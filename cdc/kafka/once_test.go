@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -51,6 +52,60 @@ func TestRowsAndStateRecordAreOne(t *testing.T) {
 	}
 	if got := s.committed(t); len(got) != 3 {
 		t.Errorf("committed %v", got)
+	}
+}
+
+// TestWrittenStateCanBeReadByTheNext: a transaction whose end was answered may still hold its records back, as one does here that another
+// client has open before them. A relay that starts when the command has ended must not find the record before.
+func TestWrittenStateCanBeReadByTheNext(t *testing.T) {
+	s := onceStage(t, cdctest.Kafka(t))
+	admin, err := s.sink.Admin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	other, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...), kgo.TransactionalID(s.cfg.Pipeline+".other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.ProduceSync(t.Context(), &kgo.Record{Topic: s.cfg.StateTopic(), Key: []byte("other"), Value: []byte("{}")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() { written <- admin.WriteState(t.Context(), &cdc.State{Version: 1, Covered: 7}) }()
+	for behind := false; !behind; { // the record is there, and cannot be read
+		select {
+		case err := <-written:
+			t.Fatalf("the command ended with %v while its record could not be read", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		offsets, err := kadm.NewClient(other).ListEndOffsets(t.Context(), s.cfg.StateTopic())
+		if err != nil {
+			t.Fatal(err)
+		}
+		offset, _ := offsets.Lookup(s.cfg.StateTopic(), 0)
+		behind = offset.Offset >= 3 // the other's, ours, and the end of ours
+	}
+	if st, err := s.sink.Peek(t.Context()); err != nil || st != nil {
+		t.Fatalf("state %+v, %v", st, err)
+	}
+	select {
+	case err := <-written:
+		t.Fatalf("the command ended with %v while its record could not be read", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := other.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if st, err := s.sink.Peek(t.Context()); err != nil || st == nil || st.Covered != 7 {
+		t.Errorf("state %+v, %v", st, err)
 	}
 }
 

@@ -80,6 +80,9 @@ func (d *decision) write(ctx context.Context, st *cdc.State, command, what strin
 	if err := d.pub.Publish(ctx, nil, st); err != nil {
 		return fmt.Errorf("write the state record: %w", err)
 	}
+	if err := d.kafka.AwaitState(ctx); err != nil {
+		return err
+	}
 	d.progress.step("state record in %s: covered = %s", d.cfg.StateTopic(), st.Covered)
 	return d.note(ctx, command, what, from.String(), to.String())
 }

@@ -155,6 +155,7 @@ func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 
 // TestRelaysOfAProcessStandByForEachOther: the slot is the lock, within a process too.
 func TestRelaysOfAProcessStandByForEachOther(t *testing.T) {
+	cdctest.Long(t, "waits for relays to take over")
 	s := newShop(t)
 	var relays [2]*pipeline.Pipeline
 	var stops [2]func() error

@@ -207,7 +207,7 @@ func TestLockedRows(t *testing.T) {
 	go func() { ended <- polling.New(cfg, polling.To(in.handle), cdc.Observer{}).Run(ctx) }()
 	called := func(want string) {
 		t.Helper()
-		cdctest.Eventually(t, 10*time.Second, func() error {
+		cdctest.Eventually(t, 30*time.Second, func() error {
 			if got := in.called(); got != want {
 				return fmt.Errorf("called for %q, want %q", got, want)
 			}

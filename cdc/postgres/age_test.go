@@ -29,6 +29,7 @@ func instants(zone *time.Location, shows time.Time) (all []time.Time) {
 
 // TestTimesWithoutAZone replays rows around every change of the clocks of 2026: exactly those that can be of the time that is asked for.
 func TestTimesWithoutAZone(t *testing.T) {
+	cdctest.Long(t, "makes many databases")
 	t.Parallel()
 	admin := cdctest.Database(t)
 	conn, err := pgx.Connect(t.Context(), admin)

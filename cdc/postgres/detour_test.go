@@ -18,6 +18,7 @@ const columns = `id uuid, aggregate_type text, aggregate_id text, event_type tex
 // TestDetoursAreFound changes a healthy table, T, and its publication, P. What hides rows is named, and is another fingerprint; what only
 // makes them unfit is named; anything else is neither.
 func TestDetoursAreFound(t *testing.T) {
+	cdctest.Long(t, "makes many tables")
 	t.Parallel()
 	admin := cdctest.Database(t)
 	conn, err := pgx.Connect(t.Context(), admin)

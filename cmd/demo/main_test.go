@@ -132,6 +132,7 @@ func parse(t *testing.T, text string) (lsn cdc.LSN) {
 }
 
 func TestARelayThatDropsARow(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
@@ -165,6 +166,7 @@ func (m *misled) OnProduceRecordBuffered(r *kgo.Record) {
 }
 
 func TestInventoryIsOff(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	with := whole
 	with.patience = 8 * time.Second
@@ -179,6 +181,7 @@ func TestInventoryIsOff(t *testing.T) {
 }
 
 func TestStockThatIsNotAsTheOrdersSay(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	// Somebody takes a mug without an order, before the last step.
 	var url string
@@ -292,6 +295,7 @@ func (c *child) processes() (found []string) {
 }
 
 func TestExitCode(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	good := spawn(t, "--once")
 	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased as the orders say.\n") {
@@ -309,6 +313,7 @@ func TestExitCode(t *testing.T) {
 }
 
 func TestCtrlCLeavesNothing(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	for name, c := range map[string]struct {
 		args []string
 		when func(*child)
@@ -377,6 +382,7 @@ func (c *child) tries() {
 }
 
 func TestSIGKILLLeavesNoServer(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	demo := spawn(t)
 	demo.says("An order comes over HTTP")

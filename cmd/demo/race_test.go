@@ -221,6 +221,7 @@ func (r *race) check(order uuid.UUID, sku string, start int64, played []string) 
 // TestCancelShipAndStockInEveryOrder plays every order in which a cancellation, a shipment and the events between the two databases can
 // come, with enough in stock and with too little; every event comes twice.
 func TestCancelShipAndStockInEveryOrder(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	r := newRace(t)
 	for _, start := range []int64{2, 1} {
 		ends := map[string]int{}
@@ -259,6 +260,7 @@ func TestCancelShipAndStockInEveryOrder(t *testing.T) {
 
 // TestCancelAndAnswerAtTheSameInstant has one of the two wait for the other's transaction.
 func TestCancelAndAnswerAtTheSameInstant(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	r := newRace(t)
 	for _, start := range []int64{2, 1} {
 		for _, cancelFirst := range []bool{true, false} {

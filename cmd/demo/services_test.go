@@ -199,6 +199,7 @@ func (s *shop) waitStock(want int64) {
 
 // TestOneEventThroughThreeLogs follows an event by its id through what the three processes log.
 func TestOneEventThroughThreeLogs(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	s := newShop(t)
 	logs := map[string]*service{"orders": s.start("orders"), "walpost": s.start("walpost", "relay"), "inventory": s.start("inventory")}
@@ -228,7 +229,7 @@ func TestOneEventThroughThreeLogs(t *testing.T) {
 				fields = slices.DeleteFunc(fields, func(name string) bool { return name == "order_id" }) // it passes over it unread
 			}
 			var lines []map[string]any
-			cdctest.Eventually(t, 10*time.Second, func() error {
+			cdctest.Eventually(t, 30*time.Second, func() error {
 				if lines = grep(t, logs[service].log.String(), event); len(lines) == 0 {
 					return fmt.Errorf("%s %s is not in the log of %s:\n%s", eventType, event, service, logs[service].log.String())
 				}
@@ -269,6 +270,7 @@ func grep(t *testing.T, log, text string) (found []map[string]any) {
 
 // TestOrdersWaitForNobody takes everything behind the outbox down, and compares how long an order takes.
 func TestOrdersWaitForNobody(t *testing.T) {
+	cdctest.Long(t, "runs every process of the demo")
 	const start, orders = 1000, 60
 	s := newShop(t)
 	brokers := s.kafka.Brokers()

@@ -14,6 +14,7 @@ import (
 // TestFrozenInTheMiddleOfAnEvent stops a process with a transaction open, as a hypervisor does. Its group gives the partitions to
 // another, which must get on, and when the first wakes up it applies nothing.
 func TestFrozenInTheMiddleOfAnEvent(t *testing.T) {
+	cdctest.Long(t, "freezes a process past its session")
 	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {

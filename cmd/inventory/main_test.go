@@ -238,6 +238,7 @@ func (s *service) event(eventType, orderID string, items map[string]int) *kgo.Re
 
 // TestKilledUnderLoad kills the service at random points while orders are paid and cancelled, and counts the pieces.
 func TestKilledUnderLoad(t *testing.T) {
+	cdctest.Long(t, "kills under load")
 	t.Parallel()
 	kills := 5
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
@@ -341,6 +342,7 @@ func TestKilledUnderLoad(t *testing.T) {
 
 // TestKilledInTheMiddleOfAnEvent kills the service between the inbox row and the stock: nothing of the event may stay.
 func TestKilledInTheMiddleOfAnEvent(t *testing.T) {
+	cdctest.Long(t, "kills processes")
 	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {

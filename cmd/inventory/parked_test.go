@@ -26,6 +26,7 @@ func (s *service) command(args ...string) (string, error) {
 // TestParkedAndReplayedByCommand tells the story of an order whose payment cannot be read: its cancellation waits, other
 // orders go on, and an operator finds it, fixes it and replays.
 func TestParkedAndReplayedByCommand(t *testing.T) {
+	cdctest.Long(t, "is a story of many commands")
 	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {

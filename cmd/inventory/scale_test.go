@@ -47,6 +47,7 @@ func (s *service) shared(members int) {
 // TestScaledByPartitions runs three processes on three partitions, each with one, and kills one under load: the others have its
 // partition, and every event is applied once.
 func TestScaledByPartitions(t *testing.T) {
+	cdctest.Long(t, "runs several processes")
 	t.Parallel()
 	s := newService(t)
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 100000)`); err != nil {

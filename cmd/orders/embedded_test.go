@@ -75,6 +75,7 @@ func says(t *testing.T, page, text string) {
 // TestRelayInsideTheServiceSurvivesKills kills the one process that takes orders and relays them, in the middle of both. Every event in the
 // outbox is in Kafka, in order, and none that is not.
 func TestRelayInsideTheServiceSurvivesKills(t *testing.T) {
+	cdctest.Long(t, "kills under load")
 	kills := 4
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
 		kills = 20
@@ -190,6 +191,7 @@ func TestRelayInsideTheServiceSurvivesKills(t *testing.T) {
 
 // TestOrdersAreTakenWhileTheirRelayCannotPublish: Kafka is away, and the service is ready. Its status says what the relay lacks.
 func TestOrdersAreTakenWhileTheirRelayCannotPublish(t *testing.T) {
+	cdctest.Long(t, "waits for a relay to start over")
 	env, _, _ := embedding(t)
 	env["WALPOST_KAFKA_BROKERS"] = "127.0.0.1:1"
 	s := start(t, env)

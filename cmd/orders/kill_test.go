@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/sql"
 )
 
@@ -50,6 +51,7 @@ func startProcess(t *testing.T, databaseURL string, env ...string) (*exec.Cmd, s
 // kill -9 in the middle of load: afterwards every order state has exactly its event and every event its order state, and each POST,
 // repeated, gets the answer that the first one got or would have got.
 func TestKillNineTearsNothing(t *testing.T) {
+	cdctest.Long(t, "kills under load")
 	kills := 5
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
 		kills = 30

@@ -242,6 +242,7 @@ func TestServeTakesOrdersTellsOperatorsAndStopsWhenAsked(t *testing.T) {
 }
 
 func TestServeWaitsForADatabaseThatIsAwayAndOutlivesOne(t *testing.T) {
+	cdctest.Long(t, "starts and stops a server")
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	url := server.URLFor("orders_service", "", "postgres")
 	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), url, io.Discard); err != nil {

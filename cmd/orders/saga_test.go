@@ -261,6 +261,7 @@ func (s *shop) number(pool *pgxpool.Pool, query string, args ...any) (n int) {
 
 // TestSagaSurvivesKillsOfEveryProcess kills each process in turn, in the middle of load, and adds everything up at the end.
 func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
+	cdctest.Long(t, "kills under load")
 	rounds := 7
 	if os.Getenv("WALPOST_TEST_LONG") == "1" {
 		rounds = 50

@@ -47,6 +47,7 @@ func (c *consumed) relay(topic string) {
 
 // TestRebuildKilledAtItsLastStatementLeavesWhatWas: kill -9 of the process that has counted everything and not committed.
 func TestRebuildKilledAtItsLastStatementLeavesWhatWas(t *testing.T) {
+	cdctest.Long(t, "kills processes")
 	c := newConsumed(t)
 	topic := c.withOrderEvents()
 	c.paid()
@@ -153,6 +154,7 @@ func TestStatisticsAreShownAndRebuiltByCommand(t *testing.T) {
 
 // TestStoppingOneGroupDelaysNoOther holds each group in turn where it would write, while all run in one process.
 func TestStoppingOneGroupDelaysNoOther(t *testing.T) {
+	cdctest.Long(t, "runs several processes")
 	c := newConsumed(t)
 	topic := c.withOrderEvents()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -13,18 +13,19 @@ import (
 // the way to fix it, and once fixed the relay streams without being restarted.
 func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"wal_level": "replica"}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
 	}
-	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
-	role := "relay_" + s.env["WALPOST_SOURCE_SLOT"]
-	s.exec(`CREATE ROLE ` + role + ` LOGIN`)
-	s.exec(`CREATE UNLOGGED TABLE outbox (id uuid, aggregate_type text, aggregate_id point, event_type text, body jsonb)`)
-	if _, err := s.walpost("init"); err == nil || !strings.Contains(err.Error(), "wal_level is replica") || !strings.Contains(err.Error(), "ALTER SYSTEM SET wal_level") {
+	s := newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t))
+	role := "relay_" + s.Slot()
+	s.Exec(`CREATE ROLE ` + role + ` LOGIN`)
+	s.Exec(`CREATE UNLOGGED TABLE outbox (id uuid, aggregate_type text, aggregate_id point, event_type text, body jsonb)`)
+	if _, err := s.Run("init"); err == nil || !strings.Contains(err.Error(), "wal_level is replica") || !strings.Contains(err.Error(), "ALTER SYSTEM SET wal_level") {
 		t.Errorf("init: %v", err)
 	}
-	status := s.must("status")
+	status := s.MustRun("status")
 	for _, text := range []string{
 		"wal_level is replica: ALTER SYSTEM SET wal_level = 'logical'",
 		"may not replicate: ALTER ROLE",
@@ -43,37 +44,37 @@ func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 func TestColumnListAndMissingRights(t *testing.T) {
 	t.Parallel()
 	t.Run("column list", func(t *testing.T) {
-		s := newStage(t)
-		s.must("init")
+		s := newTestbed(t)
+		s.MustRun("init")
 		if cdctest.Postgres(t).Major() < 15 {
-			s.exec("ALTER PUBLICATION walpost SET (publish = 'delete')") // 14 has no column lists; another way to hide rows
+			s.Exec("ALTER PUBLICATION walpost SET (publish = 'delete')") // 14 has no column lists; another way to hide rows
 		} else {
-			s.exec("ALTER PUBLICATION walpost SET TABLE outbox (id, aggregate_type, aggregate_id, event_type)")
+			s.Exec("ALTER PUBLICATION walpost SET TABLE outbox (id, aggregate_type, aggregate_id, event_type)")
 		}
-		if status := s.must("status"); !strings.Contains(status, "source.publication:") || !strings.Contains(status, "ALTER PUBLICATION") {
+		if status := s.MustRun("status"); !strings.Contains(status, "source.publication:") || !strings.Contains(status, "ALTER PUBLICATION") {
 			t.Errorf("status:\n%s", status)
 		}
 	})
 	t.Run("role that does not exist", func(t *testing.T) {
-		s := newStage(t)
-		s.must("init")
-		s.env["WALPOST_SOURCE_URL"] = s.as("nobody_at_all", "x")
-		r := s.start()
-		r.says(20*time.Second, `"halted"`)
-		r.says(time.Second, "`walpost init` makes the role where there is none")
+		s := newTestbed(t)
+		s.MustRun("init")
+		s.Env["WALPOST_SOURCE_URL"] = s.URLFor("nobody_at_all", "x")
+		r := s.StartRelay()
+		r.WaitForLog(20*time.Second, `"halted"`)
+		r.WaitForLog(3*time.Second, "`walpost init` makes the role where there is none")
 	})
 	t.Run("slot of another plugin", func(t *testing.T) {
-		s := newStage(t)
-		s.must("init")
-		s.exec("SELECT pg_drop_replication_slot($1)", s.env["WALPOST_SOURCE_SLOT"])
-		s.exec("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", s.env["WALPOST_SOURCE_SLOT"])
-		r := s.start()
-		r.says(20*time.Second, "a logical one of pgoutput is needed")
+		s := newTestbed(t)
+		s.MustRun("init")
+		s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
+		s.Exec("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", s.Slot())
+		r := s.StartRelay()
+		r.WaitForLog(20*time.Second, "a logical one of pgoutput is needed")
 	})
 	t.Run("init beside a slot that is not ours", func(t *testing.T) {
-		s := newStage(t)
-		s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", s.env["WALPOST_SOURCE_SLOT"])
-		if _, err := s.walpost("init"); err == nil || !strings.Contains(err.Error(), "nobody knows what was delivered") {
+		s := newTestbed(t)
+		s.Exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", s.Slot())
+		if _, err := s.Run("init"); err == nil || !strings.Contains(err.Error(), "nobody knows what was delivered") {
 			t.Errorf("init took over a slot without a state record: %v", err)
 		}
 	})
@@ -82,10 +83,10 @@ func TestColumnListAndMissingRights(t *testing.T) {
 // TestInitSaysWhatWillNotBePublished counts the rows that no slot will ever stream.
 func TestInitSaysWhatWillNotBePublished(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	cdctest.CreateOutbox(t, s.admin, "outbox")
-	s.insert(17)
-	if out := s.must("init"); !strings.Contains(out, "17 rows were in public.outbox before the slot, which does not have them: they will not be published") {
+	s := newTestbed(t)
+	cdctest.CreateOutbox(t, s.AdminURL, "outbox")
+	s.InsertRows(17)
+	if out := s.MustRun("init"); !strings.Contains(out, "17 rows were in public.outbox before the slot, which does not have them: they will not be published") {
 		t.Errorf("init:\n%s", out)
 	}
 }
@@ -93,34 +94,34 @@ func TestInitSaysWhatWillNotBePublished(t *testing.T) {
 // TestRelaysRoleHasNothingElse: LOGIN and REPLICATION; not the rows.
 func TestRelaysRoleHasNothingElse(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	role := "relay_" + s.env["WALPOST_SOURCE_SLOT"]
-	if got := s.query(`SELECT concat_ws(' ', rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin, rolreplication, rolbypassrls) FROM pg_roles WHERE rolname = $1`, role); got != "f f f f t t f" && got != "f t f f t t f" {
+	s := newTestbed(t)
+	s.MustRun("init")
+	role := "relay_" + s.Slot()
+	if got := s.Query(`SELECT concat_ws(' ', rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin, rolreplication, rolbypassrls) FROM pg_roles WHERE rolname = $1`, role); got != "f f f f t t f" && got != "f t f f t t f" {
 		t.Errorf("the role's attributes: %s", got)
 	}
-	if may := s.query(`SELECT (has_table_privilege($1, 'outbox', 'SELECT') OR has_table_privilege($1, 'outbox', 'INSERT, UPDATE, DELETE'))::text`, role); may != "false" {
+	if may := s.Query(`SELECT (has_table_privilege($1, 'outbox', 'SELECT') OR has_table_privilege($1, 'outbox', 'INSERT, UPDATE, DELETE'))::text`, role); may != "false" {
 		t.Error("the relay's role may touch the outbox")
 	}
-	s.start()
-	s.insert(3) // and it streams all the same
-	cdctest.Consume(t, s.brokers, s.topic, 20*time.Second, cdctest.AtLeast(3))
+	s.StartRelay()
+	s.InsertRows(3) // and it streams all the same
+	cdctest.Consume(t, s.Brokers, s.Topic, 20*time.Second, cdctest.AtLeast(3))
 }
 
 // TestMadeTableIsTheServicesTable: what init makes where there is no table is what the orders service migrates to.
 func TestMadeTableIsTheServicesTable(t *testing.T) {
 	t.Parallel()
-	columns := func(s *stage) string {
-		return s.query(`
+	columns := func(s *testbed) string {
+		return s.Query(`
 			SELECT string_agg(c, E'\n' ORDER BY c) FROM (
 				SELECT format('%s %s %s %s', attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(d.adbin, d.adrelid)) c
 				FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 				WHERE a.attrelid = 'outbox'::regclass AND attnum > 0
 				UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'outbox'::regclass AND contype IN ('c', 'p')) x`)
 	}
-	made := newStage(t)
-	made.must("init")
-	migrated := newStage(t)
+	made := newTestbed(t)
+	made.MustRun("init")
+	migrated := newTestbed(t)
 	migrated.migrateOrders()
 	if a, b := columns(made), columns(migrated); a != b {
 		t.Errorf("init makes\n%s\n\nthe orders service has\n%s", a, b)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
@@ -88,16 +89,16 @@ func insertOf(bytes int) string {
 const narrow = `CREATE TABLE outbox (id bigint PRIMARY KEY, aggregate_type text NOT NULL, aggregate_id text NOT NULL, event_type text NOT NULL, payload jsonb NOT NULL)`
 
 // load writes rows in transactions of perTx, with the server's own procedures.
-func load(b *testing.B, s *stage, insert string, rows, perTx int) {
+func load(b *testing.B, s *testbed, insert string, rows, perTx int) {
 	b.Helper()
-	s.exec(`CREATE OR REPLACE PROCEDURE load(n int, per int) LANGUAGE plpgsql AS $$
+	s.Exec(`CREATE OR REPLACE PROCEDURE load(n int, per int) LANGUAGE plpgsql AS $$
 		BEGIN
 			FOR t IN 1..n / per LOOP
 				` + insert + `;
 				COMMIT;
 			END LOOP;
 		END $$`)
-	conn := s.connect()
+	conn := s.Connect()
 	defer func() { _ = conn.Close(context.Background()) }()
 	if _, err := conn.Exec(context.Background(), fmt.Sprintf("CALL load(%d, %d)", rows, perTx)); err != nil {
 		b.Fatal(err)
@@ -130,11 +131,11 @@ type drained struct {
 }
 
 // drain runs the built relay until this many rows more are committed in Kafka, and stops it.
-func drain(b *testing.B, s *stage, binary string, rows int) (d drained) {
+func drain(b *testing.B, s *testbed, binary string, rows int) (d drained) {
 	b.Helper()
-	m := s.machine()
+	m := s.processes()
 	before := m.shares()
-	cmd, log := s.built(binary)
+	cmd, log := s.builtRelay(binary)
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
@@ -150,8 +151,8 @@ func drain(b *testing.B, s *stage, binary string, rows int) (d drained) {
 		time.Sleep(time.Millisecond + time.Since(began)/100) // asking costs the relay about a millisecond
 	}
 	wall := time.Since(began)
-	d.walsender, _ = cpuOf(s.walsender())
-	d.rss = memoryOf(cmd.Process.Pid)
+	d.walsender, _ = cpuOf(s.walsenderPID())
+	d.rss = e2e.PeakMemory(cmd.Process.Pid)
 	d.bytes = metric(log.String(), "walpost_received_bytes_total")
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	if err := cmd.Wait(); err != nil {
@@ -165,13 +166,13 @@ func drain(b *testing.B, s *stage, binary string, rows int) (d drained) {
 }
 
 // built is a relay of the built binary, not started, and where its log will be.
-func (s *stage) built(binary string) (*exec.Cmd, *cdctest.Log) {
+func (s *testbed) builtRelay(binary string) (*exec.Cmd, *cdctest.Log) {
 	cmd, log := exec.Command(binary, "relay"), &cdctest.Log{}
-	for k, v := range s.env {
+	for k, v := range s.Env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
 	cmd.Stderr = log
-	s.t.Cleanup(func() {
+	s.T.Cleanup(func() {
 		if cmd.Process != nil {
 			_ = cmd.Process.Kill()
 		}
@@ -208,15 +209,15 @@ func metric(log, name string) (n float64) {
 }
 
 // recvlogical reads a slot to /dev/null with PostgreSQL's own client.
-func recvlogical(b *testing.B, s *stage, url, slot, end string) (d drained) {
+func recvlogical(b *testing.B, s *testbed, url, slot, end string) (d drained) {
 	b.Helper()
 	tool, err := devenv.Tool("pg_recvlogical")
 	if err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(tool, "-d", url, "--slot", slot, "--start", "--endpos", end, "-f", "/dev/null", "-o", "proto_version=1", "-o", "publication_names=walpost")
-	m := s.machine()
-	conn := s.connect()
+	m := s.processes()
+	conn := s.Connect()
 	defer func() { _ = conn.Close(context.Background()) }()
 	before := m.shares()
 	var out bytes.Buffer
@@ -247,7 +248,7 @@ func recvlogical(b *testing.B, s *stage, url, slot, end string) (d drained) {
 		if used, known := cpuOf(pid); known {
 			d.walsender = used
 		}
-		d.rss = max(d.rss, memoryOf(cmd.Process.Pid))
+		d.rss = max(d.rss, e2e.PeakMemory(cmd.Process.Pid))
 	}
 }
 
@@ -259,12 +260,12 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 func BenchmarkFirstEvent(b *testing.B) {
 	binary := relayBinary(b)
 	brokers := benchKafka(b)
-	s := stageOn(b, cdctest.Database(b), brokers)
-	s.must("init")
+	s := newTestbedOn(b, cdctest.Database(b), brokers)
+	s.MustRun("init")
 	var total time.Duration
 	n := 0
 	for b.Loop() {
-		s.insert(1)
+		s.InsertRows(1)
 		n++
 		total += drain(b, s, binary, 1).wall
 	}
@@ -276,8 +277,8 @@ func BenchmarkFirstEvent(b *testing.B) {
 func BenchmarkHugeTransaction(b *testing.B) {
 	const rows = 1_000_000
 	binary := relayBinary(b)
-	s := stageOn(b, cdctest.Database(b), benchKafka(b))
-	s.must("init")
+	s := newTestbedOn(b, cdctest.Database(b), benchKafka(b))
+	s.MustRun("init")
 	load(b, s, insertOf(400), rows, rows)
 	b.ResetTimer()
 	r := round{drained: drain(b, s, binary, rows), rows: rows}

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/inbox/schema"
 )
@@ -19,27 +20,27 @@ import (
 // kinds of headers is one event, for the inbox and for walpost itself.
 func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
+	s := newTestbed(t)
+	s.MustRun("init")
 	since := time.Now().Add(-time.Minute).Format(time.RFC3339)
-	plain := s.row("k", 1)
-	r := s.start()
-	s.confirmed(20 * time.Second)
-	if err := r.stop(); err != nil {
+	plain := s.insertBytes("k", 1)
+	r := s.StartRelay()
+	s.WaitUntilConfirmed(20 * time.Second)
+	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	s.env["WALPOST_KAFKA_HEADERS"] = "cloudevents"
-	r = s.start()
-	cloud := s.row("k", 1)
-	s.confirmed(20 * time.Second)
-	s.must("replay", "--from", since, "--to", time.Now().Add(time.Minute).Format(time.RFC3339))
+	s.Env["WALPOST_KAFKA_HEADERS"] = "cloudevents"
+	r = s.StartRelay()
+	cloud := s.insertBytes("k", 1)
+	s.WaitUntilConfirmed(20 * time.Second)
+	s.MustRun("replay", "--from", since, "--to", time.Now().Add(time.Minute).Format(time.RFC3339))
 
-	records := cdctest.ReadAll(t, s.brokers, s.topic)
+	records := cdctest.ReadAll(t, s.Brokers, s.Topic)
 	if len(records) != 4 {
 		t.Fatalf("%d records, want each event, and each again", len(records))
 	}
 	for i, id := range []string{plain, cloud, plain, cloud} {
-		want := map[string]string{"ce_specversion": "1.0", "ce_id": id, "ce_source": "walpost:" + s.pipeline, "ce_type": "OrderPaid", "ce_subject": "k", "content-type": "application/json", "id": ""}
+		want := map[string]string{"ce_specversion": "1.0", "ce_id": id, "ce_source": "walpost:" + s.Name, "ce_type": "OrderPaid", "ce_subject": "k", "content-type": "application/json", "id": ""}
 		if i == 0 {
 			want = map[string]string{"ce_specversion": "", "id": id}
 		}
@@ -51,7 +52,7 @@ func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 		if at, err := time.Parse(time.RFC3339Nano, rawHeader(records[i], "ce_time")); i > 0 && (err != nil || time.Since(at).Abs() > time.Hour) {
 			t.Errorf("record %d: ce_time is %v, %v", i, at, err)
 		}
-		if replayed := i > 1; replayed == (header(records[i], "lsn") != "") || replayed == (header(records[i], "seq") != "") {
+		if replayed := i > 1; replayed == (e2e.Header(records[i], "lsn") != "") || replayed == (e2e.Header(records[i], "seq") != "") {
 			t.Errorf("record %d has the headers %v", i, records[i].Headers)
 		}
 	}
@@ -61,15 +62,15 @@ func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 		}
 	}
 
-	s.exec(schema.SQL)
-	pool, err := pgxpool.New(t.Context(), s.admin)
+	s.Exec(schema.SQL)
+	pool, err := pgxpool.New(t.Context(), s.AdminURL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
 	applied := make(chan string, 10)
 	consumer, err := inbox.New(inbox.Config{
-		Brokers: s.brokers, Topic: s.topic, Group: s.pipeline, Pool: pool, Types: []string{"OrderPaid"},
+		Brokers: s.Brokers, Topic: s.Topic, Group: s.Name, Pool: pool, Types: []string{"OrderPaid"},
 		Handle: func(_ context.Context, _ pgx.Tx, ev inbox.Event) error {
 			ev.OnCommit(func() { applied <- ev.ID + " " + ev.Type })
 			return nil
@@ -81,7 +82,7 @@ func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- consumer.Run(ctx) }()
-	last := s.row("k", 1)
+	last := s.insertBytes("k", 1)
 	for _, id := range []string{plain, cloud, last} {
 		select {
 		case got := <-applied:
@@ -96,10 +97,10 @@ func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if n := s.query("SELECT count(*)::text FROM inbox_parked"); n != "0" {
+	if n := s.Query("SELECT count(*)::text FROM inbox_parked"); n != "0" {
 		t.Errorf("%s events are parked", n)
 	}
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Error(err)
 	}
 }
@@ -107,14 +108,14 @@ func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 // TestRowWithoutATypeIsNoCloudEvent: it is poison, and says so.
 func TestRowWithoutATypeIsNoCloudEvent(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_KAFKA_HEADERS"] = "cloudevents"
-	s.exec("CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb)")
-	s.must("init")
-	r := s.start()
-	s.exec("INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', NULL, '{}')")
-	r.says(30*time.Second, "its event type is NULL or empty, and a CloudEvent has one")
-	if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "503") {
+	s := newTestbed(t)
+	s.Env["WALPOST_KAFKA_HEADERS"] = "cloudevents"
+	s.Exec("CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb)")
+	s.MustRun("init")
+	r := s.StartRelay()
+	s.Exec("INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', NULL, '{}')")
+	r.WaitForLog(30*time.Second, "its event type is NULL or empty, and a CloudEvent has one")
+	if ready := r.Get(t, "/readyz"); !strings.HasPrefix(ready, "503") {
 		t.Errorf("not halted: %s", ready)
 	}
 }

@@ -8,28 +8,29 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // dlqStage has published one row of each of three keys, and put three aside: 1 and 4 are too large and of one key, 3 of another.
 // With hold_key, 2 is held behind 1.
-func dlqStage(t *testing.T, env map[string]string) *stage {
+func dlqStage(t *testing.T, env map[string]string) *testbed {
 	t.Helper()
-	s := newStage(t)
-	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
+	s := newTestbed(t)
+	s.Env["WALPOST_POISON_POLICY"] = "dead_letter"
 	for k, v := range env {
-		s.env[k] = v
+		s.Env[k] = v
 	}
-	s.must("init")
-	s.limit("3000")
-	s.start()
+	s.MustRun("init")
+	s.LimitTopic("3000")
+	s.StartRelay()
 	for i, row := range []struct {
 		key   string
 		large bool
 	}{{"k", true}, {"k", false}, {"j", true}, {"k", true}, {"i", false}} {
-		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES ($1, 'order', $2, 'OrderPaid', jsonb_build_object('text', repeat('y', $3::int)), '{"trace": "t"}')`,
+		s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES ($1, 'order', $2, 'OrderPaid', jsonb_build_object('text', repeat('y', $3::int)), '{"trace": "t"}')`,
 			event(i+1), row.key, map[bool]int{true: 5000}[row.large])
 	}
-	s.confirmed(20 * time.Second)
+	s.WaitUntilConfirmed(20 * time.Second)
 	return s
 }
 
@@ -44,22 +45,22 @@ func short(ids []string) string {
 	return strings.TrimSpace(b.String())
 }
 
-func (s *stage) unresolved() string {
-	s.t.Helper()
+func (s *testbed) countUnresolved() string {
+	s.T.Helper()
 	var ids []string
-	for _, e := range s.entries() {
+	for _, e := range s.DeadLetters() {
 		ids = append(ids, string(e.Letter.Row.ID))
 	}
 	return short(ids)
 }
 
 // ofKey are the ids of a key on the topic, in order.
-func (s *stage) ofKey(key string) string {
-	s.t.Helper()
+func (s *testbed) eventsOfKey(key string) string {
+	s.T.Helper()
 	var ids []string
-	for _, r := range cdctest.ReadAll(s.t, s.brokers, s.topic) {
+	for _, r := range cdctest.ReadAll(s.T, s.Brokers, s.Topic) {
 		if string(r.Key) == key {
-			ids = append(ids, header(r, "id"))
+			ids = append(ids, e2e.Header(r, "id"))
 		}
 	}
 	return short(ids)
@@ -70,16 +71,16 @@ func (s *stage) ofKey(key string) string {
 func TestDLQRedrive(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, nil)
-	if got := s.unresolved(); got != "1 3 4" {
+	if got := s.countUnresolved(); got != "1 3 4" {
 		t.Fatalf("unresolved: %s", got)
 	}
-	list := s.must("dlq", "list")
-	for _, want := range []string{event(1), "order/k", "OrderPaid", "topic " + s.topic + " takes 3000"} {
+	list := s.MustRun("dlq", "list")
+	for _, want := range []string{event(1), "order/k", "OrderPaid", "topic " + s.Topic + " takes 3000"} {
 		if !strings.Contains(list, want) {
 			t.Errorf("list lacks %s:\n%s", want, list)
 		}
 	}
-	if lines := strings.Count(s.must("dlq", "list", "--json"), "\n"); lines != 3 {
+	if lines := strings.Count(s.MustRun("dlq", "list", "--json"), "\n"); lines != 3 {
 		t.Errorf("%d lines of JSON", lines)
 	}
 	var shown struct {
@@ -88,44 +89,44 @@ func TestDLQRedrive(t *testing.T) {
 			Payload string `json:"payload"`
 		} `json:"row"`
 	}
-	if err := json.Unmarshal([]byte(s.must("dlq", "show", event(3))), &shown); err != nil || len(shown.Row.Payload) < 5000 || !strings.HasSuffix(shown.Key, event(3)) {
+	if err := json.Unmarshal([]byte(s.MustRun("dlq", "show", event(3))), &shown); err != nil || len(shown.Row.Payload) < 5000 || !strings.HasSuffix(shown.Key, event(3)) {
 		t.Errorf("show: %v, key %s, %d bytes of payload", err, shown.Key, len(shown.Row.Payload))
 	}
-	if out, err := s.walpost("dlq", "redrive", event(3)); err == nil || !strings.Contains(out, "still refused") || !strings.Contains(err.Error(), "fix what refuses") {
+	if out, err := s.Run("dlq", "redrive", event(3)); err == nil || !strings.Contains(out, "still refused") || !strings.Contains(err.Error(), "fix what refuses") {
 		t.Errorf("redrive before it is fixed: %v\n%s", err, out)
 	}
-	s.limit("1048588")
-	if out, err := s.walpost("dlq", "redrive", event(4)); err == nil || !strings.Contains(err.Error(), event(1)+" of the same key") {
+	s.LimitTopic("1048588")
+	if out, err := s.Run("dlq", "redrive", event(4)); err == nil || !strings.Contains(err.Error(), event(1)+" of the same key") {
 		t.Errorf("redrive of a later one of a key: %v\n%s", err, out)
 	}
-	if out := s.must("dlq", "redrive", "--dry-run", "--all"); strings.Count(out, "would go") != 3 || s.unresolved() != "1 3 4" {
-		t.Errorf("a dry run did something: %s\n%s", s.unresolved(), out)
+	if out := s.MustRun("dlq", "redrive", "--dry-run", "--all"); strings.Count(out, "would go") != 3 || s.countUnresolved() != "1 3 4" {
+		t.Errorf("a dry run did something: %s\n%s", s.countUnresolved(), out)
 	}
-	out := s.must("dlq", "redrive", shown.Key)
-	for _, r := range cdctest.ReadAll(t, s.brokers, s.topic) {
-		if want := fmt.Sprintf("redriven %s to %s, partition %d, offset %d\n", shown.Key, s.topic, r.Partition, r.Offset); header(r, "id") == event(3) && out != want {
+	out := s.MustRun("dlq", "redrive", shown.Key)
+	for _, r := range cdctest.ReadAll(t, s.Brokers, s.Topic) {
+		if want := fmt.Sprintf("redriven %s to %s, partition %d, offset %d\n", shown.Key, s.Topic, r.Partition, r.Offset); e2e.Header(r, "id") == event(3) && out != want {
 			t.Errorf("%s, want %s", out, want)
 		}
 	}
-	s.must("dlq", "redrive", "--all")
-	if got := s.unresolved(); got != "" {
+	s.MustRun("dlq", "redrive", "--all")
+	if got := s.countUnresolved(); got != "" {
 		t.Errorf("left: %s", got)
 	}
-	if k, j := s.ofKey("k"), s.ofKey("j"); k != "2 1 4" || j != "3" {
+	if k, j := s.eventsOfKey("k"), s.eventsOfKey("j"); k != "2 1 4" || j != "3" {
 		t.Errorf("on the topic: k %s, j %s", k, j)
 	}
-	for _, r := range cdctest.ReadAll(t, s.brokers, s.topic) {
-		id := header(r, "id")
-		if redriven := header(r, "redriven") != ""; redriven != strings.Contains(event(1)+event(3)+event(4), id) {
+	for _, r := range cdctest.ReadAll(t, s.Brokers, s.Topic) {
+		id := e2e.Header(r, "id")
+		if redriven := e2e.Header(r, "redriven") != ""; redriven != strings.Contains(event(1)+event(3)+event(4), id) {
 			t.Errorf("%s: redriven %v", id, redriven)
 		}
 		for _, h := range []string{"type", "lsn", "seq", "source", "created_at", "trace"} {
-			if header(r, h) == "" {
+			if e2e.Header(r, h) == "" {
 				t.Errorf("%s lacks the header %s", id, h)
 			}
 		}
 	}
-	if out := s.must("dlq", "list"); !strings.Contains(out, "no dead letters") {
+	if out := s.MustRun("dlq", "list"); !strings.Contains(out, "no dead letters") {
 		t.Errorf("%s", out)
 	}
 }
@@ -134,24 +135,24 @@ func TestDLQRedrive(t *testing.T) {
 func TestDLQRedriveOfAHeldKey(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_POISON_HOLD_KEY": "true"})
-	if got := s.unresolved(); got != "1 2 3 4" {
+	if got := s.countUnresolved(); got != "1 2 3 4" {
 		t.Fatalf("unresolved: %s", got)
 	}
-	s.limit("1048588")
-	if _, err := s.walpost("dlq", "redrive", event(2)); err == nil || !strings.Contains(err.Error(), event(1)+" of the same key") {
+	s.LimitTopic("1048588")
+	if _, err := s.Run("dlq", "redrive", event(2)); err == nil || !strings.Contains(err.Error(), event(1)+" of the same key") {
 		t.Errorf("a held row was redriven before what it waits for: %v", err)
 	}
-	if out := s.must("dlq", "redrive", event(1)); strings.Count(out, "redriven") != 2 {
+	if out := s.MustRun("dlq", "redrive", event(1)); strings.Count(out, "redriven") != 2 {
 		t.Errorf("redrive of 1 takes what was held behind it with it, and no more:\n%s", out)
 	}
 	insert := func(n int) {
-		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, 'order', 'k', 'OrderPaid', '{}')`, event(n))
-		s.confirmed(20 * time.Second)
+		s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, 'order', 'k', 'OrderPaid', '{}')`, event(n))
+		s.WaitUntilConfirmed(20 * time.Second)
 	}
 	insert(6) // 4 still holds the key
-	s.must("dlq", "redrive", event(4))
+	s.MustRun("dlq", "redrive", event(4))
 	insert(7)
-	if k, left := s.ofKey("k"), s.unresolved(); k != "1 2 4 6 7" || left != "3" {
+	if k, left := s.eventsOfKey("k"), s.countUnresolved(); k != "1 2 4 6 7" || left != "3" {
 		t.Errorf("k %s, unresolved %s", k, left)
 	}
 }
@@ -160,22 +161,22 @@ func TestDLQRedriveOfAHeldKey(t *testing.T) {
 func TestDLQDrop(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_POISON_HOLD_KEY": "true"})
-	if out, err := s.walpost("dlq", "drop", event(1)); err == nil || !strings.Contains(out, "never be published") || s.unresolved() != "1 2 3 4" {
+	if out, err := s.Run("dlq", "drop", event(1)); err == nil || !strings.Contains(out, "never be published") || s.countUnresolved() != "1 2 3 4" {
 		t.Errorf("drop did not ask: %v\n%s", err, out)
 	}
-	if out := s.must("dlq", "drop", "--dry-run", event(1)); !strings.Contains(out, "would drop") || s.unresolved() != "1 2 3 4" {
+	if out := s.MustRun("dlq", "drop", "--dry-run", event(1)); !strings.Contains(out, "would drop") || s.countUnresolved() != "1 2 3 4" {
 		t.Errorf("%s", out)
 	}
-	if out := s.must("dlq", "drop", "--yes", event(1)); !strings.Contains(out, "dlq redrive") {
+	if out := s.MustRun("dlq", "drop", "--yes", event(1)); !strings.Contains(out, "dlq redrive") {
 		t.Errorf("drop does not say that a row waits:\n%s", out)
 	}
-	s.must("dlq", "redrive", event(2))
-	s.must("dlq", "drop", "--yes", "--all")
-	if k, left := s.ofKey("k"), s.unresolved(); k != "2" || left != "" {
+	s.MustRun("dlq", "redrive", event(2))
+	s.MustRun("dlq", "drop", "--yes", "--all")
+	if k, left := s.eventsOfKey("k"), s.countUnresolved(); k != "2" || left != "" {
 		t.Errorf("k %s, unresolved %s", k, left)
 	}
 	for _, args := range [][]string{{"dlq", "drop"}, {"dlq", "redrive", event(1)}, {"dlq", "redrive", "--all", event(1)}, {"dlq", "show", "nonsense"}} {
-		if _, err := s.walpost(args...); err == nil || !strings.Contains(err.Error(), "dlq list") {
+		if _, err := s.Run(args...); err == nil || !strings.Contains(err.Error(), "dlq list") {
 			t.Errorf("%v: %v", args, err)
 		}
 	}
@@ -184,9 +185,9 @@ func TestDLQDrop(t *testing.T) {
 // TestDLQOfAPipelineWithoutOne: no topic, no dead letters, no error.
 func TestDLQOfAPipelineWithoutOne(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	if out := s.must("dlq", "list"); !strings.Contains(out, "no dead letters") {
+	s := newTestbed(t)
+	s.MustRun("init")
+	if out := s.MustRun("dlq", "list"); !strings.Contains(out, "no dead letters") {
 		t.Errorf("%s", out)
 	}
 }
@@ -195,11 +196,11 @@ func TestDLQOfAPipelineWithoutOne(t *testing.T) {
 func TestDLQInExactlyOnce(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_DELIVERY": "exactly_once", "WALPOST_POISON_HOLD_KEY": "true"})
-	s.limit("1048588")
-	s.must("dlq", "redrive", "--all")
-	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, 'order', 'k', 'OrderPaid', '{}')`, event(6))
-	s.confirmed(20 * time.Second)
-	if k, j, left := s.ofKey("k"), s.ofKey("j"), s.unresolved(); k != "1 2 4 6" || j != "3" || left != "" {
+	s.LimitTopic("1048588")
+	s.MustRun("dlq", "redrive", "--all")
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, 'order', 'k', 'OrderPaid', '{}')`, event(6))
+	s.WaitUntilConfirmed(20 * time.Second)
+	if k, j, left := s.eventsOfKey("k"), s.eventsOfKey("j"), s.countUnresolved(); k != "1 2 4 6" || j != "3" || left != "" {
 		t.Errorf("k %s, j %s, unresolved %s", k, j, left)
 	}
 }

@@ -15,50 +15,50 @@ import (
 // second has both. Nothing is missing in either.
 func TestGroupTakesOverPipelineByPipeline(t *testing.T) {
 	t.Parallel()
-	a := newStage(t)
-	b := stageOn(t, cdctest.Database(t), a.brokers)
+	a := newTestbed(t)
+	b := newTestbedOn(t, cdctest.Database(t), a.Brokers)
 	second := together(t, a, b)
-	second.must("init")
-	u, err := url.Parse(b.admin)
+	second.MustRun("init")
+	u, err := url.Parse(b.AdminURL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cable := cdctest.StartProxy(t, u.Host, nil)
-	straight := b.env["WALPOST_SOURCE_URL"]
-	b.env["WALPOST_SOURCE_URL"] = cable.URL(t, straight)
+	straight := b.Env["WALPOST_SOURCE_URL"]
+	b.Env["WALPOST_SOURCE_URL"] = cable.URL(t, straight)
 	first := together(t, a, b)
-	b.env["WALPOST_SOURCE_URL"] = straight
+	b.Env["WALPOST_SOURCE_URL"] = straight
 
-	one := first.spawn()
-	one.becomes(a, cdc.Streaming)
-	one.becomes(b, cdc.Streaming)
-	two := second.spawn()
-	two.becomes(a, cdc.Standby)
-	two.becomes(b, cdc.Standby)
-	if ready := two.get(t, "/readyz"); !strings.HasPrefix(ready, "200") {
+	one := first.SpawnRelay()
+	waitForRole(one, a, cdc.Streaming)
+	waitForRole(one, b, cdc.Streaming)
+	two := second.SpawnRelay()
+	waitForRole(two, a, cdc.Standby)
+	waitForRole(two, b, cdc.Standby)
+	if ready := two.Get(t, "/readyz"); !strings.HasPrefix(ready, "200") {
 		t.Errorf("who stands by is not ready: %s", ready)
 	}
-	writers := []*cdctest.Writer{cdctest.StartWriter(t, cdctest.WriterConfig{URL: a.admin, Rate: 60}), cdctest.StartWriter(t, cdctest.WriterConfig{URL: b.admin, Rate: 60})}
+	writers := []*cdctest.Writer{cdctest.StartWriter(t, cdctest.WriterConfig{URL: a.AdminURL, Rate: 60}), cdctest.StartWriter(t, cdctest.WriterConfig{URL: b.AdminURL, Rate: 60})}
 
 	cable.Down()
-	two.becomes(b, cdc.Streaming)
-	one.becomes(b, cdc.Retrying)
-	b.arrives(b.one())
-	a.arrives(a.one())
-	if mine, its := one.roles()[a.pipeline], two.roles()[a.pipeline]; mine != cdc.Streaming || its != cdc.Standby {
-		t.Errorf("pipeline %s, which lost nothing, is %s in the first process and %s in the second", a.pipeline, mine, its)
+	waitForRole(two, b, cdc.Streaming)
+	waitForRole(one, b, cdc.Retrying)
+	b.WaitForEvent(b.InsertRow())
+	a.WaitForEvent(a.InsertRow())
+	if mine, its := roles(one)[a.Name], roles(two)[a.Name]; mine != cdc.Streaming || its != cdc.Standby {
+		t.Errorf("pipeline %s, which lost nothing, is %s in the first process and %s in the second", a.Name, mine, its)
 	}
 	cable.Up()
-	one.becomes(b, cdc.Standby)
+	waitForRole(one, b, cdc.Standby)
 
-	one.kill()
-	two.becomes(a, cdc.Streaming)
-	three := first.spawn()
-	three.becomes(a, cdc.Standby)
-	three.becomes(b, cdc.Standby)
-	for i, s := range []*stage{a, b} {
+	one.Kill()
+	waitForRole(two, a, cdc.Streaming)
+	three := first.SpawnRelay()
+	waitForRole(three, a, cdc.Standby)
+	waitForRole(three, b, cdc.Standby)
+	for i, s := range []*testbed{a, b} {
 		ledger := writers[i].Stop()
-		s.confirmed(time.Minute)
-		cdctest.Collect(t, s.brokers, s.topic, ledger, time.Minute)
+		s.WaitUntilConfirmed(time.Minute)
+		cdctest.Collect(t, s.Brokers, s.Topic, ledger, time.Minute)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
@@ -15,38 +16,39 @@ import (
 // that is rolled back and one that is open, has nothing that waits.
 func TestIdleServerIsNoStall(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	// It is not to write a snapshot of running transactions soon, which would flush the rest of the record.
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"bgwriter_delay": "10s"}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
 	}
-	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
-	s.must("init")
-	r := s.start()
-	s.insert(5)
-	s.confirmed(20 * time.Second)
-	s.exec("CREATE TABLE foreigners (n int, t text)")
+	s := newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t))
+	s.MustRun("init")
+	r := s.StartRelay()
+	s.InsertRows(5)
+	s.WaitUntilConfirmed(20 * time.Second)
+	s.Exec("CREATE TABLE foreigners (n int, t text)")
 	for _, last := range []string{"SELECT pg_switch_wal()", "CHECKPOINT", "BEGIN; CREATE TABLE never (); ROLLBACK"} {
-		s.exec(last)
+		s.Exec(last)
 		cdctest.Eventually(t, 20*time.Second, func() error {
-			if out := s.must("status"); !strings.Contains(out, "lag        0 B and 0 s") {
+			if out := s.MustRun("status"); !strings.Contains(out, "lag        0 B and 0 s") {
 				return errors.New(out)
 			}
 			return nil
 		})
 	}
 	// Beside it the server flushes whole pages, of which the last ends inside a record.
-	open := s.connect()
+	open := s.Connect()
 	defer func() { _ = open.Close(context.Background()) }()
-	run1(t, open, "BEGIN; INSERT INTO foreigners SELECT n, repeat('x', 700) FROM generate_series(1, 1000) n")
+	e2e.ExecOn(t, open, "BEGIN; INSERT INTO foreigners SELECT n, repeat('x', 700) FROM generate_series(1, 1000) n")
 	for began := time.Now(); time.Since(began) < 20*time.Second; {
 		time.Sleep(4 * time.Second) // what is not said is waited for in vain
-		if out := s.must("status"); !strings.Contains(out, "blocked    by nothing") {
+		if out := s.MustRun("status"); !strings.Contains(out, "blocked    by nothing") {
 			t.Errorf("beside an open transaction that has written, and now rests:\n%s", out)
 		}
 	}
-	cdctest.Eventually(t, 20*time.Second, func() error { return contains(s.must("status"), " and 0 s behind") })
-	if log := r.log.String(); strings.Contains(log, "stalled") {
+	cdctest.Eventually(t, 20*time.Second, func() error { return contains(s.MustRun("status"), " and 0 s behind") })
+	if log := r.Log.String(); strings.Contains(log, "stalled") {
 		t.Errorf("a relay that is idle stalls:\n%s", log)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // Every command ends by itself where PostgreSQL or Kafka does not answer, and says where it asked.
@@ -27,10 +28,10 @@ func TestEveryCommandEnds(t *testing.T) {
 		{"dlq", "list"},
 		{"replay", "--from", "2026-11-22T00:00:00Z", "--to", "2026-11-23T00:00:00Z"},
 	}
-	wal := newStage(t)
-	wal.must("init")
-	polling := polled(t)
-	polling.must("init")
+	wal := newTestbed(t)
+	wal.MustRun("init")
+	polling := newPolledTestbed(t)
+	polling.MustRun("init")
 	for name, c := range map[string]struct {
 		postgres, kafka string
 		within          time.Duration
@@ -40,17 +41,17 @@ func TestEveryCommandEnds(t *testing.T) {
 		"Kafka never accepts":      {kafka: cdctest.Unaccepting(t), within: 90 * time.Second},
 		"Kafka never answers":      {kafka: cdctest.Silent(t), within: 90 * time.Second},
 	} {
-		if c.kafka != "" && !long() && name != "Kafka never answers" {
+		if c.kafka != "" && !e2e.LongForm() && name != "Kafka never answers" {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var all sync.WaitGroup
 			defer all.Wait()
-			for kind, s := range map[string]*stage{"wal": wal, "polling": polling} {
+			for kind, s := range map[string]*testbed{"wal": wal, "polling": polling} {
 				at := c.kafka
 				env := map[string]string{}
-				for k, v := range s.env {
+				for k, v := range s.Env {
 					env[k] = v
 				}
 				if c.kafka != "" {
@@ -101,17 +102,17 @@ func TestEveryCommandEnds(t *testing.T) {
 // Where the server takes a silent relay for gone sooner than status_interval allows, the relay answers more often, and says so.
 func TestAnImpatientServer(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	s.env["WALPOST_SOURCE_STATUS_INTERVAL"] = "5s"
-	s.env["WALPOST_SOURCE_URL"] += "&options=-c%20wal_sender_timeout%3D1s"
-	r := s.start()
-	r.says(10*time.Second, `"streaming"`)
-	r.says(time.Second, "status updates are sent more often")
-	s.insert(1)
-	s.confirmed(10 * time.Second)
+	s := newTestbed(t)
+	s.MustRun("init")
+	s.Env["WALPOST_SOURCE_STATUS_INTERVAL"] = "5s"
+	s.Env["WALPOST_SOURCE_URL"] += "&options=-c%20wal_sender_timeout%3D1s"
+	r := s.StartRelay()
+	r.WaitForLog(30*time.Second, `"streaming"`)
+	r.WaitForLog(3*time.Second, "status updates are sent more often")
+	s.InsertRows(1)
+	s.WaitUntilConfirmed(30 * time.Second)
 	time.Sleep(2500 * time.Millisecond) // nothing comes, and nothing ends
-	s.insert(1)
-	s.confirmed(10 * time.Second)
-	undisturbed(t, r)
+	s.InsertRows(1)
+	s.WaitUntilConfirmed(30 * time.Second)
+	r.MustBeUndisturbed()
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // BenchmarkLive writes transactions at a rate that does not wait for the relay, and measures from the commit's return to a
@@ -25,12 +26,12 @@ func BenchmarkLive(b *testing.B) {
 		"| case | p50, p99, p99.9, ms | % of a core: relay | walsender | other PostgreSQL | Kafka | writers' clients and consumer | others, % of the machine | written | backlog, events: half-way, end |",
 		"|---|---|---|---|---|---|---|---|---|---|",
 	}
-	run := func(name, mode string, perTx int, phases func(b *testing.B, s *stage) []phase) {
+	run := func(name, mode string, perTx int, phases func(b *testing.B, s *testbed) []phase) {
 		b.Run(name, func(b *testing.B) {
-			s := stageOn(b, cdctest.Database(b), brokers)
-			s.env["WALPOST_DELIVERY"] = mode
+			s := newTestbedOn(b, cdctest.Database(b), brokers)
+			s.Env["WALPOST_DELIVERY"] = mode
 			plan := phases(b, s)
-			s.must("init")
+			s.MustRun("init")
 			l := live(b, s, binary, fmt.Sprintf(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
 				SELECT gen_random_uuid(), 'order', $1::text, 'OrderPaid', jsonb_build_object('text', repeat('x', 220)) FROM generate_series(1, %d)`, perTx), perTx, plan)
 			head(s)
@@ -39,8 +40,8 @@ func BenchmarkLive(b *testing.B) {
 			l.report(b)
 		})
 	}
-	steady := func(rate float64, lasts time.Duration) func(*testing.B, *stage) []phase {
-		return func(*testing.B, *stage) []phase { return []phase{{rate, lasts}} }
+	steady := func(rate float64, lasts time.Duration) func(*testing.B, *testbed) []phase {
+		return func(*testing.B, *testbed) []phase { return []phase{{rate, lasts}} }
 	}
 	for _, mode := range deliveries {
 		run(mode+"/100", mode, 1, steady(100, 20*time.Second))
@@ -51,17 +52,17 @@ func BenchmarkLive(b *testing.B) {
 	run(plain+"/10000", plain, 1, steady(10_000, 10*time.Second))
 	run(plain+"/20000-by-10", plain, 10, steady(2000, 10*time.Second))
 	run(plain+"/50000-by-10", plain, 10, steady(5000, 10*time.Second))
-	run("swing", plain, 1, func(*testing.B, *stage) (phases []phase) {
+	run("swing", plain, 1, func(*testing.B, *testbed) (phases []phase) {
 		for range 5 {
 			phases = append(phases, phase{200, 3 * time.Second}, phase{8000, 3 * time.Second})
 		}
 		return phases
 	})
-	run("near-drain", plain, 10, func(b *testing.B, s *stage) []phase {
+	run("near-drain", plain, 10, func(b *testing.B, s *testbed) []phase {
 		// The writers need more than twice the CPU of all that drains. With them, two cores are nearly used up at this part.
 		const rows, part = 300_000, 0.28
-		other := stageOn(b, s.admin, brokers)
-		other.must("init")
+		other := newTestbedOn(b, s.AdminURL, brokers)
+		other.MustRun("init")
 		load(b, other, insertOf(400), rows, 10)
 		rate := rows / drain(b, other, binary, rows).wall.Seconds()
 		fmt.Printf("\n%s: the drain makes %s rows/s\n", b.Name(), thousands(rate))
@@ -108,13 +109,13 @@ const writers = 8
 // connections, each of which sends what is due without waiting for the answers: that is cheap enough for the client to keep up.
 // It ends with the schedule's time, even if transactions are left. An event's latency is from the client's receiving the answer to
 // the commit until the consumer has the record. The first second warms up.
-func live(b *testing.B, s *stage, binary, insert string, perTx int, phases []phase) (l lived) {
+func live(b *testing.B, s *testbed, binary, insert string, perTx int, phases []phase) (l lived) {
 	b.Helper()
-	cmd, log := s.built(binary)
+	cmd, log := s.builtRelay(binary)
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	(&relay{t: b, log: log}).says(20*time.Second, `"streaming"`)
+	(&e2e.Relay{T: b, Log: log}).WaitForLog(20*time.Second, `"streaming"`)
 	due, of := schedule(phases)
 	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
 	defer cancel()
@@ -126,7 +127,7 @@ func live(b *testing.B, s *stage, binary, insert string, perTx int, phases []pha
 	backlog := func() int { return max(0, int(w.count.Load())*perTx-int(c.count.Load())) }
 	conns := make([]*pgconn.PgConn, writers)
 	for i := range conns {
-		conn, err := pgconn.Connect(ctx, s.admin)
+		conn, err := pgconn.Connect(ctx, s.AdminURL)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -137,8 +138,8 @@ func live(b *testing.B, s *stage, binary, insert string, perTx int, phases []pha
 		conns[i] = conn
 	}
 
-	m := s.machine()
-	m.relay, m.walsender = cmd.Process.Pid, s.walsender()
+	m := s.processes()
+	m.relay, m.walsender = cmd.Process.Pid, s.walsenderPID()
 	before := m.shares()
 	w.start = time.Now()
 	var half atomic.Int64
@@ -170,7 +171,7 @@ func live(b *testing.B, s *stage, binary, insert string, perTx int, phases []pha
 		}
 		return nil
 	})
-	l.rss = memoryOf(cmd.Process.Pid)
+	l.rss = e2e.PeakMemory(cmd.Process.Pid)
 	cancel()
 	<-c.ended
 	_ = cmd.Process.Signal(syscall.SIGTERM)
@@ -247,9 +248,9 @@ type arrival struct {
 }
 
 // startConsumer reads until ctx ends. It counts perTx events of each transaction; what comes again is not counted.
-func startConsumer(ctx context.Context, b *testing.B, s *stage, transactions, perTx int) *consumer {
+func startConsumer(ctx context.Context, b *testing.B, s *testbed, transactions, perTx int) *consumer {
 	b.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...), kgo.ConsumeTopics(s.topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(time.Second), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...), kgo.ConsumeTopics(s.Topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(time.Second), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -59,16 +59,6 @@ func cpuOf(pid int) (used cpu, known bool) {
 	return p.own, err == nil
 }
 
-// memoryOf is what a process has had resident at its highest, in bytes. What the kernel says of one that has ended is of no use: it
-// begins with what its parent had.
-func memoryOf(pid int) int64 {
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, rest, _ := strings.Cut(string(status), "VmHWM:")
-	var kb int64
-	_, _ = fmt.Sscan(rest, &kb)
-	return kb << 10
-}
-
 // parseSteal reads /proc/stat: how many CPUs there are, and for how long other virtual machines had them, all together.
 func parseSteal(text string) (cpus int, steal time.Duration) {
 	for line := range strings.Lines(text) {
@@ -113,21 +103,21 @@ func listener(addr string) int {
 // machine knows the processes that a benchmark is about. One that it does not know is 0, and has used nothing.
 type machine struct{ postmaster, broker, relay, walsender int }
 
-func (s *stage) machine() machine {
-	s.t.Helper()
-	pid, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(s.query("SELECT pg_read_file('postmaster.pid')"), "\n", 2)[0]))
+func (s *testbed) processes() machine {
+	s.T.Helper()
+	pid, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(s.Query("SELECT pg_read_file('postmaster.pid')"), "\n", 2)[0]))
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
-	return machine{postmaster: pid, broker: listener(s.brokers[0])}
+	return machine{postmaster: pid, broker: listener(s.Brokers[0])}
 }
 
 // walsender is the process that serves the relay's slot, 0 if none does.
-func (s *stage) walsender() int {
-	s.t.Helper()
-	conn := s.connect()
+func (s *testbed) walsenderPID() int {
+	s.T.Helper()
+	conn := s.Connect()
 	defer func() { _ = conn.Close(context.Background()) }()
-	return senderOf(conn, s.env["WALPOST_SOURCE_SLOT"])
+	return senderOf(conn, s.Slot())
 }
 
 func senderOf(conn *pgx.Conn, slot string) (pid int) {

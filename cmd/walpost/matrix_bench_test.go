@@ -122,9 +122,9 @@ func (c matrixCell) serve(b *testing.B, slots int) (admin string, over func(stri
 // then the backlog, once.
 func (c matrixCell) run(b *testing.B, binary string, brokers []string) (lines []string) {
 	admin, over := c.serve(b, c.rounds*len(c.readers))
-	s := stageOn(b, admin, brokers)
+	s := newTestbedOn(b, admin, brokers)
 	if c.bytes <= 100 {
-		s.exec(narrow)
+		s.Exec(narrow)
 	}
 	var end string
 	var topics []string
@@ -133,23 +133,23 @@ func (c matrixCell) run(b *testing.B, binary string, brokers []string) (lines []
 		for _, reader := range c.readers {
 			if reader == reference {
 				slot := fmt.Sprintf("limit_%d", i)
-				s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
+				s.Exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
 				read[reader] = append(read[reader], func() drained { return recvlogical(b, s, over(admin), slot, end) })
 				continue
 			}
-			its := stageOn(b, admin, brokers)
-			its.env["WALPOST_SOURCE_URL"] = over(its.env["WALPOST_SOURCE_URL"])
-			its.env["WALPOST_DELIVERY"] = reader
-			its.must("init")
-			topics = append(topics, its.topic)
+			its := newTestbedOn(b, admin, brokers)
+			its.Env["WALPOST_SOURCE_URL"] = over(its.Env["WALPOST_SOURCE_URL"])
+			its.Env["WALPOST_DELIVERY"] = reader
+			its.MustRun("init")
+			topics = append(topics, its.Topic)
 			read[reader] = append(read[reader], func() drained { return drain(b, its, binary, c.rows) })
 		}
 	}
 	b.Cleanup(func() { deleteTopics(b, brokers, topics) })
-	s.exec("ALTER TABLE outbox ALTER payload SET STORAGE EXTERNAL") // a large payload comes as large as it is
+	s.Exec("ALTER TABLE outbox ALTER payload SET STORAGE EXTERNAL") // a large payload comes as large as it is
 	load(b, s, insertOf(c.bytes), c.rows, c.perTx)
-	end = s.position()
-	s.exec("CHECKPOINT")
+	end = s.walPosition()
+	s.Exec("CHECKPOINT")
 	syscall.Sync() // what the load has left to be written to disk
 
 	head(s)
@@ -316,7 +316,7 @@ func thousands(n float64) string {
 var headOnce sync.Once
 
 // head prints, once, what the figures of this run depend on.
-func head(s *stage) {
+func head(s *testbed) {
 	headOnce.Do(func() {
 		file := func(name string) string {
 			text, _ := os.ReadFile("/proc/" + name)
@@ -327,7 +327,7 @@ func head(s *stage) {
 		model, _, _ = strings.Cut(model, "\n")
 		kafka := cmp.Or(os.Getenv("WALPOST_TEST_KAFKA"), "in-process, in a process beside")
 		fmt.Printf("\nkernel %s, %d × %s, PostgreSQL %s, Kafka: %s, rmem_max %s, tcp_rmem %s\n", file("sys/kernel/osrelease"), runtime.NumCPU(), model,
-			s.query("SHOW server_version"), kafka, file("sys/net/core/rmem_max"), file("sys/net/ipv4/tcp_rmem"))
+			s.Query("SHOW server_version"), kafka, file("sys/net/core/rmem_max"), file("sys/net/ipv4/tcp_rmem"))
 	})
 }
 

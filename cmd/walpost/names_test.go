@@ -13,8 +13,8 @@ import (
 func TestWrongNameIsNeverLatched(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
-	s.exec("CREATE PUBLICATION other FOR TABLE outbox")
-	s.exec("CREATE TABLE outbox2 (LIKE outbox INCLUDING ALL)")
+	s.Exec("CREATE PUBLICATION other FOR TABLE outbox")
+	s.Exec("CREATE TABLE outbox2 (LIKE outbox INCLUDING ALL)")
 	for name, c := range map[string]struct {
 		env  map[string]string
 		says string
@@ -27,44 +27,44 @@ func TestWrongNameIsNeverLatched(t *testing.T) {
 		"slot":                            {map[string]string{"WALPOST_SOURCE_SLOT": "walpots"}, `configured for slot "walpots"`},
 		"column":                          {map[string]string{"WALPOST_SOURCE_COLUMNS_PAYLOAD": "boddy"}, `the table has no column "boddy"`},
 	} {
-		before := s.standing()
+		before := s.positions()
 		was := map[string]string{}
 		for key, value := range c.env {
-			was[key] = s.env[key]
-			s.env[key] = value
+			was[key] = s.Env[key]
+			s.Env[key] = value
 		}
-		r := s.start()
-		r.says(20*time.Second, `"halted"`)
-		if log := strings.ReplaceAll(r.log.String(), `\"`, `"`); !strings.Contains(log, c.says) {
+		r := s.StartRelay()
+		r.WaitForLog(20*time.Second, `"halted"`)
+		if log := strings.ReplaceAll(r.Log.String(), `\"`, `"`); !strings.Contains(log, c.says) {
 			t.Errorf("%s: the halt does not say %q: %s", name, c.says, log)
 		}
-		if err := r.stop(); err != nil {
+		if err := r.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		if out := s.must("status"); !strings.Contains(out, c.says) {
+		if out := s.MustRun("status"); !strings.Contains(out, c.says) {
 			t.Errorf("%s: status does not say %q:\n%s", name, c.says, out)
 		}
 		for _, args := range [][]string{{"init"}, {"init", "--remove", "--yes"}, {"skip", "--to", "0/1"}} {
 			if name == "column" && args[0] == "init" && len(args) > 1 {
 				continue // a pipeline can be taken away, with any columns
 			}
-			if out, err := s.walpost(args...); err == nil {
+			if out, err := s.Run(args...); err == nil {
 				t.Errorf("%s: walpost %s went through:\n%s", name, strings.Join(args, " "), out)
 			}
 		}
 		for key, value := range was {
-			s.env[key] = value
+			s.Env[key] = value
 		}
-		if after := s.standing(); after != before {
+		if after := s.positions(); after != before {
 			t.Errorf("%s: changed\n%s\nto\n%s", name, before, after)
 		}
 	}
-	if n := s.query("SELECT string_agg(pubname, ' ' ORDER BY pubname) FROM pg_publication"); n != "other walpost" {
+	if n := s.Query("SELECT string_agg(pubname, ' ' ORDER BY pubname) FROM pg_publication"); n != "other walpost" {
 		t.Errorf("publications: %s", n)
 	}
-	s.start()
-	s.arrives(s.one())
-	if out := s.must("status"); !strings.Contains(out, "by nothing") {
+	s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
+	if out := s.MustRun("status"); !strings.Contains(out, "by nothing") {
 		t.Errorf("status:\n%s", out)
 	}
 }
@@ -73,47 +73,47 @@ func TestWrongNameIsNeverLatched(t *testing.T) {
 func TestChangedNameIsAdopted(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
-	s.exec("ALTER PUBLICATION walpost RENAME TO orders")
-	s.env["WALPOST_SOURCE_PUBLICATION"] = "orders"
-	if out := s.dry("adopt"); !strings.Contains(out, `source.publication is "orders", it was "walpost"`) {
+	s.Exec("ALTER PUBLICATION walpost RENAME TO orders")
+	s.Env["WALPOST_SOURCE_PUBLICATION"] = "orders"
+	if out := s.DryRun("adopt"); !strings.Contains(out, `source.publication is "orders", it was "walpost"`) {
 		t.Errorf("adopt:\n%s", out)
 	}
-	s.must("adopt")
-	r := s.start()
-	s.arrives(s.one())
-	s.exec("ALTER PUBLICATION orders SET (publish = 'update')")
-	s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "100ms"
-	if err := r.stop(); err != nil {
+	s.MustRun("adopt")
+	r := s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
+	s.Exec("ALTER PUBLICATION orders SET (publish = 'update')")
+	s.Env["WALPOST_SOURCE_CHECK_INTERVAL"] = "100ms"
+	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	r = s.start()
-	r.says(20*time.Second, "does not publish inserts")
-	if err := r.stop(); err != nil {
+	r = s.StartRelay()
+	r.WaitForLog(20*time.Second, "does not publish inserts")
+	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	s.exec("CREATE PUBLICATION later FOR TABLE outbox WITH (publish = 'insert')")
-	s.env["WALPOST_SOURCE_PUBLICATION"] = "later"
+	s.Exec("CREATE PUBLICATION later FOR TABLE outbox WITH (publish = 'insert')")
+	s.Env["WALPOST_SOURCE_PUBLICATION"] = "later"
 	for _, text := range []string{`source.publication is "later", it was "orders"`, "a halt was latched at", "orders does not publish inserts"} {
-		if out := s.must("status"); !strings.Contains(out, text) {
+		if out := s.MustRun("status"); !strings.Contains(out, text) {
 			t.Errorf("status does not say %q:\n%s", text, out)
 		}
 	}
-	s.must("adopt")
-	s.start()
-	s.arrives(s.one())
+	s.MustRun("adopt")
+	s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
 }
 
 // TestRecordWithoutNamesTakesThemOver has the record of an older walpost, which did not write down what was configured.
 func TestRecordWithoutNamesTakesThemOver(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
-	s.rewrite(func(st *cdc.State) { st.Configured = cdc.Configured{} })
-	r := s.start()
-	s.arrives(s.one())
-	if err := r.stop(); err != nil {
+	s.RewriteStateRecord(func(st *cdc.State) { st.Configured = cdc.Configured{} })
+	r := s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
+	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.state().Configured; got != (cdc.Configured{Publication: "walpost", Table: "public.outbox"}) {
+	if got := s.StateRecord().Configured; got != (cdc.Configured{Publication: "walpost", Table: "public.outbox"}) {
 		t.Errorf("the record names %+v", got)
 	}
 }
@@ -123,27 +123,27 @@ func TestRecordWithoutNamesTakesThemOver(t *testing.T) {
 func TestOlderRecordLatchesNothingThatItDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
-	s.rewrite(func(st *cdc.State) { st.Configured = cdc.Configured{} })
+	s.RewriteStateRecord(func(st *cdc.State) { st.Configured = cdc.Configured{} })
 	halts := func(says string) {
 		t.Helper()
-		r := s.start()
-		if sentence := r.halted(); !strings.Contains(sentence, says) {
+		r := s.StartRelay()
+		if sentence := haltSentence(r); !strings.Contains(sentence, says) {
 			t.Errorf("the halt does not say %q: %s", says, sentence)
 		}
-		if err := r.stop(); err != nil {
+		if err := r.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		if halt := s.state().Halt; halt != nil {
+		if halt := s.StateRecord().Halt; halt != nil {
 			t.Errorf("it is written down: %+v", halt)
 		}
 	}
-	s.env["WALPOST_SOURCE_PUBLICATION"] = "walpots"
+	s.Env["WALPOST_SOURCE_PUBLICATION"] = "walpots"
 	halts("walpots does not exist")
-	s.env["WALPOST_SOURCE_PUBLICATION"] = "walpost"
-	s.exec(`CREATE TABLE away (LIKE outbox); CREATE FUNCTION away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO away VALUES (NEW.*); RETURN NULL; END $$;
+	s.Env["WALPOST_SOURCE_PUBLICATION"] = "walpost"
+	s.Exec(`CREATE TABLE away (LIKE outbox); CREATE FUNCTION away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO away VALUES (NEW.*); RETURN NULL; END $$;
 		CREATE TRIGGER away BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION away()`)
 	halts("sends rows elsewhere")
-	s.exec("DROP TRIGGER away ON outbox")
-	s.start()
-	s.arrives(s.one())
+	s.Exec("DROP TRIGGER away ON outbox")
+	s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
 }

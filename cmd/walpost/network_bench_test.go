@@ -84,27 +84,27 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 		u.Host = net.JoinHostPort(link.Peer, u.Port())
 		return u.String()
 	}
-	ready := func() (s *stage, drainIt, limit func(rows int) drained) {
-		s = stageOn(b, server.URL("postgres"), brokers)
-		s.must("init")
-		s.env["WALPOST_SOURCE_URL"] = over(s.env["WALPOST_SOURCE_URL"])
+	ready := func() (s *testbed, drainIt, limit func(rows int) drained) {
+		s = newTestbedOn(b, server.URL("postgres"), brokers)
+		s.MustRun("init")
+		s.Env["WALPOST_SOURCE_URL"] = over(s.Env["WALPOST_SOURCE_URL"])
 		slot := cdctest.SlotName(b, "limit")
-		s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
+		s.Exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
 		drainIt = func(rows int) drained {
 			link.Forget()
 			return drain(b, s, binary, rows)
 		}
 		limit = func(int) drained {
 			link.Forget()
-			return recvlogical(b, s, over(s.admin), slot, s.position())
+			return recvlogical(b, s, over(s.AdminURL), slot, s.walPosition())
 		}
 		return s, drainIt, limit
 	}
 	first, drainOne, limitOne := ready()
-	admit(b, first, over(first.admin))
+	admit(b, first, over(first.AdminURL))
 	var starts, limitStarts []time.Duration
 	for range 3 {
-		first.insert(1)
+		first.InsertRows(1)
 		starts, limitStarts = append(starts, drainOne(1).wall), append(limitStarts, limitOne(1).wall)
 	}
 	slices.Sort(starts)
@@ -118,7 +118,7 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 		_, sides[i][0], sides[i][1] = ready()
 	}
 	load(b, first, insertOf(400), rows, perTx)
-	first.exec("CHECKPOINT")
+	first.Exec("CHECKPOINT")
 	b.ResetTimer()
 	var rates, limits, ratios, cpus, senders, links []float64
 	for i := range sides {
@@ -147,9 +147,9 @@ func benchmarkNetwork(b *testing.B, link *cdctest.Link, binary string, brokers [
 }
 
 // admit lets every address in, which a new server does not, and waits until a connection to url is made.
-func admit(b *testing.B, s *stage, url string) {
+func admit(b *testing.B, s *testbed, url string) {
 	b.Helper()
-	file, err := os.OpenFile(s.query("SHOW hba_file"), os.O_APPEND|os.O_WRONLY, 0)
+	file, err := os.OpenFile(s.Query("SHOW hba_file"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -157,8 +157,8 @@ func admit(b *testing.B, s *stage, url string) {
 	if err := cmp.Or(err, file.Close()); err != nil {
 		b.Fatal(err)
 	}
-	s.exec("SELECT pg_reload_conf()")
-	cdctest.Eventually(b, 10*time.Second, func() error {
+	s.Exec("SELECT pg_reload_conf()")
+	cdctest.Eventually(b, 30*time.Second, func() error {
 		conn, err := pgx.Connect(b.Context(), url)
 		if err == nil {
 			err = conn.Close(b.Context())

@@ -14,111 +14,28 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/config"
-	"github.com/walpost/walpost/cdc/kafka"
 )
-
-// poisonStage has an outbox that lets anything in, a topic per event type of which only one exists, and, if the policy asks for
-// it, a dead letter topic under a name that a row could be routed to.
-func poisonStage(t *testing.T, policy string) *stage {
-	t.Helper()
-	s := newStage(t)
-	s.topic += ".ok"
-	s.env["WALPOST_KAFKA_TOPIC"] = s.pipeline + ".{aggregate_type}.{event_type}"
-	s.env["WALPOST_KAFKA_PAYLOAD"] = "json"
-	s.env["WALPOST_POISON_TOPIC"] = s.pipeline + ".order.dead"
-	s.env["WALPOST_POISON_POLICY"] = strings.TrimSuffix(policy, "+hold_key")
-	if strings.HasSuffix(policy, "+hold_key") {
-		s.env["WALPOST_POISON_HOLD_KEY"] = "true"
-	}
-	cdctest.CreateTopic(t, s.brokers, s.topic, 3)
-	s.exec(`CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload text, headers text, created_at timestamptz DEFAULT clock_timestamp())`)
-	s.must("init")
-	return s
-}
-
-// put writes one row; columns that are not given have harmless values. It returns the row's id.
-func (s *stage) put(columns map[string]string) string {
-	s.t.Helper()
-	id := s.query("SELECT gen_random_uuid()::text")
-	row := map[string]string{"id": "'" + id + "'", "aggregate_type": "'order'", "aggregate_id": "'k'", "event_type": "'ok'", "payload": `'{"a": 1}'`, "headers": "'{}'"}
-	for c, v := range columns {
-		row[c] = v
-	}
-	s.exec(fmt.Sprintf(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES (%s, %s, %s, %s, %s, %s)`,
-		row["id"], row["aggregate_type"], row["aggregate_id"], row["event_type"], row["payload"], row["headers"]))
-	return id
-}
-
-func (s *stage) sink() *kafka.Sink {
-	s.t.Helper()
-	cfgs, err := config.Load("", s.getenv)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return kafka.NewSink(cfgs[0], nil)
-}
-
-func (s *stage) entries() []kafka.Entry {
-	s.t.Helper()
-	entries, err := s.sink().Entries(s.t.Context())
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return entries
-}
-
-// published are the ids on the topic, in the order of their partition.
-func (s *stage) published() (ids []string) {
-	s.t.Helper()
-	for _, r := range cdctest.ReadAll(s.t, s.brokers, s.topic) {
-		ids = append(ids, header(r, "id"))
-	}
-	return ids
-}
-
-type poisonKind struct {
-	name, column, value string
-	class               cdc.Class
-	holds               bool // it has a key that others share
-	says                string
-}
-
-var poisonKinds = []poisonKind{
-	{"type not listed", "aggregate_type", "'invoice'", cdc.BadType, false, "kafka.aggregate_types"},
-	{"type NULL", "aggregate_type", "NULL", cdc.BadType, false, "kafka.aggregate_types"},
-	{"illegal topic", "event_type", "'a b'", cdc.BadTopic, true, "does not allow"},
-	{"the dead letter topic itself", "event_type", "'dead'", cdc.BadTopic, true, "that is the dead letter topic"},
-	{"id NULL", "id", "NULL", cdc.BadID, true, "id is NULL"},
-	{"key NULL", "aggregate_id", "NULL", cdc.BadKey, false, "aggregate_id is empty"},
-	{"key empty", "aggregate_id", "''", cdc.BadKey, false, "aggregate_id is empty"},
-	{"payload NULL", "payload", "NULL", cdc.BadPayload, true, "payload is NULL"},
-	{"payload not JSON", "payload", "'{\"a\": '", cdc.BadPayload, true, "kafka.payload"},
-	{"headers a list", "headers", "'[1]'", cdc.BadHeaders, true, "not a JSON object"},
-	{"headers torn", "headers", "'{\"a\": '", cdc.BadHeaders, true, "not valid JSON"},
-	{"10,000 headers", "headers", "(SELECT json_object_agg('h' || i, i)::text FROM generate_series(1, 10000) i)", cdc.BadHeaders, true, "more than 1000"},
-	{"larger than the topic takes", "payload", "'\"' || repeat('y', 1100000) || '\"'", cdc.TooLarge, true, "max.message.bytes"},
-	{"a giant key", "aggregate_id", "repeat('k', 1100000)", cdc.TooLarge, false, "max.message.bytes"},
-}
 
 // TestPoisonHalts: the first policy. What stands before the row arrives, nothing behind it does, and it is said which row and why.
 func TestPoisonHalts(t *testing.T) {
 	t.Parallel()
-	for _, kind := range poisonKinds {
-		t.Run(kind.name, func(t *testing.T) {
+	for _, kind := range e2e.Poisons {
+		t.Run(kind.Name, func(t *testing.T) {
 			t.Parallel()
-			s := poisonStage(t, "halt")
-			before := s.put(nil)
-			s.put(map[string]string{kind.column: kind.value})
-			s.put(nil)
-			r := s.start()
-			r.says(20*time.Second, `"halted"`)
-			r.says(time.Second, kind.says)
-			r.says(time.Second, "poison.policy: dead_letter")
-			if got := s.published(); len(got) != 1 || got[0] != before {
+			s := newPoisonTestbed(t, "halt")
+			before := s.InsertPoison(nil)
+			s.InsertPoison(map[string]string{kind.Column: kind.Value})
+			s.InsertPoison(nil)
+			r := s.StartRelay()
+			r.WaitForLog(20*time.Second, `"halted"`)
+			r.WaitForLog(3*time.Second, kind.Says)
+			r.WaitForLog(3*time.Second, "poison.policy: dead_letter")
+			if got := s.PublishedIDs(); len(got) != 1 || got[0] != before {
 				t.Errorf("published %v, want only %s", got, before)
 			}
-			if s.state().Ordinal == 0 {
+			if s.StateRecord().Ordinal == 0 {
 				t.Error("what was published is not written down")
 			}
 		})
@@ -132,58 +49,58 @@ func TestPoisonIsPutAside(t *testing.T) {
 	for _, policy := range []string{"dead_letter", "dead_letter+hold_key"} {
 		t.Run(policy, func(t *testing.T) {
 			t.Parallel()
-			s := poisonStage(t, policy)
+			s := newPoisonTestbed(t, policy)
 			hold := strings.HasSuffix(policy, "hold_key")
 			var published, aside []string
 			var classes []cdc.Class
-			for i, kind := range poisonKinds {
+			for i, kind := range e2e.Poisons {
 				key := map[string]string{"aggregate_id": fmt.Sprintf("'key-%d'", i)}
-				published = append(published, s.put(key))
+				published = append(published, s.InsertPoison(key))
 				bad := map[string]string{"aggregate_id": key["aggregate_id"]}
-				bad[kind.column] = kind.value
-				id := s.put(bad)
-				if kind.column == "id" {
+				bad[kind.Column] = kind.Value
+				id := s.InsertPoison(bad)
+				if kind.Column == "id" {
 					id = ""
 				}
-				aside, classes = append(aside, id), append(classes, kind.class)
-				if after := s.put(key); hold && kind.holds {
+				aside, classes = append(aside, id), append(classes, kind.Class)
+				if after := s.InsertPoison(key); hold && kind.Holds {
 					aside, classes = append(aside, after), append(classes, cdc.ForOrder)
 				} else {
 					published = append(published, after)
 				}
 			}
-			r := s.start()
-			s.confirmed(20 * time.Second)
-			if got := s.published(); !sameSet(got, published) {
+			r := s.StartRelay()
+			s.WaitUntilConfirmed(20 * time.Second)
+			if got := s.PublishedIDs(); !sameSet(got, published) {
 				t.Errorf("published %d rows\n%v, want\n%v", len(got), got, published)
 			}
-			entries := s.entries()
+			entries := s.DeadLetters()
 			if len(entries) != len(aside) {
 				t.Fatalf("%d dead letters, want %d", len(entries), len(aside))
 			}
 			for i, e := range entries {
-				if e.Err != nil || string(e.Letter.Row.ID) != aside[i] || e.Letter.Class != classes[i] || e.Letter.Reason == "" || e.Letter.Row.Commit == 0 || e.Letter.Source != s.pipeline {
+				if e.Err != nil || string(e.Letter.Row.ID) != aside[i] || e.Letter.Class != classes[i] || e.Letter.Reason == "" || e.Letter.Row.Commit == 0 || e.Letter.Source != s.Name {
 					t.Errorf("dead letter %d: %.300v (%v), want %s of class %s", i, e.Letter, e.Err, aside[i], classes[i])
 				}
 				if held := e.Letter.HeldFor != ""; held != (classes[i] == cdc.ForOrder) || held && e.Letter.HeldFor != entries[i-1].Key {
 					t.Errorf("dead letter %d is held for %q", i, e.Letter.HeldFor)
 				}
 			}
-			r.says(time.Second, `"dead letter: the row was put aside"`)
-			log := r.log.String()
+			r.WaitForLog(3*time.Second, `"dead letter: the row was put aside"`)
+			log := r.Log.String()
 			for _, leak := range []string{`{\"a\": 1}`, "key-3", "yyyy"} {
 				if strings.Contains(log, leak) {
 					t.Errorf("the log tells payload or key: %s", leak)
 				}
 			}
-			metrics := r.get(t, "/metrics")
-			if want := fmt.Sprintf(`walpost_dead_letters_total{class="topic",pipeline=%q} 2`, s.pipeline); !strings.Contains(metrics, want) {
+			metrics := r.Get(t, "/metrics")
+			if want := fmt.Sprintf(`walpost_dead_letters_total{class="topic",pipeline=%q} 2`, s.Name); !strings.Contains(metrics, want) {
 				t.Errorf("metrics lack %s", want)
 			}
-			if status, want := r.get(t, "/status"), fmt.Sprintf(`"unresolved_dead_letters":%d`, len(aside)); !strings.Contains(status, want) {
+			if status, want := r.Get(t, "/status"), fmt.Sprintf(`"unresolved_dead_letters":%d`, len(aside)); !strings.Contains(status, want) {
 				t.Errorf("/status is %s, want %s", status, want)
 			}
-			if status, want := s.must("status"), fmt.Sprintf("%d unresolved dead letters", len(aside)); !strings.Contains(status, want) {
+			if status, want := s.MustRun("status"), fmt.Sprintf("%d unresolved dead letters", len(aside)); !strings.Contains(status, want) {
 				t.Errorf("status does not say %s:\n%s", want, status)
 			}
 		})
@@ -209,22 +126,22 @@ func sameSet(a, b []string) bool {
 // TestDeadLetterHoldsBytes: a bytea of more than a megabyte that is no text comes out of the dead letter topic as it went in.
 func TestDeadLetterHoldsBytes(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
-	s.exec(`CREATE TABLE outbox (id bigint, aggregate_type text, aggregate_id text, event_type text, payload bytea, note text)`)
-	s.must("init")
+	s := newStory(t)
+	s.Env["WALPOST_POISON_POLICY"] = "dead_letter"
+	s.Exec(`CREATE TABLE outbox (id bigint, aggregate_type text, aggregate_id text, event_type text, payload bytea, note text)`)
+	s.MustRun("init")
 	want := make([]byte, 3<<20)
 	for i := range want {
 		want[i] = byte(rand.N(256))
 	}
-	s.exec(`INSERT INTO outbox VALUES (1, 'order', 'k', 'OrderPaid', $1, 'ignored'), (2, 'order', 'k', NULL, '\x00ff', NULL)`, want)
-	s.start()
-	s.confirmed(20 * time.Second)
-	entries := s.entries()
+	s.Exec(`INSERT INTO outbox VALUES (1, 'order', 'k', 'OrderPaid', $1, 'ignored'), (2, 'order', 'k', NULL, '\x00ff', NULL)`, want)
+	s.StartRelay()
+	s.WaitUntilConfirmed(20 * time.Second)
+	entries := s.DeadLetters()
 	if len(entries) != 1 || !bytes.Equal(entries[0].Letter.Row.Payload, want) || entries[0].Letter.Row.CreatedAt != nil {
 		t.Fatalf("%d dead letters; is the payload the same?", len(entries))
 	}
-	if got := s.published(); fmt.Sprint(got) != "[2]" {
+	if got := s.PublishedIDs(); fmt.Sprint(got) != "[2]" {
 		t.Errorf("published %v", got)
 	}
 }
@@ -239,11 +156,11 @@ func TestKillAroundDeadLetters(t *testing.T) {
 }
 
 func killAroundDeadLetters(t *testing.T, delivery config.Delivery) {
-	s := newStage(t)
-	s.env["WALPOST_DELIVERY"] = string(delivery)
-	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
-	s.must("init")
-	conn := s.connect()
+	s := newTestbed(t)
+	s.Env["WALPOST_DELIVERY"] = string(delivery)
+	s.Env["WALPOST_POISON_POLICY"] = "dead_letter"
+	s.MustRun("init")
+	conn := s.Connect()
 	defer func() { _ = conn.Close(context.Background()) }()
 	ctx, cancel := context.WithCancel(t.Context())
 	written := make(chan int)
@@ -260,27 +177,27 @@ func killAroundDeadLetters(t *testing.T, delivery config.Delivery) {
 		}
 		written <- n
 	}()
-	for range kills() {
-		r := s.spawn()
-		r.says(20*time.Second, "dead letter")
+	for range e2e.Kills() {
+		r := s.SpawnRelay()
+		r.WaitForLog(20*time.Second, "dead letter")
 		time.Sleep(rand.N(500 * time.Millisecond)) // the instant of the kill is what is random here
-		r.kill()
+		r.Kill()
 	}
 	cancel()
 	n := <-written
-	s.start()
-	s.confirmed(30 * time.Second)
+	s.StartRelay()
+	s.WaitUntilConfirmed(30 * time.Second)
 	ids := map[string]bool{}
 	repeats := 0
-	for _, r := range cdctest.ReadAll(t, s.brokers, s.topic) {
-		id := header(r, "id")
+	for _, r := range cdctest.ReadAll(t, s.Brokers, s.Topic) {
+		id := e2e.Header(r, "id")
 		if ids[id] {
 			repeats++
 		}
 		ids[id] = true
 	}
-	records := len(cdctest.ReadAll(t, s.brokers, "walpost.dlq."+s.pipeline))
-	entries := s.entries()
+	records := len(cdctest.ReadAll(t, s.Brokers, "walpost.dlq."+s.Name))
+	entries := s.DeadLetters()
 	for _, e := range entries {
 		ids[string(e.Letter.Row.ID)] = true
 	}
@@ -297,46 +214,46 @@ func killAroundDeadLetters(t *testing.T, delivery config.Delivery) {
 // published.
 func TestDeadLetterTopicIsGuarded(t *testing.T) {
 	t.Parallel()
-	create := func(s *stage, partitions int32, policy string) {
-		client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	create := func(s *testbed, partitions int32, policy string) {
+		client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...))
 		if err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		defer client.Close()
-		if _, err := kadm.NewClient(client).CreateTopic(s.t.Context(), partitions, 1, map[string]*string{"cleanup.policy": &policy}, "walpost.dlq."+s.pipeline); err != nil {
-			s.t.Fatal(err)
+		if _, err := kadm.NewClient(client).CreateTopic(s.T.Context(), partitions, 1, map[string]*string{"cleanup.policy": &policy}, "walpost.dlq."+s.Name); err != nil {
+			s.T.Fatal(err)
 		}
 	}
 	for name, c := range map[string]struct {
-		make func(*stage)
+		make func(*testbed)
 		says string
 	}{
-		"missing":                         {func(*stage) {}, "does not exist"},
-		"made by itself, deleted by time": {func(s *stage) { create(s, 1, "delete") }, "cleanup.policy=delete"},
-		"three partitions":                {func(s *stage) { create(s, 3, "compact") }, "3 partitions"},
+		"missing":                         {func(*testbed) {}, "does not exist"},
+		"made by itself, deleted by time": {func(s *testbed) { create(s, 1, "delete") }, "cleanup.policy=delete"},
+		"three partitions":                {func(s *testbed) { create(s, 3, "compact") }, "3 partitions"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newStage(t)
-			s.must("init")
-			s.env["WALPOST_POISON_POLICY"] = "dead_letter"
+			s := newTestbed(t)
+			s.MustRun("init")
+			s.Env["WALPOST_POISON_POLICY"] = "dead_letter"
 			c.make(s)
-			s.insert(3)
-			r := s.start()
-			r.says(20*time.Second, `"halted"`)
-			r.says(time.Second, c.says)
-			if status := s.must("status"); !strings.Contains(status, c.says) {
+			s.InsertRows(3)
+			r := s.StartRelay()
+			r.WaitForLog(20*time.Second, `"halted"`)
+			r.WaitForLog(3*time.Second, c.says)
+			if status := s.MustRun("status"); !strings.Contains(status, c.says) {
 				t.Errorf("status:\n%s", status)
 			}
-			if n := len(s.published()); n != 0 {
+			if n := len(s.PublishedIDs()); n != 0 {
 				t.Errorf("%d rows were published", n)
 			}
 		})
 	}
 	t.Run("the outbox's own topic", func(t *testing.T) {
-		s := newStage(t)
-		s.env["WALPOST_POISON_TOPIC"] = s.topic
-		if _, err := s.walpost("relay"); err == nil || !strings.Contains(err.Error(), "is a topic of the outbox") {
+		s := newTestbed(t)
+		s.Env["WALPOST_POISON_TOPIC"] = s.Topic
+		if _, err := s.Run("relay"); err == nil || !strings.Contains(err.Error(), "is a topic of the outbox") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -346,28 +263,28 @@ func TestDeadLetterTopicIsGuarded(t *testing.T) {
 // is put aside.
 func TestLimitLoweredUnderARunningRelay(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
-	s.must("init")
-	r := s.start()
-	s.insert(7)
-	s.confirmed(20 * time.Second)
-	s.limit("3000")
-	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
+	s := newTestbed(t)
+	s.Env["WALPOST_POISON_POLICY"] = "dead_letter"
+	s.MustRun("init")
+	r := s.StartRelay()
+	s.InsertRows(7)
+	s.WaitUntilConfirmed(20 * time.Second)
+	s.LimitTopic("3000")
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
 		SELECT gen_random_uuid(), 'order', 'k', 'OrderPaid', jsonb_build_object('n', i, 'text', repeat(md5(i::text), CASE i WHEN 17 THEN 200 ELSE 5 END)) FROM generate_series(1, 40) i`)
-	s.confirmed(40 * time.Second)
-	entries := s.entries()
+	s.WaitUntilConfirmed(40 * time.Second)
+	entries := s.DeadLetters()
 	if len(entries) != 1 || !bytes.Contains(entries[0].Letter.Row.Payload, []byte(`"n": 17,`)) {
 		t.Errorf("%d dead letters, want the one row that is too large", len(entries))
 	}
 	seen := map[string]bool{}
-	for _, id := range s.published() {
+	for _, id := range s.PublishedIDs() {
 		seen[id] = true
 	}
 	if len(seen) != 46 {
 		t.Errorf("%d different rows on the topic, want 46", len(seen))
 	}
-	if role := r.get(t, "/readyz"); !strings.HasPrefix(role, "200") {
+	if role := r.Get(t, "/readyz"); !strings.HasPrefix(role, "200") {
 		t.Error(role)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
@@ -36,42 +37,42 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 		}
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStage(t)
-			s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "300ms"
-			s.must("init")
-			r := s.start()
-			s.insert(5)
-			s.confirmed(20 * time.Second)
-			s.exec(c.change)
-			r.says(20*time.Second, `"halted"`)
-			r.says(time.Second, "publication or table changed")
-			r.says(time.Second, c.says)
+			s := newTestbed(t)
+			s.Env["WALPOST_SOURCE_CHECK_INTERVAL"] = "300ms"
+			s.MustRun("init")
+			r := s.StartRelay()
+			s.InsertRows(5)
+			s.WaitUntilConfirmed(20 * time.Second)
+			s.Exec(c.change)
+			r.WaitForLog(20*time.Second, `"halted"`)
+			r.WaitForLog(3*time.Second, "publication or table changed")
+			r.WaitForLog(3*time.Second, c.says)
 			if c.undo != "" {
-				s.exec(c.undo)
+				s.Exec(c.undo)
 			}
 			var st *cdc.State
 			cdctest.Eventually(t, 20*time.Second, func() error { // it is said first, and written when what was received is delivered
-				if st = s.state(); st.Halt == nil || !st.Halt.Latched || st.Halt.Risk.From == 0 || st.Halt.Risk.To < st.Halt.Risk.From {
+				if st = s.StateRecord(); st.Halt == nil || !st.Halt.Latched || st.Halt.Risk.From == 0 || st.Halt.Risk.To < st.Halt.Risk.From {
 					return fmt.Errorf("the halt is not latched with its range: %+v", st.Halt)
 				}
 				return nil
 			})
 			sentence := st.Halt.Halt().Error()
-			if ready := r.get(t, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, sentence) {
+			if ready := r.Get(t, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, sentence) {
 				t.Errorf("/readyz: %s, want\n%s", ready, sentence)
 			}
-			if err := r.stop(); err != nil {
+			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			r = s.start()
-			r.says(20*time.Second, `"halted"`)
-			if ready := r.get(t, "/readyz"); !strings.Contains(ready, sentence) {
+			r = s.StartRelay()
+			r.WaitForLog(20*time.Second, `"halted"`)
+			if ready := r.Get(t, "/readyz"); !strings.Contains(ready, sentence) {
 				t.Errorf("/readyz after a restart: %s, want\n%s", ready, sentence)
 			}
-			if status := s.must("status"); !strings.Contains(status, sentence) {
+			if status := s.MustRun("status"); !strings.Contains(status, sentence) {
 				t.Errorf("status:\n%s\nwant\n%s", status, sentence)
 			}
-			if active := s.query("SELECT active::text FROM pg_replication_slots WHERE slot_name = $1", slot(s)); active != "false" {
+			if active := s.Query("SELECT active::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()); active != "false" {
 				t.Error("the halted relay keeps the slot")
 			}
 		})
@@ -81,29 +82,30 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 // TestColumns: one more is nobody's business; one that is needed and gone halts at once, and the halt ends with its cause.
 func TestColumns(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "300ms"
-	s.must("init")
-	r := s.start()
-	s.arrives(s.one())
-	s.exec("ALTER TABLE outbox ADD COLUMN more text DEFAULT 'x'")
-	s.arrives(s.one())
-	s.exec("ALTER TABLE outbox RENAME COLUMN event_type TO kind")
-	r.says(20*time.Second, `"halted"`)
-	r.says(time.Second, `the table has no column \"event_type\"`)
-	s.exec("ALTER TABLE outbox RENAME COLUMN kind TO event_type")
-	if err := r.stop(); err != nil { // it would go on within 30 s
+	s := newTestbed(t)
+	s.Env["WALPOST_SOURCE_CHECK_INTERVAL"] = "300ms"
+	s.MustRun("init")
+	r := s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
+	s.Exec("ALTER TABLE outbox ADD COLUMN more text DEFAULT 'x'")
+	s.WaitForEvent(s.InsertRow())
+	s.Exec("ALTER TABLE outbox RENAME COLUMN event_type TO kind")
+	r.WaitForLog(20*time.Second, `"halted"`)
+	r.WaitForLog(3*time.Second, `the table has no column \"event_type\"`)
+	s.Exec("ALTER TABLE outbox RENAME COLUMN kind TO event_type")
+	if err := r.Stop(); err != nil { // it would go on within 30 s
 		t.Fatal(err)
 	}
-	r = s.start()
-	s.arrives(s.one())
-	s.exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type_check, ALTER COLUMN event_type TYPE int USING 1")
-	r.says(20*time.Second, `column \"event_type\" has a type that cannot be used`)
+	r = s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
+	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type_check, ALTER COLUMN event_type TYPE int USING 1")
+	r.WaitForLog(20*time.Second, `column \"event_type\" has a type that cannot be used`)
 }
 
 // TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody came for it.
 func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	for _, c := range []struct {
 		cause    string
 		settings map[string]string
@@ -121,42 +123,42 @@ func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 			if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 				t.Fatal(err)
 			}
-			s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
-			s.must("init")
-			r := s.start()
-			s.insert(5)
-			s.confirmed(20 * time.Second)
-			if err := r.stop(); err != nil {
+			s := newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t))
+			s.MustRun("init")
+			r := s.StartRelay()
+			s.InsertRows(5)
+			s.WaitUntilConfirmed(20 * time.Second)
+			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			s.insert(5)
-			s.exec("CREATE TABLE other (t text)")
+			s.InsertRows(5)
+			s.Exec("CREATE TABLE other (t text)")
 			cdctest.Eventually(t, time.Minute, func() error {
-				s.exec("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
-				s.exec("SELECT pg_switch_wal()")
-				s.exec("CHECKPOINT")
-				if is := s.query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", slot(s)); is != "lost" {
+				s.Exec("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+				s.Exec("SELECT pg_switch_wal()")
+				s.Exec("CHECKPOINT")
+				if is := s.Query("SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", s.Slot()); is != "lost" {
 					return fmt.Errorf("wal_status %s", is)
 				}
 				return nil
 			})
-			r = s.start()
-			r.says(20*time.Second, "is lost (wal_status lost")
+			r = s.StartRelay()
+			r.WaitForLog(20*time.Second, "is lost (wal_status lost")
 			if server.Major() >= 17 {
-				r.says(time.Second, "invalidation_reason "+c.cause)
+				r.WaitForLog(3*time.Second, "invalidation_reason "+c.cause)
 			}
-			s.refuses("is lost", "adopt")
-			out := s.must("adopt", "--create-slot")
+			s.MustRefuse("is lost", "adopt")
+			out := s.MustRun("adopt", "--create-slot")
 			for _, text := range []string{"drop it, its WAL is lost", "may be missing in Kafka", "walpost replay --from"} {
 				if !strings.Contains(out, text) {
 					t.Errorf("adopt does not say %q:\n%s", text, out)
 				}
 			}
-			if err := r.stop(); err != nil {
+			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			s.start()
-			s.arrives(s.one())
+			s.StartRelay()
+			s.WaitForEvent(s.InsertRow())
 		})
 	}
 }
@@ -164,56 +166,56 @@ func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 // TestStateTopicThatIsNotToBeTrusted: one clear sentence and a halt, never a start from zero.
 func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 	t.Parallel()
-	admin := func(s *stage) *kadm.Client {
-		client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+	admin := func(s *testbed) *kadm.Client {
+		client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...))
 		if err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
-		s.t.Cleanup(client.Close)
+		s.T.Cleanup(client.Close)
 		return kadm.NewClient(client)
 	}
-	topic := func(s *stage) string { return "walpost.state." + s.pipeline }
+	topic := func(s *testbed) string { return "walpost.state." + s.Name }
 	value := func(s string) *string { return &s }
 	for _, c := range []struct {
 		name   string
-		change func(s *stage)
+		change func(s *testbed)
 		says   string
 		adopt  bool // goes on from the slot
 	}{
-		{"deleted", func(s *stage) { s.deleteTopic(topic(s)) }, "no state record for pipeline", true},
-		{"emptied", func(s *stage) {
-			if err := truncate(s.t.Context(), admin(s), topic(s)); err != nil {
-				s.t.Fatal(err)
+		{"deleted", func(s *testbed) { s.deleteTopic(topic(s)) }, "no state record for pipeline", true},
+		{"emptied", func(s *testbed) {
+			if err := e2e.Truncate(s.T.Context(), admin(s), topic(s)); err != nil {
+				s.T.Fatal(err)
 			}
 		}, "no state record for pipeline", true},
-		{"lost its tail", func(s *stage) {
-			st := s.state()
+		{"lost its tail", func(s *testbed) {
+			st := s.StateRecord()
 			st.Covered, st.CommitLSN, st.Ordinal = st.Covered-1000, 0, 0
-			s.rewrite(func(newest *cdc.State) { *newest = *st; newest.Epoch += 2 })
+			s.RewriteStateRecord(func(newest *cdc.State) { *newest = *st; newest.Epoch += 2 })
 		}, "the slot was re-created or advanced, or the state topic lost its tail", true},
-		{"garbage", func(s *stage) {
-			client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+		{"garbage", func(s *testbed) {
+			client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...))
 			if err != nil {
-				s.t.Fatal(err)
+				s.T.Fatal(err)
 			}
 			defer client.Close()
-			if err := client.ProduceSync(s.t.Context(), &kgo.Record{Topic: topic(s), Key: []byte("k"), Value: []byte("{")}).FirstErr(); err != nil {
-				s.t.Fatal(err)
+			if err := client.ProduceSync(s.T.Context(), &kgo.Record{Topic: topic(s), Key: []byte("k"), Value: []byte("{")}).FirstErr(); err != nil {
+				s.T.Fatal(err)
 			}
 		}, "cannot be read", false},
-		{"another pipeline's", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Pipeline = "q" }) }, `belongs to pipeline \"q\"`, false},
-		{"another slot's", func(s *stage) { s.rewrite(func(st *cdc.State) { st.Slot = "walpost_of_others" }) }, "two pipelines of one name share state and transactional id", false},
-		{"auto-created with deletion", func(s *stage) {
+		{"another pipeline's", func(s *testbed) { s.RewriteStateRecord(func(st *cdc.State) { st.Pipeline = "q" }) }, `belongs to pipeline \"q\"`, false},
+		{"another slot's", func(s *testbed) { s.RewriteStateRecord(func(st *cdc.State) { st.Slot = "walpost_of_others" }) }, "two pipelines of one name share state and transactional id", false},
+		{"auto-created with deletion", func(s *testbed) {
 			s.deleteTopic(topic(s))
-			cdctest.Eventually(s.t, 10*time.Second, func() error {
-				_, err := admin(s).CreateTopic(s.t.Context(), 1, 1, map[string]*string{"cleanup.policy": value("delete")}, topic(s))
+			cdctest.Eventually(s.T, 30*time.Second, func() error {
+				_, err := admin(s).CreateTopic(s.T.Context(), 1, 1, map[string]*string{"cleanup.policy": value("delete")}, topic(s))
 				return err
 			})
 		}, "cleanup.policy=delete", false},
-		{"auto-created with partitions", func(s *stage) {
+		{"auto-created with partitions", func(s *testbed) {
 			s.deleteTopic(topic(s))
-			cdctest.Eventually(s.t, 10*time.Second, func() error {
-				_, err := admin(s).CreateTopic(s.t.Context(), 3, 1, map[string]*string{"cleanup.policy": value("compact")}, topic(s))
+			cdctest.Eventually(s.T, 30*time.Second, func() error {
+				_, err := admin(s).CreateTopic(s.T.Context(), 3, 1, map[string]*string{"cleanup.policy": value("compact")}, topic(s))
 				return err
 			})
 		}, "has 3 partitions", false},
@@ -222,23 +224,23 @@ func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 			t.Parallel()
 			s := delivered(t)
 			c.change(s)
-			r := s.start()
-			r.says(20*time.Second, `"halted"`)
-			r.says(time.Second, c.says)
-			s.insert(3)
-			if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 20 {
+			r := s.StartRelay()
+			r.WaitForLog(20*time.Second, `"halted"`)
+			r.WaitForLog(3*time.Second, c.says)
+			s.InsertRows(3)
+			if n := len(cdctest.ReadAll(t, s.Brokers, s.Topic)); n != 20 {
 				t.Errorf("%d records, the halted relay published", n)
 			}
-			if err := r.stop(); err != nil {
+			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
 			if !c.adopt {
 				return
 			}
-			s.must("adopt")
-			s.start()
-			s.arrives(s.one())
-			if n := len(s.ids()); n != 24 {
+			s.MustRun("adopt")
+			s.StartRelay()
+			s.WaitForEvent(s.InsertRow())
+			if n := len(s.EventIDs()); n != 24 {
 				t.Errorf("%d events, want 24: the slot had kept what was not delivered", n)
 			}
 		})
@@ -248,22 +250,18 @@ func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 // TestTwoPipelinesOfOneName have one transactional id. The second one must say so before it fences the first.
 func TestTwoPipelinesOfOneName(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_DELIVERY"] = "exactly_once"
-	s.must("init")
-	first := s.start()
-	s.arrives(s.one())
-	second := *s
-	second.env = map[string]string{}
-	for k, v := range s.env {
-		second.env[k] = v
-	}
-	second.env["WALPOST_SOURCE_SLOT"] = "b" + slot(s)
-	s.exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot(&second))
-	r := second.start()
-	r.says(20*time.Second, "two pipelines of one name share state and transactional id")
-	s.arrives(s.one())
-	if strings.Contains(first.log.String(), "session ended") {
+	s := newTestbed(t)
+	s.Env["WALPOST_DELIVERY"] = "exactly_once"
+	s.MustRun("init")
+	first := s.StartRelay()
+	s.WaitForEvent(s.InsertRow())
+	second := s.Copy()
+	second.Env["WALPOST_SOURCE_SLOT"] = "b" + s.Slot()
+	s.Exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", second.Slot())
+	r := second.StartRelay()
+	r.WaitForLog(20*time.Second, "two pipelines of one name share state and transactional id")
+	s.WaitForEvent(s.InsertRow())
+	if strings.Contains(first.Log.String(), "session ended") {
 		t.Error("the first relay was fenced")
 	}
 }

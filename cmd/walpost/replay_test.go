@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // TestReplayFillsAGap loses rows the way an advanced slot does, and brings them back from the table: whole, in created order,
@@ -15,53 +16,53 @@ func TestReplayFillsAGap(t *testing.T) {
 	for _, delivery := range []string{"at_least_once", "exactly_once"} {
 		t.Run(delivery, func(t *testing.T) {
 			t.Parallel()
-			s := newStage(t)
-			s.env["WALPOST_DELIVERY"] = delivery
-			s.must("init")
-			r := s.start()
-			s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{"ü": 1.50}', '{"h": "v", "replay": "no"}')`)
-			s.confirmed(20 * time.Second)
-			if err := r.stop(); err != nil {
+			s := newTestbed(t)
+			s.Env["WALPOST_DELIVERY"] = delivery
+			s.MustRun("init")
+			r := s.StartRelay()
+			s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{"ü": 1.50}', '{"h": "v", "replay": "no"}')`)
+			s.WaitUntilConfirmed(20 * time.Second)
+			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
+			s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
 				SELECT gen_random_uuid(), 'order', 'k' || i % 7, 'OrderPaid', jsonb_build_object('n', i), clock_timestamp() + (i / 3) * interval '1 microsecond' FROM generate_series(1, 2500) i`)
-			s.exec("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", slot(s))
-			s.must("adopt")
+			s.Exec("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", s.Slot())
+			s.MustRun("adopt")
 			args := []string{"replay", "--from", time.Now().Add(-time.Hour).Format(time.RFC3339), "--to", time.Now().Add(time.Hour).Format(time.RFC3339)}
-			out := s.dry(args...)
-			if !strings.Contains(out, "2501 rows were created") || len(s.ids()) != 1 {
+			out := s.DryRun(args...)
+			if !strings.Contains(out, "2501 rows were created") || len(s.EventIDs()) != 1 {
 				t.Errorf("dry run:\n%s", out)
 			}
-			if out := s.must(args...); !strings.Contains(out, "2501 rows were published again") {
+			if out := s.MustRun(args...); !strings.Contains(out, "2501 rows were published again") {
 				t.Errorf("replay:\n%s", out)
 			}
-			records := cdctest.ReadAll(t, s.brokers, s.topic)
-			if len(records) != 2502 || len(s.ids()) != 2501 {
-				t.Fatalf("%d records of %d events, want 2502 of 2501: only the first comes twice", len(records), len(s.ids()))
+			records := cdctest.ReadAll(t, s.Brokers, s.Topic)
+			if len(records) != 2502 || len(s.EventIDs()) != 2501 {
+				t.Fatalf("%d records of %d events, want 2502 of 2501: only the first comes twice", len(records), len(s.EventIDs()))
 			}
 			last := map[int32]string{}
 			first := map[string]string{}
 			for _, r := range records {
-				replayed := header(r, "replay") != "" && header(r, "replay") != "no"
-				if replayed == (header(r, "lsn") != "") || replayed == (header(r, "seq") != "") {
+				replayed := e2e.Header(r, "replay") != "" && e2e.Header(r, "replay") != "no"
+				if replayed == (e2e.Header(r, "lsn") != "") || replayed == (e2e.Header(r, "seq") != "") {
 					t.Fatalf("headers of a record: %v", r.Headers)
 				}
-				id, content := header(r, "id"), string(r.Key)+string(r.Value)+header(r, "type")+header(r, "source")+header(r, "created_at")+header(r, "h")
+				id, content := e2e.Header(r, "id"), string(r.Key)+string(r.Value)+e2e.Header(r, "type")+e2e.Header(r, "source")+e2e.Header(r, "created_at")+e2e.Header(r, "h")
 				if before, ok := first[id]; ok && before != content {
 					t.Errorf("replayed as %s, streamed as %s", content, before)
 				}
 				first[id] = content
-				if at := header(r, "created_at"); replayed && len(at) == len(last[r.Partition]) {
+				if at := e2e.Header(r, "created_at"); replayed && len(at) == len(last[r.Partition]) {
 					if at < last[r.Partition] {
 						t.Errorf("partition %d: %s after %s", r.Partition, at, last[r.Partition])
 					}
 				}
 				if replayed {
-					last[r.Partition] = header(r, "created_at")
+					last[r.Partition] = e2e.Header(r, "created_at")
 				}
 			}
-			if status := s.must("status"); !strings.Contains(status, "replay by") {
+			if status := s.MustRun("status"); !strings.Contains(status, "replay by") {
 				t.Errorf("status:\n%s", status)
 			}
 		})
@@ -71,17 +72,17 @@ func TestReplayFillsAGap(t *testing.T) {
 // TestReplaySaysWhatItRefuses and publishes the rest.
 func TestReplaySaysWhatItRefuses(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), t, 'k', 'OrderPaid', '{}' FROM unnest('{order,invoice,order}'::text[]) t`)
+	s := newTestbed(t)
+	s.MustRun("init")
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), t, 'k', 'OrderPaid', '{}' FROM unnest('{order,invoice,order}'::text[]) t`)
 	hour := time.Now().Add(-time.Hour).Format(time.RFC3339)
 	later := time.Now().Add(time.Hour).Format(time.RFC3339)
-	s.refuses("1 rows were refused", "replay", "--from", hour, "--to", later)
-	if n := len(s.ids()); n != 2 {
+	s.MustRefuse("1 rows were refused", "replay", "--from", hour, "--to", later)
+	if n := len(s.EventIDs()); n != 2 {
 		t.Errorf("%d rows published, want the two that can be", n)
 	}
-	s.refuses("RFC 3339", "replay", "--from", "yesterday", "--to", later)
-	s.refuses("is not before", "replay", "--from", later, "--to", hour)
-	s.env["WALPOST_ADMIN_URL"] = ""
-	s.refuses("--admin-url", "replay", "--from", hour, "--to", later)
+	s.MustRefuse("RFC 3339", "replay", "--from", "yesterday", "--to", later)
+	s.MustRefuse("is not before", "replay", "--from", later, "--to", hour)
+	s.Env["WALPOST_ADMIN_URL"] = ""
+	s.MustRefuse("--admin-url", "replay", "--from", hour, "--to", later)
 }

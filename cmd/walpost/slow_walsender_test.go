@@ -10,13 +10,15 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
 // Where wal_sender_timeout is minutes, a walsender with a twentieth of a core that replays somebody else's large transaction answers no
 // ping for longer than the reader waits: the relay's session has a timeout that keeps it answering. Only in the long form.
 func TestASlowWalsender(t *testing.T) {
-	if !long() {
+	cdctest.Long(t, endToEnd)
+	if !e2e.LongForm() {
 		return
 	}
 	t.Parallel()
@@ -24,16 +26,16 @@ func TestASlowWalsender(t *testing.T) {
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
 	}
-	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
-	s.must("init")
-	s.exec("CREATE TABLE other (n int)")
-	r := s.start()
-	r.says(10*time.Second, `"streaming"`)
-	pid, err := strconv.Atoi(s.query("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]))
+	s := newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t))
+	s.MustRun("init")
+	s.Exec("CREATE TABLE other (n int)")
+	r := s.StartRelay()
+	r.WaitForLog(30*time.Second, `"streaming"`)
+	pid, err := strconv.Atoi(s.Query("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.exec("INSERT INTO other SELECT generate_series(1, 6000000)")
+	s.Exec("INSERT INTO other SELECT generate_series(1, 6000000)")
 	for deadline := time.Now().Add(2 * time.Minute); !replays(pid); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the walsender does not replay what it has spilled")
@@ -44,9 +46,9 @@ func TestASlowWalsender(t *testing.T) {
 		time.Sleep(95 * time.Millisecond)
 		_ = syscall.Kill(pid, syscall.SIGCONT)
 	}
-	s.insert(1)
-	s.confirmed(time.Minute)
-	undisturbed(t, r)
+	s.InsertRows(1)
+	s.WaitUntilConfirmed(time.Minute)
+	r.MustBeUndisturbed()
 }
 
 // replays says that a walsender reads what it has spilled.

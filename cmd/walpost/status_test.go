@@ -12,19 +12,19 @@ import (
 // tell an operator to begin anew.
 func TestStatusBesideABusyRelay(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_SOURCE_STATUS_INTERVAL"] = "100ms"
-	s.must("init")
-	r := s.start()
-	r.says(20*time.Second, `"streaming"`)
-	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Rate: 50})
+	s := newTestbed(t)
+	s.Env["WALPOST_SOURCE_STATUS_INTERVAL"] = "100ms"
+	s.MustRun("init")
+	r := s.StartRelay()
+	r.WaitForLog(20*time.Second, `"streaming"`)
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.AdminURL, Rate: 50})
 	for range 150 {
-		if status := s.must("status"); !strings.Contains(status, "by nothing") {
+		if status := s.MustRun("status"); !strings.Contains(status, "by nothing") {
 			t.Fatalf("a healthy relay is called blocked:\n%s", status)
 		}
 	}
-	if out := s.must("init"); !strings.Contains(out, "covers") {
+	if out := s.MustRun("init"); !strings.Contains(out, "covers") {
 		t.Errorf("init beside a busy relay:\n%s", out)
 	}
-	s.settled(w.Stop())
+	s.CheckDelivered(w.Stop())
 }

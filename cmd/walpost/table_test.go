@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // TestUsersOwnTable relays the tables people know from articles, with the values they hold, byte for byte.
@@ -53,16 +54,16 @@ func TestUsersOwnTable(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStage(t)
+			s := newTestbed(t)
 			for k, v := range c.env {
-				s.env[k] = v
+				s.Env[k] = v
 			}
-			s.exec(c.ddl)
-			s.must("init")
-			s.start()
-			s.exec(c.insert)
-			r := cdctest.Consume(t, s.brokers, s.topic, 20*time.Second, cdctest.AtLeast(1))[0]
-			if got := header(r, "id"); got != c.id {
+			s.Exec(c.ddl)
+			s.MustRun("init")
+			s.StartRelay()
+			s.Exec(c.insert)
+			r := cdctest.Consume(t, s.Brokers, s.Topic, 20*time.Second, cdctest.AtLeast(1))[0]
+			if got := e2e.Header(r, "id"); got != c.id {
 				t.Errorf("header id is %q, want %q", got, c.id)
 			}
 			if string(r.Value) != c.value {
@@ -70,9 +71,9 @@ func TestUsersOwnTable(t *testing.T) {
 			}
 			for k, want := range c.headers {
 				if k == "source" {
-					want = s.pipeline
+					want = s.Name
 				}
-				if got := header(r, k); got != want {
+				if got := e2e.Header(r, k); got != want {
 					t.Errorf("header %s is %q, want %q", k, got, want)
 				}
 			}
@@ -87,24 +88,24 @@ func TestUsersOwnTable(t *testing.T) {
 // published, the rest is counted.
 func TestPublicationThatCarriesMore(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.exec(`CREATE TABLE outbox (id text PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb);
+	s := newTestbed(t)
+	s.Exec(`CREATE TABLE outbox (id text PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb);
 		CREATE TABLE other (id int PRIMARY KEY, t text); CREATE PUBLICATION walpost FOR ALL TABLES`)
-	s.must("init")
-	r := s.start()
-	s.exec(`INSERT INTO other SELECT i, 'x' FROM generate_series(1, 100) i;
+	s.MustRun("init")
+	r := s.StartRelay()
+	s.Exec(`INSERT INTO other SELECT i, 'x' FROM generate_series(1, 100) i;
 		INSERT INTO outbox VALUES ('a', 'order', 'k', 'OrderPaid', '{}'), ('b', 'order', 'k', 'OrderPaid', '{}');
 		UPDATE outbox SET payload = '{"x": 1}' WHERE id = 'b'; UPDATE other SET t = 'y'; DELETE FROM outbox WHERE id = 'a'; TRUNCATE other`)
-	s.exec(`TRUNCATE outbox; INSERT INTO outbox VALUES ('c', 'order', 'k', 'OrderPaid', '{}')`)
-	s.confirmed(20 * time.Second)
+	s.Exec(`TRUNCATE outbox; INSERT INTO outbox VALUES ('c', 'order', 'k', 'OrderPaid', '{}')`)
+	s.WaitUntilConfirmed(20 * time.Second)
 	var ids []string
-	for _, r := range cdctest.ReadAll(t, s.brokers, s.topic) {
-		ids = append(ids, header(r, "id")+string(r.Value)+header(r, "seq"))
+	for _, r := range cdctest.ReadAll(t, s.Brokers, s.Topic) {
+		ids = append(ids, e2e.Header(r, "id")+string(r.Value)+e2e.Header(r, "seq"))
 	}
 	if got := strings.Join(ids, " "); got != "a{}1 b{}2 c{}1" {
 		t.Errorf("published %q, want the inserts as they were: a, b, c", got)
 	}
-	if metrics := r.get(t, "/metrics"); !strings.Contains(metrics, "walpost_other_messages_total") || strings.Contains(metrics, `walpost_other_messages_total{pipeline="`+s.pipeline+`"} 0`) {
+	if metrics := r.Get(t, "/metrics"); !strings.Contains(metrics, "walpost_other_messages_total") || strings.Contains(metrics, `walpost_other_messages_total{pipeline="`+s.Name+`"} 0`) {
 		t.Error("what was not published is not counted")
 	}
 }
@@ -112,31 +113,31 @@ func TestPublicationThatCarriesMore(t *testing.T) {
 // TestTemplateOverEventType has a topic per event type, with names of its own.
 func TestTemplateOverEventType(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_KAFKA_TOPIC"] = s.pipeline + ".{aggregate_type}.{event_type}"
-	s.env["WALPOST_KAFKA_RENAME"] = "{order: orders, OrderPaid: paid}"
-	topic := s.pipeline + ".orders.paid"
-	cdctest.CreateTopic(t, s.brokers, topic, 3)
-	s.must("init")
-	s.start()
-	s.insert(5)
-	cdctest.Consume(t, s.brokers, topic, 20*time.Second, cdctest.AtLeast(5))
+	s := newTestbed(t)
+	s.Env["WALPOST_KAFKA_TOPIC"] = s.Name + ".{aggregate_type}.{event_type}"
+	s.Env["WALPOST_KAFKA_RENAME"] = "{order: orders, OrderPaid: paid}"
+	topic := s.Name + ".orders.paid"
+	cdctest.CreateTopic(t, s.Brokers, topic, 3)
+	s.MustRun("init")
+	s.StartRelay()
+	s.InsertRows(5)
+	cdctest.Consume(t, s.Brokers, topic, 20*time.Second, cdctest.AtLeast(5))
 }
 
 // TestPartitionsAreTheJavaClients compares with values of Kafka's own tests of murmur2.
 func TestPartitionsAreTheJavaClients(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	s.start()
+	s := newTestbed(t)
+	s.MustRun("init")
+	s.StartRelay()
 	murmur2 := map[string]int32{
 		"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536, "a-little-bit-longer-string": -1486304829,
 		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
 	}
 	for key := range murmur2 {
-		s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', $1, 'OrderPaid', '{}')`, key)
+		s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', $1, 'OrderPaid', '{}')`, key)
 	}
-	for _, r := range cdctest.Consume(t, s.brokers, s.topic, 20*time.Second, cdctest.AtLeast(len(murmur2))) {
+	for _, r := range cdctest.Consume(t, s.Brokers, s.Topic, 20*time.Second, cdctest.AtLeast(len(murmur2))) {
 		if want := (murmur2[string(r.Key)] & 0x7fffffff) % 3; r.Partition != want {
 			t.Errorf("key %q is in partition %d, the Java client has it in %d", r.Key, r.Partition, want)
 		}

@@ -75,30 +75,31 @@ func certificate(t testing.TB) (certFile, keyFile string) {
 // TestRelayOverTLS streams under load through TLS with the server's certificate verified, where a read ends with a record.
 func TestRelayOverTLS(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, endToEnd)
 	certFile, keyFile := certificate(t)
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"ssl": "on", "ssl_cert_file": certFile, "ssl_key_file": keyFile}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
 	}
-	s := stageOn(t, server.URL("shop"), cdctest.Kafka(t))
-	u, err := url.Parse(s.env["WALPOST_SOURCE_URL"])
+	s := newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t))
+	u, err := url.Parse(s.Env["WALPOST_SOURCE_URL"])
 	if err != nil {
 		t.Fatal(err)
 	}
 	u.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {certFile}}.Encode()
-	s.env["WALPOST_SOURCE_URL"] = u.String()
-	s.must("init")
-	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.admin, Events: 20_000})
+	s.Env["WALPOST_SOURCE_URL"] = u.String()
+	s.MustRun("init")
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.AdminURL, Events: 20_000})
 	ledger := w.Wait()
-	r := s.start()
-	r.says(20*time.Second, `"wire":"tcp, round trip `)
-	if on := s.query("SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"); on != "true" {
+	r := s.StartRelay()
+	r.WaitForLog(20*time.Second, `"wire":"tcp, round trip `)
+	if on := s.Query("SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"); on != "true" {
 		t.Fatal("the replication connection is not encrypted")
 	}
-	if report := s.settled(ledger); report.Duplicates > 0 {
+	if report := s.CheckDelivered(ledger); report.Duplicates > 0 {
 		t.Errorf("%d duplicates without a fault", report.Duplicates)
 	}
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Error(err)
 	}
 }

@@ -46,18 +46,18 @@ func BenchmarkWays(b *testing.B) {
 	} {
 		b.Run(way.name, func(b *testing.B) {
 			server := cdctest.OwnPostgres(b, devenv.PostgresConfig{})
-			s := stageOn(b, server.URL("postgres"), brokers)
-			maps.Copy(s.env, way.env)
-			s.must(strings.Fields("init " + way.init)...)
+			s := newTestbedOn(b, server.URL("postgres"), brokers)
+			maps.Copy(s.Env, way.env)
+			s.MustRun(strings.Fields("init " + way.init)...)
 			if way.init != "" {
 				day := time.Now().UTC().AddDate(0, 0, -1)
-				s.exec(fmt.Sprintf("CREATE TABLE %s PARTITION OF outbox FOR VALUES FROM ('%s 00:00+00') TO ('%s 00:00+00')",
+				s.Exec(fmt.Sprintf("CREATE TABLE %s PARTITION OF outbox FOR VALUES FROM ('%s 00:00+00') TO ('%s 00:00+00')",
 					day.Format("outbox_20060102"), day.Format(time.DateOnly), day.AddDate(0, 0, 1).Format(time.DateOnly)))
 			}
-			s.exec(`CREATE FUNCTION event(key text, body jsonb, at timestamptz) RETURNS void LANGUAGE plpgsql AS $$
+			s.Exec(`CREATE FUNCTION event(key text, body jsonb, at timestamptz) RETURNS void LANGUAGE plpgsql AS $$
 				DECLARE event_id uuid := gen_random_uuid();
 				BEGIN ` + way.event + `; END $$`)
-			s.exec(`CREATE PROCEDURE backlog(n int) LANGUAGE plpgsql AS $$
+			s.Exec(`CREATE PROCEDURE backlog(n int) LANGUAGE plpgsql AS $$
 				BEGIN
 					FOR i IN 1..n LOOP
 						PERFORM event('order-' || i % 5000, jsonb_build_object('n', i, 'text', repeat('x', 280)), now() - interval '1 day');
@@ -70,55 +70,58 @@ func BenchmarkWays(b *testing.B) {
 			b.ReportMetric(100*(l.cores.walsender+l.cores.postgres), "%core-postgres")
 
 			each := func(what float64) float64 { return what / float64(backlog) }
-			s.exec("CHECKPOINT")
-			start := s.position()
-			conn := s.connect()
+			s.Exec("CHECKPOINT")
+			start := s.walPosition()
+			conn := s.Connect()
 			defer func() { _ = conn.Close(context.Background()) }()
 			if _, err := conn.Exec(b.Context(), fmt.Sprintf("CALL backlog(%d)", backlog)); err != nil {
 				b.Fatal(err)
 			}
-			m := s.machine()
+			m := s.processes()
 			cpu := m.shares().postgres
 			u := drain(b, s, binary, backlog)
 			b.ReportMetric(float64(backlog)/u.wall.Seconds(), "rows/s")
 			b.ReportMetric(each(float64(u.cpu.Microseconds())), "µs-relay/event")
 			b.ReportMetric(each(float64((m.shares().postgres - cpu).Microseconds())), "µs-postgres/event")
-			b.ReportMetric(each(s.written(start)), "wal-B/event")
+			b.ReportMetric(each(s.walWritten(start)), "wal-B/event")
 			b.ReportMetric(s.tableMiB(), "MiB-published")
 			if way.cleaned {
-				s.start()
+				s.StartRelay()
 				if way.env == nil {
-					s.confirmed(2 * time.Minute)
+					s.WaitUntilConfirmed(2 * time.Minute)
 				}
-				before := s.position()
-				s.must("cleanup", "--retention", "0s")
-				b.ReportMetric(each(s.written(before)), "wal-B/event-cleanup")
+				before := s.walPosition()
+				s.MustRun("cleanup", "--retention", "0s")
+				b.ReportMetric(each(s.walWritten(before)), "wal-B/event-cleanup")
 			}
-			s.exec("VACUUM")
+			s.Exec("VACUUM")
 			b.ReportMetric(s.tableMiB(), "MiB-cleaned")
 		})
 	}
 }
 
-func (s *stage) position() string { s.t.Helper(); return s.query("SELECT pg_current_wal_lsn()::text") }
+func (s *testbed) walPosition() string {
+	s.T.Helper()
+	return s.Query("SELECT pg_current_wal_lsn()::text")
+}
 
-func (s *stage) number(sql string, args ...any) float64 {
-	s.t.Helper()
-	n, err := strconv.ParseFloat(s.query(sql, args...), 64)
+func (s *testbed) number(sql string, args ...any) float64 {
+	s.T.Helper()
+	n, err := strconv.ParseFloat(s.Query(sql, args...), 64)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	return n
 }
 
 // written is the WAL since a position, in bytes.
-func (s *stage) written(since string) float64 {
-	s.t.Helper()
+func (s *testbed) walWritten(since string) float64 {
+	s.T.Helper()
 	return s.number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1::text::pg_lsn)::text", since)
 }
 
 // tableMiB is the outbox, its partitions and indexes.
-func (s *stage) tableMiB() float64 {
-	s.t.Helper()
+func (s *testbed) tableMiB() float64 {
+	s.T.Helper()
 	return s.number(`SELECT coalesce((SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname ~ '^outbox' AND relkind = 'r'), 0)::text`) / (1 << 20)
 }

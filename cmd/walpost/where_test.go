@@ -12,23 +12,24 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-func (s *stage) where(args ...string) pipeline.Trace {
-	s.t.Helper()
+func (s *testbed) where(args ...string) pipeline.Trace {
+	s.T.Helper()
 	var w pipeline.Trace
-	if err := json.Unmarshal([]byte(s.must(append([]string{"where", "--json"}, args...)...)), &w); err != nil {
-		s.t.Fatal(err)
+	if err := json.Unmarshal([]byte(s.MustRun(append([]string{"where", "--json"}, args...)...)), &w); err != nil {
+		s.T.Fatal(err)
 	}
 	return w
 }
 
 // row writes one outbox row and returns its id, a UUIDv7.
-func (s *stage) row(key string, bytes int) string {
-	s.t.Helper()
+func (s *testbed) insertBytes(key string, bytes int) string {
+	s.T.Helper()
 	id := uuid.Must(uuid.NewV7()).String()
-	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, 'order', $2, 'OrderPaid', jsonb_build_object('text', repeat('y', $3::int)))`, id, key, bytes)
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, 'order', $2, 'OrderPaid', jsonb_build_object('text', repeat('y', $3::int)))`, id, key, bytes)
 	return id
 }
 
@@ -42,37 +43,37 @@ func answers(w pipeline.Trace) (all []pipeline.Answer) {
 // TestWhere gives each of the answers for events of one key, and for the key all of them.
 func TestWhere(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.env["WALPOST_POISON_POLICY"] = "dead_letter"
-	cdctest.CreateOutbox(t, s.admin, "outbox")
-	old := s.row("key", 0) // before the slot: nobody streams it
-	s.must("init")
-	s.limit("3000")
+	s := newTestbed(t)
+	s.Env["WALPOST_POISON_POLICY"] = "dead_letter"
+	cdctest.CreateOutbox(t, s.AdminURL, "outbox")
+	old := s.insertBytes("key", 0) // before the slot: nobody streams it
+	s.MustRun("init")
+	s.LimitTopic("3000")
 	// What lies on the topic for longer is not read.
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...), kgo.MetadataMinAge(100*time.Millisecond))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...), kgo.MetadataMinAge(100*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
 	for i := range 300 {
-		r := &kgo.Record{Topic: s.topic, Key: []byte("key"), Value: []byte("{}"), Timestamp: time.Now().Add(-time.Hour), Headers: []kgo.RecordHeader{{Key: "id", Value: fmt.Append(nil, i)}}}
+		r := &kgo.Record{Topic: s.Topic, Key: []byte("key"), Value: []byte("{}"), Timestamp: time.Now().Add(-time.Hour), Headers: []kgo.RecordHeader{{Key: "id", Value: fmt.Append(nil, i)}}}
 		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r := s.start()
-	first, poison, last := s.row("key", 0), s.row("key", 5000), s.row("key", 0)
-	s.insert(70)
-	s.confirmed(20 * time.Second)
+	r := s.StartRelay()
+	first, poison, last := s.insertBytes("key", 0), s.insertBytes("key", 5000), s.insertBytes("key", 0)
+	s.InsertRows(70)
+	s.WaitUntilConfirmed(20 * time.Second)
 
 	w := s.where(first)
 	if e := w.Events[0]; len(w.Events) != 1 || e.Answer != pipeline.IsPublished || e.Times != 1 || e.EventID != first || e.Key != "key" {
 		t.Fatalf("%+v", w)
 	}
 	place := w.Events[0].Places[0]
-	for _, r := range cdctest.ReadAll(t, s.brokers, s.topic) {
-		if here := r.Partition == place.Partition && r.Offset == place.Offset; here != (header(r, "id") == first) || here && (header(r, "lsn") != place.LSN || header(r, "seq") != place.Seq) {
-			t.Errorf("said %+v, and partition %d offset %d is %s", place, r.Partition, r.Offset, header(r, "id"))
+	for _, r := range cdctest.ReadAll(t, s.Brokers, s.Topic) {
+		if here := r.Partition == place.Partition && r.Offset == place.Offset; here != (e2e.Header(r, "id") == first) || here && (e2e.Header(r, "lsn") != place.LSN || e2e.Header(r, "seq") != place.Seq) {
+			t.Errorf("said %+v, and partition %d offset %d is %s", place, r.Partition, r.Offset, e2e.Header(r, "id"))
 		}
 	}
 	if w.Read.Partitions != 1 || w.Read.Records > 73 {
@@ -81,10 +82,10 @@ func TestWhere(t *testing.T) {
 	if e := s.where(poison).Events[0]; e.Answer != pipeline.IsDeadLettered || e.DeadLetter == nil || !strings.Contains(e.DeadLetter.Reason, "max.message.bytes") {
 		t.Errorf("%+v", e)
 	}
-	if out := s.must("where", poison); !strings.Contains(out, "dead-lettered") || !strings.Contains(out, "walpost dlq show") {
+	if out := s.MustRun("where", poison); !strings.Contains(out, "dead-lettered") || !strings.Contains(out, "walpost dlq show") {
 		t.Errorf("%s", out)
 	}
-	cdctest.Eventually(t, 10*time.Second, func() error { // the WAL's end moves by itself
+	cdctest.Eventually(t, 30*time.Second, func() error { // the WAL's end moves by itself
 		if e := s.where(old).Events[0]; e.Answer != pipeline.Gone {
 			return fmt.Errorf("%+v", e)
 		}
@@ -92,7 +93,7 @@ func TestWhere(t *testing.T) {
 	})
 
 	// A repeat, as a crash leaves it.
-	again := &kgo.Record{Topic: s.topic, Key: []byte("key"), Value: []byte("{}"), Headers: []kgo.RecordHeader{{Key: "id", Value: []byte(first)}, {Key: "lsn", Value: []byte(place.LSN)}, {Key: "seq", Value: []byte(place.Seq)}}}
+	again := &kgo.Record{Topic: s.Topic, Key: []byte("key"), Value: []byte("{}"), Headers: []kgo.RecordHeader{{Key: "id", Value: []byte(first)}, {Key: "lsn", Value: []byte(place.LSN)}, {Key: "seq", Value: []byte(place.Seq)}}}
 	if err := client.ProduceSync(t.Context(), again).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
@@ -100,16 +101,16 @@ func TestWhere(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	waiting := s.row("key", 0)
-	s.insert(1000)
+	waiting := s.insertBytes("key", 0)
+	s.InsertRows(1000)
 	w = s.where(waiting)
 	if e := w.Events[0]; e.Answer != pipeline.NotYet || w.Behind < 1000 {
 		t.Errorf("%+v behind %d", e, w.Behind)
 	}
-	if out := s.must("where", waiting); !strings.Contains(out, "not yet") || !strings.Contains(out, "walpost status") {
+	if out := s.MustRun("where", waiting); !strings.Contains(out, "not yet") || !strings.Contains(out, "walpost status") {
 		t.Errorf("%s", out)
 	}
 
@@ -124,8 +125,8 @@ func TestWhere(t *testing.T) {
 	}
 
 	// After a redrive it is published.
-	s.limit("1048588")
-	s.must("dlq", "redrive", poison)
+	s.LimitTopic("1048588")
+	s.MustRun("dlq", "redrive", poison)
 	if e := s.where(poison).Events[0]; e.Answer != pipeline.IsPublished || !e.Places[0].Redriven || e.DeadLetter != nil {
 		t.Errorf("%+v", e)
 	}
@@ -135,21 +136,21 @@ func TestWhere(t *testing.T) {
 // for another id it must be said.
 func TestWhereWithoutTheRow(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	s.start()
+	s := newTestbed(t)
+	s.MustRun("init")
+	s.StartRelay()
 	order := uuid.Must(uuid.NewV7()).String()
-	first, second := s.row(order, 0), s.row(order, 0)
-	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ('6d2b5f0a-5a0e-4b5e-8f0e-0a4f5b6c7d8e', 'order', 'k', 'OrderPaid', '{}')`)
-	s.confirmed(20 * time.Second)
-	delete(s.env, "WALPOST_ADMIN_URL")
+	first, second := s.insertBytes(order, 0), s.insertBytes(order, 0)
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ('6d2b5f0a-5a0e-4b5e-8f0e-0a4f5b6c7d8e', 'order', 'k', 'OrderPaid', '{}')`)
+	s.WaitUntilConfirmed(20 * time.Second)
+	delete(s.Env, "WALPOST_ADMIN_URL")
 	for _, mayRead := range []bool{false, true} {
 		if mayRead {
-			s.env["WALPOST_READ_URL"] = s.admin
-			s.exec("DELETE FROM outbox")
+			s.Env["WALPOST_READ_URL"] = s.AdminURL
+			s.Exec("DELETE FROM outbox")
 		}
 		w := s.where(first)
-		if e := w.Events[0]; e.Answer != pipeline.IsPublished || e.Places[0].Topic != s.topic {
+		if e := w.Events[0]; e.Answer != pipeline.IsPublished || e.Places[0].Topic != s.Topic {
 			t.Errorf("may read %v: %+v", mayRead, e)
 		}
 		if told := strings.Contains(fmt.Sprint(w.Notes), "--read-url"); told == mayRead {
@@ -160,7 +161,7 @@ func TestWhereWithoutTheRow(t *testing.T) {
 			t.Errorf("may read %v: the order: %+v", mayRead, w.Events)
 		}
 		const timeless = "6d2b5f0a-5a0e-4b5e-8f0e-0a4f5b6c7d8e"
-		if _, err := s.walpost("where", timeless); err == nil || !strings.Contains(err.Error(), "--since 24h") {
+		if _, err := s.Run("where", timeless); err == nil || !strings.Contains(err.Error(), "--since 24h") {
 			t.Errorf("may read %v: an id without a time: %v", mayRead, err)
 		}
 		if e := s.where(timeless, "--since", "1h").Events[0]; e.Answer != pipeline.IsPublished || e.Key != "k" {
@@ -175,17 +176,17 @@ func TestWhereWithoutTheRow(t *testing.T) {
 // TestWhereAfterPartitionsWereAdded finds what the producer once put elsewhere.
 func TestWhereAfterPartitionsWereAdded(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	s.must("init")
-	s.start()
+	s := newTestbed(t)
+	s.MustRun("init")
+	s.StartRelay()
 	var ids []string
 	for i := range 10 {
-		ids = append(ids, s.row(fmt.Sprintf("key-%d", i), 0))
+		ids = append(ids, s.insertBytes(fmt.Sprintf("key-%d", i), 0))
 	}
-	s.confirmed(20 * time.Second)
-	s.partitions(16)
+	s.WaitUntilConfirmed(20 * time.Second)
+	s.CreatePartitions(16)
 	for _, id := range ids {
-		cdctest.Eventually(t, 10*time.Second, func() error {
+		cdctest.Eventually(t, 30*time.Second, func() error {
 			if e := s.where(id).Events[0]; e.Answer != pipeline.IsPublished {
 				return fmt.Errorf("%s: %+v", id, e)
 			}
@@ -195,18 +196,18 @@ func TestWhereAfterPartitionsWereAdded(t *testing.T) {
 }
 
 // partitions adds partitions to the topic.
-func (s *stage) partitions(n int) {
-	s.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.brokers...))
+func (s *testbed) CreatePartitions(n int) {
+	s.T.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...))
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	defer client.Close()
-	resp, err := kadm.NewClient(client).UpdatePartitions(s.t.Context(), n, s.topic)
+	resp, err := kadm.NewClient(client).UpdatePartitions(s.T.Context(), n, s.Topic)
 	if err == nil {
 		err = resp.Error()
 	}
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 }

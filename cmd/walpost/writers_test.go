@@ -59,35 +59,35 @@ func TestDecisionWaitsForOpenTransactions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := delivered(t)
-			s.env["WALPOST_SOURCE_CHECK_INTERVAL"] = "100ms"
-			conn := s.connect()
+			s.Env["WALPOST_SOURCE_CHECK_INTERVAL"] = "100ms"
+			conn := s.Connect()
 			defer func() { _ = conn.Close(context.Background()) }()
 			do(t, conn, "BEGIN")
 			ids := []string{insertIn(t, conn)}
-			s.exec(c.hide)
+			s.Exec(c.hide)
 			ids = append(ids, insertIn(t, conn))
-			r := s.start()
-			r.says(20*time.Second, `"halted"`)
-			s.exec(c.show)
+			r := s.StartRelay()
+			r.WaitForLog(20*time.Second, `"halted"`)
+			s.Exec(c.show)
 			ids = append(ids, insertIn(t, conn))
-			if err := r.stop(); err != nil {
+			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			gid := "forgotten " + slot(s)
+			gid := "forgotten " + s.Slot()
 			if c.prepared {
 				do(t, conn, "PREPARE TRANSACTION '"+gid+"'")
-				if out := s.dry("adopt"); !strings.Contains(out, `the prepared transaction "`+gid+`"`) || !strings.Contains(out, "ROLLBACK PREPARED '"+gid+"'") {
+				if out := s.DryRun("adopt"); !strings.Contains(out, `the prepared transaction "`+gid+`"`) || !strings.Contains(out, "ROLLBACK PREPARED '"+gid+"'") {
 					t.Errorf("the dry run does not name it:\n%s", out)
 				}
-			} else if out := s.dry("adopt"); !strings.Contains(out, "still open: the transaction of pid ") || !strings.Contains(out, "SELECT pg_terminate_backend(") {
+			} else if out := s.DryRun("adopt"); !strings.Contains(out, "still open: the transaction of pid ") || !strings.Contains(out, "SELECT pg_terminate_backend(") {
 				t.Errorf("the dry run does not name it:\n%s", out)
 			}
 			if strings.HasPrefix(c.hide, "DROP") { // what it wrote then cannot be decoded by PostgreSQL
-				s.refuses("end it (SELECT pg_terminate_backend(", "adopt", "--wait", "0s")
+				s.MustRefuse("end it (SELECT pg_terminate_backend(", "adopt", "--wait", "0s")
 			}
 			out := &cdctest.Log{}
 			if c.end == "" {
-				if _, err := out.Write([]byte(s.must(c.args...))); err != nil {
+				if _, err := out.Write([]byte(s.MustRun(c.args...))); err != nil {
 					t.Fatal(err)
 				}
 				if c.prepared {
@@ -97,7 +97,7 @@ func TestDecisionWaitsForOpenTransactions(t *testing.T) {
 				}
 			} else {
 				ended := make(chan error, 1)
-				go func() { ended <- run(t.Context(), c.args, s.getenv, out, out) }()
+				go func() { ended <- run(t.Context(), c.args, s.Getenv, out, out) }()
 				cdctest.Eventually(t, 20*time.Second, func() error { return contains(out.String(), "waits for the transaction of pid") })
 				do(t, conn, c.end)
 				if err := <-ended; err != nil {
@@ -112,14 +112,14 @@ func TestDecisionWaitsForOpenTransactions(t *testing.T) {
 			if last[0] != "replay" || (c.end == "") != (last[len(last)-1] == "now") {
 				t.Errorf("the command to run is %v:\n%s", last, out)
 			}
-			s.must(last...)
-			s.start()
-			s.arrives(s.one())
+			s.MustRun(last...)
+			s.StartRelay()
+			s.WaitForEvent(s.InsertRow())
 			want := 21 + len(ids)
 			if c.end == "ROLLBACK" {
 				want = 21
 			}
-			if got := s.ids(); len(got) != want {
+			if got := s.EventIDs(); len(got) != want {
 				t.Errorf("%d events of %d arrived; adopt said\n%s", len(got), want, out)
 			}
 		})

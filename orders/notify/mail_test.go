@@ -425,6 +425,7 @@ func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
 
 // The 250 is there and the database is not: what happened is written down when it is back, by who knows it.
 func TestTheDatabaseGoesAwayBehindTheServersAnswer(t *testing.T) {
+	cdctest.Long(t, "waits for leases to end")
 	t.Parallel()
 	s := open(t)
 	gone := make(chan struct{})
@@ -614,6 +615,7 @@ func TestARefusedMailIsNotForcedOnAServer(t *testing.T) {
 }
 
 func TestTheRateIsKept(t *testing.T) {
+	cdctest.Long(t, "waits for a rate")
 	t.Parallel()
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(*mailServer) {})

@@ -262,6 +262,7 @@ func (s *shop) in(state string) (id uuid.UUID) {
 
 // TestPaymentsAddUpUnderLoad has buyers, the stock and the warehouse work on the same orders at once.
 func TestPaymentsAddUpUnderLoad(t *testing.T) {
+	cdctest.Long(t, "writes under load")
 	s := open(t)
 	const orderCount, perWorker = 60, 150
 	ids := make([]uuid.UUID, orderCount)

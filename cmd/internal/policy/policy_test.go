@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/walpost/walpost/cdc/cdctest"
 )
 
 const module = "github.com/walpost/walpost/"
@@ -131,6 +133,7 @@ func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 
 // TestProductionBinariesHaveNoFailpoints looks for their names, and finds them where they were built in.
 func TestProductionBinariesHaveNoFailpoints(t *testing.T) {
+	cdctest.Long(t, "builds every binary")
 	for _, c := range []struct {
 		args []string
 		want bool

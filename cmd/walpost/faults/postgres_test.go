@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"context"
@@ -16,10 +16,11 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// down stops the scene's own server while nobody but the relay and the writer looks.
-func (s *scene) down(mode string) (took time.Duration) {
+// stopPostgres stops the trial's own server while nobody but the relay and the writer looks.
+func (s *trial) stopPostgres(mode string) (took time.Duration) {
 	s.t.Helper()
 	if s.sampler != nil {
 		s.sampler.Pause()
@@ -32,8 +33,8 @@ func (s *scene) down(mode string) (took time.Duration) {
 	return time.Since(began)
 }
 
-// up starts it again.
-func (s *scene) up() {
+// startPostgres starts it again.
+func (s *trial) startPostgres() {
 	s.t.Helper()
 	if err := s.server.Start(timeout(s.t, time.Minute)); err != nil {
 		s.t.Fatal(err)
@@ -44,58 +45,58 @@ func (s *scene) up() {
 }
 
 // postgresRestarts is fault 19: every way to stop PostgreSQL, and with Kafka away.
-func postgresRestarts(s *scene) {
-	s.build(set{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "200"}})
-	s.run()
+func postgresRestarts(s *trial) {
+	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "200"}})
+	s.startStreaming()
 	for _, mode := range []string{"fast", "immediate", "fast"} {
-		s.grows(50)
-		took := s.down(mode)
+		s.waitForCommits(50)
+		took := s.stopPostgres(mode)
 		s.t.Logf("%s: stopped in %s", mode, took.Round(time.Millisecond))
 		if took > 5*time.Second {
 			s.t.Errorf("a %s stop took %s: PostgreSQL waited for the relay", mode, took)
 		}
-		s.up()
-		s.fixed()
-		s.flows()
+		s.startPostgres()
+		s.endFault()
+		s.waitUntilDelivered()
 	}
 	first := s.writer.Stop() // a smart stop waits for its connections
-	s.flows()
-	if took := s.down("smart"); took > 3*time.Second {
+	s.waitUntilDelivered()
+	if took := s.stopPostgres("smart"); took > 3*time.Second {
 		s.t.Errorf("a smart stop of an idle server took %s", took)
 	}
-	s.up()
-	s.write(cdctest.WriterConfig{Rate: 60})
-	s.grows(100)
-	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
-	s.grows(1000) // more than two windows
-	if took := s.down("fast"); took > 10*time.Second {
+	s.startPostgres()
+	s.startWriter(cdctest.WriterConfig{Rate: 60})
+	s.waitForCommits(100)
+	s.kafkaProxy.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+	s.waitForCommits(1000) // more than two windows
+	if took := s.stopPostgres("fast"); took > 10*time.Second {
 		s.t.Errorf("with Kafka away, a fast stop took %s; queue_timeout is 2 s", took)
 	}
-	s.up()
-	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.fixed()
-	s.settle()
+	s.startPostgres()
+	s.kafkaProxy.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.endFault()
+	s.finish()
 	if len(first.Events) == 0 {
 		s.t.Error("nothing was written before the smart stop")
 	}
 }
 
 // postgresKilled is fault 20: kill -9 of the walsender, which crashes the server, and of the postmaster.
-func postgresKilled(s *scene) {
-	s.build(set{server: true})
-	s.run()
+func postgresKilled(s *trial) {
+	s.prepare(setup{server: true})
+	s.startStreaming()
 	for _, victim := range []string{
-		"SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '" + s.env["WALPOST_SOURCE_SLOT"] + "' AND active",
+		"SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '" + s.Slot() + "' AND active",
 		"SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)",
 	} {
-		s.grows(50)
-		s.flows()
-		pid, err := strconv.Atoi(s.query(victim))
+		s.waitForCommits(50)
+		s.waitUntilDelivered()
+		pid, err := strconv.Atoi(s.Query(victim))
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		started := s.query("SELECT pg_postmaster_start_time()::text")
-		witness := s.connect()
+		started := s.Query("SELECT pg_postmaster_start_time()::text")
+		witness := s.Connect()
 		postmaster := strings.Contains(victim, "postmaster")
 		if postmaster {
 			// A backend that reads the WAL for SQL waits for more without a look at its postmaster, and an orphan keeps the next server out.
@@ -119,96 +120,96 @@ func postgresKilled(s *scene) {
 			return witness.Close(context.Background())
 		})
 		cdctest.Eventually(s.t, time.Minute, func() error {
-			conn, err := pgx.Connect(s.t.Context(), s.admin)
+			conn, err := pgx.Connect(s.t.Context(), s.AdminURL)
 			if err != nil {
 				return err
 			}
 			return conn.Close(context.Background())
 		})
-		s.fixed()
-		if now := s.query("SELECT pg_postmaster_start_time()::text"); now == started && postmaster {
+		s.endFault()
+		if now := s.Query("SELECT pg_postmaster_start_time()::text"); now == started && postmaster {
 			s.t.Error("the postmaster was not killed")
 		}
-		s.flows()
+		s.waitUntilDelivered()
 	}
-	s.settle()
+	s.finish()
 }
 
 // slotRegresses is fault 21: a server that has forgotten confirmations sends rows again; the state record knows better.
-func slotRegresses(s *scene) {
-	s.build(set{server: true, settings: map[string]string{"checkpoint_timeout": "1h"}})
+func slotRegresses(s *trial) {
+	s.prepare(setup{server: true, settings: map[string]string{"checkpoint_timeout": "1h"}})
 	regressed := false
 	for range 3 {
-		r := s.child()
-		s.grows(200)
-		s.flows()
-		if err := r.stop(); err != nil {
+		r := s.startStreaming()
+		s.waitForCommits(200)
+		s.waitUntilDelivered()
+		if err := r.Stop(); err != nil {
 			s.t.Fatal(err)
 		}
 		const position = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1"
-		before := s.query(position, s.env["WALPOST_SOURCE_SLOT"])
-		_ = s.down("immediate")
-		s.up()
-		regressed = regressed || s.query(position, s.env["WALPOST_SOURCE_SLOT"]) != before
+		before := s.Query(position, s.Slot())
+		_ = s.stopPostgres("immediate")
+		s.startPostgres()
+		regressed = regressed || s.Query(position, s.Slot()) != before
 	}
 	if !regressed {
 		s.t.Error("the slot never went back: this run proves nothing")
 	}
-	s.fixed()
-	s.run()
-	s.once(s.settle())
+	s.endFault()
+	s.startStreaming()
+	s.wantNoDuplicates(s.finish())
 }
 
 // openTransactions is fault 30: a long transaction and a forgotten prepared one, both in the database of the outbox.
-func openTransactions(s *scene) {
-	s.build(set{load: cdctest.WriterConfig{Rate: 60, Prepared: true, Long: time.Second}})
-	s.run()
-	s.flows()
-	s.exec("CREATE TABLE other (n int)")
-	s.exec("BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION '" + s.pipeline + "'")
-	pinned := s.query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"])
-	s.grows(300)
-	s.flows() // rows flow all the same
-	s.exec("CHECKPOINT")
-	s.flows()
-	s.t.Logf("restart_lsn was %s, and is %s with a transaction prepared", pinned, s.query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"]))
-	s.exec("COMMIT PREPARED '" + s.pipeline + "'")
-	s.fixed()
-	s.once(s.settle())
+func openTransactions(s *trial) {
+	s.prepare(setup{load: cdctest.WriterConfig{Rate: 60, Prepared: true, Long: time.Second}})
+	s.startStreaming()
+	s.waitUntilDelivered()
+	s.Exec("CREATE TABLE other (n int)")
+	s.Exec("BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION '" + s.Name + "'")
+	pinned := s.Query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot())
+	s.waitForCommits(300)
+	s.waitUntilDelivered() // rows flow all the same
+	s.Exec("CHECKPOINT")
+	s.waitUntilDelivered()
+	s.t.Logf("restart_lsn was %s, and is %s with a transaction prepared", pinned, s.Query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()))
+	s.Exec("COMMIT PREPARED '" + s.Name + "'")
+	s.endFault()
+	s.wantNoDuplicates(s.finish())
 }
 
 // hugeTransactions is fault 31: one transaction with very many rows, and one that has nothing to do with the outbox. The relay
 // is killed in the middle of the first and its memory stays.
-func hugeTransactions(s *scene) {
+func hugeTransactions(s *trial) {
 	rows := 60_000
-	if long() {
+	if e2e.LongForm() {
 		rows = 300_000
 	}
-	s.build(set{options: "-c wal_sender_timeout=5s", load: cdctest.WriterConfig{Rate: 10}})
-	s.exec("CREATE TABLE other (n int)")
-	s.exec("INSERT INTO other SELECT generate_series(1, $1::int)", 3*rows)
-	s.ledgered("big", rows, 200)
+	s.prepare(setup{options: "-c wal_sender_timeout=5s", load: cdctest.WriterConfig{Rate: 10}})
+	s.Exec("CREATE TABLE other (n int)")
+	s.Exec("INSERT INTO other SELECT generate_series(1, $1::int)", 3*rows)
+	s.insertWithLedger("big", rows, 200)
 	for i := range 2 {
-		r := s.child()
-		cdctest.Consume(s.t, s.brokers, s.topic, time.Minute, cdctest.AtLeast((i+1)*rows/5))
-		if most := 256 << 20; r.memory() > most {
-			s.t.Errorf("the relay took %d MiB", r.memory()>>20)
+		r := s.startStreaming()
+		cdctest.Consume(s.t, s.Brokers, s.Topic, time.Minute, cdctest.AtLeast((i+1)*rows/5))
+		if most := 256 << 20; r.Memory() > most {
+			s.t.Errorf("the relay took %d MiB", r.Memory()>>20)
 		}
-		r.kill()
+		r.Kill()
 	}
-	s.fixed()
-	s.run()
-	s.settle()
+	s.endFault()
+	s.startStreaming()
+	s.finish()
 }
 
 // walFull is fault 35: the disk of pg_wal is full, the server crashes, and is given more room.
-func walFull(s *scene) {
+func walFull(s *trial) {
 	if os.Getuid() != 0 {
-		s.impossible("mounting a small file system takes root")
+		s.reportNotRun("mounting a small file system takes root")
 		return
 	}
-	s.build(set{server: true, settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "32MB", "wal_keep_size": "0"}, quiet: true})
-	wal := filepath.Join(s.query("SHOW data_directory"), "pg_wal")
+	s.prepare(setup{server: true, settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "32MB", "wal_keep_size": "0"}, quiet: true})
+	wal := filepath.Join(s.Query("SHOW data_directory"), "pg_wal")
 	if err := s.server.Stop(timeout(s.t, time.Minute), "fast"); err != nil {
 		s.t.Fatal(err)
 	}
@@ -220,7 +221,7 @@ func walFull(s *scene) {
 		return nil
 	}
 	if err := sh(fmt.Sprintf("cp -a %[1]s %[1]s.old && mount -t tmpfs -o size=96m,mode=700 walpost %[1]s && cp -a %[1]s.old/. %[1]s/ && chown --reference=%[1]s.old %[1]s", wal)); err != nil {
-		s.impossible(err.Error())
+		s.reportNotRun(err.Error())
 		return
 	}
 	s.t.Cleanup(func() {
@@ -232,11 +233,11 @@ func walFull(s *scene) {
 	if err := s.server.Start(timeout(s.t, time.Minute)); err != nil {
 		s.t.Fatal(err)
 	}
-	s.watch(cdctest.WriterConfig{Rate: 60})
-	r := s.child()
-	s.grows(100)
-	r.signal(syscall.SIGSTOP) // nobody confirms, and the WAL is kept
-	conn := s.connect()
+	s.startLoad(cdctest.WriterConfig{Rate: 60})
+	r := s.startStreaming()
+	s.waitForCommits(100)
+	r.Signal(syscall.SIGSTOP) // nobody confirms, and the WAL is kept
+	conn := s.Connect()
 	defer func() { _ = conn.Close(context.Background()) }()
 	if _, err := conn.Exec(s.t.Context(), "CREATE TABLE filler (t text)"); err != nil {
 		s.t.Fatal(err)
@@ -257,61 +258,61 @@ func walFull(s *scene) {
 		s.t.Fatal(err)
 	}
 	_ = s.server.Stop(timeout(s.t, time.Minute), "immediate")
-	s.up()
-	r.signal(syscall.SIGCONT)
-	s.fixed()
-	s.settle()
+	s.startPostgres()
+	r.Signal(syscall.SIGCONT)
+	s.endFault()
+	s.finish()
 }
 
 // serverLimits is fault 39: an impatient server, one that never loses patience, one without a walsender left, a login refused.
-func serverLimits(s *scene) {
-	s.build(set{server: true, settings: map[string]string{"max_wal_senders": "1"}, options: "-c wal_sender_timeout=0"})
-	u := s.env["WALPOST_SOURCE_URL"]
-	r := s.child()
-	s.grows(50)
-	s.flows()
-	if err := r.stop(); err != nil {
+func serverLimits(s *trial) {
+	s.prepare(setup{server: true, settings: map[string]string{"max_wal_senders": "1"}, options: "-c wal_sender_timeout=0"})
+	u := s.Env["WALPOST_SOURCE_URL"]
+	r := s.startStreaming()
+	s.waitForCommits(50)
+	s.waitUntilDelivered()
+	if err := r.Stop(); err != nil {
 		s.t.Fatal(err)
 	}
 	// The only walsender is taken.
 	var taken *pgx.Conn
 	cdctest.Eventually(s.t, 20*time.Second, func() (err error) { // the relay's may not have ended yet
-		taken, err = pgx.Connect(s.t.Context(), s.admin+"&replication=database")
+		taken, err = pgx.Connect(s.t.Context(), s.AdminURL+"&replication=database")
 		return err
 	})
-	r = s.spawn()
-	r.says(20*time.Second, "max_wal_senders")
+	r = s.SpawnRelay()
+	r.WaitForLog(20*time.Second, "max_wal_senders")
 	_ = taken.Close(s.t.Context())
-	r = s.streams(r)
-	s.flows()
+	r = s.waitUntilStreaming(r)
+	s.waitUntilDelivered()
 	// The login is refused, and then is not.
-	role := "relay_" + s.env["WALPOST_SOURCE_SLOT"]
-	s.exec("ALTER ROLE " + role + " NOLOGIN")
-	s.exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", s.env["WALPOST_SOURCE_SLOT"])
-	r.says(20*time.Second, "LOGIN")
-	s.exec("ALTER ROLE " + role + " LOGIN")
-	r.kill()
+	role := "relay_" + s.Slot()
+	s.Exec("ALTER ROLE " + role + " NOLOGIN")
+	s.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", s.Slot())
+	r.WaitForLog(20*time.Second, "LOGIN")
+	s.Exec("ALTER ROLE " + role + " LOGIN")
+	r.Kill()
 	// Impatient: five times status_interval.
-	s.env["WALPOST_SOURCE_URL"] = strings.Replace(u, "wal_sender_timeout%3D0", "wal_sender_timeout%3D500ms", 1)
-	r = s.child()
-	s.grows(200)
-	s.fixed()
-	s.once(s.settle())
-	if log := r.log.String(); strings.Contains(log, "starting over") {
+	s.Env["WALPOST_SOURCE_URL"] = strings.Replace(u, "wal_sender_timeout%3D0", "wal_sender_timeout%3D500ms", 1)
+	r = s.startStreaming()
+	s.waitForCommits(200)
+	s.endFault()
+	s.wantNoDuplicates(s.finish())
+	if log := r.Log.String(); strings.Contains(log, "starting over") {
 		s.t.Errorf("the impatient server lost patience:\n%s", log)
 	}
 }
 
 // storm is fault 40: PostgreSQL wants to stop, and asks thousands of times a second, while Kafka blocks what would let it.
-func storm(s *scene) {
-	s.build(set{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "3s", "WALPOST_WINDOW_ROWS": "200"}})
-	r := s.child()
-	s.grows(100)
-	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
-	s.grows(1000)
-	used, began := r.cpu(), time.Now()
-	took := s.down("fast")
-	busy := r.cpu() - used
+func storm(s *trial) {
+	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "3s", "WALPOST_WINDOW_ROWS": "200"}})
+	r := s.startStreaming()
+	s.waitForCommits(100)
+	s.kafkaProxy.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+	s.waitForCommits(1000)
+	used, began := r.CPU(), time.Now()
+	took := s.stopPostgres("fast")
+	busy := r.CPU() - used
 	if took > 12*time.Second {
 		s.t.Errorf("the stop took %s, queue_timeout is 3 s", took)
 	}
@@ -319,44 +320,27 @@ func storm(s *scene) {
 		s.t.Errorf("the relay used %.0f %% of a core while it was asked", 100*share)
 	}
 	s.t.Logf("stopped in %s, %s of CPU time", took.Round(time.Millisecond), busy)
-	s.up()
-	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.fixed()
-	s.settle()
-}
-
-// cpu is what a child has used so far.
-func (r *relay) cpu() time.Duration {
-	r.t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.pid))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	user, err := strconv.Atoi(fields[11])
-	system, serr := strconv.Atoi(fields[12])
-	if err := errors.Join(err, serr); err != nil {
-		r.t.Fatal(err)
-	}
-	return time.Duration(user+system) * 10 * time.Millisecond // a hundred ticks a second
+	s.startPostgres()
+	s.kafkaProxy.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.endFault()
+	s.finish()
 }
 
 // oldState is fault 41: a state record of the first version, and one of a newer program.
-func oldState(s *scene) {
-	s.build(set{})
-	r := s.child()
-	s.grows(50)
-	if err := r.stop(); err != nil {
+func oldState(s *trial) {
+	s.prepare(setup{})
+	r := s.startStreaming()
+	s.waitForCommits(50)
+	if err := r.Stop(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.rewrite(func(st *cdc.State) { // what the first version knew
+	s.RewriteStateRecord(func(st *cdc.State) { // what the first version knew
 		*st = cdc.State{
 			Version: 1, Pipeline: st.Pipeline, SystemID: st.SystemID, Timeline: st.Timeline, Covered: st.Covered, CommitLSN: st.CommitLSN, Ordinal: st.Ordinal,
 			LastXID: st.LastXID, LastCommitTime: st.LastCommitTime, Fingerprint: st.Fingerprint, Instance: st.Instance, Epoch: st.Epoch, Time: st.Time,
 		}
 	})
-	s.fixed()
-	s.run()
-	s.once(s.settle())
+	s.endFault()
+	s.startStreaming()
+	s.wantNoDuplicates(s.finish())
 }

@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"encoding/json"
@@ -12,61 +12,62 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // jumpingBinary is a walpost with failpoints, built when it is first asked for, whose wall clock jumps between an hour ago, now and an
 // hour ahead, every second. The clock is the one of the standard library, changed while walpost is built; the monotonic clock runs on,
 // as it does when a machine's is set.
-func jumpingBinary(t *testing.T) func() (string, error) {
-	dir := t.TempDir()
-	return sync.OnceValues(func() (string, error) {
+func jumpingBinary(t *testing.T) func() string {
+	t.Helper()
+	overlay := filepath.Join(t.TempDir(), "overlay.json")
+	build := e2e.Build(t, "..", "-race=false", "-overlay", overlay, "-tags", "failpoints")
+	prepare := sync.OnceValue(func() error {
 		root, err := exec.Command("go", "env", "GOROOT").Output()
 		if err != nil {
-			return "", err
+			return err
 		}
 		clock := filepath.Join(strings.TrimSpace(string(root)), "src/time/time.go")
 		source, err := os.ReadFile(clock)
 		if err != nil {
-			return "", fmt.Errorf("the standard library's sources are needed: %w", err)
+			return fmt.Errorf("the standard library's sources are needed: %w", err)
 		}
 		const asked = "\tsec, nsec, mono := runtimeNow()\n"
 		jumping := strings.Replace(string(source), asked, asked+"\tsec += (mono/1e9%3 - 1) * 3600\n", 1)
 		if jumping == string(source) {
-			return "", errors.New("time.Now is not written as it was: see where it asks the runtime")
+			return errors.New("time.Now is not written as it was: see where it asks the runtime")
 		}
-		changed, overlay, binary := filepath.Join(dir, "time.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "walpost")
+		changed := filepath.Join(filepath.Dir(overlay), "time.go")
 		text, err := json.Marshal(map[string]any{"Replace": map[string]string{clock: changed}})
-		if err := errors.Join(err, os.WriteFile(changed, []byte(jumping), 0o600), os.WriteFile(overlay, text, 0o600)); err != nil {
-			return "", err
-		}
-		if out, err := exec.Command("go", "build", "-overlay", overlay, "-tags", "failpoints", "-o", binary, ".").CombinedOutput(); err != nil {
-			return "", fmt.Errorf("go build -overlay: %w\n%s", err, out)
-		}
-		return binary, nil
+		return errors.Join(err, os.WriteFile(changed, []byte(jumping), 0o600), os.WriteFile(overlay, text, 0o600))
 	})
+	return func() string {
+		if err := prepare(); err != nil {
+			t.Error(err)
+		}
+		return build()
+	}
 }
 
 // clockJumps is fault 38.
-func clockJumps(s *scene) {
-	binary, err := s.jumping()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.binary = func() string { return binary }
-	s.build(set{options: "-c wal_sender_timeout=2s"})
-	r := s.streams(s.command(exec.Command(binary, "relay")))
-	s.grows(500)
-	s.flows()
-	r.signal(syscall.SIGTERM)
-	r.ends(20 * time.Second)
+func clockJumps(s *trial) {
+	binary := s.jumping()
+	s.failpoints = func() string { return binary }
+	s.prepare(setup{options: "-c wal_sender_timeout=2s"})
+	r := s.waitUntilStreaming(s.StartCommand(exec.Command(binary, "relay")))
+	s.waitForCommits(500)
+	s.waitUntilDelivered()
+	r.Signal(syscall.SIGTERM)
+	r.WaitUntilEnded(20 * time.Second)
 	for range 2 {
-		s.failing("after_flush:kill@3").ends(60 * time.Second)
+		s.startWithFailpoints("after_flush:kill@3").WaitUntilEnded(60 * time.Second)
 	}
-	s.streams(s.command(exec.Command(binary, "relay")))
-	s.grows(500)
+	s.waitUntilStreaming(s.StartCommand(exec.Command(binary, "relay")))
+	s.waitForCommits(500)
 	hours := map[string]bool{}
 	for _, r := range s.relays {
-		for line := range strings.Lines(r.log.String()) {
+		for line := range strings.Lines(r.Log.String()) {
 			if _, rest, found := strings.Cut(line, `"time":"`); found {
 				at, err := time.Parse(time.RFC3339Nano, strings.SplitN(rest, `"`, 2)[0])
 				if err == nil {
@@ -79,6 +80,6 @@ func clockJumps(s *scene) {
 	if len(hours) < 2 {
 		s.t.Error("the clock did not jump")
 	}
-	s.fixed()
-	s.settle()
+	s.endFault()
+	s.finish()
 }

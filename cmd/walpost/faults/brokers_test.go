@@ -1,6 +1,6 @@
 //go:build brokers
 
-package main
+package faults
 
 import (
 	"bufio"
@@ -31,7 +31,7 @@ func init() {
 	newCluster = startCluster
 }
 
-var brokerFaults = map[int]func(*scene){43: leaderKilled, 44: brokerPaused, 45: notInSync, 46: brokerDiskFull}
+var brokerFaults = map[int]func(*trial){43: leaderKilled, 44: brokerPaused, 45: notInSync, 46: brokerDiskFull}
 
 // realBroker is one of three real ones.
 type realBroker struct{ addr, pidFile, data string }
@@ -60,7 +60,7 @@ type realCluster struct {
 // startCluster returns them, started when they are first asked for.
 func startCluster(t *testing.T) func() any {
 	return sync.OnceValue(func() any {
-		cmd := exec.Command("../../.ci/kafka/start", "3")
+		cmd := exec.Command("../../../.ci/kafka/start", "3")
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -85,8 +85,8 @@ func startCluster(t *testing.T) func() any {
 	})
 }
 
-// three builds a scene on three brokers, with three replicas of everything, and a relay that has delivered something.
-func (s *scene) three() *realCluster {
+// prepareOnThreeBrokers prepares a trial on three brokers, with three replicas of everything, and a relay that has delivered something.
+func (s *trial) prepareOnThreeBrokers() *realCluster {
 	s.t.Helper()
 	c := s.cluster().(*realCluster)
 	c.mu.Lock()
@@ -117,21 +117,21 @@ func (s *scene) three() *realCluster {
 		}
 		return nil
 	})
-	s.build(set{brokers: addrs, env: map[string]string{"WALPOST_KAFKA_REPLICATION": "3"}})
-	s.run()
-	s.flows()
+	s.prepare(setup{brokers: addrs, env: map[string]string{"WALPOST_KAFKA_REPLICATION": "3"}})
+	s.startStreaming()
+	s.waitUntilDelivered()
 	return c
 }
 
 // leader is the broker that leads the topic's first partition.
-func (c *realCluster) leader(s *scene) *realBroker {
+func (c *realCluster) leader(s *trial) *realBroker {
 	s.t.Helper()
-	admin, _ := s.admins()
-	meta, err := admin.Metadata(s.t.Context(), s.topic)
+	admin, _ := s.kafkaClients()
+	meta, err := admin.Metadata(s.t.Context(), s.Topic)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	id := meta.Topics[s.topic].Partitions[0].Leader
+	id := meta.Topics[s.Topic].Partitions[0].Leader
 	for _, b := range meta.Brokers {
 		for i := range c.brokers {
 			if b.NodeID == id && c.brokers[i].addr == fmt.Sprintf("%s:%d", b.Host, b.Port) {
@@ -144,31 +144,31 @@ func (c *realCluster) leader(s *scene) *realBroker {
 }
 
 // leaderKilled is fault 43.
-func leaderKilled(s *scene) {
-	c := s.three()
+func leaderKilled(s *trial) {
+	c := s.prepareOnThreeBrokers()
 	for range 2 {
 		c.leader(s).signal(s.t, syscall.SIGKILL)
-		s.fixed()
-		s.grows(100)
-		s.confirmed(time.Minute)
+		s.endFault()
+		s.waitForCommits(100)
+		s.WaitUntilConfirmed(time.Minute)
 		time.Sleep(6 * time.Second) // it comes back, and gets its partitions again
 	}
-	s.once(s.settle())
+	s.wantNoDuplicates(s.finish())
 }
 
 // brokerPaused is fault 44.
-func brokerPaused(s *scene) {
-	c := s.three()
-	s.freezes(c.leader(s), func() {
+func brokerPaused(s *trial) {
+	c := s.prepareOnThreeBrokers()
+	s.whileFrozen(c.leader(s), func() {
 		time.Sleep(8 * time.Second) // past its session
-		s.grows(100)
+		s.waitForCommits(100)
 	})
-	s.fixed()
-	s.once(s.settle())
+	s.endFault()
+	s.wantNoDuplicates(s.finish())
 }
 
-// freezes does something while a broker is frozen; also when that fails, it goes on afterwards.
-func (s *scene) freezes(b *realBroker, f func()) {
+// whileFrozen calls f while a broker is frozen, and thaws the broker also when f fails.
+func (s *trial) whileFrozen(b *realBroker, f func()) {
 	s.t.Helper()
 	b.signal(s.t, syscall.SIGSTOP)
 	defer b.signal(s.t, syscall.SIGCONT)
@@ -176,43 +176,43 @@ func (s *scene) freezes(b *realBroker, f func()) {
 }
 
 // notInSync is fault 45: three replicas must be in sync, and one is paused.
-func notInSync(s *scene) {
-	c := s.three()
-	admin, _ := s.admins()
+func notInSync(s *trial) {
+	c := s.prepareOnThreeBrokers()
+	admin, _ := s.kafkaClients()
 	want := "3"
-	resp, err := admin.AlterTopicConfigs(s.t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "min.insync.replicas", Value: &want}}, s.topic)
+	resp, err := admin.AlterTopicConfigs(s.t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "min.insync.replicas", Value: &want}}, s.Topic)
 	if err != nil || resp[0].Err != nil {
 		s.t.Fatal(err, resp)
 	}
 	lead := c.leader(s)
 	for i := range c.brokers {
 		if b := &c.brokers[i]; b != lead {
-			s.freezes(b, func() {
+			s.whileFrozen(b, func() {
 				time.Sleep(8 * time.Second)
-				s.grows(100)
-				end := s.query("SELECT pg_current_wal_lsn()::text")
+				s.waitForCommits(100)
+				end := s.Query("SELECT pg_current_wal_lsn()::text")
 				time.Sleep(2 * time.Second)
-				if s.query("SELECT (confirmed_flush_lsn >= $1::text::pg_lsn)::text FROM pg_replication_slots WHERE slot_name = $2", end, s.env["WALPOST_SOURCE_SLOT"]) == "true" {
+				if s.Query("SELECT (confirmed_flush_lsn >= $1::text::pg_lsn)::text FROM pg_replication_slots WHERE slot_name = $2", end, s.Slot()) == "true" {
 					s.t.Error("rows were confirmed with too few replicas in sync")
 				}
 			})
 			break
 		}
 	}
-	s.fixed()
-	s.once(s.settle())
+	s.endFault()
+	s.wantNoDuplicates(s.finish())
 }
 
 // brokerDiskFull is fault 46.
-func brokerDiskFull(s *scene) {
-	c := s.three()
+func brokerDiskFull(s *trial) {
+	c := s.prepareOnThreeBrokers()
 	b := &c.brokers[2]
 	var disk syscall.Statfs_t
 	if err := syscall.Statfs(b.data, &disk); err != nil {
 		s.t.Fatal(err)
 	}
 	if disk.Blocks*uint64(disk.Bsize) > 1<<30 {
-		s.impossible("mounting a small file system takes root")
+		s.reportNotRun("mounting a small file system takes root")
 		return
 	}
 	filler := filepath.Join(b.data, "filler")
@@ -220,11 +220,11 @@ func brokerDiskFull(s *scene) {
 	if !strings.Contains(string(out), "No space left") {
 		s.t.Fatalf("the disk did not become full: %s", out)
 	}
-	s.grows(1000)
+	s.waitForCommits(1000)
 	time.Sleep(6 * time.Second)
 	if err := os.Remove(filler); err != nil {
 		s.t.Fatal(err)
 	}
-	s.fixed()
-	s.once(s.settle())
+	s.endFault()
+	s.wantNoDuplicates(s.finish())
 }

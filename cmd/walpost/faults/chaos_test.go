@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"fmt"
@@ -14,12 +14,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // TestChaos does one random fault after the other, in both modes, for as long as WALPOST_CHAOS says (10m; a few seconds without
 // it), and prints the seed of its choices; WALPOST_CHAOS_SEED takes it again.
 func TestChaos(t *testing.T) {
 	t.Parallel()
+	cdctest.Long(t, "random faults for some seconds")
 	lasts, seed := 5*time.Second, rand.Uint64()
 	if text := os.Getenv("WALPOST_CHAOS"); text != "" {
 		var err error
@@ -34,25 +36,26 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	fmt.Printf("WALPOST_CHAOS=%s WALPOST_CHAOS_SEED=%d\n", lasts, seed)
+	built := newBinaries(t)
 	for _, m := range modes {
 		t.Run(string(m), func(t *testing.T) {
 			t.Parallel()
-			(&scene{t: t, mode: m}).chaos(lasts, seed)
+			(&trial{t: t, mode: m, binaries: built}).disturbAtRandom(lasts, seed)
 		})
 	}
 }
 
 // soak is fault 42.
-func soak(s *scene) { s.chaos(5*time.Second, rand.Uint64()) }
+func soak(s *trial) { s.disturbAtRandom(5*time.Second, rand.Uint64()) }
 
-// chaos has two relays and disturbs them, PostgreSQL and both networks; at the end, one more relay finds everything as it must be.
-func (s *scene) chaos(lasts time.Duration, seed uint64) {
+// disturbAtRandom has two relays and disturbs them, PostgreSQL and both networks; at the end, one more relay finds everything as it must be.
+func (s *trial) disturbAtRandom(lasts time.Duration, seed uint64) {
 	s.t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	s.build(set{server: true, options: "-c wal_sender_timeout=2s", env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "500"}})
+	s.prepare(setup{server: true, options: "-c wal_sender_timeout=2s", env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "500"}})
 	var mu sync.Mutex
 	lose := map[kmsg.Key]int{}
-	s.kf = cdctest.StartKafkaProxy(s.t, s.brokers, func(f cdctest.Frame) cdctest.Verdict {
+	s.kafkaProxy = cdctest.StartKafkaProxy(s.t, s.Brokers, func(f cdctest.Frame) cdctest.Verdict {
 		mu.Lock()
 		defer mu.Unlock()
 		if f.FromServer && lose[kmsg.Key(f.API)] > 0 {
@@ -61,9 +64,9 @@ func (s *scene) chaos(lasts time.Duration, seed uint64) {
 		}
 		return cdctest.Pass
 	})
-	s.env["WALPOST_KAFKA_BROKERS"] = strings.Join(s.kf.Brokers(), ",")
+	s.Env["WALPOST_KAFKA_BROKERS"] = strings.Join(s.kafkaProxy.Brokers(), ",")
 	s.mayMisplace = true // a frozen relay may be replaced: see fault 3
-	relays := []*relay{s.spawn(), s.spawn()}
+	relays := []*e2e.Relay{s.SpawnRelay(), s.SpawnRelay()}
 	s.relays = append(s.relays, relays...)
 	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }
 	wire := func() cdctest.Wire {
@@ -83,25 +86,25 @@ func (s *scene) chaos(lasts time.Duration, seed uint64) {
 		switch rng.IntN(9) {
 		case 0:
 			what = "kill"
-			relays[i].kill()
-			relays[i] = s.spawn()
+			relays[i].Kill()
+			relays[i] = s.SpawnRelay()
 		case 1:
 			what = "stop"
-			_ = relays[i].stop()
-			relays[i] = s.spawn()
+			_ = relays[i].Stop()
+			relays[i] = s.SpawnRelay()
 		case 2:
 			what = "freeze"
-			relays[i].signal(syscall.SIGSTOP)
+			relays[i].Signal(syscall.SIGSTOP)
 			pause(4 * time.Second)
-			relays[i].signal(syscall.SIGCONT)
+			relays[i].Signal(syscall.SIGCONT)
 		case 3:
 			what = []string{"fast", "immediate"}[rng.IntN(2)]
-			s.down(what)
-			s.up()
+			s.stopPostgres(what)
+			s.startPostgres()
 		case 4:
-			what = "postgres, " + disturb(s.pg)
+			what = "postgres, " + disturb(s.pgProxy)
 		case 5:
-			what = "kafka, " + disturb(s.kf)
+			what = "kafka, " + disturb(s.kafkaProxy)
 		case 6:
 			what = "answers lost"
 			mu.Lock()
@@ -109,13 +112,13 @@ func (s *scene) chaos(lasts time.Duration, seed uint64) {
 			mu.Unlock()
 		case 7:
 			what = "kafka down"
-			s.kf.Down()
+			s.kafkaProxy.Down()
 			pause(3 * time.Second)
-			s.kf.Up()
+			s.kafkaProxy.Up()
 		case 8:
 			what = "connections cut"
-			s.pg.Cut()
-			s.kf.Cut()
+			s.pgProxy.Cut()
+			s.kafkaProxy.Cut()
 		}
 		kind, _, _ := strings.Cut(what, ":")
 		counts[kind]++
@@ -123,9 +126,9 @@ func (s *scene) chaos(lasts time.Duration, seed uint64) {
 	}
 	s.t.Logf("done: %v", counts)
 	for _, r := range relays {
-		r.kill()
+		r.Kill()
 	}
-	s.fixed()
-	s.run()
-	s.settle()
+	s.endFault()
+	s.startStreaming()
+	s.finish()
 }

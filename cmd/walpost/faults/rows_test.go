@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"context"
@@ -10,12 +10,13 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// ledgered inserts rows of one key, with a text of some bytes, in one transaction, and notes them in the ledger.
-func (s *scene) ledgered(key string, rows, bytes int) {
+// insertWithLedger inserts rows of one key, with a text of some bytes, in one transaction, and notes them in the ledger.
+func (s *trial) insertWithLedger(key string, rows, bytes int) {
 	s.t.Helper()
-	s.exec(`WITH new AS (
+	s.Exec(`WITH new AS (
 			INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
 			SELECT gen_random_uuid(), 'order', $1, 'Written', jsonb_build_object('n', i, 'text', repeat('x', $3)) FROM generate_series(1, $2::int) i
 			RETURNING id, aggregate_id, payload)
@@ -25,41 +26,41 @@ func (s *scene) ledgered(key string, rows, bytes int) {
 
 // limitLowered is fault 13: the topic takes less than it did, and a row is larger. The relay halts, knows the row, and goes on when
 // it can be taken.
-func limitLowered(s *scene) {
-	s.build(set{load: cdctest.WriterConfig{Rate: 60, Body: 100}})
-	r := s.child()
-	s.flows()
-	s.limit("3000")
-	s.ledgered("large", 1, 5000)
-	r.says(30*time.Second, `"halted"`)
-	r.says(time.Second, s.query("SELECT id::text FROM outbox WHERE aggregate_id = 'large'"))
-	s.grows(50)
-	for _, record := range cdctest.ReadAll(s.t, s.brokers, s.topic) {
+func limitLowered(s *trial) {
+	s.prepare(setup{load: cdctest.WriterConfig{Rate: 60, Body: 100}})
+	r := s.startStreaming()
+	s.waitUntilDelivered()
+	s.LimitTopic("3000")
+	s.insertWithLedger("large", 1, 5000)
+	r.WaitForLog(30*time.Second, `"halted"`)
+	r.WaitForLog(3*time.Second, s.Query("SELECT id::text FROM outbox WHERE aggregate_id = 'large'"))
+	s.waitForCommits(50)
+	for _, record := range cdctest.ReadAll(s.t, s.Brokers, s.Topic) {
 		if string(record.Key) == "large" {
 			s.t.Error("the row that is too large is there")
 		}
 	}
-	r.kill()
-	s.limit("1048588")
-	s.fixed()
-	s.run()
-	s.settle()
+	r.Kill()
+	s.LimitTopic("1048588")
+	s.endFault()
+	s.startStreaming()
+	s.finish()
 }
 
 // unreadable is fault 32: rows that the relay will not read, or PostgreSQL cannot send. Each is a wedge at one LSN, and halts
 // with the command that steps over it.
-func unreadable(s *scene) {
-	s.build(set{quiet: true})
-	s.oneRelay(20)
-	s.exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check1")
-	s.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
+func unreadable(s *trial) {
+	s.prepare(setup{quiet: true})
+	s.deliverWithOneRelay(20)
+	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check1")
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
 		VALUES (gen_random_uuid(), 'order', 'k', 'Written', jsonb_build_object('text', repeat('x', 20000000)))`)
-	s.stays(func() { s.halts(s.start(), "source.max_row_bytes", "walpost skip") })
+	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "source.max_row_bytes", "walpost skip") })
 
 	// Bytes that are no UTF-8, in a database that does not care.
 	server := cdctest.Postgres(s.t)
 	name := strings.ReplaceAll(cdctest.Name(s.t, "ascii"), "-", "_")
-	s.exec("CREATE DATABASE " + name + " ENCODING 'SQL_ASCII' TEMPLATE template0")
+	s.Exec("CREATE DATABASE " + name + " ENCODING 'SQL_ASCII' TEMPLATE template0")
 	s.t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
@@ -81,49 +82,49 @@ func unreadable(s *scene) {
 		s.t.Fatal(err)
 	}
 	u.RawQuery += "&client_encoding=SQL_ASCII"
-	s.stage = stageOn(s.t, u.String(), s.brokers)
-	s.env["WALPOST_DELIVERY"] = string(s.mode)
-	s.env["WALPOST_SOURCE_URL"] = strings.Replace(s.env["WALPOST_SOURCE_URL"], "&client_encoding=SQL_ASCII", "", 1)
-	s.exec("CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload text)")
-	s.must("init")
-	s.oneRelay(20)
-	s.exec(`INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', 'Written', '{"text": "' || convert_from('\xff', 'SQL_ASCII') || '"}')`)
-	s.stays(func() { s.halts(s.start(), "SQLSTATE 22021", "walpost skip") })
+	s.Pipeline = e2e.NewOn(s.t, s.program(), u.String(), s.Brokers)
+	s.Env["WALPOST_DELIVERY"] = string(s.mode)
+	s.Env["WALPOST_SOURCE_URL"] = strings.Replace(s.Env["WALPOST_SOURCE_URL"], "&client_encoding=SQL_ASCII", "", 1)
+	s.Exec("CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload text)")
+	s.MustRun("init")
+	s.deliverWithOneRelay(20)
+	s.Exec(`INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', 'Written', '{"text": "' || convert_from('\xff', 'SQL_ASCII') || '"}')`)
+	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "SQLSTATE 22021", "walpost skip") })
 }
 
 // malformed is fault 36: every kind of row that can never be published, each between two good ones of its key, under both policies.
-func malformed(s *scene) {
+func malformed(s *trial) {
 	for _, policy := range []string{"dead_letter", "halt"} {
-		s.stage = poisonStage(s.t, policy)
-		s.env["WALPOST_DELIVERY"] = string(s.mode)
-		kinds := poisonKinds
+		s.Pipeline = e2e.NewForPoison(s.t, s.program(), policy)
+		s.Env["WALPOST_DELIVERY"] = string(s.mode)
+		kinds := e2e.Poisons
 		if policy == "halt" {
 			kinds = kinds[:1]
 		}
 		for i, kind := range kinds {
 			key := map[string]string{"aggregate_id": fmt.Sprintf("'key-%d'", i)}
-			s.put(key)
+			s.InsertPoison(key)
 			bad := map[string]string{"aggregate_id": key["aggregate_id"]}
-			bad[kind.column] = kind.value
-			s.put(bad)
-			s.put(key)
+			bad[kind.Column] = kind.Value
+			s.InsertPoison(bad)
+			s.InsertPoison(key)
 		}
-		r := s.start()
+		r := s.StartRelay()
 		if policy == "halt" {
-			s.halts(r, kinds[0].says)
-			if n := len(s.published()); n != 1 {
+			s.waitUntilHalted(r, kinds[0].Says)
+			if n := len(s.PublishedIDs()); n != 1 {
 				s.t.Errorf("halt: %d rows published, want the one before the malformed row", n)
 			}
 			continue
 		}
-		s.confirmed(30 * time.Second)
-		if n := len(s.published()); n != 2*len(kinds) {
+		s.WaitUntilConfirmed(30 * time.Second)
+		if n := len(s.PublishedIDs()); n != 2*len(kinds) {
 			s.t.Errorf("%d rows published, want %d", n, 2*len(kinds))
 		}
-		if n := len(s.entries()); n != len(kinds) {
+		if n := len(s.DeadLetters()); n != len(kinds) {
 			s.t.Errorf("%d dead letters, want %d", n, len(kinds))
 		}
-		if err := r.stop(); err != nil {
+		if err := r.Stop(); err != nil {
 			s.t.Error(err)
 		}
 	}

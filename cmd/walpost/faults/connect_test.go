@@ -1,4 +1,4 @@
-package main
+package faults
 
 import (
 	"fmt"
@@ -18,86 +18,78 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// hygiene are settings that keep applications' sessions from hanging around, here for the relay's role in this database.
-func (s *stage) hygiene() {
-	s.t.Helper()
+// limitSessions makes settings that keep applications' sessions from hanging around, here for the relay's role in this database.
+func limitSessions(s *e2e.Pipeline) {
+	s.T.Helper()
 	settings := map[string]string{
 		"statement_timeout": "1500ms", "lock_timeout": "1500ms", "idle_in_transaction_session_timeout": "1500ms", "idle_session_timeout": "1500ms",
 		"default_transaction_read_only": "on", "default_transaction_isolation": "serializable", "client_min_messages": "error",
 	}
-	if s.query("SELECT (current_setting('server_version_num')::int >= 170000)::text") == "true" {
+	if s.Query("SELECT (current_setting('server_version_num')::int >= 170000)::text") == "true" {
 		settings["transaction_timeout"] = "1500ms"
 	}
 	for name, value := range settings {
-		s.exec(fmt.Sprintf("ALTER ROLE relay_%s IN DATABASE %s SET %s = '%s'", s.env["WALPOST_SOURCE_SLOT"], s.query("SELECT quote_ident(current_database())"), name, value))
+		s.Exec(fmt.Sprintf("ALTER ROLE relay_%s IN DATABASE %s SET %s = '%s'", s.Slot(), s.Query("SELECT quote_ident(current_database())"), name, value))
 	}
 }
 
 // hygienic is fault 50: a transaction takes longer than each of the timeouts, because Kafka pauses in its middle.
-func hygienic(s *scene) {
-	s.build(set{env: map[string]string{"WALPOST_WINDOW_ROWS": "1000"}, load: cdctest.WriterConfig{Rate: 10}})
-	s.hygiene()
-	r := s.run()
-	s.ledgered("big", 20_000, 2000) // more than sockets hold
-	cdctest.Consume(s.t, s.brokers, s.topic, 30*time.Second, cdctest.AtLeast(1000))
-	s.kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
+func hygienic(s *trial) {
+	s.prepare(setup{env: map[string]string{"WALPOST_WINDOW_ROWS": "1000"}, load: cdctest.WriterConfig{Rate: 10}})
+	limitSessions(s.Pipeline)
+	r := s.startStreaming()
+	s.insertWithLedger("big", 20_000, 2000) // more than sockets hold
+	cdctest.Consume(s.t, s.Brokers, s.Topic, 30*time.Second, cdctest.AtLeast(1000))
+	s.kafkaProxy.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
 	time.Sleep(4 * time.Second)
-	s.kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.fixed()
-	s.once(s.settle())
-	undisturbed(s.t, r)
-}
-
-// undisturbed says that no session has ended.
-func undisturbed(t testing.TB, r *relay) {
-	t.Helper()
-	if log := r.log.String(); strings.Contains(log, "starting over") || strings.Contains(log, "cannot be looked at") {
-		t.Errorf("a session ended, or could not look:\n%s", log)
-	}
+	s.kafkaProxy.Set(cdctest.Wire{}, cdctest.Wire{})
+	s.endFault()
+	s.wantNoDuplicates(s.finish())
+	r.MustBeUndisturbed()
 }
 
 // pollingHygienic is fault 51: 50 for a poller that keeps the order, and is idle between two looks, and for one that keeps a transaction open while
 // Kafka pauses.
-func pollingHygienic(of *scene) {
+func pollingHygienic(of *trial) {
 	of.t.Run("key", func(t *testing.T) {
 		t.Parallel()
-		pollHygienic(t, map[string]string{"WALPOST_SOURCE_POLLING_INTERVAL": "3s"})
+		pollHygienic(t, of.program(), map[string]string{"WALPOST_SOURCE_POLLING_INTERVAL": "3s"})
 	})
 	of.t.Run("none", func(t *testing.T) {
 		t.Parallel()
-		pollHygienic(t, map[string]string{"WALPOST_SOURCE_POLLING_ORDER": "none"})
+		pollHygienic(t, of.program(), map[string]string{"WALPOST_SOURCE_POLLING_ORDER": "none"})
 	})
 }
 
-func pollHygienic(t *testing.T, env map[string]string) {
-	s := polled(t)
+func pollHygienic(t *testing.T, program e2e.Program, env map[string]string) {
+	s := e2e.NewPolled(t, program)
 	for k, v := range env {
-		s.env[k] = v
+		s.Env[k] = v
 	}
-	s.must("init")
-	s.hygiene()
-	kf := cdctest.StartKafkaProxy(t, s.brokers, nil)
-	s.env["WALPOST_KAFKA_BROKERS"] = strings.Join(kf.Brokers(), ",")
-	r := s.start()
-	r.says(10*time.Second, `"streaming"`)
-	s.insert(10)
-	cdctest.Consume(t, s.brokers, s.topic, 30*time.Second, cdctest.AtLeast(10))
+	s.MustRun("init")
+	limitSessions(s)
+	kf := cdctest.StartKafkaProxy(t, s.Brokers, nil)
+	s.Env["WALPOST_KAFKA_BROKERS"] = strings.Join(kf.Brokers(), ",")
+	r := s.StartRelay()
+	r.WaitForLog(time.Minute, `"streaming"`)
+	s.InsertRows(10)
+	cdctest.Consume(t, s.Brokers, s.Topic, 30*time.Second, cdctest.AtLeast(10))
 	kf.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
-	s.insert(500)
+	s.InsertRows(500)
 	time.Sleep(4 * time.Second)
 	kf.Set(cdctest.Wire{}, cdctest.Wire{})
-	s.drained()
-	if n := len(cdctest.ReadAll(t, s.brokers, s.topic)); n != 510 {
+	s.WaitUntilPolled()
+	if n := len(cdctest.ReadAll(t, s.Brokers, s.Topic)); n != 510 {
 		t.Errorf("%d records of 510 rows", n)
 	}
-	undisturbed(t, r)
+	r.MustBeUndisturbed()
 }
 
-// island is a network that is reached over one link, with a name and two addresses in it. A relay that is spawned by it resolves the
-// name there.
-type island struct {
+// namespace is a network that is reached over one link, with a name and two addresses in it. A command of it resolves the name there.
+type namespace struct {
 	t      *testing.T
 	name   string // of the network namespace
 	prefix string // of its addresses
@@ -108,13 +100,13 @@ type island struct {
 	conns map[net.Conn]bool
 }
 
-const islandHost = "postgres.walpost.test"
+const namespaceHost = "postgres.walpost.test"
 
-// newIsland needs root. Neither of its addresses has anything behind it yet.
-func newIsland(t *testing.T) *island {
+// newNamespace needs root. Neither of its addresses has anything behind it yet.
+func newNamespace(t *testing.T) *namespace {
 	t.Helper()
 	tag := fmt.Sprintf("wp%08x", rand.Uint32())
-	i := &island{t: t, name: tag, prefix: fmt.Sprintf("10.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 8*rand.IntN(32)), hosts: filepath.Join(t.TempDir(), "hosts"), conns: map[net.Conn]bool{}}
+	i := &namespace{t: t, name: tag, prefix: fmt.Sprintf("10.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 8*rand.IntN(32)), hosts: filepath.Join(t.TempDir(), "hosts"), conns: map[net.Conn]bool{}}
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", tag).Run() }) // and the link with it
 	i.run("ip", "netns", "add", tag)
 	i.run("ip", "link", "add", tag+"a", "type", "veth", "peer", "name", tag+"b", "netns", tag)
@@ -124,18 +116,18 @@ func newIsland(t *testing.T) *island {
 		i.run("ip", "-n", tag, "addr", "add", i.addr(n)+"/29", "dev", tag+"b")
 	}
 	i.run("ip", "-n", tag, "link", "set", tag+"b", "up")
-	i.names(2)
+	i.resolveTo(2)
 	return i
 }
 
-func (i *island) run(command ...string) {
+func (i *namespace) run(command ...string) {
 	i.t.Helper()
 	if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 		i.t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
 	}
 }
 
-func (i *island) addr(n int) string {
+func (i *namespace) addr(n int) string {
 	var last int
 	base := i.prefix[:strings.LastIndexByte(i.prefix, '.')+1]
 	if _, err := fmt.Sscan(i.prefix[len(base):], &last); err != nil {
@@ -144,29 +136,29 @@ func (i *island) addr(n int) string {
 	return fmt.Sprint(base, last+n)
 }
 
-// names gives the host its address.
-func (i *island) names(n int) {
+// resolveTo gives the host its address.
+func (i *namespace) resolveTo(n int) {
 	i.t.Helper()
-	if err := os.WriteFile(i.hosts, []byte("127.0.0.1 localhost\n"+i.addr(n)+" "+islandHost+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(i.hosts, []byte("127.0.0.1 localhost\n"+i.addr(n)+" "+namespaceHost+"\n"), 0o644); err != nil {
 		i.t.Fatal(err)
 	}
 }
 
-// silence lets an address answer nothing more, not even that it is not there; heard ends that.
-func (i *island) silence(n int) {
+// dropPackets lets an address answer nothing more, not even that it is not there; passPackets ends that.
+func (i *namespace) dropPackets(n int) {
 	i.t.Helper()
 	i.run("ip", "netns", "exec", i.name, "iptables", "-A", "INPUT", "-d", i.addr(n), "-j", "DROP")
 	i.run("ip", "netns", "exec", i.name, "iptables", "-A", "OUTPUT", "-s", i.addr(n), "-j", "DROP")
 }
 
-func (i *island) heard(n int) {
+func (i *namespace) passPackets(n int) {
 	i.t.Helper()
 	i.run("ip", "netns", "exec", i.name, "iptables", "-D", "INPUT", "-d", i.addr(n), "-j", "DROP")
 	i.run("ip", "netns", "exec", i.name, "iptables", "-D", "OUTPUT", "-s", i.addr(n), "-j", "DROP")
 }
 
-// ends closes all connections as a server does that stops.
-func (i *island) ends() {
+// closeConnections closes all connections as a server does that stops.
+func (i *namespace) closeConnections() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for c := range i.conns {
@@ -174,8 +166,8 @@ func (i *island) ends() {
 	}
 }
 
-// serve forwards a port of both addresses to the target, and returns it.
-func (i *island) serve(target string) (port string) {
+// forward forwards a port of both addresses to the target, and returns it.
+func (i *namespace) forward(target string) (port string) {
 	i.t.Helper()
 	listener, err := i.listen()
 	if err != nil {
@@ -184,7 +176,7 @@ func (i *island) serve(target string) (port string) {
 	var all sync.WaitGroup
 	i.t.Cleanup(func() {
 		_ = listener.Close()
-		i.ends()
+		i.closeConnections()
 		all.Wait()
 	})
 	all.Go(func() {
@@ -225,8 +217,8 @@ func (i *island) serve(target string) (port string) {
 	return port
 }
 
-// listen makes a listener in the island's network: a socket stays where it was made.
-func (i *island) listen() (listener net.Listener, err error) {
+// listen makes a listener in the namespace: a socket stays where it was made.
+func (i *namespace) listen() (listener net.Listener, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -254,19 +246,19 @@ func (i *island) listen() (listener net.Listener, err error) {
 	return listener, err
 }
 
-// spawn starts the command as a process that knows the island's name.
-func (i *island) spawn(args ...string) *exec.Cmd {
-	return exec.Command("unshare", append([]string{"--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, i.hosts, os.Args[0]}, args...)...)
+// command returns the command of a process that resolves the namespace's name.
+func (i *namespace) command(binary string, args ...string) *exec.Cmd {
+	return exec.Command("unshare", append([]string{"--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, i.hosts, binary}, args...)...)
 }
 
-// through leads the URL to the island's name.
-func (i *island) through(source, port, more string) string {
+// urlThrough leads the URL to the namespace's name.
+func (i *namespace) urlThrough(source, port, more string) string {
 	i.t.Helper()
 	u, err := url.Parse(source)
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	u.Host = net.JoinHostPort(islandHost, port)
+	u.Host = net.JoinHostPort(namespaceHost, port)
 	q := u.Query()
 	if more != "" {
 		q.Set("options", more)
@@ -275,32 +267,32 @@ func (i *island) through(source, port, more string) string {
 	return u.String()
 }
 
-// moves takes a relay through what addresses do. Its server stops, and is at another address when it is back, while the old one swallows
+// moveTwice moves the server of a relay. The server stops, and is at another address when it is back, while the old one swallows
 // what comes; then it vanishes without a word, and is at the first address again.
-func (i *island) moves(r *relay, flows func()) {
+func (i *namespace) moveTwice(r *e2e.Relay, flows func()) {
 	i.t.Helper()
 	i.down.Store(true)
-	i.ends()
-	r.says(15*time.Second, "starting over")
-	i.silence(2)
+	i.closeConnections()
+	r.WaitForLog(15*time.Second, "starting over")
+	i.dropPackets(2)
 	i.down.Store(false)
 	time.Sleep(2 * time.Second) // somebody asks the address that is gone
-	i.again(r, 3, 15*time.Second)
+	i.waitUntilMoved(r, 3, 15*time.Second)
 	flows()
-	i.heard(2)
-	i.silence(3)
-	i.again(r, 2, 60*time.Second) // it takes 30 s to notice
+	i.passPackets(2)
+	i.dropPackets(3)
+	i.waitUntilMoved(r, 2, 60*time.Second) // it takes 30 s to notice
 	flows()
 }
 
-// again gives the server another address, and waits until the relay streams from there.
-func (i *island) again(r *relay, n int, within time.Duration) {
+// waitUntilMoved gives the server another address, and waits until the relay streams from there.
+func (i *namespace) waitUntilMoved(r *e2e.Relay, n int, within time.Duration) {
 	i.t.Helper()
-	before := strings.Count(r.log.String(), `"streaming"`)
-	i.names(n)
+	before := strings.Count(r.Log.String(), `"streaming"`)
+	i.resolveTo(n)
 	began := time.Now()
 	cdctest.Eventually(i.t, within, func() error {
-		if strings.Count(r.log.String(), `"streaming"`) == before {
+		if strings.Count(r.Log.String(), `"streaming"`) == before {
 			return fmt.Errorf("the relay does not stream %s after the server had its new address", time.Since(began).Round(time.Second))
 		}
 		return nil
@@ -309,37 +301,37 @@ func (i *island) again(r *relay, n int, within time.Duration) {
 }
 
 // moved is fault 52.
-func moved(s *scene) {
+func moved(s *trial) {
 	if os.Getuid() != 0 {
-		s.impossible("network namespaces take root")
+		s.reportNotRun("network namespaces take root")
 		return
 	}
-	s.build(set{})
-	i := newIsland(s.t)
-	s.env["WALPOST_SOURCE_URL"] = i.through(s.env["WALPOST_SOURCE_URL"], i.serve(s.pgAddr), "-c wal_sender_timeout=3s")
-	r := s.streams(s.command(i.spawn("relay"), "WALPOST_TEST_MAIN=1"))
-	i.moves(r, func() { s.grows(20); s.flows() })
-	s.fixed()
-	s.settle()
+	s.prepare(setup{})
+	i := newNamespace(s.t)
+	s.Env["WALPOST_SOURCE_URL"] = i.urlThrough(s.Env["WALPOST_SOURCE_URL"], i.forward(s.pgAddress), "-c wal_sender_timeout=3s")
+	r := s.waitUntilStreaming(s.StartCommand(i.command(s.walpost(), "relay")))
+	i.moveTwice(r, func() { s.waitForCommits(20); s.waitUntilDelivered() })
+	s.endFault()
+	s.finish()
 }
 
 // pollingMoved is fault 53: 52 for a poller.
-func pollingMoved(of *scene) {
+func pollingMoved(of *trial) {
 	if os.Getuid() != 0 {
-		of.impossible("network namespaces take root")
+		of.reportNotRun("network namespaces take root")
 		return
 	}
-	s := polled(of.t)
-	s.must("init")
-	u, err := url.Parse(s.env["WALPOST_SOURCE_URL"])
+	s := e2e.NewPolled(of.t, of.program())
+	s.MustRun("init")
+	u, err := url.Parse(s.Env["WALPOST_SOURCE_URL"])
 	if err != nil {
 		of.t.Fatal(err)
 	}
-	i := newIsland(of.t)
-	s.env["WALPOST_SOURCE_URL"] = i.through(s.env["WALPOST_SOURCE_URL"], i.serve(u.Host), "")
-	w := cdctest.StartWriter(of.t, cdctest.WriterConfig{URL: s.admin, Rate: 30})
-	r := s.command(i.spawn("relay"), "WALPOST_TEST_MAIN=1")
-	r.says(30*time.Second, `"streaming"`)
-	i.moves(r, func() {})
-	s.delivered(w.Stop())
+	i := newNamespace(of.t)
+	s.Env["WALPOST_SOURCE_URL"] = i.urlThrough(s.Env["WALPOST_SOURCE_URL"], i.forward(u.Host), "")
+	w := cdctest.StartWriter(of.t, cdctest.WriterConfig{URL: s.AdminURL, Rate: 30})
+	r := s.StartCommand(i.command(of.walpost(), "relay"))
+	r.WaitForLog(time.Minute, `"streaming"`)
+	i.moveTwice(r, func() {})
+	s.CheckPolled(w.Stop())
 }
