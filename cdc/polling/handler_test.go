@@ -93,13 +93,20 @@ func TestHandler(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	watch := polling.NewOutbox("p", cfg.Source)
+	table := polling.NewOutbox("p", cfg.Source)
 	cdctest.Eventually(t, 30*time.Second, func() error {
-		if b, err := watch.Backlog(t.Context()); err != nil || b.Failed != 1 || b.Pending != 1 {
+		if b, err := table.Backlog(t.Context()); err != nil || b.Failed != 1 || b.Pending != 1 {
 			return fmt.Errorf("%+v, %w: want c1 to have failed and c2 to wait", b, err)
 		}
 		return nil
 	})
+	list, err := table.ListFailed(t.Context())
+	if err != nil || len(list) != 1 || string(list[0].Row.AggregateID) != "c" || list[0].Row.Payload != nil || list[0].Row.Headers != nil {
+		t.Fatalf("%+v, %v: want c1 without payload and headers", list, err)
+	}
+	if row, err := table.ReadFailed(t.Context(), list[0].Position); err != nil || row == nil || row.Row.Payload == nil || row.Row.Headers == nil {
+		t.Errorf("%+v, %v: want c1 whole", row, err)
+	}
 	if got := in.called(); !strings.HasPrefix(got, "x0 x0 x0 x0 x0 a1 b1 c1 a2 ") || strings.Count(got, "b1") != 3 || strings.Count(got, "c1") != 3 || strings.Contains(got, "c2") {
 		t.Errorf("the handler was called for %s", got)
 	}
