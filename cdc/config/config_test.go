@@ -15,7 +15,7 @@ kafka: {brokers: ["localhost:9092"], aggregate_types: [order]}
 func noEnv(string) string { return "" }
 
 func parseOne(text string, getenv func(string) string) (Config, error) {
-	cfgs, err := Parse([]byte(text), getenv)
+	cfgs, err := parse([]byte(text), getenv)
 	if len(cfgs) == 0 {
 		return Config{}, err
 	}
@@ -148,7 +148,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("pipelines: [~, {}, [], x]\n")
 	f.Add("source:\n  columns: {id: event_id}\nhttp: 0.0.0.0:1\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		cfgs, err := Parse([]byte(text), noEnv)
+		cfgs, err := parse([]byte(text), noEnv)
 		if err != nil {
 			return
 		}

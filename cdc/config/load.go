@@ -42,11 +42,11 @@ func Load(path string, getenv func(string) string) ([]Config, error) {
 			return nil, fmt.Errorf("read configuration: %w: name the file with --config", err)
 		}
 	}
-	return Parse(text, getenv)
+	return parse(text, getenv)
 }
 
-// Parse does what Load does, with the text of a file.
-func Parse(text []byte, getenv func(string) string) ([]Config, error) {
+// parse does what Load does, with the text of a file.
+func parse(text []byte, getenv func(string) string) ([]Config, error) {
 	doc := document{Config: Default()}
 	var errs []error
 	var parser error

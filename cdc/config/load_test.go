@@ -27,7 +27,7 @@ func TestPipelinesTakeWhatTheyDoNotSay(t *testing.T) {
 		"WALPOST_KAFKA_COMPRESSION": "zstd", "WALPOST_DELIVERY": "exactly_once",
 		"WALPOST_ORDERS_SOURCE_URL": "postgres://walpost:pw@h/orders", "WALPOST_STOCK_ROOM_KAFKA_RENAME": "{stock: s}", "WALPOST_STOCK_ROOM_QUEUE_TIMEOUT": "5s",
 	}
-	cfgs, err := Parse([]byte(twoPipelines), func(k string) string { return env[k] })
+	cfgs, err := parse([]byte(twoPipelines), func(k string) string { return env[k] })
 	if err != nil || len(cfgs) != 2 {
 		t.Fatal(cfgs, err)
 	}
@@ -83,7 +83,7 @@ func TestPipelinesMistakesAreNamed(t *testing.T) {
 			"pipeline a_b: pipeline: the variable WALPOST_A_B_SOURCE_URL is read by pipeline a-b already",
 		},
 	} {
-		_, err := Parse([]byte(text), noEnv)
+		_, err := parse([]byte(text), noEnv)
 		for _, want := range wants {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v\nwant it to say %q", text, err, want)
@@ -97,7 +97,7 @@ func TestPipelinesMistakesAreNamed(t *testing.T) {
 		"pipelines: [" + a + ", {pipeline: b, kafka: {brokers: ['k:2']}, source: {url: 'postgres://u@h/one', slot: b}}]",
 		"pipelines: [" + a + ", {pipeline: b, kafka: {aggregate_types: [stock]}, source: {url: 'postgres://u@h/one', slot: b}}]",
 	} {
-		if _, err := Parse([]byte(base+good), noEnv); err != nil {
+		if _, err := parse([]byte(base+good), noEnv); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}

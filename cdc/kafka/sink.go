@@ -54,11 +54,11 @@ func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 		opts = append(opts, kgo.DialTLS())
 	}
 	switch login := k.SASL; login.Mechanism {
-	case "plain":
+	case config.Plain:
 		opts = append(opts, kgo.SASL(plain.Auth{User: login.Username, Pass: login.Password}.AsMechanism()))
-	case "scram-sha-256":
+	case config.ScramSHA256:
 		opts = append(opts, kgo.SASL(scram.Auth{User: login.Username, Pass: login.Password}.AsSha256Mechanism()))
-	case "scram-sha-512":
+	case config.ScramSHA512:
 		opts = append(opts, kgo.SASL(scram.Auth{User: login.Username, Pass: login.Password}.AsSha512Mechanism()))
 	}
 	client, err := kgo.NewClient(append(opts, s.extra...)...)
@@ -168,11 +168,11 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 	p := &publisher{sink: s, once: transactionalID != "", limits: map[string]int{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
 	var codec kgo.CompressionCodec
 	switch s.cfg.Kafka.Compression {
-	case "snappy":
+	case config.Snappy:
 		codec = kgo.SnappyCompression()
-	case "lz4":
+	case config.LZ4:
 		codec = kgo.Lz4Compression()
-	case "zstd":
+	case config.Zstd:
 		codec = kgo.ZstdCompression()
 	default:
 		codec = kgo.NoCompression()

@@ -57,7 +57,7 @@ var _ cdc.Route = (*Router)(nil)
 // New makes a router for a valid configuration.
 func New(pipeline string, cfg config.Kafka) *Router {
 	r := &Router{
-		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == "json",
+		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == config.PayloadJSON,
 		names: ours, source: []byte(cfg.EventSource(pipeline)), topics: map[topicKey]string{},
 	}
 	if cfg.Headers == config.HeadersCloudEvents {
