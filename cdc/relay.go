@@ -66,7 +66,7 @@ func NewRelay(cfg Options, source Source, sink Sink, route Route, observer Obser
 	return r
 }
 
-// Supervisor runs one session after the other, whatever ends one of them.
+// Supervisor runs one session after the other until its context ends, with a pause in between.
 type Supervisor struct {
 	session func(context.Context) error
 	onRole  func(Role, error) // nil when nobody wants to know
@@ -135,7 +135,8 @@ func (s *Supervisor) Role() (Role, error) {
 	return s.role, s.err
 }
 
-// SetRole tells of a change once: a cause that repeats at every attempt is not news.
+// SetRole notes the role and its cause, and tells the observer unless both are as they were: a cause that repeats at every attempt is not
+// news.
 func (s *Supervisor) SetRole(role Role, err error) {
 	s.mu.Lock()
 	same := s.role == role && text(s.err) == text(err)
