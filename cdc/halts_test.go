@@ -135,6 +135,25 @@ func TestChangeFoundAtAStartIsLatched(t *testing.T) {
 	})
 }
 
+// TestChangeFoundAtAStartIsLatchedWithoutTheStream: the server has ended the stream, which the second status update finds out, while Kafka
+// takes its time.
+func TestChangeFoundAtAStartIsLatchedWithoutTheStream(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		s.set(func(f *Facts) { f.Slot.ConfirmedFlush = 500 })
+		s.mu.Lock()
+		s.onceOnly = true
+		s.mu.Unlock()
+		b.mu.Lock()
+		b.slow = 3 * time.Second
+		b.mu.Unlock()
+		s.fail(errors.New("connection reset"))
+		time.Sleep(20 * time.Second)
+		if role, err := relay.Role(); role != Halted || b.now().Halt == nil || !b.now().Halt.Latched {
+			t.Errorf("role %s, %v; state %+v", role, err, b.now())
+		}
+	})
+}
+
 // TestHaltThatIsNotLatchedEndsWithItsCause, and leaves no trace.
 func TestHaltThatIsNotLatchedEndsWithItsCause(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {

@@ -83,6 +83,7 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	s.interval = r.statusInterval(s.id.Timeout)
 	// The next steps wait for Kafka, perhaps for long. Meanwhile the server is answered with 0/0, which confirms
 	// nothing.
+	whole := ctx // where the connection is lost, a halt is latched all the same
 	ctx, stop := answering(ctx, s.interval, func() error { return s.stream.Status(0, false) })
 	defer func() {
 		if lost := stop(); lost != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -111,7 +112,7 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 		}
 	}
 	if s.state, err = Reconcile(r.cfg.Pipeline, st, s.facts); err != nil {
-		return nil, r.latch(ctx, s.client, st, err)
+		return nil, r.latch(whole, s.client, st, err)
 	}
 	if s.state.Timeline != st.Timeline {
 		if err := r.countPhantoms(ctx, s.client, s.state); err != nil {
@@ -194,7 +195,10 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	case abandoned:
 		return fmt.Errorf("kafka did not take what was received within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", r.cfg.ShutdownTimeout)
 	case ctx.Err() != nil:
-		return errors.Join(failed, unwritten)
+		if errors.Is(ended, failed) || errors.Is(ended, context.Cause(ctx)) {
+			ended = nil // it is said once, or is no failure
+		}
+		return errors.Join(ended, failed, unwritten)
 	case errors.Is(ended, failed):
 		failed = nil // it is said once
 	}

@@ -39,6 +39,7 @@ type server struct {
 	first    error         // ends each stream at once
 	early    error         // came with the answer to Start: Next has it, and nothing more comes
 	closes   time.Duration // how long Close takes
+	onceOnly bool          // a connection takes one status update, and is gone
 	onStatus func(confirmed LSN)
 }
 
@@ -119,6 +120,7 @@ func (s *server) Status(confirmed LSN, _ bool) error {
 	if s.closed {
 		return errors.New("closed")
 	}
+	s.closed = s.onceOnly
 	s.statuses = append(s.statuses, statusUpdate{time.Now(), confirmed})
 	s.facts.Slot.ConfirmedFlush = max(s.facts.Slot.ConfirmedFlush, confirmed)
 	if s.onStatus != nil {
@@ -190,6 +192,7 @@ type broker struct {
 	at      []time.Time
 	windows int
 	stall   chan struct{} // Publish waits until it is closed
+	slow    time.Duration // how long Publish takes
 	fail    error         // of the next window
 	refuse  string        // id of a row that Check refuses
 	onState func()        // before the state is told
@@ -236,13 +239,20 @@ func (b *broker) Check(_ context.Context, r *Record) error {
 
 func (b *broker) Publish(ctx context.Context, records []Record, st *State) error {
 	b.mu.Lock()
-	stall, fail := b.stall, b.fail
+	stall, fail, slow := b.stall, b.fail, b.slow
 	b.fail, b.reused = nil, b.reused || b.failed
 	b.failed = fail != nil
 	b.mu.Unlock()
 	if stall != nil {
 		select {
 		case <-stall:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -599,6 +609,22 @@ func TestStopDuringTheEndOfAFailedSessionSaysSo(t *testing.T) {
 		}
 		if err := stop(); err == nil || !strings.Contains(err.Error(), "broker lost") {
 			t.Errorf("stopped with rows undelivered, and said %v", err)
+		}
+	})
+}
+
+// TestStopDuringTheEndOfALostSessionSaysSo: the connection was lost, so that what was delivered is not confirmed.
+func TestStopDuringTheEndOfALostSessionSaysSo(t *testing.T) {
+	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
+		s.send(commit(20, 30, 1)...)
+		time.Sleep(20 * time.Millisecond)
+		s.mu.Lock()
+		s.closes = time.Second
+		s.mu.Unlock()
+		s.fail(errors.New("connection reset"))
+		time.Sleep(time.Second / 2)
+		if err := stop(); err == nil || !strings.Contains(err.Error(), "connection reset") {
+			t.Errorf("stopped with rows unconfirmed, and said %v", err)
 		}
 	})
 }
