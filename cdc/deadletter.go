@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/walpost/walpost/cdc/header"
 )
 
 // DeadLetter is a row that could not be published, as it stands in the dead letter topic until it is redriven or dropped,
@@ -48,15 +50,10 @@ func holds(topic string, aggregateType, key []byte) (of []string) {
 	return append(of, "type "+string(cut(aggregateType))+" "+string(cut(key)))
 }
 
-// The names of a dead letter's headers.
+// The names of a dead letter's headers, beside those of cdc/header.
 const (
 	headerReason        = "reason"
 	headerClass         = "class"
-	headerLSN           = "lsn"
-	headerSeq           = "seq"
-	headerSource        = "source"
-	headerID            = "id"
-	headerType          = "type"
 	headerTopic         = "topic"
 	headerAggregateType = "aggregate_type"
 	headerAggregateID   = "aggregate_id"
@@ -74,11 +71,11 @@ func (d *DeadLetter) record(topic string, rec *Record) error {
 	headers := append(rec.Headers[:0],
 		Header{headerReason, []byte(d.Reason)},
 		Header{headerClass, []byte(d.Class)},
-		Header{headerLSN, []byte(row.Commit.String())},
-		Header{headerSeq, strconv.AppendUint(nil, uint64(row.Ordinal), 10)},
-		Header{headerSource, []byte(d.Source)},
-		Header{headerID, cut(row.ID)},
-		Header{headerType, cut(row.EventType)},
+		Header{header.LSN, []byte(row.Commit.String())},
+		Header{header.Seq, strconv.AppendUint(nil, uint64(row.Ordinal), 10)},
+		Header{header.Source, []byte(d.Source)},
+		Header{header.ID, cut(row.ID)},
+		Header{header.Type, cut(row.EventType)},
 		Header{headerAggregateType, cut(row.AggregateType)},
 		Header{headerAggregateID, cut(row.AggregateID)},
 		Header{headerTopic, []byte(d.Topic)},
@@ -201,7 +198,7 @@ func ParseDeadLetter(headers []Header, value []byte) (*DeadLetter, error) {
 			d.Topic = v
 		case headerHeldFor:
 			d.HeldFor = v
-		case headerSource:
+		case header.Source:
 			d.Source = v
 		case headerTime:
 			var err error

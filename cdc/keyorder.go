@@ -1,8 +1,9 @@
 package cdc
 
-// KeyOrder follows the order of keys through dead letters, from the first to the last, while somebody decides which of them to publish after
-// all. It is the other half of keyHolds, by which a relay holds later rows of a key back (I3): a key's dead letters may be published from the
-// first on, none may overtake one that stays, and what was only held goes with the one it was held for.
+// KeyOrder follows the order of keys through dead letters, from the first to the last, while somebody decides which of
+// them to publish after all. It is the other half of keyHolds, by which a relay holds later rows of a key back (I3): a
+// key's dead letters may be published from the first on, none may overtake one that stays, and what was only held goes
+// with the one it was held for.
 type KeyOrder struct {
 	stays map[string]string // by identity (see holds): the key of a dead letter that stays
 	goes  map[string]bool   // by identity: the last dead letter goes

@@ -1,5 +1,5 @@
-// Package config is what people write about a pipeline: the keys and their defaults, the rules they must keep, and their reading from
-// a YAML file and the environment.
+// Package config is what people write about a pipeline: the keys and their defaults, the rules they must keep, and
+// their reading from a YAML file and the environment.
 package config
 
 import (

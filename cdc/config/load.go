@@ -31,9 +31,9 @@ func (e *entry) UnmarshalYAML(decode func(any) error) error {
 }
 
 // Load reads the YAML file (none if path is empty), then the environment, and validates. It returns a Config for each
-// pipeline that the key pipelines lists, or one, where there is no such key. Of several, each takes what it does not set from the
-// top level, and its own variables are called by its name: WALPOST_ORDERS_SOURCE_URL. Everything that is wrong is reported
-// together, each with pipeline, key and what to write instead.
+// pipeline that the key pipelines lists, or one, where there is no such key. Of several, each takes what it does not
+// set from the top level, and its own variables are called by its name: WALPOST_ORDERS_SOURCE_URL. Everything that is
+// wrong is reported together, each with pipeline, key and what to write instead.
 func Load(path string, getenv func(string) string) ([]Config, error) {
 	var text []byte
 	if path != "" {
@@ -104,8 +104,8 @@ func readEnvironment(cfg *Config, prefix string, getenv func(string) string) (er
 	return errs
 }
 
-// Commands returns a text in which each walpost command in backquotes is one that can be run as it stands: of several pipelines it names
-// this one.
+// Commands returns a text in which each walpost command in backquotes is one that can be run as it stands: of several
+// pipelines it names this one.
 func (c *Config) Commands(text string) string {
 	if !c.several {
 		return text
@@ -113,7 +113,8 @@ func (c *Config) Commands(text string) string {
 	return strings.ReplaceAll(text, "`walpost ", "`walpost -p "+c.Pipeline+" ")
 }
 
-// Variable is the name of the variable that only this one of several pipelines reads for the key: WALPOST_ORDERS_ADMIN_URL.
+// Variable is the name of the variable that only this one of several pipelines reads for the key:
+// WALPOST_ORDERS_ADMIN_URL.
 func (c *Config) Variable(key string) string { return c.environment() + key }
 
 func (c *Config) environment() string {
@@ -223,8 +224,8 @@ func overlap(a, b []string) bool {
 	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }
 
-// mistakes names every key that does not exist and every value of the wrong type; the parser stops at the first and does
-// not always say where. For bad syntax it is the parser's own error.
+// mistakes names every key that does not exist and every value of the wrong type; the parser stops at the first and
+// does not always say where. For bad syntax it is the parser's own error.
 func mistakes(text []byte, parser error) []error {
 	var top map[string]any
 	if yaml.Unmarshal(text, &top) != nil {

@@ -21,7 +21,8 @@ pipelines:
   kafka: {aggregate_types: [stock], brokers: ["c:3"]}
 `
 
-// TestPipelinesTakeWhatTheyDoNotSay: each has the top level's keys under its own, and the variables of its name over both.
+// TestPipelinesTakeWhatTheyDoNotSay: each has the top level's keys under its own, and the variables of its name over
+// both.
 func TestPipelinesTakeWhatTheyDoNotSay(t *testing.T) {
 	env := map[string]string{
 		"WALPOST_KAFKA_COMPRESSION": "zstd", "WALPOST_DELIVERY": "exactly_once",

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// foreign are parameters that stand in URLs written for another program. PostgreSQL knows none of them, and one would change what
-// kind of connection is opened.
+// foreign are parameters that stand in URLs written for another program. PostgreSQL knows none of them, and one would
+// change what kind of connection is opened.
 var foreign = map[string]string{
 	"default_query_exec_mode":    "pgx",
 	"statement_cache_capacity":   "pgx",
@@ -19,7 +19,8 @@ var foreign = map[string]string{
 	"replication":                "walpost, which sets it where it is needed",
 }
 
-// ParsePostgresURL reads the URL of a PostgreSQL database. Its error names the key that holds the URL, and never the URL.
+// ParsePostgresURL reads the URL of a PostgreSQL database. Its error names the key that holds the URL, and never the
+// URL.
 func ParsePostgresURL(key, text string) (*pgconn.Config, error) {
 	if strings.HasPrefix(text, "jdbc:") {
 		return nil, fmt.Errorf("%s: a JDBC URL: take jdbc: away, and write user and password before the host (postgres://user@host:5432/database)", key)

@@ -78,7 +78,7 @@ func (k *Kafka) rules(env string) rules {
 	r := rules{
 		unless(len(k.Brokers) > 0, "kafka.brokers: missing: write [host:9092], or set %s", envName(env, []string{"kafka", "brokers"})),
 		oneOf("kafka.sasl.mechanism", k.SASL.Mechanism, NoLogin, Plain, ScramSHA256, ScramSHA512),
-		unless(k.SASL.Mechanism == NoLogin || k.SASL.Username != "" && k.SASL.Password != "",
+		unless(!slices.Contains([]Mechanism{Plain, ScramSHA256, ScramSHA512}, k.SASL.Mechanism) || k.SASL.Username != "" && k.SASL.Password != "",
 			"kafka.sasl: username and password are needed with mechanism %s; the password may stand in %s", k.SASL.Mechanism, envName(env, []string{"kafka", "sasl", "password"})),
 		unless(templatePattern.MatchString(k.Topic) && LegalTopic(strings.NewReplacer("{aggregate_type}", "a", "{event_type}", "e").Replace(k.Topic)),
 			"kafka.topic: %q: letters, digits, '.', '_', '-', {aggregate_type} and {event_type} only, and not beginning with __ or walpost.", k.Topic),
@@ -103,8 +103,8 @@ func (k *Kafka) rules(env string) rules {
 	return r
 }
 
-// rules of dead letters keep their topic apart from everything else. With {event_type} in the template not every outbox topic is
-// known before its rows come: the router refuses those rows then.
+// rules of dead letters keep their topic apart from everything else. With {event_type} in the template not every outbox
+// topic is known before its rows come: the router refuses those rows then.
 func (p *Poison) rules(pipeline string, outbox []string) rules {
 	return rules{
 		oneOf("poison.policy", p.Policy, PolicyHalt, PolicyDeadLetter),

@@ -40,8 +40,8 @@ type Sink struct {
 
 var _ cdc.Sink = (*Sink)(nil)
 
-// NewSink makes a sink that connects to nothing yet. The topics, where they are known, are checked when a session starts.
-// Extra options are for tests and the demo.
+// NewSink makes a sink that connects to nothing yet. The topics, where they are known, are checked when a session starts. Each client
+// also has the extra options.
 func NewSink(cfg config.Config, topics []string, extra ...kgo.Opt) *Sink {
 	return &Sink{cfg: cfg, topics: topics, extra: extra}
 }

@@ -21,7 +21,8 @@ type AdoptOptions struct {
 // Adoption is what Adopt accepted, or would accept in a dry run.
 type Adoption struct {
 	Accepts []string
-	// Gap are the commits of which rows may be missing in Kafka. Replay is the command that publishes what the table still holds of them.
+	// Gap are the commits of which rows may be missing in Kafka. Replay is the command that publishes what the table
+	// still holds of them.
 	Gap    cdc.Range
 	Replay string
 	// Open are transactions whose rows may be missing, too. ReplayOpen is what to run once they have ended.
@@ -29,8 +30,8 @@ type Adoption struct {
 	ReplayOpen string
 }
 
-// Adopt accepts slot, publication, table and timeline as they are: it writes a state record that knows them, and moves the slot where that
-// is needed. It runs with the relay's own rights. It returns what it accepted, after an error too.
+// Adopt accepts slot, publication, table and timeline as they are: it writes a state record that knows them, and moves
+// the slot where that is needed. It runs with the relay's own rights. It returns what it accepted, after an error too.
 func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (Adoption, error) {
 	d, err := p.kind.decide(ctx, decideOptions{o.Wait, o.DryRun, o.Progress})
 	if err != nil {
@@ -106,8 +107,8 @@ func (d *decision) stateTopic(ctx context.Context) error {
 	return d.kafka.Create(ctx, plan)
 }
 
-// createSlot makes the slot where it is missing or lost. A slot that can still be read is not thrown away, and none is made for an
-// adoption that would be refused afterwards.
+// createSlot makes the slot where it is missing or lost. A slot that can still be read is not thrown away, and none is
+// made for an adoption that would be refused afterwards.
 func (d *decision) createSlot(ctx context.Context) error {
 	slot := d.Facts.Slot
 	if !slot.Lost() {

@@ -15,7 +15,8 @@ type CleanupOptions struct {
 	DryRun   bool
 }
 
-// Cleanup takes rows out of the outbox that are delivered and older than cleanup.retention. After an error it returns what it has done.
+// Cleanup takes rows out of the outbox that are delivered and older than cleanup.retention. After an error it returns
+// what it has done.
 func (p *Pipeline) Cleanup(ctx context.Context, o CleanupOptions) (postgres.Cleaned, error) {
 	if err := p.kind.gap(ctx); err != nil {
 		return postgres.Cleaned{}, err

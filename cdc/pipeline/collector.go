@@ -32,8 +32,8 @@ type watched struct {
 	}
 }
 
-// asked are the metrics that PostgreSQL and Kafka know and the relay does not, or not while it is halted: they are asked for when
-// somebody scrapes, and not more often than every few seconds. What cannot be asked is left out.
+// asked are the metrics that PostgreSQL and Kafka know and the relay does not, or not while it is halted: they are
+// asked for when somebody scrapes, and not more often than every few seconds. What cannot be asked is left out.
 type asked struct {
 	lag, seconds, retained, lost, unresolved   *prometheus.Desc
 	pending, oldest, failed, heldKeys, horizon *prometheus.Desc
@@ -90,7 +90,8 @@ func (a *asked) knows(at time.Time) {
 	}
 }
 
-// behind is for how long what is not confirmed has waited. Each question is a look, so that it is known of a relay too that does not stream.
+// behind is for how long what is not confirmed has waited. Each question is a look, so that it is known of a relay too
+// that does not stream.
 func (a *asked) behind(f *cdc.Facts) (time.Duration, bool) {
 	a.looks.Look(f.WALEnd, f.Time)
 	at := a.looks.Current(f.Slot.ConfirmedFlush)

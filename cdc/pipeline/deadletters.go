@@ -83,14 +83,18 @@ func (p *Pipeline) DeadLetter(ctx context.Context, id string) (DeadLetter, error
 	return d, nil
 }
 
-// choose finds dead letters by event id or key; no ids are all. What is not there, or twice, is an error, all of them together.
+// choose finds dead letters by event id or, where no event has that id, by key; no ids are all. What is not there, or
+// twice, is an error, all of them together.
 func choose(entries []kafka.Entry, ids []string) (map[string]bool, error) {
 	byID := map[string][]string{}
 	for i := range entries {
-		e := &entries[i]
-		byID[e.Key] = append(byID[e.Key], e.Key)
-		if e.Letter != nil && len(e.Letter.Row.ID) > 0 {
-			byID[string(e.Letter.Row.ID)] = append(byID[string(e.Letter.Row.ID)], e.Key)
+		if d := entries[i].Letter; d != nil && len(d.Row.ID) > 0 {
+			byID[string(d.Row.ID)] = append(byID[string(d.Row.ID)], entries[i].Key)
+		}
+	}
+	for i := range entries {
+		if key := entries[i].Key; byID[key] == nil {
+			byID[key] = []string{key}
 		}
 	}
 	chosen := map[string]bool{}
@@ -132,8 +136,9 @@ type Moved struct {
 	Stays     string // why it was not published; empty where it was
 }
 
-// Redrive publishes dead letters after all, in the order of their rows; what was held behind one goes with it. It returns what became of each. One that is refused again
-// stays, and so does what stands behind it: that is an error in the end. Of a polled table, failed rows are pending again.
+// Redrive publishes dead letters after all, in the order of their rows; what was held behind one goes with it. It
+// returns what became of each. One that is refused again stays, and so does what stands behind it: that is an error in
+// the end. Of a polled table, failed rows are pending again.
 func (p *Pipeline) Redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 	return p.kind.redrive(ctx, o)
 }
@@ -142,6 +147,20 @@ func (p *Pipeline) Redrive(ctx context.Context, o RedriveOptions) ([]Moved, erro
 type DropOptions struct {
 	IDs    []string // event ids or keys; none are all
 	DryRun bool
+	// Confirm hears what Drop gives up before it does; an error keeps that from happening. It may be nil.
+	Confirm func([]DeadLetter) error
+}
+
+// confirm asks o.Confirm, and reports whether to go on.
+func (o *DropOptions) confirm(letters []DeadLetter) (bool, error) {
+	if o.DryRun || len(letters) == 0 {
+		return false, nil
+	}
+	if o.Confirm == nil {
+		return true, nil
+	}
+	err := o.Confirm(letters)
+	return err == nil, err
 }
 
 // Dropped is what Drop gave up, or would give up in a dry run.
@@ -159,8 +178,8 @@ func (w wal) letters(ctx context.Context) ([]kafka.Entry, error) { return w.sink
 
 func (w wal) whole(context.Context, *kafka.Entry) error { return nil }
 
-// selectInOrder returns what to redrive, in order: what was chosen, and what was held behind it. It refuses what stands behind another of
-// its key that stays.
+// selectInOrder returns what to redrive, in order: what was chosen, and what was held behind it. It refuses what stands
+// behind another of its key that stays.
 func selectInOrder(entries []kafka.Entry, chosen map[string]bool, all bool) (selected []*kafka.Entry, err error) {
 	order := cdc.NewKeyOrder()
 	var errs []error
@@ -187,8 +206,8 @@ func selectInOrder(entries []kafka.Entry, chosen map[string]bool, all bool) (sel
 
 const redriveBytes = 8 << 20 // of one transaction, where more than one row goes
 
-// redrive passes each dead letter through route and check again. Record and tombstone are in one Kafka transaction, so that a
-// read_committed reader sees an event either as a dead letter or as published.
+// redrive passes each dead letter through route and check again. Record and tombstone are in one Kafka transaction, so
+// that a read_committed reader sees an event either as a dead letter or as published.
 func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 	client, err := w.sink.Redrive(ctx, o.DryRun) // before anything is read: another redrive is fenced from here on
 	if err != nil {
@@ -315,7 +334,13 @@ func (w wal) drop(ctx context.Context, o DropOptions) (done Dropped, err error) 
 			done.Waiting++
 		}
 	}
-	for n := 0; n < len(keys) && !o.DryRun; {
+	switch ok, err := o.confirm(done.Letters); {
+	case err != nil:
+		return Dropped{}, err
+	case !ok:
+		return done, nil
+	}
+	for n := 0; n < len(keys); {
 		next := min(n+client.MostResolved(), len(keys))
 		if err := client.Resolve(ctx, nil, keys[n:next]); err != nil {
 			done.Letters = done.Letters[:n]

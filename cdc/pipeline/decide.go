@@ -20,8 +20,8 @@ type decideOptions struct {
 	progress Progress
 }
 
-// decision is a change of state record and slot by an operator, while the relay is halted or stopped. It reads state and server the way a
-// session's start does, in the same order, and writes down what it did.
+// decision is a change of state record and slot by an operator, while the relay is halted or stopped. It reads state
+// and server the way a session's start does, in the same order, and writes down what it did.
 type decision struct {
 	survey
 	*Pipeline
@@ -50,7 +50,7 @@ func (w wal) decide(ctx context.Context, o decideOptions) (*decision, error) {
 
 // read reads both sides, the state record after fencing the relay. A dry run fences nobody.
 func (d *decision) read(ctx context.Context) (err error) {
-	d.survey, err = take(ctx, d.source, func(ctx context.Context, before *cdc.Facts) (_ *cdc.State, err error) {
+	d.survey, err = readAll(ctx, d.source, func(ctx context.Context, before *cdc.Facts) (_ *cdc.State, err error) {
 		if before.Slot.Active {
 			return nil, errors.New("the slot is being read: stop the relay, and run this again")
 		}
@@ -96,7 +96,8 @@ func (d *decision) movable() error {
 	return nil
 }
 
-// freeWithin is how long a look at the slot that was broken off may hold it: PostgreSQL ends it when it next asks for interrupts.
+// freeWithin is how long a look at the slot that was broken off may hold it: PostgreSQL ends it when it next asks for
+// interrupts.
 const freeWithin = 10 * time.Second
 
 // advance moves the slot, which is free or was a moment ago.
@@ -128,9 +129,9 @@ const (
 	sayEvery = 2 * time.Second        // between two steps of progress
 )
 
-// writers waits until every transaction has ended that has written something and is open now: rows that it wrote while rows were hidden
-// come with its commit or never, and can be replayed only after it. Then it looks at the server again. It returns those that are still
-// open after d.wait, the oldest first. A dry run does not wait.
+// writers waits until every transaction has ended that has written something and is open now: rows that it wrote while
+// rows were hidden come with its commit or never, and can be replayed only after it. Then it looks at the server again.
+// It returns those that are still open after d.wait, the oldest first. A dry run does not wait.
 func (d *decision) writers(ctx context.Context) (open []cdc.Transaction, err error) {
 	var first map[string]cdc.Transaction
 	for deadline, told := time.Now().Add(d.wait), (time.Time{}); ; {

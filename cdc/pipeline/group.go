@@ -17,11 +17,16 @@ type Group []*Pipeline
 // NewGroup makes a pipeline of each configuration.
 func NewGroup(cfgs []config.Config, o Options) (g Group, err error) {
 	for _, cfg := range cfgs {
-		p, err := New(cfg, o)
+		p, err := newPipeline(cfg, o)
 		if err != nil {
 			return nil, err
 		}
 		g = append(g, p)
+	}
+	for _, p := range g { // once all of them are there
+		if err := p.register(o.Registerer); err != nil {
+			return nil, err
+		}
 	}
 	return g, nil
 }

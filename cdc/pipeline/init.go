@@ -20,8 +20,8 @@ type InitOptions struct {
 	Progress       Progress
 }
 
-// Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What is there already
-// is left as it is. It returns its steps; a dry run returns those that it would take.
+// Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What
+// is there already is left as it is. It returns its steps; a dry run returns those that it would take.
 func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 	s, err := p.open(ctx, o.AdminURL, o.DryRun, o.Progress)
 	if err != nil {
@@ -50,8 +50,8 @@ type RemoveOptions struct {
 	Progress Progress
 }
 
-// Remove takes slot and state record away, and publication and role where nobody else uses them; of a polled pipeline there is the role
-// alone. The outbox table and its topics stay. The relay must be stopped. It returns its steps.
+// Remove takes slot and state record away, and publication and role where nobody else uses them; of a polled pipeline
+// there is the role alone. The outbox table and its topics stay. The relay must be stopped. It returns its steps.
 func (p *Pipeline) Remove(ctx context.Context, o RemoveOptions) ([]Step, error) {
 	s, err := p.open(ctx, o.AdminURL, o.DryRun, o.Progress)
 	if err != nil {
@@ -98,19 +98,20 @@ func (s *setup) close(ctx context.Context) {
 	s.kafka.Close()
 }
 
-func (s *setup) take(step Step) {
+// add notes a step that begins.
+func (s *setup) add(step Step) {
 	s.steps = append(s.steps, step)
 	if s.progress != nil {
 		s.progress(step)
 	}
 }
 
-func (s *setup) step(what string, args ...any) { s.take(Step{What: fmt.Sprintf(what, args...)}) }
+func (s *setup) step(what string, args ...any) { s.add(Step{What: fmt.Sprintf(what, args...)}) }
 
 // do takes the steps together, unless this is a dry run.
 func (s *setup) do(ctx context.Context, steps ...postgres.Step) error {
 	for _, step := range steps {
-		s.take(Step{step.What, step.SQL})
+		s.add(Step{step.What, step.SQL})
 	}
 	if s.dryRun {
 		return nil
@@ -143,7 +144,7 @@ func (s *setup) state(ctx context.Context, _ *cdc.Facts) (*cdc.State, error) {
 
 // createSlot makes the slot.
 func (s *setup) createSlot(ctx context.Context, name string) error {
-	s.take(Step{
+	s.add(Step{
 		What: fmt.Sprintf("slot %s: create it (PostgreSQL waits for the transactions that are running)", name),
 		SQL:  []string{s.pg.CreateSlotSQL()},
 	})
@@ -161,10 +162,10 @@ func (w wal) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, e
 	return steps, w.vacant(ctx, s)
 }
 
-// vacant returns an error if slot or state record belong to something else. It is asked before anything is made, so that what is refused
-// leaves nothing behind.
+// vacant returns an error if slot or state record belong to something else. It is asked before anything is made, so
+// that what is refused leaves nothing behind.
 func (w wal) vacant(ctx context.Context, s *setup) error {
-	seen, err := take(ctx, s.pg, s.state)
+	seen, err := readAll(ctx, s.pg, s.state)
 	name := w.cfg.Source.Slot
 	switch {
 	case err != nil:
@@ -177,20 +178,18 @@ func (w wal) vacant(ctx context.Context, s *setup) error {
 	return nil
 }
 
-// begin makes the slot and the first state record. A record that says `creating` stands while it happens: found by the next run, that run
-// drops the slot nobody has read yet, and repeats.
+// begin makes the slot and the first state record. A record that says `creating` stands while it happens: found by the
+// next run, that run drops the slot nobody has read yet, and repeats.
 func (w wal) begin(ctx context.Context, s *setup) error {
 	name := w.cfg.Source.Slot
-	seen, err := take(ctx, s.pg, s.state)
+	seen, err := readAll(ctx, s.pg, s.state)
 	if err != nil {
 		return err
 	}
 	st, facts := seen.State, &seen.Facts
 	if st != nil && st.Phase != cdc.PhaseCreating {
-		if !s.dryRun {
-			if _, err := cdc.Reconcile(w.cfg.Pipeline, st, seen.Facts); err != nil {
-				return err
-			}
+		if _, err := cdc.Reconcile(w.cfg.Pipeline, st, seen.Facts); err != nil {
+			return err
 		}
 		s.step("slot %s: there, and the state record covers %s", name, st.Covered)
 		s.warn(facts)
@@ -252,9 +251,10 @@ func (s *setup) warn(f *cdc.Facts) {
 	}
 }
 
-// owned returns an error where slot or state record are another pipeline's, so that a wrong name in the configuration removes nothing.
+// owned returns an error where slot or state record are another pipeline's, so that a wrong name in the configuration
+// removes nothing.
 func (w wal) owned(ctx context.Context, s *setup) error {
-	seen, err := take(ctx, s.pg, s.state)
+	seen, err := readAll(ctx, s.pg, s.state)
 	slot := w.cfg.Source.Slot
 	var halt *cdc.Halt
 	switch {

@@ -9,7 +9,8 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// logger returns an observer that writes one line per change of state at info and above, and one per row at debug. Never payload or key.
+// logger returns an observer that writes one line per change of state at info and above, and one per row at debug.
+// Never payload or key.
 func logger(cfg config.Config, log zerolog.Logger) cdc.Observer {
 	of, name := "slot", cfg.Source.Slot
 	if cfg.Source.Kind == config.KindPolling {

@@ -228,7 +228,7 @@ func (c *metrics) status(ctx context.Context) Status {
 		s.Slot = &Slot{Name: c.asked.slot}
 		if f, err := c.asked.facts.Facts(ctx); !s.blocked(err) {
 			s.stands(&f)
-			s.Notes = f.Notes
+			s.waits(&f)
 			if f.Slot.Exists {
 				s.lags(c.asked.behind(&f))
 			}
@@ -236,7 +236,7 @@ func (c *metrics) status(ctx context.Context) Status {
 	}
 	if c.asked.table != nil {
 		if b, err := c.asked.table.Backlog(ctx); !s.blocked(err) {
-			s.Backlog = &b
+			s.backs(&b)
 		}
 	}
 	return s

@@ -82,8 +82,8 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 	}
 }
 
-// TestLagIsTimeSinceTheEndWasReached: also of a relay that is halted, that stands by, or that has been idle for long; and it is left out
-// where nobody knows.
+// TestLagIsTimeSinceTheEndWasReached: also of a relay that is halted, that stands by, or that has been idle for long;
+// and it is left out where nobody knows.
 func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
 	began := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
 	for name, c := range map[string]struct {

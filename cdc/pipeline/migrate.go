@@ -16,9 +16,10 @@ type MigrateOptions struct {
 	Progress Progress
 }
 
-// MigrateSource prepares a polled table's pipeline for the WAL, while it is polled: it makes the slot, and waits until every row that was
-// committed before has been published by the poller. What was committed since is in the slot, so from then on either of them loses
-// nothing. What the poller publishes between the slot and its own end comes twice. It returns its steps.
+// MigrateSource prepares a polled table's pipeline for the WAL, while it is polled: it makes the slot, and waits until
+// every row that was committed before has been published by the poller. What was committed since is in the slot, so
+// from then on either of them loses nothing. What the poller publishes between the slot and its own end comes twice. It
+// returns its steps.
 func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step, error) {
 	if p.cfg.Source.Kind != config.KindWAL {
 		return nil, errors.New("source.kind: name the configuration that is to be, with source.kind: wal; source.polling stays as it is until this has ended")

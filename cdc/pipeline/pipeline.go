@@ -38,6 +38,7 @@ type Pipeline struct {
 	sink     *kafka.Sink
 	kind     kind
 	metrics  *metrics
+	registry *prometheus.Registry // of the metrics
 	relay    *cdc.Supervisor
 	ran      atomic.Bool // Run was called: this process knows how the relay is doing
 }
@@ -84,8 +85,20 @@ type kind interface {
 	drop(ctx context.Context, o DropOptions) (Dropped, error)
 }
 
-// New makes a pipeline of a valid configuration; everything that is wrong with that is in the error. It connects to nothing yet.
+// New makes a pipeline of a valid configuration; everything that is wrong with that is in the error. It connects to
+// nothing yet.
 func New(cfg config.Config, o Options) (*Pipeline, error) {
+	p, err := newPipeline(cfg, o)
+	if err == nil {
+		err = p.register(o.Registerer)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -95,19 +108,25 @@ func New(cfg config.Config, o Options) (*Pipeline, error) {
 	} else {
 		p.kind = wal{p}
 	}
-	registry := prometheus.NewRegistry()
-	p.metrics = newMetrics(cfg.Pipeline, p.kind.watched(), registry)
+	p.registry = prometheus.NewRegistry()
+	p.metrics = newMetrics(cfg.Pipeline, p.kind.watched(), p.registry)
 	observer := cdc.Tee(logger(cfg, o.Log), p.metrics.observer())
 	if tell := observer.Role; cfg.Commands("`walpost ") != "`walpost " {
 		observer.Role = func(role cdc.Role, err error) { tell(role, runnable(&cfg, err)) }
 	}
 	p.relay = p.kind.relay(observer)
-	if o.Registerer != nil {
-		if err := o.Registerer.Register(registry); err != nil {
-			return nil, fmt.Errorf("register the metrics of pipeline %s: %w: run the relay that is there, or give this one a registry of its own", cfg.Pipeline, err)
-		}
-	}
 	return p, nil
+}
+
+// register adds the metrics to a registry, if there is one.
+func (p *Pipeline) register(with prometheus.Registerer) error {
+	if with == nil {
+		return nil
+	}
+	if err := with.Register(p.registry); err != nil {
+		return fmt.Errorf("register the metrics of pipeline %s: %w: run the relay that is there, or give this one another registry", p.cfg.Pipeline, err)
+	}
+	return nil
 }
 
 // runnable returns the error with commands that name the pipeline.
@@ -121,8 +140,9 @@ func runnable(cfg *config.Config, err error) error {
 // Name returns the pipeline's name.
 func (p *Pipeline) Name() string { return p.cfg.Pipeline }
 
-// Run relays until ctx ends, and keeps the table small, where cleanup.every says so. It returns nil when everything received was delivered
-// and confirmed, and an error when shutdown_timeout was over before. It may be called again when it has returned.
+// Run relays until ctx ends, and keeps the table small, where cleanup.every says so. It returns nil when everything
+// received was delivered and confirmed, and an error when shutdown_timeout was over before. It may be called again when
+// it has returned.
 func (p *Pipeline) Run(ctx context.Context) error {
 	p.ran.Store(true)
 	var cleaner sync.WaitGroup

@@ -102,8 +102,8 @@ func (s *shop) becomes(r *pipeline.Pipeline, want cdc.Role) {
 	})
 }
 
-// TestRelayStartsAndStopsInAProcess runs a relay, stops it, and runs it again, and then another one of the same pipeline. Nothing is
-// missing, nothing comes twice, and no goroutine is left: TestMain looks.
+// TestRelayStartsAndStopsInAProcess runs a relay, stops it, and runs it again, and then another one of the same
+// pipeline. Nothing is missing, nothing comes twice, and no goroutine is left: TestMain looks.
 func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 	s, reg := newShop(t), prometheus.NewRegistry()
 	var log bytes.Buffer
@@ -133,7 +133,7 @@ func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 		t.Errorf("%d metrics (%v) of %d rows", n, err, first.Status(t.Context()).Published)
 	}
 
-	if _, err := pipeline.New(s.cfg, pipeline.Options{Log: zerolog.Nop(), Registerer: reg}); err == nil || !errors.As(err, new(prometheus.AlreadyRegisteredError)) || !strings.Contains(err.Error(), "a registry of its own") {
+	if _, err := pipeline.New(s.cfg, pipeline.Options{Log: zerolog.Nop(), Registerer: reg}); err == nil || !errors.As(err, new(prometheus.AlreadyRegisteredError)) || !strings.Contains(err.Error(), "another registry") {
 		t.Errorf("a second relay with the metrics of the first: %v", err)
 	}
 	other, err := pipeline.New(s.cfg, pipeline.Options{Log: zerolog.Nop()})

@@ -14,7 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// polled is a pipeline whose table is asked for rows. It has neither slot nor state record: the table says what was published.
+// polled is a pipeline whose table is asked for rows. It has neither slot nor state record: the table says what was
+// published.
 type polled struct {
 	*Pipeline
 	table *polling.Outbox
@@ -33,19 +34,13 @@ func (p polled) survey(ctx context.Context, st *Status) {
 	if st.blocked(err) {
 		return
 	}
-	st.Backlog = &b
-	if b.Horizon != nil {
-		st.blockedBy(b.Horizon.String())
-	}
+	st.backs(&b)
 	if b.Pending > 0 {
 		switch pid, err := p.source.Poller(ctx); {
 		case st.blocked(err):
 		case pid == 0:
 			st.blockedBy(fmt.Sprintf("%d rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", b.Pending, p.cfg.Source.Table))
 		}
-	}
-	if b.Failed > 0 {
-		st.blockedBy(fmt.Sprintf("%d rows have failed and hold %d keys back: `walpost dlq list` says why", b.Failed, b.HeldKeys))
 	}
 }
 
@@ -154,14 +149,18 @@ func (p polled) redrive(ctx context.Context, o RedriveOptions) (done []Moved, er
 
 func (p polled) drop(ctx context.Context, o DropOptions) (done Dropped, err error) {
 	chosen, positions, err := p.chosen(ctx, o.IDs)
-	if err == nil && !o.DryRun && len(positions) > 0 {
-		err = p.table.Drop(ctx, positions)
-	}
 	if err != nil {
 		return done, err
 	}
 	for i := range chosen {
 		done.Letters = append(done.Letters, deadLetter(&chosen[i]))
+	}
+	ok, err := o.confirm(done.Letters)
+	if ok {
+		err = p.table.Drop(ctx, positions)
+	}
+	if err != nil {
+		return Dropped{}, err
 	}
 	return done, nil
 }

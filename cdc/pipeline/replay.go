@@ -30,8 +30,8 @@ type ReplayOptions struct {
 // Replayed is what Replay did.
 type Replayed struct {
 	Rows int64 // that the table still holds of the time
-	// Delivered is the commit time of the last row that was delivered before, where that is known, and Before how many of the rows were
-	// created before it: those that are not in a gap come twice.
+	// Delivered is the commit time of the last row that was delivered before, where that is known, and Before how many
+	// of the rows were created before it: those that are not in a gap come twice.
 	Delivered time.Time
 	Before    int64
 	Published int64
@@ -43,8 +43,9 @@ type Replayed struct {
 // Refusal is a row that can still not be published.
 type Refusal struct{ EventID, Reason string }
 
-// Replay publishes the rows that the outbox still holds of a time once more, by created_at and id, each marked by the header replay and
-// without lsn and seq: it is not the stream. It runs beside a relay or without one. After an error it returns what it has done.
+// Replay publishes the rows that the outbox still holds of a time once more, by created_at and id, each marked by the
+// header replay and without lsn and seq: it is not the stream. It runs beside a relay or without one. After an error it
+// returns what it has done.
 func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error) {
 	pg, err := p.source.Admin(ctx, o.AdminURL)
 	if err != nil {
@@ -74,9 +75,12 @@ func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error
 	if err != nil {
 		what += ", then it failed"
 	}
-	err = errors.Join(err, p.note(ctx, "replay", what, o.From.Format(time.RFC3339Nano), o.To.Format(time.RFC3339Nano)))
-	if err != nil {
-		return r.done, fmt.Errorf("the replay is not complete: run it again from the time of the last row: %w", err)
+	noted := p.note(ctx, "replay", what, o.From.Format(time.RFC3339Nano), o.To.Format(time.RFC3339Nano))
+	switch {
+	case err != nil:
+		return r.done, fmt.Errorf("the replay is not complete: run it again from the time of the last row: %w", errors.Join(err, noted))
+	case noted != nil:
+		return r.done, fmt.Errorf("the rows are published, and `walpost status` will not show it: %w", noted)
 	}
 	if r.done.Refused > 0 {
 		return r.done, fmt.Errorf("%d rows were refused and are not published", r.done.Refused)

@@ -30,8 +30,9 @@ type Skipped struct {
 	ReplayOpen string
 }
 
-// Skip gives up what was committed before o.To and is not delivered, or the one transaction that cannot be decoded: it writes the state record, then moves the slot. It runs with the
-// relay's own rights. It returns what it gave up, after an error too.
+// Skip gives up what was committed before o.To and is not delivered, or the one transaction that cannot be decoded: it
+// writes the state record, then moves the slot. It runs with the relay's own rights. It returns what it gave up, after
+// an error too.
 func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err error) {
 	d, err := p.kind.decide(ctx, decideOptions{o.Wait, o.DryRun, o.Progress})
 	if err != nil {
@@ -88,7 +89,8 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 	return s, d.advance(ctx, to)
 }
 
-// undecodable finds the LSN that steps over the one transaction that PostgreSQL cannot decode, and refuses while rows before it wait.
+// undecodable finds the LSN that steps over the one transaction that PostgreSQL cannot decode, and refuses while rows
+// before it wait.
 func (d *decision) undecodable(ctx context.Context) (cdc.LSN, error) {
 	from := d.Facts.Slot.ConfirmedFlush
 	if d.State != nil {

@@ -3,13 +3,16 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
-// Status is how a pipeline stands: what `walpost status` and GET /status show. A field that is missing is zero, or not known.
+// Status is how a pipeline stands: what `walpost status` and GET /status show. A field that is missing is zero, or not
+// known.
 type Status struct {
 	Pipeline string `json:"pipeline"`
 
@@ -28,9 +31,9 @@ type Status struct {
 	// What PostgreSQL and Kafka say.
 	Slot          *Slot      `json:"slot,omitempty"` // missing for a polled table
 	WALEnd        string     `json:"wal_end_lsn,omitempty"`
-	LagBytes      int64      `json:"lag_bytes,omitempty"`
+	LagBytes      *int64     `json:"lag_bytes,omitempty"`
 	LagSeconds    *float64   `json:"lag_seconds,omitempty"` // for how long what is not confirmed has waited
-	RetainedBytes int64      `json:"retained_wal_bytes,omitempty"`
+	RetainedBytes *int64     `json:"retained_wal_bytes,omitempty"`
 	State         *cdc.State `json:"state,omitempty"`
 	// Decisions are those of operators, the oldest first. Only Status without a running relay reads them.
 	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
@@ -50,8 +53,9 @@ type Slot struct {
 	WALStatus      string `json:"wal_status,omitempty"`
 }
 
-// Status returns how the pipeline stands. Where Run runs, it says what that knows, and asks PostgreSQL and Kafka for the rest;
-// otherwise it asks both sides for everything, with the relay's own rights. What cannot be asked is in Blocked.
+// Status returns how the pipeline stands. Where Run runs, it says what that knows, and asks PostgreSQL and Kafka for
+// the rest; otherwise it asks both sides for everything, with the relay's own rights. What cannot be asked is in
+// Blocked.
 func (p *Pipeline) Status(ctx context.Context) Status {
 	if p.ran.Load() {
 		return p.metrics.status(ctx)
@@ -63,7 +67,7 @@ func (p *Pipeline) Status(ctx context.Context) Status {
 
 // blocked adds an error, and reports whether there was one.
 func (s *Status) blocked(err error) bool {
-	if err != nil {
+	if err != nil && !slices.Contains(s.Blocked, err.Error()) {
 		s.Blocked = append(s.Blocked, err.Error())
 	}
 	return err != nil
@@ -84,8 +88,26 @@ func (s *Status) stands(f *cdc.Facts) {
 		return
 	}
 	s.Slot.WALStatus, s.Slot.ConfirmedFlush, s.Slot.RestartLSN = slot.WALStatus, slot.ConfirmedFlush.String(), slot.RestartLSN.String()
-	s.LagBytes = max(0, int64(f.WALEnd)-int64(slot.ConfirmedFlush))
-	s.RetainedBytes = max(0, int64(f.WALEnd)-int64(slot.RestartLSN))
+	lag, retained := max(0, int64(f.WALEnd)-int64(slot.ConfirmedFlush)), max(0, int64(f.WALEnd)-int64(slot.RestartLSN))
+	s.LagBytes, s.RetainedBytes = &lag, &retained
+}
+
+// waits fills in what the server lets rows and commits wait for.
+func (s *Status) waits(f *cdc.Facts) {
+	s.Notes = f.Notes
+	s.blockedBy(f.StandbysAway())
+	s.blocked(f.CommitsWait())
+}
+
+// backs fills in what waits in a polled table, and for what.
+func (s *Status) backs(b *polling.Backlog) {
+	s.Backlog = b
+	if b.Horizon != nil {
+		s.blockedBy(b.Horizon.String())
+	}
+	if b.Failed > 0 {
+		s.blockedBy(fmt.Sprintf("%d rows have failed and hold %d keys back: `walpost dlq list` says why", b.Failed, b.HeldKeys))
+	}
 }
 
 // records fills in what the state record says.

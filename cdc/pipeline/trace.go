@@ -24,8 +24,8 @@ const clockMargin = 5 * time.Minute
 // Answer is what has become of an event, in a word.
 type Answer string
 
-// The answers. Gone is an event that was delivered or never will be: everything up to its commit is done, and it is nowhere.
-// Unknown is one whose row cannot be read, and which is nowhere.
+// The answers. Gone is an event that was delivered or never will be: everything up to its commit is done, and it is
+// nowhere. Unknown is one whose row cannot be read, and which is nowhere.
 const (
 	IsPublished    Answer = "published"
 	IsDeadLettered Answer = "dead_lettered"
@@ -68,8 +68,8 @@ type WhereOptions struct {
 	Since   time.Duration // how far back to look on the topics; 0: since the event was written
 }
 
-// Where answers whether an event was published, or the events of a key. It reads the outbox row where o.ReadURL may, which gives key and
-// time; then the dead letters, and the key's partition from that time on.
+// Where answers whether an event was published, or the events of a key. It reads the outbox row where o.ReadURL may,
+// which gives key and time; then the dead letters, and the key's partition from that time on.
 func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 	t := &Trace{Asked: o.ID, Events: []Traced{}}
 	rows, end, err := p.source.Find(ctx, p.kind.readURL(o.ReadURL), o.ID)
@@ -146,9 +146,9 @@ func timeOf(id string) time.Time {
 	return time.Unix(u.Time().UnixTime())
 }
 
-// search looks first where the producer puts the records: the key's partition, of the row's topic or, for all events of a key,
-// of every topic of the outbox. Where the key is not known, or the event is not there (partitions were added since, or topics
-// renamed), it looks everywhere.
+// search looks first where the producer puts the records: the key's partition, of the row's topic or, for all events of
+// a key, of every topic of the outbox. Where the key is not known, or the event is not there (partitions were added
+// since, or topics renamed), it looks everywhere.
 func (p *Pipeline) search(ctx context.Context, t *Trace, rows []postgres.TableRow) error {
 	all, err := p.sink.Topics(ctx, route.Pattern(p.cfg.Kafka))
 	if err != nil {

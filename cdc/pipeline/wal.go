@@ -63,7 +63,7 @@ func (w wal) survey(ctx context.Context, st *Status) {
 		return
 	}
 	var stateErr error
-	seen, err := take(ctx, w.source, func(ctx context.Context, _ *cdc.Facts) (state *cdc.State, _ error) {
+	seen, err := read(ctx, w.source, func(ctx context.Context, _ *cdc.Facts) (state *cdc.State, _ error) {
 		state, stateErr = w.sink.Peek(ctx)
 		return state, nil // what PostgreSQL says is told without it
 	})
@@ -74,17 +74,16 @@ func (w wal) survey(ctx context.Context, st *Status) {
 	if st.blocked(err) {
 		return
 	}
-	st.Notes = seen.Facts.Notes
 	if behind := st.shows(&seen); seen.Facts.Slot.Active && behind > patience {
-		// A record of before a silence says nothing of what has come since: a relay that works writes a new one within a moment.
+		// A record of before a silence says nothing of what has come since: a relay that works writes a new one within
+		// a moment.
 		moves := w.moves(ctx, &seen)
 		if behind = st.shows(&seen); behind > patience && !moves {
 			st.blockedBy(waiting(&seen.Facts, behind))
 		}
 	}
-	st.blockedBy(seen.Facts.StandbysAway())
-	st.blocked(seen.Facts.CommitsWait())
-	if stateErr == nil {
+	st.waits(&seen.Facts)
+	if !st.blocked(seen.identify(ctx, w.source)) && stateErr == nil {
 		_, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts)
 		if !st.blocked(err) && seen.State.Halt != nil && !seen.Facts.Slot.Active {
 			st.blocked(seen.State.Halt.Halt())
@@ -113,8 +112,8 @@ func (s *Status) shows(seen *survey) time.Duration {
 	return behind
 }
 
-// moves waits until the record or the slot has moved, for as long as a relay that works needs for that. It reports whether one did, and
-// leaves in seen what it saw then.
+// moves waits until the record or the slot has moved, for as long as a relay that works needs for that. It reports
+// whether one did, and leaves in seen what it saw then.
 func (w wal) moves(ctx context.Context, seen *survey) bool {
 	for end := time.Now().Add(lookFor); time.Now().Before(end); {
 		select {
@@ -122,7 +121,7 @@ func (w wal) moves(ctx context.Context, seen *survey) bool {
 		case <-ctx.Done():
 			return false
 		}
-		now, err := take(ctx, w.source, w.unfenced)
+		now, err := read(ctx, w.source, w.unfenced)
 		if err != nil || now.State == nil {
 			return false // what was read before holds, and was told
 		}
@@ -143,7 +142,7 @@ func waiting(f *cdc.Facts, behind time.Duration) string {
 }
 
 func (w wal) gap(ctx context.Context) error {
-	seen, err := take(ctx, w.source, w.unfenced)
+	seen, err := readAll(ctx, w.source, w.unfenced)
 	if err != nil {
 		return err
 	}
@@ -179,12 +178,13 @@ func (w wal) note(ctx context.Context, d *cdc.Decision) error {
 func (w wal) readURL(url string) string { return url }
 
 func (w wal) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error {
-	seen, err := take(ctx, w.source, w.unfenced)
+	seen, err := read(ctx, w.source, w.unfenced)
 	if err != nil {
 		return err
 	}
 	t.delivered(&seen, rows, end)
-	// Their topic is read before it is looked for what is published: what is redriven meanwhile is seen twice, not never.
+	// Their topic is read before it is looked for what is published: what is redriven meanwhile is seen twice, not
+	// never.
 	entries, err := w.sink.Entries(ctx)
 	if err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// Identify returns the server's system id and timeline, as the relay's role reads them over SQL. Where recorded, the timeline of a
-// state record, is an earlier one, it also returns how the timelines since then ended.
+// Identify returns the server's system id and timeline, as the relay's role reads them over SQL. Where recorded, the
+// timeline of a state record, is an earlier one, it also returns how the timelines since then ended.
 func (s *Source) Identify(ctx context.Context, recorded int32) (cdc.Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -58,8 +58,8 @@ func (s *Source) history(ctx context.Context) (cdc.Identity, error) {
 	return cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline, History: past(ctx, pg, sys.Timeline)}, nil
 }
 
-// past returns how the timelines before this one ended; nil where the server does not know: it is then taken for one that branched off
-// elsewhere, which is a Halt where it matters.
+// past returns how the timelines before this one ended; nil where the server does not know: it is then taken for one
+// that branched off elsewhere, which is a Halt where it matters.
 func past(ctx context.Context, pg *pgconn.PgConn, timeline int32) []cdc.PastTimeline {
 	if timeline <= 1 {
 		return nil

@@ -9,8 +9,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestWhatIsWrongWithTheServerIsSaidTogether has a server on which nothing is as it must be. One line names all of it, each with
-// the way to fix it, and once fixed the relay streams without being restarted.
+// TestWhatIsWrongWithTheServerIsSaidTogether has a server on which nothing is as it must be. One line names all of it,
+// each with the way to fix it, and once fixed the relay streams without being restarted.
 func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

@@ -74,8 +74,8 @@ func relayBinary(b *testing.B) string {
 	return path
 }
 
-// insertOf is the statement with which load writes the rows of a transaction. A row has about the given length on the wire, in bytes.
-// The table of init cannot make it less than 170: narrow is for 100.
+// insertOf is the statement with which load writes the rows of a transaction. A row has about the given length on the
+// wire, in bytes. The table of init cannot make it less than 170: narrow is for 100.
 func insertOf(bytes int) string {
 	if bytes <= 100 {
 		return `INSERT INTO outbox SELECT t * per + i, 'order', 'order-' || (t * per + i) % 5000, 'OrderPaid', '{}' FROM generate_series(1, per) i`

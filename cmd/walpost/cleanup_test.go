@@ -18,8 +18,8 @@ func (s *testbed) insertOldRows(n int) {
 		SELECT gen_random_uuid(), 'order', 'k' || i % 7, 'OrderPaid', jsonb_build_object('n', i), now() - interval '2 hours' FROM generate_series(1, $1::int) i`, n)
 }
 
-// TestCleanupDeletesWhatIsConfirmedAndOld and nothing else: neither what is young, nor what was committed by a transaction that
-// is still open when it begins, nor anything on a dry run.
+// TestCleanupDeletesWhatIsConfirmedAndOld and nothing else: neither what is young, nor what was committed by a
+// transaction that is still open when it begins, nor anything on a dry run.
 func TestCleanupDeletesWhatIsConfirmedAndOld(t *testing.T) {
 	t.Parallel()
 	s, _ := newTestbedOnOwnServer(t) // other tests' open transactions would be in the way
@@ -101,8 +101,8 @@ func TestCleanupRefuses(t *testing.T) {
 	}
 }
 
-// TestPolledPartitionsAreCleanedUp: a day of which every row is sent or dropped goes whole, one with a failed row stays, and those of
-// the days to come are made.
+// TestPolledPartitionsAreCleanedUp: a day of which every row is sent or dropped goes whole, one with a failed row
+// stays, and those of the days to come are made.
 func TestPolledPartitionsAreCleanedUp(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -144,7 +144,8 @@ func TestPolledPartitionsAreCleanedUp(t *testing.T) {
 	}
 }
 
-// TestCleanupOfAPolledTable takes what was sent or dropped, and is old. What is pending or failed stays, whatever its age.
+// TestCleanupOfAPolledTable takes what was sent or dropped, and is old. What is pending or failed stays, whatever its
+// age.
 func TestCleanupOfAPolledTable(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -189,8 +190,8 @@ func TestCleanupOfAPolledTable(t *testing.T) {
 	}
 }
 
-// TestCleanupReachesEveryRow of a polled table, in whatever it is divided: children by inheritance, partitions of no time, partitions of
-// partitions. It refuses while one of them hides rows from who cleans up.
+// TestCleanupReachesEveryRow of a polled table, in whatever it is divided: children by inheritance, partitions of no
+// time, partitions of partitions. It refuses while one of them hides rows from who cleans up.
 func TestCleanupReachesEveryRow(t *testing.T) {
 	t.Parallel()
 	const columns = `(id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, created_at timestamptz DEFAULT clock_timestamp())`
@@ -270,8 +271,8 @@ func TestCleanupBySchedule(t *testing.T) {
 	s.MustRun("init", "--remove", "--yes")
 }
 
-// TestPartitionsByDay are made by init and by cleanup, published through their root, and dropped whole: not while a row in one
-// is not confirmed, nor while one is in use. The relay notices nothing.
+// TestPartitionsByDay are made by init and by cleanup, published through their root, and dropped whole: not while a row
+// in one is not confirmed, nor while one is in use. The relay notices nothing.
 func TestPartitionsByDay(t *testing.T) {
 	t.Parallel()
 	s, _ := newTestbedOnOwnServer(t) // other tests' open transactions would be in the way

@@ -16,8 +16,8 @@ import (
 	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
-// TestConsumerReadsBothKindsOfHeaders: a relay turns to CloudEvents while its topic is in use. An event that is there under both
-// kinds of headers is one event, for the inbox and for walpost itself.
+// TestConsumerReadsBothKindsOfHeaders: a relay turns to CloudEvents while its topic is in use. An event that is there
+// under both kinds of headers is one event, for the inbox and for walpost itself.
 func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -110,7 +108,7 @@ func (c *dlqRedriveCmd) Run(p *process) error {
 	done, err := pl.Redrive(p.ctx, pipeline.RedriveOptions{IDs: c.IDs, DryRun: c.DryRun, Progress: func(m pipeline.Moved) {
 		switch {
 		case m.Stays != "":
-			p.say("stays    %s: %s", line(m.Key), line(m.Stays))
+			p.say("stays    %s: %s", line(m.Key), m.Stays)
 		case polled && c.DryRun:
 			p.say("would be redriven %s", line(m.EventID))
 		case polled:
@@ -135,14 +133,13 @@ func (c *dlqDropCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	o := pipeline.DropOptions{IDs: c.IDs, DryRun: c.DryRun}
 	polled := cfg.Source.Kind == config.KindPolling
-	if !c.Yes && !c.DryRun {
-		if o.IDs, err = c.ask(p, pl, cfg.Pipeline); err != nil || len(o.IDs) == 0 {
-			return err
+	done, err := pl.Drop(p.ctx, pipeline.DropOptions{IDs: c.IDs, DryRun: c.DryRun, Confirm: func(letters []pipeline.DeadLetter) error {
+		if c.Yes {
+			return nil
 		}
-	}
-	done, err := pl.Drop(p.ctx, o)
+		return p.confirm(cfg.Pipeline, "nothing was dropped", "This gives up %d dead letters: their rows will never be published.", len(letters))
+	}})
 	for _, d := range done.Letters {
 		switch {
 		case polled && c.DryRun:
@@ -164,21 +161,4 @@ func (c *dlqDropCmd) Run(p *process) error {
 		p.say("%d dead letters were held behind what was dropped: `walpost dlq redrive` publishes them and frees their keys", done.Waiting)
 	}
 	return nil
-}
-
-// ask says how many dead letters would be given up, and returns their keys if the answer is the pipeline's name.
-func (c *dlqDropCmd) ask(p *process, pl *pipeline.Pipeline, name string) (keys []string, err error) {
-	would, err := pl.Drop(p.ctx, pipeline.DropOptions{IDs: c.IDs, DryRun: true})
-	if err != nil || len(would.Letters) == 0 {
-		return nil, err
-	}
-	fmt.Fprintf(p.stdout, "This gives up %d dead letters: their rows will never be published. Type the pipeline's name to go on: ", len(would.Letters))
-	answer, _ := bufio.NewReader(p.stdin).ReadString('\n')
-	if strings.TrimSpace(answer) != name {
-		return nil, errors.New("nothing was dropped")
-	}
-	for _, d := range would.Letters {
-		keys = append(keys, d.Key)
-	}
-	return keys, nil
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// dlqStage has published one row of each of three keys, and put three aside: 1 and 4 are too large and of one key, 3 of another.
-// With hold_key, 2 is held behind 1.
+// dlqStage has published one row of each of three keys, and put three aside: 1 and 4 are too large and of one key, 3 of
+// another. With hold_key, 2 is held behind 1.
 func dlqStage(t *testing.T, env map[string]string) *testbed {
 	t.Helper()
 	s := newTestbed(t)
@@ -66,8 +66,8 @@ func (s *testbed) eventsOfKey(key string) string {
 	return short(ids)
 }
 
-// TestDLQRedrive: what is redriven is the record that the row asked for, with its id and key, and one header more. What is still
-// refused stays, with a sentence.
+// TestDLQRedrive: what is redriven is the record that the row asked for, with its id and key, and one header more. What
+// is still refused stays, with a sentence.
 func TestDLQRedrive(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, nil)

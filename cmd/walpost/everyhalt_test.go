@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// elsewhere are halts that TestPrintedCommandsEndEachHalt does not provoke, each with the reason, or the test that does it.
+// elsewhere are halts that TestPrintedCommandsEndEachHalt does not provoke, each with the reason, or the test that does
+// it.
 var elsewhere = map[string]string{
 	"nothing behind it is published before this is decided":                 "a row of a type that is not listed, and others there: the words are the row's",
 	"kafka does not let us see topic":                                       "fault 14",
@@ -25,7 +26,8 @@ var elsewhere = map[string]string{
 	"may never have been streamed, or not whole":                            "changed and changed back, and others there",
 }
 
-// TestEveryHaltIsProvoked reads the source and finds each place that makes a halt, by its words, in the tests that provoke halts.
+// TestEveryHaltIsProvoked reads the source and finds each place that makes a halt, by its words, in the tests that
+// provoke halts.
 func TestEveryHaltIsProvoked(t *testing.T) {
 	t.Parallel()
 	used := map[string]bool{}

@@ -14,10 +14,10 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// TestFailover promotes a standby that lacks the end of what was delivered, under a relay whose URL names both servers. It
-// follows by itself; the lost rows are counted and told; new commits that use their LSNs again are delivered; and the old
-// primary, back and first in the URL, is refused. From 17 on PostgreSQL keeps the slot on the standby; before, the copy holds it,
-// as tools that copy slots do.
+// TestFailover promotes a standby that lacks the end of what was delivered, under a relay whose URL names both servers.
+// It follows by itself; the lost rows are counted and told; new commits that use their LSNs again are delivered; and
+// the old primary, back and first in the URL, is refused. From 17 on PostgreSQL keeps the slot on the standby; before,
+// the copy holds it, as tools that copy slots do.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	s, primary := newTestbedOnOwnServer(t)
@@ -111,7 +111,8 @@ func (s *testbed) rowIDs() []string {
 	return strings.Fields(s.Query("SELECT coalesce(string_agg(id::text, ' '), '') FROM outbox"))
 }
 
-// TestPromotedStandbyWithoutTheSlot halts, and goes on with a new slot when an operator says so, naming what lies between.
+// TestPromotedStandbyWithoutTheSlot halts, and goes on with a new slot when an operator says so, naming what lies
+// between.
 func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	t.Parallel()
 	s, primary := newTestbedOnOwnServer(t)
@@ -151,8 +152,9 @@ func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	}
 }
 
-// TestRestoredSnapshot goes back to a copy of the disk: same system id, same timeline. While it is behind, its WAL end gives it
-// away; once it has written past what was delivered, its transactions do, and nothing was confirmed to its slot until then.
+// TestRestoredSnapshot goes back to a copy of the disk: same system id, same timeline. While it is behind, its WAL end
+// gives it away; once it has written past what was delivered, its transactions do, and nothing was confirmed to its
+// slot until then.
 func TestRestoredSnapshot(t *testing.T) {
 	t.Parallel()
 	s, primary := newTestbedOnOwnServer(t)

@@ -25,8 +25,8 @@ func delivered(t *testing.T) *testbed {
 	return s
 }
 
-// TestReconcileHalts changes one side behind the relay's back. Each time the relay halts with a sentence that says what was
-// found and what to run, publishes nothing, confirms nothing, and gives the slot back.
+// TestReconcileHalts changes one side behind the relay's back. Each time the relay halts with a sentence that says what
+// was found and what to run, publishes nothing, confirms nothing, and gives the slot back.
 func TestReconcileHalts(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -136,8 +136,8 @@ func TestInitGoesOnWhereItStopped(t *testing.T) {
 	cdctest.Consume(t, s.Brokers, s.Topic, 20*time.Second, cdctest.AtLeast(3))
 }
 
-// TestRowThatKafkaCannotTakeHalts puts a row between others that can never be published. What is before it arrives, nothing
-// behind it does, it is named, and once it can be taken the rest goes on, with nothing twice.
+// TestRowThatKafkaCannotTakeHalts puts a row between others that can never be published. What is before it arrives,
+// nothing behind it does, it is named, and once it can be taken the rest goes on, with nothing twice.
 func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 	t.Parallel()
 	type poison struct {

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pipeline"
@@ -61,10 +59,8 @@ func (c *initCmd) remove(p *process, url string) error {
 		if cfg.Source.Kind == config.KindPolling {
 			drops = "the role, where nobody else uses it"
 		}
-		fmt.Fprintf(p.stdout, "This drops %s of pipeline %s. Rows not delivered yet will not be published. Type the pipeline's name to go on: ", drops, cfg.Pipeline)
-		answer, _ := bufio.NewReader(p.stdin).ReadString('\n')
-		if strings.TrimSpace(answer) != cfg.Pipeline {
-			return errors.New("nothing was removed")
+		if err := p.confirm(cfg.Pipeline, "nothing was removed", "This drops %s of pipeline %s. Rows not delivered yet will not be published.", drops, cfg.Pipeline); err != nil {
+			return err
 		}
 	}
 	pl, err := p.pipeline()

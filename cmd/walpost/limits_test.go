@@ -99,7 +99,8 @@ func TestEveryCommandEnds(t *testing.T) {
 	}
 }
 
-// Where the server takes a silent relay for gone sooner than status_interval allows, the relay answers more often, and says so.
+// Where the server takes a silent relay for gone sooner than status_interval allows, the relay answers more often, and
+// says so.
 func TestAnImpatientServer(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

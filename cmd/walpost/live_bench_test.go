@@ -18,8 +18,9 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// BenchmarkLive writes transactions at a rate that does not wait for the relay, and measures from the commit's return to a
-// read_committed consumer, and what each process used of a core meanwhile. b.N is not used: each case runs for some seconds.
+// BenchmarkLive writes transactions at a rate that does not wait for the relay, and measures from the commit's return
+// to a read_committed consumer, and what each process used of a core meanwhile. b.N is not used: each case runs for
+// some seconds.
 func BenchmarkLive(b *testing.B) {
 	binary, brokers := relayBinary(b), benchKafka(b)
 	lines := []string{
@@ -59,7 +60,8 @@ func BenchmarkLive(b *testing.B) {
 		return phases
 	})
 	run("near-drain", plain, 10, func(b *testing.B, s *testbed) []phase {
-		// The writers need more than twice the CPU of all that drains. With them, two cores are nearly used up at this part.
+		// The writers need more than twice the CPU of all that drains. With them, two cores are nearly used up at this
+		// part.
 		const rows, part = 300_000, 0.28
 		other := newTestbedOn(b, s.AdminURL, brokers)
 		other.MustRun("init")
@@ -105,10 +107,10 @@ type lived struct {
 
 const writers = 8
 
-// live runs insert for each transaction of a schedule, with its number for the parameter and for the key of its perTx events, on a few
-// connections, each of which sends what is due without waiting for the answers: that is cheap enough for the client to keep up.
-// It ends with the schedule's time, even if transactions are left. An event's latency is from the client's receiving the answer to
-// the commit until the consumer has the record. The first second warms up.
+// live runs insert for each transaction of a schedule, with its number for the parameter and for the key of its perTx
+// events, on a few connections, each of which sends what is due without waiting for the answers: that is cheap enough
+// for the client to keep up. It ends with the schedule's time, even if transactions are left. An event's latency is
+// from the client's receiving the answer to the commit until the consumer has the record. The first second warms up.
 func live(b *testing.B, s *testbed, binary, insert string, perTx int, phases []phase) (l lived) {
 	b.Helper()
 	cmd, log := s.builtRelay(binary)

@@ -14,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// cpu is time of a processor, in user and in system mode. Linux counts the sum exactly and divides it by samples, 100 to 1,000 a
-// second, so that the parts of a few milliseconds say nothing.
+// cpu is time of a processor, in user and in system mode. Linux counts the sum exactly and divides it by samples, 100
+// to 1,000 a second, so that the parts of a few milliseconds say nothing.
 type cpu struct{ user, system time.Duration }
 
 func (c cpu) total() time.Duration { return c.user + c.system }
@@ -28,8 +28,8 @@ type stat struct {
 
 const jiffy = 10 * time.Millisecond // the unit in /proc
 
-// parseStat reads a line of /proc/<pid>/stat. Its second field is the program's name, in parentheses; it may hold spaces and
-// parentheses.
+// parseStat reads a line of /proc/<pid>/stat. Its second field is the program's name, in parentheses; it may hold
+// spaces and parentheses.
 func parseStat(line string) (p stat, err error) {
 	end := strings.LastIndexByte(line, ')')
 	fields := strings.Fields(line[end+1:])
@@ -175,8 +175,8 @@ func (m machine) shares() (s shares) {
 	}
 }
 
-// others is the part of the machine that was used since before by none of those. What the kernel does while no process runs is
-// not in it: of that, most is waking those.
+// others is the part of the machine that was used since before by none of those. What the kernel does while no process
+// runs is not in it: of that, most is waking those.
 func (s shares) others(before shares) float64 {
 	known := func(s shares) time.Duration { return s.postgres + s.broker + s.relay + s.itself }
 	used := s.everybody - before.everybody - (known(s) - known(before))

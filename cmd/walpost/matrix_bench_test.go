@@ -23,10 +23,10 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// BenchmarkMatrix drains backlogs through the built binary and through pg_recvlogical, in turn, from the same WAL: rows of several
-// sizes, in transactions of several lengths, over several kinds of connection. What decides is most of all the walsender's system
-// time a row, which is small only while its client's receive window is closed; so each line says it. WALPOST_BENCH_ROUNDS is how
-// many rounds each cell has. b.N is not used.
+// BenchmarkMatrix drains backlogs through the built binary and through pg_recvlogical, in turn, from the same WAL: rows
+// of several sizes, in transactions of several lengths, over several kinds of connection. What decides is most of all
+// the walsender's system time a row, which is small only while its client's receive window is closed; so each line says
+// it. WALPOST_BENCH_ROUNDS is how many rounds each cell has. b.N is not used.
 func BenchmarkMatrix(b *testing.B) {
 	binary, brokers := relayBinary(b), benchKafka(b)
 	lines := []string{
@@ -81,8 +81,8 @@ func cells() (all []matrixCell) {
 	return all
 }
 
-// serve starts a server, with room for slots. It returns the superuser's URL over TCP, and what turns it into one over the cell's
-// kind of connection.
+// serve starts a server, with room for slots. It returns the superuser's URL over TCP, and what turns it into one over
+// the cell's kind of connection.
 func (c matrixCell) serve(b *testing.B, slots int) (admin string, over func(string) string) {
 	settings := map[string]string{"max_replication_slots": strconv.Itoa(slots + 10), "autovacuum": "off"} // it would come in some round
 	query := url.Values{"sslmode": {"disable"}}
@@ -118,8 +118,8 @@ func (c matrixCell) serve(b *testing.B, slots int) (admin string, over func(stri
 	}
 }
 
-// run does the cell's rounds, and returns its lines of the table. Everything is made before them: slots and pipelines of all rounds,
-// then the backlog, once.
+// run does the cell's rounds, and returns its lines of the table. Everything is made before them: slots and pipelines
+// of all rounds, then the backlog, once.
 func (c matrixCell) run(b *testing.B, binary string, brokers []string) (lines []string) {
 	admin, over := c.serve(b, c.rounds*len(c.readers))
 	s := newTestbedOn(b, admin, brokers)

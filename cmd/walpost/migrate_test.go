@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// TestMigrateSourceWaitsForWhatNoSlotHas is every row that is older than the slot: a failed one is decided on before anything is
-// made, and one that fails meanwhile ends it.
+// TestMigrateSourceWaitsForWhatNoSlotHas is every row that is older than the slot: a failed one is decided on before
+// anything is made, and one that fails meanwhile ends it.
 func TestMigrateSourceWaitsForWhatNoSlotHas(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)

@@ -8,8 +8,8 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// TestWrongNameIsNeverLatched starts a relay once with a wrong name of each kind. It halts, publishes nothing and changes nothing, and the
-// right configuration goes on by itself. So it is with every command.
+// TestWrongNameIsNeverLatched starts a relay once with a wrong name of each kind. It halts, publishes nothing and
+// changes nothing, and the right configuration goes on by itself. So it is with every command.
 func TestWrongNameIsNeverLatched(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
@@ -69,7 +69,8 @@ func TestWrongNameIsNeverLatched(t *testing.T) {
 	}
 }
 
-// TestChangedNameIsAdopted goes over to another publication on purpose, and then has a halt that was latched under the earlier name.
+// TestChangedNameIsAdopted goes over to another publication on purpose, and then has a halt that was latched under the
+// earlier name.
 func TestChangedNameIsAdopted(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
@@ -118,8 +119,8 @@ func TestRecordWithoutNamesTakesThemOver(t *testing.T) {
 	}
 }
 
-// TestOlderRecordLatchesNothingThatItDoesNotKnow: an older walpost wrote down neither names nor detours. A wrong name at the first start behind
-// it, or a trigger that was always there, halts the relay, and the halt ends with its cause.
+// TestOlderRecordLatchesNothingThatItDoesNotKnow: an older walpost wrote down neither names nor detours. A wrong name
+// at the first start behind it, or a trigger that was always there, halts the relay, and the halt ends with its cause.
 func TestOlderRecordLatchesNothingThatItDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)

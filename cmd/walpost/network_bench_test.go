@@ -21,12 +21,13 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// BenchmarkNetwork empties a backlog that comes over a network, with the relay and with pg_recvlogical on the same WAL, in turn, and
-// prints a table: minimum, median and maximum of five rounds. Kafka is on loopback. WALPOST_BENCH_CONGESTION names another congestion
-// control than the system's. WALPOST_BENCH_ROWS says how many rows a backlog has, WALPOST_BENCH_ROUNDS how many rounds there are.
+// BenchmarkNetwork empties a backlog that comes over a network, with the relay and with pg_recvlogical on the same WAL,
+// in turn, and prints a table: minimum, median and maximum of five rounds. Kafka is on loopback.
+// WALPOST_BENCH_CONGESTION names another congestion control than the system's. WALPOST_BENCH_ROWS says how many rows a
+// backlog has, WALPOST_BENCH_ROUNDS how many rounds there are.
 //
-// Rates leave out the start of the process, which takes more round trips in the relay than in pg_recvlogical; a backlog of one row says
-// how long it is.
+// Rates leave out the start of the process, which takes more round trips in the relay than in pg_recvlogical; a backlog
+// of one row says how long it is.
 func BenchmarkNetwork(b *testing.B) {
 	binary, brokers := relayBinary(b), benchKafka(b)
 	var lines []string

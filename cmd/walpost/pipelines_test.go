@@ -18,7 +18,8 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// together is the process that has the pipelines of several testbeds: a file, and variables for what nobody writes into files.
+// together is the process that has the pipelines of several testbeds: a file, and variables for what nobody writes into
+// files.
 func together(t testing.TB, testbeds ...*testbed) *testbed {
 	t.Helper()
 	all := &testbed{&e2e.Pipeline{Program: program, T: t, Env: map[string]string{
@@ -64,9 +65,9 @@ func waitForRole(r *e2e.Relay, s *testbed, role cdc.Role) {
 	})
 }
 
-// TestPipelinesKeepToThemselves relays two databases of one server in one process. One loses its slot and halts, the other goes on;
-// an operator fixes the one by name; the process is killed with both under load, and started again, or replaced by one that stands by,
-// and nothing is missing in either.
+// TestPipelinesKeepToThemselves relays two databases of one server in one process. One loses its slot and halts, the
+// other goes on; an operator fixes the one by name; the process is killed with both under load, and started again, or
+// replaced by one that stands by, and nothing is missing in either.
 func TestPipelinesKeepToThemselves(t *testing.T) {
 	t.Parallel()
 	a := newTestbed(t)
@@ -201,8 +202,8 @@ func TestMemoryLimitGrowsWithEachPipeline(t *testing.T) {
 	}
 }
 
-// TestPipelinesAllDrain: one pipeline has nothing to finish when the process is asked to stop, the other waits for its Kafka, and
-// is waited for.
+// TestPipelinesAllDrain: one pipeline has nothing to finish when the process is asked to stop, the other waits for its
+// Kafka, and is waited for.
 func TestPipelinesAllDrain(t *testing.T) {
 	t.Parallel()
 	a, b := newTestbed(t), newTestbed(t)

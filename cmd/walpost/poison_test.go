@@ -18,7 +18,8 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// TestPoisonHalts: the first policy. What stands before the row arrives, nothing behind it does, and it is said which row and why.
+// TestPoisonHalts: the first policy. What stands before the row arrives, nothing behind it does, and it is said which
+// row and why.
 func TestPoisonHalts(t *testing.T) {
 	t.Parallel()
 	for _, kind := range e2e.Poisons {
@@ -42,8 +43,8 @@ func TestPoisonHalts(t *testing.T) {
 	}
 }
 
-// TestPoisonIsPutAside: the second and the third. Every kind of poison, each between two rows of its key, in one go: the poison
-// is in the dead letter topic, whole and with its reason; everything else is published, in order, or held.
+// TestPoisonIsPutAside: the second and the third. Every kind of poison, each between two rows of its key, in one go:
+// the poison is in the dead letter topic, whole and with its reason; everything else is published, in order, or held.
 func TestPoisonIsPutAside(t *testing.T) {
 	t.Parallel()
 	for _, policy := range []string{"dead_letter", "dead_letter+hold_key"} {
@@ -123,7 +124,8 @@ func sameSet(a, b []string) bool {
 	return len(a) == len(b)
 }
 
-// TestDeadLetterHoldsBytes: a bytea of more than a megabyte that is no text comes out of the dead letter topic as it went in.
+// TestDeadLetterHoldsBytes: a bytea of more than a megabyte that is no text comes out of the dead letter topic as it
+// went in.
 func TestDeadLetterHoldsBytes(t *testing.T) {
 	t.Parallel()
 	s := newStory(t)
@@ -146,8 +148,8 @@ func TestDeadLetterHoldsBytes(t *testing.T) {
 	}
 }
 
-// TestKillAroundDeadLetters kills -9 under a load of which every fourth row is poison. Nothing is lost: each row is on the topic or
-// in the dead letter topic, where repeats stand under one key. In exactly-once nothing is there twice.
+// TestKillAroundDeadLetters kills -9 under a load of which every fourth row is poison. Nothing is lost: each row is on
+// the topic or in the dead letter topic, where repeats stand under one key. In exactly-once nothing is there twice.
 func TestKillAroundDeadLetters(t *testing.T) {
 	t.Parallel()
 	for _, delivery := range []config.Delivery{config.AtLeastOnce, config.ExactlyOnce} {
@@ -210,8 +212,8 @@ func killAroundDeadLetters(t *testing.T, delivery config.Delivery) {
 	}
 }
 
-// TestDeadLetterTopicIsGuarded: a topic that would lose dead letters, or that is the outbox's, is a clear sentence and nothing is
-// published.
+// TestDeadLetterTopicIsGuarded: a topic that would lose dead letters, or that is the outbox's, is a clear sentence and
+// nothing is published.
 func TestDeadLetterTopicIsGuarded(t *testing.T) {
 	t.Parallel()
 	create := func(s *testbed, partitions int32, policy string) {
@@ -259,8 +261,8 @@ func TestDeadLetterTopicIsGuarded(t *testing.T) {
 	})
 }
 
-// TestLimitLoweredUnderARunningRelay: the relay knows a limit that no longer holds, and Kafka refuses a whole batch. No innocent row
-// is put aside.
+// TestLimitLoweredUnderARunningRelay: the relay knows a limit that no longer holds, and Kafka refuses a whole batch. No
+// innocent row is put aside.
 func TestLimitLoweredUnderARunningRelay(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

@@ -207,8 +207,8 @@ func TestPollingAPartitionedTable(t *testing.T) {
 	s.Exec(`CREATE TABLE outbox_rest PARTITION OF outbox FOR VALUES FROM (MINVALUE) TO (MAXVALUE)`)
 }
 
-// TestPollerCutOff loses its connection to PostgreSQL while Kafka hangs, and with it the table, which another takes. What the
-// first has sent to Kafka comes late, as one run in order that came before.
+// TestPollerCutOff loses its connection to PostgreSQL while Kafka hangs, and with it the table, which another takes.
+// What the first has sent to Kafka comes late, as one run in order that came before.
 func TestPollerCutOff(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -268,8 +268,8 @@ func TestPollerCutOff(t *testing.T) {
 	comes("[early late1 late2 later late1 late2 last]")
 }
 
-// TestPolledRowTooLarge has rows whose payload, headers or key are larger than source.max_row_bytes. They are never read, and hold
-// their keys like any row that is refused.
+// TestPolledRowTooLarge has rows whose payload, headers or key are larger than source.max_row_bytes. They are never
+// read, and hold their keys like any row that is refused.
 func TestPolledRowTooLarge(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)

@@ -218,8 +218,9 @@ func aRowOf(table string) string {
 
 var aRow = aRowOf("outbox")
 
-// TestPrintedCommandsEndEachHalt provokes each halt, runs the commands that its sentence prints, as they are printed, and finds that the
-// halt has ended: every row that stands in the table is in Kafka, but for those that were given up and counted.
+// TestPrintedCommandsEndEachHalt provokes each halt, runs the commands that its sentence prints, as they are printed,
+// and finds that the halt has ended: every row that stands in the table is in Kafka, but for those that were given up
+// and counted.
 func TestPrintedCommandsEndEachHalt(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

@@ -15,8 +15,9 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestWhatHidesRowsIsSeenWithoutARow changes what the relay depends on while it streams and nobody writes: only looking finds it.
-// It is latched: undoing it changes nothing, a restart changes nothing, and every place says the same sentence.
+// TestWhatHidesRowsIsSeenWithoutARow changes what the relay depends on while it streams and nobody writes: only looking
+// finds it. It is latched: undoing it changes nothing, a restart changes nothing, and every place says the same
+// sentence.
 func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -79,7 +80,8 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 	}
 }
 
-// TestColumns: one more is nobody's business; one that is needed and gone halts at once, and the halt ends with its cause.
+// TestColumns: one more is nobody's business; one that is needed and gone halts at once, and the halt ends with its
+// cause.
 func TestColumns(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -102,7 +104,8 @@ func TestColumns(t *testing.T) {
 	r.WaitForLog(20*time.Second, `column \"event_type\" has a type that cannot be used`)
 }
 
-// TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody came for it.
+// TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody
+// came for it.
 func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

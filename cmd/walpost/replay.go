@@ -44,7 +44,7 @@ func (c *replayCmd) Run(p *process) error {
 	case err == nil && c.DryRun:
 		c.found(p, cfg, o, r)
 		p.say("nothing was published (--dry-run)")
-	case began:
+	case began && (err == nil || r.Published > 0 || r.Refused > 0):
 		for _, refused := range r.Refusals {
 			p.say("refused: row %q: %s", refused.EventID, refused.Reason)
 		}

@@ -9,8 +9,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// TestReplayFillsAGap loses rows the way an advanced slot does, and brings them back from the table: whole, in created order,
-// marked, and as the stream would have rendered them.
+// TestReplayFillsAGap loses rows the way an advanced slot does, and brings them back from the table: whole, in created
+// order, marked, and as the stream would have rendered them.
 func TestReplayFillsAGap(t *testing.T) {
 	t.Parallel()
 	for _, delivery := range []string{"at_least_once", "exactly_once"} {

@@ -162,8 +162,8 @@ func TestStreamingUnderRowLevelSecurity(t *testing.T) {
 	}
 }
 
-// TestPartitionIsNotDroppedUnseen: row-level security of a partition that its owner is subject to made it look as if all in it was
-// delivered.
+// TestPartitionIsNotDroppedUnseen: row-level security of a partition that its owner is subject to made it look as if
+// all in it was delivered.
 func TestPartitionIsNotDroppedUnseen(t *testing.T) {
 	t.Parallel()
 	s, _ := newTestbedOnOwnServer(t)

@@ -12,7 +12,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestSkipMovesNoSlotWithoutItsRecord: Kafka refuses the state record, and the slot stays, or nobody would know what was skipped.
+// TestSkipMovesNoSlotWithoutItsRecord: Kafka refuses the state record, and the slot stays, or nobody would know what
+// was skipped.
 func TestSkipMovesNoSlotWithoutItsRecord(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

@@ -14,8 +14,9 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// Where wal_sender_timeout is minutes, a walsender with a twentieth of a core that replays somebody else's large transaction answers no
-// ping for longer than the reader waits: the relay's session has a timeout that keeps it answering. Only in the long form.
+// Where wal_sender_timeout is minutes, a walsender with a twentieth of a core that replays somebody else's large
+// transaction answers no ping for longer than the reader waits: the relay's session has a timeout that keeps it
+// answering. Only in the long form.
 func TestASlowWalsender(t *testing.T) {
 	cdctest.Long(t, endToEnd)
 	if !e2e.LongForm() {

@@ -9,8 +9,9 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestDecisionsNameAStandbyThatIsAway: PostgreSQL would not move the slot before the standbys of synchronized_standby_slots have everything.
-// skip and adopt say so at once, by the standby slot's name, and change nothing; when it is back or taken out they do what they say.
+// TestDecisionsNameAStandbyThatIsAway: PostgreSQL would not move the slot before the standbys of
+// synchronized_standby_slots have everything. skip and adopt say so at once, by the standby slot's name, and change
+// nothing; when it is back or taken out they do what they say.
 func TestDecisionsNameAStandbyThatIsAway(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

@@ -71,8 +71,8 @@ func status(out io.Writer, s pipeline.Status) {
 		if s.LagSeconds != nil {
 			seconds = fmt.Sprintf("%.3g s", *s.LagSeconds)
 		}
-		row("lag", "%s and %s behind the end of the WAL at %s", size(s.LagBytes), seconds, s.WALEnd)
-		row("retained", "%s of WAL is kept for the slot, from %s", size(s.RetainedBytes), s.Slot.RestartLSN)
+		row("lag", "%s and %s behind the end of the WAL at %s", size(*s.LagBytes), seconds, s.WALEnd)
+		row("retained", "%s of WAL is kept for the slot, from %s", size(*s.RetainedBytes), s.Slot.RestartLSN)
 	default:
 		row("slot", "%s: not seen", s.Slot.Name)
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestStatusBesideABusyRelay asks again and again while slot and state record move: it must never see one behind the other and
-// tell an operator to begin anew.
+// TestStatusBesideABusyRelay asks again and again while slot and state record move: it must never see one behind the
+// other and tell an operator to begin anew.
 func TestStatusBesideABusyRelay(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

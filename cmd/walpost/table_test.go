@@ -84,8 +84,8 @@ func TestUsersOwnTable(t *testing.T) {
 	}
 }
 
-// TestPublicationThatCarriesMore relays over a publication of all tables and all operations: inserts into the outbox are
-// published, the rest is counted.
+// TestPublicationThatCarriesMore relays over a publication of all tables and all operations: inserts into the outbox
+// are published, the rest is counted.
 func TestPublicationThatCarriesMore(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

@@ -72,7 +72,8 @@ func certificate(t testing.TB) (certFile, keyFile string) {
 	return certFile, keyFile
 }
 
-// TestRelayOverTLS streams under load through TLS with the server's certificate verified, where a read ends with a record.
+// TestRelayOverTLS streams under load through TLS with the server's certificate verified, where a read ends with a
+// record.
 func TestRelayOverTLS(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

@@ -14,11 +14,12 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// BenchmarkWays compares, on one machine, the ways in and the ways of keeping the table small: first 500 events a second for some
-// seconds, each in a transaction of its own, then a backlog of WALPOST_BENCH_ROWS (100,000) that was written a day ago, published
-// and cleaned up. Of the first it reports time from commit to consumer and what relay and PostgreSQL, writers included, used of
-// a core; of the second rows per second, CPU per event while it is published, WAL per event from its insert until it is published and
-// for cleaning up, and the size of table and indexes when all is published, and when it is cleaned up and vacuumed.
+// BenchmarkWays compares, on one machine, the ways in and the ways of keeping the table small: first 500 events a
+// second for some seconds, each in a transaction of its own, then a backlog of WALPOST_BENCH_ROWS (100,000) that was
+// written a day ago, published and cleaned up. Of the first it reports time from commit to consumer and what relay and
+// PostgreSQL, writers included, used of a core; of the second rows per second, CPU per event while it is published, WAL
+// per event from its insert until it is published and for cleaning up, and the size of table and indexes when all is
+// published, and when it is cleaned up and vacuumed.
 func BenchmarkWays(b *testing.B) {
 	binary, brokers := relayBinary(b), benchKafka(b)
 	backlog := 100_000

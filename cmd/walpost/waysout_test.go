@@ -44,8 +44,8 @@ func (s *testbed) positions() string {
 	return fmt.Sprintf("%s\n%s", b, s.Query(`SELECT coalesce((SELECT slot_name || confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1), 'no slot')`, s.Slot()))
 }
 
-// TestWedgeIsSteppedOver has rows that PostgreSQL itself cannot decode for us: bytes that are no UTF-8, in a database that does
-// not look. The relay publishes what stands before them, names the way past, and nothing else is lost on it.
+// TestWedgeIsSteppedOver has rows that PostgreSQL itself cannot decode for us: bytes that are no UTF-8, in a database
+// that does not look. The relay publishes what stands before them, names the way past, and nothing else is lost on it.
 func TestWedgeIsSteppedOver(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
@@ -244,8 +244,8 @@ func TestRefusedLeavesNothingBehind(t *testing.T) {
 	}
 }
 
-// TestRowsOfATableThatIsRenamedForAMomentArrive: between two looks the table has another name and is written under it. Its rows are the
-// outbox's all the same.
+// TestRowsOfATableThatIsRenamedForAMomentArrive: between two looks the table has another name and is written under it.
+// Its rows are the outbox's all the same.
 func TestRowsOfATableThatIsRenamedForAMomentArrive(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)

@@ -132,8 +132,8 @@ func TestWhere(t *testing.T) {
 	}
 }
 
-// TestWhereWithoutTheRow: the relay's own role may not read the outbox, and rows are deleted. A UUIDv7 tells the time by itself;
-// for another id it must be said.
+// TestWhereWithoutTheRow: the relay's own role may not read the outbox, and rows are deleted. A UUIDv7 tells the time
+// by itself; for another id it must be said.
 func TestWhereWithoutTheRow(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

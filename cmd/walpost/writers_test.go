@@ -38,9 +38,9 @@ func do(t testing.TB, conn *pgx.Conn, sql string) {
 	}
 }
 
-// TestDecisionWaitsForOpenTransactions hides a row of a transaction that is open while the publication changes and changes back. A decision
-// waits until it has ended, or names it, and then the command that is printed publishes the row that was hidden. Nothing else of
-// the transaction is given up.
+// TestDecisionWaitsForOpenTransactions hides a row of a transaction that is open while the publication changes and
+// changes back. A decision waits until it has ended, or names it, and then the command that is printed publishes the
+// row that was hidden. Nothing else of the transaction is given up.
 func TestDecisionWaitsForOpenTransactions(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

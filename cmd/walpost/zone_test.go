@@ -28,8 +28,8 @@ func (s *testbed) insertAgo(ago string) (id string) {
 	return id
 }
 
-// TestTimesOfTheWritersZone: what adopt prints finds the rows that are missing and no others, where finds a row by its time, and cleanup
-// deletes by age. While nothing tells the zone they refuse.
+// TestTimesOfTheWritersZone: what adopt prints finds the rows that are missing and no others, where finds a row by its
+// time, and cleanup deletes by age. While nothing tells the zone they refuse.
 func TestTimesOfTheWritersZone(t *testing.T) {
 	t.Parallel()
 	for zone, delivery := range map[string]string{"Europe/Berlin": "exactly_once", "America/New_York": "at_least_once"} {

@@ -85,7 +85,8 @@ func startCluster(t *testing.T) func() any {
 	})
 }
 
-// prepareOnThreeBrokers prepares a trial on three brokers, with three replicas of everything, and a relay that has delivered something.
+// prepareOnThreeBrokers prepares a trial on three brokers, with three replicas of everything, and a relay that has
+// delivered something.
 func (s *trial) prepareOnThreeBrokers() *realCluster {
 	s.t.Helper()
 	c := s.cluster().(*realCluster)

@@ -17,8 +17,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// TestChaos does one random fault after the other, in both modes, for as long as WALPOST_CHAOS says (10m; a few seconds without
-// it), and prints the seed of its choices; WALPOST_CHAOS_SEED takes it again.
+// TestChaos does one random fault after the other, in both modes, for as long as WALPOST_CHAOS says (10m; a few seconds
+// without it), and prints the seed of its choices; WALPOST_CHAOS_SEED takes it again.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, "random faults for some seconds")
@@ -48,7 +48,8 @@ func TestChaos(t *testing.T) {
 // soak is fault 42.
 func soak(s *trial) { s.disturbAtRandom(5*time.Second, rand.Uint64()) }
 
-// disturbAtRandom has two relays and disturbs them, PostgreSQL and both networks; at the end, one more relay finds everything as it must be.
+// disturbAtRandom has two relays and disturbs them, PostgreSQL and both networks; at the end, one more relay finds
+// everything as it must be.
 func (s *trial) disturbAtRandom(lasts time.Duration, seed uint64) {
 	s.t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))

@@ -16,9 +16,9 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// jumpingBinary is a walpost with failpoints, built when it is first asked for, whose wall clock jumps between an hour ago, now and an
-// hour ahead, every second. The clock is the one of the standard library, changed while walpost is built; the monotonic clock runs on,
-// as it does when a machine's is set.
+// jumpingBinary is a walpost with failpoints, built when it is first asked for, whose wall clock jumps between an hour
+// ago, now and an hour ahead, every second. The clock is the one of the standard library, changed while walpost is
+// built; the monotonic clock runs on, as it does when a machine's is set.
 func jumpingBinary(t *testing.T) func() string {
 	t.Helper()
 	overlay := filepath.Join(t.TempDir(), "overlay.json")

@@ -21,7 +21,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// limitSessions makes settings that keep applications' sessions from hanging around, here for the relay's role in this database.
+// limitSessions makes settings that keep applications' sessions from hanging around, here for the relay's role in this
+// database.
 func limitSessions(s *e2e.Pipeline) {
 	s.T.Helper()
 	settings := map[string]string{
@@ -51,8 +52,8 @@ func hygienic(s *trial) {
 	r.MustBeUndisturbed()
 }
 
-// pollingHygienic is fault 51: 50 for a poller that keeps the order, and is idle between two looks, and for one that keeps a transaction open while
-// Kafka pauses.
+// pollingHygienic is fault 51: 50 for a poller that keeps the order, and is idle between two looks, and for one that
+// keeps a transaction open while Kafka pauses.
 func pollingHygienic(of *trial) {
 	of.t.Run("key", func(t *testing.T) {
 		t.Parallel()
@@ -88,7 +89,8 @@ func pollHygienic(t *testing.T, program e2e.Program, env map[string]string) {
 	r.MustBeUndisturbed()
 }
 
-// namespace is a network that is reached over one link, with a name and two addresses in it. A command of it resolves the name there.
+// namespace is a network that is reached over one link, with a name and two addresses in it. A command of it resolves
+// the name there.
 type namespace struct {
 	t      *testing.T
 	name   string // of the network namespace
@@ -267,8 +269,8 @@ func (i *namespace) urlThrough(source, port, more string) string {
 	return u.String()
 }
 
-// moveTwice moves the server of a relay. The server stops, and is at another address when it is back, while the old one swallows
-// what comes; then it vanishes without a word, and is at the first address again.
+// moveTwice moves the server of a relay. The server stops, and is at another address when it is back, while the old one
+// swallows what comes; then it vanishes without a word, and is at the first address again.
 func (i *namespace) moveTwice(r *e2e.Relay, flows func()) {
 	i.t.Helper()
 	i.down.Store(true)

@@ -48,7 +48,8 @@ func rowsPast(s *trial) {
 	s.replayAsPrinted(s.MustRun("adopt"))
 }
 
-// replayAsPrinted runs the replay that was printed, and wants every row of the table in the topic once the relay has gone on.
+// replayAsPrinted runs the replay that was printed, and wants every row of the table in the topic once the relay has
+// gone on.
 func (s *trial) replayAsPrinted(adopted string) {
 	s.T.Helper()
 	m := e2e.PrintedReplay.FindStringSubmatch(adopted)

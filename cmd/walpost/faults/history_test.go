@@ -14,7 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// copyPostgres copies the trial's stopped server, cold: a standby of it, or the same as it was, and starts the first again.
+// copyPostgres copies the trial's stopped server, cold: a standby of it, or the same as it was, and starts the first
+// again.
 func (s *trial) copyPostgres(standby bool) *devenv.Postgres {
 	s.t.Helper()
 	s.stopPostgres("fast")
@@ -113,7 +114,8 @@ func (s *trial) failOver() {
 	}
 }
 
-// tailLost is fault 23: the standby that is promoted lacks what the relay has already published, and gives its LSNs to others.
+// tailLost is fault 23: the standby that is promoted lacks what the relay has already published, and gives its LSNs to
+// others.
 func tailLost(s *trial) {
 	s.prepare(setup{server: true})
 	r := s.startStreaming()
@@ -223,7 +225,8 @@ type breakage struct {
 	says []string
 }
 
-// wantHaltAfterEach does each on a pipeline of its own that has delivered rows: the relay halts, publishes nothing and confirms nothing.
+// wantHaltAfterEach does each on a pipeline of its own that has delivered rows: the relay halts, publishes nothing and
+// confirms nothing.
 func (s *trial) wantHaltAfterEach(c setup, all ...breakage) {
 	c.quiet = true
 	for _, b := range all {

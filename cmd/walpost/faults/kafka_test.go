@@ -63,7 +63,8 @@ func kafkaAway() time.Duration {
 	return 6 * time.Second
 }
 
-// slowKafkaDown is fault 7: requests that take long, then little bandwidth. PostgreSQL waits, and does not lose patience.
+// slowKafkaDown is fault 7: requests that take long, then little bandwidth. PostgreSQL waits, and does not lose
+// patience.
 func slowKafkaDown(s *trial) {
 	s.prepare(setup{options: "-c wal_sender_timeout=1s", env: map[string]string{"WALPOST_WINDOW_ROWS": "50"}})
 	r := s.startStreaming()
@@ -142,8 +143,8 @@ func (s *trial) waitForLosses(lost *atomic.Int64, n int64) {
 	})
 }
 
-// loseEndAnswers is fault 10: a commit whose fate nobody knows, carried out or not. At least once knows no transactions; there
-// it is the answer that gives the producer its id.
+// loseEndAnswers is fault 10: a commit whose fate nobody knows, carried out or not. At least once knows no
+// transactions; there it is the answer that gives the producer its id.
 func loseEndAnswers(s *trial) {
 	s.prepare(setup{load: cdctest.WriterConfig{Rate: 8}}) // what is confirmed too early is confirmed before the next window
 	every, key := int64(4), kmsg.EndTxn
@@ -277,7 +278,8 @@ func revokeKafkaRights(s *trial) {
 	s.finish()
 }
 
-// fenceProducer is fault 15: the producer's id, epoch or sequence is not what Kafka knows, and a transaction that timed out.
+// fenceProducer is fault 15: the producer's id, epoch or sequence is not what Kafka knows, and a transaction that timed
+// out.
 func fenceProducer(s *trial) {
 	s.prepare(setup{kfake: 1})
 	s.startStreaming()

@@ -15,7 +15,8 @@ import (
 // gaps are what a kill found: which of the gaps between row, state record and slot it fell into.
 type gaps struct{ inFlight, beforeState, beforeConfirm bool }
 
-// lookAtGaps compares what was committed, what is in the topic, what the state record says and what the slot has confirmed.
+// lookAtGaps compares what was committed, what is in the topic, what the state record says and what the slot has
+// confirmed.
 func (s *trial) lookAtGaps(committed int, topicToo bool) gaps {
 	s.T.Helper()
 	st := s.StateRecord()
@@ -44,9 +45,9 @@ func (s *trial) lookAtGaps(committed int, topicToo bool) gaps {
 	}
 }
 
-// TestKillLosesNothing kills -9 under load until every gap between row, state and slot was hit: at random, and every other time
-// as soon as a state record is durable, for what is then not confirmed yet is confirmed within milliseconds on servers that ask.
-// WALPOST_KILLS says how often. With -short it kills twice, which is too seldom to hit every gap.
+// TestKillLosesNothing kills -9 under load until every gap between row, state and slot was hit: at random, and every
+// other time as soon as a state record is durable, for what is then not confirmed yet is confirmed within milliseconds
+// on servers that ask. WALPOST_KILLS says how often. With -short it kills twice, which is too seldom to hit every gap.
 func TestKillLosesNothing(t *testing.T) {
 	t.Parallel()
 	built := newBinaries(t)

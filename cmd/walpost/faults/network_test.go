@@ -7,7 +7,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// partitioned is fault 33: each side of the relay is lost in each way; another relay takes over where the slot is what is lost.
+// partitioned is fault 33: each side of the relay is lost in each way; another relay takes over where the slot is what
+// is lost.
 func partitioned(s *trial) {
 	s.prepare(setup{options: "-c wal_sender_timeout=2s"})
 	s.startStreaming()
@@ -48,7 +49,8 @@ func partitioned(s *trial) {
 
 // fragmented is fault 34: bytes one by one, and every message split at every offset, from both sides.
 func fragmented(s *trial) {
-	// Each byte is a wake-up of a broker: 30 rows a second were more than a busy one could read, and the window took 36 s.
+	// Each byte is a wake-up of a broker: 30 rows a second were more than a busy one could read, and the window took 36
+	// s.
 	s.prepare(setup{load: cdctest.WriterConfig{Rate: 10, Body: 50}})
 	s.startStreaming()
 	for _, wire := range []cdctest.Wire{{Chunk: 1}, {Split: true}} {

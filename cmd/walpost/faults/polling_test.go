@@ -96,7 +96,8 @@ func pollingLateCommit(of *trial) {
 	comes("prepared", "first", "second")
 }
 
-// pollingKilled is fault 73: kills -9 under load between any two steps, and loses the connection before and the answer after the marking.
+// pollingKilled is fault 73: kills -9 under load between any two steps, and loses the connection before and the answer
+// after the marking.
 func pollingKilled(of *trial) {
 	t := of.t
 	s := e2e.NewPolled(t, of.program())

@@ -99,7 +99,8 @@ func postgresKilled(s *trial) {
 		witness := s.Connect()
 		postmaster := strings.Contains(victim, "postmaster")
 		if postmaster {
-			// A backend that reads the WAL for SQL waits for more without a look at its postmaster, and an orphan keeps the next server out.
+			// A backend that reads the WAL for SQL waits for more without a look at its postmaster, and an orphan keeps
+			// the next server out.
 			s.sampler.Pause()
 			s.oracle.Rest()
 		}
@@ -178,8 +179,8 @@ func openTransactions(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// hugeTransactions is fault 31: one transaction with very many rows, and one that has nothing to do with the outbox. The relay
-// is killed in the middle of the first and its memory stays.
+// hugeTransactions is fault 31: one transaction with very many rows, and one that has nothing to do with the outbox.
+// The relay is killed in the middle of the first and its memory stays.
 func hugeTransactions(s *trial) {
 	rows := 60_000
 	if e2e.LongForm() {
@@ -264,7 +265,8 @@ func walFull(s *trial) {
 	s.finish()
 }
 
-// serverLimits is fault 39: an impatient server, one that never loses patience, one without a walsender left, a login refused.
+// serverLimits is fault 39: an impatient server, one that never loses patience, one without a walsender left, a login
+// refused.
 func serverLimits(s *trial) {
 	s.prepare(setup{server: true, settings: map[string]string{"max_wal_senders": "1"}, options: "-c wal_sender_timeout=0"})
 	u := s.Env["WALPOST_SOURCE_URL"]
@@ -303,7 +305,8 @@ func serverLimits(s *trial) {
 	}
 }
 
-// storm is fault 40: PostgreSQL wants to stop, and asks thousands of times a second, while Kafka blocks what would let it.
+// storm is fault 40: PostgreSQL wants to stop, and asks thousands of times a second, while Kafka blocks what would let
+// it.
 func storm(s *trial) {
 	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "3s", "WALPOST_WINDOW_ROWS": "200"}})
 	r := s.startStreaming()

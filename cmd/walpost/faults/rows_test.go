@@ -13,7 +13,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// insertWithLedger inserts rows of one key, with a text of some bytes, in one transaction, and notes them in the ledger.
+// insertWithLedger inserts rows of one key, with a text of some bytes, in one transaction, and notes them in the
+// ledger.
 func (s *trial) insertWithLedger(key string, rows, bytes int) {
 	s.t.Helper()
 	s.Exec(`WITH new AS (
@@ -24,8 +25,8 @@ func (s *trial) insertWithLedger(key string, rows, bytes int) {
 		SELECT id, aggregate_id, (payload->>'n')::int, (payload->>'n')::int, sha256(convert_to(payload::text, 'UTF8')) FROM new`, key, rows, bytes)
 }
 
-// limitLowered is fault 13: the topic takes less than it did, and a row is larger. The relay halts, knows the row, and goes on when
-// it can be taken.
+// limitLowered is fault 13: the topic takes less than it did, and a row is larger. The relay halts, knows the row, and
+// goes on when it can be taken.
 func limitLowered(s *trial) {
 	s.prepare(setup{load: cdctest.WriterConfig{Rate: 60, Body: 100}})
 	r := s.startStreaming()
@@ -47,8 +48,8 @@ func limitLowered(s *trial) {
 	s.finish()
 }
 
-// unreadable is fault 32: rows that the relay will not read, or PostgreSQL cannot send. Each is a wedge at one LSN, and halts
-// with the command that steps over it.
+// unreadable is fault 32: rows that the relay will not read, or PostgreSQL cannot send. Each is a wedge at one LSN, and
+// halts with the command that steps over it.
 func unreadable(s *trial) {
 	s.prepare(setup{quiet: true})
 	s.deliverWithOneRelay(20)
@@ -92,7 +93,8 @@ func unreadable(s *trial) {
 	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "SQLSTATE 22021", "walpost skip") })
 }
 
-// malformed is fault 36: every kind of row that can never be published, each between two good ones of its key, under both policies.
+// malformed is fault 36: every kind of row that can never be published, each between two good ones of its key, under
+// both policies.
 func malformed(s *trial) {
 	for _, policy := range []string{"dead_letter", "halt"} {
 		s.Pipeline = e2e.NewForPoison(s.t, s.program(), policy)

@@ -10,7 +10,8 @@ import (
 
 const secure = `ALTER TABLE outbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY`
 
-// streamUnderPolicy is fault 63: row-level security comes under load, and cleanup.every stops until it may see the rows.
+// streamUnderPolicy is fault 63: row-level security comes under load, and cleanup.every stops until it may see the
+// rows.
 func streamUnderPolicy(s *trial) {
 	s.prepare(setup{env: map[string]string{"WALPOST_CLEANUP_EVERY": "1s", "WALPOST_CLEANUP_RETENTION": "0s"}})
 	r := s.startStreaming()

@@ -20,8 +20,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// foreignGiants is fault 54: messages of others, in front of, between and behind the outbox's rows of one transaction, each many times what
-// a row may be and what the relay may hold.
+// foreignGiants is fault 54: messages of others, in front of, between and behind the outbox's rows of one transaction,
+// each many times what a row may be and what the relay may hold.
 func foreignGiants(s *trial) {
 	s.prepare(setup{quiet: true})
 	s.Exec("DROP PUBLICATION walpost; CREATE PUBLICATION walpost FOR ALL TABLES")
@@ -371,7 +371,8 @@ func (s *trial) lagSeconds(r *e2e.Relay) float64 {
 	return *status.Lag
 }
 
-// pollingStalls is fault 59: what keeps a polled table's rows from being taken, each on a table of its own, at the same time.
+// pollingStalls is fault 59: what keeps a polled table's rows from being taken, each on a table of its own, at the same
+// time.
 func pollingStalls(of *trial) {
 	const write = "INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'Written', '{}')"
 	var group sync.WaitGroup

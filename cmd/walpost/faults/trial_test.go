@@ -18,8 +18,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// trial is one fault in one mode of delivery: a relay's way from PostgreSQL to Kafka with a proxy on each side, a writer with its ledger,
-// the oracle that knows the true order, and the sampler that watches what is confirmed.
+// trial is one fault in one mode of delivery: a relay's way from PostgreSQL to Kafka with a proxy on each side, a
+// writer with its ledger, the oracle that knows the true order, and the sampler that watches what is confirmed.
 type trial struct {
 	*e2e.Pipeline
 	t    *testing.T
@@ -242,9 +242,9 @@ func (s *trial) wantNoDuplicates(report cdctest.Report) {
 	}
 }
 
-// waitUntilWALReleased waits until the server lets go of the WAL that was needed: restart_lsn moves past what was committed when all was
-// confirmed. It does so when a snapshot of running transactions is confirmed; a checkpoint logs one. On the shared server other
-// tests' open transactions hold it back.
+// waitUntilWALReleased waits until the server lets go of the WAL that was needed: restart_lsn moves past what was
+// committed when all was confirmed. It does so when a snapshot of running transactions is confirmed; a checkpoint logs
+// one. On the shared server other tests' open transactions hold it back.
 func (s *trial) waitUntilWALReleased() {
 	s.t.Helper()
 	if s.server == nil {
@@ -289,7 +289,8 @@ func (s *trial) reportNotRun(why string) {
 	s.result = notRun
 }
 
-// waitUntilHalted waits until the relay has halted with a sentence that holds the texts and says so at /readyz and in `walpost status`.
+// waitUntilHalted waits until the relay has halted with a sentence that holds the texts and says so at /readyz and in
+// `walpost status`.
 func (s *trial) waitUntilHalted(r *e2e.Relay, texts ...string) {
 	s.t.Helper()
 	r.WaitForLog(60*time.Second, `"halted"`)

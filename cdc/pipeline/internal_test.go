@@ -1,0 +1,88 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/kafka"
+	"github.com/walpost/walpost/cdc/polling"
+)
+
+// TestDeadLettersAreChosenByIDThenByKey: the keys of failed rows are their positions, which a bigint id is often the same as.
+func TestDeadLettersAreChosenByIDThenByKey(t *testing.T) {
+	entry := func(key, id string) kafka.Entry {
+		return kafka.Entry{Key: key, Letter: &cdc.DeadLetter{Row: cdc.Row{ID: []byte(id)}}}
+	}
+	entries := []kafka.Entry{entry("1", "1"), entry("2", "3"), entry("5", "2"), entry("0/1/x", "x"), entry("0/2/x", "x"), {Key: "unreadable"}}
+	for id, want := range map[string]string{"1": "1", "2": "5", "3": "2", "5": "5", "0/1/x": "0/1/x", "unreadable": "unreadable"} {
+		if chosen, err := choose(entries, []string{id}); err != nil || len(chosen) != 1 || !chosen[want] {
+			t.Errorf("%s: %v, %v; want %s", id, chosen, err, want)
+		}
+	}
+	for id, want := range map[string]string{"x": "2 dead letters have this event id: name one by its key: 0/1/x, 0/2/x", "7": "no dead letter"} {
+		if _, err := choose(entries, []string{id}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", id, err, want)
+		}
+	}
+	if chosen, err := choose(entries, nil); err != nil || len(chosen) != len(entries) {
+		t.Errorf("all: %v, %v", chosen, err)
+	}
+}
+
+// TestGroupRegistersAllOrNone: a process that tries again with another configuration finds its registry as it was.
+func TestGroupRegistersAllOrNone(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	good := config.Default()
+	good.Pipeline, good.Source.URL, good.Kafka.Brokers, good.Kafka.AggregateTypes = "a", "postgres://127.0.0.1:1/none", []string{"127.0.0.1:1"}, []string{"a"}
+	bad := good
+	bad.Pipeline = "Not Legal"
+	if _, err := NewGroup([]config.Config{good, bad}, Options{Registerer: reg}); err == nil {
+		t.Fatal("an illegal name was taken")
+	}
+	if _, err := NewGroup([]config.Config{good}, Options{Registerer: reg}); err != nil {
+		t.Error(err)
+	}
+}
+
+// failing is a server that says where the slot stands, and not who it is.
+type failing struct{ standing }
+
+var errNameless = errors.New("no walsender is free")
+
+func (failing) Identify(context.Context, int32) (cdc.Identity, error) {
+	return cdc.Identity{}, errNameless
+}
+
+// TestSurveyKeepsWhatItHasRead: who the server is may need a replication connection, of which there may be none left.
+func TestSurveyKeepsWhatItHasRead(t *testing.T) {
+	server := failing{standing{WALEnd: 500, Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: 200}}}
+	record := func(context.Context, *cdc.Facts) (*cdc.State, error) { return &cdc.State{Covered: 300}, nil }
+	if s, err := read(t.Context(), server, record); err != nil || s.Facts.WALEnd != 500 || s.State.Covered != 300 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if s, err := readAll(t.Context(), server, record); !errors.Is(err, errNameless) || s.Facts.WALEnd != 500 || s.State.Covered != 300 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+type backlog polling.Backlog
+
+func (b backlog) Backlog(context.Context) (polling.Backlog, error) { return polling.Backlog(b), nil }
+
+// TestStatusOfARunningPollerSaysWhatBlocks, as `walpost status` does.
+func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
+	m := newMetrics("orders", watched{table: backlog{Pending: 3, Failed: 1, HeldKeys: 1}}, prometheus.NewRegistry())
+	m.observer().Role(cdc.Streaming, nil)
+	st := m.status(t.Context())
+	want := "1 rows have failed and hold 1 keys back: `walpost dlq list` says why"
+	if st.Backlog == nil || st.Backlog.Pending != 3 || !slices.Contains(st.Blocked, want) || st.Slot != nil {
+		t.Errorf("%+v", st)
+	}
+}
