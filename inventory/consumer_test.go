@@ -112,6 +112,7 @@ func TestThreeConsumersJoinAndLeaveUnderLoad(t *testing.T) {
 }
 
 func TestPartitionIsNotGivenAwayWithAnEventInHand(t *testing.T) {
+	cdctest.Long(t, "waits for a rebalance")
 	t.Parallel()
 	f := newFixture(t, 2)
 	f.setStock(plenty)
@@ -442,6 +443,7 @@ func TestTransactionsOfTheRelay(t *testing.T) {
 }
 
 func TestLagIsWhatIsNotApplied(t *testing.T) {
+	cdctest.Long(t, "waits for measurements")
 	t.Parallel()
 	f := newFixture(t, 3)
 	f.setStock(plenty)

@@ -332,6 +332,7 @@ func (r *running) stopAfter(f *fixture, n int64) {
 // TestOneGroupsTroubleIsNotAnothers has two groups on one topic, and in turn one that is stopped, one that halts at a
 // poisoned event, and one whose database work hangs.
 func TestOneGroupsTroubleIsNotAnothers(t *testing.T) {
+	cdctest.Long(t, "waits for retries")
 	t.Parallel()
 	f := newFixture(t, 1)
 	f.exec(`CREATE TABLE others (n bigint GENERATED ALWAYS AS IDENTITY, event_id text)`)

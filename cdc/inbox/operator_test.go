@@ -206,6 +206,7 @@ func TestRedriveMeetsTheConsumer(t *testing.T) {
 }
 
 func TestBlockedEventIsPassedOver(t *testing.T) {
+	cdctest.Long(t, "waits for retries")
 	t.Parallel()
 	f := newFixture(t, 1)
 	o := f.operator()

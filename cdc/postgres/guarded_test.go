@@ -25,6 +25,7 @@ const (
 // What an administrator who is no superuser may do differs by provider and by version. What it may, init does; what it may not is said
 // before anything is made, with a way out.
 func TestInitOnAGuardedServer(t *testing.T) {
+	cdctest.Long(t, "starts a server that refuses")
 	t.Parallel()
 	server, exec := postgres.Guarded(t)
 	since16 := server.Major() >= 16

@@ -365,6 +365,7 @@ func sendAsChild() {
 // The one window: the sender is killed between the server's 250 and its own COMMIT. The mail goes out once more, under the same Message-ID, and
 // the attempt that nobody could end stays to be seen.
 func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
+	cdctest.Long(t, "kills a sender again and again")
 	t.Parallel()
 	s := open(t)
 	order := s.mail("OrderConfirmed", nil)
@@ -549,6 +550,7 @@ func TestAddressesWithMoreThanAnAddressAreRefusedAndRecorded(t *testing.T) {
 
 // SMTP is down until five attempts are used up; then it is back, and all arrive without anybody typing a command.
 func TestWhatFailedIsRepublishedByItself(t *testing.T) {
+	cdctest.Long(t, "waits for retries")
 	t.Parallel()
 	s := open(t)
 	refusals := 2
