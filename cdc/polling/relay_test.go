@@ -73,6 +73,7 @@ func (w *way) Close() {}
 
 // TestRefusedOnFlush has a row that only the target refuses, once it has all of a window.
 func TestRefusedOnFlush(t *testing.T) {
+	cdctest.Long(t, "waits for attempts")
 	t.Parallel()
 	cfg := config.Default()
 	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)

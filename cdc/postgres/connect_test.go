@@ -184,6 +184,7 @@ func TestEveryConnectionAttemptEnds(t *testing.T) {
 
 // Of several hosts the one that answers is found, though one that does not stands first.
 func TestEachHostHasItsChance(t *testing.T) {
+	cdctest.Long(t, "waits for hosts that do not answer")
 	t.Parallel()
 	u, err := url.Parse(cdctest.Database(t))
 	if err != nil {

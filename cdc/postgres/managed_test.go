@@ -50,6 +50,7 @@ func Guarded(t *testing.T) (server *devenv.Postgres, exec func(database string, 
 
 // A connection that is refused is about its own URL, and what to do is about that too.
 func TestARefusedConnection(t *testing.T) {
+	cdctest.Long(t, "waits for hosts that do not answer")
 	t.Parallel()
 	server, exec := Guarded(t)
 	exec("postgres", "CREATE DATABASE shop", "CREATE DATABASE closed", "CREATE DATABASE private", "ALTER DATABASE closed ALLOW_CONNECTIONS false", "REVOKE CONNECT ON DATABASE private FROM PUBLIC")

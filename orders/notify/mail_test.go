@@ -125,6 +125,7 @@ func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 }
 
 func TestWhatServersDo(t *testing.T) {
+	cdctest.Long(t, "waits for mail servers")
 	t.Parallel()
 	s := open(t)
 	no := func(code int, text string) error { return &smtp.SMTPError{Code: code, Message: text} }

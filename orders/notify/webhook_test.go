@@ -138,6 +138,7 @@ orders_notifications_oldest_pending_seconds{channel="webhook"} 0
 }
 
 func TestWhatPartnersDo(t *testing.T) {
+	cdctest.Long(t, "waits for partners")
 	t.Parallel()
 	s := open(t)
 	status := func(code int) func(int, http.ResponseWriter) {
