@@ -122,7 +122,7 @@ func (w wal) moves(ctx context.Context, seen *survey) bool {
 			return false
 		}
 		now, err := read(ctx, w.source, w.unfenced)
-		if err != nil || now.State == nil {
+		if err != nil || now.State == nil || seen.State == nil {
 			return false // what was read before holds, and was told
 		}
 		if now.Facts.Slot.ConfirmedFlush != seen.Facts.Slot.ConfirmedFlush || now.State.Current().After(seen.State.Current()) {
