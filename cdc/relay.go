@@ -84,8 +84,9 @@ func NewSupervisor(observer Observer, session func(context.Context) error) *Supe
 }
 
 // Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session
-// received was delivered and confirmed, or when ctx ended between two sessions. It returns an error when the last
-// session failed, or when shutdown_timeout was over before.
+// received was delivered, or when ctx ended between two sessions. What was delivered is confirmed, too, unless the
+// connection was lost: then the server sends it again, and the state record knows it. Run returns an error when
+// something was not delivered, or when shutdown_timeout was over before.
 func (s *Supervisor) Run(ctx context.Context) error {
 	backoff := backoffMin
 	for {

@@ -31,7 +31,7 @@ func (s *session) close() {
 }
 
 // runSession runs a session from its first step to its end. It returns nil only when ctx ended and everything received
-// was delivered and confirmed.
+// was delivered, and confirmed unless the connection was lost.
 func (r *Relay) runSession(ctx context.Context) error {
 	s, err := r.start(ctx)
 	if err != nil {
@@ -195,10 +195,7 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	case abandoned:
 		return fmt.Errorf("kafka did not take what was received within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", r.cfg.ShutdownTimeout)
 	case ctx.Err() != nil:
-		if errors.Is(ended, failed) || errors.Is(ended, context.Cause(ctx)) {
-			ended = nil // it is said once, or is no failure
-		}
-		return errors.Join(ended, failed, unwritten)
+		return errors.Join(failed, unwritten)
 	case errors.Is(ended, failed):
 		failed = nil // it is said once
 	}

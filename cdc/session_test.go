@@ -613,22 +613,6 @@ func TestStopDuringTheEndOfAFailedSessionSaysSo(t *testing.T) {
 	})
 }
 
-// TestStopDuringTheEndOfALostSessionSaysSo: the connection was lost, so that what was delivered is not confirmed.
-func TestStopDuringTheEndOfALostSessionSaysSo(t *testing.T) {
-	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
-		s.send(commit(20, 30, 1)...)
-		time.Sleep(20 * time.Millisecond)
-		s.mu.Lock()
-		s.closes = time.Second
-		s.mu.Unlock()
-		s.fail(errors.New("connection reset"))
-		time.Sleep(time.Second / 2)
-		if err := stop(); err == nil || !strings.Contains(err.Error(), "connection reset") {
-			t.Errorf("stopped with rows unconfirmed, and said %v", err)
-		}
-	})
-}
-
 // TestFailedWindowStartsOverFromTheState: nothing of a failed window counts, and the next session delivers it.
 func TestFailedWindowStartsOverFromTheState(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, _ *Relay) {

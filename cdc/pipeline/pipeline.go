@@ -141,7 +141,7 @@ func runnable(cfg *config.Config, err error) error {
 func (p *Pipeline) Name() string { return p.cfg.Pipeline }
 
 // Run relays until ctx ends, and keeps the table small, where cleanup.every says so. It returns nil when everything
-// received was delivered and confirmed, and an error when shutdown_timeout was over before. It may be called again when
+// received was delivered (and confirmed, unless the connection was lost), and an error otherwise. It may be called again when
 // it has returned.
 func (p *Pipeline) Run(ctx context.Context) error {
 	p.ran.Store(true)
