@@ -278,7 +278,7 @@ func (i *namespace) moveTwice(r *e2e.Relay, flows func()) {
 	r.WaitForLog(15*time.Second, "starting over")
 	i.dropPackets(2)
 	i.down.Store(false)
-	time.Sleep(2 * time.Second) // somebody asks the address that is gone
+	time.Sleep(2 * time.Second)            // somebody asks the address that is gone
 	i.waitUntilMoved(r, 3, 45*time.Second) // 15 s on a machine that has nothing else to do
 	flows()
 	i.passPackets(2)
