@@ -151,8 +151,8 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	drain, drained := make(chan struct{}), make(chan struct{})
 	var failed error // the publisher's, once drained is closed
 	go func() {
-		defer close(drained)
 		failed = p.run(work, drain)
+		close(drained) // before the reader can know
 		end(failed)
 	}()
 	watching, stopWatching := context.WithCancel(work)
@@ -173,9 +173,15 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 		_ = s.stream.Close()
 		if errors.As(ended, &halt) {
 			w.assess(ctx, halt)
-			r.SetRole(Halted, halt)
-		} else {
-			r.SetRole(Retrying, ended)
+		}
+		select {
+		case <-drained: // the session ends now, and its error says it
+		default:
+			if halt != nil {
+				r.SetRole(Halted, halt)
+			} else {
+				r.SetRole(Retrying, ended)
+			}
 		}
 	}
 	close(drain)
