@@ -42,7 +42,7 @@
 //   - I3 Per partition, first appearances follow commit order; repeats are only contiguous replays of a suffix. At least once there
 //     is one exception: a relay that was frozen while another took over may land its one window late, a stale contiguous run.
 //   - I4 One goroutine at a time touches the replication connection: the reader, and `answering` before and after it. While it is open a
-//     status update goes out at least every interval, whatever Kafka does.
+//     status update goes out at least every interval, also while Kafka does not answer.
 //   - I5 A decode error, a missing publication (an error up to PostgreSQL 17, only a warning from 18 on), an unknown relation: halt,
 //     never skip.
 //   - I6 Memory is bounded by configuration in bytes, whatever the transaction, the backlog or the outage.

@@ -36,7 +36,7 @@ type Source struct {
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
 	Columns        Columns       `yaml:"columns"`
-	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, whatever Kafka does; under half of the server's wal_sender_timeout"`
+	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, also while Kafka does not answer; under half of the server's wal_sender_timeout"`
 	CheckInterval  time.Duration `yaml:"check_interval" doc:"longest time between two looks at publication and table while streaming (it looks every 5s, for stalls too): a change that hides rows halts the relay"`
 	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this is never read into memory: it halts the relay, or, polled, is refused; what is not the outbox's may have any size"`
 	Polling        Polling       `yaml:"polling"`

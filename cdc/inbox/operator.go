@@ -118,7 +118,7 @@ type Done struct {
 	Err error  // it stays
 }
 
-// Redrive applies parked events, each in a transaction of its own, through the inbox and under its own id; with the first
+// Redrive applies parked events, a transaction for each, through the inbox and under its own id; with the first
 // of a key go those that wait behind it, in order, until one cannot be applied. What would break the order of a key
 // stays, unless forced. The consumer waits for the one transaction of a dry run where it meets one of the keys. The error
 // is one of the database; what has been done by then is done.

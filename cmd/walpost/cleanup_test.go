@@ -144,8 +144,8 @@ func TestPolledPartitionsAreCleanedUp(t *testing.T) {
 	}
 }
 
-// TestCleanupOfAPolledTable takes what was sent or dropped, and is old. What is pending or failed stays, whatever its
-// age.
+// TestCleanupOfAPolledTable takes what was sent or dropped, and is old. What is pending or failed stays, also
+// when it is old.
 func TestCleanupOfAPolledTable(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -190,7 +190,7 @@ func TestCleanupOfAPolledTable(t *testing.T) {
 	}
 }
 
-// TestCleanupReachesEveryRow of a polled table, in whatever it is divided: children by inheritance, partitions of no
+// TestCleanupReachesEveryRow of a polled table that is divided: children by inheritance, partitions of no
 // time, partitions of partitions. It refuses while one of them hides rows from who cleans up.
 func TestCleanupReachesEveryRow(t *testing.T) {
 	t.Parallel()

@@ -24,7 +24,7 @@ type Relay struct {
 	Log  *cdctest.Log
 	Stop func() error // SIGTERM, or the end of its context; returns how it ended
 
-	// Only a process of its own has these.
+	// Only a relay in a separate process has these.
 	Kill func() // SIGKILL
 	PID  int
 	Gone <-chan struct{} // closed when it has ended

@@ -16,7 +16,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// Exec runs SQL as superuser, on a connection of its own.
+// Exec opens a connection as superuser and runs SQL on it.
 func (s *Pipeline) Exec(sql string, args ...any) {
 	s.T.Helper()
 	conn := s.Connect()

@@ -225,7 +225,7 @@ type breakage struct {
 	says []string
 }
 
-// wantHaltAfterEach does each on a pipeline of its own that has delivered rows: the relay halts, publishes nothing and
+// wantHaltAfterEach does each on a new pipeline that has delivered rows: the relay halts, publishes nothing and
 // confirms nothing.
 func (s *trial) wantHaltAfterEach(c setup, all ...breakage) {
 	c.quiet = true
