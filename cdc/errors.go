@@ -12,6 +12,9 @@ var ErrSlotInUse = errors.New("the replication slot is in use by another process
 // ErrTableInUse is returned when another process polls the outbox table: stand by and try again.
 var ErrTableInUse = errors.New("the outbox table is polled by another process")
 
+// ErrUndelivered is wrapped by the error of a session that was stopped and could not deliver everything that it had received.
+var ErrUndelivered = errors.New("not all that was received is delivered")
+
 // errFormerSession says that nobody else has the slot: the server holds it for a session of this relay that has ended.
 var errFormerSession = errors.New("the slot is still held by this relay's former session")
 

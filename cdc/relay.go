@@ -78,27 +78,27 @@ type Supervisor struct {
 }
 
 // NewSupervisor begins nothing until Run. A session ends with nil only when its context has ended and nothing is left
-// to do.
+// to do, and with ErrUndelivered when its context has ended and something is.
 func NewSupervisor(observer Observer, session func(context.Context) error) *Supervisor {
 	return &Supervisor{session: session, onRole: observer.Role, role: Starting, jitter: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
 }
 
 // Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session
-// received was delivered, or when ctx ended between two sessions. What was delivered is confirmed, too, unless the
-// connection was lost: then the server sends it again, and the state record knows it. Run returns an error when
-// something was not delivered, or when shutdown_timeout was over before.
+// received was delivered, or when that session had failed before ctx ended: why, Role and the log have said. What was
+// delivered is confirmed, too, unless the connection was lost: then the server sends it again, and the state record knows
+// it. Run returns an error that wraps ErrUndelivered when a session was stopped and could not deliver all it had received.
 func (s *Supervisor) Run(ctx context.Context) error {
 	backoff := backoffMin
 	for {
 		began := time.Now()
 		err := s.session(ctx)
 		if ctx.Err() != nil {
-			if err == nil || errors.Is(err, context.Canceled) {
-				s.SetRole(Stopped, context.Cause(ctx))
-				return nil
+			if errors.Is(err, ErrUndelivered) {
+				s.SetRole(Stopped, err)
+				return err
 			}
-			s.SetRole(Stopped, err)
-			return err
+			s.SetRole(Stopped, context.Cause(ctx))
+			return nil
 		}
 		var halt *Halt
 		var wait time.Duration

@@ -199,9 +199,12 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 
 	switch {
 	case abandoned:
-		return fmt.Errorf("kafka did not take what was received within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", r.cfg.ShutdownTimeout)
+		return fmt.Errorf("%w: kafka did not take it within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", ErrUndelivered, r.cfg.ShutdownTimeout)
 	case ctx.Err() != nil:
-		return errors.Join(failed, unwritten)
+		if err := errors.Join(failed, unwritten); err != nil {
+			return fmt.Errorf("%w: %w", ErrUndelivered, err)
+		}
+		return nil
 	case errors.Is(ended, failed):
 		failed = nil // it is said once
 	}

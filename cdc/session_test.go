@@ -727,3 +727,26 @@ func TestStateWrittenForItsTimeConfirmsNothing(t *testing.T) {
 		t.Errorf("%d is confirmed, want 200", got)
 	}
 }
+
+// TestStopWhileAFailedSessionEnds: why it failed is said already, and the stop is none of it.
+func TestStopWhileAFailedSessionEnds(t *testing.T) {
+	for _, c := range []struct{ session, run error }{
+		{&Halt{Found: "another history"}, nil},
+		{errors.New("connection reset"), nil},
+		{ErrSlotInUse, nil},
+		{fmt.Errorf("%w: kafka is away", ErrUndelivered), ErrUndelivered},
+		{fmt.Errorf("%w: %w", ErrUndelivered, context.Canceled), ErrUndelivered},
+	} {
+		ctx, stop := context.WithCancel(t.Context())
+		s := NewSupervisor(Observer{}, func(context.Context) error {
+			stop()
+			return c.session
+		})
+		if err := s.Run(ctx); !errors.Is(err, c.run) {
+			t.Errorf("a session that ended with %v: Run returned %v, want %v", c.session, err, c.run)
+		}
+		if role, _ := s.Role(); role != Stopped {
+			t.Errorf("role %s", role)
+		}
+	}
+}

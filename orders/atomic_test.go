@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -105,7 +104,7 @@ func TestALostConnectionLosesNeitherHalf(t *testing.T) {
 func TestBothOrNeitherUnderLoad(t *testing.T) {
 	cdctest.Long(t, "writes under load")
 	perWorker := 60
-	if os.Getenv("WALPOST_TEST_LONG") == "1" {
+	if cdctest.LongForm() {
 		perWorker = 600
 	}
 	var p *cutter

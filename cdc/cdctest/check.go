@@ -320,7 +320,7 @@ func Collect(t testing.TB, brokers []string, topic string, ledger Ledger, within
 		missing[e.ID] = true
 	}
 	looked := 0
-	consume(t, brokers, topic, within, func(records []*kgo.Record) bool {
+	consume(t, brokers, topic, Patience(within), func(records []*kgo.Record) bool {
 		for _, r := range records[looked:] {
 			if id, _, err := headers(r, ledger.Polled); err == nil {
 				delete(missing, id)

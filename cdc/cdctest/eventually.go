@@ -10,10 +10,11 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Eventually calls cond until it returns nil, and fails the test with its last error when that takes longer than within. It
+// Eventually calls cond until it returns nil, and fails the test with its last error when that takes longer than Patience(within). It
 // must run on the test's own goroutine; a cond that may block needs a timeout of its own.
 func Eventually(t testing.TB, within time.Duration, cond func() error) {
 	t.Helper()
+	within = Patience(within)
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {

@@ -36,7 +36,7 @@ func Kafka(t testing.TB) []string {
 func CreateTopic(t testing.TB, brokers []string, topic string, partitions int) {
 	t.Helper()
 	client := newClient(t, brokers)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(30*time.Second))
 	defer cancel()
 	if _, err := kadm.NewClient(client).CreateTopic(ctx, int32(partitions), 1, nil, topic); err != nil {
 		t.Fatalf("create topic %s: %v", topic, err)
@@ -79,9 +79,10 @@ func hasLeaders(ctx context.Context, client *kgo.Client, topic string, partition
 }
 
 // Consume reads a topic from its start, committed records only, until done says that what was read so far is enough.
-// It fails the test when that takes longer than within.
+// It fails the test when that takes longer than Patience(within).
 func Consume(t testing.TB, brokers []string, topic string, within time.Duration, done func([]*kgo.Record) bool) []*kgo.Record {
 	t.Helper()
+	within = Patience(within)
 	records, ok := consume(t, brokers, topic, within, done)
 	if !ok {
 		t.Fatalf("topic %s: %d records within %v are not what is waited for", topic, len(records), within)
@@ -117,7 +118,7 @@ func AtLeast(n int) func([]*kgo.Record) bool {
 // ReadAll reads a topic from its start to where it ends now, committed records only.
 func ReadAll(t testing.TB, brokers []string, topic string) []*kgo.Record {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(time.Minute))
 	defer cancel()
 	client := newClient(t, brokers, consumeAll(topic)...)
 	defer client.Close()

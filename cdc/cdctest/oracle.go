@@ -127,7 +127,7 @@ func (o *Oracle) Follow(url string) {
 func (o *Oracle) Complete(t testing.TB, ledger Ledger) Ledger {
 	t.Helper()
 	Eventually(t, 30*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), Patience(20*time.Second))
 		defer cancel()
 		commits, err := o.Commits(ctx)
 		if err != nil {

@@ -27,14 +27,19 @@ var shared struct {
 	err    error
 }
 
-// Main is the body of a package's TestMain: it runs the tests, six at a time where -parallel says nothing else, for they mostly wait,
-// stops the shared server and fails the run when a goroutine is left. It does not return.
+// Main is the body of a package's TestMain: it runs the tests, stops the shared server and fails the run when a goroutine is left. Where
+// -parallel says nothing else, six tests run at a time, for they mostly wait; in the long form, whose programs have the race detector,
+// four do. It does not return.
 func Main(m *testing.M) {
 	flag.Parse()
 	byHand := false
 	flag.Visit(func(f *flag.Flag) { byHand = byHand || f.Name == "test.parallel" })
 	if !byHand {
-		_ = flag.Set("test.parallel", "6")
+		n := "6"
+		if LongForm() {
+			n = "4"
+		}
+		_ = flag.Set("test.parallel", n)
 	}
 	goleak.VerifyTestMain(run{m})
 }

@@ -103,8 +103,8 @@ func TestEventuallyWaitsAndFailsWithTheLastError(t *testing.T) {
 		defer func() { _ = recover() }()
 		cdctest.Eventually(failing, 30*time.Millisecond, func() error { return errors.New("never") })
 	}()
-	if failing.message != "not within 30ms: never" {
-		t.Errorf("failed with %q", failing.message)
+	if want := fmt.Sprintf("not within %s: never", cdctest.Patience(30*time.Millisecond)); failing.message != want {
+		t.Errorf("failed with %q, want %q", failing.message, want)
 	}
 }
 

@@ -94,7 +94,9 @@ func (r *Relay) session(ctx context.Context) error {
 		err := r.round(ctx, work, t, delivery)
 		switch {
 		case err != nil && work.Err() != nil:
-			return fmt.Errorf("shutdown_timeout: %s were over before what was fetched was published; it stays pending", r.cfg.ShutdownTimeout)
+			return fmt.Errorf("%w: shutdown_timeout (%s) was over before what was fetched was published; it stays pending", cdc.ErrUndelivered, r.cfg.ShutdownTimeout)
+		case err != nil && ctx.Err() != nil && !errors.Is(err, context.Canceled):
+			return fmt.Errorf("%w: %w", cdc.ErrUndelivered, err)
 		case err != nil || ctx.Err() != nil:
 			return err
 		}

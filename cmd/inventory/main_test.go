@@ -241,7 +241,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	t.Parallel()
 	kills := 5
-	if os.Getenv("WALPOST_TEST_LONG") == "1" {
+	if cdctest.LongForm() {
 		kills = 30
 	}
 	s := newService(t)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -77,7 +76,7 @@ func says(t *testing.T, page, text string) {
 func TestRelayInsideTheServiceSurvivesKills(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	kills := 4
-	if os.Getenv("WALPOST_TEST_LONG") == "1" {
+	if cdctest.LongForm() {
 		kills = 20
 	}
 	env, admin, topic := embedding(t)

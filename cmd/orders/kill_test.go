@@ -53,7 +53,7 @@ func startProcess(t *testing.T, databaseURL string, env ...string) (*exec.Cmd, s
 func TestKillNineTearsNothing(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	kills := 5
-	if os.Getenv("WALPOST_TEST_LONG") == "1" {
+	if cdctest.LongForm() {
 		kills = 30
 	}
 	admin, service := databases(t)

@@ -263,7 +263,7 @@ func (s *shop) number(pool *pgxpool.Pool, query string, args ...any) (n int) {
 func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	rounds := 7
-	if os.Getenv("WALPOST_TEST_LONG") == "1" {
+	if cdctest.LongForm() {
 		rounds = 50
 	}
 	s := openShop(t)

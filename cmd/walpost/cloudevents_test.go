@@ -89,7 +89,7 @@ func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 			if got != id+" OrderPaid" {
 				t.Errorf("applied %s, want event %s, once", got, id)
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(cdctest.Patience(30 * time.Second)):
 			t.Fatalf("event %s is not applied", id)
 		}
 	}

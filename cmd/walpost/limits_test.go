@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // Every command ends by itself where PostgreSQL or Kafka does not answer, and says where it asked.
@@ -41,7 +40,7 @@ func TestEveryCommandEnds(t *testing.T) {
 		"Kafka never accepts":      {kafka: cdctest.Unaccepting(t), within: 90 * time.Second},
 		"Kafka never answers":      {kafka: cdctest.Silent(t), within: 90 * time.Second},
 	} {
-		if c.kafka != "" && !e2e.LongForm() && name != "Kafka never answers" {
+		if c.kafka != "" && !cdctest.LongForm() && name != "Kafka never answers" {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {

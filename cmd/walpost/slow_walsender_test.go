@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
@@ -19,7 +18,7 @@ import (
 // answering. Only in the long form.
 func TestASlowWalsender(t *testing.T) {
 	cdctest.Long(t, endToEnd)
-	if !e2e.LongForm() {
+	if !cdctest.LongForm() {
 		return
 	}
 	t.Parallel()

@@ -98,7 +98,7 @@ func (s *Pipeline) Slot() string { return s.Env["WALPOST_SOURCE_SLOT"] }
 // Run runs a command of walpost to its end and returns what it printed.
 func (s *Pipeline) Run(args ...string) (string, error) {
 	s.T.Helper()
-	ctx, cancel := context.WithTimeout(s.T.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(s.T.Context(), cdctest.Patience(2*time.Minute))
 	defer cancel()
 	var out cdctest.Log
 	err := s.run(ctx, args, s.Env, &out)

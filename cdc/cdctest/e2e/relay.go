@@ -177,7 +177,7 @@ func (r *Relay) WaitUntilEnded(within time.Duration) {
 	r.T.Helper()
 	select {
 	case <-r.Gone:
-	case <-time.After(within):
+	case <-time.After(cdctest.Patience(within)):
 		r.T.Fatalf("the relay has not ended within %s", within)
 	}
 }

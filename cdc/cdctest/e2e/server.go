@@ -24,7 +24,7 @@ func CopyServer(t testing.TB, p *devenv.Postgres, cfg devenv.CopyConfig) *devenv
 // StopServer stops a server in one of the modes of pg_ctl.
 func StopServer(t testing.TB, p *devenv.Postgres, mode string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), cdctest.Patience(30*time.Second))
 	defer cancel()
 	if err := p.Stop(ctx, mode); err != nil {
 		t.Fatal(err)

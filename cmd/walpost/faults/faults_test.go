@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/config"
 )
 
@@ -100,7 +99,7 @@ func TestFaults(t *testing.T) {
 			}
 			for i, m := range modes {
 				polling := strings.Contains(f.name, "poll") // at least once is all there is
-				if polling && m != config.AtLeastOnce || !asked && (!polling && i != f.number%2 || f.slow && !e2e.LongForm()) {
+				if polling && m != config.AtLeastOnce || !asked && (!polling && i != f.number%2 || f.slow && !cdctest.LongForm()) {
 					continue
 				}
 				if one && !polling && (i+shift)%2 != f.number%2 {

@@ -57,7 +57,7 @@ func takeKafkaAway(s *trial) {
 }
 
 func kafkaAway() time.Duration {
-	if e2e.LongForm() {
+	if cdctest.LongForm() {
 		return time.Minute
 	}
 	return 6 * time.Second

@@ -72,7 +72,7 @@ func TestKillLosesNothing(t *testing.T) {
 					})
 					select {
 					case <-durable:
-					case <-time.After(20 * time.Second):
+					case <-time.After(cdctest.Patience(20 * time.Second)):
 						t.Fatal("no state record in 20 s of load")
 					}
 				}

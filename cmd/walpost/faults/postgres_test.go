@@ -16,7 +16,6 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
-	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // stopPostgres stops the trial's own server while nobody but the relay and the writer looks.
@@ -183,7 +182,7 @@ func openTransactions(s *trial) {
 // The relay is killed in the middle of the first and its memory stays.
 func hugeTransactions(s *trial) {
 	rows := 60_000
-	if e2e.LongForm() {
+	if cdctest.LongForm() {
 		rows = 300_000
 	}
 	s.prepare(setup{options: "-c wal_sender_timeout=5s", load: cdctest.WriterConfig{Rate: 10}})

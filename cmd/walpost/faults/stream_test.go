@@ -215,15 +215,16 @@ func synchronousStandby(s *trial) {
 		}
 		return nil
 	})
+	counted := regexp.MustCompile(`(?m)^walpost_synchronous_standby\{.*\} 1$`)
 	cdctest.Eventually(s.t, 15*time.Second, func() error { // the next look
 		if status := r.Get(s.t, "/status"); !strings.Contains(status, every) {
 			return fmt.Errorf("/status: %s", status)
 		}
+		if !counted.MatchString(r.Get(s.t, "/metrics")) {
+			return errors.New("walpost_synchronous_standby is not 1")
+		}
 		return nil
 	})
-	if metrics := r.Get(s.t, "/metrics"); !regexp.MustCompile(`(?m)^walpost_synchronous_standby\{.*\} 1$`).MatchString(metrics) {
-		s.t.Error("walpost_synchronous_standby is not 1")
-	}
 	printed := regexp.MustCompile("`(ALTER SYSTEM SET synchronous_standby_names = '.*?')` and `(SELECT pg_reload_conf\\(\\))`").FindStringSubmatch(s.MustRun("status", "--json"))
 	if printed == nil {
 		s.t.Fatal("no command was printed")
@@ -235,7 +236,7 @@ func synchronousStandby(s *trial) {
 		if err != nil {
 			s.t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(cdctest.Patience(20 * time.Second)):
 		s.t.Error("the commit still waits after the printed command")
 	}
 	r.WaitForLog(30*time.Second, "no commit waits for this relay any more") // also where the session has ended meanwhile
@@ -286,7 +287,7 @@ func (s *trial) slowDownProcess(pid int) (release func()) {
 // foreignBraked is fault 57.
 func foreignBraked(s *trial) {
 	rows := 1_200_000
-	if e2e.LongForm() {
+	if cdctest.LongForm() {
 		rows = 8_000_000
 	}
 	s.prepare(setup{server: true, quiet: true, settings: map[string]string{"wal_sender_timeout": "10min", "max_wal_size": "8GB"}})
@@ -310,7 +311,7 @@ func foreignBraked(s *trial) {
 	s.InsertRows(5)
 	s.waitUntilStalled(r, fmt.Sprintf("the walsender is at work (process %d", pid))
 	s.wantStatus(fmt.Sprintf("its walsender is process %d", pid))
-	if e2e.LongForm() {
+	if cdctest.LongForm() {
 		time.Sleep(2 * time.Minute) // of silence: a minute is what a dead connection gets
 	}
 	if now := s.walsenderPID(); now != pid {

@@ -339,7 +339,7 @@ func newBinaries(t *testing.T) binaries {
 func (b binaries) program() e2e.Program { return e2e.Program{Path: b.walpost()} }
 
 func timeout(t testing.TB, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
+	ctx, cancel := context.WithTimeout(t.Context(), cdctest.Patience(d))
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -1,0 +1,19 @@
+package cdctest
+
+import (
+	"os"
+	"time"
+)
+
+// LongForm reports whether WALPOST_TEST_LONG asks for the long form of the suite.
+func LongForm() bool { return os.Getenv("WALPOST_TEST_LONG") != "" }
+
+// Patience returns how long a test waits for what should take less than d. In the long form that is four times as long:
+// programs with the race detector, their servers and a Kafka broker share the machine, and a limit that is too short
+// fails a test whose relay did nothing wrong.
+func Patience(d time.Duration) time.Duration {
+	if LongForm() {
+		return 4 * d
+	}
+	return d
+}
