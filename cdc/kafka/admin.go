@@ -50,13 +50,16 @@ type TopicPlan struct {
 	Partitions  int
 	Replication int // 0: the brokers' default
 	Config      map[string]string
+	Tuning      map[string]string // settings that it is better with, and that some services do not let anybody set
 }
 
 // String says what is to be created.
 func (p TopicPlan) String() string {
 	said := fmt.Sprintf("%d partitions", p.Partitions)
-	for _, key := range slices.Sorted(maps.Keys(p.Config)) {
-		said += ", " + key + "=" + p.Config[key]
+	for _, settings := range []map[string]string{p.Config, p.Tuning} {
+		for _, key := range slices.Sorted(maps.Keys(settings)) {
+			said += ", " + key + "=" + settings[key]
+		}
 	}
 	return said
 }
@@ -73,7 +76,9 @@ func (a *Admin) Topics() []TopicPlan {
 	if a.sink.cfg.Source.Kind != config.KindPolling { // a polled table itself says what was published
 		plans = append(plans, TopicPlan{
 			Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
-			Config: map[string]string{"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
+			Config: map[string]string{"cleanup.policy": "compact"},
+			// It stays small, and is read at each start.
+			Tuning: map[string]string{"segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
 		})
 	}
 	if a.sink.cfg.Poison.Policy == config.PolicyDeadLetter {
@@ -110,23 +115,35 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 	return false, drift, nil
 }
 
-// Create makes the topic and waits until it can be seen.
-func (a *Admin) Create(ctx context.Context, plan TopicPlan) error {
+// Create makes the topic and waits until it can be seen. A service that refuses its tuning gets it without: then refused says
+// why.
+func (a *Admin) Create(ctx context.Context, plan TopicPlan) (refused string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, createWithin)
 	defer cancel()
-	config := map[string]*string{}
-	for k, v := range plan.Config {
-		config[k] = kadm.StringPtr(v)
+	err = a.create(ctx, plan)
+	if len(plan.Tuning) > 0 && (errors.Is(err, kerr.PolicyViolation) || errors.Is(err, kerr.InvalidConfig)) {
+		refused, plan.Tuning = err.Error(), nil
+		err = a.create(ctx, plan)
+	}
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return refused, fmt.Errorf("create topic %s with %s: %w: create it by hand with these settings, or let the user of kafka.sasl do it", plan.Name, plan, err)
+	}
+	return refused, waitTopic(ctx, a.client, plan.Name)
+}
+
+func (a *Admin) create(ctx context.Context, plan TopicPlan) error {
+	settings := map[string]*string{}
+	for _, from := range []map[string]string{plan.Config, plan.Tuning} {
+		for k, v := range from {
+			settings[k] = kadm.StringPtr(v)
+		}
 	}
 	replication := int16(-1)
 	if plan.Replication > 0 {
 		replication = int16(plan.Replication)
 	}
-	_, err := kadm.NewClient(a.client).CreateTopic(ctx, int32(plan.Partitions), replication, config, plan.Name)
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return fmt.Errorf("create topic %s: %w: create it by hand, or let the user of kafka.sasl do it", plan.Name, err)
-	}
-	return waitTopic(ctx, a.client, plan.Name)
+	_, err := kadm.NewClient(a.client).CreateTopic(ctx, int32(plan.Partitions), replication, settings, plan.Name)
+	return err
 }
 
 // Delete removes the topic; one that is not there is no error.

@@ -57,7 +57,7 @@ func newStage(t *testing.T, brokers []string) *stage {
 func (s *stage) create(t *testing.T) *stage {
 	t.Helper()
 	for _, plan := range s.admin.Topics() {
-		if err := s.admin.Create(t.Context(), plan); err != nil {
+		if _, err := s.admin.Create(t.Context(), plan); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -112,9 +112,11 @@ func TestEveryPromiseIsChecked(t *testing.T) {
 	for name, c := range map[string]struct {
 		err     *kerr.Error
 		refused bool
+		says    string
 	}{
-		"one that another session may fix": {kerr.TopicAuthorizationFailed, false},
-		"one that the row is to blame for": {kerr.MessageTooLarge, true},
+		"one that another session may fix": {kerr.TopicAuthorizationFailed, false, ""},
+		"one that the row is to blame for": {kerr.MessageTooLarge, true, ""},
+		"one that a clock is to blame for": {kerr.InvalidTimestamp, false, "the clock of this machine says 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
@@ -150,7 +152,7 @@ func TestEveryPromiseIsChecked(t *testing.T) {
 				return resp, nil, failed
 			})
 			err = p.Publish(t.Context(), s.records(100, 20), nil)
-			if err == nil || errors.As(err, new(*cdc.Refused)) != c.refused || !strings.Contains(err.Error(), s.topic) {
+			if err == nil || errors.As(err, new(*cdc.Refused)) != c.refused || !strings.Contains(err.Error(), s.topic) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%d produce requests, one partition refused: %v", hits, err)
 			}
 		})

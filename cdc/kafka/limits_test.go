@@ -31,7 +31,7 @@ func TestACommandsPublishingHasALimit(t *testing.T) {
 	}
 	defer admin.Close()
 	for _, plan := range admin.Topics() {
-		if err := admin.Create(t.Context(), plan); err != nil {
+		if _, err := admin.Create(t.Context(), plan); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -282,6 +282,10 @@ func (p *publisher) failure(records []cdc.Record) error {
 			}
 		}
 	}
+	if errors.Is(p.err, kerr.InvalidTimestamp) {
+		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from before a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
+			p.failed.Topic, p.err, time.Now().UTC().Format(time.RFC3339))
+	}
 	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.err)
 }
 

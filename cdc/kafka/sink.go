@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,6 +27,8 @@ const (
 	createWithin = time.Minute
 	// listWithin is how long Kafka has to list topics and offsets, which may be many.
 	listWithin = 30 * time.Second
+	// askNext is after how long another broker is asked, too, when one has not answered.
+	askNext = 250 * time.Millisecond
 )
 
 // leaderAge is how soon a client looks again for leaders that have moved; its own 5 s would be the pause that a failing broker
@@ -72,13 +76,62 @@ func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 	asking, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if err := client.Ping(asking); err != nil {
+	seeds := strings.Join(s.cfg.Kafka.Brokers, ", ")
+	answer, err := first(asking, client.SeedBrokers(), func() kmsg.Request {
+		r := kmsg.NewPtrMetadataRequest()
+		r.Topics = []kmsg.MetadataRequestTopic{} // none; nil is all
+		return r
+	})
+	if err != nil {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
 		}
-		return fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", strings.Join(s.cfg.Kafka.Brokers, ", "), err)
+		return fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
 	}
-	return nil
+	// The addresses that Kafka gives out are others, and those are what is used.
+	var brokers []*kgo.Broker
+	var at []string
+	for _, b := range answer.(*kmsg.MetadataResponse).Brokers {
+		brokers, at = append(brokers, client.Broker(int(b.NodeID))), append(at, net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))))
+	}
+	if _, err := first(asking, brokers, func() kmsg.Request { return kmsg.NewPtrApiVersionsRequest() }); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
+			seeds, strings.Join(at, ", "), err)
+	}
+	return ctx.Err()
+}
+
+// first asks one broker after the other, without waiting long for any, and returns the first answer, or the errors of all.
+func first(ctx context.Context, brokers []*kgo.Broker, req func() kmsg.Request) (kmsg.Response, error) {
+	type answer struct {
+		resp kmsg.Response
+		err  error
+	}
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	answers := make(chan answer, len(brokers))
+	next := time.NewTicker(askNext)
+	defer next.Stop()
+	var errs []error
+	for asked := 0; len(errs) < len(brokers); {
+		if asked < len(brokers) {
+			b := brokers[asked]
+			asked++
+			go func() {
+				resp, err := b.Request(ctx, req())
+				answers <- answer{resp, err}
+			}()
+		}
+		select {
+		case a := <-answers:
+			if a.err == nil {
+				return a.resp, nil
+			}
+			errs = append(errs, a.err)
+		case <-next.C:
+		}
+	}
+	return nil, errors.Join(errs...)
 }
 
 // connect is a client of a Kafka that answers.

@@ -104,7 +104,7 @@ func (d *decision) stateTopic(ctx context.Context) error {
 	if d.dryRun {
 		return nil
 	}
-	return d.kafka.Create(ctx, plan)
+	return create(ctx, d.kafka, plan, d.progress.step)
 }
 
 // createSlot makes the slot where it is missing or lost. A slot that can still be read is not thrown away, and none is

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -135,7 +137,17 @@ func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
 	if s.dryRun {
 		return nil
 	}
-	return s.kafka.Create(ctx, plan)
+	return create(ctx, s.kafka, plan, s.step)
+}
+
+// create makes a topic, and says so where its tuning was refused.
+func create(ctx context.Context, admin *kafka.Admin, plan kafka.TopicPlan, step func(string, ...any)) error {
+	refused, err := admin.Create(ctx, plan)
+	if err == nil && refused != "" {
+		step("topic %s: created with the service's own settings in place of %s, which it refused (%s): it grows larger before it is compacted, and nothing else differs",
+			plan.Name, strings.Join(slices.Sorted(maps.Keys(plan.Tuning)), " and "), refused)
+	}
+	return err
 }
 
 func (s *setup) state(ctx context.Context, _ *cdc.Facts) (*cdc.State, error) {
