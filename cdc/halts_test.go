@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -321,6 +322,21 @@ func TestWhatCameWithTheStartIsHeard(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if role, err := relay.Role(); role != Halted {
 			t.Errorf("role %s, %v", role, err)
+		}
+	})
+}
+
+// TestNotesAreToldAtEachSession: what halts nothing is found at a look like everything else.
+func TestNotesAreToldAtEachSession(t *testing.T) {
+	var told []string
+	observe = Observer{Noted: func(notes []string) { told = append(told, strings.Join(notes, ",")) }}
+	defer func() { observe = Observer{} }()
+	bubble(t, func(s *server, _ *broker, _ func() error, _ *Relay) {
+		s.set(func(f *Facts) { f.Notes = []string{"a clock is wrong"} })
+		s.fail(errors.New("begin again"))
+		time.Sleep(10 * time.Second)
+		if got := fmt.Sprintf("%q", told); got != `["" "a clock is wrong"]` {
+			t.Errorf("told %s", got)
 		}
 	})
 }

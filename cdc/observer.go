@@ -28,6 +28,8 @@ type Observer struct {
 	Role func(role Role, err error)
 	// Connected is called when the replication connection is there, with what it runs over.
 	Connected func(wire string)
+	// Noted is called when a session begins, with what halts nothing and is worth a word.
+	Noted func(notes []string)
 	// Received counts what a gulp held: rows to deliver, rows that were durable already, other messages, bytes.
 	Received func(rows, dropped, others, bytes int)
 	// Published is called when a window is durable, dead letters included, with the time since its first row came.

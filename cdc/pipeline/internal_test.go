@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -84,5 +85,17 @@ func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
 	want := "1 rows have failed and hold 1 keys back: `walpost dlq list` says why"
 	if st.Backlog == nil || st.Backlog.Pending != 3 || !slices.Contains(st.Blocked, want) || st.Slot != nil {
 		t.Errorf("%+v", st)
+	}
+}
+
+// TestNotesAreLoggedOnce, however many sessions find them.
+func TestNotesAreLoggedOnce(t *testing.T) {
+	var out strings.Builder
+	o := logger(config.Default(), zerolog.New(&out))
+	for _, notes := range [][]string{{"a", "b"}, {"a", "b"}, {"b"}, {"a", "b"}} {
+		o.Noted(notes)
+	}
+	if a, b := strings.Count(out.String(), `"message":"a"`), strings.Count(out.String(), `"message":"b"`); a != 2 || b != 1 {
+		t.Errorf("a was logged %d times, want 2: it had gone; b %d times, want 1:\n%s", a, b, &out)
 	}
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -17,9 +18,18 @@ func logger(cfg config.Config, log zerolog.Logger) cdc.Observer {
 		of, name = "table", cfg.Source.Table
 	}
 	log = log.With().Str("pipeline", cfg.Pipeline).Str(of, name).Logger()
-	var wire string // what the connection runs over
+	var wire string    // what the connection runs over
+	var noted []string // which one session after the other would say again
 	o := cdc.Observer{
 		Connected: func(over string) { wire = over },
+		Noted: func(notes []string) {
+			for _, n := range notes {
+				if !slices.Contains(noted, n) {
+					log.Warn().Msg(n)
+				}
+			}
+			noted = notes
+		},
 		Role: func(role cdc.Role, err error) {
 			switch role {
 			case cdc.Streaming:

@@ -352,3 +352,17 @@ func TestTheStartIsWhatAPoolerPasses(t *testing.T) {
 		}
 	}
 }
+
+// TestClocksThatDiffer by more than a connection's delay are worth a word.
+func TestClocksThatDiffer(t *testing.T) {
+	at := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	for off, want := range map[time.Duration]string{
+		0: "", 59 * time.Second: "", -59 * time.Second: "",
+		2 * time.Hour:        "this machine's clock is 2h0m0s ahead of the database server's (2026-11-22T08:00:00Z)",
+		-10 * 24 * time.Hour: "this machine's clock is 240h0m0s behind the database server's",
+	} {
+		if got := strings.Join(clockNote(at.Add(off), at), ""); (got == "") != (want == "") || !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %q, want %q", off, got, want)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -174,7 +175,24 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	if notes, noteErr := s.notes(ctx, conn, t); noteErr == nil { // what is only worth a word keeps nobody from looking
 		f.Notes = notes
 	}
+	f.Notes = append(f.Notes, clockNote(time.Now(), f.Time)...)
 	return f, err
+}
+
+// clocksDiffer is by how much this machine's clock may differ from the server's before it is worth a word.
+const clocksDiffer = time.Minute
+
+// clockNote says that the clock here differs from the server's, where it does.
+func clockNote(here, server time.Time) []string {
+	off, how := here.Sub(server), "ahead of"
+	if off < 0 {
+		off, how = -off, "behind"
+	}
+	if off < clocksDiffer {
+		return nil
+	}
+	return []string{fmt.Sprintf("this machine's clock is %s %s the database server's (%s): Kafka refuses records from more than an hour ahead, and deletes those that seem older than the topic's retention: set the clocks",
+		off.Round(time.Minute), how, server.UTC().Format(time.RFC3339))}
 }
 
 // currentTimeline is SQL for the timeline as the server names its WAL files, which is right from the moment of a promotion on.
