@@ -396,7 +396,7 @@ func TestWithoutKafkaItStopsAllTheSame(t *testing.T) {
 	t.Parallel()
 	f := newFixtureOn(t, database(t), []string{fmt.Sprintf("127.0.0.1:%d", freePort(t))}, 0)
 	r := f.start("inventory")
-	f.waitReady(r, "for the offsets of topic")
+	f.waitReady(r, "about topic")
 	begun := time.Now()
 	r.stop()
 	if took := time.Since(begun); took > 8*time.Second {

@@ -92,6 +92,17 @@ const (
 	Skip Policy = "skip"
 )
 
+// A GapPolicy says what becomes of a partition whose next records left the topic before they were applied, by its
+// retention for example. The gap is recorded among what is parked either way.
+type GapPolicy string
+
+const (
+	// Halt keeps the partition there until an operator gives the gap up or passes it, or a rebuild makes up for it.
+	Halt GapPolicy = "halt"
+	// GoOn goes on behind the gap.
+	GoOn GapPolicy = "go_on"
+)
+
 func newEvent(r *kgo.Record) Event {
 	ev := Event{
 		Key: r.Key, Value: r.Value, Headers: make([]Header, len(r.Headers)),
@@ -134,15 +145,23 @@ func (ev Event) check(types []string, first, last int) error {
 	return nil
 }
 
-// day is the one of a UUIDv7's own time, counted from 1970 on, and 0 for every other id: as inbox_day in the schema,
-// which the table's constraint holds it to.
+// firstDay is 2020-01-01: no UUIDv7 is older.
+const firstDay = 18262
+
+// day is the one of a UUIDv7's own time, counted from 1970 on, and 0 for every other id. An id that only looks like one,
+// a hash for example, has a time that cannot be: before 2020, or later than tomorrow. The table's constraint allows 0,
+// and the day that inbox_day in the schema finds in the id.
 func (ev Event) day() int {
 	id, err := uuid.Parse(ev.ID)
 	if err != nil || id.Version() != 7 || id.Variant() != uuid.RFC4122 || id.String() != ev.ID {
 		return 0
 	}
 	seconds, _ := id.Time().UnixTime()
-	return int(seconds / (24 * 60 * 60))
+	day := int(seconds / (24 * 60 * 60))
+	if day < firstDay || day > int(time.Now().Unix()/(24*60*60))+1 {
+		return 0
+	}
+	return day
 }
 
 func date(day int) string { return time.Unix(int64(day)*24*60*60, 0).UTC().Format(time.DateOnly) }
