@@ -256,7 +256,7 @@ func (o *Operator) lock(ctx context.Context, tx pgx.Tx, id int64) (Parked, Event
 	if err != nil {
 		return p, ev, err
 	}
-	if _, err := tx.Exec(ctx, `SELECT FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 FOR UPDATE`, o.cfg.Consumer, ev.Topic, ev.Key); err != nil {
+	if _, err := tx.Exec(ctx, `SELECT FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 FOR UPDATE`, o.cfg.Consumer, ev.Topic, heldKey(ev.Key)); err != nil {
 		return p, ev, fmt.Errorf("lock the key of parked event %d: %w", id, err)
 	}
 	if p, ev, err = o.load(ctx, tx, id, "FOR UPDATE"); err != nil {
@@ -287,7 +287,7 @@ func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Ev
 	var later bool
 	if err := tx.QueryRow(ctx, `
 		SELECT coalesce(min(id) FILTER (WHERE id < $4), 0), coalesce(min(id) FILTER (WHERE id > $4 AND holds_key), 0)
-		FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND status = 'parked' AND (holds_key OR id < $4)`,
+		FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND sha256(key) = sha256($3) AND status = 'parked' AND (holds_key OR id < $4)`,
 		o.cfg.Consumer, ev.Topic, ev.Key, p.ID).Scan(&earlier, &next); err != nil {
 		return 0, fmt.Errorf("look for parked events of the same key: %w", err)
 	}
@@ -319,9 +319,9 @@ func (o *Operator) resolve(ctx context.Context, tx pgx.Tx, p Parked, ev Event, s
 		return fmt.Errorf("resolve parked event %d: %w", p.ID, err)
 	}
 	if _, err := tx.Exec(ctx, `
-		DELETE FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 AND NOT EXISTS (
-			SELECT FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND status = 'parked' AND holds_key)`,
-		o.cfg.Consumer, ev.Topic, ev.Key); err != nil {
+		DELETE FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $4 AND NOT EXISTS (
+			SELECT FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND sha256(key) = sha256($3) AND status = 'parked' AND holds_key)`,
+		o.cfg.Consumer, ev.Topic, ev.Key, heldKey(ev.Key)); err != nil {
 		return fmt.Errorf("free the key of parked event %d: %w", p.ID, err)
 	}
 	return nil

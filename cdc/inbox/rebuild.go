@@ -220,7 +220,7 @@ func (h *Held) again(ctx context.Context, events []Event, done *Rebuilt) error {
 func (h *Held) aside(ctx context.Context, events []Event) (map[string]bool, error) {
 	ids, days, keys := make([]string, len(events)), make([]int, len(events)), make([][]byte, len(events))
 	for i, ev := range events {
-		ids[i], days[i], keys[i] = ev.ID, ev.day(), ev.Key
+		ids[i], days[i], keys[i] = ev.ID, ev.day(), heldKey(ev.Key)
 	}
 	cfg := h.operator.cfg
 	rows, _ := h.tx.Query(ctx, `

@@ -95,7 +95,7 @@ func (e *effects) apply(ctx context.Context, tx pgx.Tx, events []Event) (outcome
 		return outcome{}, err
 	}
 	if len(parked) > 0 {
-		waits := func(ev Event) bool { return parked[string(ev.Key)] }
+		waits := func(ev Event) bool { return parked[string(heldKey(ev.Key))] }
 		held := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { return !waits(ev) })
 		events = slices.DeleteFunc(slices.Clone(events), waits)
 		seen, err := e.seen(ctx, tx, held)
@@ -187,7 +187,7 @@ func (e *effects) parkedKeys(ctx context.Context, tx pgx.Tx, events []Event) (ma
 	for _, ev := range events {
 		topic = ev.Topic
 		if len(ev.Key) > 0 {
-			keys = append(keys, ev.Key)
+			keys = append(keys, heldKey(ev.Key))
 		}
 	}
 	rows, _ := tx.Query(ctx, `SELECT key FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = ANY($3) FOR SHARE`, e.consumer, topic, keys)
@@ -212,10 +212,10 @@ func (e *effects) refuse(ctx context.Context, tx pgx.Tx, ev Event, reason string
 	if err != nil {
 		return err
 	}
-	holds := len(ev.Key) > 0 && (policy == ParkKey || parked[string(ev.Key)])
-	if holds && !parked[string(ev.Key)] {
+	holds := len(ev.Key) > 0 && (policy == ParkKey || parked[string(heldKey(ev.Key))])
+	if holds && !parked[string(heldKey(ev.Key))] {
 		if _, err := tx.Exec(ctx, `INSERT INTO inbox_parked_keys (consumer, topic, key) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-			e.consumer, ev.Topic, ev.Key); err != nil {
+			e.consumer, ev.Topic, heldKey(ev.Key)); err != nil {
 			return fmt.Errorf("park a key: %w", err)
 		}
 	}

@@ -4,6 +4,11 @@ COMMENT ON COLUMN inbox_partitions.topic_id IS 'The topic that next_offset count
 ALTER TABLE inbox_parked ADD COLUMN end_offset bigint;
 COMMENT ON COLUMN inbox_parked.end_offset IS 'Of a gap, behind its last record; kafka_offset is its first. NULL for a record.';
 
+-- A key may be too long for an index.
+DROP INDEX inbox_parked_open;
+CREATE INDEX inbox_parked_open ON inbox_parked (consumer, topic, sha256(key), id) WHERE status = 'parked';
+COMMENT ON COLUMN inbox_parked_keys.key IS 'The record''s key, or its SHA-256 where it has more than 1024 bytes.';
+
 -- Ids whose time cannot be, before 2020 or later than tomorrow, are undated.
 ALTER TABLE inbox DROP CONSTRAINT inbox_event_day;
 ALTER TABLE inbox ADD CONSTRAINT inbox_event_day CHECK (event_day IN (0, inbox_day(event_id)));
