@@ -50,6 +50,7 @@ type Consumer struct {
 	joined     bool
 	partitions map[int32]*partition
 	days       days
+	told       string          // why the inbox forgets nothing; maintain's
 	topicID    [16]byte        // as this session knows it
 	known      int             // partitions the topic had when it was last asked for
 	ends       map[int32]int64 // of the log, when it was last asked for

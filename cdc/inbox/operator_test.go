@@ -358,7 +358,7 @@ func TestNothingIsForgottenWhileTheTopicRemembers(t *testing.T) {
 			f.waitCommitted(f.group, map[int32]int64{0: 1})
 			eventually(t, func() error {
 				there := scan[bool](f, `SELECT to_regclass('inbox_old') IS NOT NULL`)
-				warned := strings.Contains(r.log.String(), "nothing is dropped from the inbox")
+				warned := strings.Contains(r.log.String(), "the inbox forgets nothing")
 				if there == c.dropped || c.retention > 0 && warned == c.dropped {
 					return fmt.Errorf("the old partition is there: %t; warned: %t", there, warned)
 				}
