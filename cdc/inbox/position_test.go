@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -234,11 +235,13 @@ func TestTopicMadeAgain(t *testing.T) {
 		name        string
 		away        bool
 		first, then int // records in the old topic and in the new one
+		gone        int // of the new one, before it is read
 	}{
-		{"while it runs, shorter", false, 4, 2},
-		{"while it runs, longer", false, 2, 5},
-		{"while it is away, shorter", true, 4, 2},
-		{"while it is away, longer", true, 2, 5},
+		{"while it runs, shorter", false, 4, 2, 0},
+		{"while it runs, longer", false, 2, 5, 0},
+		{"while it is away, shorter", true, 4, 2, 0},
+		{"while it is away, longer", true, 2, 5, 0},
+		{"while it is away, and cut", true, 3, 5, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -251,16 +254,19 @@ func TestTopicMadeAgain(t *testing.T) {
 				r.stop()
 			}
 			f.remake(1)
-			if c.away {
-				r = f.start()
-			}
 			f.send(0, "a", ids[c.first:]...)
 			f.send(0, "a", ids[0])
-			f.waitEffects("a", ids...)
+			if c.gone > 0 {
+				f.deleteRecords(0, int64(c.gone))
+			}
+			if c.away {
+				r = f.start(gapPolicy(inbox.GoOn))
+			}
+			f.waitEffects("a", slices.Delete(ids, c.first, c.first+c.gone)...)
 			f.waitCommitted(f.group, map[int32]int64{0: int64(c.then) + 1})
 			r.says(t, "the topic was deleted and made again")
 			eventually(t, func() error { return r.Ready(t.Context()) })
-			if n := r.count(t, "test_records_gone_total"); n != 0 {
+			if n := r.count(t, "test_records_gone_total"); int(n) != c.gone {
 				t.Errorf("%v missed", n)
 			}
 		})
@@ -309,19 +315,25 @@ func TestPartitionsAdded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		id := map[int]string{2: ids[1], 3: newID()}[n]
 		eventually(t, func() error {
 			f.client.ForceMetadataRefresh()
 			return f.client.ProduceSync(t.Context(), func() *kgo.Record {
-				rec := record(int32(n-1), "b", "Thing", ids[n-1])
+				rec := record(int32(n-1), "b", "Thing", id)
 				rec.Topic = f.topic
 				return rec
 			}()).FirstErr()
 		})
 	}
+	f.fail(ids[2], errors.New("not now"))
+	f.send(0, "b", ids[2])
+	r.unready(t, "not now")
 	add(2)
-	f.waitEffects("b", ids[1])
+	f.waitEffects("b", ids[1]) // the order of a key does not hold over a change of its partition
 	r.says(t, "partitions were added to the topic")
-	f.waitCommitted(f.group, map[int32]int64{0: 1, 1: 1})
+	f.fail(ids[2], nil)
+	f.waitEffects("b", ids[1], ids[2])
+	f.waitCommitted(f.group, map[int32]int64{0: 2, 1: 1})
 	r.stop()
 	add(3)
 	f.send(2, "b", ids[3], ids[4])
@@ -338,8 +350,10 @@ func TestWhatIsNotAGap(t *testing.T) {
 	ids := newIDs(8)
 	ignoring := func(cfg *inbox.Config) { cfg.Types, cfg.Ignore = []string{"Thing"}, []string{"Known"} }
 	f.send(0, "a", ids[0])
+	first := f.start(ignoring)
+	f.waitCommitted(f.group, map[int32]int64{0: 1})
 	f.produce(record(0, "a", "Known", ids[1]), record(0, "a", "Known", ids[2]))
-	f.start(ignoring).stopAfter(f, 3)
+	first.stopAfter(f, 3)
 	f.deleteRecords(0, 3)
 
 	writer, err := kgo.NewClient(kgo.SeedBrokers(f.brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID(cdctest.Name(t, "writer")))
@@ -393,4 +407,40 @@ func TestNewGroupOnAnOldTopicMissesNothing(t *testing.T) {
 	f.send(1, "b", ids[4:]...) // nothing was ever read of this one
 	f.deleteRecords(1, 1)
 	f.start().unready(t, "partition 1: the record at offset 0 is gone from the topic and was never applied")
+}
+
+// TestGroupThatComesBackAfterLong: its offsets have expired, the topic has lost records, and the inbox has forgotten what
+// was applied. Nothing is applied twice, and what is missing is said.
+func TestGroupThatComesBackAfterLong(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	ids := newIDs(3)
+	old := func() string {
+		ms := time.Now().AddDate(0, 0, -40).UnixMilli()
+		return fmt.Sprintf("%08x-%04x-7%s", ms>>16, ms&0xffff, newID()[15:])
+	}
+	before := []string{old(), old()}
+	f.send(0, "a", before...)
+	f.start().stopAfter(f, 2)
+	f.exec(`DROP TABLE inbox_before; DO $$ BEGIN EXECUTE format('CREATE TABLE inbox_today PARTITION OF inbox FOR VALUES FROM (%s) TO (%s)',
+		(now() AT TIME ZONE 'UTC')::date - date '1970-01-01', (now() AT TIME ZONE 'UTC')::date - date '1970-01-01' + 1); END $$`)
+	if _, err := kadm.NewClient(f.client).DeleteGroup(t.Context(), f.group); err != nil {
+		t.Fatal(err)
+	}
+	f.send(0, "a", ids...)
+	// What was applied is still in the topic: it is not even read again.
+	r := f.start(gapPolicy(inbox.GoOn), policy(inbox.Skip))
+	f.waitEffects("a", append(before, ids...)...)
+	r.stop()
+	if n := scan[int](f, `SELECT count(*)::int FROM inbox_parked`); n != 0 {
+		t.Errorf("%d events are set aside", n)
+	}
+	if _, err := kadm.NewClient(f.client).DeleteGroup(t.Context(), f.group); err != nil {
+		t.Fatal(err)
+	}
+	more := newIDs(2)
+	f.send(0, "a", more...)
+	f.deleteRecords(0, 6)
+	f.start(gapPolicy(inbox.GoOn), policy(inbox.Skip)).says(t, "the record at offset 5 is gone")
+	f.waitEffects("a", append(append(before, ids...), more[1])...)
 }

@@ -17,7 +17,7 @@ type Parked struct {
 	Show      parkedShow    `cmd:"" help:"Show one whole, as JSON, with its record (the value in base64)."`
 	Redrive   parkedRedrive `cmd:"" help:"Apply parked events, once, under their own ids. What waits behind one goes with it, in order."`
 	Drop      parkedDrop    `cmd:"" help:"Give parked events and gaps up: they will never be applied. A partition that halts at a gap goes on."`
-	Pass      parkedPass    `cmd:"" help:"Have the event at which a partition is blocked parked or skipped."`
+	Pass      parkedPass    `cmd:"" help:"Have the event at which a partition is blocked parked or skipped, or the gap passed, which stays in the list."`
 	Decisions decisions     `cmd:"" help:"List what operators have done, newest first."`
 }
 
