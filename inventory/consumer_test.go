@@ -256,7 +256,7 @@ func TestMalformedEventsStopNothing(t *testing.T) {
 		"1 header id is missing",
 		"2 items[0].quantity is not between 1 and 1000000000",
 		"3 header id is missing",
-		"4 eventId is not that of the header id",
+		"4 header id is not UTF-8 text, so it cannot be told from others: an id is text, and a UUID is its 36 characters",
 		"5 the value is empty",
 	}
 	if err != nil || !slices.Equal(got, want) {
