@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -276,12 +277,12 @@ func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, 
 	if old.id == t.id || t.id == [16]byte{} {
 		what = "the log ends before what was applied, so it was cut off or is another one: it is read from its beginning, and the inbox skips what it knows"
 	}
-	log := c.log.Warn()
+	level := zerolog.WarnLevel
 	if lost.to > lost.from {
-		log = c.log.Error().Str("lost", lost.String())
+		level, what = zerolog.ErrorLevel, what+"; "+lost.String()
 		c.cfg.Metrics.countGone(c.cfg.Topic, id, lost.to-lost.from)
 	}
-	log.Int32("partition", id).Int64("applied", old.next).Msg(what)
+	c.log.WithLevel(level).Int32("partition", id).Int64("applied", old.next).Msg(what)
 	return nil
 }
 
@@ -311,9 +312,9 @@ func (c *Consumer) pass(ctx context.Context, p *partition) error {
 		p.gap = nil
 		return nil
 	}
-	say, what := c.log.Error(), g.String()+": going on behind the gap, `parked list` shows it"
+	level, what := zerolog.ErrorLevel, g.String()+": going on behind the gap, `parked list` shows it"
 	if c.cfg.Gap == Halt {
-		say, what = c.log.Info(), "going on behind a gap that an operator has passed"
+		level, what = zerolog.InfoLevel, "going on behind a gap that an operator has passed"
 		var decision Policy
 		if err := pgx.BeginTxFunc(ctx, c.cfg.Pool, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) (err error) {
 			if decision, err = p.claim.block(ctx, tx, Event{Offset: g.from}, g.String()); err != nil {
@@ -332,7 +333,7 @@ func (c *Consumer) pass(ctx context.Context, p *partition) error {
 	}); err != nil {
 		return err
 	}
-	say.Int32("partition", p.claim.partition).Msg(what)
+	c.log.WithLevel(level).Int32("partition", p.claim.partition).Msg(what)
 	p.gap = nil
 	return nil
 }
