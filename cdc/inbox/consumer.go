@@ -417,7 +417,9 @@ func (c *Consumer) measureLag(ctx context.Context) error {
 	for p := range c.partitions {
 		end, _ := ends.Lookup(c.cfg.Topic, p)
 		c.cfg.Metrics.setLag(c.cfg.Topic, p, max(0, end.Offset-committed[p].Offset))
-		c.ends[p] = max(c.ends[p], end.Offset)
+		if c.topicID != [16]byte{} {
+			c.ends[p] = max(c.ends[p], end.Offset)
+		}
 	}
 	return nil
 }

@@ -126,9 +126,6 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.topicID = t.id
-	c.mu.Unlock()
 	if err := c.enroll(ctx, t); err != nil {
 		return err
 	}
@@ -173,6 +170,9 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 			assigned[id] = kgo.NewOffset().At(group)
 		}
 	}
+	c.mu.Lock()
+	c.topicID = t.id // from here on the log's end is this topic's
+	c.mu.Unlock()
 	for p, g := range gaps { // nothing can fail any more, and begin again
 		c.missed(p, g)
 	}
