@@ -24,6 +24,7 @@ type ConsumerConfig struct {
 	Log     zerolog.Logger
 
 	Policy    inbox.Policy
+	Gap       inbox.GapPolicy
 	Batch     int
 	Retention time.Duration
 }
@@ -34,7 +35,7 @@ func (cfg ConsumerConfig) Inbox() inbox.Config {
 	return inbox.Config{
 		Brokers: cfg.Brokers, Topic: cfg.Topic, Group: cfg.Group, Consumer: consumer,
 		Pool: cfg.Store.pool, Handle: h.apply, HandleBatch: h.applyAll, Types: handled, Ignore: ignored,
-		Policy: cfg.Policy, Batch: cfg.Batch, Retention: cfg.Retention, Metrics: cfg.Metrics.inbox, Log: cfg.Log,
+		Policy: cfg.Policy, Gap: cfg.Gap, Batch: cfg.Batch, Retention: cfg.Retention, Metrics: cfg.Metrics.inbox, Log: cfg.Log,
 	}
 }
 

@@ -29,7 +29,10 @@ const (
 
 // inGo are the migrations whose text is kept elsewhere; a note stands in their place in the folder.
 var inGo = map[Database][]*goose.Migration{
-	Orders: {goose.NewGoMigration(6, exec(schema.SQL), exec(schema.Drop))},
+	Orders: {
+		goose.NewGoMigration(6, exec(schema.Tables), exec(schema.Drop)),
+		goose.NewGoMigration(11, exec(schema.Gaps), exec(schema.DropGaps)),
+	},
 }
 
 func exec(statements string) *goose.GoFunc {

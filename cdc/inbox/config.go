@@ -34,8 +34,9 @@ type Config struct {
 	// An event of any other type is set aside as with Skip, whatever Policy says.
 	Types, Ignore []string
 
-	Policy Policy // of events that can never be applied; empty: Block
-	Batch  int    // most events in a transaction; 0: 500
+	Policy Policy    // of events that can never be applied; empty: Block
+	Gap    GapPolicy // of records that left the topic before they were applied; empty: Halt
+	Batch  int       // most events in a transaction; 0: 500
 
 	// Retention is how long the inbox remembers an event, counted from the time in its id; 0: for ever. Nothing is
 	// forgotten while the topic itself keeps its records as long or longer.
@@ -51,6 +52,9 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.Policy == "" {
 		cfg.Policy = Block
+	}
+	if cfg.Gap == "" {
+		cfg.Gap = Halt
 	}
 	if cfg.Batch == 0 {
 		cfg.Batch = 500
@@ -73,6 +77,9 @@ func (cfg Config) validate() error {
 	}
 	if !slices.Contains([]Policy{Block, ParkKey, Skip}, cfg.Policy) {
 		errs = append(errs, fmt.Errorf("policy %q is none of block, park_key, skip", cfg.Policy))
+	}
+	if cfg.Gap != Halt && cfg.Gap != GoOn {
+		errs = append(errs, fmt.Errorf("gap %q is none of halt, go_on", cfg.Gap))
 	}
 	if cfg.Batch < 1 {
 		errs = append(errs, fmt.Errorf("a batch of %d events: at least 1", cfg.Batch))
@@ -97,7 +104,8 @@ func (c *Consumer) options() []kgo.Opt {
 		kgo.ClientID(c.cfg.Consumer),
 		kgo.ConsumerGroup(c.cfg.Group),
 		kgo.ConsumeTopics(c.cfg.Topic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // a position that is not in the log is found by positions alone
+		kgo.AdjustFetchOffsetsFn(c.positions),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // so that the offset passes the end of a transaction, and lag can be 0
 		kgo.DisableAutoCommit(),

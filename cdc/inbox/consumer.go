@@ -50,6 +50,11 @@ type Consumer struct {
 	joined     bool
 	partitions map[int32]*partition
 	days       days
+	told       string          // why the inbox forgets nothing; maintain's
+	topicID    [16]byte        // as this session knows it
+	known      int             // partitions the topic had when it was last asked for
+	ends       map[int32]int64 // of the log, when it was last asked for
+	counted    map[int32]int64 // up to where missing records are counted
 }
 
 // New does not connect yet. An error is one of the configuration.
@@ -61,6 +66,7 @@ func New(cfg Config) (*Consumer, error) {
 	}
 	c := &Consumer{
 		cfg: cfg, effects: cfg.effects(), log: cfg.Log, wake: make(chan struct{}, 1), partitions: map[int32]*partition{},
+		ends: map[int32]int64{}, counted: map[int32]int64{},
 		slots: make(chan struct{}, max(1, cfg.Pool.Config().MaxConns-1)), // leave one connection for others
 	}
 	if err := kgo.ValidateOpts(c.options()...); err != nil {
@@ -72,18 +78,43 @@ func New(cfg Config) (*Consumer, error) {
 // Run consumes until ctx ends; then it finishes the transaction in hand of each partition, commits the offsets, leaves
 // the group and returns nil. It waits for Kafka and for the database whenever they are away. It may be called once.
 func (c *Consumer) Run(ctx context.Context) error {
+	for failures := 0; ; {
+		began := time.Now()
+		if err := c.session(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			c.log.Info().Msg("consumer stopped")
+			return nil
+		}
+		if failures++; time.Since(began) > time.Minute {
+			failures = 0
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(backoff(failures)):
+		}
+	}
+}
+
+// session consumes with one client, until ctx ends or the client can go no further: when the topic was made again, or
+// the position is no longer in the log. A new one finds its position from the inbox.
+func (c *Consumer) session(ctx context.Context) error {
 	client, err := kgo.NewClient(c.options()...)
 	if err != nil {
 		return fmt.Errorf("configure the consumer: %w", err)
 	}
 	c.client = client
+	c.mu.Lock()
+	c.topicID, c.known = [16]byte{}, 0
+	c.mu.Unlock()
 
-	watching, stopWatching := context.WithCancel(ctx)
+	ctx, end := context.WithCancelCause(ctx)
 	var watchers sync.WaitGroup
-	watchers.Go(func() { c.watch(watching) })
-	watchers.Go(func() { c.maintain(watching) })
-	c.consume(ctx)
-	stopWatching()
+	watchers.Go(func() { c.watch(ctx, end) })
+	watchers.Go(func() { c.maintain(ctx) })
+	c.consume(ctx, end)
+	end(nil)
 	watchers.Wait()
 
 	stopping := context.WithoutCancel(ctx)
@@ -94,7 +125,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 		c.log.Warn().Err(err).Msg("could not leave the group; it goes on without this process after the session timeout")
 	}
 	client.Close()
-	c.log.Info().Msg("consumer stopped")
+	c.mu.Lock()
+	c.joined = false
+	c.mu.Unlock()
 	return nil
 }
 
@@ -121,7 +154,7 @@ func (c *Consumer) Ready(ctx context.Context) error {
 	return errors.Join(append([]error{database, kafka}, blocked...)...)
 }
 
-func (c *Consumer) consume(ctx context.Context) {
+func (c *Consumer) consume(ctx context.Context, end context.CancelCauseFunc) {
 	failures := 0
 	for ctx.Err() == nil {
 		c.resume()
@@ -129,6 +162,9 @@ func (c *Consumer) consume(ctx context.Context) {
 		err := pollError(fetches)
 		if err != nil {
 			c.kafka.failed(c.log, err, 2*maxBackoff)
+			if needsNewSession(err) {
+				end(err)
+			}
 		}
 		if ctx.Err() == nil {
 			c.hand(ctx, fetches)
@@ -316,12 +352,18 @@ func (c *Consumer) tell(what string, ids []int32) {
 }
 
 // watch asks Kafka how long the log is, for the lag and to know that it answers, and the database what is parked.
-func (c *Consumer) watch(ctx context.Context) {
+func (c *Consumer) watch(ctx context.Context, end context.CancelCauseFunc) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
 		c.measureParked(ctx)
-		err := c.measureLag(ctx)
+		err := c.sameTopic(ctx)
+		if errors.Is(err, errMadeAgain) {
+			end(err)
+		}
+		if err == nil {
+			err = c.measureLag(ctx)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -336,6 +378,27 @@ func (c *Consumer) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// sameTopic returns errMadeAgain when the topic is no longer the one this session found its positions in. Partitions that
+// were added to it are seen at once.
+func (c *Consumer) sameTopic(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*watchInterval)
+	defer cancel()
+	id, partitions, err := c.describe(ctx)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.topicID != [16]byte{} && id != c.topicID {
+		return errMadeAgain
+	}
+	if c.known != 0 && partitions > c.known {
+		c.client.ForceMetadataRefresh()
+	}
+	c.known = partitions
+	return nil
 }
 
 func (c *Consumer) measureLag(ctx context.Context) error {
@@ -354,6 +417,9 @@ func (c *Consumer) measureLag(ctx context.Context) error {
 	for p := range c.partitions {
 		end, _ := ends.Lookup(c.cfg.Topic, p)
 		c.cfg.Metrics.setLag(c.cfg.Topic, p, max(0, end.Offset-committed[p].Offset))
+		if c.topicID != [16]byte{} {
+			c.ends[p] = max(c.ends[p], end.Offset)
+		}
 	}
 	return nil
 }

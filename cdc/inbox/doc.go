@@ -33,7 +33,13 @@
 //   - Who claims a partition, when it is assigned, raises the epoch of its row; a transaction under an older one is
 //     refused. So a process that has slept through a rebalance applies nothing behind its successor's back, and one that
 //     the group does not know claims nothing. A frozen process's open transaction is ended by the server within 5 s.
-//   - What follows from the topic alone can be made anew from it: Held.Rebuild applies the whole topic to emptied
+//   - Where a partition goes on is the inbox's to say: its row has the position and the topic's id, and both are compared
+//     with the log and with the group's offset at each assignment. Records below the log's start that were never applied
+//     are a gap, which is logged, counted and recorded, and halts the partition if Config.Gap says so. Offsets missing
+//     inside the log are none. A topic made again is read from its start.
+//   - The order of a key holds within a partition. When partitions are added, a key may move to another one, and its new
+//     events may be applied before its old ones; a parked key holds them in every partition.
+//   - What follows from the topic alone can be made from it again: Held.Rebuild applies the whole topic to emptied
 //     tables, in one transaction, and the inbox then knows all of it. The consumer waits and goes on behind it.
 //
 // # With database/sql
@@ -49,12 +55,15 @@
 // partitioned by. The time of processing would be the wrong thing: a copy that comes after midnight would meet another
 // partition. The inbox is partitioned by the day of the event's id, which a UUIDv7 carries in its first 48 bits. It
 // follows from the id alone (a CHECK holds every row to it), so all copies of an event meet in the same partition
-// whenever they come, and the primary key (consumer, event_id, event_day) is as strict as (consumer, event_id).
+// whenever they come, and the primary key (consumer, event_id, event_day) is as strict as (consumer, event_id). A day
+// before 2020 or after tomorrow is none: such an id only looks like UUIDv7. When its day comes, the undated are asked first.
 //
 // Days are made a week ahead and dropped whole when they are older than Retention. An event of a dropped day is refused,
 // as one that can never be applied: it cannot be told from a copy, so it is never applied twice. Nothing is dropped while
 // the topic keeps its records as long. Ids that are no UUIDv7 have no day: their rows share one partition, out of which
-// they are deleted by the time of processing, and a copy that comes after Retention is applied again.
+// they are deleted by the time of processing, and a copy that comes after Retention is applied again. A group that comes
+// back after long goes on at the inbox's position, although its offsets in Kafka have expired, so that what was applied
+// and forgotten is not even read.
 //
 // The package schema has the SQL of the tables, for a migration of the service's own.
 package inbox

@@ -2,6 +2,7 @@ package inbox
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -19,6 +20,9 @@ import (
 // maxHeaderBytes is what a header may have to be a column of text.
 const maxHeaderBytes = 255
 
+// maxKeyBytes is what a key may have to be in an index whole.
+const maxKeyBytes = 1024
+
 // An Event is one delivery of an outbox row.
 type Event struct {
 	// ID is what makes two deliveries the same event: the outbox row's id, in the record header "id", or "ce_id" of a
@@ -26,7 +30,7 @@ type Event struct {
 	ID   string
 	Type string // record header "type" or "ce_type"; may be empty where Config.Types is
 
-	Key, Value []byte
+	Key, Value []byte   // nil where the record has none; a value that is nil is a tombstone, and the handler's to understand
 	Headers    []Header // all of them, id and type included
 
 	// Topic, Partition and Offset say where this delivery came from, Time when Kafka got it.
@@ -92,10 +96,21 @@ const (
 	Skip Policy = "skip"
 )
 
+// A GapPolicy says what becomes of a partition whose next records left the topic before they were applied, by its
+// retention for example. The gap is recorded among what is parked either way.
+type GapPolicy string
+
+const (
+	// Halt keeps the partition there until an operator gives the gap up or passes it, or a rebuild makes up for it.
+	Halt GapPolicy = "halt"
+	// GoOn goes on behind the gap.
+	GoOn GapPolicy = "go_on"
+)
+
 func newEvent(r *kgo.Record) Event {
 	ev := Event{
 		Key: r.Key, Value: r.Value, Headers: make([]Header, len(r.Headers)),
-		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, committed: new([]func()),
+		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: plausible(r.Timestamp), committed: new([]func()),
 	}
 	for i, h := range r.Headers {
 		ev.Headers[i] = Header(h)
@@ -105,6 +120,18 @@ func newEvent(r *kgo.Record) Event {
 		ev.ID = id.String()
 	}
 	return ev
+}
+
+// plausible keeps what a producer may have written into what a table and JSON can hold.
+func plausible(t time.Time) time.Time {
+	switch year := t.UTC().Year(); {
+	case year < 1:
+		return time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)
+	case year > 9998:
+		return time.Date(9998, 1, 1, 0, 0, 0, 0, time.UTC)
+	default:
+		return t
+	}
 }
 
 // name is the key of the header that comes first: what a relay says stands before what a row adds, be it a CloudEvent or not.
@@ -117,13 +144,25 @@ func (ev Event) name(key string) string {
 	return key
 }
 
+// raw is the value of the first header of a name.
+func (ev Event) raw(name string) []byte {
+	if i := slices.IndexFunc(ev.Headers, func(h Header) bool { return h.Key == ev.name(name) }); i >= 0 {
+		return ev.Headers[i].Value
+	}
+	return nil
+}
+
 // check refuses what cannot be told from other events, and types that nobody here knows.
 func (ev Event) check(types []string, first, last int) error {
 	switch day := ev.day(); {
+	case ev.ID == "" && ev.Value == nil:
+		return errors.New("header id is missing, and the value too: a tombstone that is no event")
 	case ev.ID == "":
 		return errors.New("header id is missing")
-	case slices.ContainsFunc(ev.Headers, func(h Header) bool { return h.Key == ev.name(header.ID) && len(h.Value) > maxHeaderBytes }):
+	case len(ev.raw(header.ID)) > maxHeaderBytes:
 		return fmt.Errorf("header id is longer than %d bytes", maxHeaderBytes)
+	case ev.Header(ev.name(header.ID)) != string(ev.raw(header.ID)):
+		return errors.New("header id is not UTF-8 text, so it cannot be told from others: an id is text, and a UUID is its 36 characters")
 	case len(types) > 0 && ev.Type == "":
 		return errors.New("header type is missing")
 	case day > 0 && day < first:
@@ -134,18 +173,35 @@ func (ev Event) check(types []string, first, last int) error {
 	return nil
 }
 
-// day is the one of a UUIDv7's own time, counted from 1970 on, and 0 for every other id: as inbox_day in the schema,
-// which the table's constraint holds it to.
+// firstDay is 2020-01-01: no UUIDv7 is older.
+const firstDay = 18262
+
+// day is the one of a UUIDv7's own time, counted from 1970 on, and 0 for every other id. An id that only looks like one,
+// a hash for example, has a time that cannot be: before 2020, or later than tomorrow. The table's constraint allows 0,
+// and the day that inbox_day in the schema finds in the id.
 func (ev Event) day() int {
 	id, err := uuid.Parse(ev.ID)
 	if err != nil || id.Version() != 7 || id.Variant() != uuid.RFC4122 || id.String() != ev.ID {
 		return 0
 	}
 	seconds, _ := id.Time().UnixTime()
-	return int(seconds / (24 * 60 * 60))
+	day := int(seconds / (24 * 60 * 60))
+	if day < firstDay || day > int(time.Now().Unix()/(24*60*60))+1 {
+		return 0
+	}
+	return day
 }
 
 func date(day int) string { return time.Unix(int64(day)*24*60*60, 0).UTC().Format(time.DateOnly) }
+
+// heldKey is key as inbox_parked_keys has it: an index takes no key of kilobytes.
+func heldKey(key []byte) []byte {
+	if len(key) <= maxKeyBytes {
+		return key
+	}
+	sum := sha256.Sum256(key)
+	return sum[:]
+}
 
 func keyHash(key []byte) int32 {
 	h := fnv.New32a()

@@ -18,6 +18,7 @@ type Metrics struct {
 	partitions, blocked, retrying    prometheus.Gauge
 	parked, parkedKeys, oldestParked prometheus.Gauge
 	lag                              *prometheus.GaugeVec
+	gone                             *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics with reg, once per registry, under names that begin with prefix. Events of other
@@ -60,7 +61,10 @@ func NewMetrics(reg prometheus.Registerer, prefix string, types ...string) *Metr
 			Name: prefix + "_consumer_lag", Help: "Records between the committed offset and the end of the log, by partition this process reads.",
 		}, []string{"topic", "partition"}),
 	}
-	reg.MustRegister(m.lag)
+	m.gone = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: prefix + "_records_gone_total", Help: "Records that left the topic before they were applied, by partition.",
+	}, []string{"topic", "partition"})
+	reg.MustRegister(m.lag, m.gone)
 	return m
 }
 
@@ -73,6 +77,10 @@ func (m *Metrics) label(eventType string) string {
 
 func (m *Metrics) setLag(topic string, partition int32, lag int64) {
 	m.lag.WithLabelValues(topic, strconv.Itoa(int(partition))).Set(float64(lag))
+}
+
+func (m *Metrics) countGone(topic string, partition int32, n int64) {
+	m.gone.WithLabelValues(topic, strconv.Itoa(int(partition))).Add(float64(n))
 }
 
 func (m *Metrics) forgetLag(topic string, partition int32) {

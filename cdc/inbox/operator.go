@@ -32,17 +32,19 @@ func (o *Operator) Group() string { return o.cfg.Group }
 
 // Parked is an event that was set aside.
 type Parked struct {
-	ID        int64      `json:"id"` // of the parked row; smaller is earlier
-	EventID   string     `json:"eventId,omitempty"`
-	Type      string     `json:"type,omitempty"`
-	Key       string     `json:"key,omitempty"`
-	Topic     string     `json:"topic"`
-	Partition int32      `json:"partition"`
-	Offset    int64      `json:"offset"`
-	HoldsKey  bool       `json:"holdsKey"` // later events of its key wait behind it
-	Reason    string     `json:"reason"`
-	ParkedAt  time.Time  `json:"parkedAt"`
-	Status    string     `json:"status"` // parked, redriven or dropped
+	ID        int64     `json:"id"` // of the parked row; smaller is earlier
+	EventID   string    `json:"eventId,omitempty"`
+	Type      string    `json:"type,omitempty"`
+	Key       string    `json:"key,omitempty"`
+	Topic     string    `json:"topic"`
+	Partition int32     `json:"partition"`
+	Offset    int64     `json:"offset"`
+	HoldsKey  bool      `json:"holdsKey"` // later events of its key wait behind it
+	Reason    string    `json:"reason"`
+	ParkedAt  time.Time `json:"parkedAt"`
+	Status    string    `json:"status"` // parked, redriven or dropped
+	// EndOffset is behind the last of the records that left the topic before they were applied; Offset is the first one.
+	EndOffset int64      `json:"endOffset,omitempty"`
 	Resolved  *time.Time `json:"resolvedAt,omitempty"`
 
 	// Only of Show: the record itself, absent where only its place is known.
@@ -51,10 +53,18 @@ type Parked struct {
 	Value   []byte     `json:"value,omitempty"`
 }
 
-const parkedColumns = `id, coalesce(event_id, ''), coalesce(event_type, ''), key, topic, partition, kafka_offset, holds_key, reason, parked_at, status, resolved_at`
+// what names a parked event in a decision.
+func (p *Parked) what(id int64) string {
+	if p.EndOffset > 0 {
+		return fmt.Sprintf("parked gap %d (offsets %d to %d of %s/%d)", id, p.Offset, p.EndOffset-1, p.Topic, p.Partition)
+	}
+	return fmt.Sprintf("parked event %d (event %s at %s/%d/%d)", id, p.EventID, p.Topic, p.Partition, p.Offset)
+}
+
+const parkedColumns = `id, coalesce(event_id, ''), coalesce(event_type, ''), key, topic, partition, kafka_offset, holds_key, reason, parked_at, status, coalesce(end_offset, 0), resolved_at`
 
 func (p *Parked) fields(key *[]byte) []any {
-	return []any{&p.ID, &p.EventID, &p.Type, key, &p.Topic, &p.Partition, &p.Offset, &p.HoldsKey, &p.Reason, &p.ParkedAt, &p.Status, &p.Resolved}
+	return []any{&p.ID, &p.EventID, &p.Type, key, &p.Topic, &p.Partition, &p.Offset, &p.HoldsKey, &p.Reason, &p.ParkedAt, &p.Status, &p.EndOffset, &p.Resolved}
 }
 
 // text is what a record may hold, for people.
@@ -246,7 +256,7 @@ func (o *Operator) lock(ctx context.Context, tx pgx.Tx, id int64) (Parked, Event
 	if err != nil {
 		return p, ev, err
 	}
-	if _, err := tx.Exec(ctx, `SELECT FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 FOR UPDATE`, o.cfg.Consumer, ev.Topic, ev.Key); err != nil {
+	if _, err := tx.Exec(ctx, `SELECT FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 FOR UPDATE`, o.cfg.Consumer, ev.Topic, heldKey(ev.Key)); err != nil {
 		return p, ev, fmt.Errorf("lock the key of parked event %d: %w", id, err)
 	}
 	if p, ev, err = o.load(ctx, tx, id, "FOR UPDATE"); err != nil {
@@ -261,6 +271,8 @@ func (o *Operator) lock(ctx context.Context, tx pgx.Tx, id int64) (Parked, Event
 // mayBeRedriven refuses what cannot be applied or would come out of order, and returns the next parked event of the key.
 func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Event, force bool) (next int64, err error) {
 	switch {
+	case p.EndOffset > 0:
+		return 0, stays("these records are gone from the topic: make up for what they did, by a rebuild or by hand, and drop this")
 	case p.Headers == nil:
 		return 0, stays("only its place is known: replay the topic from offset %d of partition %d", p.Offset, p.Partition)
 	case ev.ID == "":
@@ -275,7 +287,7 @@ func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Ev
 	var later bool
 	if err := tx.QueryRow(ctx, `
 		SELECT coalesce(min(id) FILTER (WHERE id < $4), 0), coalesce(min(id) FILTER (WHERE id > $4 AND holds_key), 0)
-		FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND status = 'parked' AND (holds_key OR id < $4)`,
+		FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND sha256(key) = sha256($3) AND status = 'parked' AND (holds_key OR id < $4)`,
 		o.cfg.Consumer, ev.Topic, ev.Key, p.ID).Scan(&earlier, &next); err != nil {
 		return 0, fmt.Errorf("look for parked events of the same key: %w", err)
 	}
@@ -307,9 +319,9 @@ func (o *Operator) resolve(ctx context.Context, tx pgx.Tx, p Parked, ev Event, s
 		return fmt.Errorf("resolve parked event %d: %w", p.ID, err)
 	}
 	if _, err := tx.Exec(ctx, `
-		DELETE FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $3 AND NOT EXISTS (
-			SELECT FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND status = 'parked' AND holds_key)`,
-		o.cfg.Consumer, ev.Topic, ev.Key); err != nil {
+		DELETE FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = $4 AND NOT EXISTS (
+			SELECT FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND sha256(key) = sha256($3) AND status = 'parked' AND holds_key)`,
+		o.cfg.Consumer, ev.Topic, ev.Key, heldKey(ev.Key)); err != nil {
 		return fmt.Errorf("free the key of parked event %d: %w", p.ID, err)
 	}
 	return nil
@@ -351,7 +363,12 @@ func (o *Operator) drop(ctx context.Context, db beginner, id int64) (Done, error
 		if err := o.resolve(ctx, tx, p, ev, "dropped"); err != nil {
 			return err
 		}
-		return o.decide(ctx, tx, "drop", fmt.Sprintf("parked event %d (event %s at %s/%d/%d)", id, ev.ID, ev.Topic, ev.Partition, ev.Offset))
+		if p.EndOffset > 0 {
+			if err := o.giveUp(ctx, tx, p); err != nil {
+				return err
+			}
+		}
+		return o.decide(ctx, tx, "drop", p.what(id))
 	})
 	var stay *refusal
 	if errors.As(err, &stay) {
@@ -360,7 +377,19 @@ func (o *Operator) drop(ctx context.Context, db beginner, id int64) (Done, error
 	return done, err
 }
 
-// A Blocked partition halts at an event.
+// giveUp moves the inbox over a gap, so that a partition that halts there goes on.
+func (o *Operator) giveUp(ctx context.Context, tx pgx.Tx, p Parked) error {
+	if _, err := tx.Exec(ctx, `
+		UPDATE inbox_partitions SET next_offset = $5, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
+		       blocked_since = NULL, decision = NULL
+		WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND next_offset = $4 AND blocked_offset = $4`,
+		o.cfg.Group, p.Topic, p.Partition, p.Offset, p.EndOffset); err != nil {
+		return fmt.Errorf("give a gap up: %w", err)
+	}
+	return nil
+}
+
+// A Blocked partition halts at an event, or at records that are gone.
 type Blocked struct {
 	Topic     string    `json:"topic"`
 	Partition int32     `json:"partition"`
@@ -368,13 +397,16 @@ type Blocked struct {
 	EventID   string    `json:"eventId,omitempty"`
 	Reason    string    `json:"reason"`
 	Since     time.Time `json:"since"`
+	Gap       bool      `json:"gap,omitempty"` // no event, but records that are gone
 }
 
 // Blocked returns the partitions of the consumer's group that halt.
 func (o *Operator) Blocked(ctx context.Context) ([]Blocked, error) {
 	rows, _ := o.cfg.Pool.Query(ctx, `
-		SELECT topic, partition, blocked_offset, coalesce(blocked_event, ''), blocked_reason, blocked_since
-		FROM inbox_partitions WHERE consumer_group = $1 AND blocked_offset IS NOT NULL ORDER BY topic, partition`, o.cfg.Group)
+		SELECT topic, partition, blocked_offset, coalesce(blocked_event, ''), blocked_reason, blocked_since,
+			EXISTS (SELECT FROM inbox_parked g WHERE g.consumer = $2 AND g.topic = p.topic AND g.partition = p.partition
+				AND g.kafka_offset = blocked_offset AND g.end_offset IS NOT NULL AND g.status = 'parked')
+		FROM inbox_partitions p WHERE consumer_group = $1 AND blocked_offset IS NOT NULL ORDER BY topic, partition`, o.cfg.Group, o.cfg.Consumer)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Blocked])
 	if err != nil {
 		return nil, fmt.Errorf("list blocked partitions: %w", err)

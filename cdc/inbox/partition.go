@@ -9,9 +9,10 @@ import (
 )
 
 // A partition is one that this process owns. Its worker, a goroutine while there is something to do, applies what was
-// polled of it; only the worker uses claim.
+// polled of it; only the worker uses claim and gap, and before it begins whoever assigns the partition.
 type partition struct {
 	claim claim
+	gap   *gap // records before the first that is polled, missing
 
 	ctx      context.Context // of transactions; ends when the partition is gone
 	cancel   context.CancelFunc

@@ -102,7 +102,29 @@ func (h *Held) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error
 	if err != nil {
 		return done, err
 	}
+	if err := h.closeGaps(ctx, from); err != nil {
+		return done, err
+	}
 	return done, o.decide(ctx, h.tx, "rebuild", fmt.Sprintf("from topic %s: %+v", o.cfg.Topic, done))
+}
+
+// closeGaps ends the wait for records before from: what they did is not part of what was rebuilt, and whoever rebuilt it
+// knows.
+func (h *Held) closeGaps(ctx context.Context, from map[int32]int64) error {
+	cfg := h.operator.cfg
+	for p, start := range from {
+		if _, err := h.tx.Exec(ctx, `
+			UPDATE inbox_partitions SET next_offset = $4, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
+			       blocked_since = NULL, decision = NULL
+			WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND next_offset < $4`, cfg.Group, cfg.Topic, p, start); err != nil {
+			return fmt.Errorf("close the gap of partition %d: %w", p, err)
+		}
+	}
+	if _, err := h.tx.Exec(ctx, `UPDATE inbox_parked SET status = 'dropped', resolved_at = clock_timestamp()
+		WHERE consumer = $1 AND topic = $2 AND end_offset IS NOT NULL AND status = 'parked'`, cfg.Consumer, cfg.Topic); err != nil {
+		return fmt.Errorf("close the gaps of topic %s: %w", cfg.Topic, err)
+	}
+	return nil
 }
 
 // extent is where each partition of the topic begins and ends. Behind an open transaction it ends for us.
@@ -198,14 +220,14 @@ func (h *Held) again(ctx context.Context, events []Event, done *Rebuilt) error {
 func (h *Held) aside(ctx context.Context, events []Event) (map[string]bool, error) {
 	ids, days, keys := make([]string, len(events)), make([]int, len(events)), make([][]byte, len(events))
 	for i, ev := range events {
-		ids[i], days[i], keys[i] = ev.ID, ev.day(), ev.Key
+		ids[i], days[i], keys[i] = ev.ID, ev.day(), heldKey(ev.Key)
 	}
 	cfg := h.operator.cfg
 	rows, _ := h.tx.Query(ctx, `
 		SELECT event_id FROM unnest($3::text[], $4::integer[], $5::bytea[]) AS asked (event_id, event_day, key)
 		WHERE EXISTS (SELECT FROM inbox_parked p WHERE p.consumer = $1 AND p.event_id = asked.event_id AND p.status <> 'redriven')
 		OR EXISTS (SELECT FROM inbox_parked_keys k WHERE k.consumer = $1 AND k.topic = $2 AND k.key = asked.key)
-			AND NOT EXISTS (SELECT FROM inbox i WHERE i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day = asked.event_day)`,
+			AND NOT EXISTS (SELECT FROM inbox i WHERE i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day IN (0, asked.event_day))`,
 		cfg.Consumer, cfg.Topic, ids, days, keys)
 	return set(rows, "look for events that are set aside")
 }

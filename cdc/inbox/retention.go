@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 )
 
 const (
@@ -67,44 +69,76 @@ func (c *Consumer) maintain(ctx context.Context) {
 	}
 }
 
-// keep is how many days the inbox keeps, nil for all: the topic must forget an event before the inbox does.
+// keep is how many days the inbox keeps, nil for all: the topic must forget an event before the inbox does. What keeps the
+// inbox from forgetting is logged when it is first seen, and when it is another.
 func (c *Consumer) keep(ctx context.Context) (*int, error) {
 	if c.cfg.Retention == 0 {
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	topic, err := topicRetention(ctx, kadm.NewClient(c.client), c.cfg.Topic)
+	admin := kadm.NewClient(c.client)
+	configs, err := admin.DescribeTopicConfigs(ctx, c.cfg.Topic)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("ask for the retention of topic %s: %w", c.cfg.Topic, err)
 	}
-	if topic < 0 || topic >= c.cfg.Retention {
-		c.log.Warn().Dur("topic", topic).Dur("inbox", c.cfg.Retention).
-			Msg("nothing is dropped from the inbox: its retention must be longer than the topic's (retention.ms)")
-		return nil, nil
+	found, err := configs.On(c.cfg.Topic, nil)
+	if err = errors.Join(err, found.Err); err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) && !errors.Is(err, kerr.ClusterAuthorizationFailed) {
+		return nil, fmt.Errorf("ask for the retention of topic %s: %w", c.cfg.Topic, err)
 	}
-	days := int(c.cfg.Retention.Hours()) / 24
-	return &days, nil
+	why := remembers(found.Configs, c.cfg.Retention, err)
+	if why == "" {
+		c.told = ""
+		days := int(c.cfg.Retention.Hours()) / 24
+		return &days, nil
+	}
+	if why != c.told {
+		c.told = why
+		c.log.Info().Msg("the inbox forgets nothing: " + why)
+	}
+	return nil, nil
 }
 
-// topicRetention is negative for a topic that keeps its records for ever.
-func topicRetention(ctx context.Context, admin *kadm.Client, topic string) (time.Duration, error) {
-	configs, err := admin.DescribeTopicConfigs(ctx, topic)
-	if err != nil {
-		return 0, fmt.Errorf("ask for the retention of topic %s: %w", topic, err)
+// remembers says why the inbox must keep all, with a way out, or "" when the topic forgets its records before the inbox
+// does. Retention by size alone forgets nothing in a quiet topic, and compaction keeps the last record of each key.
+func remembers(configs []kadm.Config, inbox time.Duration, denied error) string {
+	if denied != nil {
+		return "the topic's configuration may not be read, so how long it keeps its records is not known: " +
+			"allow DESCRIBE_CONFIGS on the topic to this user, or set the inbox's retention to 0"
 	}
-	config, err := configs.On(topic, nil)
-	if err = errors.Join(err, config.Err); err != nil {
-		return 0, fmt.Errorf("ask for the retention of topic %s: %w", topic, err)
-	}
-	for _, entry := range config.Configs {
-		if entry.Key == "retention.ms" && entry.Value != nil {
-			ms, err := strconv.ParseInt(*entry.Value, 10, 64)
-			if err != nil || ms < 0 {
-				return -1, nil
+	setting := func(key string) string {
+		for _, entry := range configs {
+			if entry.Key == key && entry.Value != nil {
+				return *entry.Value
 			}
-			return time.Duration(min(ms, int64(1<<62/time.Millisecond))) * time.Millisecond, nil
 		}
+		return ""
 	}
-	return -1, nil
+	if policy := setting("cleanup.policy"); policy != "" && !strings.Contains(policy, "delete") {
+		return "the topic is compacted and keeps the last record of each key for ever"
+	}
+	ms, err := strconv.ParseInt(setting("retention.ms"), 10, 64)
+	switch {
+	case err != nil:
+		return "the broker does not say how long the topic keeps its records (retention.ms): set the inbox's retention to 0"
+	case ms < 0:
+		return "the topic keeps its records for ever"
+	case ms >= inbox.Milliseconds():
+		return fmt.Sprintf("the topic keeps its records for %s, and the inbox would for %s: to have it forget, make the inbox's retention longer than the topic's, or retention.ms shorter",
+			duration(ms), duration(inbox.Milliseconds()))
+	}
+	return ""
+}
+
+// duration is a time in the largest unit that divides it.
+func duration(ms int64) string {
+	const day = 24 * 60 * 60 * 1000
+	switch {
+	case ms%day == 0 && ms > 0:
+		return fmt.Sprintf("%d days", ms/day)
+	case ms%3600_000 == 0 && ms > 0:
+		return fmt.Sprintf("%d hours", ms/3600_000)
+	default:
+		return fmt.Sprintf("%d ms", ms)
+	}
 }

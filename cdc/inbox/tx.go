@@ -35,10 +35,10 @@ func (c *claim) take(ctx context.Context, db querier, owner string) error {
 	return nil
 }
 
-// advance says in tx that everything below next is done, or returns errFenced.
+// advance says in tx that everything below next is done, or returns errFenced. A replay does not take it back.
 func (c *claim) advance(ctx context.Context, tx pgx.Tx, next int64) error {
 	tag, err := tx.Exec(ctx, `
-		UPDATE inbox_partitions SET next_offset = $5, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
+		UPDATE inbox_partitions SET next_offset = greatest(next_offset, $5), blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
 		       blocked_since = NULL, decision = NULL
 		WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4`, c.group, c.topic, c.partition, c.epoch, next)
 	switch {
@@ -95,7 +95,7 @@ func (e *effects) apply(ctx context.Context, tx pgx.Tx, events []Event) (outcome
 		return outcome{}, err
 	}
 	if len(parked) > 0 {
-		waits := func(ev Event) bool { return parked[string(ev.Key)] }
+		waits := func(ev Event) bool { return parked[string(heldKey(ev.Key))] }
 		held := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { return !waits(ev) })
 		events = slices.DeleteFunc(slices.Clone(events), waits)
 		seen, err := e.seen(ctx, tx, held)
@@ -144,7 +144,8 @@ func (e *effects) make(ctx context.Context, tx pgx.Tx, events []Event) error {
 	return nil
 }
 
-// mark puts the events into the inbox and returns the ids that were not in it. It waits for whoever else is about to.
+// mark puts the events into the inbox and returns the ids that were not in it. It waits for whoever else is about to. An id
+// whose day had not come when it was applied is among the undated.
 func (e *effects) mark(ctx context.Context, tx pgx.Tx, events []Event) (map[string]bool, error) {
 	ids, days, offsets, hashes := make([]string, len(events)), make([]int, len(events)), make([]int64, len(events)), make([]*int32, len(events))
 	topics, partitions := make([]string, len(events)), make([]int32, len(events))
@@ -157,7 +158,8 @@ func (e *effects) mark(ctx context.Context, tx pgx.Tx, events []Event) (map[stri
 	}
 	rows, _ := tx.Query(ctx, `
 		INSERT INTO inbox (consumer, event_id, event_day, topic, partition, kafka_offset, key_hash)
-		SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::integer[])
+		SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::integer[]) AS asked (event_id)
+		WHERE NOT EXISTS (SELECT FROM inbox i WHERE i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day = 0)
 		ON CONFLICT (consumer, event_id, event_day) DO NOTHING RETURNING event_id`, e.consumer, ids, days, topics, partitions, offsets, hashes)
 	return set(rows, "mark events in the inbox")
 }
@@ -173,7 +175,7 @@ func (e *effects) seen(ctx context.Context, db interface {
 	}
 	rows, _ := db.Query(ctx, `
 		SELECT i.event_id FROM unnest($2::text[], $3::integer[]) AS asked (event_id, event_day)
-		JOIN inbox i ON i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day = asked.event_day`, e.consumer, ids, days)
+		JOIN inbox i ON i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day IN (0, asked.event_day)`, e.consumer, ids, days)
 	return set(rows, "look for events in the inbox")
 }
 
@@ -185,7 +187,7 @@ func (e *effects) parkedKeys(ctx context.Context, tx pgx.Tx, events []Event) (ma
 	for _, ev := range events {
 		topic = ev.Topic
 		if len(ev.Key) > 0 {
-			keys = append(keys, ev.Key)
+			keys = append(keys, heldKey(ev.Key))
 		}
 	}
 	rows, _ := tx.Query(ctx, `SELECT key FROM inbox_parked_keys WHERE consumer = $1 AND topic = $2 AND key = ANY($3) FOR SHARE`, e.consumer, topic, keys)
@@ -210,10 +212,10 @@ func (e *effects) refuse(ctx context.Context, tx pgx.Tx, ev Event, reason string
 	if err != nil {
 		return err
 	}
-	holds := len(ev.Key) > 0 && (policy == ParkKey || parked[string(ev.Key)])
-	if holds && !parked[string(ev.Key)] {
+	holds := len(ev.Key) > 0 && (policy == ParkKey || parked[string(heldKey(ev.Key))])
+	if holds && !parked[string(heldKey(ev.Key))] {
 		if _, err := tx.Exec(ctx, `INSERT INTO inbox_parked_keys (consumer, topic, key) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-			e.consumer, ev.Topic, ev.Key); err != nil {
+			e.consumer, ev.Topic, heldKey(ev.Key)); err != nil {
 			return fmt.Errorf("park a key: %w", err)
 		}
 	}

@@ -43,12 +43,14 @@ func backoff(failures int) time.Duration {
 func (c *Consumer) work(p *partition, records []*kgo.Record) {
 	limit, failures := c.cfg.Batch, 0
 	var alone int64 // records below are applied one by one
-	for len(records) > 0 && !p.isStopping() {
+	for (len(records) > 0 || p.gap != nil) && !p.isStopping() {
 		done, err := c.step(p, records, limit)
 		if err == nil {
-			p.finished(records[done-1])
-			if records[done-1].Offset+1 >= alone {
-				limit = c.cfg.Batch
+			if done > 0 {
+				p.finished(records[done-1])
+				if records[done-1].Offset+1 >= alone {
+					limit = c.cfg.Batch
+				}
 			}
 			records, failures = records[done:], 0
 			if p.become(state{}) {
@@ -64,7 +66,7 @@ func (c *Consumer) work(p *partition, records []*kgo.Record) {
 			return
 		}
 		failures++
-		c.failed(p, records[0], err)
+		c.failed(p, records, err)
 		wait := backoff(failures)
 		if p.state().blocked != nil {
 			wait = blockRetry/2 + rand.N(blockRetry)
@@ -76,12 +78,18 @@ func (c *Consumer) work(p *partition, records []*kgo.Record) {
 	}
 }
 
-func (c *Consumer) failed(p *partition, record *kgo.Record, err error) {
-	err = fmt.Errorf("partition %d, offset %d: %w", record.Partition, record.Offset, err)
+func (c *Consumer) failed(p *partition, records []*kgo.Record, err error) {
+	goesOn := "when the event can be applied, or when an operator passes it over"
+	if p.gap != nil {
+		err = fmt.Errorf("partition %d: %w", p.claim.partition, err)
+		goesOn = "when an operator gives the records up (`parked list`, `parked drop`), or when what they make is rebuilt"
+	} else {
+		err = fmt.Errorf("partition %d, offset %d: %w", p.claim.partition, records[0].Offset, err)
+	}
 	var blocked *blockedError
 	if errors.As(err, &blocked) {
 		if p.become(state{blocked: err}) {
-			c.log.Error().Err(err).Msg("partition blocked: it goes on when the event can be applied, or when an operator passes it over")
+			c.log.Error().Err(err).Msg("partition blocked: it goes on " + goesOn)
 		}
 		c.measureStates()
 		return
@@ -113,6 +121,9 @@ func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, er
 		if err := c.claim(ctx, p); err != nil {
 			return 0, err
 		}
+	}
+	if p.gap != nil {
+		return 0, c.pass(ctx, p)
 	}
 	days, err := c.knownDays(ctx)
 	if err != nil {
@@ -147,9 +158,12 @@ func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, er
 		}
 		events = append(events, ev)
 	}
-	if len(events) == 0 {
-		c.cfg.Metrics.skipped.Add(float64(skipped))
-		return done, nil
+	if len(events) == 0 { // the inbox knows that these are none of ours, so that they are not missed when they are gone
+		err := c.transact(ctx, p, records[done-1].Offset+1, func(pgx.Tx) error { return nil })
+		if err == nil {
+			c.cfg.Metrics.skipped.Add(float64(skipped))
+		}
+		return done, err
 	}
 	if len(events) == 1 {
 		var cancel context.CancelFunc

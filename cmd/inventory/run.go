@@ -70,9 +70,10 @@ func (c *replayCmd) ProvideInboxes(p *process) (*inboxcmd.Inboxes, error) {
 
 type serveCmd struct {
 	source
-	Policy    inbox.Policy  `env:"INVENTORY_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
-	Batch     int           `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
-	Retention time.Duration `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topic keeps it. 0: for ever."`
+	Policy    inbox.Policy    `env:"INVENTORY_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
+	Gap       inbox.GapPolicy `env:"INVENTORY_GAP" enum:"halt,go_on" default:"halt" help:"What a partition does whose next records left the topic before they were applied: ${enum}."`
+	Batch     int             `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
+	Retention time.Duration   `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topic keeps it. 0: for ever."`
 
 	HTTP string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
 }
@@ -147,7 +148,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
 	cfg := inventory.ConsumerConfig{
 		Brokers: c.Brokers, Topic: c.Topic, Group: c.Group, Store: store, Metrics: metrics, Log: log,
-		Policy: c.Policy, Batch: c.Batch, Retention: c.Retention,
+		Policy: c.Policy, Gap: c.Gap, Batch: c.Batch, Retention: c.Retention,
 	}.Inbox()
 	consumer, err := inbox.New(cfg)
 	if err != nil {

@@ -73,11 +73,12 @@ func (k kafka) check() error {
 type consumeCmd struct {
 	kafka
 	sendFlags
-	Groups    []string      `arg:"" optional:"" name:"group" help:"The groups to consume; all when none is named."`
-	Policy    inbox.Policy  `env:"ORDERS_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
-	Batch     int           `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
-	Retention time.Duration `env:"ORDERS_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topics keep it. 0: for ever."`
-	HTTP      string        `name:"http" env:"ORDERS_CONSUME_HTTP" default:"127.0.0.1:8083" placeholder:"HOST:PORT" help:"Address to listen on, for /livez, /readyz and /metrics."`
+	Groups    []string        `arg:"" optional:"" name:"group" help:"The groups to consume; all when none is named."`
+	Policy    inbox.Policy    `env:"ORDERS_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
+	Gap       inbox.GapPolicy `env:"ORDERS_GAP" enum:"halt,go_on" default:"halt" help:"What a partition does whose next records left the topic before they were applied: ${enum}."`
+	Batch     int             `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
+	Retention time.Duration   `env:"ORDERS_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topics keep it. 0: for ever."`
+	HTTP      string          `name:"http" env:"ORDERS_CONSUME_HTTP" default:"127.0.0.1:8083" placeholder:"HOST:PORT" help:"Address to listen on, for /livez, /readyz and /metrics."`
 }
 
 func groupNames() (names []string) {
@@ -171,7 +172,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 		defer pool.Close()
 		s, sends := senders[g.name]
 		cfg := g.config(c.kafka, shared{pool, reg, log, s.to})
-		cfg.Policy, cfg.Batch, cfg.Retention = c.Policy, c.Batch, c.Retention
+		cfg.Policy, cfg.Gap, cfg.Batch, cfg.Retention = c.Policy, c.Gap, c.Batch, c.Retention
 		consumer, err := inbox.New(cfg)
 		if err != nil {
 			return err

@@ -13,11 +13,11 @@ import (
 
 // Parked are the commands about events that could not be applied.
 type Parked struct {
-	List      parkedList    `cmd:"" help:"List parked events and blocked partitions, oldest first."`
+	List      parkedList    `cmd:"" help:"List parked events, gaps and blocked partitions, oldest first."`
 	Show      parkedShow    `cmd:"" help:"Show one whole, as JSON, with its record (the value in base64)."`
 	Redrive   parkedRedrive `cmd:"" help:"Apply parked events, once, under their own ids. What waits behind one goes with it, in order."`
-	Drop      parkedDrop    `cmd:"" help:"Give parked events up: they will never be applied."`
-	Pass      parkedPass    `cmd:"" help:"Have the event at which a partition is blocked parked or skipped."`
+	Drop      parkedDrop    `cmd:"" help:"Give parked events and gaps up: they will never be applied. A partition that halts at a gap goes on."`
+	Pass      parkedPass    `cmd:"" help:"Have the event at which a partition is blocked parked or skipped, or the gap passed, which stays in the list."`
 	Decisions decisions     `cmd:"" help:"List what operators have done, newest first."`
 }
 
@@ -95,14 +95,37 @@ func (l *parkedList) print(ctx context.Context, operator *inbox.Operator, stdout
 		return nil
 	}
 	for _, b := range blocked {
-		fmt.Fprintf(stdout, "partition %d is blocked at offset %d since %s, by event %s: %s\n", b.Partition, b.Offset, b.Since.UTC().Format(time.RFC3339), b.EventID, b.Reason)
+		by := "a record without an id"
+		switch {
+		case b.Gap:
+			by = "a gap"
+		case b.EventID != "":
+			by = "event " + b.EventID
+		}
+		fmt.Fprintf(stdout, "partition %d is blocked at offset %d since %s, by %s: %s\n", b.Partition, b.Offset, b.Since.UTC().Format(time.RFC3339), by, b.Reason)
 	}
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ID\tPLACE\tEVENT\tTYPE\tKEY\tSINCE\tSTATUS\tWHY")
 	for _, e := range list {
-		fmt.Fprintf(table, "%d\t%d/%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, e.Partition, e.Offset, e.EventID, e.Type, e.Key, e.ParkedAt.UTC().Format(time.RFC3339), e.Status, e.Reason)
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, place(e), e.EventID, e.Type, e.Key, e.ParkedAt.UTC().Format(time.RFC3339), e.Status, e.Reason)
 	}
 	return table.Flush()
+}
+
+// place is partition and offset, or the offsets of a gap.
+func place(e inbox.Parked) string {
+	if e.EndOffset > e.Offset+1 {
+		return fmt.Sprintf("%d/%d-%d", e.Partition, e.Offset, e.EndOffset-1)
+	}
+	return fmt.Sprintf("%d/%d", e.Partition, e.Offset)
+}
+
+// named is what people know a parked event by.
+func named(e inbox.Parked) string {
+	if e.EndOffset > 0 {
+		return "the gap " + place(e)
+	}
+	return fmt.Sprintf("event %s of %s", e.EventID, e.Key)
 }
 
 // Run prints one event.
@@ -171,10 +194,10 @@ func (c *chosen) report(in *Inboxes, events []inbox.Done, err error) error {
 	for _, e := range events {
 		if e.Err != nil {
 			stay++
-			fmt.Fprintf(in.Stdout, "stays      %d, event %s of %s: %v\n", e.ID, e.EventID, e.Key, e.Err)
+			fmt.Fprintf(in.Stdout, "stays      %d, %s: %v\n", e.ID, named(e.Parked), e.Err)
 			continue
 		}
-		fmt.Fprintf(in.Stdout, "%-9s  %d, event %s of %s\n", e.Did, e.ID, e.EventID, e.Key)
+		fmt.Fprintf(in.Stdout, "%-9s  %d, %s\n", e.Did, e.ID, named(e.Parked))
 	}
 	if c.DryRun {
 		fmt.Fprintln(in.Stdout, "dry run: nothing was kept")

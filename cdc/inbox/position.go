@@ -1,0 +1,353 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// positionTimeout is how long Kafka and the database may take to say where a partition goes on.
+const positionTimeout = 20 * time.Second
+
+// A gap is records that left the topic before they were applied: from is the first offset, to is behind the last one.
+// Some of these offsets may have been markers of transactions, or records that a compaction had removed.
+type gap struct{ from, to int64 }
+
+func (g gap) String() string {
+	if g.to == g.from+1 {
+		return fmt.Sprintf("the record at offset %d is gone from the topic and was never applied", g.from)
+	}
+	return fmt.Sprintf("the %d records at offsets %d to %d are gone from the topic and were never applied", g.to-g.from, g.from, g.to-1)
+}
+
+// A topic is what the broker says about the topic now.
+type topic struct {
+	id           [16]byte // zero on a broker that gives topics no ids
+	starts, ends map[int32]int64
+}
+
+// errMadeAgain ends a session whose client knows another topic of this name.
+var errMadeAgain = errors.New("the topic was deleted and made again")
+
+// needsNewSession reports whether err, of a poll, is one that this session's client never gets over.
+func needsNewSession(err error) bool {
+	return errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.InconsistentTopicID) || errors.Is(err, kerr.OffsetOutOfRange)
+}
+
+// describe asks the broker itself: kadm may answer from the client's cache.
+func (c *Consumer) describe(ctx context.Context) (id [16]byte, partitions int, err error) {
+	req := kmsg.NewPtrMetadataRequest()
+	asked := kmsg.NewMetadataRequestTopic()
+	asked.Topic = kmsg.StringPtr(c.cfg.Topic)
+	req.Topics = append(req.Topics, asked)
+	resp, err := req.RequestWith(ctx, c.client)
+	if err == nil && len(resp.Topics) != 1 {
+		err = fmt.Errorf("it answered about %d topics", len(resp.Topics))
+	}
+	if err == nil {
+		err = kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+	}
+	if err != nil {
+		return id, 0, fmt.Errorf("ask Kafka at %s about topic %s: %w", strings.Join(c.cfg.Brokers, ","), c.cfg.Topic, err)
+	}
+	return resp.Topics[0].TopicID, len(resp.Topics[0].Partitions), nil
+}
+
+func (c *Consumer) look(ctx context.Context) (t topic, err error) {
+	if t.id, _, err = c.describe(ctx); err != nil {
+		return t, err
+	}
+	admin := kadm.NewClient(c.client)
+	starts, err := admin.ListStartOffsets(ctx, c.cfg.Topic)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return t, fmt.Errorf("ask for the start of topic %s: %w", c.cfg.Topic, err)
+	}
+	ends, err := admin.ListEndOffsets(ctx, c.cfg.Topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return t, fmt.Errorf("ask for the end of topic %s: %w", c.cfg.Topic, err)
+	}
+	t.starts, t.ends = map[int32]int64{}, map[int32]int64{}
+	starts.Each(func(l kadm.ListedOffset) { t.starts[l.Partition] = l.Offset })
+	ends.Each(func(l kadm.ListedOffset) { t.ends[l.Partition] = l.Offset })
+	return t, nil
+}
+
+// positions returns where the partitions just assigned are read from. The inbox knows what was applied; the group's
+// offsets, which it is given, are believed where they are behind that, as after a replay. What differs is logged, and a
+// gap is handed to the partition's worker. It waits for Kafka and for the database, in the group, until the partitions are
+// taken away.
+func (c *Consumer) positions(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	assigned := committed[c.cfg.Topic]
+	for failures := 1; len(assigned) > 0; failures++ {
+		err := c.position(ctx, assigned)
+		if err == nil {
+			c.measureStates()
+			break
+		}
+		if ctx.Err() == nil {
+			c.database.failed(c.log, fmt.Errorf("find where to go on: %w", err), 0)
+		}
+		select {
+		case <-ctx.Done(): // they were revoked
+			return nil, ctx.Err()
+		case <-time.After(backoff(failures)):
+		}
+	}
+	return committed, nil
+}
+
+func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) error {
+	ctx, cancel := context.WithTimeout(ctx, positionTimeout)
+	defer cancel()
+	owned := c.owned()
+	for id := range assigned {
+		if p := owned[id]; p != nil && p.claim.epoch == 0 {
+			if err := c.claim(ctx, p); err != nil { // before it is asked what the last owner applied
+				return err
+			}
+		}
+	}
+	t, err := c.look(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.enroll(ctx, t); err != nil {
+		return err
+	}
+	places, err := c.places(ctx)
+	if err != nil {
+		return err
+	}
+	gaps := map[*partition]gap{}
+	for id, at := range assigned {
+		p := owned[id]
+		if p == nil {
+			continue
+		}
+		log := c.log.With().Int32("partition", id).Logger()
+		place, start, end, group := places[id], t.starts[id], t.ends[id], at.EpochOffset().Offset
+		switch made := place.id != t.id && place.id != [16]byte{} && t.id != [16]byte{}; {
+		case made || end < place.next:
+			begin := int64(0) // everything in a topic made again is new
+			if !made {
+				begin = start
+			}
+			if err := c.forgetOld(ctx, t, id, place, begin); err != nil {
+				return err
+			}
+			place.next, group = begin, begin
+		case group < 0 && place.next > start:
+			log.Warn().Int64("offset", place.next).Msg("the group has no offset in Kafka, it has expired or was deleted: going on where the inbox is")
+			group = place.next
+		case group < 0:
+			group = place.next
+		case group > place.next:
+			log.Warn().Int64("committed", group).Int64("offset", place.next).
+				Msg("the group's offset was moved past records that were not applied: going on where the inbox is")
+			group = place.next
+		case group < place.next:
+			log.Info().Int64("offset", group).Int64("applied", place.next).Msg("the group's offset is behind the inbox: what was applied is skipped")
+		}
+		if place.next < start {
+			gaps[p] = gap{place.next, start}
+		}
+		if group = max(group, start); group != at.EpochOffset().Offset {
+			assigned[id] = kgo.NewOffset().At(group)
+		}
+	}
+	c.mu.Lock()
+	c.topicID = t.id // from here on the log's end is this topic's
+	c.mu.Unlock()
+	for p, g := range gaps { // nothing can fail any more, and begin again
+		c.missed(p, g)
+	}
+	return nil
+}
+
+// A place is what the inbox knows of a partition.
+type place struct {
+	next int64
+	id   [16]byte // of the topic
+}
+
+// enroll makes the group's row of each partition that has none, so that what disappears later is missed. In a topic
+// that is new to the group a partition begins where the group is, or where the log does; a partition that was added
+// since begins at 0. The group's offset is believed of rows that an earlier version has left.
+func (c *Consumer) enroll(ctx context.Context, t topic) error {
+	known, err := c.places(ctx)
+	if err != nil {
+		return err
+	}
+	var missing []int32
+	var next []int64
+	for id := range t.starts {
+		if _, ok := known[id]; !ok {
+			missing, next = append(missing, id), append(next, 0)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if len(known) == 0 {
+		committed, err := kadm.NewClient(c.client).FetchOffsetsForTopics(ctx, c.cfg.Group, c.cfg.Topic)
+		if err == nil {
+			err = committed.Error()
+		}
+		if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+			return fmt.Errorf("ask for the offsets of group %s: %w", c.cfg.Group, err)
+		}
+		for i, id := range missing {
+			next[i] = t.starts[id]
+			if at, ok := committed.Lookup(c.cfg.Topic, id); ok && at.At >= 0 {
+				next[i] = min(at.At, t.ends[id])
+			}
+		}
+	}
+	rows, _ := c.cfg.Pool.Query(ctx, `
+		INSERT INTO inbox_partitions AS p (consumer_group, topic, partition, epoch, owner, next_offset, topic_id)
+		SELECT $1, $2, asked.partition, 0, '', next, $5::uuid FROM unnest($3::integer[], $4::bigint[]) AS asked (partition, next) ORDER BY 3
+		ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET next_offset = greatest(p.next_offset, excluded.next_offset), topic_id = excluded.topic_id
+		WHERE p.topic_id IS NULL RETURNING partition`, c.cfg.Group, c.cfg.Topic, missing, next, t.id)
+	added, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return fmt.Errorf("note the partitions of topic %s: %w", c.cfg.Topic, err)
+	}
+	if len(known) > 0 && len(added) > 0 {
+		c.log.Warn().Ints32("added", added).Int("partitions", len(t.starts)).Msg("partitions were added to the topic: they are read from their beginning, " +
+			"and a key that moved to another partition may have its new events applied before its old ones")
+	}
+	return nil
+}
+
+func (c *Consumer) places(ctx context.Context) (map[int32]place, error) {
+	rows, _ := c.cfg.Pool.Query(ctx, `SELECT partition, next_offset, topic_id FROM inbox_partitions
+		WHERE consumer_group = $1 AND topic = $2 AND topic_id IS NOT NULL`, c.cfg.Group, c.cfg.Topic)
+	known := map[int32]place{}
+	var id int32
+	var p place
+	if _, err := pgx.ForEachRow(rows, []any{&id, &p.next, &p.id}, func() error {
+		known[id] = p
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("ask the inbox where it is in topic %s: %w", c.cfg.Topic, err)
+	}
+	return known, nil
+}
+
+// forgetOld begins a partition again, whose topic was made again or lost its end, and says so. What the old log is known
+// to have held beyond the inbox is gone with it, and is recorded.
+func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, begin int64) error {
+	c.mu.Lock()
+	lost := gap{old.next, c.ends[id]}
+	delete(c.ends, id)
+	delete(c.counted, id)
+	c.mu.Unlock()
+	err := pgx.BeginFunc(ctx, c.cfg.Pool, func(tx pgx.Tx) error {
+		// Rows of partitions that the new topic does not have are nobody's.
+		if _, err := tx.Exec(ctx, `
+			UPDATE inbox_partitions SET next_offset = $4, topic_id = $5, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
+			       blocked_since = NULL, decision = NULL
+			WHERE consumer_group = $1 AND topic = $2 AND (partition = $3 OR partition >= $6)`, c.cfg.Group, c.cfg.Topic, id, begin, t.id, len(t.starts)); err != nil {
+			return fmt.Errorf("begin topic %s again: %w", c.cfg.Topic, err)
+		}
+		if lost.to <= lost.from {
+			return nil
+		}
+		return c.effects.gone(ctx, tx, c.cfg.Topic, id, lost)
+	})
+	if err != nil {
+		return err
+	}
+	what := "the topic was deleted and made again: it is read from its beginning, and the inbox skips what it knows"
+	if old.id == t.id || t.id == [16]byte{} {
+		what = "the log ends before what was applied, so it was cut off or is another one: it is read from its beginning, and the inbox skips what it knows"
+	}
+	level := zerolog.WarnLevel
+	if lost.to > lost.from {
+		level, what = zerolog.ErrorLevel, what+"; "+lost.String()
+		c.cfg.Metrics.countGone(c.cfg.Topic, id, lost.to-lost.from)
+	}
+	c.log.WithLevel(level).Int32("partition", id).Int64("applied", old.next).Msg(what)
+	return nil
+}
+
+// missed hands a gap to the partition's worker, which halts there or goes on.
+func (c *Consumer) missed(p *partition, g gap) {
+	id := p.claim.partition
+	c.mu.Lock()
+	n := g.to - max(g.from, c.counted[id])
+	c.counted[id] = max(c.counted[id], g.to)
+	c.mu.Unlock()
+	c.cfg.Metrics.countGone(c.cfg.Topic, id, max(0, n))
+	p.gap = &g
+	p.start(func() { c.work(p, nil) })
+}
+
+// pass goes over p's gap, which is recorded among what is parked, if the options or an operator say so. An operator who
+// has given the gap up, or has rebuilt what the events make, has moved the inbox to its end.
+func (c *Consumer) pass(ctx context.Context, p *partition) error {
+	g := *p.gap
+	var next int64
+	if err := c.cfg.Pool.QueryRow(ctx, `SELECT next_offset FROM inbox_partitions WHERE consumer_group = $1 AND topic = $2 AND partition = $3`,
+		c.cfg.Group, c.cfg.Topic, p.claim.partition).Scan(&next); err != nil {
+		return fmt.Errorf("ask the inbox where it is in partition %d: %w", p.claim.partition, err)
+	}
+	if next >= g.to {
+		c.log.Info().Int32("partition", p.claim.partition).Int64("offset", next).Msg("going on behind a gap that an operator has given up, or that a rebuild has closed")
+		p.gap = nil
+		return nil
+	}
+	level, what := zerolog.ErrorLevel, g.String()+": going on behind the gap, `parked list` shows it"
+	if c.cfg.Gap == Halt {
+		level, what = zerolog.InfoLevel, "going on behind a gap that an operator has passed"
+		var decision Policy
+		if err := pgx.BeginTxFunc(ctx, c.cfg.Pool, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) (err error) {
+			if decision, err = p.claim.block(ctx, tx, Event{Offset: g.from}, g.String()); err != nil {
+				return err
+			}
+			return c.effects.gone(ctx, tx, c.cfg.Topic, p.claim.partition, g)
+		}); err != nil {
+			return err
+		}
+		if decision == "" {
+			return &blockedError{errors.New(g.String())}
+		}
+	}
+	if err := c.transact(ctx, p, g.to, func(tx pgx.Tx) error {
+		return c.effects.gone(ctx, tx, c.cfg.Topic, p.claim.partition, g)
+	}); err != nil {
+		return err
+	}
+	c.log.WithLevel(level).Int32("partition", p.claim.partition).Msg(what)
+	p.gap = nil
+	return nil
+}
+
+// gone records a gap, once.
+func (e *effects) gone(ctx context.Context, tx pgx.Tx, topic string, partition int32, g gap) error {
+	tag, err := tx.Exec(ctx, `UPDATE inbox_parked SET end_offset = $5, reason = $6 WHERE consumer = $1 AND topic = $2 AND partition = $3
+		AND kafka_offset = $4 AND end_offset IS NOT NULL AND status = 'parked'`, e.consumer, topic, partition, g.from, g.to, g.String())
+	if err == nil && tag.RowsAffected() == 0 {
+		_, err = tx.Exec(ctx, `INSERT INTO inbox_parked (consumer, topic, partition, kafka_offset, end_offset, holds_key, reason)
+			VALUES ($1, $2, $3, $4, $5, false, $6)`, e.consumer, topic, partition, g.from, g.to, g.String())
+	}
+	if err != nil {
+		return fmt.Errorf("record a gap: %w", err)
+	}
+	return nil
+}
