@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,17 +52,26 @@ const (
 	KindPolling Kind = "polling"
 )
 
-// Columns names the columns of the outbox table; other columns are ignored.
+// Columns names the columns of the outbox table; other columns are ignored. One column may serve several purposes.
 type Columns struct {
-	ID            string `yaml:"id" doc:"uuid, bigint or text"`
-	AggregateType string `yaml:"aggregate_type" doc:"text; chooses the topic"`
-	AggregateID   string `yaml:"aggregate_id" doc:"text, uuid or a number; the record's key"`
-	EventType     string `yaml:"event_type" doc:"text; the header type"`
+	ID            string `yaml:"id" doc:"uuid, text, an integer, numeric or bytea (its hex digits)"`
+	AggregateType string `yaml:"aggregate_type" doc:"text or an enum; chooses the topic. =order: every row is of the type order, and no column is read"`
+	AggregateID   string `yaml:"aggregate_id" doc:"text, uuid, an integer, numeric or bytea (its bytes); the record's key. -: no record has a key, which needs kafka.null_key: publish"`
+	EventType     string `yaml:"event_type" doc:"text or an enum; the header type. =OrderPlaced: every row is of that type; -: no record has the header"`
 	Payload       string `yaml:"payload" doc:"jsonb, json, text or bytea; the record's value (jsonb as PostgreSQL renders it, the others byte for byte)"`
-	Headers       string `yaml:"headers" doc:"jsonb, json or text holding a JSON object; the row's own record headers. Empty: headers, if the table has it"`
-	CreatedAt     string `yaml:"created_at" doc:"timestamptz or timestamp; the header created_at. Empty: created_at, if the table has it"`
+	Headers       string `yaml:"headers" doc:"jsonb, json or text; the row's own record headers: a JSON object, or an array of pairs, [{\"key\": \"a\", \"value\": \"b\"}] or [[\"a\", \"b\"]]. Empty: headers, if the table has it and its type fits; -: none"`
+	CreatedAt     string `yaml:"created_at" doc:"timestamptz or timestamp; the header created_at. Empty: created_at, if the table has it and its type fits; -: none"`
 	CreatedAtZone string `yaml:"created_at_zone" doc:"the time zone that a created_at of type timestamp is of, Europe/Berlin for example, which walpost replay, cleanup and where need. Empty: UTC, if every default of the database says so; else they refuse"`
 }
+
+// None is written where a column could be named, and says that there is none.
+const None = "-"
+
+// AnyType is the aggregate type that stands for every one.
+const AnyType = "*"
+
+// Constant returns the word that a value =word puts in the place of a column.
+func Constant(value string) (word string, ok bool) { return strings.CutPrefix(value, "=") }
 
 // Kafka is where records go.
 type Kafka struct {
@@ -69,11 +79,13 @@ type Kafka struct {
 	TLS            bool              `yaml:"tls" doc:"connect with TLS, with the system's certificates"`
 	SASL           SASL              `yaml:"sasl"`
 	Topic          string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
-	AggregateTypes []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison"`
+	AggregateTypes []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison. [\"*\"]: every one, for tables whose rows name their topic"`
 	Rename         map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
 	Headers        Headers           `yaml:"headers" doc:"walpost: id, type, lsn, seq, source, created_at; or cloudevents: ce_id, ce_type and the others of a CloudEvent 1.0 in binary mode"`
 	CloudEvents    CloudEvents       `yaml:"cloudevents"`
 	Payload        Payload           `yaml:"payload" doc:"any, or json: a payload that is not valid JSON is poison"`
+	NullKey        NullKey           `yaml:"null_key" doc:"a row whose aggregate_id is NULL or empty: refuse: it is poison; publish: its record has no key. Records without a key go to any partition, in no order"`
+	NullPayload    NullPayload       `yaml:"null_payload" doc:"a row whose payload is NULL: refuse: it is poison; tombstone: its record has no value, which deletes its key from a compacted topic"`
 	Partitions     int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
 	Replication    int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
 	Retention      time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
@@ -104,6 +116,24 @@ type Payload string
 const (
 	PayloadAny  Payload = "any"
 	PayloadJSON Payload = "json"
+)
+
+// NullKey is what becomes of a row without a key.
+type NullKey string
+
+// The two ways.
+const (
+	RefuseKey  NullKey = "refuse"
+	PublishKey NullKey = "publish"
+)
+
+// NullPayload is what becomes of a row without a payload.
+type NullPayload string
+
+// The two ways.
+const (
+	RefusePayload NullPayload = "refuse"
+	Tombstone     NullPayload = "tombstone"
 )
 
 // Compression is how batches of records are compressed.
@@ -147,7 +177,7 @@ const (
 type Poison struct {
 	Policy  Policy `yaml:"policy" doc:"a row that can never be published: halt, or dead_letter: it goes, whole and with the reason, to the dead letter topic, and the rest goes on"`
 	Topic   string `yaml:"topic" doc:"the dead letter topic; empty: walpost.dlq. and the pipeline's name"`
-	HoldKey bool   `yaml:"hold_key" doc:"hold later rows of a key back too, in the dead letter topic, while an earlier one is unresolved; otherwise they are published before it"`
+	HoldKey bool   `yaml:"hold_key" doc:"hold later rows of a key back too, in the dead letter topic, while an earlier one is unresolved; otherwise they are published before it. A row without a key holds none back, and is not held"`
 }
 
 // Cleanup is what becomes of rows that were delivered.
@@ -227,7 +257,7 @@ func (b ByteSize) String() string {
 // Polling is how the outbox table is asked for what is pending. A batch is at most window.rows and window.bytes.
 type Polling struct {
 	Interval     time.Duration  `yaml:"interval" doc:"polling: how often the table is asked while little comes"`
-	Order        Order          `yaml:"order" doc:"polling: key: one relay at a time, rows of a key in the order of their insertion; none: any number of relays share the rows, in no order"`
+	Order        Order          `yaml:"order" doc:"polling: key: one relay at a time, rows of a key in the order of their insertion (a row without a key waits for no other, and none waits for it); none: any number of relays share the rows, in no order"`
 	AfterPublish AfterPublish   `yaml:"after_publish" doc:"polling: mark a row that was published, or delete it"`
 	Attempts     int            `yaml:"attempts" doc:"polling: so often a row is tried that is itself at fault, before it is set to failed; Kafka being away is no attempt"`
 	Backoff      time.Duration  `yaml:"backoff" doc:"polling: time before the second attempt, doubled for each further one, up to 1m"`
@@ -307,7 +337,7 @@ func Default() Config {
 			Polling: defaultPolling(),
 		},
 		Kafka: Kafka{
-			Topic: "outbox.event.{aggregate_type}", Headers: HeadersWalpost, CloudEvents: CloudEvents{ContentType: "application/json"}, Payload: PayloadAny, Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: Uncompressed,
+			Topic: "outbox.event.{aggregate_type}", Headers: HeadersWalpost, CloudEvents: CloudEvents{ContentType: "application/json"}, Payload: PayloadAny, NullKey: RefuseKey, NullPayload: RefusePayload, Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: Uncompressed,
 			TransactionTimeout: 30 * time.Second,
 		},
 		Poison:          Poison{Policy: PolicyHalt},
@@ -327,10 +357,16 @@ func (c *Config) TransactionalID() string { return "walpost." + c.Pipeline }
 func (c *Config) topics() []string {
 	var names []string
 	for _, t := range c.Kafka.AggregateTypes {
+		if t == AnyType {
+			continue
+		}
 		names = append(names, strings.ReplaceAll(c.Kafka.Topic, "{aggregate_type}", c.Kafka.inTopic(t)))
 	}
 	return names
 }
+
+// AnyType reports whether every aggregate type may be published.
+func (k *Kafka) AnyType() bool { return slices.Contains(k.AggregateTypes, AnyType) }
 
 // inTopic returns what stands in the topic for an aggregate type.
 func (k *Kafka) inTopic(aggregateType string) string {

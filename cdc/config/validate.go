@@ -44,6 +44,7 @@ func (c *Config) validate(env string) error {
 		c.Cleanup.rules(),
 		c.Window.rules(),
 		c.pollingRules(),
+		c.togetherRules(),
 	)...)
 }
 
@@ -61,11 +62,13 @@ func (s *Source) rules(env string) rules {
 		unless(slotPattern.MatchString(s.Slot), "source.slot: %q: PostgreSQL takes 1 to 63 of a-z, 0-9 and _ only", s.Slot),
 		name("source.publication", s.Publication),
 		unless(schema != "" && table != "", "source.table: %q: write schema.name, public.outbox for example", s.Table),
-		column("id", s.Columns.ID),
-		column("aggregate_type", s.Columns.AggregateType),
-		column("aggregate_id", s.Columns.AggregateID),
-		column("event_type", s.Columns.EventType),
-		column("payload", s.Columns.Payload),
+		column("id", s.Columns.ID, needed),
+		column("aggregate_type", s.Columns.AggregateType, needed|mayBeConstant),
+		column("aggregate_id", s.Columns.AggregateID, needed|mayBeNone),
+		column("event_type", s.Columns.EventType, needed|mayBeConstant|mayBeNone),
+		column("payload", s.Columns.Payload, needed),
+		column("headers", s.Columns.Headers, mayBeNone),
+		column("created_at", s.Columns.CreatedAt, mayBeNone),
 		unless(s.Columns.CreatedAtZone == "" || zonePattern.MatchString(s.Columns.CreatedAtZone),
 			"source.columns.created_at_zone: %q: write a name of a time zone, Europe/Berlin for example, or UTC", s.Columns.CreatedAtZone),
 		between("source.status_interval", s.StatusInterval, 100*time.Millisecond, 30*time.Second, "the half of the server's usual wal_sender_timeout"),
@@ -88,6 +91,9 @@ func (k *Kafka) rules(env string) rules {
 		unless(k.CloudEvents.ContentType == "" || isMediaType(k.CloudEvents.ContentType),
 			"kafka.cloudevents.content_type: %q: write a media type, application/json for example", k.CloudEvents.ContentType),
 		oneOf("kafka.payload", k.Payload, PayloadAny, PayloadJSON),
+		oneOf("kafka.null_key", k.NullKey, RefuseKey, PublishKey),
+		oneOf("kafka.null_payload", k.NullPayload, RefusePayload, Tombstone),
+		unless(!k.AnyType() || len(k.AggregateTypes) == 1, "kafka.aggregate_types: %q is every type: list it alone", AnyType),
 		between("kafka.partitions", k.Partitions, 1, 1<<31-1, ""),
 		between("kafka.replication", k.Replication, 0, 1<<15-1, "a number of brokers, or 0 for the brokers' default"),
 		between("kafka.retention", k.Retention, 0, forever, "0 is for ever"),
@@ -98,6 +104,9 @@ func (k *Kafka) rules(env string) rules {
 		r = append(r, unless(brokerPattern.MatchString(b), "kafka.brokers: %q: write host:port", b))
 	}
 	for _, t := range k.AggregateTypes {
+		if t == AnyType {
+			continue
+		}
 		r = append(r, unless(t != "" && topicPattern.MatchString(k.inTopic(t)), "kafka.aggregate_types: %q cannot stand in a topic's name: give it another under kafka.rename", t))
 	}
 	return r
@@ -195,8 +204,39 @@ func name(key, v string) error {
 	return unless(v != "" && len(v) <= 63 && !strings.ContainsRune(v, 0), "%s: %q: a name of 1 to 63 bytes is needed", key, v)
 }
 
-func column(key, v string) error {
-	return unless(v != "", "source.columns.%s: empty: name the column", key)
+// What may stand where a column is named.
+const (
+	needed = 1 << iota
+	mayBeConstant
+	mayBeNone
+)
+
+func column(key, v string, may int) error {
+	word, constant := Constant(v)
+	switch {
+	case v == "" && may&needed != 0:
+		return fmt.Errorf("source.columns.%s: empty: name the column", key)
+	case v == None && may&mayBeNone == 0:
+		return fmt.Errorf("source.columns.%s: %q: every row needs one: name the column", key, v)
+	case constant && may&mayBeConstant == 0:
+		return fmt.Errorf("source.columns.%s: %q: a constant is for aggregate_type and event_type only: name the column", key, v)
+	case constant && word == "":
+		return fmt.Errorf("source.columns.%s: %q: write the word behind the =, =order for example", key, v)
+	}
+	return nil
+}
+
+// togetherRules are the rules between what a table lacks and what its records need.
+func (c *Config) togetherRules() rules {
+	columns, k := &c.Source.Columns, &c.Kafka
+	word, constant := Constant(columns.AggregateType)
+	return rules{
+		unless(columns.AggregateID != None || k.NullKey == PublishKey, "source.columns.aggregate_id: %q: then no record has a key: write kafka.null_key: publish, or name the column", None),
+		unless(columns.EventType != None || k.Headers != HeadersCloudEvents, "source.columns.event_type: %q: a CloudEvent has a type: name the column, or write a constant, =OrderPlaced for example", None),
+		unless(columns.EventType != None || !strings.Contains(k.Topic, "{event_type}"), "source.columns.event_type: %q: kafka.topic asks for {event_type}: name the column, or take it out of the topic", None),
+		unless(!constant || k.AnyType() || len(k.AggregateTypes) == 0 || slices.Contains(k.AggregateTypes, word),
+			"source.columns.aggregate_type: every row is of the type %q, which is not in kafka.aggregate_types: add it there", word),
+	}
 }
 
 func postgresURL(key, text string) error {

@@ -109,10 +109,14 @@ func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
 		return 0, err
 	}
 	if found == nil {
+		run := "run `walpost init`, or create the topic, and the relay goes on by itself"
+		if p.sink.cfg.Kafka.AnyType() { // init does not know it
+			run = "create the topic, and the relay goes on by itself"
+		}
 		return 0, &cdc.Halt{
 			Found: fmt.Sprintf("topic %s does not exist", topic),
 			Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
-			Run:   "run `walpost init`, or create the topic, and the relay goes on by itself",
+			Run:   run,
 		}
 	}
 	limit = defaultLimit

@@ -1,7 +1,6 @@
 package polling
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,12 +108,11 @@ func (o *Outbox) Backlog(ctx context.Context) (b Backlog, err error) {
 
 // age returns SQL for how many seconds ago a row was written; NULL where the table does not tell.
 func (o *Outbox) age(ctx context.Context, t *postgres.OpenTable) (string, error) {
-	created := cmp.Or(o.cfg.Columns.CreatedAt, "created_at")
-	var aged bool
-	if err := t.Conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped)`, t.OID, created).Scan(&aged); err != nil {
+	created, err := t.Written(ctx)
+	if err != nil {
 		return "", classify(t, "look at the table", err)
 	}
-	if !aged {
+	if created == "" {
 		return "NULL", nil
 	}
 	a, err := t.Age(ctx, created)

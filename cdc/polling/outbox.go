@@ -1,7 +1,6 @@
 package polling
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -47,16 +46,33 @@ func (o *Outbox) sql(text string) string { return o.template.Replace(text) }
 func sqlTemplate(cfg *config.Source) *strings.Replacer {
 	c, w := cfg.Polling.Columns, cfg.Polling.Words
 	id, literal := func(name string) string { return postgres.Ident(name) }, postgres.Literal
+	expression := func(value string) string {
+		if word, ok := config.Constant(value); ok {
+			return literal(word) + "::text"
+		}
+		if value == config.None {
+			return "NULL::text"
+		}
+		return id(value)
+	}
+	key, typ := expression(cfg.Columns.AggregateID), expression(cfg.Columns.AggregateType)
+	same := `hashtextextended(f.{key}::text, 0) = hashtextextended(o.{key}::text, 0) AND f.{key} = o.{key} AND f.{key}::text <> '' AND f.{position} < o.{position}`
+	if typ == id(cfg.Columns.AggregateType) {
+		same += ` AND f.{type} = o.{type}`
+	}
+	if cfg.Columns.AggregateID == config.None { // no row has a key, and none waits for another
+		same = "false"
+	}
 	names := []string{
-		"{table}", postgres.TableName(*cfg), "{id}", id(cfg.Columns.ID), "{type}", id(cfg.Columns.AggregateType), "{key}", id(cfg.Columns.AggregateID),
-		"{created_at}", id(cmp.Or(cfg.Columns.CreatedAt, "created_at")), "{transaction}", id(c.Transaction), "{position}", id(c.Position),
+		"{table}", postgres.TableName(*cfg), "{id}", id(cfg.Columns.ID), "{type}", typ, "{key}", key,
+		"{transaction}", id(c.Transaction), "{position}", id(c.Position),
 		"{status}", id(c.Status), "{processed_at}", id(c.ProcessedAt), "{retry_count}", id(c.RetryCount), "{last_error}", id(c.LastError),
 		"{pending}", literal(w.Pending), "{sent}", literal(w.Sent), "{failed}", literal(w.Failed), "{dropped}", literal(w.Dropped),
 	}
 	once := strings.NewReplacer(names...)
 	return strings.NewReplacer(append(names,
 		"{holds}", once.Replace(`(f.{status} = {failed} OR f.{status} = {pending} AND f.{retry_count} > 0)`),
-		"{same}", once.Replace(`hashtextextended(f.{key}::text, 0) = hashtextextended(o.{key}::text, 0) AND f.{key} = o.{key} AND f.{type} = o.{type} AND f.{position} < o.{position}`))...)
+		"{same}", once.Replace(same))...)
 }
 
 // unpollable are the codes of errors that a person must fix, but for those that every source halts for.

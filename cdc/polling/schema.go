@@ -207,10 +207,14 @@ func (o *Outbox) columnDDL(has map[string]existing) []string {
 
 // indexDDL are the indexes on what is pending, and on what holds others back: by a hash, for a key may be larger than an index takes.
 func (o *Outbox) indexDDL() []string {
-	return []string{
+	all := []string{
 		o.sql("CREATE INDEX ON {table} ({position}) WHERE {status} = {pending}"),
 		o.sql("CREATE INDEX ON {table} (hashtextextended({key}::text, 0), {position}) WHERE {status} = {failed} OR {status} = {pending} AND {retry_count} > 0"),
 	}
+	if o.cfg.Columns.AggregateID == config.None { // no row holds another back
+		return all[:1]
+	}
+	return all
 }
 
 func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *inspection) error {
@@ -232,8 +236,9 @@ func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *ins
 	}); err != nil {
 		return classify(t, "read the table's indexes", err)
 	}
-	for n, there := range []bool{pending, holding} {
-		if sql := o.indexDDL()[n]; !there {
+	there := []bool{pending, holding}
+	for n, sql := range o.indexDDL() {
+		if !there[n] {
 			i.missing = append(i.missing, fmt.Sprintf("source.table: %s has no index for polling: let `walpost init` make it, or run it yourself: %s", o.cfg.Table, sql))
 			i.sql = append(i.sql, sql)
 		}

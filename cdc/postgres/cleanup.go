@@ -123,10 +123,14 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 // aged is the column that says how old a row is.
 func (c *Cleaner) aged(ctx context.Context) (name string, err error) {
 	cfg := c.source.cfg
-	key, name := "source.columns.created_at", createdAt(cfg)
-	if c.marks != nil {
-		key, name = c.marks.Key, c.marks.Column
+	key := "source.columns.created_at"
+	if c.marks == nil {
+		if name, err = c.source.written(ctx, c.conn); err == nil && name == "" {
+			err = fmt.Errorf("%s has no column that says how old a row is: name it in %s", cfg.Table, key)
+		}
+		return name, err
 	}
+	key, name = c.marks.Key, c.marks.Column
 	types, err := c.source.columnTypes(ctx, c.conn)
 	if err != nil {
 		return "", err

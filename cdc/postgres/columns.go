@@ -11,75 +11,151 @@ import (
 
 // column is a column of the outbox as the catalog or the stream describes it.
 type column struct {
-	name    string
-	typeOID uint32
+	name      string
+	typeOID   uint32 // of a domain its base type; otherText and otherUnfit for types that are none of PostgreSQL's own
+	typ       string // as SQL writes it; empty where only the stream describes it
+	generated string // s: stored, v: virtual; empty: it is not
 }
 
 // Type OIDs, fixed in pg_type.dat.
 const (
-	oidBytea       = 17
-	oidInt8        = 20
-	oidInt4        = 23
-	oidText        = 25
-	oidJSON        = 114
-	oidVarchar     = 1043
+	otherText  = 0 // an enum, or a base type of an extension: its text counts
+	oidBytea   = 17
+	oidInt8    = 20
+	oidInt2    = 21
+	oidInt4    = 23
+	oidText    = 25
+	oidJSON    = 114
+	oidBpchar  = 1042
+	oidVarchar = 1043
+
 	oidTimestamp   = 1114
 	oidTimestamptz = 1184
+	oidNumeric     = 1700
 	oidUUID        = 2950
 	oidJSONB       = 3802
+
+	otherUnfit = ^uint32(0) // an array, a composite or a range
+
+	firstOther = 16384 // the first OID that is not PostgreSQL's own
 )
+
+// ownTypes are the names of the types that are told apart, as the stream has them.
+var ownTypes = map[string]uint32{
+	"bytea": oidBytea, "int8": oidInt8, "int2": oidInt2, "int4": oidInt4, "text": oidText, "json": oidJSON, "bpchar": oidBpchar, "varchar": oidVarchar,
+	"timestamp": oidTimestamp, "timestamptz": oidTimestamptz, "numeric": oidNumeric, "uuid": oidUUID, "jsonb": oidJSONB,
+}
 
 var (
-	textTypes = []uint32{oidText, oidVarchar}
-	idTypes   = []uint32{oidUUID, oidInt8, oidInt4, oidText, oidVarchar}
+	textTypes = []uint32{oidText, oidVarchar, oidBpchar, otherText}
+	idTypes   = append([]uint32{oidUUID, oidInt8, oidInt4, oidInt2, oidNumeric, oidBytea}, textTypes...)
 )
 
-// mapColumns finds the configured columns. Enums and domains have OIDs of their own database; they are taken as text where
-// text is taken, so only the types that would be rendered wrongly are refused.
-func mapColumns(cfg config.Columns, columns []column) (*relation, []string) {
-	rel := &relation{field: make([]field, len(columns))}
-	var problems []string
-	for _, want := range []struct {
-		field    field
-		key      string
-		name     string
-		fallback string
-		types    []uint32
-		are      string
-	}{
-		{fieldID, "id", cfg.ID, "", idTypes, "uuid, bigint or text"},
-		{fieldAggregateType, "aggregate_type", cfg.AggregateType, "", textTypes, "text"},
-		{fieldAggregateID, "aggregate_id", cfg.AggregateID, "", idTypes, "text, uuid or bigint"},
-		{fieldEventType, "event_type", cfg.EventType, "", textTypes, "text"},
-		{fieldPayload, "payload", cfg.Payload, "", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, oidBytea}, "jsonb, json, text or bytea"},
-		{fieldHeaders, "headers", cfg.Headers, "headers", []uint32{oidJSONB, oidJSON, oidText, oidVarchar}, "jsonb, json or text"},
-		{fieldCreatedAt, "created_at", cfg.CreatedAt, "created_at", []uint32{oidTimestamptz, oidTimestamp}, "timestamptz or timestamp"},
-	} {
-		name := want.name
-		if name == "" {
-			name = want.fallback
-		}
-		i := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
-		if i < 0 {
-			if want.name != "" {
-				problems = append(problems, fmt.Sprintf("source.columns.%s: the table has no column %q: name the right one", want.key, name))
+// purpose is what a part of the row is for, in the order of a row's fields.
+type purpose struct {
+	field    field
+	key      string
+	value    func(*config.Columns) string
+	fallback string
+	types    []uint32
+	are      string
+	of       func(*cdc.Row) *[]byte
+}
+
+var purposes = []purpose{
+	{fieldID, "id", func(c *config.Columns) string { return c.ID }, "", idTypes, "uuid, text, an integer, numeric or bytea", func(r *cdc.Row) *[]byte { return &r.ID }},
+	{fieldAggregateType, "aggregate_type", func(c *config.Columns) string { return c.AggregateType }, "", textTypes, "text or an enum", func(r *cdc.Row) *[]byte { return &r.AggregateType }},
+	{fieldAggregateID, "aggregate_id", func(c *config.Columns) string { return c.AggregateID }, "", idTypes, "text, uuid, an integer, numeric or bytea", func(r *cdc.Row) *[]byte { return &r.AggregateID }},
+	{fieldEventType, "event_type", func(c *config.Columns) string { return c.EventType }, "", textTypes, "text or an enum", func(r *cdc.Row) *[]byte { return &r.EventType }},
+	{fieldPayload, "payload", func(c *config.Columns) string { return c.Payload }, "", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, oidBytea, otherText}, "jsonb, json, text or bytea", func(r *cdc.Row) *[]byte { return &r.Payload }},
+	{fieldHeaders, "headers", func(c *config.Columns) string { return c.Headers }, "headers", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, otherText}, "jsonb, json or text", func(r *cdc.Row) *[]byte { return &r.Headers }},
+	{fieldCreatedAt, "created_at", func(c *config.Columns) string { return c.CreatedAt }, "created_at", []uint32{oidTimestamptz, oidTimestamp}, "timestamptz or timestamp", func(r *cdc.Row) *[]byte { return &r.CreatedAt }},
+}
+
+// mapping says for each purpose, in their order, where a row has it.
+type mapping struct {
+	from     []origin
+	problems []string
+	left     []string // columns of a default name that are left alone, and why
+}
+
+// origin is a column, a constant, or nothing.
+type origin struct {
+	column   int // -1: none
+	constant []byte
+}
+
+// mapColumns finds the configured columns.
+func mapColumns(cfg config.Columns, columns []column) mapping {
+	var m mapping
+	for _, p := range purposes {
+		name := p.value(&cfg)
+		from := origin{column: -1}
+		if word, ok := config.Constant(name); ok {
+			from.constant = []byte(word)
+		} else if name != config.None {
+			named := name != ""
+			if !named {
+				name = p.fallback
 			}
-			continue
+			i := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
+			switch {
+			case i < 0 && named:
+				m.problems = append(m.problems, fmt.Sprintf("source.columns.%s: the table has no column %q: name the right one", p.key, name))
+			case i < 0:
+			case slices.Contains(p.types, columns[i].typeOID):
+				from.column = i
+			case named:
+				m.problems = append(m.problems, fmt.Sprintf("source.columns.%s: column %q has %s that cannot be used here: it must be %s", p.key, name, columns[i].what(), p.are))
+			default:
+				m.left = append(m.left, fmt.Sprintf("column %q has %s and is left alone: source.columns.%s takes %s; write source.columns.%s: %q to say that there is none", name, columns[i].what(), p.key, p.are, p.key, config.None))
+			}
 		}
-		builtIn := columns[i].typeOID < 16384
-		if builtIn && !slices.Contains(want.types, columns[i].typeOID) {
-			problems = append(problems, fmt.Sprintf("source.columns.%s: column %q has a type that cannot be used here: it must be %s", want.key, name, want.are))
-			continue
-		}
-		if rel.field[i] != ignored {
-			problems = append(problems, fmt.Sprintf("source.columns.%s: column %q is named twice", want.key, name))
-		}
-		rel.field[i] = want.field
-		if want.field == fieldPayload {
-			rel.isBytea = columns[i].typeOID == oidBytea
+		m.from = append(m.from, from)
+	}
+	return m
+}
+
+// what names the column's type.
+func (c *column) what() string {
+	if c.typ == "" {
+		return "a type"
+	}
+	return "the type " + c.typ
+}
+
+// relation returns how the columns' tuples are read.
+func (m *mapping) relation(columns []column) *relation {
+	rel := &relation{field: make([]field, len(columns)), form: make([]form, len(columns))}
+	for i, p := range purposes {
+		switch from := m.from[i]; {
+		case from.column >= 0:
+			rel.field[from.column] |= p.field
+		case from.constant != nil:
+			*p.of(&rel.constants) = from.constant
 		}
 	}
-	return rel, problems
+	for i, c := range columns {
+		switch c.typeOID {
+		case oidBytea:
+			rel.form[i] = formBytea
+		case oidBpchar:
+			rel.form[i] = formPadded
+		}
+	}
+	return rel
+}
+
+// sql returns an expression of the bytes that a column gives for a purpose: the same ones that the decoder gives.
+func (c *column) sql(p field) string {
+	name := Ident(c.name)
+	switch {
+	case c.typeOID == oidBytea && p == fieldID:
+		return "convert_to(encode(" + name + ", 'hex'), 'UTF8')"
+	case c.typeOID == oidBytea:
+		return name + "::bytea"
+	}
+	return "convert_to(" + name + "::text, 'UTF8')"
 }
 
 // unfit is the Halt for a server, publication or table that cannot be relayed as it is.
@@ -89,4 +165,31 @@ func unfit(problems []string) error {
 		Means: "the relay cannot stream like this, and nothing is lost",
 		Run:   "fix it and the relay goes on by itself",
 	}
+}
+
+// unseen says of a generated column that the stream does not have it, and what to do.
+func (c *column) unseen(version int, publication string) string {
+	found := fmt.Sprintf("column %q is generated and does not reach the WAL: ", c.name)
+	const otherwise = "name a plain column that the writer or a trigger fills, or use source.kind: polling"
+	switch {
+	case c.generated == "v":
+		return found + "a virtual one never does: " + otherwise
+	case version >= 18:
+		return found + "ALTER PUBLICATION " + publication + " SET (publish_generated_columns = stored)"
+	}
+	return found + "PostgreSQL sends none before version 18: " + otherwise
+}
+
+// generated are the mapped columns that are generated, and those of them that were named.
+func (t *table) generated(cfg *config.Columns) (named, byDefault []*column) {
+	for i, from := range t.mapped.from {
+		switch {
+		case from.column < 0 || t.columns[from.column].generated == "":
+		case purposes[i].value(cfg) == "":
+			byDefault = append(byDefault, &t.columns[from.column])
+		default:
+			named = append(named, &t.columns[from.column])
+		}
+	}
+	return slices.Compact(named), byDefault
 }

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -17,8 +16,8 @@ const daysAhead = 7
 func TableDDL(cfg config.Source) string {
 	c := cfg.Columns
 	return strings.NewReplacer(
-		"{table}", TableName(cfg), "{id}", Ident(c.ID), "{aggregate_type}", Ident(c.AggregateType), "{aggregate_id}", Ident(c.AggregateID),
-		"{event_type}", Ident(c.EventType), "{payload}", Ident(c.Payload), "{headers}", Ident(cmp.Or(c.Headers, "headers")), "{created_at}", Ident(cmp.Or(c.CreatedAt, "created_at")),
+		"{table}", TableName(cfg), "{id}", Ident(c.ID), "{aggregate_type}", Ident(made(c.AggregateType, "aggregate_type")), "{aggregate_id}", Ident(made(c.AggregateID, "aggregate_id")),
+		"{event_type}", Ident(made(c.EventType, "event_type")), "{payload}", Ident(c.Payload), "{headers}", Ident(made(c.Headers, "headers")), "{created_at}", Ident(createdAt(cfg)),
 	).Replace(`CREATE TABLE {table} (
     {id} uuid PRIMARY KEY,
     {aggregate_type} text NOT NULL CHECK ({aggregate_type} ~ '^[A-Za-z0-9._-]{1,100}$'),
@@ -30,11 +29,19 @@ func TableDDL(cfg config.Source) string {
 )`)
 }
 
+// made is the name of a column in a table that init makes, which has them all.
+func made(value, otherwise string) string {
+	if _, constant := config.Constant(value); constant || value == config.None || value == "" {
+		return otherwise
+	}
+	return value
+}
+
 // partitionedDDL is TableDDL for a table of days. The key of a partitioned table contains what it is partitioned by. The default
 // partition takes the rows of a day that has none: a service must not fail because nobody made it.
 func partitionedDDL(cfg config.Source) (sql []string) {
 	c := cfg.Columns
-	created := Ident(cmp.Or(c.CreatedAt, "created_at"))
+	created := Ident(createdAt(cfg))
 	id := Ident(c.ID)
 	root := strings.Replace(TableDDL(cfg), id+" uuid PRIMARY KEY", id+" uuid NOT NULL", 1)
 	schema, table := cfg.SchemaTable()
@@ -73,6 +80,9 @@ func publicationDDL(cfg config.Source, name string, t table) string {
 	with := "publish = 'insert'"
 	if t.partitioned {
 		with += ", publish_via_partition_root = true"
+	}
+	if named, _ := t.generated(&cfg.Columns); len(named) > 0 { // from PostgreSQL 18 on
+		with += ", publish_generated_columns = stored"
 	}
 	return fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s)", Ident(name), TableName(cfg), with)
 }

@@ -31,20 +31,31 @@ type decoder struct {
 	cfg       config.Source
 	tableOID  uint32 // of the outbox; pinned at the session's start
 	relations map[uint32]*relation
+	types     map[uint32]uint32 // what the server says of types that are not its own: a domain is its base type
 }
 
 // relation says where in a tuple the outbox's columns are; it is nil in the map for a table that is not the outbox.
 type relation struct {
-	field   []field // of each column on the wire
-	isBytea bool    // the payload
+	field     []field // of each column on the wire
+	form      []form
+	constants cdc.Row // what no column gives
+	scratch   []byte
 }
 
-// field is what a column is for.
+// form is how a column is written on the wire, where its text is not its value.
+type form uint8
+
+const (
+	formText   form = iota
+	formBytea       // \x and hex digits
+	formPadded      // char(n)
+)
+
+// field is what a column is for: none of these, or several.
 type field uint8
 
 const (
-	ignored field = iota
-	fieldID
+	fieldID field = 1 << iota
 	fieldAggregateType
 	fieldAggregateID
 	fieldEventType
@@ -54,7 +65,7 @@ const (
 )
 
 func newDecoder(cfg config.Source, tableOID uint32) *decoder {
-	return &decoder{cfg: cfg, tableOID: tableOID, relations: map[uint32]*relation{}}
+	return &decoder{cfg: cfg, tableOID: tableOID, relations: map[uint32]*relation{}, types: map[uint32]uint32{}}
 }
 
 // copyData decodes the content of a CopyData frame: a WAL message or a keepalive. Slices in m point into body.
@@ -95,8 +106,11 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 		return d.relation(&r)
 	case pglogrepl.MessageTypeInsert:
 		return d.insert(&r, m)
+	case pglogrepl.MessageTypeType:
+		m.Kind = cdc.Other
+		d.typ(&r)
 	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate,
-		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeType, pglogrepl.MessageTypeMessage:
+		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeMessage:
 		m.Kind = cdc.Other
 	default:
 		return fmt.Errorf("unknown pgoutput message %q", byte(t))
@@ -163,11 +177,11 @@ func (d *decoder) insert(r *cursor, m *cdc.Message) error {
 
 // tuple walks the columns and lets row point to those that count. A column that is NULL stays nil.
 func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
-	*row = cdc.Row{}
+	*row = rel.constants
 	if n := int(r.uint16()); n != len(rel.field) {
 		return fmt.Errorf("a tuple of %d columns, the relation has %d", n, len(rel.field))
 	}
-	for _, f := range rel.field {
+	for i, f := range rel.field {
 		var value []byte
 		switch kind := r.byte(); kind {
 		case 'n':
@@ -183,8 +197,14 @@ func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
 		if r.short {
 			return errTruncated
 		}
+		if form := rel.form[i]; f != 0 && form != formText {
+			if err := rel.reform(form, f, value, row); err != nil {
+				return err
+			}
+			continue
+		}
 		switch f {
-		case ignored:
+		case 0:
 		case fieldID:
 			row.ID = value
 		case fieldAggregateType:
@@ -194,22 +214,54 @@ func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
 		case fieldEventType:
 			row.EventType = value
 		case fieldPayload:
-			if rel.isBytea {
-				var err error
-				if value, err = unhex(value); err != nil {
-					return err
-				}
-			}
 			row.Payload = value
 		case fieldHeaders:
 			row.Headers = value
 		case fieldCreatedAt:
 			row.CreatedAt = value
+		default: // several
+			f.set(row, value)
 		}
 	}
 	if r.short {
 		return errTruncated
 	}
+	return nil
+}
+
+// set gives the value to each of the row's fields that the column is for.
+func (f field) set(row *cdc.Row, value []byte) {
+	for i := range purposes {
+		if f&purposes[i].field != 0 {
+			*purposes[i].of(row) = value
+		}
+	}
+}
+
+// reform gives a column's value to the row where its text is not its value: char(n) loses its padding, a bytea is its bytes, and as an id,
+// which people type, its hex digits.
+func (rel *relation) reform(form form, f field, value []byte, row *cdc.Row) error {
+	if form == formPadded {
+		f.set(row, bytes.TrimRight(value, " "))
+		return nil
+	}
+	if f&fieldID != 0 {
+		digits, ok := bytes.CutPrefix(value, []byte(`\x`))
+		if !ok {
+			return errors.New(`a bytea that does not begin with \x`)
+		}
+		row.ID = digits
+		if f &^= fieldID; f == 0 {
+			return nil
+		}
+		rel.scratch = append(rel.scratch[:0], value...) // decoding in place would overwrite the digits
+		value = rel.scratch
+	}
+	value, err := unhex(value)
+	if err != nil {
+		return err
+	}
+	f.set(row, value)
 	return nil
 }
 
@@ -250,15 +302,36 @@ func (d *decoder) relation(r *cursor) error {
 		d.relations[oid] = nil
 		return nil
 	}
-	rel, problems := mapColumns(d.cfg.Columns, columns)
-	if len(problems) > 0 {
+	for i := range columns {
+		if c := &columns[i]; c.typeOID >= firstOther || d.types[c.typeOID] != 0 {
+			c.typeOID = d.types[c.typeOID]
+		}
+	}
+	m := mapColumns(d.cfg.Columns, columns)
+	if len(m.problems) > 0 {
 		return &cdc.Wedge{
-			Found: "as the table was at this place in the WAL: " + strings.Join(problems, "; "),
+			Found: "as the table was at this place in the WAL: " + strings.Join(m.problems, "; "),
 			Fix:   "if it is source.columns that is wrong, fix it",
 		}
 	}
-	d.relations[oid] = rel
+	d.relations[oid] = m.relation(columns)
 	return nil
+}
+
+// typ notes what a type of a column is. The server says it before the relation, of types that are not its own; of a domain it gives the
+// base type's name, and no schema for a type of its own.
+func (d *decoder) typ(r *cursor) {
+	oid := r.uint32()
+	schema, name := r.string(), r.string()
+	switch own := ownTypes[name]; {
+	case r.short:
+	case schema != "":
+		d.types[oid] = otherText
+	case own != 0:
+		d.types[oid] = own
+	default:
+		d.types[oid] = otherUnfit
+	}
 }
 
 // tooLarge names the row whose message was not read because of its size.

@@ -267,13 +267,13 @@ func BenchmarkDecodeRowPglogrepl(b *testing.B) {
 
 func benchRow(b *testing.B) (*decoder, []byte) {
 	b.Helper()
-	columns := []column{{"id", oidUUID}, {"aggregate_type", oidText}, {"aggregate_id", oidText}, {"event_type", oidText}, {"payload", oidJSONB}, {"headers", oidJSONB}, {"created_at", oidTimestamptz}}
-	rel, problems := mapColumns(defaults().Columns, columns)
-	if len(problems) > 0 {
-		b.Fatal(problems)
+	columns := []column{{name: "id", typeOID: oidUUID}, {name: "aggregate_type", typeOID: oidText}, {name: "aggregate_id", typeOID: oidText}, {name: "event_type", typeOID: oidText}, {name: "payload", typeOID: oidJSONB}, {name: "headers", typeOID: oidJSONB}, {name: "created_at", typeOID: oidTimestamptz}}
+	m := mapColumns(defaults().Columns, columns)
+	if len(m.problems) > 0 {
+		b.Fatal(m.problems)
 	}
 	d := newDecoder(defaults(), 7)
-	d.relations[7] = rel
+	d.relations[7] = m.relation(columns)
 	body := append(make([]byte, 25), 'I', 0, 0, 0, 7, 'N', 0, byte(len(columns)))
 	body[0] = 'w'
 	for _, v := range []string{"0192f1a0-0000-7000-8000-000000000001", "order", "order-000042", "OrderPaid", `{"text": "` + strings.Repeat("x", 230) + `"}`, "{}", "2026-11-22 08:00:00.123456+00"} {

@@ -188,7 +188,7 @@ func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit [
 
 // createdAt is the column of a row's time, whether the table has it or not.
 func createdAt(cfg config.Source) string {
-	if cfg.Columns.CreatedAt != "" {
+	if cfg.Columns.CreatedAt != "" && cfg.Columns.CreatedAt != config.None {
 		return cfg.Columns.CreatedAt
 	}
 	return "created_at"

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -140,7 +139,7 @@ func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 func (a *Admin) planDelete() Step {
 	cfg := a.source.cfg
 	target, _ := a.source.target() // planRole has read it
-	role, created := Ident(target.User), Ident(cmp.Or(cfg.Columns.CreatedAt, "created_at"))
+	role, created := Ident(target.User), Ident(createdAt(cfg))
 	return Step{What: fmt.Sprintf("role %s: let it delete from %s (cleanup.every)", target.User, cfg.Table), SQL: []string{
 		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, TableName(cfg), role),
 	}}
@@ -247,6 +246,16 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	case err != nil:
 		return Step{}, err
 	case !exists:
+		var problems []string
+		named, _ := t.generated(&cfg.Columns)
+		for _, c := range named {
+			if major(a.conn) < 18 || c.generated == "v" {
+				problems = append(problems, c.unseen(major(a.conn), name))
+			}
+		}
+		if len(problems) > 0 {
+			return Step{}, unfit(problems)
+		}
 		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{publicationDDL(cfg, cfg.Publication, t)}}, nil
 	}
 	problems, err := a.source.checkPublication(ctx, a.conn, t)
@@ -267,7 +276,11 @@ func (s *Source) zoneNotes(ctx context.Context, conn *pgx.Conn) ([]string, error
 	if s.cfg.Columns.CreatedAtZone != "" { // checkTable has looked at it
 		return nil, nil
 	}
-	_, err := s.Age(ctx, conn, createdAt(s.cfg))
+	at, err := s.written(ctx, conn)
+	if err != nil || at == "" {
+		return nil, err
+	}
+	_, err = s.Age(ctx, conn, at)
 	if errors.Is(err, ErrZone) {
 		return []string{fmt.Sprintf("`walpost replay`, `cleanup` and `where` by time will refuse: %v", err)}, nil
 	}
@@ -278,6 +291,12 @@ func (s *Source) zoneNotes(ctx context.Context, conn *pgx.Conn) ([]string, error
 func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
 	if notes, err = s.zoneNotes(ctx, conn); err != nil {
 		return nil, err
+	}
+	notes = append(notes, t.left...)
+	if _, byDefault := t.generated(&s.cfg.Columns); len(byDefault) > 0 {
+		for _, c := range byDefault {
+			notes = append(notes, c.unseen(major(conn), Ident(s.cfg.Publication))+"; until then it is left alone")
+		}
 	}
 	w, _, err := s.width(ctx, conn, t)
 	if w.more != "" {

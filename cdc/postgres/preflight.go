@@ -139,15 +139,21 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	if filtered {
 		bad("source.publication: %s has a row filter on %s, which hides rows silently: %s", s.cfg.Publication, s.cfg.Table, again)
 	}
-	c := s.cfg.Columns
 	var left []string
-	for _, col := range []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, c.Payload, c.Headers, c.CreatedAt} {
-		there := slices.ContainsFunc(t.columns, func(c column) bool { return c.name == col })
-		if there && len(columns) > 0 && !slices.Contains(columns, col) {
-			left = append(left, strconv.Quote(col))
+	for i, from := range t.mapped.from {
+		if from.column < 0 || len(columns) == 0 && t.columns[from.column].generated == "" || slices.Contains(columns, t.columns[from.column].name) {
+			continue
+		}
+		switch c := &t.columns[from.column]; {
+		case c.generated != "" && purposes[i].value(&s.cfg.Columns) == "": // its default name alone: see notes
+		case c.generated != "":
+			bad("%s", c.unseen(major(conn), name))
+		case purposes[i].value(&s.cfg.Columns) != "":
+			left = append(left, strconv.Quote(c.name))
 		}
 	}
-	if len(left) > 0 {
+	left = slices.Compact(left)
+	if problems = slices.Compact(problems); len(left) > 0 {
 		bad("source.publication: the column list of %s leaves out %s: %s", s.cfg.Publication, strings.Join(left, ", "), again)
 	}
 	return problems, nil

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 )
 
 // page is how many rows are asked for at once. They are read as they come, so it bounds no memory here.
@@ -33,7 +33,13 @@ type Retained struct {
 // Retained prepares to read the outbox with the administrator's rights: the relay's role may not see the rows.
 func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, error) {
 	c := a.source.cfg.Columns
-	c.CreatedAt = createdAt(a.source.cfg)
+	var err error
+	if c.CreatedAt, err = a.source.written(ctx, a.conn); err != nil {
+		return nil, err
+	}
+	if c.CreatedAt == "" {
+		return nil, fmt.Errorf("%s has no column that says when a row was written, by which rows would be replayed: name it in source.columns.created_at", a.source.cfg.Table)
+	}
 	age, err := a.source.Age(ctx, a.conn, c.CreatedAt)
 	if err != nil {
 		return nil, err
@@ -47,9 +53,6 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 	columns, types, err := a.source.rowColumns(ctx, a.conn)
 	if err != nil {
 		return nil, err
-	}
-	if types[c.CreatedAt] == "" {
-		return nil, fmt.Errorf("%s has no column %q, by which rows would be replayed", a.source.cfg.Table, c.CreatedAt)
 	}
 	r := &Retained{From: from, To: to, admin: a, columns: columns, age: age, id: Ident(c.ID), created: Ident(c.CreatedAt)}
 	r.types = [2]string{types[c.CreatedAt], types[c.ID]}
@@ -90,31 +93,23 @@ func (s *Source) rowColumns(ctx context.Context, conn *pgx.Conn) (columns RowCol
 	if types, err = s.columnTypes(ctx, conn); err != nil {
 		return nil, nil, err
 	}
-	c := s.cfg.Columns
-	for _, column := range []struct {
-		name     string
-		optional bool
-		body     bool
-		field    func(*cdc.Row) *[]byte
-	}{
-		{c.ID, false, false, func(r *cdc.Row) *[]byte { return &r.ID }},
-		{c.AggregateType, false, false, func(r *cdc.Row) *[]byte { return &r.AggregateType }},
-		{c.AggregateID, false, false, func(r *cdc.Row) *[]byte { return &r.AggregateID }},
-		{c.EventType, false, false, func(r *cdc.Row) *[]byte { return &r.EventType }},
-		{c.Payload, false, true, func(r *cdc.Row) *[]byte { return &r.Payload }},
-		{cmp.Or(c.Headers, "headers"), true, true, func(r *cdc.Row) *[]byte { return &r.Headers }},
-		{createdAt(s.cfg), true, false, func(r *cdc.Row) *[]byte { return &r.CreatedAt }},
-	} {
-		sql := "convert_to(" + Ident(column.name) + "::text, 'UTF8')"
-		switch typ, ok := types[column.name]; {
-		case ok && column.name == c.Payload && typ == "bytea":
-			sql = Ident(column.name)
-		case !ok && column.optional:
-			sql = "NULL::bytea"
-		case !ok:
-			return nil, nil, fmt.Errorf("%s has no column %q", s.cfg.Table, column.name)
+	all, err := s.ownColumns(ctx, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	m := mapColumns(s.cfg.Columns, all)
+	if len(m.problems) > 0 {
+		return nil, nil, fmt.Errorf("%s: %s", s.cfg.Table, strings.Join(m.problems, "; "))
+	}
+	for i, p := range purposes {
+		sql := "NULL::bytea"
+		switch from := m.from[i]; {
+		case from.column >= 0:
+			sql = all[from.column].sql(p.field)
+		case from.constant != nil:
+			sql = "convert_to(" + Literal(string(from.constant)) + ", 'UTF8')"
 		}
-		columns = append(columns, RowColumn{SQL: sql, Body: column.body, field: column.field})
+		columns = append(columns, RowColumn{SQL: sql, Body: p.field&(fieldPayload|fieldHeaders) != 0, field: p.of})
 	}
 	return columns, types, nil
 }
@@ -148,8 +143,16 @@ func (r *Retained) Each(ctx context.Context, f func(*cdc.Row) error) error {
 		if len(args) == 2 {
 			query += fmt.Sprintf(" AND (%s, %s) > ($3::text::%s, $4::text::%s)", r.created, r.id, r.types[0], r.types[1])
 		}
-		args = append(args[:2:2], string(last.CreatedAt), string(last.ID))
+		args = append(args[:2:2], string(last.CreatedAt), r.lastID(last))
 	}
+}
+
+// lastID returns the id of a row as its type reads it.
+func (r *Retained) lastID(row *cdc.Row) string {
+	if r.types[1] == "bytea" {
+		return `\x` + string(row.ID)
+	}
+	return string(row.ID)
 }
 
 // page calls f with each row of one query, and returns how many there were and the last of them. f may wait for Kafka.
@@ -214,15 +217,22 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 	if err != nil {
 		return nil, 0, err
 	}
-	created, unzoned, err := s.writtenAt(ctx, conn, types)
+	created, unzoned, err := s.writtenAt(ctx, conn)
 	if err != nil {
 		return nil, 0, err
 	}
+	columns, _, err := s.rowColumns(ctx, conn)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
 	for _, by := range []string{s.cfg.Columns.ID, s.cfg.Columns.AggregateID} {
+		if by == config.None {
+			continue
+		}
 		if types[by] == "" {
 			return nil, 0, fmt.Errorf("%w: there is no %s with a column %q", ErrUnreadable, s.cfg.Table, by)
 		}
-		if rows, err = s.findBy(ctx, conn, by, types[by], created, what); err != nil {
+		if rows, err = s.findBy(ctx, conn, columns, by, types[by], created, what); err != nil {
 			return nil, 0, err
 		}
 		if len(rows) > 0 {
@@ -241,11 +251,11 @@ func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, e
 }
 
 // writtenAt returns SQL for when a row was written, in seconds; NULL where the table does not tell. unzoned is an ErrZone.
-func (s *Source) writtenAt(ctx context.Context, conn *pgx.Conn, types map[string]string) (sql string, unzoned, err error) {
+func (s *Source) writtenAt(ctx context.Context, conn *pgx.Conn) (sql string, unzoned, err error) {
 	const unknown = "NULL::float8"
-	at := createdAt(s.cfg)
-	if types[at] == "" {
-		return unknown, nil, nil
+	at, err := s.written(ctx, conn)
+	if err != nil || at == "" {
+		return unknown, nil, err
 	}
 	age, err := s.Age(ctx, conn, at)
 	switch {
@@ -258,17 +268,22 @@ func (s *Source) writtenAt(ctx context.Context, conn *pgx.Conn, types map[string
 }
 
 // findBy returns the rows that have what in a column, oldest first; none where what is no value of the column's type.
-func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, by, typ, created, what string) ([]TableRow, error) {
+func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, columns RowColumns, by, typ, created, what string) ([]TableRow, error) {
 	const doing = "look into the outbox"
-	c := s.cfg.Columns
-	text := func(column string) string { return "coalesce(" + Ident(column) + "::text, '')" }
-	found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = CAST($1::text AS %s) ORDER BY 5 LIMIT %d`,
-		text(c.ID), text(c.AggregateType), text(c.AggregateID), text(c.EventType), created, TableName(s.cfg), Ident(by), typ, mostFound), what)
+	text := func(i int) string { return "coalesce(" + columns[i].SQL + ", '')" }
+	value := "CAST($1::text AS " + typ + ")"
+	if typ == "bytea" { // its hex digits, with or without \x
+		value = `decode(regexp_replace($1::text, '^\\x', ''), 'hex')`
+	}
+	found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = %s ORDER BY 5 LIMIT %d`,
+		text(0), text(1), text(2), text(3), created, TableName(s.cfg), Ident(by), value, mostFound), what)
 	var rows []TableRow
 	if err == nil {
 		rows, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (r TableRow, err error) {
 			var seconds *float64
-			err = row.Scan(&r.ID, &r.AggregateType, &r.AggregateID, &r.EventType, &seconds)
+			var id, aggregateType, aggregateID, eventType []byte
+			err = row.Scan(&id, &aggregateType, &aggregateID, &eventType, &seconds)
+			r.ID, r.AggregateType, r.AggregateID, r.EventType = string(id), string(aggregateType), string(aggregateID), string(eventType)
 			if seconds != nil {
 				whole, part := math.Modf(*seconds)
 				r.CreatedAt = time.Unix(int64(whole), int64(part*1e9)).UTC()
@@ -280,7 +295,7 @@ func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, by, typ, created, w
 		return nil, fmt.Errorf("%w: %w", ErrUnreadable, hidden)
 	}
 	switch SQLState(err) {
-	case pgerrcode.InvalidTextRepresentation, pgerrcode.NumericValueOutOfRange:
+	case pgerrcode.InvalidTextRepresentation, pgerrcode.NumericValueOutOfRange, pgerrcode.InvalidParameterValue:
 		return nil, nil
 	case pgerrcode.InsufficientPrivilege:
 		return nil, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)

@@ -45,7 +45,7 @@ func skimmer(t *testing.T) (*stream, net.Conn) {
 	cfg.MaxRowBytes = 1 << 20
 	d := newDecoder(cfg, 7)
 	d.relations[9] = nil
-	d.relations[7] = &relation{field: []field{fieldID}}
+	d.relations[7] = &relation{field: []field{fieldID}, form: make([]form, len([]field{fieldID}))}
 	server, client := net.Pipe()
 	t.Cleanup(func() { _, _ = server.Close(), client.Close() })
 	return newStream(d.cfg, client, d), server

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -58,6 +59,11 @@ func (o *OpenTable) Row(ctx context.Context) (RowColumns, error) {
 	return columns, err
 }
 
+// Written returns the column of a row's time; empty where the table has none.
+func (o *OpenTable) Written(ctx context.Context) (string, error) {
+	return o.source.written(ctx, o.Conn)
+}
+
 // Age returns the column that says when a row was written. ErrZone is as in Source.Age.
 func (o *OpenTable) Age(ctx context.Context, column string) (Age, error) {
 	return o.source.Age(ctx, o.Conn, column)
@@ -76,6 +82,8 @@ type table struct {
 	columns     []column
 	hidden      []string // why its rows may not reach the stream
 	unfit       []string // what is wrong with its columns
+	left        []string // columns of a default name that are left alone
+	mapped      mapping
 }
 
 // checkTable looks for the outbox and its columns.
@@ -102,7 +110,8 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
 		return t, err
 	}
-	_, t.unfit = mapColumns(s.cfg.Columns, t.columns)
+	t.mapped = mapColumns(s.cfg.Columns, t.columns)
+	t.unfit, t.left = t.mapped.problems, t.mapped.left
 	switch problem, err := s.unknownZone(ctx, conn); {
 	case err != nil:
 		return t, err
@@ -112,19 +121,60 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 	return t, nil
 }
 
+// readColumns reads what the catalog says of a table's columns. A domain counts as its base type.
 func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, error) {
-	rows, err := conn.Query(ctx, `SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, table)
+	rows, err := conn.Query(ctx, `
+		WITH RECURSIVE kind AS (
+			SELECT a.attnum, t.oid, t.typtype, t.typcategory, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+			UNION ALL
+			SELECT k.attnum, t.oid, t.typtype, t.typcategory, t.typbasetype FROM kind k JOIN pg_type t ON t.oid = k.typbasetype WHERE k.typtype = 'd'
+		)
+		SELECT a.attname::text, k.oid, k.typtype IN ('b', 'e') AND k.typcategory <> 'A',
+		       format_type(a.atttypid, a.atttypmod) || CASE WHEN k.oid <> a.atttypid THEN ', a domain over ' || format_type(k.oid, NULL) ELSE '' END, a.attgenerated::text
+		FROM pg_attribute a JOIN kind k ON k.attnum = a.attnum AND k.typtype <> 'd'
+		WHERE a.attrelid = $1 ORDER BY a.attnum`, table)
 	if err != nil {
 		return nil, classify("read the table's columns", err)
 	}
 	columns, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (column, error) {
 		var c column
-		return c, r.Scan(&c.name, &c.typeOID)
+		var text bool
+		err := r.Scan(&c.name, &c.typeOID, &text, &c.typ, &c.generated)
+		switch {
+		case c.typeOID >= firstOther && text:
+			c.typeOID = otherText
+		case c.typeOID >= firstOther:
+			c.typeOID = otherUnfit
+		}
+		return c, err
 	})
 	if err != nil {
 		return nil, classify("read the table's columns", err)
 	}
 	return columns, nil
+}
+
+// written returns the table's column of a row's time; empty where it has none.
+func (s *Source) written(ctx context.Context, conn *pgx.Conn) (string, error) {
+	columns, err := s.ownColumns(ctx, conn)
+	if err != nil {
+		return "", err
+	}
+	m := mapColumns(s.cfg.Columns, columns)
+	if i := m.from[slices.IndexFunc(purposes, func(p purpose) bool { return p.field == fieldCreatedAt })].column; i >= 0 {
+		return columns[i].name, nil
+	}
+	return "", nil
+}
+
+// ownColumns reads the outbox's columns; none where there is no such table.
+func (s *Source) ownColumns(ctx context.Context, conn *pgx.Conn) ([]column, error) {
+	var oid uint32
+	if err := conn.QueryRow(ctx, `SELECT coalesce(`+oidOf("$1")+`, 0)`, TableName(s.cfg)).Scan(&oid); err != nil {
+		return nil, classify("look for the table", err)
+	}
+	return readColumns(ctx, conn, oid)
 }
 
 // oidOf is SQL for the OID of the table with a name that quotedTable has written; NULL where there is none. Unlike to_regclass it needs no

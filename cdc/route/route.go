@@ -23,6 +23,9 @@ const (
 // Router makes records. It is used by one goroutine, and the records of a window share its memory.
 type Router struct {
 	allowed  []string
+	any      bool // every aggregate type is allowed
+	keyless  bool // a row without a key is published
+	delete   bool // a row without a payload is a tombstone
 	template string
 	rename   map[string]string
 	json     bool // payloads must be
@@ -57,7 +60,8 @@ var _ cdc.Route = (*Router)(nil)
 // New makes a router for a valid configuration.
 func New(pipeline string, cfg config.Kafka) *Router {
 	r := &Router{
-		allowed: cfg.AggregateTypes, template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == config.PayloadJSON,
+		allowed: cfg.AggregateTypes, any: cfg.AnyType(), keyless: cfg.NullKey == config.PublishKey, delete: cfg.NullPayload == config.Tombstone,
+		template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == config.PayloadJSON,
 		names: ours, source: []byte(cfg.EventSource(pipeline)), topics: map[topicKey]string{},
 	}
 	if cfg.Headers == config.HeadersCloudEvents {
@@ -69,10 +73,17 @@ func New(pipeline string, cfg config.Kafka) *Router {
 	return r
 }
 
-// Topics returns the topics that are known before any row came: none if the template asks for the event type.
+// Topics returns the topics that are known before any row came: none if the template asks for the event type, or for an aggregate type that
+// may be any.
 func Topics(cfg config.Kafka) []string {
 	if strings.Contains(cfg.Topic, "{event_type}") {
 		return nil
+	}
+	if cfg.AnyType() {
+		if strings.Contains(cfg.Topic, "{aggregate_type}") {
+			return nil
+		}
+		return []string{cfg.Topic}
 	}
 	var names []string
 	for _, t := range cfg.AggregateTypes {
@@ -97,22 +108,25 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	if len(row.ID) == 0 {
 		return cdc.Refuse(row, cdc.BadID, topic, "its id is NULL or empty")
 	}
-	if len(row.AggregateID) == 0 {
-		return cdc.Refuse(row, cdc.BadKey, topic, "aggregate_id is empty, and it is the record's key")
+	key := row.AggregateID
+	if len(key) == 0 {
+		if key = nil; !r.keyless {
+			return cdc.Refuse(row, cdc.BadKey, topic, "aggregate_id is empty, and it is the record's key: kafka.null_key: publish publishes such rows without one")
+		}
 	}
-	if row.Payload == nil {
-		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is NULL, which Kafka reads as a deletion")
+	if row.Payload == nil && !r.delete {
+		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is NULL, which Kafka reads as a deletion: kafka.null_payload: tombstone publishes it as one")
 	}
-	if r.json && !json.Valid(row.Payload) {
+	if r.json && row.Payload != nil && !json.Valid(row.Payload) {
 		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is not valid JSON, and kafka.payload is json")
 	}
 	if r.cloud && len(row.EventType) == 0 {
 		return cdc.Refuse(row, cdc.BadType, topic, "its event type is NULL or empty, and a CloudEvent has one")
 	}
-	*rec = cdc.Record{Row: row, Topic: topic, Key: row.AggregateID, Value: row.Payload, Headers: append(rec.Headers[:0],
-		cdc.Header{Key: r.names.id, Value: row.ID},
-		cdc.Header{Key: r.names.typ, Value: row.EventType},
-	)}
+	*rec = cdc.Record{Row: row, Topic: topic, Key: key, Value: row.Payload, Headers: append(rec.Headers[:0], cdc.Header{Key: r.names.id, Value: row.ID})}
+	if row.EventType != nil {
+		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.typ, Value: row.EventType})
+	}
 	if row.Ordinal > 0 { // it comes from the WAL
 		if row.Commit != r.lsn || r.lsnText == nil {
 			r.lsn, r.lsnText = row.Commit, r.keep([]byte(row.Commit.String()))
@@ -128,9 +142,10 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.createdAt, Value: at})
 	}
 	if r.cloud {
-		rec.Headers = append(rec.Headers,
-			cdc.Header{Key: header.CloudEvents + "specversion", Value: specVersion},
-			cdc.Header{Key: header.CloudEvents + "subject", Value: row.AggregateID})
+		rec.Headers = append(rec.Headers, cdc.Header{Key: header.CloudEvents + "specversion", Value: specVersion})
+		if key != nil {
+			rec.Headers = append(rec.Headers, cdc.Header{Key: header.CloudEvents + "subject", Value: key})
+		}
 		if r.content != nil {
 			rec.Headers = append(rec.Headers, cdc.Header{Key: "content-type", Value: r.content})
 		}
@@ -144,7 +159,10 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 // topic makes the topic's name of a row's types, once.
 func (r *Router) topic(row *cdc.Row) (string, error) {
 	aggregate, event := string(row.AggregateType), string(row.EventType)
-	if !slices.Contains(r.allowed, aggregate) {
+	if aggregate == "" && r.any {
+		return "", cdc.Refuse(row, cdc.BadType, "", "its aggregate type is NULL or empty, and it chooses the topic")
+	}
+	if !r.any && !slices.Contains(r.allowed, aggregate) {
 		return "", cdc.Refuse(row, cdc.BadType, "", "its aggregate type %.100q is not in kafka.aggregate_types", aggregate)
 	}
 	topic := name(r.template, r.rename, aggregate, event)
@@ -168,41 +186,91 @@ func name(template string, rename map[string]string, aggregate, event string) st
 	return strings.NewReplacer("{aggregate_type}", as(aggregate), "{event_type}", as(event)).Replace(template)
 }
 
-// own adds the row's own headers, a JSON object. Strings are taken as they are, other values as their JSON text. The names
-// of ours are not theirs to give.
+// own adds the row's own headers: a JSON object, or an array of pairs, in which a name may come twice. Strings are taken as they are, other
+// values as their JSON text. The names of ours are not theirs to give.
 func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
 	refuse := func(reason string) error { return cdc.Refuse(row, cdc.BadHeaders, rec.Topic, "%s", reason) }
 	ours := len(rec.Headers)
-	d := json.NewDecoder(bytes.NewReader(row.Headers))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return refuse("headers is not a JSON object")
-	}
-	for d.More() {
-		key, err := d.Token()
-		if err != nil {
-			return refuse("headers is not valid JSON")
-		}
-		var raw json.RawMessage
-		if err := d.Decode(&raw); err != nil {
-			return refuse("headers is not valid JSON")
-		}
-		var text string
-		if err := json.Unmarshal(raw, &text); err != nil || raw[0] != '"' {
-			text = string(raw)
-		}
-		name, _ := key.(string)
+	add := func(name string, value json.RawMessage) error {
 		if name == r.names.lsn || name == r.names.seq || slices.ContainsFunc(rec.Headers[:ours], func(h cdc.Header) bool { return h.Key == name }) {
-			continue
+			return nil
 		}
 		if len(rec.Headers) == ours+maxHeaders {
 			return refuse(fmt.Sprintf("headers has more than %d entries", maxHeaders))
 		}
-		rec.Headers = append(rec.Headers, cdc.Header{Key: name, Value: []byte(text)})
+		rec.Headers = append(rec.Headers, cdc.Header{Key: name, Value: headerText(value)})
+		return nil
 	}
-	if t, err := d.Token(); err != nil || t != json.Delim('}') {
+	d := json.NewDecoder(bytes.NewReader(row.Headers))
+	begin, err := d.Token()
+	pairs := begin == json.Delim('[')
+	switch {
+	case err == nil && begin == nil: // a JSON null says as much as NULL
+		return nil
+	case err != nil || begin != json.Delim('{') && !pairs:
+		return refuse("headers is neither a JSON object nor an array of pairs")
+	}
+	for d.More() {
+		var name string
+		var value json.RawMessage
+		if pairs {
+			var one json.RawMessage
+			if err := d.Decode(&one); err != nil {
+				return refuse("headers is not valid JSON")
+			}
+			var ok bool
+			if name, value, ok = pair(one); !ok {
+				return refuse(`headers is an array, and one of its elements is neither {"key": "a", "value": "b"} nor ["a", "b"]`)
+			}
+		} else {
+			key, err := d.Token()
+			if err == nil {
+				err = d.Decode(&value)
+			}
+			if err != nil {
+				return refuse("headers is not valid JSON")
+			}
+			name, _ = key.(string)
+		}
+		if err := add(name, value); err != nil {
+			return err
+		}
+	}
+	if _, err := d.Token(); err != nil {
 		return refuse("headers is not valid JSON")
 	}
 	return nil
+}
+
+// pair reads an element of an array of headers.
+func pair(element json.RawMessage) (name string, value json.RawMessage, ok bool) {
+	switch element[0] {
+	case '{':
+		var p struct {
+			Key   *string
+			Value json.RawMessage
+		}
+		if json.Unmarshal(element, &p) != nil || p.Key == nil || p.Value == nil {
+			return "", nil, false
+		}
+		return *p.Key, p.Value, true
+	case '[':
+		var p []json.RawMessage
+		if json.Unmarshal(element, &p) != nil || len(p) != 2 || p[0][0] != '"' {
+			return "", nil, false
+		}
+		return string(headerText(p[0])), p[1], true
+	}
+	return "", nil, false
+}
+
+// headerText returns a JSON string as it is, and another value as its JSON text.
+func headerText(value json.RawMessage) []byte {
+	var text string
+	if value[0] != '"' || json.Unmarshal(value, &text) != nil {
+		return value
+	}
+	return []byte(text)
 }
 
 // rfc3339 turns PostgreSQL's ISO output (2026-11-22 08:00:00.5+00, the connection's time zone is UTC) into RFC 3339.
@@ -236,6 +304,10 @@ func Topic(cfg config.Kafka, aggregateType, eventType string) string {
 // Pattern matches the topics that rows may go to.
 func Pattern(cfg config.Kafka) *regexp.Regexp {
 	var types []string
+	if cfg.AnyType() {
+		types = []string{"[a-zA-Z0-9._-]+"}
+		cfg.AggregateTypes = nil
+	}
 	for _, t := range cfg.AggregateTypes {
 		types = append(types, regexp.QuoteMeta(name("{aggregate_type}", cfg.Rename, t, "")))
 	}

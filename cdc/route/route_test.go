@@ -57,6 +57,14 @@ func TestRecordOfARow(t *testing.T) {
 			},
 			want: `outbox.event.order 42 {"a": 1} id=e1` + usual + ` trace=a"b n=5 o={"x": [1, 2]} z=null`,
 		},
+		{
+			name: "own headers as pairs, of which a name may come twice", change: func(r *cdc.Row) {
+				r.CreatedAt, r.Headers = nil, []byte(`[{"key": "a", "value": "b"}, ["a", "c"], ["id", "stolen"], {"key": "n", "value": 5}]`)
+			},
+			want: `outbox.event.order 42 {"a": 1} id=e1` + usual + ` a=b a=c n=5`,
+		},
+		{name: "no pairs", change: func(r *cdc.Row) { r.CreatedAt, r.Headers = nil, []byte(`[]`) }, want: `outbox.event.order 42 {"a": 1} id=e1` + usual},
+		{name: "no event type, no header", change: func(r *cdc.Row) { r.CreatedAt, r.EventType = nil, nil }, want: `outbox.event.order 42 {"a": 1} id=e1 lsn=0/16B3748 seq=3 source=shop`},
 		{name: "an empty payload is a value", change: func(r *cdc.Row) { r.CreatedAt, r.Payload = nil, []byte{} }, want: `outbox.event.order 42  id=e1` + usual},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -138,7 +146,10 @@ func TestRowsThatCannotBePublishedAreNamed(t *testing.T) {
 		"too many headers": {change: func(r *cdc.Row) {
 			r.Headers = []byte(`{"h": 0` + strings.Repeat(`, "h": 0`, 1000) + "}")
 		}, says: "more than 1000"},
-		"headers an array":    {change: func(r *cdc.Row) { r.Headers = []byte("[1]") }, says: "not a JSON object"},
+		"headers an array":    {change: func(r *cdc.Row) { r.Headers = []byte("[1]") }, says: "neither {"},
+		"headers a number":    {change: func(r *cdc.Row) { r.Headers = []byte("5") }, says: "neither a JSON object nor"},
+		"a pair of three":     {change: func(r *cdc.Row) { r.Headers = []byte(`[["a", "b", "c"]]`) }, says: "neither {"},
+		"a pair without key":  {change: func(r *cdc.Row) { r.Headers = []byte(`[{"value": "b"}]`) }, says: "neither {"},
 		"headers torn":        {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": `) }, says: "not valid JSON"},
 		"headers not closed":  {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": 1`) }, says: "not valid JSON"},
 		"headers with a list": {change: func(r *cdc.Row) { r.Headers = []byte(`{"a": 1]`) }, says: "not valid JSON"},
@@ -218,5 +229,31 @@ func BenchmarkRoute(b *testing.B) {
 		if err := r.Route(in, &rec); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestRowsThatLackSomethingByChoice are published where the configuration says so.
+func TestRowsThatLackSomethingByChoice(t *testing.T) {
+	cfg := kafkaConfig()
+	cfg.NullKey, cfg.NullPayload, cfg.Payload, cfg.AggregateTypes, cfg.Topic = config.PublishKey, config.Tombstone, config.PayloadJSON, []string{config.AnyType}, "{aggregate_type}"
+	if topics := route.Topics(cfg); topics != nil {
+		t.Errorf("the topics %v are known before any row came", topics)
+	}
+	if !route.Pattern(cfg).MatchString("shop.orders") {
+		t.Error("a topic of a row is not one of the pipeline's")
+	}
+	r := route.New("shop", cfg)
+	for _, key := range [][]byte{nil, {}} {
+		in, rec := row(), cdc.Record{}
+		in.AggregateType, in.AggregateID, in.Payload = []byte("shop.orders"), key, nil
+		if err := r.Route(in, &rec); err != nil || rec.Topic != "shop.orders" || rec.Key != nil || rec.Value != nil {
+			t.Errorf("key %q: %v, %+v, want no key and no value", key, err, rec)
+		}
+	}
+	in := row()
+	in.AggregateType = nil
+	var refused *cdc.Refused
+	if err := r.Route(in, new(cdc.Record)); !errors.As(err, &refused) || refused.Class != cdc.BadType {
+		t.Errorf("a row without an aggregate type: %v", err)
 	}
 }
