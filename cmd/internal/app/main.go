@@ -81,6 +81,17 @@ func Parse(name, description string, cli any, args []string, getenv func(string)
 	return command, nil
 }
 
+// Variables returns the names of the variables that the program's flags read.
+func Variables(command *kong.Context) (names []string) {
+	_ = kong.Visit(command.Model, func(node kong.Visitable, next kong.Next) error {
+		if flag, ok := node.(*kong.Flag); ok {
+			names = append(names, flag.Envs...)
+		}
+		return next(nil)
+	})
+	return names
+}
+
 // Version names the build: the module's version where the toolchain knows one, and the revision it was built from.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
