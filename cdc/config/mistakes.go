@@ -185,22 +185,15 @@ func instead(path string, known []string) string {
 	return "did you mean " + meant + "?"
 }
 
-// nearest returns the name that differs from the one that is written in two letters at most, of a short one in fewer; empty where none
-// or several do. Capitals, - and _ make no difference.
+// nearest returns the name that differs least from the one that is written, in two letters at most, in fewer of a short one; empty where
+// none does. Capitals, - and _ make no difference.
 func nearest(written string, names []string) (meant string) {
 	written = plain(written)
-	most, both := min(2, len(written)/4), false
+	most := min(2, len(written)/4)
 	for _, name := range names {
-		switch d := distance(written, plain(name)); {
-		case d > most:
-		case d < most || meant == "":
-			meant, most, both = name, d, false
-		case meant != name:
-			both = true
+		if d := distance(written, plain(name)); d < most || d == most && meant == "" {
+			meant, most = name, d
 		}
-	}
-	if both {
-		return ""
 	}
 	return meant
 }

@@ -37,6 +37,10 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 			err = s.topic(ctx, plan)
 		}
 	}
+	if err == nil && len(p.patterns) > 0 {
+		s.step("topics %s: only the rows say which these are (kafka.rename may list event types): make each before its first row, which halts the relay otherwise: %s",
+			strings.Join(p.patterns, ", "), p.sink.CreateCommand(strings.ReplaceAll(p.patterns[0], "{event_type}", "EVENT_TYPE")))
+	}
 	if err == nil {
 		err = p.kind.begin(ctx, s)
 	}

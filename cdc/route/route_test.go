@@ -183,12 +183,22 @@ func TestRecordsOfAWindowKeepTheirBytes(t *testing.T) {
 
 func TestTopics(t *testing.T) {
 	cfg := kafkaConfig()
-	if got := fmt.Sprint(route.Topics(cfg)); got != "[outbox.event.order outbox.event.overview]" {
-		t.Error(got)
-	}
-	cfg.Topic = "{event_type}"
-	if got := route.Topics(cfg); got != nil {
-		t.Error(got)
+	for _, c := range []struct {
+		topic  string
+		types  []string
+		rename map[string]string
+		want   string
+	}{
+		{cfg.Topic, cfg.AggregateTypes, cfg.Rename, "[outbox.event.order outbox.event.overview] []"},
+		{"{event_type}", []string{"order", "stock"}, nil, "[] [{event_type}]"},
+		{"{event_type}", []string{"order", "stock"}, map[string]string{"order": "orders", "OrderPaid": "paid", "Reserved": "reserved"}, "[paid reserved] [{event_type}]"},
+		{"x.{aggregate_type}.{event_type}", []string{"order"}, map[string]string{"order": "orders", "OrderPaid": "paid"}, "[x.orders.paid] [x.orders.{event_type}]"},
+		{"{aggregate_type}.{event_type}", []string{"stock", "order"}, map[string]string{"OrderPaid": "paid"}, "[] [order.{event_type} stock.{event_type}]"},
+	} {
+		cfg.Topic, cfg.AggregateTypes, cfg.Rename = c.topic, c.types, c.rename
+		if got := fmt.Sprint(route.Topics(cfg)); got != c.want {
+			t.Errorf("%s of %v, %v: %s, want %s", c.topic, c.types, c.rename, got, c.want)
+		}
 	}
 }
 
