@@ -132,7 +132,7 @@ func (o *Outbox) columns() []column {
 	return []column{
 		{"transaction", c.Transaction, []string{"xid8"}, "xid8 NOT NULL DEFAULT pg_current_xact_id()"},
 		{"position", c.Position, []string{"bigint"}, "bigint GENERATED ALWAYS AS IDENTITY"},
-		{"status", c.Status, []string{"text", "character varying"}, o.sql("text NOT NULL DEFAULT {pending} CHECK ({status} IN (") + strings.Join(words, ", ") + "))"},
+		{"status", c.Status, []string{"text", "character varying"}, o.sql("text NOT NULL DEFAULT {pending} CONSTRAINT ") + postgres.ConstraintName(o.cfg, "status_word") + o.sql(" CHECK ({status} IN (") + strings.Join(words, ", ") + "))"},
 		{"processed_at", c.ProcessedAt, []string{"timestamp with time zone"}, "timestamptz"},
 		{"retry_count", c.RetryCount, []string{"integer", "bigint"}, "integer NOT NULL DEFAULT 0"},
 		{"last_error", c.LastError, []string{"text"}, "text"},

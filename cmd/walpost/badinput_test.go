@@ -117,7 +117,7 @@ func TestMadeTableIsTheServicesTable(t *testing.T) {
 				SELECT format('%s %s %s %s', attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(d.adbin, d.adrelid)) c
 				FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 				WHERE a.attrelid = 'outbox'::regclass AND attnum > 0
-				UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'outbox'::regclass AND contype IN ('c', 'p')) x`)
+				UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'outbox'::regclass AND contype IN ('c', 'p')) x`)
 	}
 	made := newTestbed(t)
 	made.MustRun("init")

@@ -100,7 +100,7 @@ func TestColumns(t *testing.T) {
 	}
 	r = s.StartRelay()
 	s.WaitForEvent(s.InsertRow())
-	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type_check, ALTER COLUMN event_type TYPE int USING 1")
+	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type, ALTER COLUMN event_type TYPE int USING 1")
 	r.WaitForLog(20*time.Second, `column \"event_type\" has a type that cannot be used`)
 }
 
