@@ -28,9 +28,12 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 		return nil, err
 	}
 	defer s.close(ctx)
-	steps, err := p.kind.plan(ctx, s, o.PartitionByDay)
-	if err == nil {
-		err = s.do(ctx, steps...)
+	for tries := 3; ; tries-- {
+		err = p.prepare(ctx, s, o.PartitionByDay)
+		if tries == 1 || !errors.Is(err, postgres.ErrMadeMeanwhile) {
+			break
+		}
+		s.step("another init makes the same at this moment: look again")
 	}
 	for _, plan := range s.kafka.Topics() {
 		if err == nil {
@@ -44,7 +47,33 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 	if err == nil {
 		err = p.kind.begin(ctx, s)
 	}
+	if err == nil {
+		err = s.advise(ctx)
+	}
 	return s.steps, err
+}
+
+// prepare makes role, table and publication, and gives the rights that are needed.
+func (p *Pipeline) prepare(ctx context.Context, s *setup, byDay bool) error {
+	steps, err := p.kind.plan(ctx, s, byDay)
+	if err == nil && p.cfg.Cleanup.URL != "" {
+		var more []postgres.Step
+		more, err = s.pg.PlanCleaner(ctx, p.cfg.Cleanup.URL)
+		steps = append(steps, more...)
+	}
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, steps...)
+}
+
+// advise says what is left to do for those who write events.
+func (s *setup) advise(ctx context.Context) error {
+	advice, err := s.pg.Advice(ctx)
+	if advice != "" {
+		s.step("%s", advice)
+	}
+	return err
 }
 
 // RemoveOptions is how to remove what Init made.
@@ -89,17 +118,22 @@ func (p *Pipeline) open(ctx context.Context, adminURL string, dryRun bool, progr
 	if err != nil {
 		return nil, err
 	}
-	k, err := p.sink.Admin(ctx)
+	s := &setup{pg: pg, dryRun: dryRun, progress: progress}
+	if s.kafka, err = p.sink.Admin(ctx); err == nil && !dryRun {
+		err = pg.Alone(ctx, func() { s.step("waits for another init that works on this database") })
+	}
 	if err != nil {
-		pg.Close(ctx)
+		s.close(ctx)
 		return nil, err
 	}
-	return &setup{pg: pg, kafka: k, dryRun: dryRun, progress: progress}, nil
+	return s, nil
 }
 
 func (s *setup) close(ctx context.Context) {
 	s.pg.Close(ctx)
-	s.kafka.Close()
+	if s.kafka != nil {
+		s.kafka.Close()
+	}
 }
 
 // add notes a step that begins.

@@ -73,8 +73,8 @@ type kind interface {
 	// note writes an operator's decision down.
 	note(ctx context.Context, d *cdc.Decision) error
 
-	// readURL returns the URL of a role that may read the table.
-	readURL(url string) string
+	// reader returns the URL of a role that may read the table, and what holds it.
+	reader(key, url string) (string, string)
 	// trace says what has become of rows as slot, state record and dead letters, or the table, tell.
 	trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error
 

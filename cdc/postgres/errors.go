@@ -136,7 +136,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	switch pg.Code {
 	case pgerrcode.InvalidPassword:
 		if relay {
-			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: ALTER ROLE %s PASSWORD '…' (`walpost init` makes a role and never changes a password)", role)
+			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: `walpost init` does so (ALTER ROLE %s PASSWORD '…')", role)
 		}
 		return halt("user or password is wrong", "correct them in %s", l.key)
 	case pgerrcode.InvalidAuthorizationSpecification:
@@ -145,6 +145,9 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		}
 		return halt("the server does not let this user in from here", "the role must exist and have LOGIN, and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", database, l.key)
 	case pgerrcode.InvalidCatalogName:
+		if l.database != "" && !relay {
+			return halt("source.url names a database that is not on this server", "create it (CREATE DATABASE %s), correct the database in source.url, or the host in %s", database, l.key)
+		}
 		return halt("there is no such database on this server", "create it (CREATE DATABASE %s), or correct host, port or database in the URL", database)
 	case pgerrcode.InsufficientPrivilege:
 		if cfg.RuntimeParams["replication"] != "" {
