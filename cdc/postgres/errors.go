@@ -156,9 +156,16 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		return halt("the role may not connect to the database", "run as the database's owner: GRANT CONNECT ON DATABASE %s TO %s", database, role)
 	case pgerrcode.TooManyConnections:
 		if cfg.RuntimeParams["replication"] != "" {
-			return fmt.Errorf("%s: all of max_wal_senders are in use (SELECT pid, application_name FROM pg_stat_replication): end one, or raise it", found)
+			return fmt.Errorf("%s: all of max_wal_senders are in use (SELECT pid, application_name FROM pg_stat_replication): end one, or raise it and restart PostgreSQL", found)
 		}
-		return fmt.Errorf("%s: the CONNECTION LIMIT of role %s or of database %s, or the server's max_connections, is used up: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = current_user), or raise the limit that it names", found, role, database)
+		const ended = "%s: %s: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = '%s'), or %s"
+		switch pg.Routine { // never translated, as the message is
+		case "InitializeSessionUserId":
+			return fmt.Errorf(ended, found, "the role's CONNECTION LIMIT is used up", cfg.User, "take it away (ALTER ROLE "+role+" CONNECTION LIMIT -1)")
+		case "CheckMyDatabase":
+			return fmt.Errorf(ended, found, "the database's CONNECTION LIMIT is used up", cfg.User, "raise it (ALTER DATABASE "+database+" CONNECTION LIMIT …)")
+		}
+		return fmt.Errorf(ended, found, "the server's max_connections are used up", cfg.User, "raise max_connections, and restart PostgreSQL")
 	case pgerrcode.CannotConnectNow:
 		return fmt.Errorf("%s: it is starting, stopping or recovering: wait until it is ready", found)
 	case pgerrcode.ProtocolViolation, pgerrcode.FeatureNotSupported:
