@@ -41,6 +41,7 @@ type SlotFacts struct {
 	RestartLSN     LSN
 	WALStatus      string // reserved, extended, unreserved, lost
 	Invalidation   string // invalidation_reason, from 17 on
+	SafeWALSize    *int64 // bytes of WAL that may be written before the slot can be lost; nil without a limit
 }
 
 // lost says whether the slot can never be read again, and how the server puts it.

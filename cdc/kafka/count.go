@@ -72,11 +72,12 @@ func (p *publisher) countPartition(ctx context.Context, topic string, partition 
 
 // scan notes the rows at or behind lsn, and says whether there was one before it.
 func (p *publisher) scan(ctx context.Context, topic string, partition int32, from, end int64, lsn cdc.LSN, seen map[cdc.Position]bool) (before bool, err error) {
-	r, err := p.sink.reader(topic, partition, from)
+	r, err := p.sink.reader(topic, partition)
 	if err != nil {
 		return false, err
 	}
 	defer r.close()
+	r.begin(from)
 	err = r.readTo(ctx, end, func(r *kgo.Record) {
 		if at, ok := p.position(r); ok && at.Commit >= lsn {
 			seen[at] = true

@@ -69,9 +69,10 @@ func (d *deadReader) close() {
 func (d *deadReader) read(ctx context.Context, from int64, each func(*kgo.Record)) (next int64, err error) {
 	if d.r == nil || d.r.next != from {
 		d.close()
-		if d.r, err = d.sink.reader(d.sink.cfg.DeadLetterTopic(), 0, from); err != nil {
+		if d.r, err = d.sink.reader(d.sink.cfg.DeadLetterTopic(), 0); err != nil {
 			return 0, err
 		}
+		d.r.begin(from)
 	}
 	end, err := d.r.end(ctx, false)
 	if err != nil || end < from {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -262,8 +265,8 @@ func TestDriftIsReported(t *testing.T) {
 	}
 }
 
-// TestOldSessionsLeaveNoRecords: each session writes under a key of its own, and takes away those of the sessions before the
-// one it follows. The newest stays, and operators' decisions do.
+// TestOldSessionsLeaveNoRecords: each session writes under its own key, and takes away those of the sessions before the one it
+// follows, and that one's too with its second record. The newest stays, and operators' decisions do.
 func TestOldSessionsLeaveNoRecords(t *testing.T) {
 	for _, delivery := range []config.Delivery{config.AtLeastOnce, config.ExactlyOnce} {
 		t.Run(string(delivery), func(t *testing.T) {
@@ -279,18 +282,67 @@ func TestOldSessionsLeaveNoRecords(t *testing.T) {
 				if session > 0 && st.Epoch != session-1 {
 					t.Fatalf("session %d finds epoch %d", session, st.Epoch)
 				}
-				if err := p.Publish(t.Context(), nil, &cdc.State{Version: cdc.StateVersion, Epoch: session, Instance: "i", Covered: cdc.LSN(100 - session)}); err != nil {
-					t.Fatal(err)
+				for written, left := range []string{"3/i 4/i", "4/i"} {
+					if err := p.Publish(t.Context(), nil, &cdc.State{Version: cdc.StateVersion, Epoch: session, Instance: "i", Covered: cdc.LSN(100 - session)}); err != nil {
+						t.Fatal(err)
+					}
+					if session < 4 {
+						break
+					}
+					live := map[string]bool{}
+					for _, r := range cdctest.ReadAll(t, s.cfg.Kafka.Brokers, s.cfg.StateTopic()) {
+						if live[string(r.Key)] = r.Value != nil; r.Value == nil {
+							delete(live, string(r.Key))
+						}
+					}
+					if got := strings.Join(slices.Sorted(maps.Keys(live)), " "); got != left {
+						t.Errorf("after %d records of the last session those of %s are left, want %s", written+1, got, left)
+					}
 				}
 			}
-			live := map[string]bool{}
-			for _, r := range cdctest.ReadAll(t, s.cfg.Kafka.Brokers, s.cfg.StateTopic()) {
-				if live[string(r.Key)] = r.Value != nil; r.Value == nil {
-					delete(live, string(r.Key))
+		})
+	}
+}
+
+// TestSessionReadsTheEndOfTheStateTopic: what stands far before it is not read, unless no record stands behind it.
+func TestSessionReadsTheEndOfTheStateTopic(t *testing.T) {
+	const far = 3000
+	for name, c := range map[string]struct {
+		before, behind string // of the far many records of others
+		halts          bool
+		epoch          int64
+	}{
+		"the record stands at the end":       {before: "torn", behind: `{"version": 2, "epoch": 7}`, epoch: 7},
+		"the record stands far from the end": {before: `{"version": 2, "epoch": 7}`, epoch: 7},
+		"nothing that can be read":           {before: "torn", halts: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t, cdctest.Kafka(t)).create(t)
+			client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			var records []*kgo.Record
+			add := func(key, value string) {
+				if value != "" {
+					records = append(records, &kgo.Record{Topic: s.cfg.StateTopic(), Key: []byte(key), Value: []byte(value)})
 				}
 			}
-			if len(live) != 2 || !live["4/i"] || !live["3/i"] {
-				t.Errorf("records of %v are left", live)
+			add("7/i", c.before)
+			for i := range far {
+				add(cdc.DecisionPrefix+strconv.Itoa(i), `{"command": "adopt"}`)
+			}
+			add("7/i", c.behind)
+			if err := client.ProduceSync(t.Context(), records...).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			st, err := s.sink.Peek(t.Context())
+			if errors.As(err, new(*cdc.Halt)) != c.halts || err == nil && (st == nil || st.Epoch != c.epoch) {
+				t.Errorf("%+v, %v", st, err)
+			}
+			if decisions, err := s.sink.Decisions(t.Context()); len(decisions) != far && err == nil {
+				t.Errorf("%d decisions are told of %d, %v", len(decisions), far, err)
 			}
 		})
 	}

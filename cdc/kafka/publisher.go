@@ -40,6 +40,7 @@ type publisher struct {
 
 	dead      deadReader
 	stale     []string // keys of state records to tombstone with the next one
+	former    string   // key of the former session's record, which is stale once this session's first is durable
 	deadTopic string   // made once: Check looks at it for every row
 
 	mu       sync.Mutex
@@ -53,7 +54,11 @@ var _ cdc.Publisher = (*publisher)(nil)
 func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 	log, err := p.sink.readState(ctx, false)
 	p.stale = log.stale()
-	return log.newest(), err
+	newest := log.newest()
+	if newest != nil {
+		p.former = newest.Key()
+	}
+	return newest, err
 }
 
 // fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
@@ -139,6 +144,17 @@ func (p *publisher) batchLimit(topic string) int32 {
 // Publish hands the whole window over, flushes, and returns when every promise is resolved; exactly once, all of it in one
 // transaction. After an error the client must not be used again: what became of the transaction is for the state record to say.
 func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.State) error {
+	err := p.publishWithin(ctx, records, st)
+	if err == nil && st != nil && p.former != "" {
+		if p.former != st.Key() {
+			p.stale = append(p.stale, p.former)
+		}
+		p.former = ""
+	}
+	return err
+}
+
+func (p *publisher) publishWithin(ctx context.Context, records []cdc.Record, st *cdc.State) error {
 	if p.within == 0 {
 		return p.publish(ctx, records, st)
 	}

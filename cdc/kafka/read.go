@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	readWithin = time.Minute // longer than any transaction of ours may stay open on a topic
+	readWithin = time.Minute // without progress; longer than any transaction of ours may stay open on a topic
 	readPause  = 250 * time.Millisecond
 )
 
@@ -26,10 +26,10 @@ type reader struct {
 	answers   atomic.Int64 // fetches that were answered
 }
 
-func (s *Sink) reader(topic string, partition int32, from int64) (*reader, error) {
-	r := &reader{topic: topic, partition: partition, next: from}
+// reader returns a reader that has read nothing: begin says where it starts.
+func (s *Sink) reader(topic string, partition int32) (*reader, error) {
+	r := &reader{topic: topic, partition: partition}
 	client, err := s.client(
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().At(from)}}),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // so that the last offset is seen, whatever stands there
 		kgo.FetchMaxWait(100*time.Millisecond),
@@ -41,6 +41,12 @@ func (s *Sink) reader(topic string, partition int32, from int64) (*reader, error
 	}
 	r.client = client
 	return r, nil
+}
+
+// begin has the next record read from an offset on. It is called once.
+func (r *reader) begin(from int64) {
+	r.next = from
+	r.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{r.topic: {r.partition: kgo.NewOffset().At(from)}})
 }
 
 func (r *reader) close() { r.client.Close() }
@@ -75,23 +81,26 @@ func (r *reader) end(ctx context.Context, stable bool) (int64, error) {
 	return end.Offset, nil
 }
 
-// readTo hands over what stands before end. It waits for transactions that are open there.
+// readTo hands over what stands before end. It waits for transactions that are open there, and gives up when nothing has come
+// for readWithin.
 func (r *reader) readTo(ctx context.Context, end int64, each func(*kgo.Record)) error {
-	ctx, cancel := context.WithTimeout(ctx, readWithin)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	giveUp := time.AfterFunc(readWithin, func() { cancel(context.DeadlineExceeded) })
+	defer giveUp.Stop()
 	quiet := int64(-1) // answers when the partition was stable up to end and nothing more came
 	for r.next < end {
 		answered := r.answers.Load()
 		poll, done := context.WithTimeout(ctx, readPause)
 		fetches := r.client.PollFetches(poll)
 		done()
+		if err := context.Cause(ctx); err != nil {
+			return fmt.Errorf("read %s: only to offset %d of %d: a transaction may be open on it: try again: %w", r.topic, r.next, end, err)
+		}
 		for _, f := range fetches.Errors() {
 			if !errors.Is(f.Err, context.DeadlineExceeded) {
 				return fmt.Errorf("read %s: %w", r.topic, f.Err)
 			}
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("read %s: only to offset %d of %d: a transaction may be open on it: try again: %w", r.topic, r.next, end, ctx.Err())
 		}
 		records := fetches.Records()
 		for _, record := range records {
@@ -101,6 +110,7 @@ func (r *reader) readTo(ctx context.Context, end int64, each func(*kgo.Record)) 
 			}
 		}
 		if len(records) > 0 {
+			giveUp.Reset(readWithin)
 			quiet = -1
 			continue
 		}

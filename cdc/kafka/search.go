@@ -93,10 +93,11 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 			if start.Offset >= end.Offset {
 				continue
 			}
-			r, err := s.reader(topic, partition, start.Offset)
+			r, err := s.reader(topic, partition)
 			if err != nil {
 				return nil, read, err
 			}
+			r.begin(start.Offset)
 			err = r.readTo(ctx, end.Offset, func(record *kgo.Record) {
 				read.Records++
 				if p := place(record); q.Match(p.ID, p.Key) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -19,19 +20,34 @@ import (
 type stateLog struct {
 	states    []*cdc.State
 	decisions []cdc.Decision
+	whole     bool // it was read from its beginning
 }
 
 // Decisions returns what operators decided, oldest first.
 func (s *Sink) Decisions(ctx context.Context) ([]cdc.Decision, error) {
-	log, err := s.readState(ctx, true)
+	log, err := s.readLog(ctx, true, math.MaxInt64)
 	return log.decisions, err
 }
 
-// readState reads the state topic from its beginning (it is compacted and small) to where its first open transaction begins,
-// if stable, else to its end, which waits until those that are open are ended. Where there is no topic there is nothing.
-func (s *Sink) readState(ctx context.Context, stable bool) (log stateLog, err error) {
+// stateTail is how many offsets at the end of the state topic a session reads. The record that holds is among the last ones:
+// exactly once no former session can write behind it, and at least once a former session that has lost the slot writes a few
+// more at most. The topic itself can be large, for the markers of transactions stay a day, and longer where no cleaner runs.
+const stateTail = 2000
+
+// readState returns what stands at the end of the state topic, up to where its first open transaction begins, if stable, else
+// up to the end, which waits until those that are open are ended. Where there is no topic there is nothing.
+func (s *Sink) readState(ctx context.Context, stable bool) (stateLog, error) {
+	log, err := s.readLog(ctx, stable, stateTail)
+	if err == nil && len(log.states) == 0 && !log.whole {
+		return s.readLog(ctx, stable, math.MaxInt64)
+	}
+	return log, err
+}
+
+// readLog reads the last offsets of the state topic, so many at most.
+func (s *Sink) readLog(ctx context.Context, stable bool, most int64) (log stateLog, err error) {
 	name := s.cfg.StateTopic()
-	r, err := s.reader(name, 0, 0)
+	r, err := s.reader(name, 0)
 	if err != nil {
 		return log, err
 	}
@@ -53,6 +69,9 @@ func (s *Sink) readState(ctx context.Context, stable bool) (log stateLog, err er
 	if err := failpoint.Hit("state_read"); err != nil {
 		return log, err
 	}
+	from := max(0, end-most)
+	log.whole = from == 0
+	r.begin(from)
 	var unreadable error
 	err = r.readTo(ctx, end, func(r *kgo.Record) {
 		if unreadable == nil {

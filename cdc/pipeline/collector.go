@@ -15,7 +15,10 @@ import (
 
 const (
 	askEvery  = 5 * time.Second
-	askWithin = 3 * time.Second // under a scrape's own timeout
+	askWithin = 3 * time.Second // for an answer, after which the next question may be asked
+	// answerWithin is how long a probe or a scrape waits for a look, before it gets the last one: a probe's own limit is
+	// often a second, and an answer costs the same whether the database hangs or not.
+	answerWithin = 80 * time.Millisecond
 )
 
 // watched is what Status and metrics ask beside the relay. What a pipeline has not is nil.
@@ -32,20 +35,33 @@ type watched struct {
 	}
 }
 
-// asked are the metrics that PostgreSQL and Kafka know and the relay does not, or not while it is halted: they are
-// asked for when somebody scrapes, and not more often than every few seconds. What cannot be asked is left out.
+// asked is what PostgreSQL and Kafka know and the relay does not, or not while it is halted. They are asked when
+// somebody wants to know, by one look at a time that all share: a probe and a scrape get what was seen last, and wait for
+// neither a database that hangs nor a table that is large. A metric that could not be asked is left out.
 type asked struct {
-	lag, seconds, retained, lost, unresolved   *prometheus.Desc
-	pending, oldest, failed, heldKeys, horizon *prometheus.Desc
+	lag, seconds, retained, lost, safe, left, unresolved *prometheus.Desc
+	pending, oldest, failed, heldKeys, horizon           *prometheus.Desc
 
 	watched
 
 	looks     cdc.Lag
 	delivered atomic.Pointer[time.Time] // up to when all is delivered, as the relay knows
 
-	mu   sync.Mutex
-	at   time.Time
-	last []prometheus.Metric
+	mu      sync.Mutex
+	last    *look
+	looking chan struct{} // closed when the look under way has ended; nil without one
+	wal     rate
+}
+
+// look is what PostgreSQL and Kafka said, and why a question got no answer.
+type look struct {
+	at        time.Time
+	facts     cdc.Facts
+	perSecond float64 // bytes of WAL; 0 while that is not known
+	backlog   polling.Backlog
+	letters   int
+
+	factsErr, backlogErr, lettersErr error
 }
 
 func newAsked(labels prometheus.Labels, of watched) *asked {
@@ -56,31 +72,61 @@ func newAsked(labels prometheus.Labels, of watched) *asked {
 		seconds:    desc("walpost_lag_seconds", "For how long WAL has been there that is not confirmed to the slot; 0 when all is. Left out while it is not known, never 0 while something is stuck."),
 		retained:   desc("walpost_slot_retained_bytes", "WAL that the server keeps for the slot; also while no relay streams."),
 		lost:       desc("walpost_slot_lost", "1 when the server has removed WAL that was not delivered, or there is no slot."),
-		pending:    desc("walpost_pending_rows", "Polling: rows of the table that are pending."),
+		pending:    desc("walpost_pending_rows", "Polling: rows of the table that are pending, counted up to 100,000."),
 		oldest:     desc("walpost_oldest_pending_seconds", "Polling: for how long the oldest pending row has been there; 0 without one."),
-		failed:     desc("walpost_failed_rows", "Polling: rows that were refused so often that they wait for walpost dlq."),
+		failed:     desc("walpost_failed_rows", "Polling: rows that were refused so often that they wait for walpost dlq, counted up to 100,000."),
 		heldKeys:   desc("walpost_held_keys", "Polling: keys whose later rows wait for a failed one."),
 		horizon:    prometheus.NewDesc("walpost_horizon_seconds", "Polling: for how long the transaction has been open that rows wait for, by its process; for how long they have waited, where that may not be seen. Left out when none wait.", []string{"pid"}, labels),
+		safe:       desc("walpost_slot_safe_wal_bytes", "WAL that may be written before the slot can be lost (safe_wal_size). Left out without a limit (max_slot_wal_keep_size = -1)."),
+		left:       desc("walpost_slot_seconds_left", "After how many seconds the slot can be lost at the rate at which WAL was written in the last hour or two, if nothing is confirmed meanwhile. Left out without a limit, and in the first seconds."),
 		unresolved: desc("walpost_dead_letters_unresolved", "Dead letters that are neither redriven nor dropped."),
 	}
 }
 
 func (a *asked) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{a.lag, a.seconds, a.retained, a.lost, a.unresolved, a.pending, a.oldest, a.failed, a.heldKeys, a.horizon} {
+	for _, d := range []*prometheus.Desc{a.lag, a.seconds, a.retained, a.lost, a.safe, a.left, a.unresolved, a.pending, a.oldest, a.failed, a.heldKeys, a.horizon} {
 		ch <- d
 	}
 }
 
 func (a *asked) Collect(ch chan<- prometheus.Metric) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if time.Since(a.at) > askEvery {
-		a.last = a.ask()
-		a.at = time.Now()
-	}
-	for _, m := range a.last {
+	for _, m := range a.metrics(a.seen(askEvery, answerWithin)) {
 		ch <- m
 	}
+}
+
+// seen returns the newest look, nil before the first. If that is older than fresh, it waits for another one, up to so long.
+func (a *asked) seen(fresh, within time.Duration) *look {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last != nil && time.Since(a.last.at) < fresh {
+		return a.last
+	}
+	if a.looking == nil {
+		done := make(chan struct{})
+		a.looking = done
+		go func() {
+			l := a.ask()
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if l.factsErr == nil && a.facts != nil {
+				l.perSecond = a.wal.saw(l.facts.WALEnd, l.facts.Time)
+				a.looks.Look(l.facts.WALEnd, l.facts.Time)
+			}
+			a.last, a.looking = l, nil
+			close(done)
+		}()
+	}
+	done := a.looking
+	a.mu.Unlock()
+	timer := time.NewTimer(within)
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+	timer.Stop()
+	a.mu.Lock()
+	return a.last
 }
 
 // knows takes down up to when all is delivered, as a session says.
@@ -90,10 +136,8 @@ func (a *asked) knows(at time.Time) {
 	}
 }
 
-// behind is for how long what is not confirmed has waited. Each question is a look, so that it is known of a relay too
-// that does not stream.
+// behind is for how long what is not confirmed has waited. It is known of a relay too that does not stream.
 func (a *asked) behind(f *cdc.Facts) (time.Duration, bool) {
-	a.looks.Look(f.WALEnd, f.Time)
 	at := a.looks.Current(f.Slot.ConfirmedFlush)
 	if relay := a.delivered.Load(); relay != nil && relay.After(at) {
 		at = *relay
@@ -101,41 +145,91 @@ func (a *asked) behind(f *cdc.Facts) (time.Duration, bool) {
 	return cdc.Behind(f.Slot.ConfirmedFlush, f.WALEnd, at, f.Time)
 }
 
-func (a *asked) ask() (metrics []prometheus.Metric) {
+// ask asks all of them at once.
+func (a *asked) ask() *look {
 	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
 	defer cancel()
+	l := &look{}
+	var questions sync.WaitGroup
+	if a.facts != nil {
+		questions.Go(func() { l.facts, l.factsErr = a.facts.Facts(ctx) })
+	}
+	if a.table != nil {
+		questions.Go(func() { l.backlog, l.backlogErr = a.table.Backlog(ctx) })
+	}
+	if a.letters != nil {
+		questions.Go(func() { l.letters, l.lettersErr = a.letters.Count(ctx) })
+	}
+	questions.Wait()
+	l.at = time.Now()
+	return l
+}
+
+func (a *asked) metrics(l *look) (metrics []prometheus.Metric) {
+	if l == nil {
+		return nil
+	}
 	gauge := func(desc *prometheus.Desc, value float64) {
 		metrics = append(metrics, prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value))
 	}
-	if a.facts != nil {
-		if f, err := a.facts.Facts(ctx); err == nil {
-			if f.Slot.Lost() {
-				gauge(a.lost, 1)
-			} else {
-				gauge(a.lost, 0)
-				gauge(a.lag, max(0, float64(f.WALEnd)-float64(f.Slot.ConfirmedFlush)))
-				if behind, known := a.behind(&f); known {
-					gauge(a.seconds, behind.Seconds())
-				}
-				gauge(a.retained, max(0, float64(f.WALEnd)-float64(f.Slot.RestartLSN)))
+	if f := &l.facts; a.facts != nil && l.factsErr == nil {
+		if f.Slot.Lost() {
+			gauge(a.lost, 1)
+		} else {
+			gauge(a.lost, 0)
+			gauge(a.lag, max(0, float64(f.WALEnd)-float64(f.Slot.ConfirmedFlush)))
+			if behind, known := a.behind(f); known {
+				gauge(a.seconds, behind.Seconds())
+			}
+			gauge(a.retained, max(0, float64(f.WALEnd)-float64(f.Slot.RestartLSN)))
+			if f.Slot.SafeWALSize != nil {
+				gauge(a.safe, float64(*f.Slot.SafeWALSize))
+			}
+			if left, limited := secondsLeft(l.perSecond, &f.Slot); limited {
+				gauge(a.left, left)
 			}
 		}
 	}
-	if a.table != nil {
-		if b, err := a.table.Backlog(ctx); err == nil {
-			gauge(a.pending, float64(b.Pending))
-			gauge(a.oldest, b.OldestSeconds)
-			gauge(a.failed, float64(b.Failed))
-			gauge(a.heldKeys, float64(b.HeldKeys))
-			if b.Horizon != nil {
-				metrics = append(metrics, prometheus.MustNewConstMetric(a.horizon, prometheus.GaugeValue, b.Horizon.Seconds, strconv.Itoa(int(b.Horizon.PID))))
-			}
+	if b := &l.backlog; a.table != nil && l.backlogErr == nil {
+		gauge(a.pending, float64(b.Pending))
+		gauge(a.oldest, b.OldestSeconds)
+		gauge(a.failed, float64(b.Failed))
+		gauge(a.heldKeys, float64(b.HeldKeys))
+		if b.Horizon != nil {
+			metrics = append(metrics, prometheus.MustNewConstMetric(a.horizon, prometheus.GaugeValue, b.Horizon.Seconds, strconv.Itoa(int(b.Horizon.PID))))
 		}
 	}
-	if a.letters != nil {
-		if n, err := a.letters.Count(ctx); err == nil {
-			gauge(a.unresolved, float64(n))
-		}
+	if a.letters != nil && l.lettersErr == nil {
+		gauge(a.unresolved, float64(l.letters))
 	}
 	return metrics
+}
+
+// rate is how fast the server writes WAL, over the last hour or two, or since it was seen first.
+type rate struct{ from, mid walEnd }
+
+type walEnd struct {
+	lsn cdc.LSN
+	at  time.Time
+}
+
+const (
+	rateAfter = 10 * time.Second // over less it says nothing
+	rateOver  = time.Hour
+)
+
+// saw takes down where the WAL ended and returns the rate in bytes a second; 0 while it is not known.
+func (r *rate) saw(end cdc.LSN, at time.Time) float64 {
+	now := walEnd{end, at}
+	if r.from.at.IsZero() || end < r.from.lsn { // the first time, or another server
+		r.from, r.mid = now, now
+	}
+	if at.Sub(r.mid.at) > rateOver {
+		r.from, r.mid = r.mid, now
+	}
+	took := at.Sub(r.from.at)
+	if took < rateAfter {
+		return 0
+	}
+	return float64(end-r.from.lsn) / took.Seconds()
 }

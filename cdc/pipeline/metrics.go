@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -42,10 +41,10 @@ func newMetrics(pipeline string, of watched, reg prometheus.Registerer) *metrics
 		return m
 	}
 	c := &metrics{
-		received:  counter("walpost_rows_received_total", "Rows of the outbox that were taken off the WAL and had to be delivered."),
+		received:  counter("walpost_rows_received_total", "Rows of the outbox that were read from the WAL, or, polled, from the table, and had to be delivered."),
 		dropped:   counter("walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."),
 		others:    counter("walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."),
-		bytes:     counter("walpost_received_bytes_total", "Bytes read from the replication connection."),
+		bytes:     counter("walpost_received_bytes_total", "Bytes read from the replication connection, or, polled, of the rows."),
 		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka, as dead letters too."),
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "walpost_dead_letters_total", Help: "Rows that were put aside, by class of the reason: into the dead letter topic, or, polled, as failed.", ConstLabels: labels,
@@ -173,7 +172,7 @@ func (c *metrics) observer() cdc.Observer {
 }
 
 // ready returns nil while the relay streams, or stands by to take over; otherwise an error that says why not.
-func (c *metrics) ready(ctx context.Context) error {
+func (c *metrics) ready() error {
 	c.mu.Lock()
 	s := c.known
 	c.mu.Unlock()
@@ -193,51 +192,64 @@ func (c *metrics) ready(ctx context.Context) error {
 	case s.Stalled != "":
 		return errors.New(s.Stalled)
 	case c.asked.table != nil:
-		b, err := c.asked.table.Backlog(ctx)
-		if err == nil && b.Horizon != nil && b.Horizon.Seconds > heldTooLong.Seconds() {
-			return errors.New(b.Horizon.String())
+		l := c.asked.seen(askEvery, answerWithin)
+		switch {
+		case l == nil:
+			return errors.New("the table has not answered yet")
+		case l.backlogErr == nil && l.backlog.Horizon != nil && l.backlog.Horizon.Seconds > heldTooLong.Seconds():
+			return errors.New(l.backlog.Horizon.String())
 		}
-		return err
+		return l.backlogErr
 	}
 	return nil
 }
+
+var errNoAnswer = errors.New("PostgreSQL and Kafka have not answered yet: ask again")
 
 // heldTooLong is when rows that wait for an open transaction are somebody's concern.
 const heldTooLong = time.Minute
 
 // status returns what the relay said, and what PostgreSQL and Kafka say now.
-func (c *metrics) status(ctx context.Context) Status {
+func (c *metrics) status() Status {
 	c.mu.Lock()
 	s := c.known
 	c.mu.Unlock()
 	s.Blocked = []string{}
-	if s.Role != cdc.Standby {
+	switch s.Role {
+	case cdc.Streaming, cdc.Standby:
+		s.Verdict = Flows
+	case cdc.Halted:
 		s.blockedBy(s.Reason)
+	default: // until it streams, or halts
+		if s.Verdict = CannotTell; s.Reason != "" {
+			s.add(s.Reason)
+		}
 	}
 	if s.KafkaStalled {
 		s.blockedBy("kafka does not answer: its brokers' logs say why")
 	}
 	s.blockedBy(s.Stalled)
 	s.blockedBy(s.CommitsWait)
-	if c.asked.letters != nil {
-		if n, err := c.asked.letters.Count(ctx); !s.blocked(err) {
-			s.DeadLetters = &n
-		}
+	l := c.asked.seen(0, askWithin)
+	if l == nil { // nothing has answered yet
+		l = &look{factsErr: errNoAnswer, backlogErr: errNoAnswer, lettersErr: errNoAnswer}
+	}
+	if c.asked.letters != nil && !s.blocked(l.lettersErr) {
+		s.puts(l.letters)
 	}
 	if c.asked.facts != nil {
 		s.Slot = &Slot{Name: c.asked.slot}
-		if f, err := c.asked.facts.Facts(ctx); !s.blocked(err) {
-			s.stands(&f)
-			s.waits(&f)
-			if f.Slot.Exists {
-				s.lags(c.asked.behind(&f))
+		if !s.blocked(l.factsErr) {
+			s.stands(&l.facts)
+			s.waits(&l.facts)
+			if l.facts.Slot.Exists {
+				s.lags(c.asked.behind(&l.facts))
+				s.lasts(l.perSecond, &l.facts)
 			}
 		}
 	}
-	if c.asked.table != nil {
-		if b, err := c.asked.table.Backlog(ctx); !s.blocked(err) {
-			s.backs(&b)
-		}
+	if c.asked.table != nil && !s.blocked(l.backlogErr) {
+		s.backs(&l.backlog)
 	}
 	return s
 }

@@ -50,7 +50,7 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 		{"halted", func() { o.Role(cdc.Halted, halt) }, "halted: found: means; run", `"reason":"found: means; run"`, 0},
 	} {
 		c.does()
-		if err := con.ready(t.Context()); (err == nil) != (c.ready == "") || err != nil && !strings.Contains(err.Error(), c.ready) {
+		if err := con.ready(); (err == nil) != (c.ready == "") || err != nil && !strings.Contains(err.Error(), c.ready) {
 			t.Errorf("%s: ready says %v, want %q", c.name, err, c.ready)
 		}
 		w := httptest.NewRecorder()

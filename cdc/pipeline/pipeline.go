@@ -159,7 +159,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 func (p *Pipeline) Role() (cdc.Role, error) { return p.relay.Role() }
 
 // Ready returns nil while Run streams, or stands by to take over; otherwise an error that says why not.
-func (p *Pipeline) Ready(ctx context.Context) error { return p.metrics.ready(ctx) }
+func (p *Pipeline) Ready(context.Context) error { return p.metrics.ready() }
 
 // Step is what a verb does, or waits for.
 type Step struct {

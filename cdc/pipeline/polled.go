@@ -30,6 +30,9 @@ func (p polled) watched() watched {
 }
 
 func (p polled) survey(ctx context.Context, st *Status) {
+	if st.blocked(p.table.Check(ctx)) {
+		return
+	}
 	b, err := p.table.Backlog(ctx)
 	if st.blocked(err) {
 		return
@@ -39,7 +42,7 @@ func (p polled) survey(ctx context.Context, st *Status) {
 		switch pid, err := p.source.Poller(ctx); {
 		case st.blocked(err):
 		case pid == 0:
-			st.blockedBy(fmt.Sprintf("%d rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", b.Pending, p.cfg.Source.Table))
+			st.blockedBy(fmt.Sprintf("%s rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", polling.Count(b.Pending), p.cfg.Source.Table))
 		}
 	}
 }

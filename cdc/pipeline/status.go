@@ -11,10 +11,21 @@ import (
 	"github.com/walpost/walpost/cdc/polling"
 )
 
+// Verdict is what a status comes to.
+type Verdict string
+
+// The verdicts, from the best to the worst.
+const (
+	Flows        Verdict = "flows"         // rows reach Kafka, or would
+	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka could not be asked
+	NeedsSomeone Verdict = "needs_someone" // rows do not flow, or some were put aside: somebody has to look
+)
+
 // Status is how a pipeline stands: what `walpost status` and GET /status show. A field that is missing is zero, or not
 // known.
 type Status struct {
-	Pipeline string `json:"pipeline"`
+	Pipeline string  `json:"pipeline"`
+	Verdict  Verdict `json:"verdict"`
 
 	// What the relay of this process does; missing where none runs in it.
 	Role      cdc.Role  `json:"role,omitempty"`
@@ -29,12 +40,16 @@ type Status struct {
 	CommitsWait  string `json:"commits_wait,omitempty"` // commits of the server wait for this relay
 
 	// What PostgreSQL and Kafka say.
-	Slot          *Slot      `json:"slot,omitempty"` // missing for a polled table
-	WALEnd        string     `json:"wal_end_lsn,omitempty"`
-	LagBytes      *int64     `json:"lag_bytes,omitempty"`
-	LagSeconds    *float64   `json:"lag_seconds,omitempty"` // for how long what is not confirmed has waited
-	RetainedBytes *int64     `json:"retained_wal_bytes,omitempty"`
-	State         *cdc.State `json:"state,omitempty"`
+	Slot          *Slot    `json:"slot,omitempty"` // missing for a polled table
+	WALEnd        string   `json:"wal_end_lsn,omitempty"`
+	LagBytes      *int64   `json:"lag_bytes,omitempty"`
+	LagSeconds    *float64 `json:"lag_seconds,omitempty"` // for how long what is not confirmed has waited
+	RetainedBytes *int64   `json:"retained_wal_bytes,omitempty"`
+	// WALPerHour is how many bytes of WAL the server has written an hour of late, and SlotSeconds after how many seconds
+	// at that rate the slot is lost if nothing is confirmed meanwhile; missing where the server keeps all WAL for it.
+	WALPerHour  *int64     `json:"wal_bytes_per_hour,omitempty"`
+	SlotSeconds *float64   `json:"slot_seconds_left,omitempty"`
+	State       *cdc.State `json:"state,omitempty"`
 	// Decisions are those of operators, the oldest first. Only Status without a running relay reads them.
 	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
 	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
@@ -51,6 +66,7 @@ type Slot struct {
 	ConfirmedFlush string `json:"confirmed_flush_lsn,omitempty"`
 	RestartLSN     string `json:"restart_lsn,omitempty"`
 	WALStatus      string `json:"wal_status,omitempty"`
+	SafeWALSize    *int64 `json:"safe_wal_size,omitempty"` // bytes that may be written before the slot can be lost; missing without a limit
 }
 
 // Status returns how the pipeline stands. Where Run runs, it says what that knows, and asks PostgreSQL and Kafka for
@@ -58,24 +74,47 @@ type Slot struct {
 // Blocked.
 func (p *Pipeline) Status(ctx context.Context) Status {
 	if p.ran.Load() {
-		return p.metrics.status(ctx)
+		return p.metrics.status()
 	}
-	st := Status{Pipeline: p.cfg.Pipeline, Blocked: []string{}}
+	st := Status{Pipeline: p.cfg.Pipeline, Verdict: Flows, Blocked: []string{}}
 	p.kind.survey(ctx, &st)
 	return st
 }
 
-// blocked adds an error, and reports whether there was one.
+// blocked adds an error, and reports whether there was one. An error that is no halt is a question without an answer.
 func (s *Status) blocked(err error) bool {
-	if err != nil && !slices.Contains(s.Blocked, err.Error()) {
-		s.Blocked = append(s.Blocked, err.Error())
+	switch {
+	case err == nil:
+		return false
+	case errors.As(err, new(*cdc.Halt)):
+		s.blockedBy(err.Error())
+	default:
+		s.add(err.Error())
+		if s.Verdict == Flows {
+			s.Verdict = CannotTell
+		}
 	}
-	return err != nil
+	return true
 }
 
+// blockedBy adds what is known to keep rows from flowing.
 func (s *Status) blockedBy(why string) {
 	if why != "" {
-		s.blocked(errors.New(why))
+		s.add(why)
+		s.Verdict = NeedsSomeone
+	}
+}
+
+func (s *Status) add(why string) {
+	if !slices.Contains(s.Blocked, why) {
+		s.Blocked = append(s.Blocked, why)
+	}
+}
+
+// puts fills in how many rows were put aside.
+func (s *Status) puts(unresolved int) {
+	if s.DeadLetters = &unresolved; unresolved > 0 {
+		s.Verdict = NeedsSomeone
 	}
 }
 
@@ -88,6 +127,7 @@ func (s *Status) stands(f *cdc.Facts) {
 		return
 	}
 	s.Slot.WALStatus, s.Slot.ConfirmedFlush, s.Slot.RestartLSN = slot.WALStatus, slot.ConfirmedFlush.String(), slot.RestartLSN.String()
+	s.Slot.SafeWALSize = slot.SafeWALSize
 	lag, retained := max(0, int64(f.WALEnd)-int64(slot.ConfirmedFlush)), max(0, int64(f.WALEnd)-int64(slot.RestartLSN))
 	s.LagBytes, s.RetainedBytes = &lag, &retained
 }
@@ -96,7 +136,30 @@ func (s *Status) stands(f *cdc.Facts) {
 func (s *Status) waits(f *cdc.Facts) {
 	s.Notes = f.Notes
 	s.blockedBy(f.StandbysAway())
-	s.blocked(f.CommitsWait())
+	if err := f.CommitsWait(); err != nil {
+		s.blockedBy(err.Error())
+	}
+}
+
+// lasts fills in how fast the server writes WAL, and how long the slot lasts at that rate.
+func (s *Status) lasts(perSecond float64, f *cdc.Facts) {
+	if perSecond <= 0 {
+		return
+	}
+	perHour := int64(perSecond * 3600)
+	s.WALPerHour = &perHour
+	if left, limited := secondsLeft(perSecond, &f.Slot); limited {
+		s.SlotSeconds = &left
+	}
+}
+
+// secondsLeft returns after how many seconds a slot can be lost, at a rate of WAL a second, if nothing is confirmed. It
+// reports false where there is no limit, or no WAL is written.
+func secondsLeft(perSecond float64, slot *cdc.SlotFacts) (float64, bool) {
+	if slot.SafeWALSize == nil || perSecond <= 0 {
+		return 0, false
+	}
+	return max(0, float64(*slot.SafeWALSize)) / perSecond, true
 }
 
 // backs fills in what waits in a polled table, and for what.
@@ -106,7 +169,7 @@ func (s *Status) backs(b *polling.Backlog) {
 		s.blockedBy(b.Horizon.String())
 	}
 	if b.Failed > 0 {
-		s.blockedBy(fmt.Sprintf("%d rows have failed and hold %d keys back: `walpost dlq list` says why", b.Failed, b.HeldKeys))
+		s.blockedBy(fmt.Sprintf("%s rows have failed and hold %d keys back: `walpost dlq list` says why", polling.Count(b.Failed), b.HeldKeys))
 	}
 }
 

@@ -53,7 +53,7 @@ func (w wal) survey(ctx context.Context, st *Status) {
 	}
 	if w.cfg.Poison.Policy == config.PolicyDeadLetter {
 		if n, err := w.sink.Unresolved().Count(ctx); !st.blocked(err) {
-			st.DeadLetters = &n
+			st.puts(n)
 		}
 	}
 	if _, err := w.source.Preflight(ctx); st.blocked(err) {
@@ -83,6 +83,11 @@ func (w wal) survey(ctx context.Context, st *Status) {
 		}
 	}
 	st.waits(&seen.Facts)
+	if state := seen.State; state != nil && state.Checked > 0 {
+		var wal rate
+		wal.saw(state.Checked, state.CheckedAt)
+		st.lasts(wal.saw(seen.Facts.WALEnd, seen.Facts.Time), &seen.Facts)
+	}
 	if !st.blocked(seen.identify(ctx, w.source)) && stateErr == nil {
 		_, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts)
 		if !st.blocked(err) && seen.State.Halt != nil && !seen.Facts.Slot.Active {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,7 +16,18 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// Backlog is what waits in a polled table.
+// CountsTo is up to where Backlog counts: it costs the same for all larger tables.
+const CountsTo = 100_000
+
+// Count returns a number of Backlog as words: "at least 100000" where more were not counted.
+func Count(n int64) string {
+	if n >= CountsTo {
+		return fmt.Sprintf("at least %d", n)
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// Backlog is what waits in a polled table. Its counts end at CountsTo.
 type Backlog struct {
 	Pending  int64 `json:"pending"`
 	Refused  int64 `json:"refused"` // of those pending: they are tried again
@@ -73,14 +85,14 @@ func (o *Outbox) Backlog(ctx context.Context) (b Backlog, err error) {
 		return b, err
 	}
 	var waits float64 // of rows that wait for nothing but the relay and other transactions
-	err = t.Conn.QueryRow(ctx, strings.ReplaceAll(o.sql(`
-		SELECT (SELECT count(*) FROM {table} WHERE {status} = {pending}),
-		       (SELECT count(*) FROM {table} WHERE {status} = {pending} AND {retry_count} > 0),
-		       (SELECT count(*) FROM {table} WHERE {status} = {failed}),
-		       (SELECT count(*) FROM (SELECT DISTINCT {type}, {key} FROM {table} WHERE {status} = {failed} AND {key} IS NOT NULL) k),
+	err = t.Conn.QueryRow(ctx, strings.NewReplacer("{age}", age, "{most}", strconv.Itoa(CountsTo)).Replace(o.sql(`
+		SELECT (SELECT count(*) FROM (SELECT FROM {table} WHERE {status} = {pending} LIMIT {most}) p),
+		       (SELECT count(*) FROM (SELECT FROM {table} WHERE {status} = {pending} AND {retry_count} > 0 LIMIT {most}) r),
+		       (SELECT count(*) FROM (SELECT FROM {table} WHERE {status} = {failed} LIMIT {most}) f),
+		       (SELECT count(DISTINCT ({type}, {key})) FROM (SELECT {type}, {key} FROM {table} WHERE {status} = {failed} AND {key} IS NOT NULL LIMIT {most}) k),
 		       coalesce((SELECT {age} FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1), 0)::float8,
-		       coalesce((SELECT {age} FROM {table} o WHERE {status} = {pending} AND {retry_count} = 0
-		                 AND NOT EXISTS (SELECT FROM {table} f WHERE {holds} AND {same}) ORDER BY {position} LIMIT 1), 0)::float8`), "{age}", age)).
+		       coalesce((SELECT {age} FROM (SELECT * FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1000) o WHERE {retry_count} = 0
+		                 AND NOT EXISTS (SELECT FROM {table} f WHERE {holds} AND {same}) ORDER BY {position} LIMIT 1), 0)::float8`))).
 		Scan(&b.Pending, &b.Refused, &b.Failed, &b.HeldKeys, &b.OldestSeconds, &waits)
 	switch {
 	case err != nil:

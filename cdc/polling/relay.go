@@ -212,6 +212,11 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 	if err := failpoint.Hit("poll_fetched"); err != nil {
 		return false, err
 	}
+	bytes := 0
+	for _, it := range items {
+		bytes += int(it.bytes)
+	}
+	r.observer.Received(len(items), 0, 0, bytes)
 	began := time.Now()
 	var taken []int64
 	var last *item // of those taken

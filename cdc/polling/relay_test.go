@@ -266,3 +266,46 @@ func TestDecidedMeanwhile(t *testing.T) {
 		t.Errorf("recorded is %s, %v; want %s", got, err, want)
 	}
 }
+
+// TestBacklogCostsTheSameForAnyTable: probes and scrapes ask for it. It reads no row that was published, and counts to a limit.
+func TestBacklogCostsTheSameForAnyTable(t *testing.T) {
+	t.Parallel()
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)
+	conn := outboxOf(t, cfg)
+	insert := func(status string, rows int) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, status)
+			SELECT gen_random_uuid(), 'order', i, 'x', '{}', $1 FROM generate_series(1, $2::int) i`, status, rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert("SENT", 20_000)
+	insert("PENDING", 3)
+	if _, err := conn.Exec(t.Context(), `VACUUM ANALYZE outbox`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), `SELECT pg_stat_reset()`); err != nil {
+		t.Fatal(err)
+	}
+	table := polling.NewOutbox("p", cfg.Source)
+	b, err := table.Backlog(t.Context())
+	if err != nil || b.Pending != 3 {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	var read, scans int64
+	cdctest.Eventually(t, 20*time.Second, func() error { // its connection leaves the statistics behind when it ends
+		err := conn.QueryRow(t.Context(), `SELECT seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE relname = 'outbox'`).Scan(&read, &scans)
+		if err == nil && scans == 0 {
+			err = errors.New("the statistics are not there")
+		}
+		return err
+	})
+	if read > 0 {
+		t.Errorf("%d rows were read one after the other", read)
+	}
+	insert("PENDING", polling.CountsTo)
+	if b, err = table.Backlog(t.Context()); err != nil || b.Pending != polling.CountsTo || polling.Count(b.Pending) != "at least 100000" || polling.Count(3) != "3" {
+		t.Errorf("%+v, %v: want it counted to %d", b, err, polling.CountsTo)
+	}
+}

@@ -54,7 +54,7 @@ func (o *Outbox) Marks() *postgres.Marks {
 	}
 }
 
-// check returns a Halt that names everything that keeps the table from being polled.
+// check returns a Halt that names everything of the schema that keeps the table from being polled. Its cost does not depend on the rows.
 func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 	has, err := o.inspect(ctx, t)
 	if err != nil {
@@ -68,7 +68,7 @@ func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 	} else if err != nil {
 		return err
 	}
-	return o.unknownWords(ctx, t)
+	return nil
 }
 
 // inspection is what polling finds of the table, and the SQL that makes what it needs.
@@ -231,7 +231,18 @@ func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *ins
 	return nil
 }
 
-// unknownWords looks for a status that nobody would ever do anything about. A large table is not read to its end for it.
+// Check returns a Halt where the table cannot be polled as it is.
+func (o *Outbox) Check(ctx context.Context) error {
+	t, err := o.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = t.Conn.Close(ctx) }()
+	return o.unknownWords(ctx, t)
+}
+
+// unknownWords looks for a status that nobody would ever do anything about. It reads the table, for up to 5 s: a session asks once, and no
+// probe does.
 func (o *Outbox) unknownWords(ctx context.Context, t *postgres.OpenTable) error {
 	var words []string
 	for _, w := range o.cfg.Polling.Words.All() {

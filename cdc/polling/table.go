@@ -100,6 +100,9 @@ func (o *Outbox) begin(ctx context.Context) (*table, error) {
 		return nil, err
 	}
 	row, err := opened.Row(ctx)
+	if err == nil {
+		err = o.unknownWords(ctx, opened)
+	}
 	if err != nil {
 		_ = opened.Conn.Close(ctx)
 		return nil, err

@@ -234,7 +234,7 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	err = conn.QueryRow(ctx, `
 		SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.active_pid, 0), coalesce(s.confirmed_flush_lsn, '0/0')::text,
 		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
-		       format('publication %s/%s entry %s/%s table %s %s.%s',
+		       s.safe_wal_size, format('publication %s/%s entry %s/%s table %s %s.%s',
 		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)`+schemas+`,
 		       coalesce(c.oid, 0), coalesce(c.reltoastrelid, 0), p.oid IS NULL OR pr.oid IS NOT NULL
 		FROM (SELECT 1) one
@@ -243,7 +243,7 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 		LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON n.nspname = $3 AND c.relname = $4
 		LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = c.oid`,
 		s.cfg.Slot, s.cfg.Publication, schema, name,
-	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Fingerprint, &table, &toast, &named)
+	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Slot.SafeWALSize, &f.Fingerprint, &table, &toast, &named)
 	if err != nil {
 		return f, classify("read slot and publication", err)
 	}

@@ -34,7 +34,7 @@ func TestInitSaysWhatHidesRows(t *testing.T) {
 		}
 	}
 	s.publishOneRow()
-	if status := s.MustRun("status"); !strings.Contains(status, "note       publication walpost carries all tables") || !strings.Contains(status, "blocked    by nothing") {
+	if status := s.Status(); !strings.Contains(status, "note       publication walpost carries all tables") || !strings.Contains(status, "blocked    by nothing") {
 		t.Errorf("status:\n%s", status)
 	}
 	other := newTestbed(t)

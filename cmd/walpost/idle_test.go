@@ -31,7 +31,7 @@ func TestIdleServerIsNoStall(t *testing.T) {
 	for _, last := range []string{"SELECT pg_switch_wal()", "CHECKPOINT", "BEGIN; CREATE TABLE never (); ROLLBACK"} {
 		s.Exec(last)
 		cdctest.Eventually(t, 20*time.Second, func() error {
-			if out := s.MustRun("status"); !strings.Contains(out, "lag        0 B and 0 s") {
+			if out := s.Status(); !strings.Contains(out, "lag        0 B and 0 s") {
 				return errors.New(out)
 			}
 			return nil
@@ -43,11 +43,11 @@ func TestIdleServerIsNoStall(t *testing.T) {
 	e2e.ExecOn(t, open, "BEGIN; INSERT INTO foreigners SELECT n, repeat('x', 700) FROM generate_series(1, 1000) n")
 	for began := time.Now(); time.Since(began) < 20*time.Second; {
 		time.Sleep(4 * time.Second) // what is not said is waited for in vain
-		if out := s.MustRun("status"); !strings.Contains(out, "blocked    by nothing") {
+		if out := s.Status(); !strings.Contains(out, "blocked    by nothing") {
 			t.Errorf("beside an open transaction that has written, and now rests:\n%s", out)
 		}
 	}
-	cdctest.Eventually(t, 20*time.Second, func() error { return contains(s.MustRun("status"), " and 0 s behind") })
+	cdctest.Eventually(t, 20*time.Second, func() error { return contains(s.Status(), " and 0 s behind") })
 	if log := r.Log.String(); strings.Contains(log, "stalled") {
 		t.Errorf("a relay that is idle stalls:\n%s", log)
 	}

@@ -41,7 +41,7 @@ func TestWrongNameIsNeverLatched(t *testing.T) {
 		if err := r.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		if out := s.MustRun("status"); !strings.Contains(out, c.says) {
+		if out := s.Status(); !strings.Contains(out, c.says) {
 			t.Errorf("%s: status does not say %q:\n%s", name, c.says, out)
 		}
 		for _, args := range [][]string{{"init"}, {"init", "--remove", "--yes"}, {"skip", "--to", "0/1"}} {
@@ -64,7 +64,7 @@ func TestWrongNameIsNeverLatched(t *testing.T) {
 	}
 	s.StartRelay()
 	s.WaitForEvent(s.InsertRow())
-	if out := s.MustRun("status"); !strings.Contains(out, "by nothing") {
+	if out := s.Status(); !strings.Contains(out, "by nothing") {
 		t.Errorf("status:\n%s", out)
 	}
 }
@@ -95,7 +95,7 @@ func TestChangedNameIsAdopted(t *testing.T) {
 	s.Exec("CREATE PUBLICATION later FOR TABLE outbox WITH (publish = 'insert')")
 	s.Env["WALPOST_SOURCE_PUBLICATION"] = "later"
 	for _, text := range []string{`source.publication is "later", it was "orders"`, "a halt was latched at", "orders does not publish inserts"} {
-		if out := s.MustRun("status"); !strings.Contains(out, text) {
+		if out := s.Status(); !strings.Contains(out, text) {
 			t.Errorf("status does not say %q:\n%s", text, out)
 		}
 	}

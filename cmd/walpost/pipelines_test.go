@@ -107,13 +107,13 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 		fmt.Sprintf("walpost_slot_lag_bytes{pipeline=%q} ", a.Name), fmt.Sprintf("walpost_slot_retained_bytes{pipeline=%q} ", a.Name))
 	r.WaitForLog(3*time.Second, `"pipeline":"`+b.Name+`","slot":"`+b.Slot()+`","error"`)
 	var both []pipeline.Status
-	if err := json.Unmarshal([]byte(all.MustRun("status", "--json")), &both); err != nil || len(both) != 2 {
+	if err := json.Unmarshal([]byte(all.Status("--json")), &both); err != nil || len(both) != 2 {
 		t.Fatal(both, err)
 	}
 	if !both[0].Slot.Active || len(both[0].Blocked) > 0 || both[1].Slot.Exists || len(both[1].Blocked) == 0 {
 		t.Errorf("status of both: %+v", both)
 	}
-	if text := all.MustRun("status"); !strings.Contains(text, "pipeline   "+a.Name) || !strings.Contains(text, "pipeline   "+b.Name) {
+	if text := all.Status(); !strings.Contains(text, "pipeline   "+a.Name) || !strings.Contains(text, "pipeline   "+b.Name) {
 		t.Errorf("status of both:\n%s", text)
 	}
 	for _, args := range [][]string{{"skip", "--to", "0/1"}, {"adopt"}, {"dlq", "list"}, {"where", "x"}, {"init", "--remove", "--yes"}, {"replay", "--from", "x", "--to", "y"}} {
@@ -121,7 +121,7 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 	}
 	all.MustRefuse("there is no such pipeline: "+a.Name+", "+b.Name, "status", "--pipeline", "c")
 	command := all.findCommands(haltSentence(r), "-p "+b.Name+" adopt") // as it is printed, by status as by the log
-	if text := all.MustRun("status"); !strings.Contains(text, "`walpost "+strings.Join(command, " ")+"`") {
+	if text := all.Status(); !strings.Contains(text, "`walpost "+strings.Join(command, " ")+"`") {
 		t.Errorf("status does not print walpost %s:\n%s", strings.Join(command, " "), text)
 	}
 	if out := all.MustRun(command...); !strings.Contains(out, "`walpost -p "+b.Name+" replay ") {

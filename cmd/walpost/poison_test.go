@@ -101,7 +101,7 @@ func TestPoisonIsPutAside(t *testing.T) {
 			if status, want := r.Get(t, "/status"), fmt.Sprintf(`"unresolved_dead_letters":%d`, len(aside)); !strings.Contains(status, want) {
 				t.Errorf("/status is %s, want %s", status, want)
 			}
-			if status, want := s.MustRun("status"), fmt.Sprintf("%d unresolved dead letters", len(aside)); !strings.Contains(status, want) {
+			if status, want := s.Status(), fmt.Sprintf("%d unresolved dead letters", len(aside)); !strings.Contains(status, want) {
 				t.Errorf("status does not say %s:\n%s", want, status)
 			}
 		})
@@ -244,7 +244,7 @@ func TestDeadLetterTopicIsGuarded(t *testing.T) {
 			r := s.StartRelay()
 			r.WaitForLog(20*time.Second, `"halted"`)
 			r.WaitForLog(3*time.Second, c.says)
-			if status := s.MustRun("status"); !strings.Contains(status, c.says) {
+			if status := s.Status(); !strings.Contains(status, c.says) {
 				t.Errorf("status:\n%s", status)
 			}
 			if n := len(s.PublishedIDs()); n != 0 {

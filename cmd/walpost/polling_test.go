@@ -45,7 +45,7 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 		t.Fatalf("asked to stop, the relay ended with %v", err)
 	}
 	s.InsertRows(5)
-	if status := s.MustRun("status"); !strings.Contains(status, "pending    5 rows") || !strings.Contains(status, "blocked    5 rows wait and no relay polls public.outbox") {
+	if status := s.Status(); !strings.Contains(status, "pending    5 rows") || !strings.Contains(status, "blocked    5 rows wait and no relay polls public.outbox") {
 		t.Errorf("status with rows that wait:\n%s", status)
 	}
 	if _, err := s.Run("adopt"); err == nil || !strings.Contains(err.Error(), "polling has neither slot nor state record") {
@@ -116,7 +116,7 @@ func TestFailedRowHoldsItsKey(t *testing.T) {
 			if _, err := s.Run("dlq", "redrive", "nobody"); err == nil || !strings.Contains(err.Error(), "no dead letter with this event id") {
 				t.Errorf("redrive of what is not there: %v", err)
 			}
-			if status := s.MustRun("status"); !strings.Contains(status, "2 rows have failed and hold 2 keys back") {
+			if status := s.Status(); !strings.Contains(status, "2 rows have failed and hold 2 keys back") {
 				t.Errorf("status:\n%s", status)
 			}
 			first := s.Query(`SELECT id::text FROM outbox WHERE status = 'FAILED' ORDER BY position LIMIT 1`)
@@ -221,7 +221,7 @@ func TestPollingBadInput(t *testing.T) {
 	s := newPolledTestbed(t)
 	says := func(text string) {
 		t.Helper()
-		if status := s.MustRun("status"); !strings.Contains(status, text) {
+		if status := s.Status(); !strings.Contains(status, text) {
 			t.Errorf("status does not say %q:\n%s", text, status)
 		}
 	}

@@ -274,7 +274,7 @@ func (s *testbed) wantHalt(r *e2e.Relay, c provoked) {
 	if ready := r.Get(s.T, "/readyz"); !strings.HasPrefix(ready, "503") || !strings.Contains(ready, sentence[:20]) {
 		s.T.Errorf("/readyz does not say the sentence: %s", ready)
 	}
-	if status := s.MustRun("status"); !strings.Contains(status, sentence[:20]) {
+	if status := s.Status(); !strings.Contains(status, sentence[:20]) {
 		s.T.Errorf("status does not say the sentence:\n%s", status)
 	}
 	if err := r.Stop(); err != nil {
@@ -314,7 +314,7 @@ func (s *testbed) wantHalt(r *e2e.Relay, c provoked) {
 	if got := len(s.EventIDs()); got != n-c.lost {
 		s.T.Errorf("%d events arrived, want %d of %d rows: %s\n%s", got, n-c.lost, n, sentence, said)
 	}
-	if status := s.MustRun("status"); !strings.Contains(status, "by nothing") {
+	if status := s.Status(); !strings.Contains(status, "by nothing") {
 		s.T.Errorf("status:\n%s", status)
 	}
 }

@@ -70,7 +70,7 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 			if ready := r.Get(t, "/readyz"); !strings.Contains(ready, sentence) {
 				t.Errorf("/readyz after a restart: %s, want\n%s", ready, sentence)
 			}
-			if status := s.MustRun("status"); !strings.Contains(status, sentence) {
+			if status := s.Status(); !strings.Contains(status, sentence) {
 				t.Errorf("status:\n%s\nwant\n%s", status, sentence)
 			}
 			if active := s.Query("SELECT active::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()); active != "false" {

@@ -35,7 +35,7 @@ func TestRowsTravelFromInitToTopic(t *testing.T) {
 		t.Errorf("metrics do not count 10 rows:\n%s", metrics)
 	}
 	var running pipeline.Status
-	if err := json.Unmarshal([]byte(s.MustRun("status", "--json")), &running); err != nil {
+	if err := json.Unmarshal([]byte(s.Status("--json")), &running); err != nil {
 		t.Fatal(err)
 	}
 	if !running.Slot.Active || len(running.Blocked) > 0 || running.State == nil {
@@ -45,7 +45,7 @@ func TestRowsTravelFromInitToTopic(t *testing.T) {
 		t.Fatalf("asked to stop, the relay ended with %v", err)
 	}
 	s.InsertRows(1000)
-	if status := s.MustRun("status"); !strings.Contains(status, "not active") || !strings.Contains(status, "start `walpost relay`") || strings.Contains(status, "lag        0 B") {
+	if status := s.Status(); !strings.Contains(status, "not active") || !strings.Contains(status, "start `walpost relay`") || strings.Contains(status, "lag        0 B") {
 		t.Errorf("status of a stopped relay with rows behind it:\n%s", status)
 	}
 }

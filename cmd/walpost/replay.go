@@ -48,6 +48,10 @@ func (c *replayCmd) Run(p *process) error {
 		for _, refused := range r.Refusals {
 			p.say("refused: row %q: %s", refused.EventID, refused.Reason)
 		}
+		if r.Published == 0 {
+			p.say("nothing was published: where rows of that time are missing in Kafka, they have been deleted from the table, or its created_at says another time")
+			break
+		}
 		p.say("%d rows were published again, the last one created at %s", r.Published, r.Last)
 	}
 	return err

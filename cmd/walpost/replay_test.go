@@ -62,7 +62,7 @@ func TestReplayFillsAGap(t *testing.T) {
 					last[r.Partition] = e2e.Header(r, "created_at")
 				}
 			}
-			if status := s.MustRun("status"); !strings.Contains(status, "replay by") {
+			if status := s.Status(); !strings.Contains(status, "replay by") {
 				t.Errorf("status:\n%s", status)
 			}
 		})
@@ -80,6 +80,9 @@ func TestReplaySaysWhatItRefuses(t *testing.T) {
 	s.MustRefuse("1 rows were refused", "replay", "--from", hour, "--to", later)
 	if n := len(s.EventIDs()); n != 2 {
 		t.Errorf("%d rows published, want the two that can be", n)
+	}
+	if out := s.MustRun("replay", "--from", "2001-01-01T00:00:00Z", "--to", "2001-01-02T00:00:00Z"); !strings.Contains(out, "nothing was published") || strings.Contains(out, "created at \n") {
+		t.Errorf("a replay that finds nothing:\n%s", out)
 	}
 	s.MustRefuse("RFC 3339", "replay", "--from", "yesterday", "--to", later)
 	s.MustRefuse("is not before", "replay", "--from", later, "--to", hour)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cdc/polling"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type statusCmd struct {
@@ -27,7 +29,10 @@ func (c *statusCmd) Run(p *process) error {
 	if c.JSON {
 		enc := json.NewEncoder(p.stdout)
 		enc.SetIndent("", "  ")
-		return enc.Encode(all)
+		if err := enc.Encode(all); err != nil {
+			return err
+		}
+		return outcome(all)
 	}
 	for i, st := range all {
 		if i > 0 {
@@ -35,7 +40,36 @@ func (c *statusCmd) Run(p *process) error {
 		}
 		status(sentences{p.stdout, &cfgs[i]}, st)
 	}
-	return nil
+	return outcome(all)
+}
+
+// outcome returns the exit code of a status: that of the pipeline whose verdict is the worst.
+func outcome(all pipeline.Statuses) error {
+	code := app.ExitCode(0)
+	for _, s := range all {
+		switch {
+		case s.Verdict == pipeline.NeedsSomeone:
+			return app.ExitCode(1)
+		case s.Verdict != pipeline.Flows:
+			code = 2
+		}
+	}
+	if code == 0 {
+		return nil
+	}
+	return code
+}
+
+// limit says how much more WAL the server keeps for the slot, and how long that lasts; "" where there is no limit.
+func limit(s *pipeline.Status) string {
+	switch {
+	case s.Slot.SafeWALSize == nil:
+		return ""
+	case s.SlotSeconds == nil:
+		return fmt.Sprintf("%s more of WAL, and the slot can be lost", size(*s.Slot.SafeWALSize))
+	}
+	left := time.Duration(*s.SlotSeconds * float64(time.Second)).Round(time.Minute)
+	return fmt.Sprintf("%s more of WAL, in %s at %s an hour, and the slot can be lost", size(*s.Slot.SafeWALSize), left, size(*s.WALPerHour))
 }
 
 // status prints how a pipeline stands.
@@ -57,8 +91,8 @@ func status(out io.Writer, s pipeline.Status) {
 		if b.HeldKeys > 0 {
 			held = fmt.Sprintf(", keys held back: %d", b.HeldKeys)
 		}
-		row("pending", "%d rows%s", b.Pending, oldest)
-		row("failed", "%d rows%s", b.Failed, held)
+		row("pending", "%s rows%s", polling.Count(b.Pending), oldest)
+		row("failed", "%s rows%s", polling.Count(b.Failed), held)
 	case s.Slot == nil:
 		row("pending", "not seen")
 	case s.Slot.Exists:
@@ -73,6 +107,9 @@ func status(out io.Writer, s pipeline.Status) {
 		}
 		row("lag", "%s and %s behind the end of the WAL at %s", size(*s.LagBytes), seconds, s.WALEnd)
 		row("retained", "%s of WAL is kept for the slot, from %s", size(*s.RetainedBytes), s.Slot.RestartLSN)
+		if l := limit(&s); l != "" {
+			row("limit", "%s", l)
+		}
 	default:
 		row("slot", "%s: not seen", s.Slot.Name)
 	}

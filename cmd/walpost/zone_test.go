@@ -61,7 +61,7 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 			if w := s.where("--since", "1h", old); len(w.Notes) != 1 || !strings.Contains(w.Notes[0], says) || w.Events[0].Times != 1 {
 				t.Errorf("where: %+v", w)
 			}
-			if status := s.MustRun("status"); !strings.Contains(status, "note       `walpost replay`, `cleanup` and `where` by time will refuse") {
+			if status := s.Status(); !strings.Contains(status, "note       `walpost replay`, `cleanup` and `where` by time will refuse") {
 				t.Errorf("status:\n%s", status)
 			}
 			s.Env["WALPOST_SOURCE_COLUMNS_CREATED_AT_ZONE"] = "Europe/Berln"
@@ -178,7 +178,7 @@ func TestPolledTimesOfTheWritersZone(t *testing.T) {
 			}
 		}
 		s.Env["WALPOST_SOURCE_COLUMNS_CREATED_AT_ZONE"] = "Europe/Berln"
-		if status := s.MustRun("status"); !strings.Contains(status, `source.columns.created_at_zone: PostgreSQL knows no time zone "Europe/Berln"`) {
+		if status := s.Status(); !strings.Contains(status, `source.columns.created_at_zone: PostgreSQL knows no time zone "Europe/Berln"`) {
 			t.Errorf("status:\n%s", status)
 		}
 		s.Env["WALPOST_SOURCE_KIND"] = "wal"

@@ -115,6 +115,16 @@ func (s *Pipeline) MustRun(args ...string) string {
 	return out
 }
 
+// Status returns what `walpost status` printed, whatever its exit code says of the pipeline.
+func (s *Pipeline) Status(flags ...string) string {
+	s.T.Helper()
+	out, err := s.Run(append([]string{"status"}, flags...)...)
+	if said := strings.TrimLeft(out, "[ \n"); !strings.HasPrefix(said, "pipeline ") && !strings.HasPrefix(said, "{") {
+		s.T.Fatalf("walpost status: %v\n%s", err, out)
+	}
+	return out
+}
+
 // MustRefuse runs a command that must fail with an error that holds the text.
 func (s *Pipeline) MustRefuse(says string, args ...string) {
 	s.T.Helper()

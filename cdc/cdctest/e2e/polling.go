@@ -32,7 +32,7 @@ func (s *Pipeline) Backlog() polling.Backlog {
 	var st struct {
 		Backlog *polling.Backlog `json:"backlog"`
 	}
-	out := s.MustRun("status", "--json")
+	out := s.Status("--json")
 	if err := json.Unmarshal([]byte(out), &st); err != nil {
 		s.T.Fatal(err)
 	}

@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 			if mode == "fail" {
 				return errors.Join(errors.New("first thing"), errors.New("second thing:\n\tone\n\tone\n\ttwo"))
 			}
+			if mode == "verdict" {
+				return fmt.Errorf("status: %w", app.ExitCode(2))
+			}
 			fmt.Fprintln(stdout, "up")
 			<-ctx.Done()
 			fmt.Fprintln(stdout, context.Cause(ctx))
@@ -54,6 +57,15 @@ func TestMainEndsAsAsked(t *testing.T) {
 		}
 		if want := "app.test: first thing\napp.test: second thing: one two\n"; stderr.String() != want {
 			t.Errorf("stderr %q, want %q", stderr.String(), want)
+		}
+	})
+	t.Run("an exit code is all that is left to say", func(t *testing.T) {
+		var stderr bytes.Buffer
+		cmd := child("verdict")
+		cmd.Stderr = &stderr
+		_ = cmd.Run()
+		if code := cmd.ProcessState.ExitCode(); code != 2 || stderr.Len() > 0 {
+			t.Errorf("exit code %d, want 2; stderr %q", code, stderr.String())
 		}
 	})
 	t.Run("SIGTERM ends the context with its name and the code is 0", func(t *testing.T) {

@@ -235,7 +235,7 @@ func (s *trial) wantHaltAfterEach(c setup, all ...breakage) {
 		b.does(s)
 		s.tryInsertRows(5)
 		s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), b.says...) })
-		if status := s.MustRun("status"); !strings.Contains(status, b.says[0]) {
+		if status := s.Status(); !strings.Contains(status, b.says[0]) {
 			s.t.Errorf("%s: walpost status does not say it: %s", b.name, status)
 		}
 		s.CleanupMustRefuse("nothing was deleted", b.says[0])

@@ -100,7 +100,7 @@ func (s *trial) waitUntilReady(r *e2e.Relay) {
 // wantStatus wants `walpost status` to say the texts.
 func (s *trial) wantStatus(texts ...string) {
 	s.t.Helper()
-	out := s.MustRun("status")
+	out := s.Status()
 	for _, text := range texts {
 		if !strings.Contains(out, text) {
 			s.t.Errorf("status does not say %q:\n%s", text, out)
@@ -179,7 +179,7 @@ func synchronousStandby(s *trial) {
 	says := func(names, what string) {
 		s.t.Helper()
 		s.setServerSetting(setting, names)
-		out := s.MustRun("status")
+		out := s.Status()
 		if has := strings.Contains(out, setting); has != (what != "") || !strings.Contains(out, what) {
 			s.t.Errorf("%s = '%s': status does not say %q:\n%s", setting, names, what, out)
 		}
@@ -225,7 +225,7 @@ func synchronousStandby(s *trial) {
 		}
 		return nil
 	})
-	printed := regexp.MustCompile("`(ALTER SYSTEM SET synchronous_standby_names = '.*?')` and `(SELECT pg_reload_conf\\(\\))`").FindStringSubmatch(s.MustRun("status", "--json"))
+	printed := regexp.MustCompile("`(ALTER SYSTEM SET synchronous_standby_names = '.*?')` and `(SELECT pg_reload_conf\\(\\))`").FindStringSubmatch(s.Status("--json"))
 	if printed == nil {
 		s.t.Fatal("no command was printed")
 	}
