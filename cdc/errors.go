@@ -44,6 +44,15 @@ func (h *Halt) Error() string {
 	return fmt.Sprintf("%s: %s, LSN range %s; %s", h.Found, h.Means, h.Risk, h.Run)
 }
 
+// Parts are the parts of the text, each by what it is, for those who show them apart.
+func (h *Halt) Parts() [][2]string {
+	means := h.Means
+	if !h.Risk.IsZero() {
+		means += ", LSN range " + h.Risk.String()
+	}
+	return [][2]string{{"found", h.Found}, {"means", means}, {"run", h.Run}}
+}
+
 // record is the halt as it is written into the state record.
 func (h *Halt) record(at time.Time) *HaltRecord {
 	return &HaltRecord{Found: h.Found, Means: h.Means, Run: h.Run, Risk: h.Risk, History: h.History, Latched: h.Latch, At: at.UTC()}

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -178,7 +179,10 @@ func (s *State) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return fmt.Errorf("read state record: %w", err)
 	}
-	if v.Version < 1 || v.Version > StateVersion {
+	if v.Version < 1 {
+		return errors.New("read state record: it has no version, as all records of walpost have: somebody else wrote it")
+	}
+	if v.Version > StateVersion {
 		return fmt.Errorf("read state record: version %d, this walpost reads up to %d: run the newer walpost that wrote it", v.Version, StateVersion)
 	}
 	var j stateJSON

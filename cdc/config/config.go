@@ -239,7 +239,7 @@ func (b *ByteSize) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 0 || n > (1<<62)/factor {
-		return fmt.Errorf("%q is not a size: write 1048576, 64KiB or 4MiB", text)
+		return fmt.Errorf("%q is no size", text)
 	}
 	*b = ByteSize(n * factor)
 	return nil

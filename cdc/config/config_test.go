@@ -1,6 +1,10 @@
 package config
 
 import (
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,55 +39,73 @@ func TestConfigOfThreeLines(t *testing.T) {
 // TestConfigMistakesAreNamed: each mistake is one line that names the key and what to write.
 func TestConfigMistakesAreNamed(t *testing.T) {
 	for text, want := range map[string]string{
-		"pipelin: x":                                                               "pipelin: there is no such key",
-		"pipeline: Über":                                                           "pipeline:",
-		"source: {slot: Bad-Slot}":                                                 "source.slot:",
-		"source: {status_interval: soon}":                                          "status_interval",
-		"source: {status_interval: 1h}":                                            "source.status_interval:",
-		"source: {table: outbox}":                                                  "source.table:",
-		"source: {columns: {id: ''}}":                                              "source.columns.id:",
-		"source: {columns: {id: '=5'}}":                                            "source.columns.id: \"=5\": a constant is for",
-		"source: {columns: {payload: '-'}}":                                        "source.columns.payload: \"-\": every row needs one",
-		"source: {columns: {aggregate_type: '='}}":                                 "write the word behind the =",
-		"source: {columns: {aggregate_type: '-'}}":                                 "source.columns.aggregate_type:",
-		"source: {columns: {aggregate_id: '-'}}":                                   "kafka.null_key: publish",
+		"pipelin: x":                               "pipelin: there is no such key",
+		"pipeline: Über":                           "pipeline:",
+		"source: {slot: Bad-Slot}":                 "source.slot:",
+		"source: {status_interval: soon}":          "status_interval",
+		"source: {status_interval: 1h}":            "source.status_interval:",
+		"source: {table: outbox}":                  "source.table:",
+		"source: {columns: {id: ''}}":              "source.columns.id:",
+		"source: {columns: {ident: x}}":            "source.columns.ident: there is no such key",
+		"source: {url: 'mysql://x'}":               "source.url:",
+		"source: {publication: ''}":                "source.publication:",
+		"source: {max_row_bytes: 5}":               "source.max_row_bytes:",
+		"kafka: {brokers: [localhost]}":            "kafka.brokers:",
+		"kafka: {topic: 'a b'}":                    "kafka.topic:",
+		"kafka: {topic: '__x'}":                    "kafka.topic:",
+		"kafka: {topic: 'walpost.state.x'}":        "kafka.topic:",
+		"kafka: {topic: 'x.{nope}'}":               "kafka.topic:",
+		"kafka: {aggregate_types: ['a b']}":        "kafka.aggregate_types:",
+		"kafka: {partitions: 0}":                   "kafka.partitions:",
+		"kafka: {partitions: many}":                "kafka.partitions: many is no whole number",
+		"kafka: {partitions: 1.5}":                 "kafka.partitions: 1.5 is no whole number",
+		"kafka: {brokers: 'localhost:9092'}":       `kafka.brokers: "localhost:9092" is no list of names: write [localhost:9092]`,
+		"kafka: {agregate_types: [x]}":             "kafka.agregate_types: there is no such key: did you mean kafka.aggregate_types?",
+		"kafka: {aggregateTypes: [x]}":             "did you mean kafka.aggregate_types?",
+		"sorce: {slot: x}":                         "sorce: there is no such key: did you mean source?",
+		"source: {colums: {id: x}}":                "did you mean source.columns?",
+		"slot: x":                                  "slot: there is no such key: did you mean source.slot?",
+		"kafka: {url: x}":                          "see the configuration reference", // source's and cleanup's
+		"1: x":                                     "1: there is no such key",
+		"window: {pace: 5}":                        "window.pace: 5 is no duration: write 5ms, 2s or 1m",
+		"kafka: {rename: {a: [b]}}":                "kafka.rename: {a: [b]} holds no pairs of names",
+		"kafka: {sasl: {password: ['pw@']}}":       "kafka.sasl.password: this is more than one value",
+		"http: \"pw@":                              "configuration line 1: ",
+		"http: a\nhttp: b":                         "configuration line 2: this key is there already",
+		"---\nhttp: a\n---\nhttp: b\n":             "more than one document",
+		"orders":                                   "configuration: the file holds no keys",
+		"[pipeline]":                               "configuration: the file holds no keys",
+		"source: {<<: 5}":                          "configuration line 1: this cannot be read here",
+		"kafka: {replication: -1}":                 "kafka.replication:",
+		"kafka: {headers: ce}":                     "kafka.headers:",
+		"kafka: {cloudevents: {source: 'a b'}}":    "kafka.cloudevents.source:",
+		"kafka: {cloudevents: {source: '%'}}":      "kafka.cloudevents.source:",
+		"kafka: {cloudevents: {content_type: /}}":  "kafka.cloudevents.content_type:",
+		"kafka: {retention: -1s}":                  "kafka.retention:",
+		"kafka: {compression: brotli}":             "kafka.compression:",
+		"kafka: {sasl: {mechanism: ntlm}}":         "kafka.sasl.mechanism:",
+		"kafka: {sasl: {mechanism: plain}}":        "kafka.sasl:",
+		"delivery: exactly_twice":                  "delivery:",
+		"window: {rows: 0}":                        "window.rows:",
+		"window: {bytes: lots}":                    "no size",
+		"window: {bytes: 1GiB}":                    "window.bytes:",
+		"window: {pace: 1m}":                       "window.pace:",
+		"queue_timeout: 0s":                        "queue_timeout:",
+		"shutdown_timeout: -1s":                    "shutdown_timeout:",
+		"http: [1]":                                "http",
+		"pipeline: [":                              "line",
+		"source: {url: 'postgres://u:pw@h:x/db'}":  "source.url:",
+		"source: {columns: {id: '=5'}}":            "source.columns.id: \"=5\": a constant is for",
+		"source: {columns: {payload: '-'}}":        "source.columns.payload: \"-\": every row needs one",
+		"source: {columns: {aggregate_type: '='}}": "write the word behind the =",
+		"source: {columns: {aggregate_type: '-'}}": "source.columns.aggregate_type:",
+		"source: {columns: {aggregate_id: '-'}}":   "kafka.null_key: publish",
 		"source: {columns: {event_type: '-'}}\nkafka: {headers: cloudevents}":      "a CloudEvent has a type",
 		"source: {columns: {event_type: '-'}}\nkafka: {topic: 'x.{event_type}'}":   "kafka.topic asks for {event_type}",
 		"source: {columns: {aggregate_type: '=b'}}\nkafka: {aggregate_types: [a]}": "not in kafka.aggregate_types",
 		"kafka: {aggregate_types: ['*', order]}":                                   "list it alone",
 		"kafka: {null_key: maybe}":                                                 "kafka.null_key: \"maybe\": write refuse or publish",
 		"kafka: {null_payload: maybe}":                                             "kafka.null_payload: \"maybe\": write refuse or tombstone",
-		"source: {columns: {ident: x}}":                                            "source.columns.ident: there is no such key",
-		"source: {url: 'mysql://x'}":                                               "source.url:",
-		"source: {publication: ''}":                                                "source.publication:",
-		"source: {max_row_bytes: 5}":                                               "source.max_row_bytes:",
-		"kafka: {brokers: [localhost]}":                                            "kafka.brokers:",
-		"kafka: {topic: 'a b'}":                                                    "kafka.topic:",
-		"kafka: {topic: '__x'}":                                                    "kafka.topic:",
-		"kafka: {topic: 'walpost.state.x'}":                                        "kafka.topic:",
-		"kafka: {topic: 'x.{nope}'}":                                               "kafka.topic:",
-		"kafka: {aggregate_types: ['a b']}":                                        "kafka.aggregate_types:",
-		"kafka: {partitions: 0}":                                                   "kafka.partitions:",
-		"kafka: {partitions: many}":                                                "many",
-		"kafka: {replication: -1}":                                                 "kafka.replication:",
-		"kafka: {headers: ce}":                                                     "kafka.headers:",
-		"kafka: {cloudevents: {source: 'a b'}}":                                    "kafka.cloudevents.source:",
-		"kafka: {cloudevents: {source: '%'}}":                                      "kafka.cloudevents.source:",
-		"kafka: {cloudevents: {content_type: /}}":                                  "kafka.cloudevents.content_type:",
-		"kafka: {retention: -1s}":                                                  "kafka.retention:",
-		"kafka: {compression: brotli}":                                             "kafka.compression:",
-		"kafka: {sasl: {mechanism: ntlm}}":                                         "kafka.sasl.mechanism:",
-		"kafka: {sasl: {mechanism: plain}}":                                        "kafka.sasl:",
-		"delivery: exactly_twice":                                                  "delivery:",
-		"window: {rows: 0}":                                                        "window.rows:",
-		"window: {bytes: lots}":                                                    "not a size",
-		"window: {bytes: 1GiB}":                                                    "window.bytes:",
-		"window: {pace: 1m}":                                                       "window.pace:",
-		"queue_timeout: 0s":                                                        "queue_timeout:",
-		"shutdown_timeout: -1s":                                                    "shutdown_timeout:",
-		"http: [1]":                                                                "http",
-		"pipeline: [":                                                              "line",
-		"source: {url: 'postgres://u:pw@h:x/db'}":                                  "source.url:",
 	} {
 		_, err := parseOne(text, noEnv)
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -123,6 +145,72 @@ func TestEnvironmentWins(t *testing.T) {
 	_, err = parseOne(goodConfig, func(k string) string { return map[string]string{"WALPOST_QUEUE_TIMEOUT": "soon"}[k] })
 	if err == nil || !strings.Contains(err.Error(), "WALPOST_QUEUE_TIMEOUT") {
 		t.Errorf("a wrong variable is not named: %v", err)
+	}
+}
+
+// TestWrongKindsOfValues: whatever stands at a key, in the file, at one of several pipelines or in the environment, the error names the
+// key, and speaks of keys and values, not of how the program holds them.
+func TestWrongKindsOfValues(t *testing.T) {
+	inside := regexp.MustCompile(`Go |struct|unmarshal|int64|float64|interface|time\.Duration|config\.|sequence|mapping|implemented|overflow`)
+	var cfg Config
+	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, tag reflect.StructTag) {
+		key, variable := strings.Join(path, "."), envName(environment, path)
+		text, list, pairs := v.Kind() == reflect.String, v.Kind() == reflect.Slice, v.Kind() == reflect.Map
+		for value, wrong := range map[string]bool{
+			"s3cret words": !text, "[s3cret, [2]]": true, "{s3cret: {b: c}}": true, "[]": !list, "{}": !pairs,
+			"1.5": !text, "true": !text && v.Kind() != reflect.Bool, "99999999999999999999999": !text,
+		} {
+			file := value
+			for _, key := range slices.Backward(path) {
+				file = "{" + key + ": " + file + "}"
+			}
+			for _, c := range []struct {
+				says, file string
+				env        map[string]string
+				wrong      bool
+			}{
+				{key + ": ", file, nil, wrong},
+				{"pipelines[1]: " + key + ": ", "pipelines: [{pipeline: a}, " + file + "]", nil, wrong},
+				{"environment " + variable + ": ", "", map[string]string{variable: value}, wrong && !text && (!list || value[0] == '[')},
+			} {
+				_, err := parse([]byte(c.file), func(k string) string { return c.env[k] })
+				said := fmt.Sprint(err)
+				if c.wrong && !strings.Contains(said, c.says) {
+					t.Errorf("%s: %s %v: it is not named: %s", key, c.file, c.env, said)
+				}
+				if inside.MatchString(said) || tag.Get("secret") != "" && strings.Contains(said, "s3cret") {
+					t.Errorf("%s: %s %v: it speaks of the program, or tells a secret: %s", key, c.file, c.env, said)
+				}
+			}
+		}
+	})
+}
+
+// TestStrays: a variable that is nearly ours is an error with the right one. Others of ours are told, but for those of Kubernetes.
+func TestStrays(t *testing.T) {
+	cfgs, err := parse([]byte(twoPipelines), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"WALPOST_CONFIG", "WALPOST_ADMIN_URL", "LOG_LEVEL", "LOG_FORMAT"}
+	for name, meant := range map[string]string{
+		"WALPOST_KAFKA_BROKER": "WALPOST_KAFKA_BROKERS", "WALPOST_KAKFA_TLS": "WALPOST_KAFKA_TLS", "walpost_source_url": "WALPOST_SOURCE_URL",
+		"WALPOST_KAFKA_AGGREGATETYPES": "WALPOST_KAFKA_AGGREGATE_TYPES", "WALPOST_ADMINURL": "WALPOST_ADMIN_URL", "WALPOST_CONFG": "WALPOST_CONFIG",
+		"WALPOST_ORDERS_SOURCE_SLOTS": "WALPOST_ORDERS_SOURCE_SLOT", "WALPOST_STOCKROOM_ADMIN_URL": "WALPOST_STOCK_ROOM_ADMIN_URL",
+		"LOG_LEVLE": "LOG_LEVEL", "LOG_FORMATS": "LOG_FORMAT",
+	} {
+		unknown, err := Strays([]string{"PATH", name, "WALPOST_SOURCE_SLOT"}, flags, cfgs)
+		if want := "environment " + name + ": there is no such variable: did you mean " + meant + "?"; err == nil || err.Error() != want || len(unknown) > 0 {
+			t.Errorf("%s: %v, %v, want %s", name, err, unknown, want)
+		}
+	}
+	unknown, err := Strays([]string{
+		"HOME", "KAFKA_BROKER", "LOG_DRIVER", "WALPOST_SOURCE_URL", "WALPOST_ORDERS_SOURCE_URL", "WALPOST_ORDERS_ADMIN_URL", "LOG_LEVEL",
+		"WALPOST_SERVICE_HOST", "WALPOST_SERVICE_PORT", "WALPOST_SERVICE_PORT_HTTP", "WALPOST_PORT", "WALPOST_PORT_8080_TCP", "WALPOST_PORT_8080_TCP_ADDR",
+		"WALPOST_HTTP_SERVICE_HOST", "WALPOST_HTTP_PORT", "WALPOST_ORDERZ_SOURCE_URL", "WALPOST_OTHER_ADMIN_URL", "WALPOST_SOURCE_PORT", "WALPOST_LOG_LEVEL",
+	}, flags, cfgs)
+	if want := []string{"WALPOST_ORDERZ_SOURCE_URL", "WALPOST_OTHER_ADMIN_URL", "WALPOST_SOURCE_PORT", "WALPOST_LOG_LEVEL"}; err != nil || !slices.Equal(unknown, want) {
+		t.Errorf("%v, %v, want %v", unknown, err, want)
 	}
 }
 

@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -48,7 +47,8 @@ func Load(path string, getenv func(string) string) ([]Config, error) {
 // parse does what Load does, with the text of a file.
 func parse(text []byte, getenv func(string) string) ([]Config, error) {
 	doc := document{Config: Default()}
-	var errs []error
+	errs := mistakes(text)
+	wrong := len(errs) > 0
 	var parser error
 	if len(strings.TrimSpace(string(text))) > 0 {
 		parser = yaml.UnmarshalWithOptions(text, &doc, yaml.Strict())
@@ -67,8 +67,8 @@ func parse(text []byte, getenv func(string) string) ([]Config, error) {
 		cfg.several = true
 		cfgs = append(cfgs, cfg)
 	}
-	if parser != nil {
-		errs = append(mistakes(text, parser), errs...)
+	if parser != nil && !wrong { // it stops at the first mistake, and does not always say where
+		errs = append(errs, unreadable(parser))
 	}
 	// What could not be read has its default or zero value, about which there is nothing to say.
 	switch {
@@ -82,7 +82,7 @@ func parse(text []byte, getenv func(string) string) ([]Config, error) {
 }
 
 func readEnvironment(cfg *Config, prefix string, getenv func(string) string) (errs []error) {
-	eachKey(reflect.ValueOf(cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
+	eachKey(reflect.ValueOf(cfg).Elem(), nil, func(path []string, v reflect.Value, tag reflect.StructTag) {
 		name := envName(prefix, path)
 		s := getenv(name)
 		if s == "" {
@@ -95,10 +95,10 @@ func readEnvironment(cfg *Config, prefix string, getenv func(string) string) (er
 		if v.Kind() == reflect.String {
 			v.SetString(s)
 		} else {
-			err = yaml.UnmarshalWithOptions([]byte(s), v.Addr().Interface(), yaml.Strict())
+			err = decode([]byte(s), v)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("environment %s: %w", name, yamlError(err)))
+			errs = append(errs, fmt.Errorf("environment %s: %s", name, wrongValue(s, v, tag)))
 		}
 	})
 	return errs
@@ -222,92 +222,6 @@ func (s *Source) at() (servers []string, database string) {
 
 func overlap(a, b []string) bool {
 	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
-}
-
-// mistakes names every key that does not exist and every value of the wrong type; the parser stops at the first and
-// does not always say where. For bad syntax it is the parser's own error.
-func mistakes(text []byte, parser error) []error {
-	var top map[string]any
-	if yaml.Unmarshal(text, &top) != nil {
-		return []error{yamlError(parser)}
-	}
-	entries, list := top["pipelines"].([]any)
-	several := top["pipelines"] != nil
-	delete(top, "pipelines")
-	errs := wrongKeys(top, "")
-	if several && !list {
-		errs = append(errs, errors.New("pipelines: write a list, an entry for each: - pipeline: orders, and its other keys"))
-	}
-	for i, e := range entries {
-		keys, ok := e.(map[string]any)
-		name, _ := keys["pipeline"].(string)
-		label := (&Config{Pipeline: name}).label(i)
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s: %v: write the keys of a pipeline, pipeline: and the others", label, e))
-			continue
-		}
-		errs = append(errs, wrongKeys(keys, label+": ")...)
-	}
-	if len(errs) == 0 {
-		return []error{yamlError(parser)}
-	}
-	return errs
-}
-
-func wrongKeys(keys map[string]any, label string) (errs []error) {
-	var cfg Config
-	known, flat := map[string]bool{}, map[string]bool{}
-	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, _ reflect.StructTag) {
-		var value any = keys
-		for i, key := range path {
-			known[strings.Join(path[:i+1], ".")] = true
-			m, ok := value.(map[string]any)
-			if !ok {
-				if parent := strings.Join(path[:i], "."); value != nil && !flat[parent] {
-					flat[parent] = true
-					errs = append(errs, fmt.Errorf("%s%s: it holds other keys: write these below it", label, parent))
-				}
-				return
-			}
-			value = m[key]
-		}
-		if value == nil {
-			return
-		}
-		b, err := yaml.Marshal(value)
-		if err == nil {
-			err = yaml.Unmarshal(b, v.Addr().Interface())
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s%s: %s: %w", label, strings.Join(path, "."), strings.TrimSpace(string(b)), yamlError(err)))
-		}
-	})
-	return append(errs, unknownKeys(keys, label, "", known)...)
-}
-
-// unknownKeys looks only into keys that hold others: a rename map's keys are the user's.
-func unknownKeys(keys map[string]any, label, prefix string, known map[string]bool) (errs []error) {
-	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		path := prefix + key
-		if !known[path] {
-			errs = append(errs, fmt.Errorf("%s%s: there is no such key: see the configuration reference in the README", label, path))
-		} else if inner, ok := keys[key].(map[string]any); ok && path != "kafka.rename" {
-			errs = append(errs, unknownKeys(inner, label, path+".", known)...)
-		}
-	}
-	return errs
-}
-
-// yamlError reduces the parser's error to one line: position, message.
-func yamlError(err error) error {
-	var ye yaml.Error
-	if !errors.As(err, &ye) {
-		return err
-	}
-	if t := ye.GetToken(); t != nil && errors.As(err, new(*yaml.SyntaxError)) {
-		return fmt.Errorf("configuration line %d, near %q: %s", t.Position.Line, t.Value, ye.GetMessage())
-	}
-	return errors.New(ye.GetMessage())
 }
 
 const environment = "WALPOST_"

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -84,14 +85,33 @@ func (a *Admin) Topics() []TopicPlan {
 	if a.sink.cfg.Poison.Policy == config.PolicyDeadLetter {
 		plans = append(plans, deadLetterPlan(a.sink.cfg, stateReplication))
 	}
+	for _, name := range a.sink.topics {
+		plans = append(plans, a.sink.plan(name))
+	}
+	return plans
+}
+
+// plan is the plan of a topic of rows.
+func (s *Sink) plan(name string) TopicPlan {
+	k := s.cfg.Kafka
 	retention := "-1"
 	if k.Retention > 0 {
 		retention = strconv.FormatInt(k.Retention.Milliseconds(), 10)
 	}
-	for _, name := range a.sink.topics {
-		plans = append(plans, TopicPlan{Name: name, Partitions: k.Partitions, Replication: k.Replication, Config: map[string]string{"retention.ms": retention}})
+	return TopicPlan{Name: name, Partitions: k.Partitions, Replication: k.Replication, Config: map[string]string{"retention.ms": retention}}
+}
+
+// CreateCommand returns the command of Kafka's own that makes a topic of rows as init would.
+func (s *Sink) CreateCommand(name string) string {
+	plan := s.plan(name)
+	command := fmt.Sprintf("kafka-topics.sh --bootstrap-server %s --create --topic %s --partitions %d", strings.Join(s.cfg.Kafka.Brokers, ","), name, plan.Partitions)
+	if plan.Replication > 0 {
+		command += fmt.Sprintf(" --replication-factor %d", plan.Replication)
 	}
-	return plans
+	for _, key := range slices.Sorted(maps.Keys(plan.Config)) {
+		command += " --config " + key + "=" + plan.Config[key]
+	}
+	return command
 }
 
 // Missing says whether the topic does not exist, and how an existing one differs from the plan.

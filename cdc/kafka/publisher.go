@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -109,14 +110,14 @@ func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
 		return 0, err
 	}
 	if found == nil {
-		run := "run `walpost init`, or create the topic, and the relay goes on by itself"
-		if p.sink.cfg.Kafka.AnyType() { // init does not know it
-			run = "create the topic, and the relay goes on by itself"
+		run := "run `walpost init`, or create the topic"
+		if !slices.Contains(p.sink.topics, topic) { // init knows it as little as we did
+			run = "create it (" + p.sink.CreateCommand(topic) + ")"
 		}
 		return 0, &cdc.Halt{
 			Found: fmt.Sprintf("topic %s does not exist", topic),
 			Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
-			Run:   run,
+			Run:   run + ", and the relay goes on by itself",
 		}
 	}
 	limit = defaultLimit

@@ -44,8 +44,8 @@ type Sink struct {
 
 var _ cdc.Sink = (*Sink)(nil)
 
-// NewSink makes a sink that connects to nothing yet. The topics, where they are known, are checked when a session starts. Each client
-// also has the extra options.
+// NewSink makes a sink that connects to nothing yet. The topics that are known are made by init, and checked when a session starts, unless
+// only rows say which of them are needed. Each client also has the extra options.
 func NewSink(cfg config.Config, topics []string, extra ...kgo.Opt) *Sink {
 	return &Sink{cfg: cfg, topics: topics, extra: extra}
 }
@@ -197,6 +197,9 @@ func (s *Sink) Ready(ctx context.Context) error {
 
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 	for _, topic := range s.topics {
+		if strings.Contains(s.cfg.Kafka.Topic, "{event_type}") {
+			break
+		}
 		if _, err := p.limit(ctx, topic); err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ func (p *Pipeline) Cleanup(ctx context.Context, o CleanupOptions) (postgres.Clea
 	}
 	who := p.cleaner()
 	if o.AdminURL != "" {
-		who.Key, who.URL = "--admin-url", o.AdminURL
+		who.Key, who.URL = "--admin-url (WALPOST_ADMIN_URL)", o.AdminURL
 	}
 	return p.clean(ctx, who, o.DryRun)
 }

@@ -30,22 +30,53 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 		return nil, err
 	}
 	defer s.close(ctx)
-	steps, err := p.kind.plan(ctx, s, o.PartitionByDay)
-	if err == nil {
-		err = s.do(ctx, steps...)
+	for tries := 3; ; tries-- {
+		err = p.prepare(ctx, s, o.PartitionByDay)
+		if tries == 1 || !errors.Is(err, postgres.ErrMadeMeanwhile) {
+			break
+		}
+		s.step("another init makes the same at this moment: look again")
 	}
 	for _, plan := range s.kafka.Topics() {
 		if err == nil {
 			err = s.topic(ctx, plan)
 		}
 	}
-	if err == nil && p.cfg.Kafka.AnyType() && strings.Contains(p.cfg.Kafka.Topic, "{aggregate_type}") {
-		s.step("topics %s: which ones they are only the rows know: they are not made here; create each before its first row (the relay halts at a row whose topic is not there, and goes on when it is)", p.cfg.Kafka.Topic)
+	if err == nil && len(p.patterns) > 0 {
+		one := strings.NewReplacer("{event_type}", "EVENT_TYPE", "{aggregate_type}", "AGGREGATE_TYPE").Replace(p.patterns[0])
+		s.step("topics %s: only the rows say which these are (kafka.rename may list event types): make each before its first row, which halts the relay otherwise: %s",
+			strings.Join(p.patterns, ", "), p.sink.CreateCommand(one))
 	}
 	if err == nil {
 		err = p.kind.begin(ctx, s)
 	}
+	if err == nil {
+		err = s.advise(ctx)
+	}
 	return s.steps, err
+}
+
+// prepare makes role, table and publication, and gives the rights that are needed.
+func (p *Pipeline) prepare(ctx context.Context, s *setup, byDay bool) error {
+	steps, err := p.kind.plan(ctx, s, byDay)
+	if err == nil && p.cfg.Cleanup.URL != "" {
+		var more []postgres.Step
+		more, err = s.pg.PlanCleaner(ctx, p.cfg.Cleanup.URL)
+		steps = append(steps, more...)
+	}
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, steps...)
+}
+
+// advise says what is left to do for those who write events.
+func (s *setup) advise(ctx context.Context) error {
+	advice, err := s.pg.Advice(ctx)
+	if advice != "" {
+		s.step("%s", advice)
+	}
+	return err
 }
 
 // RemoveOptions is how to remove what Init made.
@@ -90,17 +121,22 @@ func (p *Pipeline) open(ctx context.Context, adminURL string, dryRun bool, progr
 	if err != nil {
 		return nil, err
 	}
-	k, err := p.sink.Admin(ctx)
+	s := &setup{pg: pg, dryRun: dryRun, progress: progress}
+	if s.kafka, err = p.sink.Admin(ctx); err == nil && !dryRun {
+		err = pg.Alone(ctx, func() { s.step("waits for another init that works on this database") })
+	}
 	if err != nil {
-		pg.Close(ctx)
+		s.close(ctx)
 		return nil, err
 	}
-	return &setup{pg: pg, kafka: k, dryRun: dryRun, progress: progress}, nil
+	return s, nil
 }
 
 func (s *setup) close(ctx context.Context) {
 	s.pg.Close(ctx)
-	s.kafka.Close()
+	if s.kafka != nil {
+		s.kafka.Close()
+	}
 }
 
 // add notes a step that begins.

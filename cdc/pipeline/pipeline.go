@@ -32,6 +32,7 @@ type Options struct {
 // Pipeline runs one outbox, and is what an operator's verbs act on. It holds nothing open between its methods' calls.
 type Pipeline struct {
 	cfg      config.Config
+	patterns []string // of topics that only rows make known
 	log      zerolog.Logger
 	operator string
 	source   *postgres.Source
@@ -72,8 +73,8 @@ type kind interface {
 	// note writes an operator's decision down.
 	note(ctx context.Context, d *cdc.Decision) error
 
-	// readURL returns the URL of a role that may read the table.
-	readURL(url string) string
+	// reader returns the URL of a role that may read the table, and what holds it.
+	reader(key, url string) (string, string)
 	// trace says what has become of rows as slot, state record and dead letters, or the table, tell.
 	trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error
 
@@ -102,7 +103,8 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	p := &Pipeline{cfg: cfg, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, route.Topics(cfg.Kafka), o.Kafka...)}
+	topics, patterns := route.Topics(cfg.Kafka)
+	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, topics, o.Kafka...)}
 	if cfg.Source.Kind == config.KindPolling {
 		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source)}
 	} else {

@@ -71,7 +71,7 @@ func (polled) delivered(context.Context) (time.Time, error) { return time.Time{}
 // note writes nothing down: polling has no topic for it.
 func (polled) note(context.Context, *cdc.Decision) error { return nil }
 
-func (p polled) readURL(string) string { return p.cfg.Source.URL }
+func (p polled) reader(string, string) (key, url string) { return "source.url", p.cfg.Source.URL }
 
 func (p polled) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, _ cdc.LSN) error {
 	ids := make([]string, len(rows))

@@ -64,7 +64,8 @@ type Traced struct {
 // WhereOptions is what to look for.
 type WhereOptions struct {
 	ID      string        // an event's id, or the key of events
-	ReadURL string        // PostgreSQL, as a role that may SELECT from the outbox
+	ReadURL string        // PostgreSQL, as a role that may SELECT from the outbox; empty: source.url
+	ReadKey string        // what holds it, for people
 	Since   time.Duration // how far back to look on the topics; 0: since the event was written
 }
 
@@ -72,7 +73,8 @@ type WhereOptions struct {
 // which gives key and time; then the dead letters, and the key's partition from that time on.
 func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 	t := &Trace{Asked: o.ID, Events: []Traced{}}
-	rows, end, err := p.source.Find(ctx, p.kind.readURL(o.ReadURL), o.ID)
+	key, url := p.kind.reader(cmp.Or(o.ReadKey, "source.url"), cmp.Or(o.ReadURL, p.cfg.Source.URL))
+	rows, end, err := p.source.Find(ctx, key, url, o.ID)
 	if errors.Is(err, postgres.ErrUnreadable) || errors.Is(err, postgres.ErrZone) {
 		t.Notes = append(t.Notes, err.Error())
 	} else if err != nil {

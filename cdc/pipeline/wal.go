@@ -180,7 +180,7 @@ func (w wal) note(ctx context.Context, d *cdc.Decision) error {
 	return admin.WriteDecision(ctx, d)
 }
 
-func (w wal) readURL(url string) string { return url }
+func (wal) reader(key, url string) (string, string) { return key, url }
 
 func (w wal) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error {
 	seen, err := read(ctx, w.source, w.unfenced)

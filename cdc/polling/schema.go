@@ -23,10 +23,6 @@ func DDL(cfg config.Source) []string {
 
 // Plan returns the steps that role and table need for polling, in order.
 func (o *Outbox) Plan(ctx context.Context, admin *postgres.Admin) ([]postgres.Step, error) {
-	target, err := config.ParsePostgresURL("source.url", o.cfg.URL)
-	if err != nil {
-		return nil, err
-	}
 	t, err := admin.Table(ctx)
 	if err != nil {
 		return nil, err
@@ -48,12 +44,6 @@ func (o *Outbox) Plan(ctx context.Context, admin *postgres.Admin) ([]postgres.St
 	default:
 		plan.Table.What = fmt.Sprintf("table %s: there, with the columns and indexes that polling needs", name)
 	}
-	schema, _ := o.cfg.SchemaTable()
-	user := postgres.Ident(target.User)
-	plan.Rights = postgres.Step{What: fmt.Sprintf("role %s: let it read, mark and delete rows of %s", target.User, name), SQL: []string{
-		fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s", postgres.Ident(schema), user),
-		fmt.Sprintf("GRANT SELECT, UPDATE, DELETE ON %s TO %s", postgres.TableName(o.cfg), user),
-	}}
 	return admin.PlanTable(ctx, plan)
 }
 
@@ -132,7 +122,7 @@ func (o *Outbox) columns() []column {
 	return []column{
 		{"transaction", c.Transaction, []string{"xid8"}, "xid8 NOT NULL DEFAULT pg_current_xact_id()"},
 		{"position", c.Position, []string{"bigint"}, "bigint GENERATED ALWAYS AS IDENTITY"},
-		{"status", c.Status, []string{"text", "character varying"}, o.sql("text NOT NULL DEFAULT {pending} CHECK ({status} IN (") + strings.Join(words, ", ") + "))"},
+		{"status", c.Status, []string{"text", "character varying"}, o.sql("text NOT NULL DEFAULT {pending} CONSTRAINT ") + postgres.ConstraintName(o.cfg, "status_word") + o.sql(" CHECK ({status} IN (") + strings.Join(words, ", ") + "))"},
 		{"processed_at", c.ProcessedAt, []string{"timestamp with time zone"}, "timestamptz"},
 		{"retry_count", c.RetryCount, []string{"integer", "bigint"}, "integer NOT NULL DEFAULT 0"},
 		{"last_error", c.LastError, []string{"text"}, "text"},

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
@@ -55,7 +56,7 @@ func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 	// A server writes what it refuses into its log, with the password in it.
 	step.SQL = slices.Clone(step.SQL)
 	for i := range step.SQL {
-		step.SQL[i] = strings.ReplaceAll(step.SQL[i], step.password(), "")
+		step.SQL[i] = strings.ReplaceAll(step.SQL[i], ":password", "NULL")
 	}
 	back := errors.New("taken back")
 	err = pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
@@ -71,6 +72,32 @@ func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 		return true, nil
 	}
 	return false, a.failed(ctx, step.What, err)
+}
+
+// ErrMadeMeanwhile is returned where a step met somebody who made or changed the same at the same time. Nothing was changed.
+var ErrMadeMeanwhile = errors.New("somebody else may make or change the same at this moment: run the command again")
+
+// madeMeanwhile are the SQLSTATEs of that: of two that make a role, table or publication, and of two that alter a role or grant a right.
+var madeMeanwhile = []string{pgerrcode.UniqueViolation, pgerrcode.DuplicateObject, pgerrcode.DuplicateTable, pgerrcode.InternalError}
+
+// Alone waits until no other init works on this database, and keeps others waiting until Close. waits is called once, where it has to wait.
+func (a *Admin) Alone(ctx context.Context, waits func()) error {
+	for told := false; ; {
+		var alone bool
+		// Not a lock that is waited for: PostgreSQL makes no slot while an older transaction is open.
+		if err := a.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended('walpost init', 0))`).Scan(&alone); err != nil || alone {
+			return err
+		}
+		if !told {
+			told = true
+			waits()
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("waited for another init: nothing was changed: %w", context.Cause(ctx))
+		}
+	}
 }
 
 // Do runs the SQL of all steps, or changes nothing.
@@ -126,6 +153,8 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 			WHERE l.relation = to_regclass($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
 			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, TableName(a.source.cfg)).Scan(&holders)
 		return fmt.Errorf("%s: a lock on %s did not come within %s, and writers would have queued behind the wait: it is held by %s: wait for its end, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "somebody who cannot be named"))
+	case slices.Contains(madeMeanwhile, pg.Code):
+		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): %w", doing, pg.Message, pg.Code, ErrMadeMeanwhile)
 	case pg.Code == pgerrcode.InsufficientPrivilege:
 		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above; nothing was changed", doing, pg.Message, pg.Code, adminURL)
 	}

@@ -24,6 +24,7 @@ const (
 // confirmed; in a polled table the row says so.
 type Cleaner struct {
 	source *Source
+	key    string // holds the URL
 	conn   *pgx.Conn
 	marks  *Marks
 	age    Age // of a row
@@ -49,7 +50,7 @@ func (s *Source) Cleaner(ctx context.Context, o CleanerOptions) (*Cleaner, error
 	if err != nil {
 		return nil, err
 	}
-	c := &Cleaner{source: s, conn: conn, marks: o.Marks}
+	c := &Cleaner{source: s, key: o.Key, conn: conn, marks: o.Marks}
 	if err := c.prepare(ctx); err != nil {
 		_ = conn.Close(ctx)
 		return nil, fmt.Errorf("nothing was deleted: %w", err)
@@ -74,7 +75,7 @@ func (c *Cleaner) prepare(ctx context.Context) error {
 		SELECT (SELECT a.attname::text FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
 		        WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r')`, TableName(c.source.cfg)).Scan(&by)
 	if err != nil {
-		return classify("read the table's partitioning", err)
+		return c.failed(ctx, "read the table's partitioning", err)
 	}
 	if by != nil {
 		if c.days, err = c.source.Age(ctx, c.conn, *by); err != nil {
@@ -278,19 +279,19 @@ func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRu
 	where := h.old + " AND " + h.delivered
 	if dryRun {
 		if err := c.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*) FROM ONLY %s WHERE %s", table, where)).Scan(&n); err != nil {
-			return 0, cleanupError("count what can be deleted", err)
+			return 0, c.failed(ctx, "count what can be deleted", err)
 		}
 		return n, nil
 	}
 	var blocks int64
 	if err := c.conn.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int`, table).Scan(&blocks); err != nil {
-		return 0, classify("ask for the table's size", err)
+		return 0, c.failed(ctx, "ask for the table's size", err)
 	}
 	for at := int64(0); at < blocks; at += batchBlocks {
 		began := time.Now()
 		tag, err := c.conn.Exec(ctx, fmt.Sprintf("DELETE FROM ONLY %s WHERE ctid >= '(%d,0)' AND ctid < '(%d,0)' AND %s", table, at, at+batchBlocks, where))
 		if err != nil {
-			return n, cleanupError("delete from the outbox", err)
+			return n, c.failed(ctx, "delete from the outbox", err)
 		}
 		n += tag.RowsAffected()
 		select {
@@ -302,12 +303,17 @@ func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRu
 	return n, nil
 }
 
-// cleanupError names the right that is missing.
-func cleanupError(doing string, err error) error {
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == pgerrcode.InsufficientPrivilege && unseen(doing, err) == nil {
-		return fmt.Errorf("%s: %s: set cleanup.every and run `walpost init` again, which gives the relay's role what a plain table needs; of a partitioned table name the owner in cleanup.url, or run `walpost cleanup --admin-url`", doing, pg.Message)
+// failed names the right that is missing.
+func (c *Cleaner) failed(ctx context.Context, doing string, err error) error {
+	pg := (*pgconn.PgError)(nil)
+	if !errors.As(err, &pg) || pg.Code != pgerrcode.InsufficientPrivilege || unseen(doing, err) != nil {
+		return classify(doing, err)
 	}
-	return classify(doing, err)
+	lacks := c.source.lacking(ctx, c.conn, err, deleting(c.source.cfg)...)
+	if lacks == "" {
+		lacks = "of a partitioned table only the owner may"
+	}
+	return fmt.Errorf("%s: PostgreSQL says %s: the role of %s has not the right: %s: `walpost init` gives the relay's role what a plain table needs, where cleanup.every is set; or name the owner in cleanup.url, or in `walpost cleanup --admin-url`", doing, pg.Message, c.key, lacks)
 }
 
 // partition is one of the outbox, which is partitioned by range of created_at.
@@ -382,7 +388,7 @@ days:
 				if SQLState(err) == pgerrcode.CheckViolation {
 					continue
 				}
-				return made, cleanupError("make partition "+name, err)
+				return made, c.failed(ctx, "make partition "+name, err)
 			}
 		}
 		made = append(made, name)
@@ -431,7 +437,7 @@ func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool)
 		return false, nil
 	}
 	if err != nil {
-		return false, cleanupError("drop partition "+p.name, err)
+		return false, c.failed(ctx, "drop partition "+p.name, err)
 	}
 	return dropped, nil
 }

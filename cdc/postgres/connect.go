@@ -35,7 +35,7 @@ type login struct {
 
 const (
 	sourceURL = "source.url"
-	adminURL  = "the administrator's URL (--admin-url)"
+	adminURL  = "--admin-url (WALPOST_ADMIN_URL)"
 )
 
 // Open opens an SQL connection as the relay's role.

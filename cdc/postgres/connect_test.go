@@ -144,7 +144,7 @@ func ways(ctx context.Context, text string) map[string]func() error {
 		"source.url, operator":    func() error { _, err := s.Operator(ctx); return err },
 		adminURL:                  func() error { _, err := other.Admin(ctx, text); return err },
 		"cleanup.url":             func() error { _, err := other.Cleaner(ctx, CleanerOptions{Key: "cleanup.url", URL: text}); return err },
-		"--read-url":              func() error { _, _, err := other.Find(ctx, text, "x"); return err },
+		"--read-url":              func() error { _, _, err := other.Find(ctx, "--read-url", text, "x"); return err },
 	}
 }
 

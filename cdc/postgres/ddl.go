@@ -15,16 +15,27 @@ const daysAhead = 7
 // or Kafka could never take.
 func TableDDL(cfg config.Source) string {
 	c := cfg.Columns
-	return strings.NewReplacer(
+	names := []string{
 		"{table}", TableName(cfg), "{id}", Ident(c.ID), "{aggregate_type}", Ident(made(c.AggregateType, "aggregate_type")), "{aggregate_id}", Ident(made(c.AggregateID, "aggregate_id")),
 		"{event_type}", Ident(made(c.EventType, "event_type")), "{payload}", Ident(c.Payload), "{headers}", Ident(made(c.Headers, "headers")), "{created_at}", Ident(createdAt(cfg)),
-	).Replace(`CREATE TABLE {table} (
+	}
+	for _, holds := range []string{"aggregate_type", "aggregate_id", "event_type", "payload_object", "payload_size", "headers_object", "headers_size"} {
+		names = append(names, "{_"+holds+"}", ConstraintName(cfg, holds))
+	}
+	return strings.NewReplacer(names...).Replace(`CREATE TABLE {table} (
     {id} uuid PRIMARY KEY,
-    {aggregate_type} text NOT NULL CHECK ({aggregate_type} ~ '^[A-Za-z0-9._-]{1,100}$'),
-    {aggregate_id} text NOT NULL CHECK (octet_length({aggregate_id}) BETWEEN 1 AND 1024),
-    {event_type} text NOT NULL CHECK (octet_length({event_type}) BETWEEN 1 AND 255),
-    {payload} jsonb NOT NULL CHECK (jsonb_typeof({payload}) = 'object') CHECK (octet_length({payload}::text) <= 900000),
-    {headers} jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof({headers}) = 'object') CHECK (octet_length({headers}::text) <= 16384),
+    {aggregate_type} text NOT NULL
+        CONSTRAINT {_aggregate_type} CHECK ({aggregate_type} ~ '^[A-Za-z0-9._-]{1,100}$'),
+    {aggregate_id} text NOT NULL
+        CONSTRAINT {_aggregate_id} CHECK (octet_length({aggregate_id}) BETWEEN 1 AND 1024),
+    {event_type} text NOT NULL
+        CONSTRAINT {_event_type} CHECK (octet_length({event_type}) BETWEEN 1 AND 255),
+    {payload} jsonb NOT NULL
+        CONSTRAINT {_payload_object} CHECK (jsonb_typeof({payload}) = 'object')
+        CONSTRAINT {_payload_size} CHECK (octet_length({payload}::text) <= 900000),
+    {headers} jsonb NOT NULL DEFAULT '{}'
+        CONSTRAINT {_headers_object} CHECK (jsonb_typeof({headers}) = 'object')
+        CONSTRAINT {_headers_size} CHECK (octet_length({headers}::text) <= 16384),
     {created_at} timestamptz NOT NULL DEFAULT clock_timestamp()
 )`)
 }
@@ -35,6 +46,16 @@ func made(value, otherwise string) string {
 		return otherwise
 	}
 	return value
+}
+
+// ConstraintName returns the quoted name of a constraint of the outbox, which says what it holds. PostgreSQL would cut two long ones to the
+// same 63 bytes.
+func ConstraintName(cfg config.Source, holds string) string {
+	_, table := cfg.SchemaTable()
+	if most := 62 - len(holds); len(table) > most {
+		table = strings.ToValidUTF8(table[:most], "")
+	}
+	return Ident(table + "_" + holds)
 }
 
 // partitionedDDL is TableDDL for a table of days. The key of a partitioned table contains what it is partitioned by. The default

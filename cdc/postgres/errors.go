@@ -136,7 +136,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	switch pg.Code {
 	case pgerrcode.InvalidPassword:
 		if relay {
-			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: ALTER ROLE %s PASSWORD '…' (`walpost init` makes a role and never changes a password)", role)
+			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: `walpost init` does so (ALTER ROLE %s PASSWORD '…')", role)
 		}
 		return halt("user or password is wrong", "correct them in %s", l.key)
 	case pgerrcode.InvalidAuthorizationSpecification:
@@ -145,6 +145,9 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		}
 		return halt("the server does not let this user in from here", "the role must exist and have LOGIN, and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", database, l.key)
 	case pgerrcode.InvalidCatalogName:
+		if l.database != "" && !relay {
+			return halt("source.url names a database that is not on this server", "create it (CREATE DATABASE %s), correct the database in source.url, or the host in %s", database, l.key)
+		}
 		return halt("there is no such database on this server", "create it (CREATE DATABASE %s), or correct host, port or database in the URL", database)
 	case pgerrcode.InsufficientPrivilege:
 		if cfg.RuntimeParams["replication"] != "" {
@@ -153,9 +156,16 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		return halt("the role may not connect to the database", "run as the database's owner: GRANT CONNECT ON DATABASE %s TO %s", database, role)
 	case pgerrcode.TooManyConnections:
 		if cfg.RuntimeParams["replication"] != "" {
-			return fmt.Errorf("%s: all of max_wal_senders are in use (SELECT pid, application_name FROM pg_stat_replication): end one, or raise it", found)
+			return fmt.Errorf("%s: all of max_wal_senders are in use (SELECT pid, application_name FROM pg_stat_replication): end one, or raise it and restart PostgreSQL", found)
 		}
-		return fmt.Errorf("%s: the CONNECTION LIMIT of role %s or of database %s, or the server's max_connections, is used up: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = current_user), or raise the limit that it names", found, role, database)
+		const ended = "%s: %s: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = '%s'), or %s"
+		switch pg.Routine { // never translated, as the message is
+		case "InitializeSessionUserId":
+			return fmt.Errorf(ended, found, "the role's CONNECTION LIMIT is used up", cfg.User, "take it away (ALTER ROLE "+role+" CONNECTION LIMIT -1)")
+		case "CheckMyDatabase":
+			return fmt.Errorf(ended, found, "the database's CONNECTION LIMIT is used up", cfg.User, "raise it (ALTER DATABASE "+database+" CONNECTION LIMIT …)")
+		}
+		return fmt.Errorf(ended, found, "the server's max_connections are used up", cfg.User, "raise max_connections, and restart PostgreSQL")
 	case pgerrcode.CannotConnectNow:
 		return fmt.Errorf("%s: it is starting, stopping or recovering: wait until it is ready", found)
 	case pgerrcode.ProtocolViolation, pgerrcode.FeatureNotSupported:

@@ -57,10 +57,14 @@ func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
 	if refused {
 		lacks = append(lacks, fmt.Sprintf("%s: %s", strings.Join(role.SQL, "; "), g.wayOut(role.role)))
 	}
-	if len(lacks) > 0 {
+	password, why, err := a.planPassword(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if lacks = append(lacks, why...); len(lacks) > 0 {
 		return nil, errForbidden(lacks)
 	}
-	steps := []Step{role, step, publication}
+	steps := slices.Concat([]Step{role}, password, []Step{step, publication})
 	for _, note := range notes {
 		steps = append(steps, Step{What: note})
 	}
@@ -69,16 +73,19 @@ func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
 		if err != nil {
 			return nil, err
 		}
-		steps = append(append(steps, a.planDelete()), sight...)
+		rights, err := a.planRights(ctx, "delete from", deleting(a.source.cfg)...)
+		if err != nil {
+			return nil, err
+		}
+		steps = append(append(steps, rights), sight...)
 	}
 	return steps, nil
 }
 
 // TablePlan is what a relay that works over SQL alone needs of the table.
 type TablePlan struct {
-	OID    uint32 // of the table; 0 where there is none
-	Table  Step   // that makes what the table lacks
-	Rights Step   // that the relay's role needs on it
+	OID   uint32 // of the table; 0 where there is none
+	Table Step   // that makes what the table lacks
 }
 
 // PlanTable returns the steps that such a relay needs, in order: its role, the table, its rights. Errors are as in Plan.
@@ -98,14 +105,22 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 	if refused {
 		lacks = append(lacks, fmt.Sprintf("%s: the role of %s may not do that: let one who may run it, or name a role in source.url that is there", strings.Join(role.SQL, "; "), adminURL))
 	}
-	if len(lacks) > 0 {
+	password, why, err := a.planPassword(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	if lacks = append(lacks, why...); len(lacks) > 0 {
 		return nil, errForbidden(lacks)
+	}
+	rights, err := a.planRights(ctx, "read, mark and delete rows of", right{name: "SELECT"}, right{name: "UPDATE"}, right{name: "DELETE"})
+	if err != nil {
+		return nil, err
 	}
 	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
 	if err != nil {
 		return nil, err
 	}
-	steps := append([]Step{role, p.Table, p.Rights}, sight...)
+	steps := slices.Concat([]Step{role}, password, []Step{p.Table, rights}, sight)
 	notes, err := a.source.zoneNotes(ctx, a.conn)
 	for _, note := range notes {
 		steps = append(steps, Step{What: note})
@@ -123,7 +138,7 @@ func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 	var sql []string
 	switch {
 	case !there:
-		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN", step.role), []string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN", step.role), []string{"CREATE ROLE " + name + " LOGIN" + step.password()}
 	case !login:
 		step.What, sql = fmt.Sprintf("role %s: give it LOGIN", step.role), []string{"ALTER ROLE " + name + " LOGIN"}
 	case len(step.SQL) > 0:
@@ -135,14 +150,50 @@ func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 	return step, nil
 }
 
-// planDelete lets the relay's role delete rows without letting it see what is in them.
-func (a *Admin) planDelete() Step {
-	cfg := a.source.cfg
-	target, _ := a.source.target() // planRole has read it
-	role, created := Ident(target.User), Ident(createdAt(cfg))
-	return Step{What: fmt.Sprintf("role %s: let it delete from %s (cleanup.every)", target.User, cfg.Table), SQL: []string{
-		fmt.Sprintf("GRANT DELETE, SELECT (ctid, xmin, %s) ON %s TO %s", created, TableName(cfg), role),
-	}}
+// planRights lets the relay's role do something with the table.
+func (a *Admin) planRights(ctx context.Context, what string, wants ...right) (Step, error) {
+	target, err := a.source.target()
+	if err != nil {
+		return Step{}, err
+	}
+	sql, err := a.source.grants(ctx, a.conn, target.User, wants...)
+	if err != nil {
+		return Step{}, err
+	}
+	if len(sql) == 0 {
+		return Step{What: fmt.Sprintf("role %s: it may %s %s", target.User, what, a.source.cfg.Table)}, nil
+	}
+	return Step{What: fmt.Sprintf("role %s: let it %s %s", target.User, what, a.source.cfg.Table), SQL: sql}, nil
+}
+
+// planPassword gives a role that is there the password of source.url, where PostgreSQL refuses that. why says that the administrator may
+// not, and that it is nobody's password to be changed by init.
+func (a *Admin) planPassword(ctx context.Context, role Step) (steps []Step, why []string, err error) {
+	var own bool
+	err = a.conn.QueryRow(ctx, `SELECT rolsuper OR rolname = session_user FROM pg_roles WHERE rolname = $1`, role.role).Scan(&own)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows) || err == nil && role.secret == "": // it is made with its password, or has none to compare
+		return nil, nil, nil
+	case err != nil:
+		return nil, nil, classify("look for the role", err)
+	}
+	renews, err := a.renews(ctx)
+	if err != nil || !renews {
+		return nil, nil, err
+	}
+	const differs = "role %s: PostgreSQL refuses the password of source.url"
+	if own {
+		return nil, []string{fmt.Sprintf(differs+", and init does not change that of an administrator: correct it in source.url, or name a role for the relay alone", role.role)}, nil
+	}
+	step := Step{
+		What: fmt.Sprintf(differs+": give the role that one", role.role), SQL: []string{"ALTER ROLE " + Ident(role.role) + role.password()},
+		role: role.role, secret: role.secret,
+	}
+	refused, err := a.try(ctx, step)
+	if refused {
+		return nil, []string{fmt.Sprintf(differs+", and the role of %s may not change it: correct it in source.url, or let one who may run %s", role.role, adminURL, step.SQL[0])}, nil
+	}
+	return []Step{step}, nil, err
 }
 
 // planRole gives the relay's role LOGIN, what replication needs, and CONNECT where PUBLIC has it not, and nothing else.
@@ -159,9 +210,9 @@ func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 	connect := step.SQL
 	switch {
 	case !there && g.replicator == "":
-		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and REPLICATION", step.role), []string{"CREATE ROLE " + name + " LOGIN REPLICATION CONNECTION LIMIT 24" + step.password()}
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and REPLICATION", step.role), []string{"CREATE ROLE " + name + " LOGIN REPLICATION" + step.password()}
 	case !there:
-		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and %s", step.role, right), append([]string{"CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 24" + step.password()}, sql...)
+		step.What, sql = fmt.Sprintf("role %s: create it with LOGIN and %s", step.role, right), append([]string{"CREATE ROLE " + name + " LOGIN" + step.password()}, sql...)
 	case !login || !replicates:
 		step.What = fmt.Sprintf("role %s: give it LOGIN and %s", step.role, right)
 		if replicates {
@@ -187,19 +238,14 @@ func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there
 		return Step{}, false, false, false, err
 	}
 	step = Step{role: target.User, secret: target.Password}
-	var database string
-	var connects bool
 	err = a.conn.QueryRow(ctx, `
-		SELECT r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(CASE WHEN $2 THEN r.rolreplication OR r.rolsuper ELSE `+mayReplicate+` END, false), current_database(),
-		       coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), has_database_privilege('public', current_database(), 'CONNECT'))
-		FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = $1`, target.User, attribute).Scan(&there, &login, &replicates, &database, &connects)
+		SELECT r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(CASE WHEN $2 THEN r.rolreplication OR r.rolsuper ELSE `+mayReplicate+` END, false)
+		FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = $1`, target.User, attribute).Scan(&there, &login, &replicates)
 	if err != nil {
 		return Step{}, false, false, false, classify("look for the role", err)
 	}
-	if !connects {
-		step.SQL = []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", Ident(database), Ident(target.User))}
-	}
-	return step, there, login, replicates, nil
+	step.SQL, err = a.connects(ctx, target.User)
+	return step, there, login, replicates, err
 }
 
 // password is the clause that sets it, where source.url has one.

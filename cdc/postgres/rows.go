@@ -197,10 +197,10 @@ const (
 )
 
 // Find looks for rows whose id is what, or, if there is none, for those whose aggregate id it is, oldest first. end is a WAL
-// position at or behind the commits of all of them. The relay's own role may not read the table: that is ErrUnreadable. With ErrZone the
+// position at or behind the commits of all of them. key is what holds the URL. The relay's own role may not read the table: that is ErrUnreadable. With ErrZone the
 // rows are there, without their times.
-func (s *Source) Find(ctx context.Context, url, what string) (rows []TableRow, end cdc.LSN, err error) {
-	conn, err := s.connectAs(ctx, "--read-url", url, "walpost where")
+func (s *Source) Find(ctx context.Context, key, url, what string) (rows []TableRow, end cdc.LSN, err error) {
+	conn, err := s.connectAs(ctx, key, url, "walpost where")
 	if err != nil {
 		return nil, 0, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgerrcode"
@@ -56,7 +57,9 @@ func (a *Admin) replicating(ctx context.Context) (_ *Admin, done func(), err err
 }
 
 // CreateSlot makes the slot. PostgreSQL first waits for the transactions that are running; after a minute it gives up.
-func (a *Admin) CreateSlot(ctx context.Context) error {
+func (a *Admin) CreateSlot(ctx context.Context) error { return a.createSlot(ctx, time.Minute) }
+
+func (a *Admin) createSlot(ctx context.Context, within time.Duration) error {
 	ctx, cancel := patient(ctx)
 	defer cancel()
 	a, done, err := a.replicating(ctx)
@@ -65,20 +68,67 @@ func (a *Admin) CreateSlot(ctx context.Context) error {
 	}
 	defer done()
 	// The wait for a transaction is a wait for its lock.
-	if _, err := a.conn.Exec(ctx, `SET statement_timeout = '60s'; SET lock_timeout = 0`); err != nil {
+	if _, err := a.conn.Exec(ctx, fmt.Sprintf(`SET statement_timeout = %d; SET lock_timeout = 0`, within.Milliseconds())); err != nil {
 		return classify("set a timeout", err)
 	}
 	_, err = a.conn.Exec(ctx, a.CreateSlotSQL())
 	if _, rerr := a.conn.Exec(ctx, "SET statement_timeout = 0; SET lock_timeout = '"+lockedAfter+"'"); err == nil && rerr != nil {
 		return classify("set a timeout", rerr)
 	}
-	if SQLState(err) == pgerrcode.QueryCanceled {
-		return fmt.Errorf("create the slot: a transaction has been open for a minute and PostgreSQL waits for its end: end it (SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start; prepared ones, of any database: SELECT gid, database FROM pg_prepared_xacts) and run the command again")
+	switch SQLState(err) {
+	case pgerrcode.QueryCanceled:
+		return a.slotWaited(ctx, within)
+	case pgerrcode.ConfigurationLimitExceeded:
+		return a.slotsUsedUp(ctx, err)
 	}
 	if err != nil {
 		return classify("create the slot", err)
 	}
 	return failpoint.Hit("init_slot")
+}
+
+// slotWaited names the transactions whose end a new slot waits for: those of every database that have written something.
+func (a *Admin) slotWaited(ctx context.Context, within time.Duration) error {
+	rows, err := a.conn.Query(ctx, `
+		SELECT pid, gid, database, seconds FROM (
+			SELECT pid, '' AS gid, coalesce(datname, '')::text AS database, backend_xid AS xid, coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::float8 AS seconds
+			FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+			UNION ALL
+			SELECT 0, gid, database::text, transaction, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts) t
+		ORDER BY age(xid) DESC LIMIT 3`)
+	if err != nil {
+		return classify("look what the slot waits for", err)
+	}
+	var t cdc.Transaction
+	var database string
+	var open []string
+	if _, err := pgx.ForEachRow(rows, []any{&t.PID, &t.Prepared, &database, &t.Seconds}, func() error {
+		open = append(open, fmt.Sprintf("%s, of database %s (there: %s)", t, database, t.End()))
+		return nil
+	}); err != nil {
+		return classify("look what the slot waits for", err)
+	}
+	if len(open) == 0 {
+		open = []string{"they have ended meanwhile"}
+	}
+	return fmt.Errorf("create the slot: PostgreSQL first waits for the end of transactions that were open before, and %s was not enough: %s: end what was forgotten, and run the command again; no slot was made", within, strings.Join(open, "; "))
+}
+
+// slotsUsedUp names the slots that nobody reads.
+func (a *Admin) slotsUsedUp(ctx context.Context, full error) error {
+	var most string
+	var unread []string
+	err := a.conn.QueryRow(ctx, `
+		SELECT current_setting('max_replication_slots'),
+		       ARRAY(SELECT format('%s%s', slot_name, ' of database ' || database) FROM pg_replication_slots WHERE NOT active ORDER BY 1)`).Scan(&most, &unread)
+	if err != nil {
+		return classify("create the slot", full)
+	}
+	who := "each of them is read"
+	if len(unread) > 0 {
+		who = "nobody reads " + some(unread) + ": drop one that is not needed (SELECT pg_drop_replication_slot('…'))"
+	}
+	return fmt.Errorf("create the slot: all %s that max_replication_slots allows are in use: %s; or raise max_replication_slots, and restart PostgreSQL; then run the command again", most, who)
 }
 
 // DropSlot removes the slot, if it is there and nobody reads it.

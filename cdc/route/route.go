@@ -73,24 +73,31 @@ func New(pipeline string, cfg config.Kafka) *Router {
 	return r
 }
 
-// Topics returns the topics that are known before any row came: none if the template asks for the event type, or for an aggregate type that
-// may be any.
-func Topics(cfg config.Kafka) []string {
-	if strings.Contains(cfg.Topic, "{event_type}") {
-		return nil
+// Topics returns the topics that are known before any row came, and the patterns of those that rows make known: with {event_type} in the
+// template, or with {aggregate_type} where that may be any.
+// An event type is known where kafka.rename has it, unless several aggregate types could be the one that it is of.
+func Topics(cfg config.Kafka) (known, patterns []string) {
+	ofEvents := strings.Contains(cfg.Topic, "{event_type}")
+	if cfg.AnyType() && strings.Contains(cfg.Topic, "{aggregate_type}") {
+		return nil, []string{cfg.Topic}
 	}
-	if cfg.AnyType() {
-		if strings.Contains(cfg.Topic, "{aggregate_type}") {
-			return nil
-		}
-		return []string{cfg.Topic}
-	}
-	var names []string
 	for _, t := range cfg.AggregateTypes {
-		names = append(names, name(cfg.Topic, cfg.Rename, t, ""))
+		if topic := name(cfg.Topic, cfg.Rename, t, "{event_type}"); ofEvents {
+			patterns = append(patterns, topic)
+		} else {
+			known = append(known, topic)
+		}
 	}
-	slices.Sort(names)
-	return slices.Compact(names)
+	slices.Sort(patterns)
+	if patterns = slices.Compact(patterns); len(patterns) == 1 {
+		for t, event := range cfg.Rename {
+			if !slices.Contains(cfg.AggregateTypes, t) {
+				known = append(known, strings.ReplaceAll(patterns[0], "{event_type}", event))
+			}
+		}
+	}
+	slices.Sort(known)
+	return slices.Compact(known), patterns
 }
 
 // NextWindow frees the memory of the records made before.

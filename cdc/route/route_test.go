@@ -3,6 +3,7 @@ package route_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -194,12 +195,22 @@ func TestRecordsOfAWindowKeepTheirBytes(t *testing.T) {
 
 func TestTopics(t *testing.T) {
 	cfg := kafkaConfig()
-	if got := fmt.Sprint(route.Topics(cfg)); got != "[outbox.event.order outbox.event.overview]" {
-		t.Error(got)
-	}
-	cfg.Topic = "{event_type}"
-	if got := route.Topics(cfg); got != nil {
-		t.Error(got)
+	for _, c := range []struct {
+		topic  string
+		types  []string
+		rename map[string]string
+		want   string
+	}{
+		{cfg.Topic, cfg.AggregateTypes, cfg.Rename, "[outbox.event.order outbox.event.overview] []"},
+		{"{event_type}", []string{"order", "stock"}, nil, "[] [{event_type}]"},
+		{"{event_type}", []string{"order", "stock"}, map[string]string{"order": "orders", "OrderPaid": "paid", "Reserved": "reserved"}, "[paid reserved] [{event_type}]"},
+		{"x.{aggregate_type}.{event_type}", []string{"order"}, map[string]string{"order": "orders", "OrderPaid": "paid"}, "[x.orders.paid] [x.orders.{event_type}]"},
+		{"{aggregate_type}.{event_type}", []string{"stock", "order"}, map[string]string{"OrderPaid": "paid"}, "[] [order.{event_type} stock.{event_type}]"},
+	} {
+		cfg.Topic, cfg.AggregateTypes, cfg.Rename = c.topic, c.types, c.rename
+		if got := fmt.Sprint(route.Topics(cfg)); got != c.want {
+			t.Errorf("%s of %v, %v: %s, want %s", c.topic, c.types, c.rename, got, c.want)
+		}
 	}
 }
 
@@ -236,8 +247,8 @@ func BenchmarkRoute(b *testing.B) {
 func TestRowsThatLackSomethingByChoice(t *testing.T) {
 	cfg := kafkaConfig()
 	cfg.NullKey, cfg.NullPayload, cfg.Payload, cfg.AggregateTypes, cfg.Topic = config.PublishKey, config.Tombstone, config.PayloadJSON, []string{config.AnyType}, "{aggregate_type}"
-	if topics := route.Topics(cfg); topics != nil {
-		t.Errorf("the topics %v are known before any row came", topics)
+	if known, patterns := route.Topics(cfg); known != nil || !slices.Equal(patterns, []string{"{aggregate_type}"}) {
+		t.Errorf("known before any row came: %v; patterns %v", known, patterns)
 	}
 	if !route.Pattern(cfg).MatchString("shop.orders") {
 		t.Error("a topic of a row is not one of the pipeline's")

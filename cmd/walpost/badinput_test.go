@@ -1,9 +1,14 @@
 package main
 
 import (
+	"errors"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
@@ -117,7 +122,7 @@ func TestMadeTableIsTheServicesTable(t *testing.T) {
 				SELECT format('%s %s %s %s', attname, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(d.adbin, d.adrelid)) c
 				FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 				WHERE a.attrelid = 'outbox'::regclass AND attnum > 0
-				UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'outbox'::regclass AND contype IN ('c', 'p')) x`)
+				UNION ALL SELECT conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'outbox'::regclass AND contype IN ('c', 'p')) x`)
 	}
 	made := newTestbed(t)
 	made.MustRun("init")
@@ -125,5 +130,110 @@ func TestMadeTableIsTheServicesTable(t *testing.T) {
 	migrated.migrateOrders()
 	if a, b := columns(made), columns(migrated); a != b {
 		t.Errorf("init makes\n%s\n\nthe orders service has\n%s", a, b)
+	}
+}
+
+// TestHardenedDatabase: PUBLIC may nothing, and everything works after init all the same: the relay, its cleanup, a cleanup of its own and
+// polling. What an application needs is printed.
+func TestHardenedDatabase(t *testing.T) {
+	t.Parallel()
+	s := newTestbed(t)
+	database := s.Query("SELECT current_database()")
+	s.Exec("REVOKE ALL ON DATABASE " + database + " FROM PUBLIC")
+	s.Exec("CREATE SCHEMA events")
+	s.Exec(`CREATE TABLE events.outbox (n bigserial, id uuid PRIMARY KEY, aggregate_type text NOT NULL, aggregate_id text NOT NULL, event_type text NOT NULL, payload jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now())`)
+	s.Env["WALPOST_SOURCE_TABLE"], s.Env["WALPOST_CLEANUP_EVERY"], s.Env["WALPOST_CLEANUP_RETENTION"] = "events.outbox", "1s", "0s"
+	insert := `INSERT INTO events.outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}')`
+	app, appURL := s.createLogin("app")
+	out := s.MustRun("init")
+	for _, text := range []string{
+		"GRANT CONNECT ON DATABASE \"" + database + "\" TO \"relay_" + s.Slot() + "\"", "GRANT USAGE ON SCHEMA \"events\" TO \"relay_" + s.Slot() + "\"",
+		"the application's role needs the right to write events, unless it owns the table: GRANT USAGE ON SCHEMA \"events\" TO …; GRANT INSERT ON \"events\".\"outbox\" TO …; GRANT USAGE ON SEQUENCE events.outbox_n_seq TO …",
+	} {
+		if !strings.Contains(out, text) {
+			t.Errorf("init does not say %q:\n%s", text, out)
+		}
+	}
+	s.Exec("GRANT CONNECT ON DATABASE " + database + " TO " + app)
+	_, advice, _ := strings.Cut(out, "unless it owns the table: ")
+	advice, _, _ = strings.Cut(advice, "\n")
+	s.Exec(strings.ReplaceAll(advice, "…", app)) // as it is printed
+	conn, err := pgx.Connect(t.Context(), appURL)
+	if err == nil {
+		_, err = conn.Exec(t.Context(), insert)
+		_ = conn.Close(t.Context())
+	}
+	if err != nil {
+		t.Errorf("the application with the rights that init names: %v", err)
+	}
+	empty := func() error {
+		if n := s.Query("SELECT count(*)::text FROM events.outbox"); n != "0" {
+			return errors.New(n + " rows are left")
+		}
+		return nil
+	}
+	r := s.StartRelay()
+	cdctest.Eventually(t, 20*time.Second, empty)
+	if err := r.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.MustRun("init"); strings.Contains(out, "GRANT") {
+		t.Errorf("init again shows what is there already:\n%s", out)
+	}
+	s.Exec("REVOKE USAGE ON SCHEMA events FROM relay_" + s.Slot())
+	s.Exec("REVOKE DELETE ON events.outbox FROM relay_" + s.Slot())
+	s.Exec(insert)
+	s.MustRefuse(`GRANT USAGE ON SCHEMA "events" TO "relay_`+s.Slot()+`"; GRANT DELETE ON "events"."outbox" TO`, "cleanup", "--admin-url", s.Env["WALPOST_SOURCE_URL"])
+
+	cleaner, cleanerURL := s.createLogin("cleaner", "GRANT SELECT, DELETE ON events.outbox TO ROLE")
+	s.Env["WALPOST_CLEANUP_URL"] = cleanerURL
+	if out := s.MustRun("init"); !strings.Contains(out, "role "+cleaner+" of cleanup.url: let it come to events.outbox") {
+		t.Errorf("init does not let the role of cleanup.url come to the table:\n%s", out)
+	}
+	s.StartRelay()
+	cdctest.Eventually(t, 20*time.Second, empty)
+	s.Env["WALPOST_CLEANUP_URL"] = s.URLFor("nobody_cleans", "pw")
+	if out := s.MustRun("init"); !strings.Contains(out, "role nobody_cleans of cleanup.url: there is no such role") {
+		t.Errorf("init does not say that the role of cleanup.url is missing:\n%s", out)
+	}
+}
+
+// TestInitAtOnce: of several that begin at the same time one makes everything, and the others find it. So it is with pipelines of two
+// databases and one role.
+func TestInitAtOnce(t *testing.T) {
+	t.Parallel()
+	cdctest.Long(t, endToEnd)
+	for range 3 {
+		s, other := newStory(t), newStory(t)
+		other.Env["WALPOST_SOURCE_URL"] = other.URLFor("relay_"+s.Slot(), "s3cret") // roles are the server's
+		outs := make([]string, 6)
+		var all sync.WaitGroup
+		for i := range outs {
+			bed := s
+			if i == len(outs)-1 {
+				bed = other
+			}
+			all.Go(func() {
+				out, err := bed.Run("init")
+				if outs[i] = out; err != nil {
+					t.Errorf("init %d: %v\n%s", i, err, out)
+				}
+				if i < 5 { // what is committed from here on arrives
+					s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k' || $1, 'OrderPaid', '{}')`, strconv.Itoa(i))
+				}
+			})
+		}
+		all.Wait()
+		if made := strings.Count(strings.Join(outs[:5], ""), "state record in walpost.state."+s.Name+": written"); made != 1 {
+			t.Errorf("%d of them made the slot:\n%s", made, strings.Join(outs, "\n"))
+		}
+		r := s.StartRelay()
+		cdctest.Consume(t, s.Brokers, s.Topic, 20*time.Second, cdctest.AtLeast(5))
+		if err := r.Stop(); err != nil {
+			t.Error(err)
+		}
+		s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
+		other.Exec("SELECT pg_drop_replication_slot($1)", other.Slot())
+		other.Exec("DROP OWNED BY relay_" + s.Slot())
 	}
 }

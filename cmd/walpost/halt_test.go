@@ -163,7 +163,7 @@ func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 				cdctest.CreateTopic(t, s.Brokers, topic, 3)
 			}
 			s.MustRun("init")
-			s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_aggregate_id_check")
+			s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_aggregate_id")
 			if c.says == "max.message.bytes" {
 				s.LimitTopic("2000")
 			}

@@ -16,7 +16,7 @@ import (
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
-func main() { app.Main(run) }
+func main() { app.Main(runAmong(os.Environ())) }
 
 type cli struct {
 	Config    string `short:"c" env:"WALPOST_CONFIG" help:"Configuration, a YAML file. Every key can be set in the environment too: WALPOST_SOURCE_URL; of one pipeline among several, WALPOST_ORDERS_SOURCE_URL."`
@@ -46,11 +46,13 @@ type versionCmd struct{}
 type process struct {
 	ctx            context.Context
 	cli            *cli
+	names, flags   []string // of all variables in the environment, and of those that flags read
 	getenv         func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	one *config.Config // the pipeline that the command acts on, once that is known
+	warn func(string)   // hears what is worth a word and no error
+	one  *config.Config // the pipeline that the command acts on, once that is known
 }
 
 // sentences lets the commands that a command prints name the pipeline that it acts on.
@@ -65,13 +67,31 @@ func (s sentences) Write(b []byte) (int, error) {
 }
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	return runAmong(nil)(ctx, args, getenv, stdout, stderr)
+}
+
+// runAmong is run with the environment, name=value each, of which getenv knows only single names.
+func runAmong(environ []string) app.Run {
+	var names []string
+	for _, variable := range environ {
+		if name, value, _ := strings.Cut(variable, "="); value != "" {
+			names = append(names, name)
+		}
+	}
+	return func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+		return runCommand(ctx, args, getenv, names, stdout, stderr)
+	}
+}
+
+func runCommand(ctx context.Context, args []string, getenv func(string) string, names []string, stdout, stderr io.Writer) error {
 	var c cli
 	command, err := app.Parse("walpost", "The postman for a PostgreSQL outbox.", &c, args, getenv, stdout, stderr)
 	if err != nil || command == nil {
 		return err
 	}
 	command.BindTo(ctx, (*context.Context)(nil)) // for commands of app
-	p := &process{ctx: ctx, cli: &c, getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr}
+	p := &process{ctx: ctx, cli: &c, names: names, flags: app.Variables(command), getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr}
+	p.warn = func(said string) { fmt.Fprintln(stderr, "walpost: warning:", said) }
 	if err = command.Run(p); err != nil && p.one != nil && p.one.Commands(err.Error()) != err.Error() {
 		return errors.New(p.one.Commands(err.Error()))
 	}
@@ -81,7 +101,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 // configs are those of all pipelines, or of the one that --pipeline names.
 func (p *process) configs() ([]config.Config, error) {
 	cfgs, err := config.Load(p.cli.Config, p.getenv)
-	if err != nil || p.cli.Pipeline == "" {
+	unknown, strays := config.Strays(p.names, p.flags, cfgs)
+	if p.names = nil; len(unknown) > 0 { // it is said once
+		p.warn(fmt.Sprintf("nothing reads %s: the variables of keys are in the configuration reference in the README", strings.Join(unknown, ", ")))
+	}
+	if err = errors.Join(err, strays); err != nil || p.cli.Pipeline == "" {
 		return cfgs, err
 	}
 	i := slices.IndexFunc(cfgs, func(c config.Config) bool { return c.Pipeline == p.cli.Pipeline })

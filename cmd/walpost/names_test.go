@@ -148,3 +148,33 @@ func TestOlderRecordLatchesNothingThatItDoesNotKnow(t *testing.T) {
 	s.StartRelay()
 	s.WaitForEvent(s.InsertRow())
 }
+
+// TestStrayVariables: a variable that is nearly ours ends each command, and others are told: by the relay in its log, in JSON.
+func TestStrayVariables(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{
+		"WALPOST_PIPELINE": "orders", "WALPOST_SOURCE_URL": "postgres://u@h/d", "WALPOST_KAFKA_BROKERS": "h:1", "WALPOST_KAFKA_AGGREGATE_TYPES": "order",
+		"WALPOST_HTTP": "nowhere", "LOG_FORMAT": "json", "LOG_LEVEL": "info",
+	}
+	said := func(stray, command string) string {
+		t.Helper()
+		var out strings.Builder
+		environ := []string{stray + "=x", "WALPOST_EMPTY="}
+		for name, value := range env {
+			environ = append(environ, name+"="+value)
+		}
+		err := runAmong(environ)(t.Context(), []string{command}, func(name string) string { return env[name] }, &out, &out)
+		return out.String() + "\n" + err.Error() // neither command can go on
+	}
+	for _, command := range []string{"init", "relay", "adopt"} {
+		if got := said("WALPOST_KAFKA_BROKER", command); !strings.Contains(got, "environment WALPOST_KAFKA_BROKER: there is no such variable: did you mean WALPOST_KAFKA_BROKERS?") {
+			t.Errorf("%s: %s", command, got)
+		}
+	}
+	if got := said("WALPOST_COLOUR", "init"); strings.Count(got, "walpost: warning: nothing reads WALPOST_COLOUR: ") != 1 || strings.Contains(got, "did you mean") {
+		t.Errorf("init: %s", got)
+	}
+	if got := said("WALPOST_COLOUR", "relay"); !strings.Contains(got, `"level":"warn"`) || !strings.Contains(got, `"message":"nothing reads WALPOST_COLOUR: `) {
+		t.Errorf("relay: %s", got)
+	}
+}

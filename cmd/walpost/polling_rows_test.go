@@ -276,7 +276,7 @@ func TestPolledRowTooLarge(t *testing.T) {
 	s.Env["WALPOST_SOURCE_MAX_ROW_BYTES"] = "1MiB"
 	s.Env["WALPOST_SOURCE_POLLING_ATTEMPTS"] = "2"
 	s.MustRun("init")
-	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check1, DROP CONSTRAINT outbox_headers_check1, DROP CONSTRAINT outbox_aggregate_id_check`)
+	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_payload_size, DROP CONSTRAINT outbox_headers_size, DROP CONSTRAINT outbox_aggregate_id`)
 	var wire sent
 	s.putProxyBetween(wire.pass)
 	conn := s.Connect()

@@ -253,7 +253,7 @@ func TestPollingBadInput(t *testing.T) {
 	s.Env["WALPOST_SOURCE_POLLING_WORDS_PENDING"] = "NEW"
 	says(`new rows have the status 'PENDING'::text, and "NEW" would never be found`)
 	delete(s.Env, "WALPOST_SOURCE_POLLING_WORDS_PENDING")
-	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_status_check`)
+	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_status_word`)
 	s.InsertRows(1)
 	s.Exec(`UPDATE outbox SET status = 'DONE'`)
 	says(`a row has the "status" "DONE", which is none of PENDING, SENT, FAILED, DROPPED`)

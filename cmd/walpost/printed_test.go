@@ -128,7 +128,7 @@ var provokedHalts = []provoked{
 	{name: "topic missing", found: "topic %s does not exist", change: each(func(s *testbed) { s.deleteTopic(s.Topic) }, insert(3)), run: []string{"init"}, lost: 20}, // deleted with the topic
 	{name: "dead letter topic missing", found: "the dead letter topic %s does not exist", change: each(setting("WALPOST_POISON_POLICY", "dead_letter"), insert(3)), run: []string{"init"}},
 	{name: "a row too large for us", found: "outbox row %q cannot be read", live: func(s *testbed) {
-		s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check1")
+		s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_size")
 		s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', jsonb_build_object('t', repeat('x', 2000000)))`)
 		s.InsertRows(3)
 	}, run: []string{"skip --to"}, lost: 1},
@@ -141,7 +141,7 @@ var provokedHalts = []provoked{
 		s.InsertRows(3)
 	}, run: []string{"skip --to"}, lost: 3}, // two stand before it and are published
 	{name: "a row that PostgreSQL cannot decode", found: "PostgreSQL cannot decode the change at", database: "ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0", live: func(s *testbed) {
-		s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check, DROP CONSTRAINT outbox_payload_check1, ALTER COLUMN payload TYPE text")
+		s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_object, DROP CONSTRAINT outbox_payload_size, ALTER COLUMN payload TYPE text")
 		s.insertTextRows(3)
 		s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', chr(200))`)
 		s.insertTextRows(3)

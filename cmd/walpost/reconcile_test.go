@@ -100,7 +100,7 @@ func TestColumns(t *testing.T) {
 	}
 	r = s.StartRelay()
 	s.WaitForEvent(s.InsertRow())
-	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type_check, ALTER COLUMN event_type TYPE int USING 1")
+	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type, ALTER COLUMN event_type TYPE int USING 1")
 	r.WaitForLog(20*time.Second, `column \"event_type\" has a type that cannot be used`)
 }
 
@@ -206,6 +206,16 @@ func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 				s.T.Fatal(err)
 			}
 		}, "cannot be read", false},
+		{"somebody else's", func(s *testbed) {
+			client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...))
+			if err != nil {
+				s.T.Fatal(err)
+			}
+			defer client.Close()
+			if err := client.ProduceSync(s.T.Context(), &kgo.Record{Topic: topic(s), Key: []byte("k"), Value: []byte(`{"a": 1}`)}).FirstErr(); err != nil {
+				s.T.Fatal(err)
+			}
+		}, "it has no version, as all records of walpost have: somebody else wrote it", false},
 		{"another pipeline's", func(s *testbed) { s.RewriteStateRecord(func(st *cdc.State) { st.Pipeline = "q" }) }, `belongs to pipeline \"q\"`, false},
 		{"another slot's", func(s *testbed) { s.RewriteStateRecord(func(st *cdc.State) { st.Slot = "walpost_of_others" }) }, "two pipelines of one name share state and transactional id", false},
 		{"auto-created with deletion", func(s *testbed) {

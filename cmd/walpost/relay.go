@@ -23,12 +23,13 @@ type relayCmd struct{}
 //	 ▲                                                                        │
 //	 └──────────────── the slot's confirmed_flush_lsn ◀───────────────────────┘
 func (*relayCmd) Run(p *process) error {
-	cfgs, err := p.configs()
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
+	log = log.With().Str("service", "walpost").Logger()
+	p.warn = func(said string) { log.Warn().Msg(said) }
+	cfgs, err := p.configs()
 	if err := errors.Join(err, logErr); err != nil {
 		return err
 	}
-	log = log.With().Str("service", "walpost").Logger()
 	if p.getenv("GOMEMLIMIT") == "" {
 		// What lives is a few windows' worth; without a limit the collector lets twice that pile up.
 		debug.SetMemoryLimit(memoryLimit(cfgs))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -116,12 +117,32 @@ func TestTemplateOverEventType(t *testing.T) {
 	s := newTestbed(t)
 	s.Env["WALPOST_KAFKA_TOPIC"] = s.Name + ".{aggregate_type}.{event_type}"
 	s.Env["WALPOST_KAFKA_RENAME"] = "{order: orders, OrderPaid: paid}"
+	s.Env["WALPOST_KAFKA_PARTITIONS"], s.Env["WALPOST_KAFKA_RETENTION"] = "5", "1h"
 	topic := s.Name + ".orders.paid"
-	cdctest.CreateTopic(t, s.Brokers, topic, 3)
-	s.MustRun("init")
-	s.StartRelay()
+	create := "kafka-topics.sh --bootstrap-server " + strings.Join(s.Brokers, ",") + " --create --topic " + s.Name + ".orders.%s --partitions 5 --replication-factor 1 --config retention.ms=3600000"
+	for _, args := range [][]string{{"init", "--dry-run"}, {"init"}} { // which makes the topic of the event type that is known
+		out := s.MustRun(args...)
+		for _, text := range []string{"topic " + topic + ": create it with 5 partitions", "topics " + s.Name + ".orders.{event_type}: only the rows say", fmt.Sprintf(create, "EVENT_TYPE")} {
+			if !strings.Contains(out, text) {
+				t.Errorf("%v does not say %q:\n%s", args, text, out)
+			}
+		}
+	}
+	r := s.StartRelay()
 	s.InsertRows(5)
 	cdctest.Consume(t, s.Brokers, topic, 20*time.Second, cdctest.AtLeast(5))
+	// One that is not known, and that init would not make, is made by the command that the halt prints.
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'shipped', '{}')`)
+	r.WaitForLog(20*time.Second, "create it ("+fmt.Sprintf(create, "shipped")+")")
+	if strings.Contains(r.Log.String(), "run `walpost init`") {
+		t.Errorf("the halt sends to init, which does not make the topic: %s", r.Log)
+	}
+	if err := r.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	cdctest.CreateTopic(t, s.Brokers, s.Name+".orders.shipped", 5)
+	s.StartRelay()
+	cdctest.Consume(t, s.Brokers, s.Name+".orders.shipped", 20*time.Second, cdctest.AtLeast(1))
 }
 
 // TestPartitionsAreTheJavaClients compares with values of Kafka's own tests of murmur2.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -26,8 +25,13 @@ func (c *whereCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	url := cmp.Or(p.ownURL(cfg, "READ_URL", c.ReadURL), p.ownURL(cfg, "ADMIN_URL", p.getenv("WALPOST_ADMIN_URL")), cfg.Source.URL)
-	t, err := pl.Where(p.ctx, pipeline.WhereOptions{ID: c.ID, ReadURL: url, Since: c.Since})
+	o := pipeline.WhereOptions{ID: c.ID, Since: c.Since}
+	if o.ReadURL = p.ownURL(cfg, "READ_URL", c.ReadURL); o.ReadURL != "" {
+		o.ReadKey = "--read-url (WALPOST_READ_URL)"
+	} else if o.ReadURL = p.ownURL(cfg, "ADMIN_URL", p.getenv("WALPOST_ADMIN_URL")); o.ReadURL != "" {
+		o.ReadKey = "WALPOST_ADMIN_URL"
+	}
+	t, err := pl.Where(p.ctx, o)
 	if err != nil {
 		return err
 	}

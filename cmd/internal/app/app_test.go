@@ -26,6 +26,9 @@ import (
 func TestMain(m *testing.M) {
 	if mode := os.Getenv("APP_TEST_MAIN"); mode != "" {
 		app.Main(func(ctx context.Context, _ []string, _ func(string) string, stdout, _ io.Writer) error {
+			if mode == "parts" {
+				return fmt.Errorf("nothing was changed: %w", parted{})
+			}
 			if mode == "fail" {
 				return errors.Join(errors.New("first thing"), errors.New("second thing:\n\tone\n\tone\n\ttwo"))
 			}
@@ -68,6 +71,24 @@ func TestMainEndsAsAsked(t *testing.T) {
 			t.Errorf("exit code %d, want 2; stderr %q", code, stderr.String())
 		}
 	})
+	t.Run("an error of parts is one line where nobody looks, and a line each on a terminal", func(t *testing.T) {
+		out, _ := child("parts").CombinedOutput()
+		if want := "app.test: nothing was changed: " + (parted{}).Error() + "\n"; string(out) != want {
+			t.Errorf("got %q, want %q", out, want)
+		}
+		script, err := exec.LookPath("script")
+		if err != nil {
+			t.Skip("there is no script(1), which makes a terminal")
+		}
+		cmd := exec.Command(script, "-qec", os.Args[0], "/dev/null")
+		cmd.Env = append(os.Environ(), "APP_TEST_MAIN=parts")
+		seen, _ := cmd.CombinedOutput()
+		want := "app.test: nothing was changed\n  found: " + strings.TrimSpace(strings.Repeat("a word ", 13)) + "\n         " + strings.TrimSpace(strings.Repeat("a word ", 7)) +
+			"\n  means: it means that\n  run: this\n"
+		if got := strings.ReplaceAll(string(seen), "\r", ""); got != want {
+			t.Errorf("on a terminal:\n%s\nwant\n%s", got, want)
+		}
+	})
 	t.Run("SIGTERM ends the context with its name and the code is 0", func(t *testing.T) {
 		cmd := child("wait")
 		out, err := cmd.StdoutPipe()
@@ -91,6 +112,16 @@ func TestMainEndsAsAsked(t *testing.T) {
 			t.Errorf("cause %q does not name the signal", said)
 		}
 	})
+}
+
+type parted struct{}
+
+func (p parted) Error() string {
+	return p.Parts()[0][1] + ": it means that; this"
+}
+
+func (parted) Parts() [][2]string {
+	return [][2]string{{"found", strings.TrimSpace(strings.Repeat("a word ", 20))}, {"means", "it means that"}, {"run", "this"}}
 }
 
 func TestLoggerWritesOneJSONObjectALine(t *testing.T) {
@@ -121,6 +152,10 @@ func TestLoggerWritesForEyesWhenAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	log.Info().Str("slot", "walpost").Msg("shown")
+	log.Error().Err(errors.New(`table "x" has: ` + strings.Repeat("many words ", 10) + "end")).Msg("halted")
+	if want := "ERR halted\n  error: table \"x\" has: " + strings.TrimSpace(strings.Repeat("many words ", 7)) + "\n         many words many words many words end\n"; !strings.HasSuffix(out.String(), want) {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
 	if !strings.Contains(out.String(), "INF shown slot=walpost") {
 		t.Errorf("got %q", out.String())
 	}

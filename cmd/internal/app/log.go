@@ -1,10 +1,12 @@
 package app
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/mattn/go-isatty"
@@ -25,10 +27,7 @@ func NewLogger(w io.Writer, level, format string) (zerolog.Logger, error) {
 	if err != nil || lvl < zerolog.TraceLevel || lvl > zerolog.ErrorLevel {
 		errs = append(errs, fmt.Errorf("--log-level (LOG_LEVEL): %q is none of trace, debug, info, warn, error", level))
 	}
-	terminal := false
-	if f, ok := w.(*os.File); ok {
-		terminal = isatty.IsTerminal(f.Fd())
-	}
+	terminal := isTerminal(w)
 	switch format {
 	case "", "json", "console":
 	default:
@@ -38,7 +37,23 @@ func NewLogger(w io.Writer, level, format string) (zerolog.Logger, error) {
 		return zerolog.Nop(), errors.Join(errs...)
 	}
 	if format == "console" || format == "" && terminal {
-		w = zerolog.ConsoleWriter{Out: w, NoColor: !terminal, TimeFormat: "15:04:05.000", TimeLocation: time.UTC}
+		w = zerolog.ConsoleWriter{
+			Out: w, NoColor: !terminal, TimeFormat: "15:04:05.000", TimeLocation: time.UTC,
+			FieldsExclude: []string{zerolog.ErrorFieldName}, FormatExtra: errorBelow,
+		}
 	}
 	return zerolog.New(w).Level(lvl).With().Timestamp().Logger(), nil
+}
+
+// errorBelow writes an event's error on lines of its own, as it is meant and not as JSON has it.
+func errorBelow(event map[string]any, line *bytes.Buffer) error {
+	if text, ok := event[zerolog.ErrorFieldName].(string); ok {
+		line.WriteString("\n" + strings.Join(wrap("  error: ", text), "\n"))
+	}
+	return nil
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && isatty.IsTerminal(f.Fd())
 }

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 )
@@ -40,10 +41,56 @@ func exitCode(ctx context.Context, err error, stderr io.Writer) int {
 		return 0
 	}
 	name := filepath.Base(os.Args[0])
+	if lines := apart(err); lines != nil && isTerminal(stderr) {
+		fmt.Fprintf(stderr, "%s:%s\n", name, strings.Join(lines, "\n"))
+		return 1
+	}
 	for _, line := range sentences(err) {
 		fmt.Fprintf(stderr, "%s: %s\n", name, line)
 	}
 	return 1
+}
+
+// apart is an error of parts in lines for a terminal, each part on its own; nil where the error has no parts, or is more than them.
+func apart(err error) (lines []string) {
+	var parts interface {
+		error
+		Parts() [][2]string
+	}
+	if !errors.As(err, &parts) || !strings.HasSuffix(err.Error(), parts.Error()) {
+		return nil
+	}
+	before := strings.TrimSuffix(strings.TrimSuffix(err.Error(), parts.Error()), ": ")
+	if strings.Contains(before, "\n") {
+		return nil
+	}
+	if before != "" {
+		before = " " + before
+	}
+	lines = append(lines, before)
+	for _, part := range parts.Parts() {
+		lines = append(lines, wrap("  "+part[0]+": ", part[1])...)
+	}
+	return lines
+}
+
+// terminalWidth is what lines for a terminal are wrapped at, in letters. A command is broken at spaces only, and can be copied.
+const terminalWidth = 100
+
+// wrap breaks a text at spaces. Lines behind the first are indented as far as the title.
+func wrap(title, text string) (lines []string) {
+	line := title
+	for word := range strings.FieldsSeq(text) {
+		if strings.TrimSpace(line) != strings.TrimSpace(title) && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > terminalWidth {
+			lines, line = append(lines, line), strings.Repeat(" ", len(title))
+		}
+		if strings.HasSuffix(line, " ") || line == "" {
+			line += word
+		} else {
+			line += " " + word
+		}
+	}
+	return append(lines, line)
 }
 
 // sentences is a line for each error joined in err. pgx tells each address it tried on an indented line: these go into the line they
@@ -87,6 +134,17 @@ func Parse(name, description string, cli any, args []string, getenv func(string)
 		return nil, fmt.Errorf("%w (see %s --help)", err, name)
 	}
 	return command, nil
+}
+
+// Variables returns the names of the variables that the program's flags read.
+func Variables(command *kong.Context) (names []string) {
+	_ = kong.Visit(command.Model, func(node kong.Visitable, next kong.Next) error {
+		if flag, ok := node.(*kong.Flag); ok {
+			names = append(names, flag.Envs...)
+		}
+		return next(nil)
+	})
+	return names
 }
 
 // Version names the build: the module's version where the toolchain knows one, and the revision it was built from.

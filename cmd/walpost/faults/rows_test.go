@@ -53,7 +53,7 @@ func limitLowered(s *trial) {
 func unreadable(s *trial) {
 	s.prepare(setup{quiet: true})
 	s.deliverWithOneRelay(20)
-	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_check1")
+	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_payload_size")
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload)
 		VALUES (gen_random_uuid(), 'order', 'k', 'Written', jsonb_build_object('text', repeat('x', 20000000)))`)
 	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "source.max_row_bytes", "walpost skip") })

@@ -1,0 +1,299 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// mistakes names every key of the file that does not exist and every value of the wrong kind. For bad syntax it is the parser's own
+// error.
+func mistakes(text []byte) []error {
+	var file, more any
+	documents := yaml.NewDecoder(bytes.NewReader(text))
+	if len(bytes.TrimSpace(text)) == 0 || documents.Decode(&file) != nil || file == nil {
+		if err := yaml.Unmarshal(text, &file); err != nil {
+			return []error{unreadable(err)}
+		}
+		return nil
+	}
+	if documents.Decode(&more) == nil && more != nil {
+		return []error{errors.New("configuration: there is more than one document (---) in the file: write one")}
+	}
+	top, ok := file.(map[string]any)
+	if !ok {
+		return []error{errors.New("configuration: the file holds no keys: write keys and their values, pipeline: orders and the others")}
+	}
+	entries, list := top["pipelines"].([]any)
+	several := top["pipelines"] != nil
+	delete(top, "pipelines")
+	errs := wrongKeys(top, "")
+	if several && !list {
+		errs = append(errs, errors.New("pipelines: write a list, an entry for each: - pipeline: orders, and its other keys"))
+	}
+	for i, e := range entries {
+		if e == nil {
+			continue // its keys are missing, which Validate says
+		}
+		keys, ok := e.(map[string]any)
+		name, _ := keys["pipeline"].(string)
+		label := (&Config{Pipeline: name}).label(i)
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s: %s: write the keys of a pipeline, pipeline: and the others", label, shown(e)))
+			continue
+		}
+		errs = append(errs, wrongKeys(keys, label+": ")...)
+	}
+	return errs
+}
+
+func wrongKeys(keys map[string]any, label string) (errs []error) {
+	var cfg Config
+	var known []string
+	flat := map[string]bool{}
+	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, tag reflect.StructTag) {
+		known = append(known, strings.Join(path, "."))
+		var value any = keys
+		for i, key := range path {
+			m, ok := value.(map[string]any)
+			if !ok {
+				if parent := strings.Join(path[:i], "."); value != nil && !flat[parent] {
+					flat[parent] = true
+					errs = append(errs, fmt.Errorf("%s%s: it holds other keys: write these below it", label, parent))
+				}
+				return
+			}
+			value = m[key]
+		}
+		if value == nil {
+			return
+		}
+		b, err := yaml.Marshal(value)
+		if err == nil {
+			err = decode(b, v)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s%s: %s", label, strings.Join(path, "."), wrongValue(value, v, tag)))
+		}
+	})
+	return append(errs, unknownKeys(keys, label, "", known)...)
+}
+
+// decode reads a value. The parser would take 1.5 for the whole number 1.
+func decode(text []byte, v reflect.Value) error {
+	var value any
+	if err := yaml.Unmarshal(text, &value); err != nil {
+		return err
+	}
+	if _, fraction := value.(float64); fraction && v.Kind() == reflect.Int {
+		return errors.New("a fraction")
+	}
+	return yaml.UnmarshalWithOptions(text, v.Addr().Interface(), yaml.Strict())
+}
+
+// wrongValue says of a value that v does not take, and what to write instead.
+func wrongValue(value any, v reflect.Value, tag reflect.StructTag) string {
+	said := shown(value)
+	example := strings.Trim(said, `"`)
+	if tag.Get("secret") != "" {
+		said = "this"
+	}
+	switch value.(type) {
+	case map[string]any, []any:
+		example = "a, b"
+	}
+	switch v.Interface().(type) {
+	case time.Duration:
+		return said + " is no duration: write 5ms, 2s or 1m"
+	case ByteSize:
+		return said + " is no size: write 1048576, 64KiB or 4MiB"
+	case bool:
+		return said + " is neither true nor false: write one of them"
+	case int:
+		return said + " is no whole number: write 3, for example"
+	case []string:
+		return fmt.Sprintf("%s is no list of names: write [%s]", said, example)
+	case map[string]string:
+		return said + " holds no pairs of names: write {order: orders}"
+	}
+	return said + " is more than one value: write one"
+}
+
+// shown is a value as it can stand in the file, on one line and short.
+func shown(value any) string {
+	b, err := yaml.MarshalWithOptions(value, yaml.Flow(true))
+	if err != nil {
+		return "this"
+	}
+	said := strings.Join(strings.Fields(string(b)), " ")
+	if cut := []rune(said); len(cut) > 60 {
+		said = string(cut[:57]) + "..."
+	}
+	return said
+}
+
+// unknownKeys looks only into keys that hold others: a rename map's keys are the user's.
+func unknownKeys(keys map[string]any, label, prefix string, known []string) (errs []error) {
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		path := prefix + key
+		holds := slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, path+".") })
+		inner, _ := keys[key].(map[string]any)
+		switch {
+		case slices.Contains(known, path):
+		case holds:
+			errs = append(errs, unknownKeys(inner, label, path+".", known)...)
+		default:
+			errs = append(errs, fmt.Errorf("%s%s: there is no such key: %s", label, path, instead(path, known)))
+		}
+	}
+	return errs
+}
+
+// instead says which key may be meant: one that is written nearly so, or the only one that is called so and stands elsewhere.
+func instead(path string, known []string) string {
+	meant := nearest(path, known)
+	if meant == "" {
+		sections := map[string]bool{} // a misspelt key may hold others
+		for _, k := range known {
+			for i := strings.LastIndex(k, "."); i > 0; i = strings.LastIndex(k[:i], ".") {
+				sections[k[:i]] = true
+			}
+		}
+		meant = nearest(path, slices.Sorted(maps.Keys(sections)))
+	}
+	if leaf := path[strings.LastIndex(path, ".")+1:]; meant == "" {
+		var elsewhere []string
+		for _, k := range known {
+			if k == leaf || strings.HasSuffix(k, "."+leaf) {
+				elsewhere = append(elsewhere, k)
+			}
+		}
+		if len(elsewhere) == 1 {
+			meant = elsewhere[0]
+		}
+	}
+	if meant == "" {
+		return "see the configuration reference in the README"
+	}
+	return "did you mean " + meant + "?"
+}
+
+// nearest returns the name that differs least from the one that is written, in two letters at most, in fewer of a short one; empty where
+// none does. Capitals, - and _ make no difference.
+func nearest(written string, names []string) (meant string) {
+	written = plain(written)
+	most := min(2, len(written)/4)
+	for _, name := range names {
+		if d := distance(written, plain(name)); d < most || d == most && meant == "" {
+			meant, most = name, d
+		}
+	}
+	return meant
+}
+
+func plain(name string) string {
+	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
+}
+
+// distance is how many letters of a must be changed, added or left out for b.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1) // of what is looked at of a so far, to each beginning of b
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		before := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := before
+			if a[i] != b[j] {
+				change++
+			}
+			before, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, change)
+		}
+	}
+	return row[len(b)]
+}
+
+// unreadable reduces the parser's error to one line: position, and what is wrong there. What stands there may be a secret.
+func unreadable(err error) error {
+	var ye yaml.Error
+	if !errors.As(err, &ye) || ye.GetToken() == nil {
+		return errors.New("configuration: the file cannot be read as YAML: write keys and their values, key: value, each key once")
+	}
+	message := ye.GetMessage()
+	switch {
+	case strings.HasPrefix(message, "mapping key"):
+		message = "this key is there already: write it once"
+	case !errors.As(err, new(*yaml.SyntaxError)):
+		message = "this cannot be read here: write keys and their values, key: value"
+	}
+	return fmt.Errorf("configuration line %d: %s", ye.GetToken().Position.Line, message)
+}
+
+// Strays looks at the names of an environment. flags are those that the program reads beside the keys of the pipelines. A name that is
+// nearly one that is read is in the error, with the right one. unknown are others that begin with WALPOST_, among them those of a
+// pipeline that is not in cfgs, and without what Kubernetes sets in every container for a Service that is called so.
+func Strays(names, flags []string, cfgs []Config) (unknown []string, err error) {
+	var keys []string
+	known := slices.Clone(flags)
+	eachKey(reflect.ValueOf(new(Config)).Elem(), nil, func(path []string, _ reflect.Value, _ reflect.StructTag) {
+		keys = append(keys, envName("", path))
+		known = append(known, envName(environment, path))
+		for i := range cfgs {
+			if cfgs[i].several {
+				known = append(known, envName(cfgs[i].environment(), path))
+			}
+		}
+	})
+	for _, flag := range flags {
+		if key, ours := strings.CutPrefix(flag, environment); ours {
+			keys = append(keys, key)
+			for i := range cfgs {
+				known = append(known, cfgs[i].Variable(key))
+			}
+		}
+	}
+	var errs []error
+	for _, name := range names {
+		ours := strings.HasPrefix(strings.ToUpper(name), environment)
+		if !ours && !strings.HasPrefix(name, "LOG_") || slices.Contains(known, name) || ofService(name, names) {
+			continue
+		}
+		meant := nearest(name, known)
+		switch {
+		case meant != "" && (!anotherPipelines(name, keys) || plain(name) == plain(meant)):
+			errs = append(errs, fmt.Errorf("environment %s: there is no such variable: did you mean %s?", name, meant))
+		case ours:
+			unknown = append(unknown, name)
+		}
+	}
+	return unknown, errors.Join(errs...)
+}
+
+// anotherPipelines says that the name is WALPOST_, a pipeline's name and a key.
+func anotherPipelines(name string, keys []string) bool {
+	return slices.ContainsFunc(keys, func(key string) bool {
+		pipeline := strings.TrimSuffix(strings.TrimPrefix(name, environment), "_"+key)
+		return len(environment)+len(pipeline)+len("_"+key) == len(name)
+	})
+}
+
+// ofService says that Kubernetes has set the variable for a Service.
+func ofService(name string, names []string) bool {
+	for _, host := range names {
+		service, ok := strings.CutSuffix(host, "_SERVICE_HOST")
+		rest, its := strings.CutPrefix(name, service+"_")
+		if ok && its && (strings.HasPrefix(rest, "SERVICE_") || rest == "PORT" || strings.HasPrefix(rest, "PORT_")) {
+			return true
+		}
+	}
+	return false
+}
