@@ -104,6 +104,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"source: {columns: {event_type: '-'}}\nkafka: {topic: 'x.{event_type}'}":   "kafka.topic asks for {event_type}",
 		"source: {columns: {aggregate_type: '=b'}}\nkafka: {aggregate_types: [a]}": "not in kafka.aggregate_types",
 		"kafka: {aggregate_types: ['*', order]}":                                   "list it alone",
+		"source: {columns: {created_at: '-'}}\ncleanup: {every: 1h}":               "cleanup.every: rows are deleted by the age",
 		"kafka: {null_key: maybe}":                                                 "kafka.null_key: \"maybe\": write refuse or publish",
 		"kafka: {null_payload: maybe}":                                             "kafka.null_payload: \"maybe\": write refuse or tombstone",
 	} {

@@ -234,6 +234,7 @@ func (c *Config) togetherRules() rules {
 		unless(columns.AggregateID != None || k.NullKey == PublishKey, "source.columns.aggregate_id: %q: then no record has a key: write kafka.null_key: publish, or name the column", None),
 		unless(columns.EventType != None || k.Headers != HeadersCloudEvents, "source.columns.event_type: %q: a CloudEvent has a type: name the column, or write a constant, =OrderPlaced for example", None),
 		unless(columns.EventType != None || !strings.Contains(k.Topic, "{event_type}"), "source.columns.event_type: %q: kafka.topic asks for {event_type}: name the column, or take it out of the topic", None),
+		unless(c.Cleanup.Every == 0 || columns.CreatedAt != None || c.Source.Kind == KindPolling, "cleanup.every: rows are deleted by the age that source.columns.created_at says, and that is %q: name the column, or leave cleanup.every out", None),
 		unless(!constant || k.AnyType() || len(k.AggregateTypes) == 0 || slices.Contains(k.AggregateTypes, word),
 			"source.columns.aggregate_type: every row is of the type %q, which is not in kafka.aggregate_types: add it there", word),
 	}

@@ -27,16 +27,21 @@ func (o *Outbox) RowStatuses(ctx context.Context, ids []string) (map[string]RowS
 	}
 	defer func() { _ = t.Conn.Close(ctx) }()
 	var typ string
-	if err := t.Conn.QueryRow(ctx, `SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = $1 AND attname = $2`, t.OID, o.cfg.Columns.ID).Scan(&typ); err != nil {
+	if err := t.Conn.QueryRow(ctx, `SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = $1 AND attname = $2`, t.OID, o.cfg.Columns.ID).Scan(&typ); err != nil {
 		return nil, classify(t, "look at the table", err)
 	}
-	behind := `coalesce((SELECT f.{id}::text FROM {table} f WHERE {holds} AND {same} ORDER BY f.{position} DESC LIMIT 1), '')`
+	// A bytea's hex digits are what a row is called by.
+	called, value := func(id string) string { return id + "::text" }, `asked::`+typ
+	if typ == "bytea" {
+		called, value = func(id string) string { return "encode(" + id + ", 'hex')" }, `decode(asked, 'hex')`
+	}
+	behind := `coalesce((SELECT ` + called("f.{id}") + ` FROM {table} f WHERE {holds} AND {same} ORDER BY f.{position} DESC LIMIT 1), '')`
 	if o.cfg.Polling.Order == config.OrderNone {
 		behind = `''`
 	}
 	rows, err := t.Conn.Query(ctx, o.sql(`
-		SELECT {id}::text, {position}, {status}, coalesce({processed_at}, '0001-01-01 00:00+00'), {retry_count}, coalesce({last_error}, ''), `+behind+`
-		FROM {table} o WHERE {id} = ANY($1::text[]::`+typ+`[])`), ids)
+		SELECT `+called("{id}")+`, {position}, {status}, coalesce({processed_at}, '0001-01-01 00:00+00'), {retry_count}, coalesce({last_error}, ''), `+behind+`
+		FROM {table} o WHERE {id} = ANY(ARRAY(SELECT `+value+` FROM unnest($1::text[]) asked))`), ids)
 	if err != nil {
 		return nil, classify(t, "look for rows", err)
 	}

@@ -141,18 +141,10 @@ func (r *Retained) Each(ctx context.Context, f func(*cdc.Row) error) error {
 			return err
 		}
 		if len(args) == 2 {
-			query += fmt.Sprintf(" AND (%s, %s) > ($3::text::%s, $4::text::%s)", r.created, r.id, r.types[0], r.types[1])
+			query += fmt.Sprintf(" AND (%s, %s) > (%s, %s)", r.created, r.id, fromText("$3", r.types[0]), fromText("$4", r.types[1]))
 		}
-		args = append(args[:2:2], string(last.CreatedAt), r.lastID(last))
+		args = append(args[:2:2], string(last.CreatedAt), string(last.ID))
 	}
-}
-
-// lastID returns the id of a row as its type reads it.
-func (r *Retained) lastID(row *cdc.Row) string {
-	if r.types[1] == "bytea" {
-		return `\x` + string(row.ID)
-	}
-	return string(row.ID)
 }
 
 // page calls f with each row of one query, and returns how many there were and the last of them. f may wait for Kafka.
@@ -267,16 +259,20 @@ func (s *Source) writtenAt(ctx context.Context, conn *pgx.Conn) (sql string, unz
 	return fmt.Sprintf("extract(epoch FROM CASE WHEN isfinite(%s) THEN %s END)::float8", age.column, age.first()), nil, nil
 }
 
+// fromText returns SQL for the value of a type that a text stands for: a bytea is called by its hex digits, with or without \x.
+func fromText(text, typ string) string {
+	if typ == "bytea" {
+		return `decode(regexp_replace(` + text + `::text, '^\\x', ''), 'hex')`
+	}
+	return "CAST(" + text + "::text AS " + typ + ")"
+}
+
 // findBy returns the rows that have what in a column, oldest first; none where what is no value of the column's type.
 func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, columns RowColumns, by, typ, created, what string) ([]TableRow, error) {
 	const doing = "look into the outbox"
 	text := func(i int) string { return "coalesce(" + columns[i].SQL + ", '')" }
-	value := "CAST($1::text AS " + typ + ")"
-	if typ == "bytea" { // its hex digits, with or without \x
-		value = `decode(regexp_replace($1::text, '^\\x', ''), 'hex')`
-	}
 	found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = %s ORDER BY 5 LIMIT %d`,
-		text(0), text(1), text(2), text(3), created, TableName(s.cfg), Ident(by), value, mostFound), what)
+		text(0), text(1), text(2), text(3), created, TableName(s.cfg), Ident(by), fromText("$1", typ), mostFound), what)
 	var rows []TableRow
 	if err == nil {
 		rows, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (r TableRow, err error) {

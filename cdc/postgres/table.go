@@ -184,11 +184,17 @@ func oidOf(name string) string {
 	return "(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = " + ident + "[1] AND c.relname = " + ident + "[2])"
 }
 
-// columnTypes are the outbox's columns and their types, as SQL writes them; none where there is no such table.
+// columnTypes are the outbox's columns and their types, as SQL writes them, of a domain the one it is over; none where there is no such
+// table.
 func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
 	rows, err := conn.Query(ctx, `
-		SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
-		WHERE attrelid = `+oidOf("$1")+` AND attnum > 0 AND NOT attisdropped`, TableName(s.cfg))
+		WITH RECURSIVE kind AS (
+			SELECT a.attname, t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			WHERE a.attrelid = `+oidOf("$1")+` AND a.attnum > 0 AND NOT a.attisdropped
+			UNION ALL
+			SELECT k.attname, t.oid, t.typtype, t.typbasetype FROM kind k JOIN pg_type t ON t.oid = k.typbasetype WHERE k.typtype = 'd'
+		)
+		SELECT attname::text, format_type(oid, -1) FROM kind WHERE typtype <> 'd'`, TableName(s.cfg))
 	if err != nil {
 		return nil, classify("read the table's columns", err)
 	}
