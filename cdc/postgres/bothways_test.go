@@ -185,4 +185,3 @@ func decodeAll(t *testing.T, cfg config.Source, table uint32, frames [][]byte) (
 	}
 	return rows
 }
-
