@@ -36,7 +36,7 @@ func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 		"may not replicate: ALTER ROLE",
 		"is unlogged or temporary",
 		`source.columns.payload: the table has no column "payload"`,
-		`source.columns.aggregate_id: column "aggregate_id" has a type that cannot be used`,
+		`source.columns.aggregate_id: column "aggregate_id" has the type point that cannot be used`,
 		"source.publication: walpost does not exist: run `walpost init`",
 	} {
 		if !strings.Contains(status, text) {

@@ -101,7 +101,7 @@ func TestColumns(t *testing.T) {
 	r = s.StartRelay()
 	s.WaitForEvent(s.InsertRow())
 	s.Exec("ALTER TABLE outbox DROP CONSTRAINT outbox_event_type, ALTER COLUMN event_type TYPE int USING 1")
-	r.WaitForLog(20*time.Second, `column \"event_type\" has a type that cannot be used`)
+	r.WaitForLog(20*time.Second, `column \"event_type\" has the type integer that cannot be used`)
 }
 
 // TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody

@@ -80,7 +80,7 @@ var Poisons = []Poison{
 	{"key empty", "aggregate_id", "''", cdc.BadKey, false, "aggregate_id is empty"},
 	{"payload NULL", "payload", "NULL", cdc.BadPayload, true, "payload is NULL"},
 	{"payload not JSON", "payload", "'{\"a\": '", cdc.BadPayload, true, "kafka.payload"},
-	{"headers a list", "headers", "'[1]'", cdc.BadHeaders, true, "not a JSON object"},
+	{"headers a list", "headers", "'[1]'", cdc.BadHeaders, true, "one of its elements is neither"},
 	{"headers torn", "headers", "'{\"a\": '", cdc.BadHeaders, true, "not valid JSON"},
 	{"10,000 headers", "headers", "(SELECT json_object_agg('h' || i, i)::text FROM generate_series(1, 10000) i)", cdc.BadHeaders, true, "more than 1000"},
 	{"larger than the topic takes", "payload", "'\"' || repeat('y', 1100000) || '\"'", cdc.TooLarge, true, "max.message.bytes"},
