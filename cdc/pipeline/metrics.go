@@ -194,8 +194,8 @@ func (c *metrics) ready() error {
 	case c.asked.table != nil:
 		l := c.asked.seen(askEvery, answerWithin)
 		switch {
-		case l == nil:
-			return errors.New("the table has not answered yet")
+		case l == nil: // it streams, and the first look is under way
+			return nil
 		case l.backlogErr == nil && l.backlog.Horizon != nil && l.backlog.Horizon.Seconds > heldTooLong.Seconds():
 			return errors.New(l.backlog.Horizon.String())
 		}

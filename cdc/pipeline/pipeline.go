@@ -147,6 +147,7 @@ func (p *Pipeline) Name() string { return p.cfg.Pipeline }
 // it has returned.
 func (p *Pipeline) Run(ctx context.Context) error {
 	p.ran.Store(true)
+	p.metrics.asked.seen(0, 0) // so that the first scrape finds something
 	var cleaner sync.WaitGroup
 	defer cleaner.Wait()
 	if p.cfg.Cleanup.Every > 0 {
