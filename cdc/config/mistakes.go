@@ -264,7 +264,8 @@ func Strays(names, flags []string, cfgs []Config) (unknown []string, err error) 
 	var errs []error
 	for _, name := range names {
 		ours := strings.HasPrefix(strings.ToUpper(name), environment)
-		if !ours && !strings.HasPrefix(name, "LOG_") || slices.Contains(known, name) || ofService(name, names) {
+		tests := strings.HasPrefix(name, environment+"TEST_") // the test suite's, which its programs inherit
+		if !ours && !strings.HasPrefix(name, "LOG_") || tests || slices.Contains(known, name) || ofService(name, names) {
 			continue
 		}
 		meant := nearest(name, known)
