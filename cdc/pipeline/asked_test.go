@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,11 +19,11 @@ import (
 type hanging struct {
 	facts cdc.Facts
 	hangs bool
-	asked int
+	asked atomic.Int64
 }
 
 func (h *hanging) wait(ctx context.Context) error {
-	if h.asked++; h.hangs {
+	if h.asked.Add(1); h.hangs {
 		<-ctx.Done()
 		return ctx.Err()
 	}
@@ -59,8 +60,8 @@ func TestProbesAnswerWhileTheDatabaseHangs(t *testing.T) {
 		if took, most := time.Since(began), 20*answerWithin; took > most || answerWithin >= 100*time.Millisecond {
 			t.Errorf("twenty answers took %s, want %s at most", took, most)
 		}
-		if h.asked != 2 {
-			t.Errorf("the table was asked %d times, want twice", h.asked)
+		if n := h.asked.Load(); n != 2 {
+			t.Errorf("the table was asked %d times, want twice", n)
 		}
 		time.Sleep(askWithin)
 		if err := m.ready(); !errors.Is(err, context.DeadlineExceeded) {
