@@ -186,7 +186,7 @@ func TestOpenTransactionOfADeadRelayIsEnded(t *testing.T) {
 	if st, err := successor.State(t.Context()); err != nil || st.Covered != 1 {
 		t.Errorf("state %+v, %v", st, err)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > cdctest.Patience(5*time.Second) {
 		t.Errorf("taking over took %s", took)
 	}
 	if got := s.committed(t); len(got) != 1 {

@@ -78,7 +78,7 @@ func TestEveryCommandEnds(t *testing.T) {
 						if err != nil {
 							said += err.Error()
 						}
-						if took > c.within {
+						if took > cdctest.Patience(c.within) {
 							t.Errorf("%s: %s took %s: %s", kind, args, took, said)
 						}
 						asks := c.postgres != "" || kind == "wal" && args[0] != "cleanup" || args[0] == "init" || args[0] == "replay"

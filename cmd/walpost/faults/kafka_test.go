@@ -21,7 +21,7 @@ import (
 // takeKafkaAway is fault 6: Kafka is away for longer than queue_timeout.
 func takeKafkaAway(s *trial) {
 	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "200"}})
-	r := s.startStreaming()
+	r := s.startMeasured()
 	s.waitForCommits(500)
 	s.kafkaProxy.Down()
 	away := time.After(kafkaAway())

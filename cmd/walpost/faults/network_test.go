@@ -27,7 +27,7 @@ func partitioned(s *trial) {
 				through := s.Env["WALPOST_SOURCE_URL"]
 				s.Env["WALPOST_SOURCE_URL"] = strings.Replace(through, s.pgProxy.Addr(), s.pgAddress, 1)
 				heir := s.startStreaming()
-				if took := time.Since(s.faultEnded); took > 10*time.Second {
+				if took := time.Since(s.faultEnded); took > cdctest.Patience(10*time.Second) {
 					s.t.Errorf("taken over after %s, wal_sender_timeout is 2 s", took)
 				}
 				s.waitUntilDelivered()

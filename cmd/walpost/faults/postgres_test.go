@@ -51,7 +51,7 @@ func postgresRestarts(s *trial) {
 		s.waitForCommits(50)
 		took := s.stopPostgres(mode)
 		s.t.Logf("%s: stopped in %s", mode, took.Round(time.Millisecond))
-		if took > 5*time.Second {
+		if took > cdctest.Patience(5*time.Second) {
 			s.t.Errorf("a %s stop took %s: PostgreSQL waited for the relay", mode, took)
 		}
 		s.startPostgres()
@@ -60,7 +60,7 @@ func postgresRestarts(s *trial) {
 	}
 	first := s.writer.Stop() // a smart stop waits for its connections
 	s.waitUntilDelivered()
-	if took := s.stopPostgres("smart"); took > 3*time.Second {
+	if took := s.stopPostgres("smart"); took > cdctest.Patience(3*time.Second) {
 		s.t.Errorf("a smart stop of an idle server took %s", took)
 	}
 	s.startPostgres()
@@ -68,7 +68,7 @@ func postgresRestarts(s *trial) {
 	s.waitForCommits(100)
 	s.kafkaProxy.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
 	s.waitForCommits(1000) // more than two windows
-	if took := s.stopPostgres("fast"); took > 10*time.Second {
+	if took := s.stopPostgres("fast"); took > cdctest.Patience(10*time.Second) {
 		s.t.Errorf("with Kafka away, a fast stop took %s; queue_timeout is 2 s", took)
 	}
 	s.startPostgres()
@@ -190,10 +190,12 @@ func hugeTransactions(s *trial) {
 	s.Exec("INSERT INTO other SELECT generate_series(1, $1::int)", 3*rows)
 	s.insertWithLedger("big", rows, 200)
 	for i := range 2 {
-		r := s.startStreaming()
+		r := s.startMeasured()
 		cdctest.Consume(s.t, s.Brokers, s.Topic, time.Minute, cdctest.AtLeast((i+1)*rows/5))
-		if most := 256 << 20; r.Memory() > most {
-			s.t.Errorf("the relay took %d MiB", r.Memory()>>20)
+		held := r.Memory()
+		s.t.Logf("the relay held %d MiB", held>>20)
+		if held > 128<<20 {
+			s.t.Error("that is more than its windows")
 		}
 		r.Kill()
 	}
@@ -308,14 +310,14 @@ func serverLimits(s *trial) {
 // it.
 func storm(s *trial) {
 	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "3s", "WALPOST_WINDOW_ROWS": "200"}})
-	r := s.startStreaming()
+	r := s.startMeasured()
 	s.waitForCommits(100)
 	s.kafkaProxy.Set(cdctest.Wire{Stalled: true}, cdctest.Wire{Stalled: true})
 	s.waitForCommits(1000)
 	used, began := r.CPU(), time.Now()
 	took := s.stopPostgres("fast")
 	busy := r.CPU() - used
-	if took > 12*time.Second {
+	if took > cdctest.Patience(12*time.Second) {
 		s.t.Errorf("the stop took %s, queue_timeout is 3 s", took)
 	}
 	if share := busy.Seconds() / time.Since(began).Seconds(); time.Since(began) > time.Second && share > 0.5 {

@@ -28,7 +28,7 @@ func foreignGiants(s *trial) {
 	s.Exec("ALTER TABLE outbox REPLICA IDENTITY FULL; CREATE TABLE blobs (id int PRIMARY KEY, b bytea); ALTER TABLE blobs REPLICA IDENTITY FULL")
 	s.MustRun("adopt")
 	s.startLoad(cdctest.WriterConfig{Rate: 30})
-	r := s.startStreaming()
+	r := s.startMeasured()
 	s.waitUntilDelivered()
 	s.Exec("CREATE TEMPORARY TABLE none (); " + strings.Join([]string{ // one transaction
 		ledgerRow("before", 1),
@@ -45,8 +45,10 @@ func foreignGiants(s *trial) {
 	if log := r.Log.String(); strings.Contains(log, "halted") || strings.Contains(log, "starting over") {
 		s.t.Errorf("somebody else's messages stopped the relay:\n%s", log)
 	}
-	if most := r.Memory(); most > 150<<20 {
-		s.t.Errorf("the relay held %d MiB", most>>20)
+	held := r.Memory()
+	s.t.Logf("the relay held %d MiB", held>>20)
+	if held > 80<<20 { // one giant alone is 60 MB of text, and without it the relay holds 30 MiB
+		s.t.Error("that is as much as a giant")
 	}
 }
 

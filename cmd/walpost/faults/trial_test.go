@@ -147,6 +147,12 @@ func (s *trial) startStreaming() *e2e.Relay {
 	return s.waitUntilStreaming(s.SpawnRelay())
 }
 
+// startMeasured starts a relay whose memory and CPU time are its own, and not the race detector's.
+func (s *trial) startMeasured() *e2e.Relay {
+	s.t.Helper()
+	return s.waitUntilStreaming(s.StartCommand(exec.Command(s.failpoints(), "relay")))
+}
+
 // waitUntilStreaming waits for a minute at most: a halt that is not latched is tried again after 30 s.
 func (s *trial) waitUntilStreaming(r *e2e.Relay) *e2e.Relay {
 	s.t.Helper()
