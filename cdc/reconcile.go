@@ -254,6 +254,9 @@ func unchanged(st *State, f *Facts) error {
 		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
 		if was, _, rewritten := strings.Cut(st.Fingerprint, ToastMark); rewritten && same(was, f.Fingerprint) {
 			found += ": the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass)"
+		} else if writtenAgain(st.Fingerprint, f.Fingerprint) {
+			found += ": the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, " +
+				"and hides nothing; but it cannot be seen that nothing was changed and put back"
 		}
 		fix := ""
 		if len(f.Hidden) > 0 {
@@ -293,6 +296,14 @@ const ToastMark = " toast "
 func same(recorded, now string) bool {
 	before, _, _ := strings.Cut(now, ToastMark)
 	return recorded == now || recorded == before
+}
+
+// writtenAgain reports whether two fingerprints differ only in the transaction that wrote the publication's row last. A catalog keeps no
+// former versions of a row that can be read, so one harmless change cannot be told from two of which the first hid rows.
+func writtenAgain(recorded, now string) bool {
+	was, entries, _ := strings.Cut(recorded, " entry ")
+	is, same, _ := strings.Cut(now, " entry ")
+	return was != is && entries != "" && entries == same && publicationOf(was) == publicationOf(is)
 }
 
 // checked is up to where publication and table were as the fingerprint says. A record of version 1 does not know.

@@ -90,6 +90,18 @@ func TestReconcileTable(t *testing.T) {
 			func(_ *State, f *Facts) { f.Fingerprint, f.WALEnd = "g", 0x150 },
 			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
 		},
+		"the publication's row was written": {
+			func(s *State, f *Facts) {
+				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 5/701 entry 6/700 table 7 s.t", 0x150
+			},
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 5/701 entry 6/700 table 7 s.t: the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, and hides nothing; but it cannot be seen that nothing was changed and put back: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
+		"the publication is another one": {
+			func(s *State, f *Facts) {
+				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 8/701 entry 6/700 table 7 s.t", 0x150
+			},
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 8/701 entry 6/700 table 7 s.t: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
 		"rows are hidden": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.Hidden, f.WALEnd = "g", []string{"a", "b"}, 0x150 },
 			"publication or table changed: a; b: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; fix it, then `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
