@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -99,42 +100,54 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 
 // limit is the topic's max.message.bytes, asked once; a topic that does not exist is a Halt.
 func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
-	p.limitsMu.Lock()
-	limit, ok := p.limits[topic]
-	p.limitsMu.Unlock()
-	if ok {
+	if limit, ok := p.known(topic); ok {
 		return limit, nil
 	}
-	found, err := describeTopic(ctx, p.client, topic)
-	if err != nil {
+	if err := p.askLimits(ctx, topic); err != nil {
 		return 0, err
 	}
-	if found == nil {
-		run := "run `walpost init`, or create the topic"
-		if !slices.Contains(p.sink.topics, topic) { // init knows it as little as we did
-			run = "create it (" + p.sink.CreateCommand(topic) + ")"
-		}
-		return 0, &cdc.Halt{
-			Found: fmt.Sprintf("topic %s does not exist", topic),
-			Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
-			Run:   run + ", and the relay goes on by itself",
-		}
-	}
-	limit = defaultLimit
-	if n, err := strconv.Atoi(found.config["max.message.bytes"]); err == nil {
-		limit = min(n, maxBatch)
+	limit, _ := p.known(topic)
+	return limit, nil
+}
+
+func (p *publisher) known(topic string) (limit int, ok bool) {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	limit, ok = p.limits[topic]
+	return limit, ok
+}
+
+// askLimits asks for the limits of topics, all at once; one that does not exist is a Halt.
+func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
+	found, err := describeTopics(ctx, p.client, topics)
+	if err != nil {
+		return err
 	}
 	p.limitsMu.Lock()
-	p.limits[topic] = limit
-	p.limitsMu.Unlock()
-	return limit, nil
+	defer p.limitsMu.Unlock()
+	for _, topic := range topics {
+		if found[topic] == nil {
+			run := "run `walpost init`, or create the topic"
+			if !slices.Contains(p.sink.topics, topic) { // init knows it as little as we did
+				run = "create it (" + p.sink.CreateCommand(topic) + ")"
+			}
+			return &cdc.Halt{
+				Found: fmt.Sprintf("topic %s does not exist", topic),
+				Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
+				Run:   run + ", and the relay goes on by itself",
+			}
+		}
+		p.limits[topic] = defaultLimit
+		if n, err := strconv.Atoi(found[topic].config["max.message.bytes"]); err == nil {
+			p.limits[topic] = min(n, maxBatch)
+		}
+	}
+	return nil
 }
 
 // batchLimit is asked by the client when it first sees a topic, which Check has seen before.
 func (p *publisher) batchLimit(topic string) int32 {
-	p.limitsMu.Lock()
-	defer p.limitsMu.Unlock()
-	limit, ok := p.limits[topic]
+	limit, ok := p.known(topic)
 	if !ok {
 		limit = defaultLimit
 	}
@@ -301,49 +314,67 @@ type topic struct {
 	config      map[string]string
 }
 
-// describeTopic asks the brokers, not the client's cache; nil when there is no such topic.
+// describeTopic asks for one topic; nil when there is no such topic.
 func describeTopic(ctx context.Context, client *kgo.Client, name string) (*topic, error) {
+	found, err := describeTopics(ctx, client, []string{name})
+	return found[name], err
+}
+
+// describeTopics asks the brokers, not the client's cache, for topics, and returns those that exist, by name.
+func describeTopics(ctx context.Context, client *kgo.Client, names []string) (map[string]*topic, error) {
+	found := map[string]*topic{}
+	if len(names) == 0 { // that would ask for all there are
+		return found, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	req := kmsg.NewPtrMetadataRequest()
+	all := strings.Join(names, ", ")
+	req, conf := kmsg.NewPtrMetadataRequest(), kmsg.NewPtrDescribeConfigsRequest()
 	req.AllowAutoTopicCreation = false
-	req.Topics = []kmsg.MetadataRequestTopic{{Topic: kmsg.StringPtr(name)}}
+	for _, name := range names {
+		req.Topics = append(req.Topics, kmsg.MetadataRequestTopic{Topic: &name})
+	}
 	resp, err := req.RequestWith(ctx, client)
 	if err != nil {
-		return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+		return nil, fmt.Errorf("ask kafka for topic %s: %w", all, err)
 	}
-	if len(resp.Topics) != 1 {
-		return nil, fmt.Errorf("ask kafka for topic %s: %d answers", name, len(resp.Topics))
+	if len(resp.Topics) != len(names) {
+		return nil, fmt.Errorf("ask kafka for topic %s: %d answers", all, len(resp.Topics))
 	}
-	answer := resp.Topics[0]
-	switch err := kerr.ErrorForCode(answer.ErrorCode); {
-	case errors.Is(err, kerr.UnknownTopicOrPartition):
-		return nil, nil
-	case errors.Is(err, kerr.TopicAuthorizationFailed):
-		return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "its rows cannot be published, and nothing behind them is", Run: "grant DESCRIBE and WRITE on it to the relay's user"}
-	case err != nil:
-		return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+	for _, answer := range resp.Topics {
+		name := *answer.Topic
+		switch err := kerr.ErrorForCode(answer.ErrorCode); {
+		case errors.Is(err, kerr.UnknownTopicOrPartition):
+			continue
+		case errors.Is(err, kerr.TopicAuthorizationFailed):
+			return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "its rows cannot be published, and nothing behind them is", Run: "grant DESCRIBE and WRITE on it to the relay's user"}
+		case err != nil:
+			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+		}
+		t := &topic{partitions: len(answer.Partitions), config: map[string]string{}}
+		if t.partitions > 0 {
+			t.replication = len(answer.Partitions[0].Replicas)
+		}
+		found[name] = t
+		resource := kmsg.NewDescribeConfigsRequestResource()
+		resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, name
+		conf.Resources = append(conf.Resources, resource)
 	}
-	t := &topic{partitions: len(answer.Partitions), config: map[string]string{}}
-	if t.partitions > 0 {
-		t.replication = len(answer.Partitions[0].Replicas)
+	if len(found) == 0 {
+		return found, nil
 	}
-	conf := kmsg.NewPtrDescribeConfigsRequest()
-	resource := kmsg.NewDescribeConfigsRequestResource()
-	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, name
-	conf.Resources = append(conf.Resources, resource)
 	said, err := conf.RequestWith(ctx, client)
 	if err != nil {
-		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", name, err)
+		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", all, err)
 	}
 	for _, r := range said.Resources {
 		for _, c := range r.Configs {
-			if c.Value != nil {
+			if t := found[r.ResourceName]; t != nil && c.Value != nil {
 				t.config[c.Name] = *c.Value
 			}
 		}
 	}
-	return t, nil
+	return found, nil
 }
 
 // waitTopic returns when a topic that was just made can be seen by all that ask.

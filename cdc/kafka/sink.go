@@ -185,7 +185,8 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// Ready returns the Halt of a session that would find a topic missing or of the wrong kind. It fences nobody.
+// Ready returns an error where Kafka does not answer, and the Halt of a session that would find a topic missing or of the wrong
+// kind. It fences nobody.
 func (s *Sink) Ready(ctx context.Context) error {
 	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)
 	if err != nil {
@@ -196,11 +197,8 @@ func (s *Sink) Ready(ctx context.Context) error {
 }
 
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
-	for _, topic := range s.topics {
-		if strings.Contains(s.cfg.Kafka.Topic, "{event_type}") {
-			break
-		}
-		if _, err := p.limit(ctx, topic); err != nil {
+	if !strings.Contains(s.cfg.Kafka.Topic, "{event_type}") {
+		if err := p.askLimits(ctx, s.topics...); err != nil {
 			return err
 		}
 	}

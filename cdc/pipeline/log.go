@@ -67,7 +67,7 @@ func logger(cfg config.Config, log zerolog.Logger) cdc.Observer {
 		},
 		Stalled: func(stalled bool, since time.Duration) {
 			if stalled {
-				log.Warn().Dur("waiting_ms", since).Msg("kafka does not take the window; rows wait, nothing is lost")
+				log.Warn().Dur("waiting_ms", since).Msg(kafkaAway + "; rows wait, nothing is lost")
 				return
 			}
 			log.Info().Dur("waited_ms", since).Msg("kafka answers again")
