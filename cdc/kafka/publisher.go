@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,15 +62,44 @@ func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 	return newest, err
 }
 
-// fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
-// that one had left open is aborted.
+// fence takes a producer id, without which Kafka takes twice what is sent twice. With a transactional id it makes every other client that
+// has it unable to write, and returns when a transaction that one had left open is aborted.
 func (p *publisher) fence(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if _, _, err := p.client.ProducerID(ctx); err != nil {
-		return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it, and kafka.transaction_timeout at most the broker's transaction.max.timeout.ms", id, err)
+	producer, _, err := p.client.ProducerID(ctx)
+	switch unknown := err == nil && producer < 0 || unsupported(err); { // the client itself would go on without an id
+	case unknown && id == "":
+		return &cdc.Halt{
+			Found: "this Kafka gives no producer ids (InitProducerID)",
+			Means: "a record that is sent again could come twice, or behind later ones of its key; nothing is published, and nothing is lost",
+			Run:   "use a Kafka with idempotent producers, and the relay goes on by itself",
+		}
+	case unknown || id != "" && errors.Is(err, kerr.InvalidRequest):
+		return &cdc.Halt{
+			Found: "this Kafka has no transactions (InitProducerID with a transactional id)",
+			Means: "delivery: exactly_once cannot be kept; nothing is published, and nothing is lost",
+			Run:   "set delivery: at_least_once and restart the relay, or use a Kafka with transactions, and the relay goes on by itself",
+		}
+	case err == nil:
+		return nil
+	case errors.Is(err, kerr.ClusterAuthorizationFailed):
+		return fmt.Errorf("take a producer id: %w: grant IDEMPOTENT_WRITE on the cluster to the user of kafka.sasl", err)
+	case errors.Is(err, kerr.InvalidTransactionTimeout):
+		return fmt.Errorf("take the transactional id %s: %w: lower kafka.transaction_timeout (%s) to the brokers' transaction.max.timeout.ms", id, err, p.sink.cfg.Kafka.TransactionTimeout)
+	case id == "":
+		return fmt.Errorf("take a producer id: %w", err)
+	case errors.Is(err, kerr.CoordinatorNotAvailable), ctx.Err() != nil:
+		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: see that the topic __transaction_state is there and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
 	}
-	return nil
+	return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it", id, err)
+}
+
+// unsupported says that the brokers do not know a request, or no version of it that is new enough. The client's own errors have no
+// names outside of it.
+func unsupported(err error) bool {
+	return errors.Is(err, kerr.UnsupportedVersion) ||
+		err != nil && (strings.Contains(err.Error(), "broker is too old") || strings.Contains(err.Error(), "request key is unknown"))
 }
 
 func (p *publisher) Close() {
@@ -291,6 +321,9 @@ func (p *publisher) failure(records []cdc.Record) error {
 		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from before a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
 			p.failed.Topic, p.err, time.Now().UTC().Format(time.RFC3339))
 	}
+	if errors.Is(p.err, kerr.UnsupportedCompressionType) {
+		return fmt.Errorf("produce to topic %s: %w: this Kafka does not take kafka.compression: %s: set another, or none", p.failed.Topic, p.err, p.sink.cfg.Kafka.Compression)
+	}
 	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.err)
 }
 
@@ -333,6 +366,9 @@ func describeTopic(ctx context.Context, client *kgo.Client, name string) (*topic
 	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, name
 	conf.Resources = append(conf.Resources, resource)
 	said, err := conf.RequestWith(ctx, client)
+	if unsupported(err) {
+		return t, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", name, err)
 	}
