@@ -1,6 +1,7 @@
 package kafka_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +10,9 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -18,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/kafka"
@@ -208,6 +212,49 @@ func TestKafkaThatHasLess(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestRequestsThatAServiceTakes: a service that closes the connection at a larger request would close it at each attempt.
+func TestRequestsThatAServiceTakes(t *testing.T) {
+	const takes = 1046528 // Event Hubs, as documented
+	largest := 0
+	var mu sync.Mutex
+	proxy := cdctest.StartKafkaProxy(t, fake(t).ListenAddrs(), func(f cdctest.Frame) cdctest.Verdict {
+		mu.Lock()
+		defer mu.Unlock()
+		if f.API == int16(kmsg.Produce) && !f.FromServer {
+			largest = max(largest, len(f.Bytes))
+		}
+		if len(f.Bytes) > takes {
+			return cdctest.Lose
+		}
+		return cdctest.Pass
+	})
+	s := newStage(t, proxy.Brokers()).create(t)
+	s.cfg.Kafka.MaxRequestBytes = 1_000_000
+	p, err := kafka.NewSink(s.cfg, []string{s.topic}).Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	records := s.records(0, 40)
+	for i := range records {
+		records[i].Value = make([]byte, 100_000)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), cdctest.Patience(10*time.Second))
+	defer cancel()
+	if err := p.Publish(ctx, records, &cdc.State{Version: cdc.StateVersion}); err != nil {
+		t.Errorf("a window of 4 MB, with requests of up to %d bytes: %v", largest, err)
+	}
+	records[0].Value = make([]byte, 1_000_000)
+	if err := p.Check(t.Context(), &records[0]); !errors.As(err, new(*cdc.Refused)) || !strings.Contains(err.Error(), "kafka.max_request_bytes lets 995904 be sent") {
+		t.Errorf("a record that no request holds: %v", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if largest > 1_000_000 || largest < 900_000 {
+		t.Errorf("the largest request has %d bytes", largest)
+	}
 }
 
 // produceError has each batch refused.

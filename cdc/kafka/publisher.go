@@ -22,8 +22,14 @@ import (
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
 const defaultLimit = 1048588
 
-// maxBatch is the most that is produced as one, whatever the topic takes: a broker reads requests of up to 100 MiB.
-const maxBatch = 64 << 20
+// maxBatch is the most that is produced as one, whatever the topic takes, and requestRoom what a request holds beside its batch.
+const (
+	maxBatch    = 64 << 20
+	requestRoom = 4 << 10
+)
+
+// mostBytes is the most that a record may take, whatever its topic allows.
+func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequestBytes)-requestRoom) }
 
 // publisher is one session's client.
 type publisher struct {
@@ -121,6 +127,9 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	for _, h := range r.Headers {
 		size += len(h.Key) + len(h.Value) + 10
 	}
+	if size > limit && limit == p.sink.mostBytes() {
+		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, limit)
+	}
 	if size > limit {
 		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit)
 	}
@@ -152,8 +161,9 @@ func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
 	}
 	limit = defaultLimit
 	if n, err := strconv.Atoi(found.config["max.message.bytes"]); err == nil {
-		limit = min(n, maxBatch)
+		limit = n
 	}
+	limit = min(limit, p.sink.mostBytes())
 	p.limitsMu.Lock()
 	p.limits[topic] = limit
 	p.limitsMu.Unlock()
@@ -166,7 +176,7 @@ func (p *publisher) batchLimit(topic string) int32 {
 	defer p.limitsMu.Unlock()
 	limit, ok := p.limits[topic]
 	if !ok {
-		limit = defaultLimit
+		limit = min(defaultLimit, p.sink.mostBytes())
 	}
 	return int32(max(limit, 512))
 }

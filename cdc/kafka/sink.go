@@ -261,6 +261,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 		kgo.MaxBufferedRecords(s.cfg.Window.Rows + 2 + maxStale), // never reached: Produce must not block
 		kgo.ProducerBatchCompression(codec),
 		kgo.ProducerBatchMaxBytesFn(p.batchLimit),
+		kgo.BrokerMaxWriteBytes(int32(s.cfg.Kafka.MaxRequestBytes)),
 		kgo.RecordPartitioner(partitioner()),
 	}
 	if transactionalID != "" {
