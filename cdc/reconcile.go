@@ -42,6 +42,7 @@ type SlotFacts struct {
 	WALStatus      string // reserved, extended, unreserved, lost
 	Invalidation   string // invalidation_reason, from 17 on
 	SafeWALSize    *int64 // bytes of WAL that may be written before the slot can be lost; nil without a limit
+	Patroni        string // what names the slot in Patroni's configuration, where Patroni drops it otherwise: up to 16
 }
 
 // lost says whether the slot can never be read again, and how the server puts it.
@@ -123,12 +124,17 @@ func identify(pipeline string, st *State, f *Facts) error {
 	case st.Halt != nil && st.Halt.Latched:
 		return st.Halt.Halt()
 	case !slot.Exists:
-		return &Halt{
+		halt := &Halt{
 			Found: fmt.Sprintf("replication slot %q does not exist, and the state record says that rows up to %s were delivered", slot.Name, st.Covered),
 			Means: "the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one",
 			Risk:  Range{st.Covered, f.WALEnd},
 			Run:   "`walpost adopt --create-slot` begins with a new slot, then " + replay(st, f) + " publishes the rows between",
 		}
+		if slot.Patroni != "" {
+			halt.Means = "Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one"
+			halt.Run = "name it with `patronictl edit-config`, slots: {" + slot.Patroni + "}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between"
+		}
+		return halt
 	}
 	if how, lost := slot.lost(); lost {
 		return &Halt{

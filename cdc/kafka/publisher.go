@@ -22,8 +22,14 @@ import (
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
 const defaultLimit = 1048588
 
-// maxBatch is the most that is produced as one, whatever the topic takes: a broker reads requests of up to 100 MiB.
-const maxBatch = 64 << 20
+// maxBatch is the most that is produced as one, whatever the topic takes, and requestRoom what a request holds beside its batch.
+const (
+	maxBatch    = 64 << 20
+	requestRoom = 4 << 10
+)
+
+// mostBytes is the most that a record may take, whatever its topic allows.
+func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequestBytes)-requestRoom) }
 
 // publisher is one session's client.
 type publisher struct {
@@ -62,15 +68,44 @@ func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 	return newest, err
 }
 
-// fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
-// that one had left open is aborted.
+// fence takes a producer id, without which Kafka takes twice what is sent twice. With a transactional id it makes every other client that
+// has it unable to write, and returns when a transaction that one had left open is aborted.
 func (p *publisher) fence(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if _, _, err := p.client.ProducerID(ctx); err != nil {
-		return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it, and kafka.transaction_timeout at most the broker's transaction.max.timeout.ms", id, err)
+	producer, _, err := p.client.ProducerID(ctx)
+	switch unknown := err == nil && producer < 0 || unsupported(err); { // the client itself would go on without an id
+	case unknown && id == "":
+		return &cdc.Halt{
+			Found: "this Kafka gives no producer ids (InitProducerID)",
+			Means: "a record that is sent again could come twice, or behind later ones of its key; nothing is published, and nothing is lost",
+			Run:   "use a Kafka with idempotent producers, and the relay goes on by itself",
+		}
+	case unknown || id != "" && errors.Is(err, kerr.InvalidRequest):
+		return &cdc.Halt{
+			Found: "this Kafka has no transactions (InitProducerID with a transactional id)",
+			Means: "delivery: exactly_once cannot be kept; nothing is published, and nothing is lost",
+			Run:   "set delivery: at_least_once and restart the relay, or use a Kafka with transactions, and the relay goes on by itself",
+		}
+	case err == nil:
+		return nil
+	case errors.Is(err, kerr.ClusterAuthorizationFailed):
+		return fmt.Errorf("take a producer id: %w: grant IDEMPOTENT_WRITE on the cluster to the user of kafka.sasl", err)
+	case errors.Is(err, kerr.InvalidTransactionTimeout):
+		return fmt.Errorf("take the transactional id %s: %w: lower kafka.transaction_timeout (%s) to the brokers' transaction.max.timeout.ms", id, err, p.sink.cfg.Kafka.TransactionTimeout)
+	case id == "":
+		return fmt.Errorf("take a producer id: %w", err)
+	case errors.Is(err, kerr.CoordinatorNotAvailable), ctx.Err() != nil:
+		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: see that the topic __transaction_state is there and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
 	}
-	return nil
+	return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it", id, err)
+}
+
+// unsupported says that the brokers do not know a request, or no version of it that is new enough. The client's own errors have no
+// names outside of it.
+func unsupported(err error) bool {
+	return errors.Is(err, kerr.UnsupportedVersion) ||
+		err != nil && (strings.Contains(err.Error(), "broker is too old") || strings.Contains(err.Error(), "request key is unknown"))
 }
 
 func (p *publisher) Close() {
@@ -91,6 +126,9 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	size := 61 + 32 + len(r.Key) + len(r.Value)
 	for _, h := range r.Headers {
 		size += len(h.Key) + len(h.Value) + 10
+	}
+	if size > limit && limit == p.sink.mostBytes() {
+		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, limit)
 	}
 	if size > limit {
 		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit)
@@ -137,10 +175,11 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 				Run:   run + ", and the relay goes on by itself",
 			}
 		}
-		p.limits[topic] = defaultLimit
+		limit := defaultLimit
 		if n, err := strconv.Atoi(found[topic].config["max.message.bytes"]); err == nil {
-			p.limits[topic] = min(n, maxBatch)
+			limit = n
 		}
+		p.limits[topic] = min(limit, p.sink.mostBytes())
 	}
 	return nil
 }
@@ -149,7 +188,7 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 func (p *publisher) batchLimit(topic string) int32 {
 	limit, ok := p.known(topic)
 	if !ok {
-		limit = defaultLimit
+		limit = min(defaultLimit, p.sink.mostBytes())
 	}
 	return int32(max(limit, 512))
 }
@@ -304,6 +343,9 @@ func (p *publisher) failure(records []cdc.Record) error {
 		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from before a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
 			p.failed.Topic, p.err, time.Now().UTC().Format(time.RFC3339))
 	}
+	if errors.Is(p.err, kerr.UnsupportedCompressionType) {
+		return fmt.Errorf("produce to topic %s: %w: this Kafka does not take kafka.compression: %s: set another, or none", p.failed.Topic, p.err, p.sink.cfg.Kafka.Compression)
+	}
 	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.err)
 }
 
@@ -364,6 +406,9 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		return found, nil
 	}
 	said, err := conf.RequestWith(ctx, client)
+	if unsupported(err) {
+		return found, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", all, err)
 	}
