@@ -155,7 +155,7 @@ func Foreign(pipeline string, st *State, f *Facts) error {
 		return &Halt{
 			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
 			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
-			Run:   "point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`",
+			Run:   "point source.url back at the right server; if this one takes its place, after an upgrade or a move, `" + adoptServer(f) + "` goes on with it; for another database use a new pipeline name and run `walpost init`",
 		}
 	case st.Slot != "" && st.Slot != slot.Name:
 		return &Halt{
@@ -357,6 +357,11 @@ func ReplayUntilNow(st *State, f *Facts) string {
 		st = &State{CheckedAt: f.Time}
 	}
 	return fmt.Sprintf("`walpost replay --from %s --to now`", clock(st.oldest(lastSeen(st).Add(-time.Minute))))
+}
+
+// InDoubt returns a time before which every row that was written is delivered, as far as the record tells.
+func (s *State) InDoubt() time.Time {
+	return s.oldest(s.Current().Add(-time.Minute)).Truncate(time.Second)
 }
 
 // lastSeen is the server's time up to which nothing is in doubt.

@@ -50,7 +50,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"another database": {
 			func(_ *State, f *Facts) { f.SystemID = "8" },
-			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`", false, false,
+			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; if this one takes its place, after an upgrade or a move, `walpost adopt --new-server` goes on with it; for another database use a new pipeline name and run `walpost init`", false, false,
 		},
 		"stale primary": {
 			func(s *State, _ *Facts) { s.Timeline = 4 },

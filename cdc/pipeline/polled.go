@@ -51,6 +51,9 @@ func (p polled) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step
 	if byDay {
 		return nil, errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
 	}
+	if s.newServer {
+		return nil, errors.New("--new-server is for source.kind: wal: a polled table says of each row whether it was published, wherever it stands: run `walpost init` without it")
+	}
 	return p.table.Plan(ctx, s.pg)
 }
 

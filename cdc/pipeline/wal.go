@@ -183,7 +183,7 @@ func (w wal) note(ctx context.Context, d *cdc.Decision) error {
 func (wal) reader(key, url string) (string, string) { return key, url }
 
 func (w wal) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error {
-	seen, err := read(ctx, w.source, w.unfenced)
+	seen, err := readAll(ctx, w.source, w.unfenced)
 	if err != nil {
 		return err
 	}
