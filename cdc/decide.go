@@ -130,6 +130,10 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 		if how, _ := st.Configured.differs(f.Configured); how != "" && !st.Configured.IsZero() {
 			accept("the configuration: %s", how)
 		}
+		if st.copied() {
+			accept("the Kafka cluster %s in place of %s: rows that were delivered there and not copied are missing here: a replay from before the copy was complete publishes them", st.ReadFrom, st.Cluster)
+			next.Cluster = st.ReadFrom
+		}
 	}
 	switch {
 	case st == nil:

@@ -151,6 +151,12 @@ func Foreign(pipeline string, st *State, f *Facts) error {
 			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
 			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
 		}
+	case st.copied():
+		return &Halt{
+			Found: fmt.Sprintf("the state record was written to the Kafka cluster %s, and was read from the cluster %s", st.Cluster, st.ReadFrom),
+			Means: "this Kafka is a copy: what it lacks of the rows that the record counts as delivered nobody would notice",
+			Run:   "point kafka.brokers back at the cluster that the record is of; if this one takes its place, stop the relay there, let the copy catch up, and `walpost adopt` goes on with it",
+		}
 	case st.SystemID != f.SystemID:
 		return &Halt{
 			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),

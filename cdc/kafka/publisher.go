@@ -38,6 +38,7 @@ type publisher struct {
 	records []kgo.Record
 	headers []kgo.RecordHeader
 
+	cluster   string // its id
 	dead      deadReader
 	stale     []string // keys of state records to tombstone with the next one
 	former    string   // key of the former session's record, which is stale once this session's first is durable
@@ -211,7 +212,7 @@ func (p *publisher) produce(ctx context.Context, records []cdc.Record, st *cdc.S
 	}
 	expected := len(p.records)
 	if st != nil {
-		value, err := json.Marshal(st)
+		value, err := json.Marshal(written(*st, p.cluster))
 		if err != nil {
 			return fmt.Errorf("encode state record: %w", err)
 		}
@@ -296,6 +297,7 @@ func (p *publisher) failure(records []cdc.Record) error {
 
 // topic is what Kafka says of a topic. The configuration is empty where we may not ask.
 type topic struct {
+	cluster     string // that it is of; empty where Kafka does not tell
 	partitions  int
 	replication int
 	config      map[string]string
@@ -324,7 +326,7 @@ func describeTopic(ctx context.Context, client *kgo.Client, name string) (*topic
 	case err != nil:
 		return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 	}
-	t := &topic{partitions: len(answer.Partitions), config: map[string]string{}}
+	t := &topic{cluster: clusterID(resp), partitions: len(answer.Partitions), config: map[string]string{}}
 	if t.partitions > 0 {
 		t.replication = len(answer.Partitions[0].Replicas)
 	}
@@ -344,6 +346,13 @@ func describeTopic(ctx context.Context, client *kgo.Client, name string) (*topic
 		}
 	}
 	return t, nil
+}
+
+func clusterID(resp *kmsg.MetadataResponse) string {
+	if resp.ClusterID == nil {
+		return ""
+	}
+	return *resp.ClusterID
 }
 
 // waitTopic returns when a topic that was just made can be seen by all that ask.

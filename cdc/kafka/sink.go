@@ -72,8 +72,8 @@ func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return client, nil
 }
 
-// ping finds out that Kafka answers, before anything is made to wait for it.
-func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
+// ping finds out that Kafka answers, before anything is made to wait for it. It returns the cluster's id, empty where Kafka does not tell.
+func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, err error) {
 	asking, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	seeds := strings.Join(s.cfg.Kafka.Brokers, ", ")
@@ -84,9 +84,9 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 	})
 	if err != nil {
 		if errors.Is(ctx.Err(), context.Canceled) {
-			return fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
+			return "", fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
 		}
-		return fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
+		return "", fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
 	}
 	// The addresses that Kafka gives out are others, and those are what is used.
 	var brokers []*kgo.Broker
@@ -95,10 +95,10 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 		brokers, at = append(brokers, client.Broker(int(b.NodeID))), append(at, net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))))
 	}
 	if _, err := first(asking, brokers, func() kmsg.Request { return kmsg.NewPtrApiVersionsRequest() }); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
+		return "", fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
 			seeds, strings.Join(at, ", "), err)
 	}
-	return ctx.Err()
+	return clusterID(answer.(*kmsg.MetadataResponse)), ctx.Err()
 }
 
 // first asks one broker after the other, without waiting long for any, and returns the first answer, or the errors of all.
@@ -140,7 +140,7 @@ func (s *Sink) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, error
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ping(ctx, client); err != nil {
+	if _, err := s.ping(ctx, client); err != nil {
 		client.Close()
 		return nil, err
 	}
@@ -251,7 +251,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 	}
 	p.client = client
 	p.promise = p.resolved
-	err = s.ping(ctx, client)
+	p.cluster, err = s.ping(ctx, client)
 	if err == nil && p.once {
 		err = p.fence(ctx, transactionalID)
 	}

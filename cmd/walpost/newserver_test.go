@@ -155,4 +155,3 @@ func (s *testbed) copyRows(from *testbed) {
 		s.T.Fatal(err)
 	}
 }
-
