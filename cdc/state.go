@@ -57,6 +57,8 @@ type State struct {
 	Walpost  string `json:"walpost,omitempty"`
 	Cluster  string `json:"kafka_cluster,omitempty"`
 	ReadFrom string `json:"-"`
+	// Partitions is how many the topics of the configuration had when the session began.
+	Partitions map[string]int `json:"partitions,omitempty"`
 	// Halt is why the last session ended, where it ended in a halt.
 	Halt *HaltRecord `json:"halt,omitempty"`
 	// Phantoms are what the last failover took back.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -34,6 +35,7 @@ type publisher struct {
 
 	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
 	limits   map[string]int // max.message.bytes of the topics that exist
+	counts   map[string]int // partitions of the topics of the configuration; replaced, never changed
 
 	records []kgo.Record
 	headers []kgo.RecordHeader
@@ -127,8 +129,45 @@ func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
 	}
 	p.limitsMu.Lock()
 	p.limits[topic] = limit
+	if slices.Contains(p.sink.topics, topic) && len(p.counts) < mostCounts {
+		counts := map[string]int{topic: found.partitions}
+		maps.Copy(counts, p.counts)
+		p.counts = counts
+	}
 	p.limitsMu.Unlock()
 	return limit, nil
+}
+
+// mostCounts is of how many topics the state record has the number of partitions.
+const mostCounts = 50
+
+// Notes names the topics whose number of partitions is not what it was.
+func (p *publisher) Notes(former *cdc.State) (notes []string) {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	if former == nil {
+		return nil
+	}
+	for _, topic := range slices.Sorted(maps.Keys(p.counts)) {
+		if was, now := former.Partitions[topic], p.counts[topic]; was != 0 && was != now {
+			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved to another partition, and a consumer may read the new events of a key before its old ones: let it catch up with the partitions that were there before it reads the new ones", topic, now, was))
+		}
+	}
+	return notes
+}
+
+// written returns the record as it is written.
+func (p *publisher) written(st cdc.State) cdc.State {
+	st.Walpost = version()
+	if p.cluster != "" {
+		st.Cluster = p.cluster
+	}
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	if p.counts != nil {
+		st.Partitions = p.counts
+	}
+	return st
 }
 
 // batchLimit is asked by the client when it first sees a topic, which Check has seen before.
@@ -212,7 +251,7 @@ func (p *publisher) produce(ctx context.Context, records []cdc.Record, st *cdc.S
 	}
 	expected := len(p.records)
 	if st != nil {
-		value, err := json.Marshal(written(*st, p.cluster))
+		value, err := json.Marshal(p.written(*st))
 		if err != nil {
 			return fmt.Errorf("encode state record: %w", err)
 		}

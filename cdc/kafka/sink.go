@@ -185,14 +185,16 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// Ready returns the Halt of a session that would find a topic missing or of the wrong kind. It fences nobody.
-func (s *Sink) Ready(ctx context.Context) error {
+// Ready returns the Halt of a session that would find a topic missing or of the wrong kind, and what is worth a word of the topics beside
+// a record, which may be nil. It fences nobody.
+func (s *Sink) Ready(ctx context.Context, record *cdc.State) (notes []string, err error) {
 	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer p.Close()
-	return s.checkTopics(ctx, p)
+	err = s.checkTopics(ctx, p)
+	return p.Notes(record), err
 }
 
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {

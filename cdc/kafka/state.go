@@ -110,15 +110,6 @@ func (l *stateLog) add(r *kgo.Record, cluster string) error {
 	return nil
 }
 
-// written returns the record as it is written to a cluster.
-func written(st cdc.State, cluster string) cdc.State {
-	st.Walpost = version()
-	if cluster != "" {
-		st.Cluster = cluster
-	}
-	return st
-}
-
 // version is that of the walpost in this program: of its module, and without one the revision that it was built from.
 var version = sync.OnceValue(func() string {
 	info, ok := debug.ReadBuildInfo()

@@ -68,9 +68,13 @@ func (w wal) survey(ctx context.Context, st *Status) {
 		return state, nil // what PostgreSQL says is told without it
 	})
 	st.records(seen.State)
+	var topics []string
 	if !st.blocked(stateErr) {
-		st.blocked(w.sink.Ready(ctx))
+		var readyErr error
+		topics, readyErr = w.sink.Ready(ctx, seen.State)
+		st.blocked(readyErr)
 	}
+	defer func() { st.Notes = append(st.Notes, topics...) }()
 	if st.blocked(err) {
 		return
 	}

@@ -103,6 +103,21 @@ func TestAnotherKafka(t *testing.T) {
 	if records := len(cdctest.ReadAll(t, third, s.Topic)); records != 5 {
 		t.Errorf("%d records, want each of 5 once", records)
 	}
+
+	// More partitions there: whoever looks says so, and the next session.
+	client, err := kgo.NewClient(kgo.SeedBrokers(third...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := kadm.NewClient(client).CreatePartitions(t.Context(), 3, s.Topic); err != nil {
+		t.Fatal(err)
+	}
+	const moved = "and had 3: most keys have moved to another partition"
+	if out := s.Status(); !strings.Contains(out, moved) {
+		t.Errorf("status does not say %q:\n%s", moved, out)
+	}
+	s.StartRelay().WaitForLog(20*time.Second, moved)
 }
 
 // copyTopics copies topics as they are now, as a mirror does.
