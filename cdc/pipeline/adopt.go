@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ type AdoptOptions struct {
 // Adoption is what Adopt accepted, or would accept in a dry run.
 type Adoption struct {
 	Accepts []string
+	Looked  []string // at a new server: what was looked at, and what could not be
 	// Gap are the commits of which rows may be missing in Kafka. Replay is the command that publishes what the table
 	// still holds of them.
 	Gap    cdc.Range
@@ -49,9 +51,9 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, er
 	if err := d.adoptable(o); err != nil {
 		return done, err
 	}
-	var checked []string
+	var looked []string
 	if o.NewServer {
-		if checked, err = d.drained(ctx, o); err != nil {
+		if looked, err = d.drained(ctx, o); err != nil {
 			return done, err
 		}
 	}
@@ -94,8 +96,8 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, er
 			return done, err
 		}
 	}
-	done.Accepts, done.Gap, done.Replay = append(a.Accepts, checked...), a.Gap, a.Replay
-	what := strings.Join(done.Accepts, "; ")
+	done.Accepts, done.Looked, done.Gap, done.Replay = a.Accepts, looked, a.Gap, a.Replay
+	what := strings.Join(slices.Concat(a.Accepts, looked), "; ")
 	if !a.Gap.IsZero() {
 		what += fmt.Sprintf("; rows committed in %s may be missing", a.Gap)
 		done.ReplayOpen = cdc.ReplayUntilNow(d.State, &d.Facts)
@@ -125,6 +127,9 @@ func (d *decision) look(ctx context.Context) (err error) {
 // adoptable returns the error of an adoption that would be refused.
 func (d *decision) adoptable(o AdoptOptions) error {
 	f := d.Facts
+	if d.State != nil && d.State.SystemID != f.SystemID && !o.NewServer {
+		return cdc.Foreign(d.cfg.Pipeline, d.State, &f)
+	}
 	if o.CreateSlot {
 		if !f.Slot.Lost() {
 			return fmt.Errorf("slot %q exists and can be read: run this without --create-slot", f.Slot.Name)

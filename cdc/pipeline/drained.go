@@ -19,9 +19,9 @@ const mostChecked = 100_000
 // found and what it could not look at, a line each, and an error where rows are neither in Kafka nor in the slot.
 func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, err error) {
 	since := d.State.InDoubt()
-	whether := fmt.Sprintf("whether %s has rows, written since %s, that the old server did not deliver", d.cfg.Source.Table, since.UTC().Format(time.RFC3339))
+	whether := fmt.Sprintf("it is not known whether %s has rows, written since %s, that the old server did not deliver", d.cfg.Source.Table, since.UTC().Format(time.RFC3339))
 	if o.AdminURL == "" {
-		return []string{"without knowing " + whether + ": --admin-url names somebody who may look"}, nil
+		return []string{whether + ": --admin-url names somebody who may look"}, nil
 	}
 	admin, err := d.source.Admin(ctx, o.AdminURL)
 	if err != nil {
@@ -30,7 +30,7 @@ func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, 
 	defer admin.Close(ctx)
 	table, err := admin.Retained(ctx, since, time.Now().Add(24*time.Hour))
 	if err != nil {
-		return []string{"without knowing " + whether + ": " + err.Error()}, nil
+		return []string{whether + ": " + err.Error()}, nil
 	}
 	var ids []string // in the order of the table
 	enough := errors.New("enough")
@@ -40,7 +40,7 @@ func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, 
 		}
 		return nil
 	}); errors.Is(err, enough) {
-		said = append(said, fmt.Sprintf("without knowing %s beyond the first %d: that many were looked for", whether, mostChecked))
+		said = append(said, fmt.Sprintf("%s, beyond the first %d, which were looked for", whether, mostChecked))
 	} else if err != nil {
 		return nil, err
 	}
@@ -62,11 +62,11 @@ func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, 
 		there[id] = true
 	}
 	if len(waiting) > 0 {
-		said = append(said, fmt.Sprintf("the %d rows that wait in slot %s: they are published, and %d of them are in Kafka already and come twice", len(waiting), d.cfg.Source.Slot, twice))
+		said = append(said, fmt.Sprintf("%d rows wait in slot %s and are published; %d of them are in Kafka already, and come twice", len(waiting), d.cfg.Source.Slot, twice))
 	}
 	missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return there[id] })
 	if len(missing) == 0 {
-		return append(said, fmt.Sprintf("what was looked at: each of the %d rows of %s that were written since %s is in Kafka, or waits in the slot", len(ids), d.cfg.Source.Table, since.UTC().Format(time.RFC3339))), nil
+		return append(said, fmt.Sprintf("each of the %d rows of %s that were written since %s is in Kafka, or waits in the slot", len(ids), d.cfg.Source.Table, since.UTC().Format(time.RFC3339))), nil
 	}
 	found := fmt.Sprintf("%d rows of %s are neither in Kafka nor in a slot: from event %s to event %s", len(missing), d.cfg.Source.Table, missing[0], missing[len(missing)-1])
 	replay := fmt.Sprintf("`walpost replay --from %s --to now`", since.UTC().Format(time.RFC3339))

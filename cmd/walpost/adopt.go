@@ -39,6 +39,9 @@ func (p *process) adopts(a pipeline.Adoption) {
 	for _, accepted := range a.Accepts {
 		p.say("adopt %s", accepted)
 	}
+	for _, looked := range a.Looked {
+		p.say("looked: %s", looked)
+	}
 	if !a.Gap.IsZero() {
 		p.say("left behind: rows committed in %s may be missing in Kafka; %s publishes what the table still holds of them", a.Gap, a.Replay)
 		p.stillOpen(a.Open, a.ReplayOpen)
