@@ -157,11 +157,17 @@ func Foreign(pipeline string, st *State, f *Facts) error {
 			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
 			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
 		}
+	case st.copied():
+		return &Halt{
+			Found: fmt.Sprintf("the state record was written to the Kafka cluster %s, and was read from the cluster %s", st.Cluster, st.ReadFrom),
+			Means: "this Kafka is a copy: what it lacks of the rows that the record counts as delivered nobody would notice",
+			Run:   "point kafka.brokers back at the cluster that the record is of; if this one takes its place, stop the relay there, let the copy catch up, and `walpost adopt` goes on with it",
+		}
 	case st.SystemID != f.SystemID:
 		return &Halt{
 			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
 			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
-			Run:   "point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`",
+			Run:   "point source.url back at the right server; if this one takes its place, after an upgrade or a move, `" + adoptServer(f) + "` goes on with it; for another database use a new pipeline name and run `walpost init`",
 		}
 	case st.Slot != "" && st.Slot != slot.Name:
 		return &Halt{
@@ -374,6 +380,11 @@ func ReplayUntilNow(st *State, f *Facts) string {
 		st = &State{CheckedAt: f.Time}
 	}
 	return fmt.Sprintf("`walpost replay --from %s --to now`", clock(st.oldest(lastSeen(st).Add(-time.Minute))))
+}
+
+// InDoubt returns a time before which every row that was written is delivered, as far as the record tells.
+func (s *State) InDoubt() time.Time {
+	return s.oldest(s.Current().Add(-time.Minute)).Truncate(time.Second)
 }
 
 // lastSeen is the server's time up to which nothing is in doubt.

@@ -50,7 +50,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"another database": {
 			func(_ *State, f *Facts) { f.SystemID = "8" },
-			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`", false, false,
+			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; if this one takes its place, after an upgrade or a move, `walpost adopt --new-server` goes on with it; for another database use a new pipeline name and run `walpost init`", false, false,
 		},
 		"stale primary": {
 			func(s *State, _ *Facts) { s.Timeline = 4 },
@@ -69,7 +69,9 @@ func TestReconcileTable(t *testing.T) {
 			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
 		},
 		"slot missing, under Patroni": {
-			func(_ *State, f *Facts) { f.Slot, f.WALEnd = SlotFacts{Name: "s", Patroni: "s: {type: logical}"}, 0x150 },
+			func(_ *State, f *Facts) {
+				f.Slot, f.WALEnd = SlotFacts{Name: "s", Patroni: "s: {type: logical}"}, 0x150
+			},
 			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; name it with `patronictl edit-config`, slots: {s: {type: logical}}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between", false, false,
 		},
 		"slot lost": {

@@ -278,6 +278,8 @@ func (b *broker) Publish(ctx context.Context, records []Record, st *State) error
 func (b *broker) DeadLetters(context.Context, int64, func(string, []Header)) (int64, error) {
 	return 0, nil
 }
+func (b *broker) Notes(*State) []string { return nil }
+
 func (b *broker) CountFrom(context.Context, LSN) (int, bool, error) { return 3, false, nil }
 
 func (b *broker) Close() {

@@ -139,7 +139,11 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 		return err == nil, nil, err
 	}
 	if t.partitions != plan.Partitions {
-		drift = append(drift, fmt.Sprintf("%d partitions instead of %d", t.partitions, plan.Partitions))
+		said := fmt.Sprintf("%d partitions instead of %d", t.partitions, plan.Partitions)
+		if t.partitions < plan.Partitions && plan.Config["cleanup.policy"] == "" { // of rows
+			said += " (more partitions would move keys: read cdc/UPGRADING.md before you add them)"
+		}
+		drift = append(drift, said)
 	}
 	if plan.Replication > 0 && t.replication != plan.Replication {
 		drift = append(drift, fmt.Sprintf("%d replicas instead of %d", t.replication, plan.Replication))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,10 +42,12 @@ type publisher struct {
 
 	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
 	limits   map[string]int // max.message.bytes of the topics that exist
+	counts   Partitions     // of the topics of the configuration; replaced, never changed
 
 	records []kgo.Record
 	headers []kgo.RecordHeader
 
+	cluster   string // its id
 	dead      deadReader
 	stale     []string // keys of state records to tombstone with the next one
 	former    string   // key of the former session's record, which is stale once this session's first is durable
@@ -180,8 +183,52 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 			limit = n
 		}
 		p.limits[topic] = min(limit, p.sink.mostBytes())
+		if slices.Contains(p.sink.topics, topic) && len(p.counts) < mostCounts {
+			counts := Partitions{topic: found[topic].partitions}
+			maps.Copy(counts, p.counts)
+			p.counts = counts
+		}
 	}
 	return nil
+}
+
+// mostCounts is of how many topics the state record has the number of partitions.
+const mostCounts = 50
+
+// Partitions is how many partitions topics have.
+type Partitions map[string]int
+
+// Notes names the topics that had another number of partitions, as the record of a former session has it, which may be nil.
+func (p Partitions) Notes(former *cdc.State) (notes []string) {
+	if former == nil {
+		return nil
+	}
+	for _, topic := range slices.Sorted(maps.Keys(p)) {
+		if was, now := former.Partitions[topic], p[topic]; was != 0 && was != now {
+			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved to another partition, and a consumer may read the new events of a key before its old ones: let it catch up with the partitions that were there before it reads the new ones", topic, now, was))
+		}
+	}
+	return notes
+}
+
+func (p *publisher) partitions() Partitions {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	return p.counts
+}
+
+func (p *publisher) Notes(former *cdc.State) []string { return p.partitions().Notes(former) }
+
+// written returns the record as it is written.
+func (p *publisher) written(st cdc.State) cdc.State {
+	st.Walpost = version()
+	if p.cluster != "" {
+		st.Cluster = p.cluster
+	}
+	if counts := p.partitions(); counts != nil {
+		st.Partitions = counts
+	}
+	return st
 }
 
 // batchLimit is asked by the client when it first sees a topic, which Check has seen before.
@@ -263,7 +310,7 @@ func (p *publisher) produce(ctx context.Context, records []cdc.Record, st *cdc.S
 	}
 	expected := len(p.records)
 	if st != nil {
-		value, err := json.Marshal(st)
+		value, err := json.Marshal(p.written(*st))
 		if err != nil {
 			return fmt.Errorf("encode state record: %w", err)
 		}
@@ -351,6 +398,7 @@ func (p *publisher) failure(records []cdc.Record) error {
 
 // topic is what Kafka says of a topic. The configuration is empty where we may not ask.
 type topic struct {
+	cluster     string // that it is of; empty where Kafka does not tell
 	partitions  int
 	replication int
 	config      map[string]string
@@ -393,7 +441,7 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		case err != nil:
 			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 		}
-		t := &topic{partitions: len(answer.Partitions), config: map[string]string{}}
+		t := &topic{cluster: clusterID(resp), partitions: len(answer.Partitions), config: map[string]string{}}
 		if t.partitions > 0 {
 			t.replication = len(answer.Partitions[0].Replicas)
 		}
@@ -420,6 +468,13 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		}
 	}
 	return found, nil
+}
+
+func clusterID(resp *kmsg.MetadataResponse) string {
+	if resp.ClusterID == nil {
+		return ""
+	}
+	return *resp.ClusterID
 }
 
 // waitTopic returns when a topic that was just made can be seen by all that ask.

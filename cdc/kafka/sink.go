@@ -76,8 +76,8 @@ func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return client, nil
 }
 
-// ping finds out that Kafka answers, before anything is made to wait for it.
-func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
+// ping finds out that Kafka answers, before anything is made to wait for it. It returns the cluster's id, empty where Kafka does not tell.
+func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, err error) {
 	asking, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	seeds := strings.Join(s.cfg.Kafka.Brokers, ", ")
@@ -88,9 +88,9 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 	})
 	if err != nil {
 		if errors.Is(ctx.Err(), context.Canceled) {
-			return fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
+			return "", fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
 		}
-		return fmt.Errorf("%s: %w", s.unanswered(seeds, err), err)
+		return "", fmt.Errorf("%s: %w", s.unanswered(seeds, err), err)
 	}
 	// The addresses that Kafka gives out are others, and those are what is used.
 	var brokers []*kgo.Broker
@@ -99,10 +99,10 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 		brokers, at = append(brokers, client.Broker(int(b.NodeID))), append(at, net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))))
 	}
 	if _, err := first(asking, brokers, func() kmsg.Request { return kmsg.NewPtrApiVersionsRequest() }); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
+		return "", fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
 			seeds, strings.Join(at, ", "), err)
 	}
-	return ctx.Err()
+	return clusterID(answer.(*kmsg.MetadataResponse)), ctx.Err()
 }
 
 // unanswered says why no seed answers, and what to do.
@@ -161,7 +161,7 @@ func (s *Sink) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, error
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ping(ctx, client); err != nil {
+	if _, err := s.ping(ctx, client); err != nil {
 		client.Close()
 		return nil, err
 	}
@@ -206,15 +206,16 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// Ready returns an error where Kafka does not answer, and the Halt of a session that would find a topic missing or of the wrong
-// kind. It fences nobody.
-func (s *Sink) Ready(ctx context.Context) error {
+// Ready returns how many partitions the topics have. It returns an error where Kafka does not answer, and the Halt of a session that would
+// find a topic missing or of the wrong kind. It fences nobody.
+func (s *Sink) Ready(ctx context.Context) (Partitions, error) {
 	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer p.Close()
-	return s.checkTopics(ctx, p)
+	err = s.checkTopics(ctx, p)
+	return p.partitions(), err
 }
 
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
@@ -271,7 +272,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 	}
 	p.client = client
 	p.promise = p.resolved
-	err = s.ping(ctx, client)
+	p.cluster, err = s.ping(ctx, client)
 	if err == nil {
 		err = p.fence(ctx, transactionalID)
 	}
