@@ -48,6 +48,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"source: {columns: {id: ''}}":              "source.columns.id:",
 		"source: {columns: {ident: x}}":            "source.columns.ident: there is no such key",
 		"source: {url: 'mysql://x'}":               "source.url:",
+		"source: {url: 'postgres://u:pw@h'}":       "source.url: it names no database: write postgres://user@host:5432/database",
 		"source: {publication: ''}":                "source.publication:",
 		"source: {max_row_bytes: 5}":               "source.max_row_bytes:",
 		"kafka: {brokers: [localhost]}":            "kafka.brokers:",

@@ -58,10 +58,11 @@ func (s *Source) rules(env string) rules {
 		cmp.Or(
 			unless(s.URL != "", "source.url: missing: write postgres://walpost@host:5432/database, or set %s", envName(env, []string{"source", "url"})),
 			postgresURL("source.url", s.URL),
+			namesDatabase("source.url", s.URL),
 		),
 		unless(slotPattern.MatchString(s.Slot), "source.slot: %q: PostgreSQL takes 1 to 63 of a-z, 0-9 and _ only", s.Slot),
 		name("source.publication", s.Publication),
-		unless(schema != "" && table != "", "source.table: %q: write schema.name, public.outbox for example", s.Table),
+		unless(schema != "" && table != "", "source.table: %q: write schema.name as PostgreSQL shows it, without quotes, public.outbox for example; a name with a dot in it cannot be used", s.Table),
 		column("id", s.Columns.ID, needed),
 		column("aggregate_type", s.Columns.AggregateType, needed|mayBeConstant),
 		column("aggregate_id", s.Columns.AggregateID, needed|mayBeNone),
@@ -239,6 +240,14 @@ func (c *Config) togetherRules() rules {
 		unless(!constant || k.AnyType() || len(k.AggregateTypes) == 0 || slices.Contains(k.AggregateTypes, word),
 			"source.columns.aggregate_type: every row is of the type %q, which is not in kafka.aggregate_types: add it there", word),
 	}
+}
+
+// namesDatabase wants the URL to name its database: PostgreSQL would take the one that is called like the user.
+func namesDatabase(key, text string) error {
+	if cfg, err := ParsePostgresURL(key, text); err != nil || cfg.Database != "" {
+		return nil
+	}
+	return fmt.Errorf("%s: it names no database: write postgres://user@host:5432/database", key)
 }
 
 func postgresURL(key, text string) error {

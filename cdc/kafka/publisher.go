@@ -204,7 +204,10 @@ func (p Partitions) Notes(former *cdc.State) (notes []string) {
 		return nil
 	}
 	for _, topic := range slices.Sorted(maps.Keys(p)) {
-		if was, now := former.Partitions[topic], p[topic]; was != 0 && was != now {
+		switch was, now := former.Partitions[topic], p[topic]; {
+		case was > now:
+			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: it was deleted and made again: what it held before is gone", topic, now, was))
+		case was != 0 && was < now:
 			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved to another partition, and a consumer may read the new events of a key before its old ones: let it catch up with the partitions that were there before it reads the new ones", topic, now, was))
 		}
 	}

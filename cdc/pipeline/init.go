@@ -32,12 +32,24 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 	}
 	defer s.close(ctx)
 	s.newServer = o.NewServer
+	if other := p.source.OtherDatabase(o.AdminURL); other != "" {
+		s.step("%s", other)
+	}
+	if _, err := s.pg.SameServer(ctx, false); err != nil {
+		return s.steps, err
+	}
 	for tries := 3; ; tries-- {
 		err = p.prepare(ctx, s, o.PartitionByDay)
 		if tries == 1 || !errors.Is(err, postgres.ErrMadeMeanwhile) {
 			break
 		}
 		s.step("another init makes the same at this moment: look again")
+	}
+	if err == nil && !o.DryRun {
+		var warning string
+		if warning, err = s.pg.SameServer(ctx, true); warning != "" {
+			s.step("warning: %s", warning)
+		}
 	}
 	for _, plan := range s.kafka.Topics() {
 		if err == nil {
@@ -226,7 +238,7 @@ func (w wal) vacant(ctx context.Context, s *setup) error {
 	case err != nil:
 		return err
 	case seen.State == nil && seen.Facts.Slot.Exists:
-		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: `walpost adopt` goes on from where it stands; or choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, w.cfg.Pipeline, name)
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: the slot is of another pipeline, or the state topic is gone: choose another source.slot; or, if it was made for this pipeline and nobody else reads it, `walpost adopt` goes on from where it stands, and loses nothing", name, w.cfg.Pipeline)
 	case s.newServer:
 		return cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts)
 	case seen.State != nil && seen.State.Phase != cdc.PhaseCreating:

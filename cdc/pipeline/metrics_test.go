@@ -35,9 +35,9 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 		{"standing by", func() { o.Role(cdc.Standby, cdc.ErrSlotInUse) }, "", `"role":"standby"`, 0},
 		{"streaming", func() { o.Role(cdc.Streaming, nil) }, "", `"role":"streaming"`, 1},
 		{"kafka stalled", func() { o.Stalled(true, time.Minute) }, "kafka does not answer", `"kafka_stalled":true`, 1},
-		{"kafka back", func() { o.Stalled(false, time.Minute) }, "", `"blocked":[]`, 1},
+		{"kafka back", func() { o.Stalled(false, time.Minute) }, "", "\"blocked\":[\"3 dead letters are unresolved: `walpost dlq list` says why\"]", 1},
 		{"stalled", func() { o.Stuck(&cdc.Stall{Cause: "standby", Found: "sb1 is away"}) }, "sb1 is away", `"stalled":"sb1 is away"`, 1},
-		{"and going on", func() { o.Stuck(nil) }, "", `"blocked":[]`, 1},
+		{"and going on", func() { o.Stuck(nil) }, "", "\"blocked\":[\"3 dead letters are unresolved: `walpost dlq list` says why\"]", 1},
 		{"a synchronous standby", func() { o.CommitsWait(errors.New("every commit waits")) }, "", `"commits_wait":"every commit waits"`, 1},
 		{"and none any more", func() { o.CommitsWait(nil) }, "", `"role":"streaming"`, 1},
 		{"rows delivered", func() {

@@ -64,7 +64,7 @@ const kafkaAway = "kafka does not answer: its brokers' logs say why"
 // Slot is the replication slot.
 type Slot struct {
 	Name           string `json:"name"`
-	Exists         bool   `json:"exists"`
+	Exists         *bool  `json:"exists,omitempty"` // missing where PostgreSQL did not say
 	Active         bool   `json:"active"`
 	ConfirmedFlush string `json:"confirmed_flush_lsn,omitempty"`
 	RestartLSN     string `json:"restart_lsn,omitempty"`
@@ -114,10 +114,10 @@ func (s *Status) add(why string) {
 	}
 }
 
-// puts fills in how many rows were put aside.
+// puts fills in how many rows were put aside, and are dead letters.
 func (s *Status) puts(unresolved int) {
 	if s.DeadLetters = &unresolved; unresolved > 0 {
-		s.Verdict = NeedsSomeone
+		s.blockedBy(fmt.Sprintf("%d dead letters are unresolved: `walpost dlq list` says why", unresolved))
 	}
 }
 
@@ -125,7 +125,7 @@ func (s *Status) puts(unresolved int) {
 func (s *Status) stands(f *cdc.Facts) {
 	slot := f.Slot
 	s.WALEnd = f.WALEnd.String()
-	s.Slot = &Slot{Name: slot.Name, Exists: slot.Exists, Active: slot.Active}
+	s.Slot = &Slot{Name: slot.Name, Exists: &slot.Exists, Active: slot.Active}
 	if !slot.Exists {
 		return
 	}

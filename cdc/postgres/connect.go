@@ -66,14 +66,19 @@ func (l login) open(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", l.key, err)
 	}
+	conn, _, err := l.connect(ctx, cfg)
+	return conn, err
+}
+
+// connect is open with the SQLSTATE of a refusal.
+func (l login) connect(ctx context.Context, cfg *pgx.ConnConfig) (conn *pgx.Conn, state string, err error) {
 	cfg.Tracer = pglimit.Queries{Within: answerWithin}
 	reached := l.prepare(&cfg.Config)
 	began := time.Now()
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, l.refused(&cfg.Config, reached.Load(), time.Since(began), err)
+	if conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
+		return nil, SQLState(err), l.refused(&cfg.Config, reached.Load(), time.Since(began), err)
 	}
-	return conn, nil
+	return conn, "", nil
 }
 
 // replicate opens a connection in replication mode.

@@ -84,8 +84,12 @@ func noAnswer(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// readOnly is what pgx says of a host that answers and is not what target_session_attrs asks for. Its error has no name.
-const readOnly = "read only connection"
+// readOnly is what pgx says of a host that answers and is not what target_session_attrs asks for, and noTLS of one that takes no TLS. These
+// errors have no names.
+const (
+	readOnly = "read only connection"
+	noTLS    = "server refused TLS connection"
+)
 
 // refused says why there is no connection. It is never about a slot, and never about another URL than this one. reached says that an
 // address has accepted the connection.
@@ -100,6 +104,8 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 		return l.denied(cfg, pg)
 	case strings.Contains(err.Error(), readOnly):
 		return fmt.Errorf("%s: of PostgreSQL at %s none takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.key, at)
+	case strings.Contains(err.Error(), noTLS):
+		return fmt.Errorf("%s: PostgreSQL at %s takes no TLS: switch it on there (ssl = on), or write sslmode=disable in the URL, which sends password and rows in clear", l.key, at)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.key, dns.Name, dns)
 	case pgconn.Timeout(err) && reached:

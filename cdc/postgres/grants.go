@@ -156,17 +156,64 @@ func (s *Source) lacking(ctx context.Context, conn *pgx.Conn, err error, wants .
 	return strings.Join(sql, "; ")
 }
 
+// SameServer returns an error where source.url leads to another PostgreSQL than the administrator's URL. warning says why that could not be
+// asked: the relay may run where its URL is a good one. made says that the role is there, with the password of source.url.
+func (a *Admin) SameServer(ctx context.Context, made bool) (warning string, err error) {
+	const which = `SELECT pg_postmaster_start_time()::text || ' ' || oid FROM pg_database WHERE datname = current_database()`
+	target, err := a.source.target()
+	if err != nil {
+		return "", err
+	}
+	conn, state, err := a.asRelay(ctx)
+	switch {
+	case state == pgerrcode.InvalidPassword && made && target.Password != "":
+		return "", fmt.Errorf("%s: PostgreSQL at %s refuses the password that role %s has at %s: they are different servers, or a pooler in between has another one: correct source.url or %[5]s",
+			sourceURL, addresses(target), target.User, addresses(&a.conn.Config().Config), adminURL)
+	case err != nil:
+		return fmt.Sprintf("%v: this is right only where the relay runs elsewhere", err), nil
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	var theirs, ours string
+	if err = conn.QueryRow(ctx, which).Scan(&theirs); err == nil {
+		err = a.conn.QueryRow(ctx, which).Scan(&ours)
+	}
+	if err != nil {
+		return "", classify("ask which server this is", err)
+	}
+	if theirs != ours {
+		return "", fmt.Errorf("source.url and %s lead to different servers (%s and %s): correct one of them", adminURL, addresses(&conn.Config().Config), addresses(&a.conn.Config().Config))
+	}
+	return "", nil
+}
+
+// OtherDatabase says that the administrator's URL names another database than source.url, in which init works; "" where that is not so.
+func (s *Source) OtherDatabase(url string) string {
+	target, err := s.target()
+	if err != nil {
+		return ""
+	}
+	cfg, err := config.ParsePostgresURL(adminURL, url)
+	if err != nil || cfg.Database == "" || cfg.Database == target.Database {
+		return ""
+	}
+	return fmt.Sprintf("database %s: all is done there, because source.url names it; %s names %s", target.Database, adminURL, cfg.Database)
+}
+
 // renews says whether PostgreSQL refuses the password of source.url for its role, which is there. A server that asks for none, or that
 // does not answer, refuses nothing.
 func (a *Admin) renews(ctx context.Context) (bool, error) {
-	cfg, err := pgx.ParseConfig(a.source.cfg.URL)
-	if err != nil {
-		return false, errors.New(sourceURL + ": not a PostgreSQL URL")
-	}
-	login{key: sourceURL, application: a.source.application}.prepare(&cfg.Config)
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	conn, state, err := a.asRelay(ctx)
 	if err == nil {
 		_ = conn.Close(ctx)
 	}
-	return SQLState(err) == pgerrcode.InvalidPassword, nil
+	return state == pgerrcode.InvalidPassword, nil
+}
+
+// asRelay connects as the relay does; state is the SQLSTATE of a refusal.
+func (a *Admin) asRelay(ctx context.Context) (conn *pgx.Conn, state string, err error) {
+	cfg, err := pgx.ParseConfig(a.source.cfg.URL)
+	if err != nil {
+		return nil, "", errors.New(sourceURL + ": not a PostgreSQL URL")
+	}
+	return login{key: sourceURL, application: a.source.application}.connect(ctx, cfg)
 }

@@ -120,7 +120,7 @@ func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes b
 	var inSchema *bool // nil where there is no such schema
 	err = a.conn.QueryRow(ctx, `
 		SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE'),
-		       (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1),
+		       (SELECT has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = $1),
 		       coalesce((SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = $2), ''),
 		       coalesce((SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $2), true)`, schema, oid).
 		Scan(&me, &database, &inDatabase, &inSchema, &owner, &owns)
@@ -132,7 +132,7 @@ func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes b
 		case inSchema == nil:
 			lacks = append(lacks, fmt.Sprintf("source.table: there is no schema %s: CREATE SCHEMA %s", schema, Ident(schema)))
 		case !*inSchema:
-			lacks = append(lacks, fmt.Sprintf("role %s may not create %s: GRANT CREATE ON SCHEMA %s TO %s", me, cfg.Table, Ident(schema), Ident(me)))
+			lacks = append(lacks, fmt.Sprintf("role %s may not create %s: GRANT CREATE, USAGE ON SCHEMA %s TO %s", me, cfg.Table, Ident(schema), Ident(me)))
 		}
 	}
 	if publishes && !inDatabase {

@@ -110,7 +110,7 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 	if err := json.Unmarshal([]byte(all.Status("--json")), &both); err != nil || len(both) != 2 {
 		t.Fatal(both, err)
 	}
-	if !both[0].Slot.Active || len(both[0].Blocked) > 0 || both[1].Slot.Exists || len(both[1].Blocked) == 0 {
+	if !both[0].Slot.Active || len(both[0].Blocked) > 0 || both[1].Slot.Exists == nil || *both[1].Slot.Exists || len(both[1].Blocked) == 0 {
 		t.Errorf("status of both: %+v", both)
 	}
 	if text := all.Status(); !strings.Contains(text, "pipeline   "+a.Name) || !strings.Contains(text, "pipeline   "+b.Name) {

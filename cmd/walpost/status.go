@@ -95,7 +95,7 @@ func status(out io.Writer, s pipeline.Status) {
 		row("failed", "%s rows%s", polling.Count(b.Failed), held)
 	case s.Slot == nil:
 		row("pending", "not seen")
-	case s.Slot.Exists:
+	case s.Slot.Exists != nil && *s.Slot.Exists:
 		active := "not active"
 		if s.Slot.Active {
 			active = "active"
