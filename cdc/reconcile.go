@@ -42,6 +42,7 @@ type SlotFacts struct {
 	WALStatus      string // reserved, extended, unreserved, lost
 	Invalidation   string // invalidation_reason, from 17 on
 	SafeWALSize    *int64 // bytes of WAL that may be written before the slot can be lost; nil without a limit
+	Patroni        string // what names the slot in Patroni's configuration, where Patroni drops it otherwise: up to 16
 }
 
 // lost says whether the slot can never be read again, and how the server puts it.
@@ -123,12 +124,17 @@ func identify(pipeline string, st *State, f *Facts) error {
 	case st.Halt != nil && st.Halt.Latched:
 		return st.Halt.Halt()
 	case !slot.Exists:
-		return &Halt{
+		halt := &Halt{
 			Found: fmt.Sprintf("replication slot %q does not exist, and the state record says that rows up to %s were delivered", slot.Name, st.Covered),
 			Means: "the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one",
 			Risk:  Range{st.Covered, f.WALEnd},
 			Run:   "`walpost adopt --create-slot` begins with a new slot, then " + replay(st, f) + " publishes the rows between",
 		}
+		if slot.Patroni != "" {
+			halt.Means = "Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one"
+			halt.Run = "name it with `patronictl edit-config`, slots: {" + slot.Patroni + "}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between"
+		}
+		return halt
 	}
 	if how, lost := slot.lost(); lost {
 		return &Halt{
@@ -260,6 +266,9 @@ func unchanged(st *State, f *Facts) error {
 		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
 		if was, _, rewritten := strings.Cut(st.Fingerprint, ToastMark); rewritten && same(was, f.Fingerprint) {
 			found += ": the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass)"
+		} else if writtenAgain(st.Fingerprint, f.Fingerprint) {
+			found += ": the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, " +
+				"and hides nothing; but it cannot be seen that nothing was changed and put back"
 		}
 		fix := ""
 		if len(f.Hidden) > 0 {
@@ -299,6 +308,14 @@ const ToastMark = " toast "
 func same(recorded, now string) bool {
 	before, _, _ := strings.Cut(now, ToastMark)
 	return recorded == now || recorded == before
+}
+
+// writtenAgain reports whether two fingerprints differ only in the transaction that wrote the publication's row last. A catalog keeps no
+// former versions of a row that can be read, so one harmless change cannot be told from two of which the first hid rows.
+func writtenAgain(recorded, now string) bool {
+	was, entries, _ := strings.Cut(recorded, " entry ")
+	is, same, _ := strings.Cut(now, " entry ")
+	return was != is && entries != "" && entries == same && publicationOf(was) == publicationOf(is)
 }
 
 // checked is up to where publication and table were as the fingerprint says. A record of version 1 does not know.

@@ -68,6 +68,12 @@ func TestReconcileTable(t *testing.T) {
 			func(_ *State, f *Facts) { f.Slot, f.WALEnd = SlotFacts{Name: "s"}, 0x150 },
 			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
 		},
+		"slot missing, under Patroni": {
+			func(_ *State, f *Facts) {
+				f.Slot, f.WALEnd = SlotFacts{Name: "s", Patroni: "s: {type: logical}"}, 0x150
+			},
+			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; name it with `patronictl edit-config`, slots: {s: {type: logical}}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between", false, false,
+		},
 		"slot lost": {
 			func(_ *State, f *Facts) { f.Slot.WALStatus, f.Slot.ConfirmedFlush, f.WALEnd = "lost", 0xA0, 0x150 },
 			"replication slot \"s\" is lost (wal_status lost): the server no longer has the WAL behind 0/A0: rows committed behind that LSN can no longer be streamed; the slot will not recover, LSN range (0/100, 0/150]; raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
@@ -89,6 +95,18 @@ func TestReconcileTable(t *testing.T) {
 		"changed and changed back": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.WALEnd = "g", 0x150 },
 			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
+		"the publication's row was written": {
+			func(s *State, f *Facts) {
+				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 5/701 entry 6/700 table 7 s.t", 0x150
+			},
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 5/701 entry 6/700 table 7 s.t: the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, and hides nothing; but it cannot be seen that nothing was changed and put back: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
+		"the publication is another one": {
+			func(s *State, f *Facts) {
+				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 8/701 entry 6/700 table 7 s.t", 0x150
+			},
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 8/701 entry 6/700 table 7 s.t: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
 		},
 		"rows are hidden": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.Hidden, f.WALEnd = "g", []string{"a", "b"}, 0x150 },

@@ -290,11 +290,11 @@ func TestMorePartitionsAreNamed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		notes, err := s.sink.Ready(t.Context(), st)
+		partitions, err := s.sink.Ready(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return notes
+		return partitions.Notes(st)
 	}
 	if first, second := session(1), session(2); first != nil || second != nil || look() != nil {
 		t.Fatalf("nothing has changed, and it says %q, %q, %q", first, second, look())

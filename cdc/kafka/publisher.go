@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,8 +23,14 @@ import (
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
 const defaultLimit = 1048588
 
-// maxBatch is the most that is produced as one, whatever the topic takes: a broker reads requests of up to 100 MiB.
-const maxBatch = 64 << 20
+// maxBatch is the most that is produced as one, whatever the topic takes, and requestRoom what a request holds beside its batch.
+const (
+	maxBatch    = 64 << 20
+	requestRoom = 4 << 10
+)
+
+// mostBytes is the most that a record may take, whatever its topic allows.
+func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequestBytes)-requestRoom) }
 
 // publisher is one session's client.
 type publisher struct {
@@ -35,7 +42,7 @@ type publisher struct {
 
 	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
 	limits   map[string]int // max.message.bytes of the topics that exist
-	counts   map[string]int // partitions of the topics of the configuration; replaced, never changed
+	counts   Partitions     // of the topics of the configuration; replaced, never changed
 
 	records []kgo.Record
 	headers []kgo.RecordHeader
@@ -64,15 +71,44 @@ func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 	return newest, err
 }
 
-// fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
-// that one had left open is aborted.
+// fence takes a producer id, without which Kafka takes twice what is sent twice. With a transactional id it makes every other client that
+// has it unable to write, and returns when a transaction that one had left open is aborted.
 func (p *publisher) fence(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if _, _, err := p.client.ProducerID(ctx); err != nil {
-		return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it, and kafka.transaction_timeout at most the broker's transaction.max.timeout.ms", id, err)
+	producer, _, err := p.client.ProducerID(ctx)
+	switch unknown := err == nil && producer < 0 || unsupported(err); { // the client itself would go on without an id
+	case unknown && id == "":
+		return &cdc.Halt{
+			Found: "this Kafka gives no producer ids (InitProducerID)",
+			Means: "a record that is sent again could come twice, or behind later ones of its key; nothing is published, and nothing is lost",
+			Run:   "use a Kafka with idempotent producers, and the relay goes on by itself",
+		}
+	case unknown || id != "" && errors.Is(err, kerr.InvalidRequest):
+		return &cdc.Halt{
+			Found: "this Kafka has no transactions (InitProducerID with a transactional id)",
+			Means: "delivery: exactly_once cannot be kept; nothing is published, and nothing is lost",
+			Run:   "set delivery: at_least_once and restart the relay, or use a Kafka with transactions, and the relay goes on by itself",
+		}
+	case err == nil:
+		return nil
+	case errors.Is(err, kerr.ClusterAuthorizationFailed):
+		return fmt.Errorf("take a producer id: %w: grant IDEMPOTENT_WRITE on the cluster to the user of kafka.sasl", err)
+	case errors.Is(err, kerr.InvalidTransactionTimeout):
+		return fmt.Errorf("take the transactional id %s: %w: lower kafka.transaction_timeout (%s) to the brokers' transaction.max.timeout.ms", id, err, p.sink.cfg.Kafka.TransactionTimeout)
+	case id == "":
+		return fmt.Errorf("take a producer id: %w", err)
+	case errors.Is(err, kerr.CoordinatorNotAvailable), ctx.Err() != nil:
+		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: see that the topic __transaction_state is there and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
 	}
-	return nil
+	return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it", id, err)
+}
+
+// unsupported says that the brokers do not know a request, or no version of it that is new enough. The client's own errors have no
+// names outside of it.
+func unsupported(err error) bool {
+	return errors.Is(err, kerr.UnsupportedVersion) ||
+		err != nil && (strings.Contains(err.Error(), "broker is too old") || strings.Contains(err.Error(), "request key is unknown"))
 }
 
 func (p *publisher) Close() {
@@ -94,6 +130,9 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	for _, h := range r.Headers {
 		size += len(h.Key) + len(h.Value) + 10
 	}
+	if size > limit && limit == p.sink.mostBytes() {
+		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, limit)
+	}
 	if size > limit {
 		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit)
 	}
@@ -102,59 +141,83 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 
 // limit is the topic's max.message.bytes, asked once; a topic that does not exist is a Halt.
 func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
-	p.limitsMu.Lock()
-	limit, ok := p.limits[topic]
-	p.limitsMu.Unlock()
-	if ok {
+	if limit, ok := p.known(topic); ok {
 		return limit, nil
 	}
-	found, err := describeTopic(ctx, p.client, topic)
-	if err != nil {
+	if err := p.askLimits(ctx, topic); err != nil {
 		return 0, err
 	}
-	if found == nil {
-		run := "run `walpost init`, or create the topic"
-		if !slices.Contains(p.sink.topics, topic) { // init knows it as little as we did
-			run = "create it (" + p.sink.CreateCommand(topic) + ")"
-		}
-		return 0, &cdc.Halt{
-			Found: fmt.Sprintf("topic %s does not exist", topic),
-			Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
-			Run:   run + ", and the relay goes on by itself",
-		}
-	}
-	limit = defaultLimit
-	if n, err := strconv.Atoi(found.config["max.message.bytes"]); err == nil {
-		limit = min(n, maxBatch)
+	limit, _ := p.known(topic)
+	return limit, nil
+}
+
+func (p *publisher) known(topic string) (limit int, ok bool) {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	limit, ok = p.limits[topic]
+	return limit, ok
+}
+
+// askLimits asks for the limits of topics, all at once; one that does not exist is a Halt.
+func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
+	found, err := describeTopics(ctx, p.client, topics)
+	if err != nil {
+		return err
 	}
 	p.limitsMu.Lock()
-	p.limits[topic] = limit
-	if slices.Contains(p.sink.topics, topic) && len(p.counts) < mostCounts {
-		counts := map[string]int{topic: found.partitions}
-		maps.Copy(counts, p.counts)
-		p.counts = counts
+	defer p.limitsMu.Unlock()
+	for _, topic := range topics {
+		if found[topic] == nil {
+			run := "run `walpost init`, or create the topic"
+			if !slices.Contains(p.sink.topics, topic) { // init knows it as little as we did
+				run = "create it (" + p.sink.CreateCommand(topic) + ")"
+			}
+			return &cdc.Halt{
+				Found: fmt.Sprintf("topic %s does not exist", topic),
+				Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
+				Run:   run + ", and the relay goes on by itself",
+			}
+		}
+		limit := defaultLimit
+		if n, err := strconv.Atoi(found[topic].config["max.message.bytes"]); err == nil {
+			limit = n
+		}
+		p.limits[topic] = min(limit, p.sink.mostBytes())
+		if slices.Contains(p.sink.topics, topic) && len(p.counts) < mostCounts {
+			counts := Partitions{topic: found[topic].partitions}
+			maps.Copy(counts, p.counts)
+			p.counts = counts
+		}
 	}
-	p.limitsMu.Unlock()
-	return limit, nil
+	return nil
 }
 
 // mostCounts is of how many topics the state record has the number of partitions.
 const mostCounts = 50
 
-// Notes names the topics whose number of partitions is not what it was.
-func (p *publisher) Notes(former *cdc.State) (notes []string) {
-	p.limitsMu.Lock()
-	defer p.limitsMu.Unlock()
+// Partitions is how many partitions topics have.
+type Partitions map[string]int
+
+// Notes names the topics that had another number of partitions, as the record of a former session has it, which may be nil.
+func (p Partitions) Notes(former *cdc.State) (notes []string) {
 	if former == nil {
 		return nil
 	}
-	for _, topic := range slices.Sorted(maps.Keys(p.counts)) {
-		if was, now := former.Partitions[topic], p.counts[topic]; was != 0 && was != now {
+	for _, topic := range slices.Sorted(maps.Keys(p)) {
+		if was, now := former.Partitions[topic], p[topic]; was != 0 && was != now {
 			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved to another partition, and a consumer may read the new events of a key before its old ones: let it catch up with the partitions that were there before it reads the new ones", topic, now, was))
 		}
 	}
 	return notes
 }
+
+func (p *publisher) partitions() Partitions {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	return p.counts
+}
+
+func (p *publisher) Notes(former *cdc.State) []string { return p.partitions().Notes(former) }
 
 // written returns the record as it is written.
 func (p *publisher) written(st cdc.State) cdc.State {
@@ -162,21 +225,17 @@ func (p *publisher) written(st cdc.State) cdc.State {
 	if p.cluster != "" {
 		st.Cluster = p.cluster
 	}
-	p.limitsMu.Lock()
-	defer p.limitsMu.Unlock()
-	if p.counts != nil {
-		st.Partitions = p.counts
+	if counts := p.partitions(); counts != nil {
+		st.Partitions = counts
 	}
 	return st
 }
 
 // batchLimit is asked by the client when it first sees a topic, which Check has seen before.
 func (p *publisher) batchLimit(topic string) int32 {
-	p.limitsMu.Lock()
-	defer p.limitsMu.Unlock()
-	limit, ok := p.limits[topic]
+	limit, ok := p.known(topic)
 	if !ok {
-		limit = defaultLimit
+		limit = min(defaultLimit, p.sink.mostBytes())
 	}
 	return int32(max(limit, 512))
 }
@@ -331,6 +390,9 @@ func (p *publisher) failure(records []cdc.Record) error {
 		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from before a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
 			p.failed.Topic, p.err, time.Now().UTC().Format(time.RFC3339))
 	}
+	if errors.Is(p.err, kerr.UnsupportedCompressionType) {
+		return fmt.Errorf("produce to topic %s: %w: this Kafka does not take kafka.compression: %s: set another, or none", p.failed.Topic, p.err, p.sink.cfg.Kafka.Compression)
+	}
 	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.err)
 }
 
@@ -342,49 +404,70 @@ type topic struct {
 	config      map[string]string
 }
 
-// describeTopic asks the brokers, not the client's cache; nil when there is no such topic.
+// describeTopic asks for one topic; nil when there is no such topic.
 func describeTopic(ctx context.Context, client *kgo.Client, name string) (*topic, error) {
+	found, err := describeTopics(ctx, client, []string{name})
+	return found[name], err
+}
+
+// describeTopics asks the brokers, not the client's cache, for topics, and returns those that exist, by name.
+func describeTopics(ctx context.Context, client *kgo.Client, names []string) (map[string]*topic, error) {
+	found := map[string]*topic{}
+	if len(names) == 0 { // that would ask for all there are
+		return found, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	req := kmsg.NewPtrMetadataRequest()
+	all := strings.Join(names, ", ")
+	req, conf := kmsg.NewPtrMetadataRequest(), kmsg.NewPtrDescribeConfigsRequest()
 	req.AllowAutoTopicCreation = false
-	req.Topics = []kmsg.MetadataRequestTopic{{Topic: kmsg.StringPtr(name)}}
+	for _, name := range names {
+		req.Topics = append(req.Topics, kmsg.MetadataRequestTopic{Topic: &name})
+	}
 	resp, err := req.RequestWith(ctx, client)
 	if err != nil {
-		return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+		return nil, fmt.Errorf("ask kafka for topic %s: %w", all, err)
 	}
-	if len(resp.Topics) != 1 {
-		return nil, fmt.Errorf("ask kafka for topic %s: %d answers", name, len(resp.Topics))
+	if len(resp.Topics) != len(names) {
+		return nil, fmt.Errorf("ask kafka for topic %s: %d answers", all, len(resp.Topics))
 	}
-	answer := resp.Topics[0]
-	switch err := kerr.ErrorForCode(answer.ErrorCode); {
-	case errors.Is(err, kerr.UnknownTopicOrPartition):
-		return nil, nil
-	case errors.Is(err, kerr.TopicAuthorizationFailed):
-		return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "its rows cannot be published, and nothing behind them is", Run: "grant DESCRIBE and WRITE on it to the relay's user"}
-	case err != nil:
-		return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+	for _, answer := range resp.Topics {
+		name := *answer.Topic
+		switch err := kerr.ErrorForCode(answer.ErrorCode); {
+		case errors.Is(err, kerr.UnknownTopicOrPartition):
+			continue
+		case errors.Is(err, kerr.TopicAuthorizationFailed):
+			return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "its rows cannot be published, and nothing behind them is", Run: "grant DESCRIBE and WRITE on it to the relay's user"}
+		case err != nil:
+			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
+		}
+		t := &topic{cluster: clusterID(resp), partitions: len(answer.Partitions), config: map[string]string{}}
+		if t.partitions > 0 {
+			t.replication = len(answer.Partitions[0].Replicas)
+		}
+		found[name] = t
+		resource := kmsg.NewDescribeConfigsRequestResource()
+		resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, name
+		conf.Resources = append(conf.Resources, resource)
 	}
-	t := &topic{cluster: clusterID(resp), partitions: len(answer.Partitions), config: map[string]string{}}
-	if t.partitions > 0 {
-		t.replication = len(answer.Partitions[0].Replicas)
+	if len(found) == 0 {
+		return found, nil
 	}
-	conf := kmsg.NewPtrDescribeConfigsRequest()
-	resource := kmsg.NewDescribeConfigsRequestResource()
-	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, name
-	conf.Resources = append(conf.Resources, resource)
 	said, err := conf.RequestWith(ctx, client)
+	if unsupported(err) {
+		return found, nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", name, err)
+		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", all, err)
 	}
 	for _, r := range said.Resources {
 		for _, c := range r.Configs {
-			if c.Value != nil {
+			if t := found[r.ResourceName]; t != nil && c.Value != nil {
 				t.config[c.Name] = *c.Value
 			}
 		}
 	}
-	return t, nil
+	return found, nil
 }
 
 func clusterID(resp *kmsg.MetadataResponse) string {

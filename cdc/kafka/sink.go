@@ -2,13 +2,17 @@ package kafka
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
@@ -86,7 +90,7 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return "", fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
 		}
-		return "", fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
+		return "", fmt.Errorf("%s: %w", s.unanswered(seeds, err), err)
 	}
 	// The addresses that Kafka gives out are others, and those are what is used.
 	var brokers []*kgo.Broker
@@ -99,6 +103,23 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 			seeds, strings.Join(at, ", "), err)
 	}
 	return clusterID(answer.(*kmsg.MetadataResponse)), ctx.Err()
+}
+
+// unanswered says why no seed answers, and what to do.
+func (s *Sink) unanswered(seeds string, err error) string {
+	login := s.cfg.Kafka.SASL
+	var stranger x509.UnknownAuthorityError
+	switch {
+	case errors.Is(err, kerr.SaslAuthenticationFailed):
+		return fmt.Sprintf("kafka at %s refuses the login of user %q: correct kafka.sasl.username and kafka.sasl.password", seeds, login.Username)
+	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState):
+		return fmt.Sprintf("kafka at %s does not take the login kafka.sasl.mechanism: %s: name one that it takes; walpost has plain, scram-sha-256 and scram-sha-512", seeds, login.Mechanism)
+	case errors.As(err, &stranger):
+		return fmt.Sprintf("kafka at %s has a certificate of an authority that this machine does not know: add that authority to the system's certificates, or name its file in the variable SSL_CERT_FILE", seeds)
+	case errors.Is(err, io.EOF), strings.Contains(err.Error(), "tls alert"), errors.As(err, new(tls.RecordHeaderError)):
+		return fmt.Sprintf("kafka at %s ends the connection: TLS on one side only (kafka.tls is %t), or another login than it wants (kafka.sasl.mechanism is %q)", seeds, s.cfg.Kafka.TLS, login.Mechanism)
+	}
+	return fmt.Sprintf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers", seeds)
 }
 
 // first asks one broker after the other, without waiting long for any, and returns the first answer, or the errors of all.
@@ -185,24 +206,21 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// Ready returns the Halt of a session that would find a topic missing or of the wrong kind, and what is worth a word of the topics beside
-// a record, which may be nil. It fences nobody.
-func (s *Sink) Ready(ctx context.Context, record *cdc.State) (notes []string, err error) {
+// Ready returns how many partitions the topics have. It returns an error where Kafka does not answer, and the Halt of a session that would
+// find a topic missing or of the wrong kind. It fences nobody.
+func (s *Sink) Ready(ctx context.Context) (Partitions, error) {
 	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
 	err = s.checkTopics(ctx, p)
-	return p.Notes(record), err
+	return p.partitions(), err
 }
 
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
-	for _, topic := range s.topics {
-		if strings.Contains(s.cfg.Kafka.Topic, "{event_type}") {
-			break
-		}
-		if _, err := p.limit(ctx, topic); err != nil {
+	if !strings.Contains(s.cfg.Kafka.Topic, "{event_type}") {
+		if err := p.askLimits(ctx, s.topics...); err != nil {
 			return err
 		}
 	}
@@ -242,6 +260,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 		kgo.MaxBufferedRecords(s.cfg.Window.Rows + 2 + maxStale), // never reached: Produce must not block
 		kgo.ProducerBatchCompression(codec),
 		kgo.ProducerBatchMaxBytesFn(p.batchLimit),
+		kgo.BrokerMaxWriteBytes(int32(s.cfg.Kafka.MaxRequestBytes)),
 		kgo.RecordPartitioner(partitioner()),
 	}
 	if transactionalID != "" {
@@ -254,7 +273,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 	p.client = client
 	p.promise = p.resolved
 	p.cluster, err = s.ping(ctx, client)
-	if err == nil && p.once {
+	if err == nil {
 		err = p.fence(ctx, transactionalID)
 	}
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
@@ -29,6 +30,9 @@ type watched struct {
 	}
 	table interface { // how a polled table stands
 		Backlog(ctx context.Context) (polling.Backlog, error)
+	}
+	kafka interface { // whether it answers, and has the topics
+		Ready(ctx context.Context) (kafka.Partitions, error)
 	}
 	letters interface { // how many dead letters are unresolved
 		Count(ctx context.Context) (int, error)
@@ -61,7 +65,7 @@ type look struct {
 	backlog   polling.Backlog
 	letters   int
 
-	factsErr, backlogErr, lettersErr error
+	factsErr, backlogErr, kafkaErr, lettersErr error
 }
 
 func newAsked(labels prometheus.Labels, of watched) *asked {
@@ -157,9 +161,14 @@ func (a *asked) ask() *look {
 	if a.table != nil {
 		questions.Go(func() { l.backlog, l.backlogErr = a.table.Backlog(ctx) })
 	}
-	if a.letters != nil {
-		questions.Go(func() { l.letters, l.lettersErr = a.letters.Count(ctx) })
-	}
+	questions.Go(func() {
+		if a.kafka != nil {
+			_, l.kafkaErr = a.kafka.Ready(ctx)
+		}
+		if l.lettersErr = l.kafkaErr; a.letters != nil && l.kafkaErr == nil {
+			l.letters, l.lettersErr = a.letters.Count(ctx)
+		}
+	})
 	questions.Wait()
 	l.at = time.Now()
 	return l

@@ -315,6 +315,9 @@ func (s *setup) warn(f *cdc.Facts) {
 	if away := f.StandbysAway(); away != "" {
 		s.step("warning: %s", away)
 	}
+	if entry := f.Slot.Patroni; entry != "" {
+		s.step("warning: Patroni runs this server, and drops a slot that its configuration does not name: before the relay is stopped, name it with `patronictl edit-config`, slots: {%s}", entry)
+	}
 	if err := f.CommitsWait(); err != nil {
 		s.step("warning: while the relay runs, %s", err)
 	}

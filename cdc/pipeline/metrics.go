@@ -188,7 +188,7 @@ func (c *metrics) ready() error {
 	case s.Role != cdc.Streaming:
 		return errors.New(string(s.Role))
 	case s.KafkaStalled:
-		return errors.New("kafka does not answer; rows wait in " + where)
+		return errors.New(kafkaAway + "; rows wait in " + where)
 	case s.Stalled != "":
 		return errors.New(s.Stalled)
 	case c.asked.table != nil:
@@ -226,13 +226,16 @@ func (c *metrics) status() Status {
 		}
 	}
 	if s.KafkaStalled {
-		s.blockedBy("kafka does not answer: its brokers' logs say why")
+		s.blockedBy(kafkaAway)
 	}
 	s.blockedBy(s.Stalled)
 	s.blockedBy(s.CommitsWait)
-	l := c.asked.seen(0, askWithin)
-	if l == nil { // nothing has answered yet
-		l = &look{factsErr: errNoAnswer, backlogErr: errNoAnswer, lettersErr: errNoAnswer}
+	l := c.asked.seen(0, askWithin+answerWithin) // so that what does not answer is told, not what did before
+	if l == nil {                                // nothing has answered yet
+		l = &look{factsErr: errNoAnswer, backlogErr: errNoAnswer, kafkaErr: errNoAnswer, lettersErr: errNoAnswer}
+	}
+	if c.asked.kafka != nil {
+		s.blocked(l.kafkaErr)
 	}
 	if c.asked.letters != nil && !s.blocked(l.lettersErr) {
 		s.puts(l.letters)

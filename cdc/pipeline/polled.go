@@ -26,10 +26,11 @@ func (p polled) relay(observer cdc.Observer) *cdc.Supervisor {
 }
 
 func (p polled) watched() watched {
-	return watched{table: p.table}
+	return watched{table: p.table, kafka: p.sink}
 }
 
 func (p polled) survey(ctx context.Context, st *Status) {
+	_, away := st.asks(ctx, p.sink)
 	if st.blocked(p.table.Check(ctx)) {
 		return
 	}
@@ -41,6 +42,8 @@ func (p polled) survey(ctx context.Context, st *Status) {
 	if b.Pending > 0 {
 		switch pid, err := p.source.Poller(ctx); {
 		case st.blocked(err):
+		case away:
+			st.blockedBy(kafkaAway)
 		case pid == 0:
 			st.blockedBy(fmt.Sprintf("%s rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", polling.Count(b.Pending), p.cfg.Source.Table))
 		}

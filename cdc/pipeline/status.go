@@ -58,6 +58,9 @@ type Status struct {
 	Blocked     []string         `json:"blocked"`                           // what keeps rows from flowing, each with what to do
 }
 
+// kafkaAway is said where rows wait for Kafka.
+const kafkaAway = "kafka does not answer: its brokers' logs say why"
+
 // Slot is the replication slot.
 type Slot struct {
 	Name           string `json:"name"`
@@ -141,15 +144,29 @@ func (s *Status) waits(f *cdc.Facts) {
 	}
 }
 
-// lasts fills in how fast the server writes WAL, and how long the slot lasts at that rate.
+const (
+	soonLost = 6 * time.Hour // as the alert SlotWillBeLost has it
+	longLate = time.Minute
+	moreWAL  = "raise max_slot_wal_keep_size, if the disk has room (`ALTER SYSTEM SET max_slot_wal_keep_size = …` and `SELECT pg_reload_conf()`), and see what holds the relay up"
+)
+
+// lasts fills in how fast the server writes WAL, and how long the slot lasts at that rate. It comes after lags.
 func (s *Status) lasts(perSecond float64, f *cdc.Facts) {
+	if f.Slot.WALStatus == "unreserved" {
+		s.blockedBy("the server removes WAL that the slot still needs at the next checkpoint (wal_status unreserved), and the slot is lost then: " + moreWAL)
+	}
 	if perSecond <= 0 {
 		return
 	}
 	perHour := int64(perSecond * 3600)
 	s.WALPerHour = &perHour
-	if left, limited := secondsLeft(perSecond, &f.Slot); limited {
-		s.SlotSeconds = &left
+	left, limited := secondsLeft(perSecond, &f.Slot)
+	if !limited {
+		return
+	}
+	s.SlotSeconds = &left
+	if left < soonLost.Seconds() && s.LagSeconds != nil && *s.LagSeconds > longLate.Seconds() {
+		s.blockedBy(fmt.Sprintf("the slot can be lost in %s, at the rate at which WAL is written: %s", time.Duration(left*float64(time.Second)).Round(time.Minute), moreWAL))
 	}
 }
 

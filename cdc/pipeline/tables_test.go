@@ -237,3 +237,121 @@ func TestTypesThatCannotBeRelayed(t *testing.T) {
 		}
 	}
 }
+
+// TestTablesAsTheyAre relays a row of each table both ways, or refuses the table by name at init.
+func TestTablesAsTheyAre(t *testing.T) {
+	url, brokers := cdctest.Database(t), cdctest.Kafka(t)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	exec := func(t *testing.T, sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatalf("%.300s: %v", sql, err)
+		}
+	}
+	major := cdctest.Postgres(t).Major()
+	exec(t, `CREATE TYPE thing AS ENUM ('Ab'); CREATE DOMAIN things AS thing`)
+	citext := "citext"
+	if _, err := conn.Exec(t.Context(), `CREATE EXTENSION citext`); err != nil { // the fetched servers have no contrib: what is equal to it
+		exec(t, `CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE DOMAIN citext AS text COLLATE caseless`)
+		citext = "a domain over text"
+	}
+	t.Logf("PostgreSQL %d, citext is %s", major, citext)
+	before := func(version int, says string) string {
+		if major < version {
+			return says
+		}
+		return ""
+	}
+	for name, c := range map[string]struct {
+		from         int    // PostgreSQL
+		ddl          string // $ stands for its name
+		wal, polling string // what init says where it refuses the table
+		record       string // its last line
+	}{
+		"a generated column that is stored": {
+			ddl: `CREATE TABLE $ (id text, key text, payload text, kind text GENERATED ALWAYS AS (payload || '!') STORED)`,
+			wal: before(18, `column "kind" is generated and does not reach the WAL: PostgreSQL sends none before version 18`), record: "header type=paid!",
+		},
+		"a generated column that is virtual": {
+			from: 18, ddl: `CREATE TABLE $ (id text, key text, payload text, kind text GENERATED ALWAYS AS (payload || '!') VIRTUAL)`,
+			wal: `column "kind" is generated and does not reach the WAL: a virtual one never does`, record: "header type=paid!",
+		},
+		"a generated column beside": {
+			ddl:    `CREATE TABLE $ (twice text GENERATED ALWAYS AS (payload || payload) STORED, id text, key text, payload text, kind text DEFAULT 'made')`,
+			record: "header type=made",
+		},
+		"1,600 columns": {
+			ddl:     `CREATE TABLE $ (id text, key text, payload text, kind text DEFAULT 'made'` + strings.Join(numbered(1596, ", c%d bool"), "") + `)`,
+			polling: "tables can have at most 1600 columns", record: "header type=made",
+		},
+		"partitions with another order of columns": {
+			ddl: `CREATE TABLE $ (id text, gone int, key text, payload text, kind text DEFAULT 'made') PARTITION BY LIST (payload); ALTER TABLE $ DROP COLUMN gone;
+				CREATE TABLE $_p (kind text, payload text, lost int, id text, key text); ALTER TABLE $_p DROP COLUMN lost; ALTER TABLE $ ATTACH PARTITION $_p DEFAULT`,
+			wal: "is partitioned by payload, which an UPDATE can change", polling: before(17, "has partitions, and PostgreSQL adds no identity column to such a table before version 17"), record: "header type=made",
+		},
+		"partitions by time with another order of columns": {
+			ddl: `CREATE TABLE $ (id text, gone int, key text, payload text, kind text DEFAULT 'made', created_at timestamptz DEFAULT now()) PARTITION BY RANGE (created_at); ALTER TABLE $ DROP COLUMN gone;
+				CREATE TABLE $_p (created_at timestamptz, kind text, payload text, lost int, id text, key text); ALTER TABLE $_p DROP COLUMN lost; ALTER TABLE $ ATTACH PARTITION $_p DEFAULT`,
+			polling: before(17, "has partitions, and PostgreSQL adds no identity column to such a table before version 17"), record: "header type=made",
+		},
+		"citext": {ddl: `CREATE TABLE $ (id citext, key citext, payload text, kind citext DEFAULT 'Made')`, record: "header type=Made"},
+		"an enum as key": {
+			ddl:     `CREATE TABLE $ (id text, key thing, payload text, kind text DEFAULT 'made')`,
+			polling: `column "key" has the type thing, an enum, of whose text PostgreSQL makes no index`, record: "header type=made",
+		},
+		"a domain over an enum as key": {
+			ddl:     `CREATE TABLE $ (id text, key things, payload text, kind text DEFAULT 'made')`,
+			polling: `column "key" has the type things, an enum, of whose text PostgreSQL makes no index`, record: "header type=made",
+		},
+	} {
+		if major < c.from {
+			continue // there is no such table
+		}
+		for _, kind := range []config.Kind{config.KindWAL, config.KindPolling} {
+			t.Run(name+"/"+string(kind), func(t *testing.T) {
+				cfg := config.Default()
+				cfg.Pipeline = cdctest.Name(t, "table")
+				name := strings.ReplaceAll(cfg.Pipeline, "-", "_")
+				cfg.Source.URL, cfg.Source.Kind, cfg.Source.Slot, cfg.Source.Publication, cfg.Source.Table = url, kind, name, name, "public."+name
+				cfg.Source.Columns = config.Columns{ID: "id", AggregateType: "=thing", AggregateID: "key", EventType: "kind", Payload: "payload"}
+				cfg.Kafka.Brokers, cfg.Kafka.Replication, cfg.Kafka.AggregateTypes, cfg.Kafka.Topic = brokers, 1, []string{"thing"}, cfg.Pipeline
+				exec(t, strings.ReplaceAll(c.ddl, "$", name))
+				p, err := pipeline.New(cfg, pipeline.Options{})
+				if err == nil {
+					_, err = p.Init(t.Context(), pipeline.InitOptions{AdminURL: url})
+				}
+				refused := c.wal
+				if kind == config.KindPolling {
+					refused = c.polling
+				}
+				if refused != "" {
+					if err == nil || !strings.Contains(err.Error(), refused) {
+						t.Errorf("got %v, want it to say %q", err, refused)
+					}
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				stop := run(t.Context(), p)
+				defer func() { _ = stop() }()
+				exec(t, "INSERT INTO "+name+" (id, key, payload) VALUES ('Id', 'Ab', 'paid')")
+				text, _ := shown(cdctest.Consume(t, brokers, cfg.Pipeline, 20*time.Second, cdctest.AtLeast(1))[0])
+				if want := "topic " + cfg.Pipeline + "\nkey Ab\nvalue paid\nheader id=Id\n" + c.record; text != want {
+					t.Errorf("got  %q\nwant %q", text, want)
+				}
+			})
+		}
+	}
+}
+
+func numbered(n int, format string) (all []string) {
+	for i := range n {
+		all = append(all, fmt.Sprintf(format, i))
+	}
+	return all
+}

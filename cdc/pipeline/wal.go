@@ -8,6 +8,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -34,7 +35,7 @@ func options(cfg *config.Config) cdc.Options {
 }
 
 func (w wal) watched() watched {
-	of := watched{slot: w.cfg.Source.Slot, facts: w.source}
+	of := watched{slot: w.cfg.Source.Slot, facts: w.source, kafka: w.sink}
 	if w.cfg.Poison.Policy == config.PolicyDeadLetter {
 		of.letters = w.sink.Unresolved()
 	}
@@ -48,50 +49,54 @@ const (
 
 func (w wal) survey(ctx context.Context, st *Status) {
 	st.Slot = &Slot{Name: w.cfg.Source.Slot}
-	if decisions, err := w.sink.Decisions(ctx); err == nil { // if not, Peek says why
-		st.Decisions = decisions
+	partitions, away := st.asks(ctx, w.sink)
+	var stateErr error
+	state := func(ctx context.Context, _ *cdc.Facts) (state *cdc.State, _ error) {
+		if stateErr = errNoAnswer; !away {
+			state, stateErr = w.sink.Peek(ctx)
+			st.blocked(stateErr)
+		}
+		return state, nil // what PostgreSQL says is told without it
 	}
-	if w.cfg.Poison.Policy == config.PolicyDeadLetter {
-		if n, err := w.sink.Unresolved().Count(ctx); !st.blocked(err) {
-			st.puts(n)
+	if !away {
+		if decisions, err := w.sink.Decisions(ctx); err == nil { // if not, Peek says why
+			st.Decisions = decisions
+		}
+		if w.cfg.Poison.Policy == config.PolicyDeadLetter {
+			if n, err := w.sink.Unresolved().Count(ctx); !st.blocked(err) {
+				st.puts(n)
+			}
 		}
 	}
 	if _, err := w.source.Preflight(ctx); st.blocked(err) {
-		state, err := w.sink.Peek(ctx)
-		st.blocked(err)
-		st.records(state)
+		record, _ := state(ctx, nil)
+		st.records(record)
 		return
 	}
-	var stateErr error
-	seen, err := read(ctx, w.source, func(ctx context.Context, _ *cdc.Facts) (state *cdc.State, _ error) {
-		state, stateErr = w.sink.Peek(ctx)
-		return state, nil // what PostgreSQL says is told without it
-	})
+	seen, err := read(ctx, w.source, state)
 	st.records(seen.State)
-	var topics []string
-	if !st.blocked(stateErr) {
-		var readyErr error
-		topics, readyErr = w.sink.Ready(ctx, seen.State)
-		st.blocked(readyErr)
-	}
-	defer func() { st.Notes = append(st.Notes, topics...) }()
 	if st.blocked(err) {
 		return
 	}
-	if behind := st.shows(&seen); seen.Facts.Slot.Active && behind > patience {
+	if st.shows(&seen); seen.Facts.Slot.Active && st.late() {
 		// A record of before a silence says nothing of what has come since: a relay that works writes a new one within
 		// a moment.
 		moves := w.moves(ctx, &seen)
-		if behind = st.shows(&seen); behind > patience && !moves {
-			st.blockedBy(waiting(&seen.Facts, behind))
+		switch st.shows(&seen); {
+		case !st.late() || moves:
+		case away:
+			st.blockedBy(kafkaAway)
+		case st.LagSeconds != nil:
+			st.blockedBy(waiting(&seen.Facts, *st.LagSeconds))
 		}
 	}
 	st.waits(&seen.Facts)
+	st.Notes = append(st.Notes, partitions.Notes(seen.State)...)
+	var wal rate
 	if state := seen.State; state != nil && state.Checked > 0 {
-		var wal rate
 		wal.saw(state.Checked, state.CheckedAt)
-		st.lasts(wal.saw(seen.Facts.WALEnd, seen.Facts.Time), &seen.Facts)
 	}
+	st.lasts(wal.saw(seen.Facts.WALEnd, seen.Facts.Time), &seen.Facts)
 	if !st.blocked(seen.identify(ctx, w.source)) && stateErr == nil {
 		_, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts)
 		if !st.blocked(err) && seen.State.Halt != nil && !seen.Facts.Slot.Active {
@@ -103,12 +108,20 @@ func (w wal) survey(ctx context.Context, st *Status) {
 	}
 }
 
-// shows fills in a survey, and returns for how long rows may have waited.
-func (s *Status) shows(seen *survey) time.Duration {
+// asks asks Kafka for the topics, and reports that it does not answer. What is asked of it then would only take long.
+func (s *Status) asks(ctx context.Context, sink *kafka.Sink) (partitions kafka.Partitions, away bool) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	partitions, err := sink.Ready(ctx)
+	return partitions, s.blocked(err) && !errors.As(err, new(*cdc.Halt))
+}
+
+// shows fills in a survey.
+func (s *Status) shows(seen *survey) {
 	s.records(seen.State)
 	s.stands(&seen.Facts)
 	if !seen.Facts.Slot.Exists {
-		return 0
+		return
 	}
 	var current time.Time
 	if seen.State != nil {
@@ -118,11 +131,15 @@ func (s *Status) shows(seen *survey) time.Duration {
 	}
 	behind, known := cdc.Behind(seen.Facts.Slot.ConfirmedFlush, seen.Facts.WALEnd, current, seen.Facts.Time)
 	s.lags(behind, known)
-	return behind
+}
+
+// late says that something has waited for long, or that nobody knows for how long.
+func (s *Status) late() bool {
+	return s.LagSeconds == nil || *s.LagSeconds > patience.Seconds()
 }
 
 // moves waits until the record or the slot has moved, for as long as a relay that works needs for that. It reports
-// whether one did, and leaves in seen what it saw then.
+// whether one did, and leaves in seen what it saw then. Without a record, the slot has to.
 func (w wal) moves(ctx context.Context, seen *survey) bool {
 	for end := time.Now().Add(lookFor); time.Now().Before(end); {
 		select {
@@ -130,11 +147,15 @@ func (w wal) moves(ctx context.Context, seen *survey) bool {
 		case <-ctx.Done():
 			return false
 		}
-		now, err := read(ctx, w.source, w.unfenced)
-		if err != nil || now.State == nil || seen.State == nil {
+		record := w.unfenced
+		if seen.State == nil {
+			record = func(context.Context, *cdc.Facts) (*cdc.State, error) { return nil, nil }
+		}
+		now, err := read(ctx, w.source, record)
+		if err != nil || (now.State == nil) != (seen.State == nil) {
 			return false // what was read before holds, and was told
 		}
-		if now.Facts.Slot.ConfirmedFlush != seen.Facts.Slot.ConfirmedFlush || now.State.Current().After(seen.State.Current()) {
+		if now.Facts.Slot.ConfirmedFlush != seen.Facts.Slot.ConfirmedFlush || now.State != nil && now.State.Current().After(seen.State.Current()) {
 			*seen = now
 			return true
 		}
@@ -143,11 +164,11 @@ func (w wal) moves(ctx context.Context, seen *survey) bool {
 }
 
 // waiting says what a relay that is connected waits for.
-func waiting(f *cdc.Facts, behind time.Duration) string {
+func waiting(f *cdc.Facts, seconds float64) string {
 	if standbys := f.StandbysBehind(f.WALEnd); standbys != "" && f.StandbysAway() == "" {
 		return standbys
 	}
-	return fmt.Sprintf("nothing was confirmed of what was written in the last %s, and a relay is connected: its walsender is %s; the relay's log and /readyz say what it waits for", behind.Round(time.Second), &f.Walsender)
+	return fmt.Sprintf("nothing was confirmed of what was written in the last %.0f s, and a relay is connected: its walsender is %s; the relay's log and /readyz say what it waits for", seconds, &f.Walsender)
 }
 
 func (w wal) gap(ctx context.Context) error {

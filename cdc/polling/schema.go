@@ -134,12 +134,15 @@ type existing struct {
 	num                  int
 	typ, value, identity string
 	cache                int64 // of its sequence
+	enum                 bool  // or a domain over one
 }
 
 func (o *Outbox) readColumns(ctx context.Context, t *postgres.OpenTable) (map[string]existing, error) {
 	rows, err := t.Conn.Query(ctx, `
 		SELECT attname::text, attnum, format_type(atttypid, NULL), coalesce(pg_get_expr(d.adbin, d.adrelid), ''), a.attidentity::text,
-		       coalesce((SELECT seqcache FROM pg_sequence WHERE seqrelid = pg_get_serial_sequence($2, attname)::regclass), 0)
+		       coalesce((SELECT seqcache FROM pg_sequence WHERE seqrelid = pg_get_serial_sequence($2, attname)::regclass), 0),
+		       EXISTS (WITH RECURSIVE kind AS (SELECT atttypid AS oid UNION ALL SELECT typbasetype FROM kind JOIN pg_type USING (oid) WHERE typtype = 'd')
+		               SELECT FROM kind JOIN pg_type USING (oid) WHERE typtype = 'e')
 		FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 		WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped`, t.OID, postgres.TableName(o.cfg))
 	if err != nil {
@@ -148,7 +151,7 @@ func (o *Outbox) readColumns(ctx context.Context, t *postgres.OpenTable) (map[st
 	columns := map[string]existing{}
 	var name string
 	var c existing
-	if _, err := pgx.ForEachRow(rows, []any{&name, &c.num, &c.typ, &c.value, &c.identity, &c.cache}, func() error { columns[name] = c; return nil }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&name, &c.num, &c.typ, &c.value, &c.identity, &c.cache, &c.enum}, func() error { columns[name] = c; return nil }); err != nil {
 		return nil, classify(t, "read the table's columns", err)
 	}
 	return columns, nil
@@ -164,6 +167,9 @@ func (o *Outbox) checkColumns(has map[string]existing, i *inspection) {
 		}
 	}
 	i.sql = append(i.sql, o.columnDDL(has)...)
+	if key := has[o.cfg.Columns.AggregateID]; key.enum {
+		i.bad("source.columns.aggregate_id: column %q has the type %s, an enum, of whose text PostgreSQL makes no index, and polling needs one: name a column of another type, or use source.kind: wal", o.cfg.Columns.AggregateID, key.typ)
+	}
 	names, pending := o.cfg.Polling.Columns, o.cfg.Polling.Words.Pending
 	if status, there := has[names.Status]; there && !strings.HasPrefix(status.value, postgres.Literal(pending)+"::") {
 		i.bad("source.polling.words.pending: new rows have the %s %s, and %q would never be found: make them the same", names.Status, cmp.Or(status.value, "NULL"), pending)
