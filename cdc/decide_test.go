@@ -137,7 +137,7 @@ func TestAdoptNewServer(t *testing.T) {
 		"a later timeline, with a history":      {func(_ *State, f *Facts) { f.Timeline = 5 }, "", []string{"read no more"}, Range{}},
 		"a publication that was restored":       {func(_ *State, f *Facts) { f.Fingerprint = other }, "", []string{"read no more"}, Range{}},
 		"another slot, another table":           {func(s *State, f *Facts) { s.Slot, s.Configured.Table, f.Configured.Table = "t", "public.a", "public.b" }, "", []string{`slot "s" instead of "t"`, `source.table is "public.b"`, "read no more"}, Range{}},
-		"a halt that the old server left":       {func(s *State, _ *Facts) { s.Halt = halt }, "", []string{"read no more", "the halt that was latched"}, Range{0x90, 0x100}},
+		"a halt that the old server left":       {func(s *State, f *Facts) { s.Halt, f.WALEnd = halt, 0x500 }, "", []string{"read no more", "the halt that was latched"}, Range{0x90, 0x100}},
 		"another history of the old server":     {func(s *State, _ *Facts) { s.Halt = (&Halt{Found: "f", Latch: true, History: true}).record(time.Now()) }, "", []string{"read no more", "the halt that was latched"}, Range{}},
 		"phantoms and transactions of the old": {func(s *State, _ *Facts) {
 			s.Phantoms, s.Open = &Phantoms{Rows: 3}, map[string]time.Time{"7": time.Now()}

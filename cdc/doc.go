@@ -56,7 +56,7 @@
 // record and the slot. A session that ends is followed by the next with backoff. A [Halt] is for a human: the slot and the
 // Kafka client are given back, the process stays up, not ready, says what was found, and tries again every 30 s. One whose
 // cause may have hidden rows is latched in the state record; reconcile.go is the table of what is compared, decide.go what an
-// operator can decide on. A server, pipeline, slot or name that is not the record's is an error of the configuration, and is never
+// operator can decide on. A server, Kafka cluster, pipeline, slot or name that is not the record's is an error of the configuration, and is never
 // latched. stall.go finds by positions alone that rows may be waiting while nothing moves, and waits.go says why. tracker.go notices
 // another history by the transactions that the slot sends again, and until the stream has passed them nothing is confirmed.
 //

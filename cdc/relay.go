@@ -49,9 +49,17 @@ type Relay struct {
 // memory is what a relay has learned in former sessions. A relay that starts without it delivers and confirms the same,
 // and learns it again.
 type memory struct {
+	server      string   // system id of the one that the rest was learned of
 	suspect     suspect  // only the publisher uses it
 	windowBytes int      // size of the next windows: the publisher halves it after a session that could make none durable
 	troubles    troubles // the start of a session uses it, then its watcher
+}
+
+// begin forgets what is known by the positions of another server.
+func (m *memory) begin(server string) {
+	if m.server != server {
+		m.server, m.suspect = server, suspect{}
+	}
 }
 
 // NewRelay makes a relay of a valid configuration. It holds nothing until Run.

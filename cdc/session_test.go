@@ -757,3 +757,34 @@ func TestStopWhileAFailedSessionEnds(t *testing.T) {
 		}
 	}
 }
+
+// TestAnotherServerIsNotSuspected: a relay that lives on while another server takes the place of its own, at the same address, puts no row
+// aside for the position of one that Kafka refused on the old server.
+func TestAnotherServerIsNotSuspected(t *testing.T) {
+	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
+		time.Sleep(time.Second)
+		s.mu.Lock()
+		s.facts.SystemID, s.err = "8", errors.New("the server was switched")
+		s.mu.Unlock()
+		s.Interrupt()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if role, err := relay.Role(); role != Halted {
+			t.Fatalf("role %s, %v", role, err)
+		}
+		relay.memory.suspect = suspect{until: Position{50, 1}, row: Position{20, 1}, why: "it was refused on the old server"}
+		b.mu.Lock()
+		b.state = &State{Version: StateVersion, Pipeline: "p", SystemID: "8", Timeline: 1, Covered: 10, Epoch: b.state.Epoch + 1}
+		windows := b.windows
+		b.mu.Unlock()
+		time.Sleep(40 * time.Second)
+		s.send(commit(20, 30, 2)...)
+		time.Sleep(time.Second)
+		if role, err := relay.Role(); role != Streaming || b.got() != "[20.1 20.2]" {
+			t.Errorf("role %s, %v, published %s", role, err, b.got())
+		}
+		if n := b.count() - windows; n != 1 {
+			t.Errorf("%d windows, want both rows in one", n)
+		}
+	})
+}

@@ -178,7 +178,10 @@ func (d *decision) createSlot(ctx context.Context) error {
 		d.Facts.Slot = madeSlot(&d.Facts)
 		return nil
 	}
-	return d.again(ctx, d.source)
+	if err := d.again(ctx, d.source); err != nil {
+		return errors.Join(err, d.takeBack(ctx))
+	}
+	return nil
 }
 
 // takeBack drops the slot that was made for an adoption that failed: nobody would read it, and it would keep WAL.

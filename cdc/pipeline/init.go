@@ -244,7 +244,7 @@ func (w wal) vacant(ctx context.Context, s *setup) error {
 	case seen.State != nil && seen.State.Phase != cdc.PhaseCreating:
 		err := cdc.Foreign(w.cfg.Pipeline, seen.State, &seen.Facts)
 		if err != nil && cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts) == nil {
-			err = fmt.Errorf("%w; before that `walpost init --new-server` makes what it needs there", err)
+			err = fmt.Errorf("%w; where this one takes its place and lacks role or publication, `walpost init --new-server` makes them first", err)
 		}
 		return err
 	}
