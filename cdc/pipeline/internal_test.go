@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
@@ -15,6 +16,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
+	"github.com/walpost/walpost/cdc/postgres"
 )
 
 // TestDeadLettersAreChosenByIDThenByKey: the keys of failed rows are their positions, which a bigint id is often the same as.
@@ -90,6 +92,17 @@ func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
 }
 
 // TestNotesAreLoggedOnce, however many sessions find them.
+// TestWhereOfATimeToCome: a writer's clock is ahead.
+func TestWhereOfATimeToCome(t *testing.T) {
+	ahead, before := time.Now().Add(time.Hour), time.Now().Add(-time.Hour)
+	if _, err := from("k", []postgres.TableRow{{ID: "e", CreatedAt: ahead}}, 0); err == nil || !strings.Contains(err.Error(), "event e has the time "+ahead.Format(time.RFC3339)) {
+		t.Errorf("%v", err)
+	}
+	if at, err := from("k", []postgres.TableRow{{ID: "e", CreatedAt: ahead}, {ID: "f", CreatedAt: before}}, 0); err != nil || !at.Equal(before.Add(-clockMargin)) {
+		t.Errorf("%s, %v", at, err)
+	}
+}
+
 func TestHaltIsLoggedInItsParts(t *testing.T) {
 	var out strings.Builder
 	logger(config.Config{}, zerolog.New(&out)).Role(cdc.Halted, fmt.Errorf("look: %w", &cdc.Halt{Found: "f", Means: "m", Run: "r", Risk: cdc.Range{From: 1, To: 2}}))

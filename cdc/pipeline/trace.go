@@ -44,6 +44,8 @@ type Trace struct {
 	Behind    int64          `json:"behind_bytes"` // the slot, behind the row: at most
 	From      time.Time      `json:"from"`
 	Read      kafka.Searched `json:"read"`
+
+	names []string // of what was asked for
 }
 
 // Traced is one event of a Trace.
@@ -80,6 +82,7 @@ func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 	} else if err != nil {
 		return nil, err
 	}
+	t.names = names(o.ID, rows)
 	// The server is asked after the rows and before the topics: what it says was delivered can be found there.
 	if err := p.kind.trace(ctx, t, rows, end); err != nil {
 		return nil, err
@@ -109,6 +112,25 @@ func (t *Trace) delivered(seen *survey, rows []postgres.TableRow, end cdc.LSN) {
 	t.Behind = max(0, int64(end)-int64(confirmed))
 }
 
+// names are what the asked for may be called in records: as it was asked for, as an UUID is written, and as the rows have it.
+func names(what string, rows []postgres.TableRow) []string {
+	all := []string{what}
+	if u, err := uuid.Parse(what); err == nil {
+		all = append(all, u.String())
+	}
+	for _, r := range rows {
+		if !slices.Contains(all, r.Called) {
+			all = append(all, r.Called)
+		}
+	}
+	return all
+}
+
+// about reports whether an event, by its id and its key, is one that was asked for.
+func (t *Trace) about(id, key string) bool {
+	return slices.Contains(t.names, id) || slices.Contains(t.names, key)
+}
+
 func notes(texts []string) (errs []error) {
 	for _, n := range texts {
 		errs = append(errs, errors.New(n))
@@ -128,12 +150,19 @@ func from(what string, rows []postgres.TableRow, since time.Duration) (time.Time
 		}
 	}
 	earlier(timeOf(what))
+	var ahead error
 	for _, r := range rows {
-		if t := cmp.Or(r.CreatedAt, timeOf(r.ID)); t.IsZero() {
+		switch t := cmp.Or(r.CreatedAt, timeOf(r.ID)); {
+		case t.IsZero():
 			return at, fmt.Errorf("the outbox does not tell when event %s was written: say how far back to look, --since 24h", r.ID)
-		} else if t.Before(time.Now()) {
+		case t.Before(time.Now()):
 			earlier(t)
+		default:
+			ahead = fmt.Errorf("event %s has the time %s, which is yet to come: the clock of its writer is wrong, or it says something else: say how far back to look, --since 24h", r.ID, t.Format(time.RFC3339))
 		}
+	}
+	if at.IsZero() && ahead != nil {
+		return at, ahead
 	}
 	if at.IsZero() {
 		return at, fmt.Errorf("%q is in no row of the outbox that can be read, and is no UUIDv7, which has the time in it: say how far back to look, --since 24h", what)
@@ -158,13 +187,13 @@ func (p *Pipeline) search(ctx context.Context, t *Trace, rows []postgres.TableRo
 	if err != nil {
 		return err
 	}
-	q := kafka.Search{Topics: all, From: t.From, Match: func(id, key string) bool { return id == t.Asked || key == t.Asked }}
+	q := kafka.Search{Topics: all, From: t.From, Match: t.about}
 	everywhere := q
 	for _, r := range rows {
 		e := t.event(r.ID, r.AggregateID, r.EventType)
 		e.created = r.CreatedAt
 		q.Key = []byte(r.AggregateID)
-		if r.ID == t.Asked {
+		if r.ID == r.Called {
 			q.Topics = []string{route.Topic(p.cfg.Kafka, r.AggregateType, r.EventType)}
 		}
 	}

@@ -220,7 +220,7 @@ func (w wal) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end 
 		return err
 	}
 	for i := range entries {
-		if d := entries[i].Letter; d != nil && (string(d.Row.ID) == t.Asked || string(d.Row.AggregateID) == t.Asked) {
+		if d := entries[i].Letter; d != nil && t.about(string(d.Row.ID), string(d.Row.AggregateID)) {
 			letter := deadLetter(&entries[i])
 			t.event(string(d.Row.ID), string(d.Row.AggregateID), string(d.Row.EventType)).DeadLetter = &letter
 		}

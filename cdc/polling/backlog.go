@@ -106,14 +106,14 @@ func (o *Outbox) Backlog(ctx context.Context) (b Backlog, err error) {
 	return b, err
 }
 
-// age returns SQL for how many seconds ago a row was written; NULL where the table does not tell.
+// age returns SQL for how many seconds ago a row was written, a float8; NULL where the table does not tell.
 func (o *Outbox) age(ctx context.Context, t *postgres.OpenTable) (string, error) {
 	created, err := t.Written(ctx)
 	if err != nil {
 		return "", classify(t, "look at the table", err)
 	}
 	if created == "" {
-		return "NULL", nil
+		return "NULL::float8", nil
 	}
 	a, err := t.Age(ctx, created)
 	if err != nil && !errors.Is(err, postgres.ErrZone) { // the likely zone will do for a metric

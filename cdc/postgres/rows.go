@@ -181,6 +181,7 @@ var ErrUnreadable = errors.New("the outbox cannot be read")
 type TableRow struct {
 	ID, AggregateType, AggregateID, EventType string
 	CreatedAt                                 time.Time // zero where the table does not tell
+	Called                                    string    // what was asked for, as the row has it: 1.50 for 1.5
 }
 
 const (
@@ -226,6 +227,13 @@ func (s *Source) Find(ctx context.Context, key, url, what string) (rows []TableR
 		}
 		if rows, err = s.findBy(ctx, conn, columns, by, types[by], created, what); err != nil {
 			return nil, 0, err
+		}
+		for i := range rows {
+			if r := &rows[i]; by == s.cfg.Columns.ID {
+				r.Called = r.ID
+			} else {
+				r.Called = r.AggregateID
+			}
 		}
 		if len(rows) > 0 {
 			break

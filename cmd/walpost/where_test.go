@@ -149,7 +149,7 @@ func TestWhereWithoutTheRow(t *testing.T) {
 			s.Env["WALPOST_READ_URL"] = s.AdminURL
 			s.Exec("DELETE FROM outbox")
 		}
-		w := s.where(first)
+		w := s.where(strings.ToUpper(first))
 		if e := w.Events[0]; e.Answer != pipeline.IsPublished || e.Places[0].Topic != s.Topic {
 			t.Errorf("may read %v: %+v", mayRead, e)
 		}
