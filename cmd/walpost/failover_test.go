@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
@@ -116,7 +119,15 @@ func (s *testbed) rowIDs() []string {
 func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	t.Parallel()
 	s, primary := newTestbedOnOwnServer(t)
-	s.MustRun("init")
+	patroni, err := pgx.Connect(t.Context(), s.AdminURL+"&application_name=Patroni%20heartbeat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	warned := strings.Contains(s.MustRun("init"), "warning: Patroni runs this server, and drops a slot that its configuration does not name: before the relay is stopped, name it with `patronictl edit-config`, slots: {"+s.Slot()+": {type: logical, database: shop, plugin: pgoutput}}")
+	if warned != (primary.Major() < 17) {
+		t.Errorf("init warned of Patroni: %t", warned)
+	}
+	_ = patroni.Close(context.Background())
 	r := s.StartRelay()
 	s.InsertRows(10)
 	s.WaitUntilConfirmed(20 * time.Second)

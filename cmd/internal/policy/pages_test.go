@@ -79,7 +79,7 @@ func TestContributingNamesEveryVariable(t *testing.T) {
 	}
 }
 
-// TestPagesNameTestsThatExist looks up each test that the decision records and CONTRIBUTING.md name.
+// TestPagesNameTestsThatExist looks up each test that the decision records, WHERE-IT-RUNS.md and CONTRIBUTING.md name.
 func TestPagesNameTestsThatExist(t *testing.T) {
 	exist := map[string]bool{}
 	for _, text := range tracked(t, "*_test.go") {
@@ -87,8 +87,8 @@ func TestPagesNameTestsThatExist(t *testing.T) {
 			exist[string(name[1])] = true
 		}
 	}
-	pages := tracked(t, "cdc/adr/*.md", contributing)
-	if len(pages) < 9 {
+	pages := tracked(t, "cdc/adr/*.md", "cdc/WHERE-IT-RUNS.md", contributing)
+	if len(pages) < 10 {
 		t.Errorf("only %d pages were found", len(pages))
 	}
 	for page, text := range pages {
