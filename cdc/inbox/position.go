@@ -273,7 +273,7 @@ func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, 
 	if err != nil {
 		return err
 	}
-	what := "the topic was deleted and made again: it is read from its beginning, and the inbox skips what it knows"
+	what := "the topic was deleted and made again: it is read from its beginning, and the inbox skips what it knows; what the old one held behind this offset, if anything, was never applied"
 	if old.id == t.id || t.id == [16]byte{} {
 		what = "the log ends before what was applied, so it was cut off or is another one: it is read from its beginning, and the inbox skips what it knows"
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type dlqCmd struct {
@@ -75,7 +76,7 @@ func (c *dlqListCmd) Run(p *process) error {
 			fmt.Fprintf(w, "%.80q\t\t\t\tcannot be read: %s\n", d.Key, d.Error)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", line(d.Key), line(d.EventType), line(d.AggregateType+"/"+d.AggregateID), d.Time.Format(time.RFC3339), line(d.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", app.Line(d.Key), app.Line(d.EventType), app.Line(d.AggregateType+"/"+d.AggregateID), d.Time.Format(time.RFC3339), app.Line(d.Reason))
 	}
 	return w.Flush()
 }
@@ -108,14 +109,14 @@ func (c *dlqRedriveCmd) Run(p *process) error {
 	done, err := pl.Redrive(p.ctx, pipeline.RedriveOptions{IDs: c.IDs, DryRun: c.DryRun, Progress: func(m pipeline.Moved) {
 		switch {
 		case m.Stays != "":
-			p.say("stays    %s: %s", line(m.Key), m.Stays)
+			p.say("stays    %s: %s", app.Line(m.Key), m.Stays)
 		case polled && c.DryRun:
-			p.say("would be redriven %s", line(m.EventID))
+			p.say("would be redriven %s", app.Line(m.EventID))
 		case polled:
 		case c.DryRun:
-			p.say("would go %s to %s", line(m.Key), m.Topic)
+			p.say("would go %s to %s", app.Line(m.Key), m.Topic)
 		default:
-			p.say("redriven %s to %s, partition %d, offset %d", line(m.Key), m.Topic, m.Partition, m.Offset)
+			p.say("redriven %s to %s, partition %d, offset %d", app.Line(m.Key), m.Topic, m.Partition, m.Offset)
 		}
 	}})
 	if polled && len(done) > 0 && !c.DryRun {
@@ -143,12 +144,12 @@ func (c *dlqDropCmd) Run(p *process) error {
 	for _, d := range done.Letters {
 		switch {
 		case polled && c.DryRun:
-			p.say("would be dropped %s", line(d.EventID))
+			p.say("would be dropped %s", app.Line(d.EventID))
 		case polled:
 		case c.DryRun:
-			p.say("would drop %s", line(d.Key))
+			p.say("would drop %s", app.Line(d.Key))
 		default:
-			p.say("dropped %s", line(d.Key))
+			p.say("dropped %s", app.Line(d.Key))
 		}
 	}
 	if c.DryRun || err != nil {

@@ -33,20 +33,6 @@ func steps(out io.Writer) pipeline.Progress {
 	}
 }
 
-// line keeps what a row gave us on one line and short.
-func line(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
-	if len(s) > 160 {
-		s = s[:157] + "..."
-	}
-	return s
-}
-
 func size(n int64) string {
 	switch {
 	case n >= 10<<20:

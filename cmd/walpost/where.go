@@ -7,6 +7,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cdc/polling"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type whereCmd struct {
@@ -48,15 +49,15 @@ func (c *whereCmd) Run(p *process) error {
 func (p *process) trace(t *pipeline.Trace) {
 	for _, e := range t.Events {
 		if e.Answer == pipeline.Unknown && t.WALEnd == "" {
-			p.say("%s: not found\n  neither in the table nor an event or a key on its topics since then", line(e.EventID))
+			p.say("%s: not found\n  neither in the table nor an event or a key on its topics since then", app.Line(e.EventID))
 			continue
 		}
 		if e.Answer == pipeline.Unknown {
-			p.say("%s: not found", line(e.EventID))
+			p.say("%s: not found", app.Line(e.EventID))
 			p.say("  neither an event nor a key on the outbox's topics since then, nor a dead letter; the slot is %s behind the end of the WAL (%s)", size(t.Behind), t.WALEnd)
 			continue
 		}
-		p.say("event %s, %s of key %s", line(e.EventID), line(e.Type), line(e.Key))
+		p.say("event %s, %s of key %s", app.Line(e.EventID), app.Line(e.Type), app.Line(e.Key))
 		for i, at := range e.Places {
 			how := "published"
 			if i > 0 {
@@ -78,12 +79,12 @@ func (p *process) trace(t *pipeline.Trace) {
 			p.say("  %d times: consumers tell repeats by the header id", e.Times)
 		}
 		if d := e.DeadLetter; d != nil {
-			p.say("  dead-lettered: %s; since %s (`walpost dlq show %s`)", line(d.Reason), d.Time.Format(time.RFC3339), line(d.Key))
+			p.say("  dead-lettered: %s; since %s (`walpost dlq show %s`)", app.Line(d.Reason), d.Time.Format(time.RFC3339), app.Line(d.Key))
 		}
 		if r := e.Row; r != nil {
 			p.say("  in the table: %s%s%s", r.Status, since(r.ProcessedAt), tried(r))
 			if r.Behind != "" {
-				p.say("  it waits behind event %s of its key (`walpost where %s`)", line(r.Behind), line(r.Behind))
+				p.say("  it waits behind event %s of its key (`walpost where %s`)", app.Line(r.Behind), app.Line(r.Behind))
 			}
 			continue
 		}
@@ -111,5 +112,5 @@ func tried(r *polling.RowStatus) string {
 	if r.RetryCount == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", refused %d times, last: %s", r.RetryCount, line(r.LastError))
+	return fmt.Sprintf(", refused %d times, last: %s", r.RetryCount, app.Line(r.LastError))
 }
