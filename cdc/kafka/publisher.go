@@ -67,10 +67,20 @@ func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 func (p *publisher) fence(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if _, _, err := p.client.ProducerID(ctx); err != nil {
-		return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it, and kafka.transaction_timeout at most the broker's transaction.max.timeout.ms", id, err)
+	_, _, err := p.client.ProducerID(ctx)
+	if err == nil {
+		return nil
 	}
-	return nil
+	err = fmt.Errorf("take the transactional id %s: %w", id, err)
+	switch {
+	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
+		return fmt.Errorf("%w: grant the relay's user WRITE and DESCRIBE on it", err)
+	case errors.Is(err, kerr.InvalidTransactionTimeout):
+		return fmt.Errorf("%w: let kafka.transaction_timeout be at most the broker's transaction.max.timeout.ms", err)
+	case errors.Is(err, kerr.UnknownServerError): // Kafka 4.0.0 answers so for ever when it was to abort a transaction of the last epoch (KAFKA-19367)
+		return fmt.Errorf("%w: the broker failed, and its log says why: if it names a producer epoch there, run Kafka 4.0.1 or later; nothing is lost, and the relay goes on by itself", err)
+	}
+	return err
 }
 
 func (p *publisher) Close() {
