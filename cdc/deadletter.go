@@ -23,6 +23,7 @@ type DeadLetter struct {
 	Topic   string // where the row would have gone; empty when that was not known
 	HeldFor string // key of the dead letter it waits behind; empty when it was itself refused
 	Source  string // the pipeline
+	Server  string // the history that the row's position is of: system id and timeline; empty where an older walpost did not note it
 	Time    time.Time
 }
 
@@ -59,6 +60,7 @@ const (
 	headerAggregateID   = "aggregate_id"
 	headerTime          = "dead_lettered_at"
 	headerHeldFor       = "held_for"
+	headerServer        = "server"
 )
 
 // record makes rec the dead letter of a row, for the topic.
@@ -79,6 +81,7 @@ func (d *DeadLetter) record(topic string, rec *Record) error {
 		Header{headerAggregateType, cut(row.AggregateType)},
 		Header{headerAggregateID, cut(row.AggregateID)},
 		Header{headerTopic, []byte(d.Topic)},
+		Header{headerServer, []byte(d.Server)},
 		Header{headerTime, []byte(d.Time.UTC().Format(time.RFC3339Nano))},
 	)
 	if d.HeldFor != "" {
@@ -200,6 +203,8 @@ func ParseDeadLetter(headers []Header, value []byte) (*DeadLetter, error) {
 			d.HeldFor = v
 		case header.Source:
 			d.Source = v
+		case headerServer:
+			d.Server = v
 		case headerTime:
 			var err error
 			if d.Time, err = time.Parse(time.RFC3339Nano, v); err != nil {

@@ -9,13 +9,13 @@ import (
 // errSlotRead keeps a decision from being taken under a relay's hands.
 var errSlotRead = errors.New("the slot is being read: stop the relay, and run this again")
 
-// free makes sure that there is a slot and that nobody reads it.
-func free(f *Facts) error {
+// free makes sure that there is a slot and that nobody reads it. adopt is the command that makes one.
+func free(f *Facts, adopt string) error {
 	switch how, lost := f.Slot.lost(); {
 	case !f.Slot.Exists:
-		return fmt.Errorf("slot %q does not exist: `walpost adopt --create-slot` begins with a new one", f.Slot.Name)
+		return fmt.Errorf("slot %q does not exist: `%s` begins with a new one", f.Slot.Name, adopt)
 	case lost:
-		return fmt.Errorf("slot %q is lost (%s): `walpost adopt --create-slot` begins with a new one", f.Slot.Name, how)
+		return fmt.Errorf("slot %q is lost (%s): `%s` begins with a new one", f.Slot.Name, how, adopt)
 	case f.Slot.Active:
 		return errSlotRead
 	}
@@ -34,7 +34,7 @@ func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
 	if err := identify(pipeline, plain, &f); err != nil {
 		return nil, err
 	}
-	if err := free(&f); err != nil {
+	if err := free(&f, createSlot); err != nil {
 		return nil, err
 	}
 	switch {
@@ -72,9 +72,43 @@ type Adoption struct {
 	Advance LSN
 }
 
-// Adopt is the record that accepts slot, publication, table and timeline as they are now. It refuses what no decision fixes.
-func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
-	if err := free(&f); err != nil {
+const createSlot = "walpost adopt --create-slot"
+
+// adoptServer is the command that accepts a new server.
+func adoptServer(f *Facts) string {
+	if f.Slot.Lost() {
+		return "walpost adopt --new-server --create-slot"
+	}
+	return "walpost adopt --new-server"
+}
+
+// NewServer returns an error where this server cannot take the place of the one that the record is of.
+func NewServer(pipeline string, st *State, f *Facts) error {
+	switch {
+	case st == nil:
+		return fmt.Errorf("pipeline %q has no state record, and so none of another server: run this without --new-server", pipeline)
+	case st.Pipeline != pipeline, st.Phase == PhaseCreating:
+		return identify(pipeline, st, f)
+	case st.SystemID == f.SystemID:
+		return fmt.Errorf("the state record is of this very PostgreSQL, with system id %s: no new server is to be adopted: run this without --new-server, or correct source.url", st.SystemID)
+	}
+	return nil
+}
+
+// Adopt is the record that accepts slot, publication, table and timeline as they are now and, where newServer says so, another PostgreSQL
+// in place of the one that the record is of. It refuses what no decision fixes.
+func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, error) {
+	command := createSlot
+	switch {
+	case newServer:
+		command = adoptServer(&f)
+		if err := NewServer(pipeline, st, &f); err != nil {
+			return nil, err
+		}
+	case st != nil && (st.Pipeline != pipeline || st.Phase == PhaseCreating || st.SystemID != f.SystemID):
+		return nil, identify(pipeline, st, &f)
+	}
+	if err := free(&f, command); err != nil {
 		return nil, err
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
@@ -88,13 +122,7 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 		next.Covered, next.Skipped = slot.ConfirmedFlush, slot.ConfirmedFlush
 		next.CommitLSN, next.Ordinal, next.LastXID = 0, 0, 0
 	}
-	switch {
-	case st == nil:
-		accept("slot %q without a state record: what was committed before %s counts as delivered", slot.Name, slot.ConfirmedFlush)
-		fromSlot()
-	case st.Pipeline != pipeline, st.Phase == PhaseCreating, st.SystemID != f.SystemID:
-		return nil, identify(pipeline, st, &f)
-	default:
+	if st != nil {
 		next = *st
 		if st.Slot != "" && st.Slot != slot.Name {
 			accept("slot %q instead of %q", slot.Name, st.Slot)
@@ -102,6 +130,24 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 		if how, _ := st.Configured.differs(f.Configured); how != "" && !st.Configured.IsZero() {
 			accept("the configuration: %s", how)
 		}
+		if st.copied() {
+			accept("the Kafka cluster %s in place of %s: rows that were delivered there and not copied are missing here: a replay from before the copy was complete publishes them", st.ReadFrom, st.Cluster)
+			next.Cluster = st.ReadFrom
+		}
+	}
+	switch {
+	case st == nil:
+		accept("slot %q without a state record: what was committed before %s counts as delivered", slot.Name, slot.ConfirmedFlush)
+		fromSlot()
+	case newServer:
+		accept("the PostgreSQL with system id %s, from %s on, in place of the one with system id %s", f.SystemID, slot.ConfirmedFlush, st.SystemID)
+		accept("that the old server is read no more: its WAL was delivered up to %s, as of %s; a row that is committed there later is never published", st.Covered, clock(st.Current()))
+		if last := max(st.Covered, st.CommitLSN); slot.ConfirmedFlush < last {
+			accept("that the header lsn goes back, from %s to %s: a consumer that drops what has a lower lsn than before would drop every new event", last, slot.ConfirmedFlush)
+		}
+		next.SystemID, next.Timeline, next.Open, next.Phantoms = f.SystemID, f.Timeline, nil, nil
+		fromSlot()
+	default:
 		other := st.Timeline > f.Timeline || !known(st, &f) || shared(st, &f) > f.WALEnd || (st.Halt != nil && st.Halt.History)
 		switch {
 		case other:
@@ -136,13 +182,16 @@ func Adopt(pipeline string, st *State, f Facts) (*Adoption, error) {
 		accept("the halt that was latched at %s: %s", clock(st.Halt.At), st.Halt.Found)
 		if a.Gap.IsZero() && !st.Halt.Risk.IsZero() { // what hid rows is gone without a trace, and may have hidden them until now
 			a.Gap = Range{st.Halt.Risk.From, f.WALEnd}
+			if newServer {
+				a.Gap = st.Halt.Risk // of the old server
+			}
 		}
 	}
 	if len(a.Accepts) == 0 {
 		return nil, errors.New("state record and server agree: there is nothing to adopt")
 	}
 	next.Version, next.Slot, next.Halt, next.Phase = StateVersion, slot.Name, nil, ""
-	if st != nil {
+	if st != nil && !newServer {
 		next.Open = stillOpen(st, &f)
 	}
 	next.Fingerprint, next.Configured, next.Checked, next.CheckedAt = f.Fingerprint, f.Configured, f.WALEnd, f.Time

@@ -91,7 +91,7 @@ func TestAdopt(t *testing.T) {
 		st, f := agreeing()
 		f.WALEnd = 0x150
 		c.change(st, &f)
-		a, err := Adopt("p", st, f)
+		a, err := Adopt("p", st, f, false)
 		if c.says != "" {
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%s: %v, want an error that says %q", name, err, c.says)
@@ -115,7 +115,104 @@ func TestAdopt(t *testing.T) {
 		}
 	}
 	_, f := agreeing()
-	if a, err := Adopt("p", nil, f); err != nil || a.State.Covered != 0x100 || a.State.Epoch != 1 || a.State.Skipped != 0x100 {
+	if a, err := Adopt("p", nil, f, false); err != nil || a.State.Covered != 0x100 || a.State.Epoch != 1 || a.State.Skipped != 0x100 {
 		t.Errorf("no state: %+v, %v", a, err)
+	}
+}
+
+// TestAdoptNewServer begins at the slot of a server whose positions have nothing to do with the record's, keeps what is true on any server,
+// and refuses what is no new server.
+func TestAdoptNewServer(t *testing.T) {
+	const other = "publication 9/9 entry 1/1 table 1 public.outbox"
+	halt := (&Halt{Found: "f", Latch: true, Risk: Range{0x90, 0x100}}).record(time.Now())
+	for name, c := range map[string]struct {
+		change  func(*State, *Facts)
+		says    string   // an error
+		accepts []string // what is said of it, beside the new server itself
+		gap     Range
+	}{
+		"a slot that pg_upgrade brought, ahead": {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x480, 0x500 }, "", []string{"read no more"}, Range{}},
+		"a new slot, behind what was delivered": {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x40, 0x50 }, "", []string{"read no more", "the header lsn goes back, from 0/100 to 0/40"}, Range{}},
+		"an earlier timeline":                   {func(_ *State, f *Facts) { f.Timeline, f.History = 1, nil }, "", []string{"read no more"}, Range{}},
+		"a later timeline, with a history":      {func(_ *State, f *Facts) { f.Timeline = 5 }, "", []string{"read no more"}, Range{}},
+		"a publication that was restored":       {func(_ *State, f *Facts) { f.Fingerprint = other }, "", []string{"read no more"}, Range{}},
+		"another slot, another table":           {func(s *State, f *Facts) { s.Slot, s.Configured.Table, f.Configured.Table = "t", "public.a", "public.b" }, "", []string{`slot "s" instead of "t"`, `source.table is "public.b"`, "read no more"}, Range{}},
+		"a halt that the old server left":       {func(s *State, _ *Facts) { s.Halt = halt }, "", []string{"read no more", "the halt that was latched"}, Range{0x90, 0x100}},
+		"another history of the old server":     {func(s *State, _ *Facts) { s.Halt = (&Halt{Found: "f", Latch: true, History: true}).record(time.Now()) }, "", []string{"read no more", "the halt that was latched"}, Range{}},
+		"phantoms and transactions of the old": {func(s *State, _ *Facts) {
+			s.Phantoms, s.Open = &Phantoms{Rows: 3}, map[string]time.Time{"7": time.Now()}
+		}, "", []string{"read no more"}, Range{}},
+		"a server that is at the same position":     {func(*State, *Facts) {}, "", []string{"read no more"}, Range{}},
+		"the same server":                           {func(s *State, f *Facts) { f.SystemID = s.SystemID }, "of this very PostgreSQL", nil, Range{}},
+		"a clone of the same server":                {func(s *State, f *Facts) { f.SystemID, f.Timeline = s.SystemID, 4 }, "of this very PostgreSQL", nil, Range{}},
+		"the record of another pipeline":            {func(s *State, _ *Facts) { s.Pipeline = "q" }, "belongs to pipeline", nil, Range{}},
+		"an unfinished init":                        {func(s *State, _ *Facts) { s.Phase = PhaseCreating }, "did not finish", nil, Range{}},
+		"no slot":                                   {func(_ *State, f *Facts) { f.Slot = SlotFacts{Name: "s"} }, "`walpost adopt --new-server --create-slot`", nil, Range{}},
+		"a slot that is lost":                       {func(_ *State, f *Facts) { f.Slot.WALStatus = "lost" }, "`walpost adopt --new-server --create-slot`", nil, Range{}},
+		"a slot that somebody reads":                {func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", nil, Range{}},
+		"rows that the new server hides":            {func(_ *State, f *Facts) { f.Hidden = []string{"no"} }, "fix it first: no", nil, Range{}},
+		"columns that the new server does not have": {func(_ *State, f *Facts) { f.Unfit = []string{"no"} }, "fix it first: no", nil, Range{}},
+	} {
+		st, f := agreeing()
+		f.SystemID = "8"
+		c.change(st, &f)
+		before := *st
+		a, err := Adopt("p", st, f, true)
+		if c.says != "" {
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: %v, want an error that says %q", name, err, c.says)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		said := strings.Join(a.Accepts, "\n")
+		for _, text := range append(c.accepts, "system id 8, from "+f.Slot.ConfirmedFlush.String()+" on, in place of the one with system id 7") {
+			if !strings.Contains(said, text) {
+				t.Errorf("%s: it does not say %q:\n%s", name, text, said)
+			}
+		}
+		if len(a.Accepts) != len(c.accepts)+1 || a.Gap != c.gap || a.Advance != 0 {
+			t.Errorf("%s: gap %s, advance %s, accepts\n%s", name, a.Gap, a.Advance, said)
+		}
+		next := a.State
+		if next.SystemID != "8" || next.Timeline != f.Timeline || next.Covered != f.Slot.ConfirmedFlush || next.Skipped != next.Covered || next.Last() != (Position{}) || next.LastXID != 0 {
+			t.Errorf("%s: goes on from %+v", name, next)
+		}
+		if next.Epoch != before.Epoch+1 || NewestState([]*State{&before, next}) != next || !next.LastCommitTime.Equal(before.LastCommitTime) || next.Open != nil || next.Phantoms != nil || next.Halt != nil {
+			t.Errorf("%s: %+v", name, next)
+		}
+		if st.SystemID != "7" || st.Epoch != before.Epoch {
+			t.Errorf("%s: the old record was changed", name)
+		}
+		// The relay goes on from it, and delivers the first row behind the slot, whatever its LSN.
+		if next, err = Reconcile("p", next, f); err != nil {
+			t.Errorf("%s: adopted, it halts: %v", name, err)
+			continue
+		}
+		tr := newTracker(next, f.Slot.ConfirmedFlush)
+		if err := tr.begin(&Message{Kind: Begin, LSN: f.Slot.ConfirmedFlush, Row: Row{XID: 3}}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if deliver, err := tr.row(&Row{}); !deliver || err != nil {
+			t.Errorf("%s: the first row of the new server: deliver %t, %v", name, deliver, err)
+		}
+		// A relay that still reads the old server is refused, and so is the flag a second time.
+		old, f := agreeing()
+		if _, err := Reconcile("p", next, f); err == nil || !strings.Contains(err.Error(), "the state record is of the PostgreSQL with system id 8") {
+			t.Errorf("%s: the old server goes on: %v", name, err)
+		}
+		if f.SystemID = "8"; old.SystemID == f.SystemID {
+			t.Fatal("the table is wrong")
+		}
+		if _, err := Adopt("p", next, f, true); err == nil {
+			t.Errorf("%s: it was adopted twice", name)
+		}
+	}
+	_, f := agreeing()
+	if _, err := Adopt("p", nil, f, true); err == nil || !strings.Contains(err.Error(), "no state record") {
+		t.Errorf("no record: %v", err)
 	}
 }

@@ -335,6 +335,7 @@ func TestNotesAreToldAtEachSession(t *testing.T) {
 		s.set(func(f *Facts) { f.Notes = []string{"a clock is wrong"} })
 		s.fail(errors.New("begin again"))
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		if got := fmt.Sprintf("%q", told); got != `["" "a clock is wrong"]` {
 			t.Errorf("told %s", got)
 		}

@@ -55,7 +55,7 @@ var adapterMutants = []struct {
 }{
 	{mutant{"calls a window durable when its promises are resolved, however", "kafka/publisher.go", "	if p.err != nil {", "	if p.err != nil && p.promised < expected {", 0}, "TestEveryPromiseIsChecked"},
 	{mutant{"commits what is left of a window", "kafka/publisher.go", "_ = p.client.EndTransaction(ctx, kgo.TryAbort)", "_ = p.client.EndTransaction(ctx, kgo.TryCommit)", 0}, "TestWindowThatFailsInPartIsAborted"},
-	{mutant{"does not fence", "kafka/publisher.go", "if _, _, err := p.client.ProducerID(ctx); err != nil {", "if err := ctx.Err(); err != nil {", 0}, "TestFrozenRelayIsFenced"},
+	{mutant{"does not fence", "kafka/publisher.go", "producer, _, err := p.client.ProducerID(ctx)", "producer, err := int64(1), ctx.Err()", 0}, "TestFrozenRelayIsFenced"},
 }
 
 // TestMutants builds the engine with each mistake in it, and runs the history that finds it. A mutant that survives is a

@@ -42,7 +42,7 @@ func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
 	}
 	d := DeadLetter{
 		Row: *row, Class: refused.Class, Reason: refused.Reason, Topic: refused.Topic, HeldFor: refused.heldFor,
-		Source: p.cfg.Pipeline, Time: time.Now(),
+		Source: p.cfg.Pipeline, Server: p.server, Time: time.Now(),
 	}
 	if err := d.record(p.cfg.DeadLetters, rec); err != nil {
 		return err

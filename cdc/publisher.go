@@ -31,6 +31,7 @@ type publisher struct {
 	route    Route
 	memory   *memory // suspect and windowBytes
 
+	server       string // of the session, as dead letters note it
 	checkpointer *checkpointer
 	opened       LSN      // covered of the session's first record
 	holds        keyHolds // keys that wait for a dead letter
@@ -41,7 +42,7 @@ type publisher struct {
 func newPublisher(s *session, q *queue, sh *exchange, cfg *Options, o *Observer, route Route, m *memory) *publisher {
 	return &publisher{
 		cfg: cfg, client: s.client, queue: q, shared: sh, observer: o, route: route, memory: m,
-		checkpointer: newCheckpointer(s.state, time.Now()), opened: s.state.Covered,
+		server: fmt.Sprintf("%s/%d", s.state.SystemID, s.state.Timeline), checkpointer: newCheckpointer(s.state, time.Now()), opened: s.state.Covered,
 	}
 }
 

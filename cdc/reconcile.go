@@ -42,6 +42,7 @@ type SlotFacts struct {
 	WALStatus      string // reserved, extended, unreserved, lost
 	Invalidation   string // invalidation_reason, from 17 on
 	SafeWALSize    *int64 // bytes of WAL that may be written before the slot can be lost; nil without a limit
+	Patroni        string // what names the slot in Patroni's configuration, where Patroni drops it otherwise: up to 16
 }
 
 // lost says whether the slot can never be read again, and how the server puts it.
@@ -123,12 +124,17 @@ func identify(pipeline string, st *State, f *Facts) error {
 	case st.Halt != nil && st.Halt.Latched:
 		return st.Halt.Halt()
 	case !slot.Exists:
-		return &Halt{
+		halt := &Halt{
 			Found: fmt.Sprintf("replication slot %q does not exist, and the state record says that rows up to %s were delivered", slot.Name, st.Covered),
 			Means: "the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one",
 			Risk:  Range{st.Covered, f.WALEnd},
 			Run:   "`walpost adopt --create-slot` begins with a new slot, then " + replay(st, f) + " publishes the rows between",
 		}
+		if slot.Patroni != "" {
+			halt.Means = "Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one"
+			halt.Run = "name it with `patronictl edit-config`, slots: {" + slot.Patroni + "}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between"
+		}
+		return halt
 	}
 	if how, lost := slot.lost(); lost {
 		return &Halt{
@@ -151,11 +157,17 @@ func Foreign(pipeline string, st *State, f *Facts) error {
 			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
 			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
 		}
+	case st.copied():
+		return &Halt{
+			Found: fmt.Sprintf("the state record was written to the Kafka cluster %s, and was read from the cluster %s", st.Cluster, st.ReadFrom),
+			Means: "this Kafka is a copy: what it lacks of the rows that the record counts as delivered nobody would notice",
+			Run:   "point kafka.brokers back at the cluster that the record is of; if this one takes its place, stop the relay there, let the copy catch up, and `walpost adopt` goes on with it",
+		}
 	case st.SystemID != f.SystemID:
 		return &Halt{
 			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
 			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
-			Run:   "point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`",
+			Run:   "point source.url back at the right server; if this one takes its place, after an upgrade or a move, `" + adoptServer(f) + "` goes on with it; for another database use a new pipeline name and run `walpost init`",
 		}
 	case st.Slot != "" && st.Slot != slot.Name:
 		return &Halt{
@@ -254,6 +266,9 @@ func unchanged(st *State, f *Facts) error {
 		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
 		if was, _, rewritten := strings.Cut(st.Fingerprint, ToastMark); rewritten && same(was, f.Fingerprint) {
 			found += ": the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass)"
+		} else if writtenAgain(st.Fingerprint, f.Fingerprint) {
+			found += ": the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, " +
+				"and hides nothing; but it cannot be seen that nothing was changed and put back"
 		}
 		fix := ""
 		if len(f.Hidden) > 0 {
@@ -293,6 +308,14 @@ const ToastMark = " toast "
 func same(recorded, now string) bool {
 	before, _, _ := strings.Cut(now, ToastMark)
 	return recorded == now || recorded == before
+}
+
+// writtenAgain reports whether two fingerprints differ only in the transaction that wrote the publication's row last. A catalog keeps no
+// former versions of a row that can be read, so one harmless change cannot be told from two of which the first hid rows.
+func writtenAgain(recorded, now string) bool {
+	was, entries, _ := strings.Cut(recorded, " entry ")
+	is, same, _ := strings.Cut(now, " entry ")
+	return was != is && entries != "" && entries == same && publicationOf(was) == publicationOf(is)
 }
 
 // checked is up to where publication and table were as the fingerprint says. A record of version 1 does not know.
@@ -357,6 +380,11 @@ func ReplayUntilNow(st *State, f *Facts) string {
 		st = &State{CheckedAt: f.Time}
 	}
 	return fmt.Sprintf("`walpost replay --from %s --to now`", clock(st.oldest(lastSeen(st).Add(-time.Minute))))
+}
+
+// InDoubt returns a time before which every row that was written is delivered, as far as the record tells.
+func (s *State) InDoubt() time.Time {
+	return s.oldest(s.Current().Add(-time.Minute)).Truncate(time.Second)
 }
 
 // lastSeen is the server's time up to which nothing is in doubt.

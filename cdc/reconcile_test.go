@@ -50,7 +50,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"another database": {
 			func(_ *State, f *Facts) { f.SystemID = "8" },
-			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; for a new database use a new pipeline name and run `walpost init`", false, false,
+			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; if this one takes its place, after an upgrade or a move, `walpost adopt --new-server` goes on with it; for another database use a new pipeline name and run `walpost init`", false, false,
 		},
 		"stale primary": {
 			func(s *State, _ *Facts) { s.Timeline = 4 },
@@ -67,6 +67,12 @@ func TestReconcileTable(t *testing.T) {
 		"slot missing": {
 			func(_ *State, f *Facts) { f.Slot, f.WALEnd = SlotFacts{Name: "s"}, 0x150 },
 			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
+		},
+		"slot missing, under Patroni": {
+			func(_ *State, f *Facts) {
+				f.Slot, f.WALEnd = SlotFacts{Name: "s", Patroni: "s: {type: logical}"}, 0x150
+			},
+			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; name it with `patronictl edit-config`, slots: {s: {type: logical}}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between", false, false,
 		},
 		"slot lost": {
 			func(_ *State, f *Facts) { f.Slot.WALStatus, f.Slot.ConfirmedFlush, f.WALEnd = "lost", 0xA0, 0x150 },
@@ -89,6 +95,18 @@ func TestReconcileTable(t *testing.T) {
 		"changed and changed back": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.WALEnd = "g", 0x150 },
 			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
+		"the publication's row was written": {
+			func(s *State, f *Facts) {
+				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 5/701 entry 6/700 table 7 s.t", 0x150
+			},
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 5/701 entry 6/700 table 7 s.t: the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, and hides nothing; but it cannot be seen that nothing was changed and put back: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+		},
+		"the publication is another one": {
+			func(s *State, f *Facts) {
+				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 8/701 entry 6/700 table 7 s.t", 0x150
+			},
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 8/701 entry 6/700 table 7 s.t: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
 		},
 		"rows are hidden": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.Hidden, f.WALEnd = "g", []string{"a", "b"}, 0x150 },

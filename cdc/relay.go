@@ -84,7 +84,7 @@ func NewSupervisor(observer Observer, session func(context.Context) error) *Supe
 }
 
 // Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session
-// received was delivered, or when that session had failed before ctx ended: why, Role and the log have said. What was
+// received was delivered, or when that session had failed before ctx ended. A halt is announced in any case. What was
 // delivered is confirmed, too, unless the connection was lost: then the server sends it again, and the state record knows
 // it. Run returns an error that wraps ErrUndelivered when a session was stopped and could not deliver all it had received.
 func (s *Supervisor) Run(ctx context.Context) error {
@@ -92,6 +92,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := s.session(ctx)
+		var halt *Halt
+		if errors.As(err, &halt) {
+			s.SetRole(Halted, halt) // also where the stop came while the session was closing
+		}
 		if ctx.Err() != nil {
 			if errors.Is(err, ErrUndelivered) {
 				s.SetRole(Stopped, err)
@@ -100,11 +104,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			s.SetRole(Stopped, context.Cause(ctx))
 			return nil
 		}
-		var halt *Halt
 		var wait time.Duration
 		switch {
-		case errors.As(err, &halt):
-			s.SetRole(Halted, halt)
+		case halt != nil:
 			wait = haltRetry
 		case errors.Is(err, errFormerSession):
 			s.SetRole(Retrying, err)

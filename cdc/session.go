@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -114,7 +115,7 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	if s.state, err = Reconcile(r.cfg.Pipeline, st, s.facts); err != nil {
 		return nil, r.latch(whole, s.client, st, err)
 	}
-	r.observer.Noted(s.facts.Notes)
+	r.observer.Noted(slices.Concat(s.facts.Notes, s.client.Notes(st)))
 	if s.state.Timeline != st.Timeline {
 		if err := r.countPhantoms(ctx, s.client, s.state); err != nil {
 			return nil, err

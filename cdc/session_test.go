@@ -278,6 +278,8 @@ func (b *broker) Publish(ctx context.Context, records []Record, st *State) error
 func (b *broker) DeadLetters(context.Context, int64, func(string, []Header)) (int64, error) {
 	return 0, nil
 }
+func (b *broker) Notes(*State) []string { return nil }
+
 func (b *broker) CountFrom(context.Context, LSN) (int, bool, error) { return 3, false, nil }
 
 func (b *broker) Close() {
@@ -738,7 +740,8 @@ func TestStopWhileAFailedSessionEnds(t *testing.T) {
 		{fmt.Errorf("%w: %w", ErrUndelivered, context.Canceled), ErrUndelivered},
 	} {
 		ctx, stop := context.WithCancel(t.Context())
-		s := NewSupervisor(Observer{}, func(context.Context) error {
+		announced := false
+		s := NewSupervisor(Observer{Role: func(r Role, _ error) { announced = announced || r == Halted }}, func(context.Context) error {
 			stop()
 			return c.session
 		})
@@ -747,6 +750,10 @@ func TestStopWhileAFailedSessionEnds(t *testing.T) {
 		}
 		if role, _ := s.Role(); role != Stopped {
 			t.Errorf("role %s", role)
+		}
+		var halt *Halt
+		if errors.As(c.session, &halt) != announced {
+			t.Errorf("a session that ended with %v: halt announced: %t", c.session, announced)
 		}
 	}
 }

@@ -497,6 +497,8 @@ func (p *simPublisher) Check(_ context.Context, rec *Record) error {
 	return nil
 }
 
+func (p *simPublisher) Notes(*State) []string { return nil }
+
 func (p *simPublisher) CountFrom(context.Context, LSN) (int, bool, error) { return 0, false, nil }
 
 func (p *simPublisher) DeadLetters(context.Context, int64, func(string, []Header)) (int64, error) {

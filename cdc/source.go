@@ -100,6 +100,8 @@ type Sink interface {
 type Publisher interface {
 	// State reads the newest state record; nil when there is none.
 	State(ctx context.Context) (*State, error)
+	// Notes returns what is worth a word of the topics, beside the record of the former session.
+	Notes(former *State) []string
 	// Check refuses with a Refused what can never be published, before anything is produced.
 	Check(ctx context.Context, r *Record) error
 	// DeadLetters hands over the records of the dead letter topic from an offset on to where the topic ends now, in

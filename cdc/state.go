@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,6 +52,13 @@ type State struct {
 	Epoch    int64     `json:"epoch"`
 	Time     time.Time `json:"time"`
 	Phase    string    `json:"phase,omitempty"`
+	// Walpost is the version of the program that wrote the record, and Cluster the id of the Kafka that it wrote it to; empty where nobody
+	// knows. ReadFrom is the id of the Kafka that it was read from: another one is a copy.
+	Walpost  string `json:"walpost,omitempty"`
+	Cluster  string `json:"kafka_cluster,omitempty"`
+	ReadFrom string `json:"-"`
+	// Partitions is how many the topics of the configuration had when the session began.
+	Partitions map[string]int `json:"partitions,omitempty"`
 	// Halt is why the last session ended, where it ended in a halt.
 	Halt *HaltRecord `json:"halt,omitempty"`
 	// Phantoms are what the last failover took back.
@@ -144,6 +152,9 @@ type stateJSON struct {
 // plainState is State without its methods, so that encoding it does not recurse.
 type plainState State
 
+// copied says that the record was read from another Kafka than it was written to.
+func (s *State) copied() bool { return s.Cluster != "" && s.ReadFrom != "" && s.Cluster != s.ReadFrom }
+
 // Last is the position of the last durable row.
 func (s *State) Last() Position { return Position{s.CommitLSN, s.Ordinal} }
 
@@ -174,7 +185,8 @@ func (s State) MarshalJSON() ([]byte, error) {
 // UnmarshalJSON refuses a record that this program cannot read.
 func (s *State) UnmarshalJSON(b []byte) error {
 	var v struct {
-		Version int `json:"version"`
+		Version int    `json:"version"`
+		Walpost string `json:"walpost"`
 	}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return fmt.Errorf("read state record: %w", err)
@@ -183,7 +195,7 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return errors.New("read state record: it has no version, as all records of walpost have: somebody else wrote it")
 	}
 	if v.Version > StateVersion {
-		return fmt.Errorf("read state record: version %d, this walpost reads up to %d: run the newer walpost that wrote it", v.Version, StateVersion)
+		return fmt.Errorf("read state record: version %d, this walpost reads up to %d: run walpost %s, which wrote it, or a newer one", v.Version, StateVersion, cmp.Or(v.Walpost, "in the newer version"))
 	}
 	var j stateJSON
 	if err := json.Unmarshal(b, &j); err != nil {

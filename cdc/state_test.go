@@ -49,9 +49,13 @@ func TestGoldenStateRecords(t *testing.T) {
 			t.Errorf("version %d is written as\n%s, want\n%s", StateVersion, b, text)
 		}
 	}
-	err := json.Unmarshal([]byte(`{"version": 3, "covered": ["a shape we do not know"]}`), new(State))
-	if err == nil || !strings.Contains(err.Error(), "version 3, this walpost reads up to 2: run the newer walpost") {
-		t.Errorf("a newer version: %v", err)
+	for text, want := range map[string]string{
+		`{"version": 3, "covered": ["a shape we do not know"]}`:   "version 3, this walpost reads up to 2: run walpost in the newer version, which wrote it",
+		`{"version": 3, "walpost": "v2.1.0", "epoch": "a shape"}`: "version 3, this walpost reads up to 2: run walpost v2.1.0, which wrote it, or a newer one",
+	} {
+		if err := json.Unmarshal([]byte(text), new(State)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

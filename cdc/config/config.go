@@ -75,21 +75,22 @@ func Constant(value string) (word string, ok bool) { return strings.CutPrefix(va
 
 // Kafka is where records go.
 type Kafka struct {
-	Brokers        []string          `yaml:"brokers" doc:"seed brokers, host:port, required"`
-	TLS            bool              `yaml:"tls" doc:"connect with TLS, with the system's certificates"`
-	SASL           SASL              `yaml:"sasl"`
-	Topic          string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
-	AggregateTypes []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison. [\"*\"]: every one, for tables whose rows name their topic"`
-	Rename         map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
-	Headers        Headers           `yaml:"headers" doc:"walpost: id, type, lsn, seq, source, created_at; or cloudevents: ce_id, ce_type and the others of a CloudEvent 1.0 in binary mode"`
-	CloudEvents    CloudEvents       `yaml:"cloudevents"`
-	Payload        Payload           `yaml:"payload" doc:"any, or json: a payload that is not valid JSON is poison"`
-	NullKey        NullKey           `yaml:"null_key" doc:"a row whose aggregate_id is NULL or empty: refuse: it is poison; publish: its record has no key. Records without a key go to any partition, in no order"`
-	NullPayload    NullPayload       `yaml:"null_payload" doc:"a row whose payload is NULL: refuse: it is poison; tombstone: its record has no value, which deletes its key from a compacted topic"`
-	Partitions     int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
-	Replication    int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
-	Retention      time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
-	Compression    Compression       `yaml:"compression" doc:"none, snappy, lz4 or zstd"`
+	Brokers         []string          `yaml:"brokers" doc:"seed brokers, host:port, required"`
+	TLS             bool              `yaml:"tls" doc:"connect with TLS, with the system's certificates"`
+	SASL            SASL              `yaml:"sasl"`
+	Topic           string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
+	AggregateTypes  []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison. [\"*\"]: every one, for tables whose rows name their topic"`
+	Rename          map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
+	Headers         Headers           `yaml:"headers" doc:"walpost: id, type, lsn, seq, source, created_at; or cloudevents: ce_id, ce_type and the others of a CloudEvent 1.0 in binary mode"`
+	CloudEvents     CloudEvents       `yaml:"cloudevents"`
+	Payload         Payload           `yaml:"payload" doc:"any, or json: a payload that is not valid JSON is poison"`
+	NullKey         NullKey           `yaml:"null_key" doc:"a row whose aggregate_id is NULL or empty: refuse: it is poison; publish: its record has no key. Records without a key go to any partition, in no order"`
+	NullPayload     NullPayload       `yaml:"null_payload" doc:"a row whose payload is NULL: refuse: it is poison; tombstone: its record has no value, which deletes its key from a compacted topic"`
+	Partitions      int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
+	Replication     int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
+	Retention       time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
+	Compression     Compression       `yaml:"compression" doc:"none, snappy, lz4 or zstd"`
+	MaxRequestBytes ByteSize          `yaml:"max_request_bytes" doc:"most bytes of a request to a broker, and so of a record: its socket.request.max.bytes, or what the service takes before it closes the connection"`
 	// TransactionTimeout is what read_committed consumers of a relay that died, and that nothing replaces, wait for.
 	TransactionTimeout time.Duration `yaml:"transaction_timeout" doc:"exactly_once: a transaction that is not ended after this long is aborted by the broker; a window that takes longer is sent again in smaller ones"`
 }
@@ -337,7 +338,7 @@ func Default() Config {
 			Polling: defaultPolling(),
 		},
 		Kafka: Kafka{
-			Topic: "outbox.event.{aggregate_type}", Headers: HeadersWalpost, CloudEvents: CloudEvents{ContentType: "application/json"}, Payload: PayloadAny, NullKey: RefuseKey, NullPayload: RefusePayload, Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: Uncompressed,
+			Topic: "outbox.event.{aggregate_type}", Headers: HeadersWalpost, CloudEvents: CloudEvents{ContentType: "application/json"}, Payload: PayloadAny, NullKey: RefuseKey, NullPayload: RefusePayload, Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: Uncompressed, MaxRequestBytes: 100 << 20,
 			TransactionTimeout: 30 * time.Second,
 		},
 		Poison:          Poison{Policy: PolicyHalt},

@@ -56,6 +56,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"kafka: {topic: 'walpost.state.x'}":        "kafka.topic:",
 		"kafka: {topic: 'x.{nope}'}":               "kafka.topic:",
 		"kafka: {aggregate_types: ['a b']}":        "kafka.aggregate_types:",
+		"kafka: {max_request_bytes: 1KiB}":         "kafka.max_request_bytes:",
 		"kafka: {partitions: 0}":                   "kafka.partitions:",
 		"kafka: {partitions: many}":                "kafka.partitions: many is no whole number",
 		"kafka: {partitions: 1.5}":                 "kafka.partitions: 1.5 is no whole number",

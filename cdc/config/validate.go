@@ -97,6 +97,7 @@ func (k *Kafka) rules(env string) rules {
 		between("kafka.partitions", k.Partitions, 1, 1<<31-1, ""),
 		between("kafka.replication", k.Replication, 0, 1<<15-1, "a number of brokers, or 0 for the brokers' default"),
 		between("kafka.retention", k.Retention, 0, forever, "0 is for ever"),
+		between("kafka.max_request_bytes", k.MaxRequestBytes, 64<<10, 1<<30, ""),
 		oneOf("kafka.compression", k.Compression, Uncompressed, Snappy, LZ4, Zstd),
 		between("kafka.transaction_timeout", k.TransactionTimeout, time.Second, 15*time.Minute, "the most that brokers allow by default"),
 	}

@@ -19,6 +19,8 @@ type KafkaConfig struct {
 	DataDir string
 	// SeedTopics are made at the start, each with so many partitions.
 	SeedTopics map[string]int
+	// ClusterID is what the cluster calls itself; empty is kfake's name for all.
+	ClusterID string
 	// AutoCreateTopics makes a topic when a client first asks for it.
 	AutoCreateTopics bool
 }
@@ -47,6 +49,9 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	}
 	if cfg.DataDir != "" {
 		opts = append(opts, kfake.DataDir(cfg.DataDir))
+	}
+	if cfg.ClusterID != "" {
+		opts = append(opts, kfake.ClusterID(cfg.ClusterID))
 	}
 	if cfg.AutoCreateTopics {
 		opts = append(opts, kfake.AllowAutoTopicCreation())

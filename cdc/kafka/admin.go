@@ -65,6 +65,24 @@ func (p TopicPlan) String() string {
 	return said
 }
 
+// instead says what to do where Kafka does not make the topic.
+func (p TopicPlan) instead(err error) string {
+	const byHand = "create it by hand with these settings, or let the user of kafka.sasl do it"
+	switch {
+	case errors.Is(err, kerr.InvalidReplicationFactor):
+		return "set kafka.replication to a number of replicas that this Kafka has brokers for"
+	case errors.Is(err, kerr.InvalidPartitions):
+		return "set kafka.partitions to a number that this Kafka allows"
+	case !errors.Is(err, kerr.InvalidConfig) && !errors.Is(err, kerr.PolicyViolation):
+		return byHand
+	case p.Config["max.message.bytes"] != "":
+		return "lower source.max_row_bytes, of which max.message.bytes is the double and 64 KiB; or this Kafka has no compaction, which dead letters need: poison.policy: halt does without; or " + byHand
+	case p.Config["cleanup.policy"] != "":
+		return "the delivered position is lost in time on a topic that is not compacted, and this Kafka may have no compaction (or not in this tier): source.kind: polling does without; or " + byHand
+	}
+	return "set kafka.retention to what this Kafka allows, or " + byHand
+}
+
 // Topics returns the plan of all topics that are known: the state topic, the dead letter topic where the policy asks for
 // one, and those of the rows.
 func (a *Admin) Topics() []TopicPlan {
@@ -122,13 +140,20 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 		return err == nil, nil, err
 	}
 	if t.partitions != plan.Partitions {
-		drift = append(drift, fmt.Sprintf("%d partitions instead of %d", t.partitions, plan.Partitions))
+		said := fmt.Sprintf("%d partitions instead of %d", t.partitions, plan.Partitions)
+		if t.partitions < plan.Partitions && plan.Config["cleanup.policy"] == "" { // of rows
+			said += " (more partitions would move keys: read cdc/UPGRADING.md before you add them)"
+		}
+		drift = append(drift, said)
 	}
 	if plan.Replication > 0 && t.replication != plan.Replication {
 		drift = append(drift, fmt.Sprintf("%d replicas instead of %d", t.replication, plan.Replication))
 	}
 	for key, want := range plan.Config {
-		if have, known := t.config[key]; known && have != want {
+		switch have, known := t.config[key]; {
+		case !known:
+			drift = append(drift, fmt.Sprintf("a %s that Kafka does not show us: see that it is %s", key, want))
+		case have != want:
 			drift = append(drift, fmt.Sprintf("%s=%s instead of %s", key, have, want))
 		}
 	}
@@ -147,7 +172,7 @@ func (a *Admin) Create(ctx context.Context, plan TopicPlan) (refused string, err
 		err = a.create(ctx, plan)
 	}
 	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return refused, fmt.Errorf("create topic %s with %s: %w: create it by hand with these settings, or let the user of kafka.sasl do it", plan.Name, plan, err)
+		return refused, fmt.Errorf("create topic %s with %s: %w: %s", plan.Name, plan, err, plan.instead(err))
 	}
 	return refused, waitTopic(ctx, a.client, plan.Name)
 }
@@ -174,6 +199,9 @@ func (a *Admin) Delete(ctx context.Context, name string) error {
 	resp, err := kadm.NewClient(a.client).DeleteTopic(ctx, name)
 	if err == nil {
 		err = resp.Err
+	}
+	if errors.Is(err, kerr.TopicDeletionDisabled) || errors.Is(err, kerr.TopicAuthorizationFailed) || unsupported(err) {
+		return fmt.Errorf("delete topic %s: %w: delete it by hand, with the rights or the tools that this Kafka wants for that", name, err)
 	}
 	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
 		return fmt.Errorf("delete topic %s: %w", name, err)

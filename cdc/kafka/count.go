@@ -70,7 +70,8 @@ func (p *publisher) countPartition(ctx context.Context, topic string, partition 
 	}
 }
 
-// scan notes the rows at or behind lsn, and says whether there was one before it.
+// scan notes the rows at or behind lsn, and says whether there was one before it. What stands before such a one is of an earlier server,
+// whose LSNs were higher; a replay has all of its rows again behind it.
 func (p *publisher) scan(ctx context.Context, topic string, partition int32, from, end int64, lsn cdc.LSN, seen map[cdc.Position]bool) (before bool, err error) {
 	r, err := p.sink.reader(topic, partition)
 	if err != nil {
@@ -83,6 +84,7 @@ func (p *publisher) scan(ctx context.Context, topic string, partition int32, fro
 			seen[at] = true
 		} else if ok {
 			before = true
+			clear(seen)
 		}
 	})
 	return before, err

@@ -238,14 +238,28 @@ func (s *Sink) Entries(ctx context.Context) ([]Entry, error) {
 	for _, e := range unresolved {
 		entries = append(entries, e)
 	}
-	// What cannot be read comes last.
+	sortEntries(entries)
+	return entries, nil
+}
+
+// sortEntries puts dead letters into the order of their rows. Positions of two servers have nothing to do with each other: the one whose
+// first dead letter is older comes first. What cannot be read comes last.
+func sortEntries(entries []Entry) {
+	first := map[string]int64{} // offset, by server
+	for _, e := range entries {
+		if e.Letter == nil {
+			continue
+		}
+		if at, known := first[e.Letter.Server]; !known || e.Offset < at {
+			first[e.Letter.Server] = e.Offset
+		}
+	}
 	slices.SortFunc(entries, func(a, b Entry) int {
 		if a.Letter == nil || b.Letter == nil {
 			return cmp.Or(cmp.Compare(boolInt(a.Letter == nil), boolInt(b.Letter == nil)), cmp.Compare(a.Offset, b.Offset))
 		}
-		return cmp.Or(a.Letter.Row.Compare(b.Letter.Row.Position), cmp.Compare(a.Offset, b.Offset))
+		return cmp.Or(cmp.Compare(first[a.Letter.Server], first[b.Letter.Server]), a.Letter.Row.Compare(b.Letter.Row.Position), cmp.Compare(a.Offset, b.Offset))
 	})
-	return entries, nil
 }
 
 func boolInt(b bool) int {

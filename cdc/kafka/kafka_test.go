@@ -267,6 +267,64 @@ func TestDriftIsReported(t *testing.T) {
 	}
 }
 
+// TestMorePartitionsAreNamed: the record has the number of partitions that the session began with. Another number is said once by the next
+// session, and until then by everybody who looks.
+func TestMorePartitionsAreNamed(t *testing.T) {
+	s := newStage(t, cdctest.Kafka(t)).create(t)
+	session := func(epoch int64) (notes []string) {
+		t.Helper()
+		p := s.open(t)
+		st, err := p.State(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		notes = p.Notes(st)
+		if err := p.Publish(t.Context(), nil, &cdc.State{Version: cdc.StateVersion, Pipeline: s.cfg.Pipeline, Epoch: epoch}); err != nil {
+			t.Fatal(err)
+		}
+		return notes
+	}
+	look := func() []string {
+		t.Helper()
+		st, err := s.sink.Peek(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		partitions, err := s.sink.Ready(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return partitions.Notes(st)
+	}
+	if first, second := session(1), session(2); first != nil || second != nil || look() != nil {
+		t.Fatalf("nothing has changed, and it says %q, %q, %q", first, second, look())
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	was := s.cfg.Kafka.Partitions
+	if _, err := kadm.NewClient(client).CreatePartitions(t.Context(), 2, s.topic); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved", s.topic, was+2, was)
+	for range 2 {
+		if said := look(); len(said) != 1 || !strings.HasPrefix(said[0], want) {
+			t.Errorf("a look says %q, want %q", said, want)
+		}
+	}
+	if said := session(3); len(said) != 1 || !strings.HasPrefix(said[0], want) {
+		t.Errorf("the session says %q, want %q", said, want)
+	}
+	if said := append(session(4), look()...); said != nil {
+		t.Errorf("it is said again: %q", said)
+	}
+	if st, err := s.sink.Peek(t.Context()); err != nil || st.Partitions[s.topic] != was+2 || st.Cluster == "" || st.Cluster != st.ReadFrom {
+		t.Errorf("the record: %+v, %v", st, err)
+	}
+}
+
 // TestOldSessionsLeaveNoRecords: each session writes under its own key, and takes away those of the sessions before the one it
 // follows, and that one's too with its second record. The newest stays, and operators' decisions do.
 func TestOldSessionsLeaveNoRecords(t *testing.T) {

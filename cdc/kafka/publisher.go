@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,8 +23,14 @@ import (
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
 const defaultLimit = 1048588
 
-// maxBatch is the most that is produced as one, whatever the topic takes: a broker reads requests of up to 100 MiB.
-const maxBatch = 64 << 20
+// maxBatch is the most that is produced as one, whatever the topic takes, and requestRoom what a request holds beside its batch.
+const (
+	maxBatch    = 64 << 20
+	requestRoom = 4 << 10
+)
+
+// mostBytes is the most that a record may take, whatever its topic allows.
+func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequestBytes)-requestRoom) }
 
 // publisher is one session's client.
 type publisher struct {
@@ -35,10 +42,12 @@ type publisher struct {
 
 	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
 	limits   map[string]int // max.message.bytes of the topics that exist
+	counts   Partitions     // of the topics of the configuration; replaced, never changed
 
 	records []kgo.Record
 	headers []kgo.RecordHeader
 
+	cluster   string // its id
 	dead      deadReader
 	stale     []string // keys of state records to tombstone with the next one
 	former    string   // key of the former session's record, which is stale once this session's first is durable
@@ -62,25 +71,46 @@ func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 	return newest, err
 }
 
-// fence makes every other client with our transactional id unable to write (InitProducerID), and returns when a transaction
-// that one had left open is aborted.
+// fence takes a producer id, without which Kafka takes twice what is sent twice. With a transactional id it makes every other client that
+// has it unable to write, and returns when a transaction that one had left open is aborted.
 func (p *publisher) fence(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	_, _, err := p.client.ProducerID(ctx)
-	if err == nil {
+	producer, _, err := p.client.ProducerID(ctx)
+	switch unknown := err == nil && producer < 0 || unsupported(err); { // the client itself would go on without an id
+	case unknown && id == "":
+		return &cdc.Halt{
+			Found: "this Kafka gives no producer ids (InitProducerID)",
+			Means: "a record that is sent again could come twice, or behind later ones of its key; nothing is published, and nothing is lost",
+			Run:   "use a Kafka with idempotent producers, and the relay goes on by itself",
+		}
+	case unknown || id != "" && errors.Is(err, kerr.InvalidRequest):
+		return &cdc.Halt{
+			Found: "this Kafka has no transactions (InitProducerID with a transactional id)",
+			Means: "delivery: exactly_once cannot be kept; nothing is published, and nothing is lost",
+			Run:   "set delivery: at_least_once and restart the relay, or use a Kafka with transactions, and the relay goes on by itself",
+		}
+	case err == nil:
 		return nil
-	}
-	err = fmt.Errorf("take the transactional id %s: %w", id, err)
-	switch {
-	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
-		return fmt.Errorf("%w: grant the relay's user WRITE and DESCRIBE on it", err)
+	case errors.Is(err, kerr.ClusterAuthorizationFailed):
+		return fmt.Errorf("take a producer id: %w: grant IDEMPOTENT_WRITE on the cluster to the user of kafka.sasl", err)
 	case errors.Is(err, kerr.InvalidTransactionTimeout):
-		return fmt.Errorf("%w: let kafka.transaction_timeout be at most the broker's transaction.max.timeout.ms", err)
-	case errors.Is(err, kerr.UnknownServerError): // Kafka 4.0.0 answers so for ever when it was to abort a transaction of the last epoch (KAFKA-19367)
-		return fmt.Errorf("%w: the broker failed, and its log says why: if it names a producer epoch there, run Kafka 4.0.1 or later; nothing is lost, and the relay goes on by itself", err)
+		return fmt.Errorf("take the transactional id %s: %w: lower kafka.transaction_timeout (%s) to the brokers' transaction.max.timeout.ms", id, err, p.sink.cfg.Kafka.TransactionTimeout)
+	case id == "":
+		return fmt.Errorf("take a producer id: %w", err)
+	case errors.Is(err, kerr.CoordinatorNotAvailable), ctx.Err() != nil:
+		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: see that the topic __transaction_state is there and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
+	case errors.Is(err, kerr.UnknownServerError): // Kafka 4.0.0 answers so for ever when it had to abort a transaction of the last epoch (KAFKA-19367)
+		return fmt.Errorf("take the transactional id %s: %w: the broker failed, and its log says why: if it names a producer epoch there, run Kafka 4.0.1 or later, and the relay goes on by itself; nothing is lost", id, err)
 	}
-	return err
+	return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it", id, err)
+}
+
+// unsupported says that the brokers do not know a request, or no version of it that is new enough. The client's own errors have no
+// names outside of it.
+func unsupported(err error) bool {
+	return errors.Is(err, kerr.UnsupportedVersion) ||
+		err != nil && (strings.Contains(err.Error(), "broker is too old") || strings.Contains(err.Error(), "request key is unknown"))
 }
 
 func (p *publisher) Close() {
@@ -101,6 +131,9 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	size := 61 + 32 + len(r.Key) + len(r.Value)
 	for _, h := range r.Headers {
 		size += len(h.Key) + len(h.Value) + 10
+	}
+	if size > limit && limit == p.sink.mostBytes() {
+		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, limit)
 	}
 	if size > limit {
 		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit)
@@ -147,19 +180,64 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 				Run:   run + ", and the relay goes on by itself",
 			}
 		}
-		p.limits[topic] = defaultLimit
+		limit := defaultLimit
 		if n, err := strconv.Atoi(found[topic].config["max.message.bytes"]); err == nil {
-			p.limits[topic] = min(n, maxBatch)
+			limit = n
+		}
+		p.limits[topic] = min(limit, p.sink.mostBytes())
+		if slices.Contains(p.sink.topics, topic) && len(p.counts) < mostCounts {
+			counts := Partitions{topic: found[topic].partitions}
+			maps.Copy(counts, p.counts)
+			p.counts = counts
 		}
 	}
 	return nil
+}
+
+// mostCounts is of how many topics the state record has the number of partitions.
+const mostCounts = 50
+
+// Partitions is how many partitions topics have.
+type Partitions map[string]int
+
+// Notes names the topics that had another number of partitions, as the record of a former session has it, which may be nil.
+func (p Partitions) Notes(former *cdc.State) (notes []string) {
+	if former == nil {
+		return nil
+	}
+	for _, topic := range slices.Sorted(maps.Keys(p)) {
+		if was, now := former.Partitions[topic], p[topic]; was != 0 && was != now {
+			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved to another partition, and a consumer may read the new events of a key before its old ones: let it catch up with the partitions that were there before it reads the new ones", topic, now, was))
+		}
+	}
+	return notes
+}
+
+func (p *publisher) partitions() Partitions {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	return p.counts
+}
+
+func (p *publisher) Notes(former *cdc.State) []string { return p.partitions().Notes(former) }
+
+// written returns the record as it is written.
+func (p *publisher) written(st cdc.State) cdc.State {
+	st.Walpost = version()
+	if p.cluster != "" {
+		st.Cluster = p.cluster
+	}
+	if counts := p.partitions(); counts != nil {
+		st.Partitions = counts
+	}
+	return st
 }
 
 // batchLimit is asked by the client when it first sees a topic, which Check has seen before.
 func (p *publisher) batchLimit(topic string) int32 {
 	limit, ok := p.known(topic)
 	if !ok {
-		limit = defaultLimit
+		limit = min(defaultLimit, p.sink.mostBytes())
 	}
 	return int32(max(limit, 512))
 }
@@ -234,7 +312,7 @@ func (p *publisher) produce(ctx context.Context, records []cdc.Record, st *cdc.S
 	}
 	expected := len(p.records)
 	if st != nil {
-		value, err := json.Marshal(st)
+		value, err := json.Marshal(p.written(*st))
 		if err != nil {
 			return fmt.Errorf("encode state record: %w", err)
 		}
@@ -314,11 +392,15 @@ func (p *publisher) failure(records []cdc.Record) error {
 		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from before a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
 			p.failed.Topic, p.err, time.Now().UTC().Format(time.RFC3339))
 	}
+	if errors.Is(p.err, kerr.UnsupportedCompressionType) {
+		return fmt.Errorf("produce to topic %s: %w: this Kafka does not take kafka.compression: %s: set another, or none", p.failed.Topic, p.err, p.sink.cfg.Kafka.Compression)
+	}
 	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.err)
 }
 
 // topic is what Kafka says of a topic. The configuration is empty where we may not ask.
 type topic struct {
+	cluster     string // that it is of; empty where Kafka does not tell
 	partitions  int
 	replication int
 	config      map[string]string
@@ -361,7 +443,7 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		case err != nil:
 			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 		}
-		t := &topic{partitions: len(answer.Partitions), config: map[string]string{}}
+		t := &topic{cluster: clusterID(resp), partitions: len(answer.Partitions), config: map[string]string{}}
 		if t.partitions > 0 {
 			t.replication = len(answer.Partitions[0].Replicas)
 		}
@@ -374,6 +456,9 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		return found, nil
 	}
 	said, err := conf.RequestWith(ctx, client)
+	if unsupported(err) {
+		return found, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", all, err)
 	}
@@ -385,6 +470,13 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		}
 	}
 	return found, nil
+}
+
+func clusterID(resp *kmsg.MetadataResponse) string {
+	if resp.ClusterID == nil {
+		return ""
+	}
+	return *resp.ClusterID
 }
 
 // waitTopic returns when a topic that was just made can be seen by all that ask.

@@ -2,13 +2,17 @@ package kafka
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
@@ -72,8 +76,8 @@ func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return client, nil
 }
 
-// ping finds out that Kafka answers, before anything is made to wait for it.
-func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
+// ping finds out that Kafka answers, before anything is made to wait for it. It returns the cluster's id, empty where Kafka does not tell.
+func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, err error) {
 	asking, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	seeds := strings.Join(s.cfg.Kafka.Brokers, ", ")
@@ -84,9 +88,9 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 	})
 	if err != nil {
 		if errors.Is(ctx.Err(), context.Canceled) {
-			return fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
+			return "", fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
 		}
-		return fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
+		return "", fmt.Errorf("%s: %w", s.unanswered(seeds, err), err)
 	}
 	// The addresses that Kafka gives out are others, and those are what is used.
 	var brokers []*kgo.Broker
@@ -95,10 +99,27 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) error {
 		brokers, at = append(brokers, client.Broker(int(b.NodeID))), append(at, net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))))
 	}
 	if _, err := first(asking, brokers, func() kmsg.Request { return kmsg.NewPtrApiVersionsRequest() }); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
+		return "", fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
 			seeds, strings.Join(at, ", "), err)
 	}
-	return ctx.Err()
+	return clusterID(answer.(*kmsg.MetadataResponse)), ctx.Err()
+}
+
+// unanswered says why no seed answers, and what to do.
+func (s *Sink) unanswered(seeds string, err error) string {
+	login := s.cfg.Kafka.SASL
+	var stranger x509.UnknownAuthorityError
+	switch {
+	case errors.Is(err, kerr.SaslAuthenticationFailed):
+		return fmt.Sprintf("kafka at %s refuses the login of user %q: correct kafka.sasl.username and kafka.sasl.password", seeds, login.Username)
+	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState):
+		return fmt.Sprintf("kafka at %s does not take the login kafka.sasl.mechanism: %s: name one that it takes; walpost has plain, scram-sha-256 and scram-sha-512", seeds, login.Mechanism)
+	case errors.As(err, &stranger):
+		return fmt.Sprintf("kafka at %s has a certificate of an authority that this machine does not know: add that authority to the system's certificates, or name its file in the variable SSL_CERT_FILE", seeds)
+	case errors.Is(err, io.EOF), strings.Contains(err.Error(), "tls alert"), errors.As(err, new(tls.RecordHeaderError)):
+		return fmt.Sprintf("kafka at %s ends the connection: TLS on one side only (kafka.tls is %t), or another login than it wants (kafka.sasl.mechanism is %q)", seeds, s.cfg.Kafka.TLS, login.Mechanism)
+	}
+	return fmt.Sprintf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers", seeds)
 }
 
 // first asks one broker after the other, without waiting long for any, and returns the first answer, or the errors of all.
@@ -140,7 +161,7 @@ func (s *Sink) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, error
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ping(ctx, client); err != nil {
+	if _, err := s.ping(ctx, client); err != nil {
 		client.Close()
 		return nil, err
 	}
@@ -185,15 +206,16 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// Ready returns an error where Kafka does not answer, and the Halt of a session that would find a topic missing or of the wrong
-// kind. It fences nobody.
-func (s *Sink) Ready(ctx context.Context) error {
+// Ready returns how many partitions the topics have. It returns an error where Kafka does not answer, and the Halt of a session that would
+// find a topic missing or of the wrong kind. It fences nobody.
+func (s *Sink) Ready(ctx context.Context) (Partitions, error) {
 	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer p.Close()
-	return s.checkTopics(ctx, p)
+	err = s.checkTopics(ctx, p)
+	return p.partitions(), err
 }
 
 func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
@@ -238,6 +260,7 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 		kgo.MaxBufferedRecords(s.cfg.Window.Rows + 2 + maxStale), // never reached: Produce must not block
 		kgo.ProducerBatchCompression(codec),
 		kgo.ProducerBatchMaxBytesFn(p.batchLimit),
+		kgo.BrokerMaxWriteBytes(int32(s.cfg.Kafka.MaxRequestBytes)),
 		kgo.RecordPartitioner(partitioner()),
 	}
 	if transactionalID != "" {
@@ -249,8 +272,8 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 	}
 	p.client = client
 	p.promise = p.resolved
-	err = s.ping(ctx, client)
-	if err == nil && p.once {
+	p.cluster, err = s.ping(ctx, client)
+	if err == nil {
 		err = p.fence(ctx, transactionalID)
 	}
 	if err != nil {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -53,7 +55,7 @@ func (s *Sink) readLog(ctx context.Context, stable bool, most int64) (log stateL
 		return log, err
 	}
 	defer r.close()
-	if err := s.ping(ctx, r.client); err != nil {
+	if _, err := s.ping(ctx, r.client); err != nil {
 		return log, err
 	}
 	found, err := describeTopic(ctx, r.client, name)
@@ -76,13 +78,14 @@ func (s *Sink) readLog(ctx context.Context, stable bool, most int64) (log stateL
 	var unreadable error
 	err = r.readTo(ctx, end, func(r *kgo.Record) {
 		if unreadable == nil {
-			unreadable = log.add(r)
+			unreadable = log.add(r, found.cluster)
 		}
 	})
 	return log, errors.Join(unreadable, err)
 }
 
-func (l *stateLog) add(r *kgo.Record) error {
+// add takes a record that was read from a cluster.
+func (l *stateLog) add(r *kgo.Record, cluster string) error {
 	key := string(r.Key)
 	switch {
 	case r.Value == nil: // an old session's tombstone
@@ -103,9 +106,31 @@ func (l *stateLog) add(r *kgo.Record) error {
 			Run:   "if a newer walpost wrote it, run that one; if somebody else did, stop them, delete the topic (it is the relay's own), and `walpost adopt` goes on from where the slot stands: nothing is lost, some rows may come again",
 		}
 	}
+	st.ReadFrom = cluster
 	l.states = append(l.states, st)
 	return nil
 }
+
+// version is that of the walpost in this program: of its module, and without one the revision that it was built from.
+var version = sync.OnceValue(func() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, m := range append(info.Deps, &info.Main) {
+		if m.Path == module && m.Version != "" && m.Version != "(devel)" {
+			return m.Version
+		}
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && info.Main.Path == module {
+			return s.Value
+		}
+	}
+	return ""
+})
+
+const module = "github.com/walpost/walpost"
 
 // newest is the state record that holds; nil when there is none.
 func (l *stateLog) newest() *cdc.State { return cdc.NewestState(l.states) }

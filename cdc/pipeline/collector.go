@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
@@ -31,7 +32,7 @@ type watched struct {
 		Backlog(ctx context.Context) (polling.Backlog, error)
 	}
 	kafka interface { // whether it answers, and has the topics
-		Ready(ctx context.Context) error
+		Ready(ctx context.Context) (kafka.Partitions, error)
 	}
 	letters interface { // how many dead letters are unresolved
 		Count(ctx context.Context) (int, error)
@@ -162,7 +163,7 @@ func (a *asked) ask() *look {
 	}
 	questions.Go(func() {
 		if a.kafka != nil {
-			l.kafkaErr = a.kafka.Ready(ctx)
+			_, l.kafkaErr = a.kafka.Ready(ctx)
 		}
 		if l.lettersErr = l.kafkaErr; a.letters != nil && l.kafkaErr == nil {
 			l.letters, l.lettersErr = a.letters.Count(ctx)

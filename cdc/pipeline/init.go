@@ -18,6 +18,7 @@ import (
 type InitOptions struct {
 	AdminURL       string // PostgreSQL, as an administrator, in the database of source.url
 	PartitionByDay bool   // a table that is to be made has a partition for each day
+	NewServer      bool   // another PostgreSQL is to take the place of the one that the state record is of: slot and record are Adopt's
 	DryRun         bool
 	Progress       Progress
 }
@@ -30,6 +31,7 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 		return nil, err
 	}
 	defer s.close(ctx)
+	s.newServer = o.NewServer
 	for tries := 3; ; tries-- {
 		err = p.prepare(ctx, s, o.PartitionByDay)
 		if tries == 1 || !errors.Is(err, postgres.ErrMadeMeanwhile) {
@@ -114,6 +116,8 @@ type setup struct {
 	dryRun   bool
 	progress Progress
 	steps    []Step
+
+	newServer bool // the state record may be another server's
 }
 
 func (p *Pipeline) open(ctx context.Context, adminURL string, dryRun bool, progress Progress) (*setup, error) {
@@ -223,8 +227,14 @@ func (w wal) vacant(ctx context.Context, s *setup) error {
 		return err
 	case seen.State == nil && seen.Facts.Slot.Exists:
 		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it: `walpost adopt` goes on from where it stands; or choose another source.slot, or drop it (SELECT pg_drop_replication_slot('%s')) and run `walpost init` again", name, w.cfg.Pipeline, name)
+	case s.newServer:
+		return cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts)
 	case seen.State != nil && seen.State.Phase != cdc.PhaseCreating:
-		return cdc.Foreign(w.cfg.Pipeline, seen.State, &seen.Facts)
+		err := cdc.Foreign(w.cfg.Pipeline, seen.State, &seen.Facts)
+		if err != nil && cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts) == nil {
+			err = fmt.Errorf("%w; before that `walpost init --new-server` makes what it needs there", err)
+		}
+		return err
 	}
 	return nil
 }
@@ -238,6 +248,14 @@ func (w wal) begin(ctx context.Context, s *setup) error {
 		return err
 	}
 	st, facts := seen.State, &seen.Facts
+	if s.newServer {
+		how := ""
+		if facts.Slot.Lost() {
+			how = " --create-slot"
+		}
+		s.step("slot and state record: `walpost adopt --new-server%s` takes this server for the one of the record; stop the writers first, and let the relay deliver what is on the old one", how)
+		return nil
+	}
 	if st != nil && st.Phase != cdc.PhaseCreating {
 		if _, err := cdc.Reconcile(w.cfg.Pipeline, st, seen.Facts); err != nil {
 			return err
@@ -296,6 +314,9 @@ func (w wal) begin(ctx context.Context, s *setup) error {
 func (s *setup) warn(f *cdc.Facts) {
 	if away := f.StandbysAway(); away != "" {
 		s.step("warning: %s", away)
+	}
+	if entry := f.Slot.Patroni; entry != "" {
+		s.step("warning: Patroni runs this server, and drops a slot that its configuration does not name: before the relay is stopped, name it with `patronictl edit-config`, slots: {%s}", entry)
 	}
 	if err := f.CommitsWait(); err != nil {
 		s.step("warning: while the relay runs, %s", err)

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -89,6 +90,14 @@ func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
 }
 
 // TestNotesAreLoggedOnce, however many sessions find them.
+func TestHaltIsLoggedInItsParts(t *testing.T) {
+	var out strings.Builder
+	logger(config.Config{}, zerolog.New(&out)).Role(cdc.Halted, fmt.Errorf("look: %w", &cdc.Halt{Found: "f", Means: "m", Run: "r", Risk: cdc.Range{From: 1, To: 2}}))
+	if said, want := out.String(), `"found":"f","means":"m, LSN range (0/1, 0/2]","run":"r","message":"halted"`; !strings.Contains(said, want) {
+		t.Errorf("the log says %s, want %s", said, want)
+	}
+}
+
 func TestNotesAreLoggedOnce(t *testing.T) {
 	var out strings.Builder
 	o := logger(config.Default(), zerolog.New(&out))

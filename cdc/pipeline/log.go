@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -43,7 +44,13 @@ func logger(cfg config.Config, log zerolog.Logger) cdc.Observer {
 			case cdc.Retrying:
 				log.Warn().Err(err).Msg("session ended, starting over")
 			case cdc.Halted:
-				log.Error().Err(err).Msg("halted")
+				log.Error().Err(err).Func(func(e *zerolog.Event) {
+					if halt := (*cdc.Halt)(nil); errors.As(err, &halt) {
+						for _, part := range halt.Parts() {
+							e.Str(part[0], part[1])
+						}
+					}
+				}).Msg("halted")
 			case cdc.Stopped:
 				log.Info().AnErr("cause", err).Msg("stopped")
 			}

@@ -30,7 +30,7 @@ func (p polled) watched() watched {
 }
 
 func (p polled) survey(ctx context.Context, st *Status) {
-	away := st.asks(ctx, p.sink)
+	_, away := st.asks(ctx, p.sink)
 	if st.blocked(p.table.Check(ctx)) {
 		return
 	}
@@ -53,6 +53,9 @@ func (p polled) survey(ctx context.Context, st *Status) {
 func (p polled) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error) {
 	if byDay {
 		return nil, errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
+	}
+	if s.newServer {
+		return nil, errors.New("--new-server is for source.kind: wal: a polled table says of each row whether it was published, wherever it stands: run `walpost init` without it")
 	}
 	return p.table.Plan(ctx, s.pg)
 }

@@ -97,8 +97,10 @@ func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 // delivered fills in how far rows are delivered from the WAL.
 func (t *Trace) delivered(seen *survey, rows []postgres.TableRow, end cdc.LSN) {
 	confirmed := seen.Facts.Slot.ConfirmedFlush
-	if seen.State != nil {
+	if seen.State != nil && seen.State.SystemID == seen.Facts.SystemID {
 		confirmed = max(confirmed, seen.State.Covered)
+	} else if seen.State != nil {
+		t.Notes = append(t.Notes, "the state record is of another PostgreSQL, so how far this one is delivered its slot alone says: `walpost status`")
 	}
 	if len(rows) == 0 {
 		end = seen.Facts.WALEnd

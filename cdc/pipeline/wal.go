@@ -49,7 +49,7 @@ const (
 
 func (w wal) survey(ctx context.Context, st *Status) {
 	st.Slot = &Slot{Name: w.cfg.Source.Slot}
-	away := st.asks(ctx, w.sink)
+	partitions, away := st.asks(ctx, w.sink)
 	var stateErr error
 	state := func(ctx context.Context, _ *cdc.Facts) (state *cdc.State, _ error) {
 		if stateErr = errNoAnswer; !away {
@@ -91,6 +91,7 @@ func (w wal) survey(ctx context.Context, st *Status) {
 		}
 	}
 	st.waits(&seen.Facts)
+	st.Notes = append(st.Notes, partitions.Notes(seen.State)...)
 	var wal rate
 	if state := seen.State; state != nil && state.Checked > 0 {
 		wal.saw(state.Checked, state.CheckedAt)
@@ -107,12 +108,12 @@ func (w wal) survey(ctx context.Context, st *Status) {
 	}
 }
 
-// asks asks Kafka, and reports that it does not answer. What is asked of it then would only take long.
-func (s *Status) asks(ctx context.Context, sink *kafka.Sink) (away bool) {
+// asks asks Kafka for the topics, and reports that it does not answer. What is asked of it then would only take long.
+func (s *Status) asks(ctx context.Context, sink *kafka.Sink) (partitions kafka.Partitions, away bool) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
-	err := sink.Ready(ctx)
-	return s.blocked(err) && !errors.As(err, new(*cdc.Halt))
+	partitions, err := sink.Ready(ctx)
+	return partitions, s.blocked(err) && !errors.As(err, new(*cdc.Halt))
 }
 
 // shows fills in a survey.
@@ -207,7 +208,7 @@ func (w wal) note(ctx context.Context, d *cdc.Decision) error {
 func (wal) reader(key, url string) (string, string) { return key, url }
 
 func (w wal) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error {
-	seen, err := read(ctx, w.source, w.unfenced)
+	seen, err := readAll(ctx, w.source, w.unfenced)
 	if err != nil {
 		return err
 	}

@@ -366,3 +366,20 @@ func TestClocksThatDiffer(t *testing.T) {
 		}
 	}
 }
+
+// TestStandbysAreNoServersThatAreDown: while a failover is under way one host is gone, and the others answer and take no writes.
+func TestStandbysAreNoServersThatAreDown(t *testing.T) {
+	server, exec := Guarded(t)
+	exec("postgres", "CREATE ROLE standby LOGIN REPLICATION PASSWORD 'secret'", "ALTER ROLE standby SET default_transaction_read_only = on") // as a standby answers
+	u, err := url.Parse(server.URLFor("standby", "secret", "postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = "127.0.0.1:1," + u.Host
+	u.RawQuery += "&target_session_attrs=read-write"
+	for way, connect := range ways(t.Context(), u.String()) {
+		if err := connect(); err == nil || !strings.Contains(err.Error(), "none takes writes: those that answer are standbys: wait until one is promoted, or start the primary") {
+			t.Errorf("%s: %v", way, err)
+		}
+	}
+}

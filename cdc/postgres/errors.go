@@ -84,6 +84,9 @@ func noAnswer(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
+// readOnly is what pgx says of a host that answers and is not what target_session_attrs asks for. Its error has no name.
+const readOnly = "read only connection"
+
 // refused says why there is no connection. It is never about a slot, and never about another URL than this one. reached says that an
 // address has accepted the connection.
 func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err error) error {
@@ -95,6 +98,8 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 		return fmt.Errorf("%s: connecting to PostgreSQL at %s was given up: %w", l.key, at, err)
 	case errors.As(err, &pg):
 		return l.denied(cfg, pg)
+	case strings.Contains(err.Error(), readOnly):
+		return fmt.Errorf("%s: of PostgreSQL at %s none takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.key, at)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.key, dns.Name, dns)
 	case pgconn.Timeout(err) && reached:

@@ -253,6 +253,7 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	}
 	var table, toast uint32
 	var named bool
+	// Patroni's own sessions give it away; it leaves failover slots alone, which init makes from 17 on.
 	// oid and xmin of the publication and of its entry for the table change even when a change was undone, and when a row filter
 	// or a column list comes or goes.
 	err = conn.QueryRow(ctx, `
@@ -260,14 +261,16 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
 		       s.safe_wal_size, format('publication %s/%s entry %s/%s table %s %s.%s',
 		              coalesce(p.oid::text, 'none'), p.xmin, coalesce(pr.oid::text, 'none'), pr.xmin, coalesce(c.oid::text, 'none'), $3::text, $4::text)`+schemas+`,
-		       coalesce(c.oid, 0), coalesce(c.reltoastrelid, 0), p.oid IS NULL OR pr.oid IS NOT NULL
+		       coalesce(c.oid, 0), coalesce(c.reltoastrelid, 0), p.oid IS NULL OR pr.oid IS NOT NULL,
+		       coalesce((SELECT format('%I: {type: logical, database: %I, plugin: pgoutput}', $1::text, current_database())
+		                 FROM pg_stat_activity WHERE application_name LIKE 'Patroni%' AND $5 < 170000 LIMIT 1), '')
 		FROM (SELECT 1) one
 		LEFT JOIN pg_replication_slots s ON s.slot_name = $1
 		LEFT JOIN pg_publication p ON p.pubname = $2
 		LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON n.nspname = $3 AND c.relname = $4
 		LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = c.oid`,
-		s.cfg.Slot, s.cfg.Publication, schema, name,
-	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Slot.SafeWALSize, &f.Fingerprint, &table, &toast, &named)
+		s.cfg.Slot, s.cfg.Publication, schema, name, version,
+	).Scan(&f.Slot.Exists, &f.Slot.Active, &f.Slot.ActivePID, &f.Slot.ConfirmedFlush, &f.Slot.RestartLSN, &f.Slot.WALStatus, &f.Slot.Invalidation, &f.Slot.SafeWALSize, &f.Fingerprint, &table, &toast, &named, &f.Slot.Patroni)
 	if err != nil {
 		return f, classify("read slot and publication", err)
 	}

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"net/url"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
@@ -50,5 +52,48 @@ func TestWhatChangesWhileItIsLookedAtIsLookedAtAgain(t *testing.T) {
 	}
 	if len(facts.Hidden) == 0 || facts.Fingerprint == before.Fingerprint {
 		t.Errorf("rows are hidden by %q, under fingerprint %s, as before: %t", facts.Hidden, facts.Fingerprint, facts.Fingerprint == before.Fingerprint)
+	}
+}
+
+// TestPatroniIsKnownByItsSessions: it drops slots that it does not know, but no failover slots, which there are from 17 on. The relay's
+// role sees its sessions, too.
+func TestPatroniIsKnownByItsSessions(t *testing.T) {
+	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
+	exec := func(sql string) {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), server.URL("postgres"))
+		if err == nil {
+			_, err = conn.Exec(t.Context(), sql)
+			_ = conn.Close(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("CREATE ROLE relay LOGIN REPLICATION")
+	cfg := config.Default().Source
+	cfg.URL, cfg.Slot = server.URLFor("relay", "", "postgres"), "1st"
+	entry := func() string {
+		t.Helper()
+		facts, err := postgres.NewSource("test", cfg).Facts(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return facts.Slot.Patroni
+	}
+	if got := entry(); got != "" {
+		t.Errorf("without Patroni: %q", got)
+	}
+	conn, err := pgx.Connect(t.Context(), server.URL("postgres")+"&application_name=Patroni%20heartbeat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	want := `"1st": {type: logical, database: postgres, plugin: pgoutput}`
+	if server.Major() >= 17 {
+		want = ""
+	}
+	if got := entry(); got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }

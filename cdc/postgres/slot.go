@@ -225,6 +225,42 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 	return transactions, rows, nil
 }
 
+// EachWaiting calls f with the id of each row of the outbox that waits in the slot. It takes nothing from the slot.
+func (a *Admin) EachWaiting(ctx context.Context, f func(id string)) error {
+	const doing = "look into the slot"
+	ctx, cancel := context.WithTimeout(ctx, advanceWithin)
+	defer cancel()
+	conn, err := a.source.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	var table *uint32
+	if err := conn.QueryRow(ctx, "SELECT "+oidOf("$1"), TableName(a.source.cfg)).Scan(&table); err != nil || table == nil {
+		return classify(doing, err)
+	}
+	d := newDecoder(a.source.cfg, *table)
+	rows, err := conn.Query(ctx, `SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', $2)`,
+		a.source.cfg.Slot, Ident(a.source.cfg.Publication))
+	if err == nil {
+		var data []byte
+		_, err = pgx.ForEachRow(rows, []any{&data}, func() error {
+			var m cdc.Message
+			if err := d.message(data, &m); err != nil {
+				return err
+			}
+			if m.Kind == cdc.Insert {
+				f(string(m.Row.ID))
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return classify(doing, err)
+	}
+	return nil
+}
+
 // Undecodable returns LSNs before and behind the begin of the commit record of the next transaction in the slot that PostgreSQL cannot
 // decode: the second steps over it, and over no later one. It takes nothing from the slot: it lets the server decode up to one LSN after
 // the other, until it knows at which record that fails. Everything before from can be decoded.

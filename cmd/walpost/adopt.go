@@ -8,6 +8,9 @@ import (
 )
 
 type adoptCmd struct {
+	NewServer  bool          `help:"Accept that another PostgreSQL takes the place of the one that the state record is of: after a major upgrade, or a move."`
+	LeftBehind bool          `help:"With --new-server: go on although rows of the table are neither in Kafka nor in the slot."`
+	AdminURL   string        `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"With --new-server: PostgreSQL, as somebody who may read the outbox table: its newest rows are looked for in Kafka."`
 	CreateSlot bool          `help:"Make the slot again, where it is missing or lost."`
 	Wait       time.Duration `default:"1m" help:"How long to wait for transactions that are open: rows that they wrote may be hidden, and can be replayed only once they have ended."`
 	DryRun     bool          `help:"Say what would be accepted and left behind, and do nothing."`
@@ -18,7 +21,14 @@ func (c *adoptCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	_, err = pl.Adopt(p.ctx, pipeline.AdoptOptions{CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Decided: p.adopts, Progress: steps(p.stdout)})
+	cfg, err := p.config()
+	if err != nil {
+		return err
+	}
+	_, err = pl.Adopt(p.ctx, pipeline.AdoptOptions{
+		NewServer: c.NewServer, LeftBehind: c.LeftBehind, AdminURL: p.ownURL(cfg, "ADMIN_URL", c.AdminURL),
+		CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Decided: p.adopts, Progress: steps(p.stdout),
+	})
 	if err == nil {
 		p.goOn(c.DryRun)
 	}
@@ -28,6 +38,9 @@ func (c *adoptCmd) Run(p *process) error {
 func (p *process) adopts(a pipeline.Adoption) {
 	for _, accepted := range a.Accepts {
 		p.say("adopt %s", accepted)
+	}
+	for _, looked := range a.Looked {
+		p.say("looked: %s", looked)
 	}
 	if !a.Gap.IsZero() {
 		p.say("left behind: rows committed in %s may be missing in Kafka; %s publishes what the table still holds of them", a.Gap, a.Replay)

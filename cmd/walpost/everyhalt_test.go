@@ -16,6 +16,8 @@ import (
 var elsewhere = map[string]string{
 	"nothing behind it is published before this is decided":                 "a row of a type that is not listed, and others there: the words are the row's",
 	"kafka does not let us see topic":                                       "fault 14",
+	"this Kafka gives no producer ids":                                      "TestKafkaThatHasLess",
+	"this Kafka has no transactions":                                        "TestKafkaThatHasLess",
 	"dead letters are unresolved, and poison.hold_key":                      "100,000 dead letters would be needed: not provoked",
 	"the table cannot be polled like this, and nothing is lost | the relay": "TestPollingUnderRowLevelSecurity",
 	"the table cannot be polled like this, and nothing is lost | let":       "TestPollingBadInput",

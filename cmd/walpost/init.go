@@ -11,6 +11,7 @@ import (
 type initCmd struct {
 	AdminURL       string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator (superuser, or a role that may create roles, publications and slots), in the database of source.url. For one pipeline among several: WALPOST_<PIPELINE>_ADMIN_URL."`
 	PartitionByDay bool   `help:"Where there is no outbox table, make one with a partition for each day, which walpost cleanup makes ahead and drops whole."`
+	NewServer      bool   `help:"Prepare a PostgreSQL that takes the place of the one that the state record is of; walpost adopt --new-server then goes on from it."`
 	DryRun         bool   `help:"Show what would be done, with its SQL, and do nothing."`
 	Remove         bool   `help:"Take slot and state record away again, and publication and role where nobody else uses them."`
 	Yes            bool   `help:"Do not ask before --remove."`
@@ -42,7 +43,7 @@ func (c *initCmd) Run(p *process) error {
 		}
 		pl, err := pipeline.New(cfg, pipeline.Options{})
 		if err == nil {
-			_, err = pl.Init(p.ctx, pipeline.InitOptions{AdminURL: urls[i], PartitionByDay: c.PartitionByDay, DryRun: c.DryRun, Progress: steps(sentences{p.stdout, &cfgs[i]})})
+			_, err = pl.Init(p.ctx, pipeline.InitOptions{AdminURL: urls[i], PartitionByDay: c.PartitionByDay, NewServer: c.NewServer, DryRun: c.DryRun, Progress: steps(sentences{p.stdout, &cfgs[i]})})
 		}
 		of(cfg, err)
 	}

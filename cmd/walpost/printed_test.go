@@ -81,6 +81,18 @@ var provokedHalts = []provoked{
 		s.Env["WALPOST_PIPELINE"] += "-new" // for the new server
 		s.Env["WALPOST_SOURCE_SLOT"] += "_new"
 	}, run: []string{"init"}},
+	{name: "another server takes the place", found: "the state record is of the PostgreSQL with system id", change: each(record(func(st *cdc.State) { st.SystemID = "7" }), insert(3)), run: []string{"adopt --new-server"}},
+	{name: "another server takes the place, without the slot", found: "the state record is of the PostgreSQL with system id", change: each(record(func(st *cdc.State) { st.SystemID = "7" }), onSlot(dropSlot)), run: []string{"adopt --new-server --create-slot"}},
+	{name: "a copied state topic", found: "the state record was written to the Kafka cluster", change: func(s *testbed) {
+		s.InsertRows(3)
+		st := s.StateRecord()
+		st.Epoch, st.Cluster = st.Epoch+1, "another"
+		copied, err := json.Marshal(st)
+		if err != nil {
+			s.T.Fatal(err)
+		}
+		s.produceRecord("walpost.state."+s.Name, string(copied))
+	}, run: []string{"adopt"}},
 	{name: "slot renamed", found: "the state record of pipeline %q is of slot", change: func(s *testbed) {
 		s.InsertRows(3)
 		s.Exec("SELECT pg_copy_logical_replication_slot($1, $2)", s.Slot(), s.Slot()+"_b")

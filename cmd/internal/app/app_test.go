@@ -159,6 +159,11 @@ func TestLoggerWritesForEyesWhenAsked(t *testing.T) {
 	if !strings.Contains(out.String(), "INF shown slot=walpost") {
 		t.Errorf("got %q", out.String())
 	}
+	out.Reset()
+	log.Error().Err(errors.New("f: m; r")).Str("found", "f").Str("means", "m").Str("run", "r").Msg("halted")
+	if want := "ERR halted\n  found: f\n  means: m\n  run: r\n"; !strings.HasSuffix(out.String(), want) {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
 }
 
 func TestLoggerNamesEveryWrongSetting(t *testing.T) {

@@ -39,15 +39,25 @@ func NewLogger(w io.Writer, level, format string) (zerolog.Logger, error) {
 	if format == "console" || format == "" && terminal {
 		w = zerolog.ConsoleWriter{
 			Out: w, NoColor: !terminal, TimeFormat: "15:04:05.000", TimeLocation: time.UTC,
-			FieldsExclude: []string{zerolog.ErrorFieldName}, FormatExtra: errorBelow,
+			FieldsExclude: append(errorParts[:], zerolog.ErrorFieldName), FormatExtra: errorBelow,
 		}
 	}
 	return zerolog.New(w).Level(lvl).With().Timestamp().Logger(), nil
 }
 
-// errorBelow writes an event's error on lines of its own, as it is meant and not as JSON has it.
+// errorParts are the fields with the parts of an error that has some, beside the error itself.
+var errorParts = [...]string{"found", "means", "run"}
+
+// errorBelow writes an event's error below it, not quoted as in JSON. An error that has parts is shown by these.
 func errorBelow(event map[string]any, line *bytes.Buffer) error {
-	if text, ok := event[zerolog.ErrorFieldName].(string); ok {
+	apart := false
+	for _, part := range errorParts {
+		if text, ok := event[part].(string); ok {
+			apart = true
+			line.WriteString("\n" + strings.Join(wrap("  "+part+": ", text), "\n"))
+		}
+	}
+	if text, ok := event[zerolog.ErrorFieldName].(string); ok && !apart {
 		line.WriteString("\n" + strings.Join(wrap("  error: ", text), "\n"))
 	}
 	return nil
