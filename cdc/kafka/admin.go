@@ -96,8 +96,9 @@ func (a *Admin) Topics() []TopicPlan {
 		plans = append(plans, TopicPlan{
 			Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
 			Config: map[string]string{"cleanup.policy": "compact"},
-			// It stays small, and is read at each start.
-			Tuning: map[string]string{"segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01"},
+			// It stays small, and is read at each start. Exactly once each window leaves a marker, which stays for delete.retention.ms: a day
+			// if nobody says otherwise, which is a gigabyte of a busy relay.
+			Tuning: map[string]string{"segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01", "delete.retention.ms": "60000"},
 		})
 	}
 	if a.sink.cfg.Poison.Policy == config.PolicyDeadLetter {

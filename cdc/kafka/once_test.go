@@ -237,3 +237,28 @@ func TestEndWhoseAnswerIsLostEndsTheSession(t *testing.T) {
 		})
 	}
 }
+
+// TestRefusedTransactionalIDSaysWhatToDo, to each of them something else.
+func TestRefusedTransactionalIDSaysWhatToDo(t *testing.T) {
+	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	s := onceStage(t, cluster.Brokers())
+	for err, says := range map[*kerr.Error]string{
+		kerr.TransactionalIDAuthorizationFailed: "WRITE and DESCRIBE",
+		kerr.InvalidTransactionTimeout:          "kafka.transaction_timeout",
+		kerr.UnknownServerError:                 "run Kafka 4.0.1 or later",
+	} {
+		cluster.Cluster().ControlKey(int16(kmsg.InitProducerID), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			resp := req.ResponseKind().(*kmsg.InitProducerIDResponse)
+			resp.ErrorCode = err.Code
+			return resp, nil, true
+		})
+		_, got := s.sink.Open(t.Context())
+		if got == nil || !errors.Is(got, err) || !strings.Contains(got.Error(), says) {
+			t.Errorf("%s: %v, want it to say %q", err.Message, got, says)
+		}
+	}
+}

@@ -100,6 +100,8 @@ func (p *publisher) fence(ctx context.Context, id string) error {
 		return fmt.Errorf("take a producer id: %w", err)
 	case errors.Is(err, kerr.CoordinatorNotAvailable), ctx.Err() != nil:
 		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: see that the topic __transaction_state is there and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
+	case errors.Is(err, kerr.UnknownServerError): // Kafka 4.0.0 answers so for ever when it had to abort a transaction of the last epoch (KAFKA-19367)
+		return fmt.Errorf("take the transactional id %s: %w: the broker failed, and its log says why: if it names a producer epoch there, run Kafka 4.0.1 or later, and the relay goes on by itself; nothing is lost", id, err)
 	}
 	return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it", id, err)
 }

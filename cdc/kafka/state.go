@@ -33,7 +33,8 @@ func (s *Sink) Decisions(ctx context.Context) ([]cdc.Decision, error) {
 
 // stateTail is how many offsets at the end of the state topic a session reads. The record that holds is among the last ones:
 // exactly once no former session can write behind it, and at least once a former session that has lost the slot writes a few
-// more at most. The topic itself can be large, for the markers of transactions stay a day, and longer where no cleaner runs.
+// more at most. The topic itself can be large: where the service refuses its tuning the markers of transactions stay a day, and
+// where no cleaner runs they stay.
 const stateTail = 2000
 
 // readState returns what stands at the end of the state topic, up to where its first open transaction begins, if stable, else

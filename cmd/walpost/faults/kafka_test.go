@@ -3,6 +3,9 @@ package faults
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -305,6 +308,63 @@ func fenceProducer(s *trial) {
 	}
 	s.endFault()
 	s.finish()
+}
+
+// useUpEpoch is fault 65: the epoch of the relay's producer id comes to its end.
+func useUpEpoch(s *trial) {
+	if s.mode == config.AtLeastOnce {
+		s.reportNotRun("no transaction raises an epoch")
+		return
+	}
+	const last, before = math.MaxInt16 - 1, 6 // the epoch of a producer id's last transaction, and how many there are before it
+	s.prepare(setup{quiet: true, env: map[string]string{"WALPOST_WINDOW_ROWS": "1"}})
+	points := []string{"before_end_txn", "after_end_txn", "after_begin_txn"}
+	if !cdctest.LongForm() {
+		points = points[:1]
+	}
+	for i, point := range points {
+		s.raiseEpoch(last - before - 1) // the session raises it once more
+		if i == 0 {
+			s.startLoad(cdctest.WriterConfig{Rate: 2})
+		}
+		r := s.startWithFailpoints(fmt.Sprintf("%s:kill@%d", point, before+1))
+		r.WaitForLog(30*time.Second, "failpoint "+point+": kill")
+		r.WaitUntilEnded(10 * time.Second)
+		s.startStreaming()
+		s.waitForCommits(50)
+		s.waitUntilDelivered()
+		s.relays[len(s.relays)-1].Kill()
+	}
+	s.startStreaming()
+	s.endFault()
+	s.finish()
+	epochs := map[int64]int16{} // the highest of each producer id
+	for _, r := range cdctest.ReadAll(s.t, s.Brokers, s.Topic) {
+		epochs[r.ProducerID] = max(epochs[r.ProducerID], r.ProducerEpoch)
+	}
+	s.t.Logf("the highest epochs of producer ids: %v", epochs)
+	if ids := slices.Collect(maps.Values(epochs)); len(ids) != len(points)+1 || slices.Max(ids) < last-2 || slices.Max(ids) > last || slices.Min(ids) > last/2 {
+		s.t.Errorf("no producer id was used up: %v", epochs)
+	}
+}
+
+// raiseEpoch takes the relay's transactional id again and again, which raises its epoch each time.
+func (s *trial) raiseEpoch(to int16) {
+	s.t.Helper()
+	_, client := s.kafkaClients()
+	req := kmsg.NewPtrInitProducerIDRequest()
+	req.TransactionalID, req.TransactionTimeoutMillis = kmsg.StringPtr("walpost."+s.Name), 60_000
+	ctx := timeout(s.t, 5*time.Minute) // a real broker takes 2 ms for each
+	for epoch := int16(0); epoch != to; {
+		resp, err := req.RequestWith(ctx, client)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil && !errors.Is(err, kerr.ConcurrentTransactions) {
+			s.t.Fatal(err)
+		}
+		epoch = resp.ProducerEpoch
+	}
 }
 
 // moveCoordinators is fault 16: coordinators move, and are busy.
