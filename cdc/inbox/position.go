@@ -170,6 +170,13 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 			assigned[id] = kgo.NewOffset().At(group)
 		}
 	}
+	for id, place := range places { // partitions that the topic had before it was made again
+		if _, there := t.starts[id]; !there && place.id != t.id && place.id != [16]byte{} && t.id != [16]byte{} {
+			if err := c.vanished(ctx, t, id, place); err != nil {
+				return err
+			}
+		}
+	}
 	c.mu.Lock()
 	c.topicID = t.id // from here on the log's end is this topic's
 	c.mu.Unlock()
@@ -258,11 +265,10 @@ func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, 
 	delete(c.counted, id)
 	c.mu.Unlock()
 	err := pgx.BeginFunc(ctx, c.cfg.Pool, func(tx pgx.Tx) error {
-		// Rows of partitions that the new topic does not have are nobody's.
 		if _, err := tx.Exec(ctx, `
 			UPDATE inbox_partitions SET next_offset = $4, topic_id = $5, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
 			       blocked_since = NULL, decision = NULL
-			WHERE consumer_group = $1 AND topic = $2 AND (partition = $3 OR partition >= $6)`, c.cfg.Group, c.cfg.Topic, id, begin, t.id, len(t.starts)); err != nil {
+			WHERE consumer_group = $1 AND topic = $2 AND partition = $3`, c.cfg.Group, c.cfg.Topic, id, begin, t.id); err != nil {
 			return fmt.Errorf("begin topic %s again: %w", c.cfg.Topic, err)
 		}
 		if lost.to <= lost.from {
@@ -283,6 +289,26 @@ func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, 
 		c.cfg.Metrics.countGone(c.cfg.Topic, id, lost.to-lost.from)
 	}
 	c.log.WithLevel(level).Int32("partition", id).Int64("applied", old.next).Msg(what)
+	return nil
+}
+
+// vanished records what a partition that is no more is known to have held beyond the inbox. Of one that this process has not looked at the
+// row stays as it is: another process may know, and an event that it halts at was never applied.
+func (c *Consumer) vanished(ctx context.Context, t topic, id int32, old place) error {
+	c.mu.Lock()
+	end, known := c.ends[id]
+	c.mu.Unlock()
+	switch {
+	case known && end > old.next:
+		return c.forgetOld(ctx, t, id, old, 0)
+	case known: // all of it was applied
+		return nil
+	}
+	c.mu.Lock()
+	c.ends[id] = old.next // it is said once
+	c.mu.Unlock()
+	c.log.Warn().Int32("partition", id).Int64("applied", old.next).
+		Msg("the topic was deleted and made again with fewer partitions: what this one held behind this offset, if anything, was never applied")
 	return nil
 }
 

@@ -280,26 +280,37 @@ func TestTopicMadeAgain(t *testing.T) {
 
 // TestTopicMadeAgainBeforeItWasRead: what the old topic was known to hold is missed with it.
 func TestTopicMadeAgainBeforeItWasRead(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, 1)
-	ids := newIDs(4)
-	f.fail(ids[1], errors.New("not now"))
-	f.send(0, "a", ids[:3]...)
-	r := f.start()
-	r.unready(t, "not now")
-	eventually(t, func() error {
-		if n := r.count(t, "test_consumer_lag"); n != 2 {
-			return fmt.Errorf("lag %v", n)
-		}
-		return nil
-	})
-	f.remake(1)
-	f.send(0, "a", ids[3])
-	f.waitEffects("a", ids[0], ids[3])
-	r.says(t, "the 2 records at offsets 1 to 2 are gone")
-	f.parked(1)
-	if n := r.count(t, "test_records_gone_total"); n != 2 {
-		t.Errorf("%v missed", n)
+	for _, then := range []int{3, 1} { // partitions
+		t.Run(fmt.Sprint(then), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 3)
+			ids := newIDs(7)
+			f.fail(ids[1], errors.New("not now"))
+			f.fail(ids[4], errors.New("nor this"))
+			f.send(0, "a", ids[:3]...)
+			f.send(2, "b", ids[3:6]...)
+			r := f.start()
+			r.unready(t, "not now")
+			r.unready(t, "nor this")
+			eventually(t, func() error {
+				if n := r.count(t, "test_consumer_lag"); n != 4 {
+					return fmt.Errorf("lag %v", n)
+				}
+				return nil
+			})
+			f.remake(then)
+			f.send(0, "a", ids[6])
+			f.waitEffects("a", ids[0], ids[6])
+			f.waitEffects("b", ids[3])
+			eventually(t, func() error {
+				if n := r.count(t, "test_records_gone_total"); n != 4 {
+					return fmt.Errorf("%v missed", n)
+				}
+				return nil
+			})
+			r.says(t, "the 2 records at offsets 1 to 2 are gone")
+			f.parked(2)
+		})
 	}
 }
 
