@@ -187,7 +187,7 @@ func misnamed(st *State, f *Facts) *Halt {
 	how, keys := st.Configured.differs(f.Configured)
 	halt := &Halt{
 		Found: how,
-		Means: "the configuration names something else than this pipeline has read so far; nothing was read from it, and nothing is lost: rows wait in the slot",
+		Means: "the configuration names something else than this pipeline has read so far; nothing was read from it; if the former name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read",
 		Run:   fmt.Sprintf("correct %s, and the relay goes on by itself; if the change is meant, `walpost adopt` accepts it", strings.Join(keys, " and ")),
 	}
 	if st.Configured.Messages != "" {

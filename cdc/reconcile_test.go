@@ -46,7 +46,7 @@ func TestReconcileTable(t *testing.T) {
 			func(s *State, f *Facts) {
 				s.Configured, f.Configured = Configured{Publication: "w", Messages: "shop"}, Configured{Publication: "w", Table: "public.outbox"}
 			},
-			"source.table is \"public.outbox\", it was \"\", source.messages is \"\", it was \"shop\": the configuration names something else than this pipeline has read so far; nothing was read from it, and nothing is lost: rows wait in the slot; this walpost reads a table and no messages: let the one that wrote the record deliver those that wait in the slot, then `walpost adopt` goes on with the table", false, false,
+			"source.table is \"public.outbox\", it was \"\", source.messages is \"\", it was \"shop\": the configuration names something else than this pipeline has read so far; nothing was read from it; if the former name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read; this walpost reads a table and no messages: let the one that wrote the record deliver those that wait in the slot, then `walpost adopt` goes on with the table", false, false,
 		},
 		"another database": {
 			func(_ *State, f *Facts) { f.SystemID = "8" },

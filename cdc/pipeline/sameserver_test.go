@@ -33,6 +33,9 @@ func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 	if _, err := elsewhere.Exec(t.Context(), "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := conn.Exec(t.Context(), `CREATE TABLE "eVents" (id uuid)`); err != nil {
+		t.Fatal(err)
+	}
 	change := func(text string, change func(*url.URL)) string {
 		u, err := url.Parse(text)
 		if err != nil {
@@ -42,18 +45,22 @@ func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 		return u.String()
 	}
 	for _, kind := range []config.Kind{config.KindWAL, config.KindPolling} {
-		for what, c := range map[string]struct{ source, admin, says, err string }{
-			"another server":   {other.URL(name), admin, "", "source.url and --admin-url (WALPOST_ADMIN_URL) lead to different servers"},
-			"no server":        {change(admin, func(u *url.URL) { u.Host = "127.0.0.1:1" }), admin, "warning: source.url: PostgreSQL at 127.0.0.1:1 does not answer", ""},
-			"no TLS":           {change(admin, func(u *url.URL) { u.RawQuery = "sslmode=require" }), admin, "takes no TLS: switch it on there (ssl = on), or write sslmode=disable", ""},
-			"another database": {admin, change(admin, func(u *url.URL) { u.Path = "/postgres" }), "all is done there, because source.url names it; --admin-url (WALPOST_ADMIN_URL) names postgres", ""},
-			"as it should be":  {admin, admin, "", ""},
+		for what, c := range map[string]struct{ source, admin, says, err, table string }{
+			"another server":   {other.URL(name), admin, "", "source.url and --admin-url (WALPOST_ADMIN_URL) lead to different servers", ""},
+			"no server":        {change(admin, func(u *url.URL) { u.Host = "127.0.0.1:1" }), admin, "warning: source.url: PostgreSQL at 127.0.0.1:1 does not answer", "", ""},
+			"no TLS":           {change(admin, func(u *url.URL) { u.RawQuery = "sslmode=require" }), admin, "takes no TLS: switch it on there (ssl = on), or write sslmode=disable", "", ""},
+			"another database": {admin, change(admin, func(u *url.URL) { u.Path = "/postgres" }), "all is done there, because source.url names it; --admin-url (WALPOST_ADMIN_URL) names postgres", "", ""},
+			"as it should be":  {admin, admin, "", "", ""},
+			"another case":     {admin, admin, "", "source.table: there is no table public.Events: did you mean public.eVents?", "Events"},
 		} {
 			t.Run(string(kind)+"/"+what, func(t *testing.T) {
 				cfg := config.Default()
 				cfg.Pipeline = cdctest.Name(t, "led")
 				slot := strings.ReplaceAll(cfg.Pipeline, "-", "_")
 				cfg.Source.Kind, cfg.Source.URL, cfg.Source.Slot, cfg.Source.Publication, cfg.Source.Table = kind, c.source, slot, slot, "public."+slot
+				if c.table != "" {
+					cfg.Source.Table = "public." + c.table
+				}
 				cfg.Kafka.Brokers, cfg.Kafka.Replication, cfg.Kafka.AggregateTypes = brokers, 1, []string{"thing"}
 				p, err := pipeline.New(cfg, pipeline.Options{})
 				if err != nil {
@@ -68,7 +75,7 @@ func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 					t.Errorf("init says %s, want %q", said, c.says)
 				}
 				var made bool
-				if err := conn.QueryRow(t.Context(), "SELECT to_regclass($1) IS NOT NULL", slot).Scan(&made); err != nil || made == (c.err != "") {
+				if err := conn.QueryRow(t.Context(), "SELECT to_regclass($1) IS NOT NULL", strings.Replace(cfg.Source.Table, "Events", `"Events"`, 1)).Scan(&made); err != nil || made == (c.err != "") {
 					t.Errorf("the table was made: %t, %v", made, err)
 				}
 			})

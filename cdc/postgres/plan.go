@@ -90,6 +90,11 @@ type TablePlan struct {
 
 // PlanTable returns the steps that such a relay needs, in order: its role, the table, its rights. Errors are as in Plan.
 func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
+	if p.OID == 0 {
+		if err := a.misspelt(ctx); err != nil {
+			return nil, err
+		}
+	}
 	role, err := a.planPollingRole(ctx)
 	if err != nil {
 		return nil, err
@@ -262,6 +267,9 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 	case err != nil:
 		return Step{}, t, err
 	case t.oid == 0:
+		if err := a.misspelt(ctx); err != nil {
+			return Step{}, t, err
+		}
 		step = Step{What: fmt.Sprintf("table %s: create it", cfg.Table), SQL: []string{TableDDL(cfg)}}
 		if t.partitioned = byDay; byDay {
 			step = Step{What: fmt.Sprintf("table %s: create it, with a partition for each day, %d days ahead, and one for all other rows", cfg.Table, daysAhead), SQL: partitionedDDL(cfg)}
@@ -282,6 +290,24 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 		return Step{}, t, unfit(problems)
 	}
 	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, t, nil
+}
+
+// misspelt returns an error where there is no table of the configured name, and one whose name differs in the case of letters alone: an
+// empty table would be made and watched, and the application's rows would never be relayed.
+func (a *Admin) misspelt(ctx context.Context) error {
+	schema, name := a.source.cfg.SchemaTable()
+	var there string
+	err := a.conn.QueryRow(ctx, `
+		SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND lower(n.nspname) = lower($1) AND lower(c.relname) = lower($2) AND (n.nspname, c.relname) <> ($1, $2) LIMIT 1`,
+		schema, name).Scan(&there)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return classify("look for the table", err)
+	}
+	return fmt.Errorf("source.table: there is no table %s: did you mean %s? Names are written in their own case; nothing was changed", a.source.cfg.Table, there)
 }
 
 func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
