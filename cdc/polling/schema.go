@@ -172,7 +172,8 @@ func (o *Outbox) checkColumns(has map[string]existing, i *inspection) {
 	}
 	names, pending := o.cfg.Polling.Columns, o.cfg.Polling.Words.Pending
 	if status, there := has[names.Status]; there && !strings.HasPrefix(status.value, postgres.Literal(pending)+"::") {
-		i.bad("source.polling.words.pending: new rows have the %s %s, and %q would never be found: make them the same", names.Status, cmp.Or(status.value, "NULL"), pending)
+		i.bad("source.polling.words.pending: new rows have the %s %s, and %q would never be found: set that word, or %s", names.Status, cmp.Or(status.value, "NULL unless the writer names one"), pending,
+			o.sql("ALTER TABLE {table} ALTER {status} SET DEFAULT {pending}"))
 	}
 	tx, transacts := has[names.Transaction]
 	position, orders := has[names.Position]

@@ -251,7 +251,7 @@ func TestPollingBadInput(t *testing.T) {
 	says(`source.table: public.outbox has no index for polling: let ` + "`walpost init`" + ` make it, or run it yourself: CREATE INDEX ON "public"."outbox" ("position") WHERE "status" = 'PENDING'`)
 	s.MustRun("init")
 	s.Env["WALPOST_SOURCE_POLLING_WORDS_PENDING"] = "NEW"
-	says(`new rows have the status 'PENDING'::text, and "NEW" would never be found`)
+	says(`new rows have the status 'PENDING'::text, and "NEW" would never be found: set that word, or ALTER TABLE "public"."outbox" ALTER "status" SET DEFAULT 'NEW'`)
 	delete(s.Env, "WALPOST_SOURCE_POLLING_WORDS_PENDING")
 	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_status_word`)
 	s.InsertRows(1)
