@@ -33,7 +33,8 @@ func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 	if _, err := elsewhere.Exec(t.Context(), "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.Exec(t.Context(), `CREATE TABLE "eVents" (id uuid)`); err != nil {
+	if _, err := conn.Exec(t.Context(), `CREATE TABLE "eVents" (id uuid);
+		CREATE TABLE streamed (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb); CREATE PUBLICATION elsewhere FOR TABLE streamed`); err != nil {
 		t.Fatal(err)
 	}
 	change := func(text string, change func(*url.URL)) string {
@@ -51,6 +52,7 @@ func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 			"no TLS":           {change(admin, func(u *url.URL) { u.RawQuery = "sslmode=require" }), admin, "takes no TLS: switch it on there (ssl = on), or write sslmode=disable", "", ""},
 			"another database": {admin, change(admin, func(u *url.URL) { u.Path = "/postgres" }), "all is done there, because source.url names it; --admin-url (WALPOST_ADMIN_URL) names postgres", "", ""},
 			"as it should be":  {admin, admin, "", "", ""},
+			"a streamed one":   {admin, admin, "", "", "streamed"},
 			"another case":     {admin, admin, "", "source.table: there is no table public.Events: did you mean public.eVents?", "Events"},
 		} {
 			t.Run(string(kind)+"/"+what, func(t *testing.T) {
@@ -71,6 +73,9 @@ func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 					t.Errorf("got %v, want %q", err, c.err)
 				}
 				said := fmt.Sprint(steps)
+				if streams := "warning: publication elsewhere"; strings.Contains(said, streams) != (c.table == "streamed" && kind == config.KindPolling) {
+					t.Errorf("init says %s, and of a table that somebody streams %q", said, streams)
+				}
 				if c.says != "" && !strings.Contains(said, c.says) || c.says == "" && strings.Contains(said, "source.url") {
 					t.Errorf("init says %s, want %q", said, c.says)
 				}

@@ -125,12 +125,30 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	steps := slices.Concat([]Step{role}, password, []Step{p.Table, rights}, sight)
+	streamed, err := a.streamed(ctx, p.OID)
+	if err != nil {
+		return nil, err
+	}
+	steps := slices.Concat(streamed, []Step{role}, password, []Step{p.Table, rights}, sight)
 	notes, err := a.source.zoneNotes(ctx, a.conn)
 	for _, note := range notes {
 		steps = append(steps, Step{What: note})
 	}
 	return steps, err
+}
+
+// streamed warns of publications that carry a table that is to be polled.
+func (a *Admin) streamed(ctx context.Context, oid uint32) ([]Step, error) {
+	var by []string
+	err := a.conn.QueryRow(ctx, `SELECT ARRAY(SELECT pubname::text FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
+		JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE c.oid = $1 ORDER BY 1)`, oid).Scan(&by)
+	if err != nil {
+		return nil, classify("look for publications of the table", err)
+	}
+	if len(by) == 0 {
+		return nil, nil
+	}
+	return []Step{{What: fmt.Sprintf("warning: publication %s carries %s: a relay that streams it publishes the rows that are polled, too", some(by), a.source.cfg.Table)}}, nil
 }
 
 // planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.
