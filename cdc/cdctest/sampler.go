@@ -201,9 +201,6 @@ func (s *Sampler) read(ctx context.Context) error {
 	}
 	for behind() {
 		fetches := s.client.PollFetches(ctx)
-		if ctx.Err() != nil {
-			return fmt.Errorf("read to the end: %w", ctx.Err())
-		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			if s.next[r.Topic] == nil {
 				s.next[r.Topic] = map[int32]int64{}
@@ -213,6 +210,9 @@ func (s *Sampler) read(ctx context.Context) error {
 				s.seen[id] = true
 			}
 		})
+		if ctx.Err() != nil { // behind the records: what was polled is not polled again
+			return fmt.Errorf("read to the end: %w", ctx.Err())
+		}
 	}
 	return nil
 }
