@@ -187,7 +187,7 @@ func TestAdoptNewServer(t *testing.T) {
 		if st.SystemID != "7" || st.Epoch != before.Epoch {
 			t.Errorf("%s: the old record was changed", name)
 		}
-		// The relay goes on from it, and delivers the first row behind the slot, whatever its LSN.
+		// The relay goes on from it, and delivers the first row behind the slot, with any LSN.
 		if next, err = Reconcile("p", next, f); err != nil {
 			t.Errorf("%s: adopted, it halts: %v", name, err)
 			continue

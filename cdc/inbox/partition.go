@@ -9,7 +9,7 @@ import (
 )
 
 // A partition is one that this process owns. Its worker, a goroutine while there is something to do, applies what was
-// polled of it; only the worker uses claim and gap, and before it begins whoever assigns the partition.
+// polled of it; only the worker uses claim and gap, and the assignment before the worker begins.
 type partition struct {
 	claim claim
 	gap   *gap // records before the first that is polled, missing

@@ -23,13 +23,14 @@ import (
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
 const defaultLimit = 1048588
 
-// maxBatch is the most that is produced as one, whatever the topic takes, and requestRoom what a request holds beside its batch.
+// maxBatch is the most bytes of one batch, also where the topic takes more. requestRoom is how many bytes a request holds
+// beside its batch.
 const (
 	maxBatch    = 64 << 20
 	requestRoom = 4 << 10
 )
 
-// mostBytes is the most that a record may take, whatever its topic allows.
+// mostBytes returns the most bytes that a record may take, also where its topic allows more.
 func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequestBytes)-requestRoom) }
 
 // publisher is one session's client.

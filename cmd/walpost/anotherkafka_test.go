@@ -104,7 +104,7 @@ func TestAnotherKafka(t *testing.T) {
 		t.Errorf("%d records, want each of 5 once", records)
 	}
 
-	// More partitions there: whoever looks says so, and the next session.
+	// More partitions there: status says so, and the next session.
 	client, err := kgo.NewClient(kgo.SeedBrokers(third...))
 	if err != nil {
 		t.Fatal(err)
