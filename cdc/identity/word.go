@@ -1,0 +1,72 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+const (
+	// commandWithin is how long a command has to print a password or a token.
+	commandWithin = 10 * time.Second
+	// longestWord is the most bytes that a file or a command may hold: a token of some services has several KiB.
+	longestWord = 64 << 10
+)
+
+// readWord returns what the file holds, without the line's end.
+func readWord(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("read the file: %w", err)
+	}
+	if info.Size() > longestWord {
+		return "", fmt.Errorf("the file %s has %d bytes: that is no password and no token", path, info.Size())
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the file: %w", err)
+	}
+	return word(string(text), "the file "+path)
+}
+
+// runForWord returns the first line that the command prints. Words are separated by spaces; there is no shell. What it prints beside that
+// is not in the error: it can hold a secret.
+func runForWord(ctx context.Context, command string) (string, error) {
+	words := strings.Fields(command)
+	if len(words) == 0 {
+		return "", errors.New("the command is empty")
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandWithin)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	cmd.WaitDelay = time.Second // a child of the command may keep its output open
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	err := cmd.Run()
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return "", fmt.Errorf("the command %s has printed nothing within %s: run it by hand", words[0], commandWithin)
+	case err != nil:
+		return "", fmt.Errorf("the command %s: %w: run it by hand", words[0], err)
+	case out.Len() > longestWord:
+		return "", fmt.Errorf("the command %s printed %d bytes: that is no password and no token", words[0], out.Len())
+	}
+	return word(out.String(), "the command "+words[0])
+}
+
+// word returns the one line of text.
+func word(text, of string) (string, error) {
+	text = strings.TrimRight(text, "\r\n")
+	switch {
+	case strings.TrimSpace(text) == "":
+		return "", fmt.Errorf("%s is empty: write the password or the token there", of)
+	case strings.ContainsAny(text, "\r\n\x00"):
+		return "", fmt.Errorf("%s holds more than one line: write the password or the token alone", of)
+	}
+	return text, nil
+}
