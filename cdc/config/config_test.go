@@ -86,7 +86,11 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"kafka: {retention: -1s}":                  "kafka.retention:",
 		"kafka: {compression: brotli}":             "kafka.compression:",
 		"kafka: {sasl: {mechanism: ntlm}}":         "kafka.sasl.mechanism:",
-		"kafka: {sasl: {mechanism: plain}}":        "kafka.sasl:",
+		"kafka: {sasl: {mechanism: plain}}":        "kafka.sasl.username: missing",
+		"kafka: {tls_cert_file: /a}":               "kafka.tls_cert_file: it is for connections with TLS",
+		"kafka: {tls_ca_fil: /a}":                  "did you mean kafka.tls_ca_file?",
+		"kafka: {tls: true, tls_ca_file: /none}":   "kafka.tls_ca_file: read the file: open /none",
+		"kafka: {tls_ca_file: [a]}":                "kafka.tls_ca_file: [a] is more than one value",
 		"delivery: exactly_twice":                  "delivery:",
 		"window: {rows: 0}":                        "window.rows:",
 		"window: {bytes: lots}":                    "no size",
@@ -135,7 +139,7 @@ func TestConfigReportsEverythingTogether(t *testing.T) {
 func TestEnvironmentWins(t *testing.T) {
 	env := map[string]string{
 		"WALPOST_PIPELINE": "other", "WALPOST_KAFKA_BROKERS": "a:1,b:2", "WALPOST_KAFKA_RENAME": "{order: orders}",
-		"WALPOST_WINDOW_BYTES": "64KiB", "WALPOST_QUEUE_TIMEOUT": "5s", "WALPOST_KAFKA_TLS": "true", "WALPOST_KAFKA_SASL_PASSWORD": "123",
+		"WALPOST_WINDOW_BYTES": "64KiB", "WALPOST_QUEUE_TIMEOUT": "5s", "WALPOST_KAFKA_TLS": "true", "WALPOST_KAFKA_SASL_PASSWORD": "123", "WALPOST_KAFKA_SASL_MECHANISM": "plain", "WALPOST_KAFKA_SASL_USERNAME": "walpost",
 	}
 	cfg, err := parseOne(goodConfig, func(k string) string { return env[k] })
 	if err != nil {

@@ -237,7 +237,10 @@ func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Val
 		if !field.IsExported() {
 			continue
 		}
-		p := append(slices.Clone(path), field.Tag.Get("yaml"))
+		p := slices.Clone(path)
+		if key, how, _ := strings.Cut(field.Tag.Get("yaml"), ","); how != "inline" {
+			p = append(p, key)
+		}
 		if v.Field(i).Kind() == reflect.Struct {
 			eachKey(v.Field(i), p, f)
 			continue

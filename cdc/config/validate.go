@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 var (
@@ -80,10 +82,8 @@ func (s *Source) rules(env string) rules {
 
 func (k *Kafka) rules(env string) rules {
 	r := rules{
+		k.Kafka.Check(identity.Keys),
 		unless(len(k.Brokers) > 0, "kafka.brokers: missing: write [host:9092], or set %s", envName(env, []string{"kafka", "brokers"})),
-		oneOf("kafka.sasl.mechanism", k.SASL.Mechanism, NoLogin, Plain, ScramSHA256, ScramSHA512),
-		unless(!slices.Contains([]Mechanism{Plain, ScramSHA256, ScramSHA512}, k.SASL.Mechanism) || k.SASL.Username != "" && k.SASL.Password != "",
-			"kafka.sasl: username and password are needed with mechanism %s; the password may stand in %s", k.SASL.Mechanism, envName(env, []string{"kafka", "sasl", "password"})),
 		unless(templatePattern.MatchString(k.Topic) && LegalTopic(strings.NewReplacer("{aggregate_type}", "a", "{event_type}", "e").Replace(k.Topic)),
 			"kafka.topic: %q: letters, digits, '.', '_', '-', {aggregate_type} and {event_type} only, and not beginning with __ or walpost.", k.Topic),
 		unless(len(k.AggregateTypes) > 0, "kafka.aggregate_types: missing: list the aggregate types that may be published, [order] for example"),
@@ -99,7 +99,7 @@ func (k *Kafka) rules(env string) rules {
 		between("kafka.replication", k.Replication, 0, 1<<15-1, "a number of brokers, or 0 for the brokers' default"),
 		between("kafka.retention", k.Retention, 0, forever, "0 is for ever"),
 		between("kafka.max_request_bytes", k.MaxRequestBytes, 64<<10, 1<<30, ""),
-		oneOf("kafka.compression", k.Compression, Uncompressed, Snappy, LZ4, Zstd),
+		oneOf("kafka.compression", k.Compression, Uncompressed, Gzip, Snappy, LZ4, Zstd),
 		between("kafka.transaction_timeout", k.TransactionTimeout, time.Second, 15*time.Minute, "the most that brokers allow by default"),
 	}
 	for _, b := range k.Brokers {

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// commandWithin is how long a command has to print a password or a token.
-	commandWithin = 10 * time.Second
+	// commandWithin is how long a command has to print a password or a token: less than who connects waits for an answer.
+	commandWithin = 8 * time.Second
 	// longestWord is the most bytes that a file or a command may hold: a token of some services has several KiB.
 	longestWord = 64 << 10
 )

@@ -16,6 +16,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/identity"
+	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -45,6 +47,13 @@ type source struct {
 	Brokers []string `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
 	Topic   string   `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
 	Group   string   `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
+
+	Identity identity.Kafka `embed:"" prefix:"kafka-" envprefix:"INVENTORY_KAFKA_" group:"Kafka: TLS and login"`
+}
+
+// login proves to Kafka who we are. Names of keys are those of flags.
+func (s *source) login(log zerolog.Logger) *identity.Login {
+	return identity.NewLogin(s.Identity, s.Brokers, identity.Flags("INVENTORY_"), log)
 }
 
 type parkedCmd struct {
@@ -147,7 +156,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	reg := app.NewRegistry()
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
 	cfg := inventory.ConsumerConfig{
-		Brokers: c.Brokers, Topic: c.Topic, Group: c.Group, Store: store, Metrics: metrics, Log: log,
+		Brokers: c.Brokers, Login: c.login(log), Topic: c.Topic, Group: c.Group, Store: store, Metrics: metrics, Log: log,
 		Policy: c.Policy, Gap: c.Gap, Batch: c.Batch, Retention: c.Retention,
 	}.Inbox()
 	consumer, err := inbox.New(cfg)
@@ -178,7 +187,7 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 			}
 			defer pool.Close()
 			return do(inventory.ConsumerConfig{
-				Brokers: src.Brokers, Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
+				Brokers: src.Brokers, Login: src.login(zerolog.Nop()), Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
 				Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
 			}.Inbox())
 		},
@@ -211,7 +220,7 @@ func (s *serveCmd) check() error {
 }
 
 func (s *source) check() error {
-	var errs []error
+	errs := []error{s.Identity.Check(identity.Flags("INVENTORY_"))}
 	if len(s.Brokers) == 0 {
 		errs = append(errs, errors.New("--kafka-brokers (INVENTORY_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092"))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -46,10 +47,11 @@ type background func(ctx context.Context) error
 
 // shared is what a group may use.
 type shared struct {
-	pool *pgxpool.Pool // of this group alone
-	reg  prometheus.Registerer
-	log  zerolog.Logger
-	to   string // whom webhooks go to; empty where a group only looks at its inbox
+	pool  *pgxpool.Pool // of this group alone
+	login *identity.Login
+	reg   prometheus.Registerer
+	log   zerolog.Logger
+	to    string // whom webhooks go to; empty where a group only looks at its inbox
 }
 
 func orderEvents(k kafka) string { return k.Topic }
@@ -61,13 +63,21 @@ type kafka struct {
 	Topic       string   `env:"ORDERS_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
 	StockTopic  string   `env:"ORDERS_STOCK_TOPIC" default:"outbox.event.stock" help:"Topic of the stock's answers."`
 	GroupPrefix string   `env:"ORDERS_GROUP_PREFIX" help:"Put before the names of the consumer groups, where several shops share a Kafka."`
+
+	Identity identity.Kafka `embed:"" prefix:"kafka-" envprefix:"ORDERS_KAFKA_" group:"Kafka: TLS and login"`
 }
 
 func (k kafka) check() error {
+	err := k.Identity.Check(identity.Flags("ORDERS_"))
 	if len(k.Brokers) == 0 {
-		return errors.New("--kafka-brokers (ORDERS_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092")
+		return errors.Join(errors.New("--kafka-brokers (ORDERS_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092"), err)
 	}
-	return nil
+	return err
+}
+
+// login proves to Kafka who we are. Names of keys are those of flags.
+func (k kafka) login(log zerolog.Logger) *identity.Login {
+	return identity.NewLogin(k.Identity, k.Brokers, identity.Flags("ORDERS_"), log)
 }
 
 type consumeCmd struct {
@@ -125,7 +135,7 @@ func (c *consumeCmd) senders(asked []group, log zerolog.Logger) (ready []group, 
 // config is a group's consumer, all of it.
 func (g group) config(k kafka, s shared) inbox.Config {
 	cfg := g.inbox(s)
-	cfg.Brokers, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
+	cfg.Brokers, cfg.Login, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, s.login, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
 	cfg.Metrics = inbox.NewMetrics(prometheus.WrapRegistererWith(prometheus.Labels{"group": g.name}, s.reg), "orders_inbox", cfg.Types...)
 	return cfg
 }
@@ -161,6 +171,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	}
 	defer ln.Close()
 	reg, mux := app.NewRegistry(), http.NewServeMux()
+	login := c.login(log)
 	ready := map[string]func(context.Context) error{}
 	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }}
 	var metrics *notify.Metrics
@@ -171,7 +182,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 		}
 		defer pool.Close()
 		s, sends := senders[g.name]
-		cfg := g.config(c.kafka, shared{pool, reg, log, s.to})
+		cfg := g.config(c.kafka, shared{pool, login, reg, log, s.to})
 		cfg.Policy, cfg.Gap, cfg.Batch, cfg.Retention = c.Policy, c.Gap, c.Batch, c.Retention
 		consumer, err := inbox.New(cfg)
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
+	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"

@@ -55,5 +55,5 @@ func (p *process) inbox(ctx context.Context, k kafka, name string, do func(inbox
 		return err
 	}
 	defer pool.Close()
-	return do(found[0].config(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop(), ""}))
+	return do(found[0].config(k, shared{pool, k.login(zerolog.Nop()), prometheus.NewRegistry(), zerolog.Nop(), ""}))
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/walpost/walpost/cdc/config"
+	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
