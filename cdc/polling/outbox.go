@@ -87,7 +87,7 @@ func classify(t *postgres.OpenTable, doing string, err error) error {
 	case errors.Is(err, postgres.ErrUnseen):
 		return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
 	case errors.As(err, &halt):
-		err, run = errors.New(halt.Found), halt.Run
+		err, run = errors.New(halt.Found), halt.Run+", or let `walpost init` give it"
 	case slices.Contains(unpollable, postgres.SQLState(cause)):
 	default:
 		return err
