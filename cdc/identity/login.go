@@ -29,6 +29,7 @@ type Login struct {
 	warned  sync.Once
 
 	mu      sync.Mutex
+	inside  bool                 // a broker has let us in
 	wanted  bool                 // a broker has asked for a client certificate, and there is none
 	refused map[string]refusal   // by broker: why the newest connection to it failed
 	expires map[string]time.Time // by key: when the certificate in use does
@@ -102,6 +103,7 @@ func (l *Login) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.
 	defer l.mu.Unlock()
 	if err == nil {
 		delete(l.refused, at)
+		l.inside = true
 		return
 	}
 	l.refused[at] = refusal{err, time.Now()}
