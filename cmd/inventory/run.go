@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -96,6 +97,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return command.Run(&process{cli: &flags, stdout: stdout, stderr: stderr})
 }
 
+// databaseURL is what holds the URL of the inventory database.
+const databaseURL = "--database-url (INVENTORY_DATABASE_URL)"
+
 // process is what a command gets.
 type process struct {
 	cli            *cli
@@ -112,10 +116,10 @@ func (*versionCmd) Run(p *process) error {
 func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	var errs []error
 	if p.cli.DatabaseURL == "" {
-		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory; migrate makes that role and sets its password"))
+		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full; migrate makes that role and sets its password"))
 	}
 	if c.AdminURL == "" {
-		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory"))
+		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory?sslmode=verify-full"))
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
@@ -130,7 +134,7 @@ func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 // waited for: /readyz and the log say so.
 func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
-	pool, poolErr := p.pool(ctx)
+	pool, poolErr := p.pool(ctx, log)
 	if poolErr == nil {
 		defer pool.Close()
 	}
@@ -172,7 +176,7 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	return &inboxcmd.Inboxes{
 		Program: "inventory", Groups: []string{src.Group}, Stdout: p.stdout,
 		Open: func(ctx context.Context, _ string, do func(inbox.Config) error) error {
-			pool, err := p.pool(ctx)
+			pool, err := p.pool(ctx, zerolog.Nop())
 			if err != nil {
 				return err
 			}
@@ -185,19 +189,19 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	}
 }
 
-func (p *process) pool(ctx context.Context) (*pgxpool.Pool, error) {
+func (p *process) pool(ctx context.Context, log zerolog.Logger) (*pgxpool.Pool, error) {
 	if p.cli.DatabaseURL == "" {
-		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory")
+		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full")
 	}
-	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
+	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log).Pool(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+		return nil, err
 	}
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	return pool, nil
 }

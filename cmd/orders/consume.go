@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -131,17 +132,17 @@ func (g group) config(k kafka, s shared) inbox.Config {
 }
 
 // connect gives a group its own connections, so that one whose database work takes long delays no other.
-func (p *process) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
+func (p *process) connect(ctx context.Context, g group, log zerolog.Logger) (*pgxpool.Pool, error) {
+	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log).Pool(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return nil, err
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	return pool, nil
 }
@@ -151,7 +152,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
 	asked, err := chosen(c.Groups)
 	asked, senders, sendErr := c.senders(asked, log)
-	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL), c.check(), sendErr, logErr); err != nil {
+	if err := errors.Join(err, checkURL(databaseURL, p.cli.DatabaseURL), c.check(), sendErr, logErr); err != nil {
 		return err
 	}
 	log = log.With().Str("service", "orders").Logger()
@@ -165,7 +166,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }}
 	var metrics *notify.Metrics
 	for _, g := range asked {
-		pool, err := p.connect(ctx, g)
+		pool, err := p.connect(ctx, g, log)
 		if err != nil {
 			return err
 		}
