@@ -139,7 +139,11 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	halt := func(means, run string, args ...any) error {
 		return &cdc.Halt{Found: found, Means: means, Run: fmt.Sprintf(run, args...)}
 	}
-	who := identity.Trouble(cfg, addresses(cfg), l.PasswordFrom(), pg)
+	from := l.PasswordFrom()
+	who := identity.Trouble(cfg, addresses(cfg), from, pg)
+	if who != "" && from != "" { // which a file or a command may put right at any moment: no halt, whose next try comes late
+		return fmt.Errorf("%s: %s", found, who)
+	}
 	switch pg.Code {
 	case pgerrcode.InvalidPassword:
 		if who != "" {
