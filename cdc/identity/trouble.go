@@ -58,9 +58,9 @@ func Trouble(cfg *pgconn.Config, at, from string, err error) string {
 		return refusedOurs(cfg, at, alert.Err.Error())
 	case strings.Contains(err.Error(), notPostgres), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		if cfg.TLSConfig == nil {
-			return fmt.Sprintf("%s accepts the connection and does not speak as PostgreSQL does: look whether that is PostgreSQL's port, and not Kafka's; where it takes TLS alone, write sslmode=verify-full in place of disable", at)
+			return fmt.Sprintf("%s accepts the connection and does not speak as PostgreSQL does: look whether that is PostgreSQL's port; where it takes TLS alone, write sslmode=verify-full in place of disable", at)
 		}
-		return fmt.Sprintf("%s accepts the connection and does not speak as PostgreSQL does: look whether that is PostgreSQL's port, and not Kafka's", at)
+		return fmt.Sprintf("%s accepts the connection and does not speak as PostgreSQL does: look whether that is PostgreSQL's port", at)
 	}
 	return ""
 }
@@ -102,7 +102,11 @@ func denied(cfg *pgconn.Config, from string, pg *pgconn.PgError) string {
 	case pg.Routine == "auth_failed" && own != nil && own.Subject.CommonName != cfg.User:
 		return fmt.Sprintf("the certificate of sslcert is for %q and the role is %q, which clientcert=verify-full and the method cert refuse: have one issued for the role, or write the role of the certificate in the URL; else the password is wrong", own.Subject.CommonName, cfg.User)
 	case pg.Routine == "auth_failed" && from != "":
-		return fmt.Sprintf("the word of %s is wrong or has ended, as a token does after some minutes: %[1]s is asked again at each try, so correct what it gives; the token's role must be allowed to use one, as by GRANT rds_iam TO %s in RDS", from, cfg.User)
+		more := ""
+		if cfg.RuntimeParams["replication"] != "" {
+			more = " and rds.iam_auth_for_replication = 1"
+		}
+		return fmt.Sprintf("the word of %s is wrong or has ended, as a token does after some minutes: %[1]s is asked again at each try, so correct what it gives; where it is a token, the role must be allowed to use one (in RDS by GRANT rds_iam TO %s%s)", from, cfg.User, more)
 	case pg.Routine == "auth_failed" && !password && !onThisMachine(cfg.Host):
 		return "the server asks another service who this is (PAM, LDAP), or wants a token: name password_command or password_file where the password is a token"
 	case pg.Routine == "ClientAuthentication" && strings.Contains(pg.Message, "client certificate"):

@@ -101,7 +101,7 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.Key, dns.Name, dns)
 	case pgconn.Timeout(err) && reached:
-		return fmt.Errorf("%s: %s accepts the connection and has not answered within %s: look whether that is PostgreSQL, and what it waits for", l.Key, at, took.Round(time.Second))
+		return fmt.Errorf("%s: %s accepts the connection and has not answered within %s: look whether that is PostgreSQL and not Kafka, and what it waits for", l.Key, at, took.Round(time.Second))
 	case pgconn.Timeout(err) || errors.As(err, &dns):
 		return fmt.Errorf("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.Key, at, took.Round(time.Second))
 	}

@@ -159,11 +159,11 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	mux := http.NewServeMux()
-	app.OpsRoutes(mux, reg, consumer.Ready)
+	app.OpsRoutes(mux, reg, func(ctx context.Context) error { return p.database(log).Explain(consumer.Ready(ctx)) })
 	inventory.Routes(mux, store, inbox.NewOperator(cfg, ""), metrics, log)
 
 	if err := store.Ping(ctx); err != nil {
-		log.Warn().Err(err).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
+		log.Warn().Err(p.database(log).Explain(err)).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return app.Serve(ctx, ln, app.Instrument(reg, mux), log) })
@@ -189,11 +189,16 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	}
 }
 
+// database is who connects to the inventory database.
+func (p *process) database(log zerolog.Logger) *identity.Postgres {
+	return identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
+}
+
 func (p *process) pool(ctx context.Context, log zerolog.Logger) (*pgxpool.Pool, error) {
 	if p.cli.DatabaseURL == "" {
 		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full")
 	}
-	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log).Pool(ctx)
+	config, err := p.database(log).Pool(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -188,11 +188,12 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 			work = append(work, s.in(store, metrics, log))
 		}
 	}
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
 	app.OpsRoutes(mux, reg, func(ctx context.Context) error {
 		var errs []error
 		for _, g := range asked {
 			if err := ready[g.name](ctx); err != nil {
-				errs = append(errs, fmt.Errorf("group %s: %w", g.name, err))
+				errs = append(errs, fmt.Errorf("group %s: %w", g.name, database.Explain(err)))
 			}
 		}
 		return errors.Join(errs...)
