@@ -73,8 +73,8 @@ func TestServicesThatRefuseTopics(t *testing.T) {
 		"the retention":                {"retention.ms", kerr.InvalidConfig, "set kafka.retention"},
 		"too many replicas":            {"", kerr.InvalidReplicationFactor, "set kafka.replication"},
 		"too many partitions":          {"retention.ms", kerr.InvalidPartitions, "set kafka.partitions"},
-		"everybody":                    {"segment.bytes", kerr.TopicAuthorizationFailed, "create it by hand with these settings"},
-		"everybody, for a cluster's":   {"", kerr.ClusterAuthorizationFailed, "create it by hand with these settings"},
+		"everybody":                    {"segment.bytes", kerr.TopicAuthorizationFailed, "grant Create on topic"},
+		"everybody, for a cluster's":   {"", kerr.ClusterAuthorizationFailed, "grant Create on topic"},
 		"the request, of each version": {"", kerr.UnsupportedVersion, "create it by hand with these settings"},
 		"the request":                  {"", nil, "create it by hand with these settings"},
 	} {
@@ -153,7 +153,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 		"settings are not shown, exactly once":       {is: missing(kmsg.DescribeConfigs), once: true},
 		"no producer ids":                            {is: missing(kmsg.InitProducerID), halts: true, says: noIDs},
 		"producer ids of no version":                 {is: refuse(kerr.UnsupportedVersion), halts: true, says: noIDs},
-		"no right to producer ids":                   {is: refuse(kerr.ClusterAuthorizationFailed), says: "grant IDEMPOTENT_WRITE on the cluster"},
+		"no right to producer ids":                   {is: refuse(kerr.ClusterAuthorizationFailed), says: "grant IdempotentWrite on the cluster"},
 		"no transactions, at least once":             {is: coordinator(kerr.InvalidRequest)},
 		"no transactions and no producer ids":        {is: missing(kmsg.InitProducerID), once: true, halts: true, says: noTransactions},
 		"no transactions, refused as a version":      {is: refuse(kerr.UnsupportedVersion), once: true, halts: true, says: noTransactions},
@@ -162,7 +162,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 		"no request for coordinators":                {is: missing(kmsg.FindCoordinator), once: true, halts: true, says: noTransactions},
 		"no replicas for the coordinator":            {is: coordinator(kerr.CoordinatorNotAvailable), once: true, says: "transaction.state.log.replication.factor"},
 		"a transaction may not take so long":         {is: refuse(kerr.InvalidTransactionTimeout), once: true, says: "lower kafka.transaction_timeout (30s)"},
-		"no right to the transactional id":           {is: refuse(kerr.TransactionalIDAuthorizationFailed), once: true, says: "it needs WRITE and DESCRIBE on it"},
+		"no right to the transactional id":           {is: refuse(kerr.TransactionalIDAuthorizationFailed), once: true, says: "grant Write on transactional id"},
 		"batches may not be compressed in that way":  {is: produceError(kerr.UnsupportedCompressionType), says: "does not take kafka.compression: none: set another, or none"},
 		"records of more than 1 MB, and unknown why": {is: produceError(kerr.MessageTooLarge), says: "kafka refuses its record for topic"},
 	} {

@@ -114,7 +114,7 @@ func TestEveryPromiseIsChecked(t *testing.T) {
 		refused bool
 		says    string
 	}{
-		"one that another session may fix": {kerr.TopicAuthorizationFailed, false, ""},
+		"one that another session may fix": {kerr.TopicAuthorizationFailed, false, "grant Write on topic"},
 		"one that the row is to blame for": {kerr.MessageTooLarge, true, ""},
 		"one that a clock is to blame for": {kerr.InvalidTimestamp, false, "the clock of this machine says 2"},
 	} {

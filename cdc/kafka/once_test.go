@@ -247,7 +247,7 @@ func TestRefusedTransactionalIDSaysWhatToDo(t *testing.T) {
 	t.Cleanup(cluster.Close)
 	s := onceStage(t, cluster.Brokers())
 	for err, says := range map[*kerr.Error]string{
-		kerr.TransactionalIDAuthorizationFailed: "WRITE and DESCRIBE",
+		kerr.TransactionalIDAuthorizationFailed: "grant Write on transactional id",
 		kerr.InvalidTransactionTimeout:          "kafka.transaction_timeout",
 		kerr.UnknownServerError:                 "run Kafka 4.0.1 or later",
 	} {

@@ -241,7 +241,7 @@ func retryFor(key int16) time.Duration {
 
 // newPublisher makes a client that publishes in transactions, and fences whoever has the same id, if it is given one.
 func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout time.Duration) (*publisher, error) {
-	p := &publisher{sink: s, once: transactionalID != "", limits: map[string]int{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
+	p := &publisher{sink: s, id: transactionalID, limits: map[string]limit{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
 	var codec kgo.CompressionCodec
 	switch s.cfg.Kafka.Compression {
 	case config.Snappy:
