@@ -34,7 +34,7 @@ type Config struct {
 // Source is where the outbox is.
 type Source struct {
 	Kind           Kind          `yaml:"kind" doc:"wal: logical replication; polling: the table is asked, where logical replication is not to be had"`
-	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders"`
+	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders?sslmode=verify-full&sslrootcert=/etc/walpost/ca.crt; other hosts than this machine need an sslmode; certificates and passwords are read again at each connection: cdc/identity/README.md"`
 	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
