@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/outbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
@@ -26,7 +27,7 @@ type Store struct {
 func Open(ctx context.Context, url string) (*Store, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, err
+		return nil, identity.WithoutURL(err)
 	}
 	params := config.ConnConfig.RuntimeParams
 	params["application_name"] = "orders"

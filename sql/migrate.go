@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
@@ -49,11 +50,11 @@ func exec(statements string) *goose.GoFunc {
 func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, out io.Writer) error {
 	admin, err := pgx.ParseConfig(adminURL)
 	if err != nil {
-		return fmt.Errorf("administrator's database URL: %w", err)
+		return fmt.Errorf("administrator's database URL: %w", identity.WithoutURL(err))
 	}
 	service, err := pgx.ParseConfig(serviceURL)
 	if err != nil {
-		return fmt.Errorf("service's database URL: %w", err)
+		return fmt.Errorf("service's database URL: %w", identity.WithoutURL(err))
 	}
 	if service.User == admin.User {
 		return fmt.Errorf("the service's database URL has the administrator's role %q: give the service a role of its own, as in postgres://%s_service:password@host/%s", service.User, which, admin.Database)

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -31,15 +32,15 @@ const othersWithin = "10min"
 func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, out io.Writer) error {
 	admin, err := pgx.ParseConfig(adminURL)
 	if err != nil {
-		return fmt.Errorf("administrator's database URL: %w", err)
+		return fmt.Errorf("administrator's database URL: %w", identity.WithoutURL(err))
 	}
 	reader, err := pgx.ParseConfig(readerURL)
 	if err != nil {
-		return fmt.Errorf("reader's database URL: %w", err)
+		return fmt.Errorf("reader's database URL: %w", identity.WithoutURL(err))
 	}
 	service, err := pgx.ParseConfig(serviceURL)
 	if err != nil {
-		return fmt.Errorf("service's database URL: %w", err)
+		return fmt.Errorf("service's database URL: %w", identity.WithoutURL(err))
 	}
 	if reader.User == admin.User || reader.User == service.User {
 		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it one of its own, as in postgres://inventory_reader:password@host/%s", reader.User, admin.Database)

@@ -1,8 +1,16 @@
 package identity
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Secret is a word that nothing prints: fmt, JSON, YAML and logs show *** in its place.
@@ -24,3 +32,69 @@ func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String(
 
 // MarshalText returns what String returns.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Hide returns a copy of a struct in which what its tags call secret:"yes" can be shown: of a URL all but passwords, of everything else ***.
+func Hide[T any](v T) T {
+	hide(reflect.ValueOf(&v).Elem())
+	return v
+}
+
+// Show writes a value without methods as fmt would: a type's Format calls it with what Hide returns.
+func Show(f fmt.State, verb rune, v any) { _, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), v) }
+
+func hide(v reflect.Value) {
+	for i := range v.NumField() {
+		field, secret := v.Field(i), v.Type().Field(i).Tag.Get("secret") != ""
+		switch {
+		case !field.CanSet():
+		case field.Kind() == reflect.Struct:
+			hide(field)
+		case secret && field.Kind() == reflect.String && field.Len() > 0:
+			field.SetString(HideURL(field.String()))
+		case secret:
+			field.SetZero()
+		}
+	}
+}
+
+// HideURL returns a URL without passwords, in its user and in its parameters, and *** for every other text.
+func HideURL(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		return "***"
+	}
+	if u.RawQuery != "" {
+		query := u.Query()
+		for name := range query {
+			if !slices.Contains(harmless, name) {
+				query.Set(name, "xxxxx")
+			}
+		}
+		u.RawQuery = query.Encode()
+	}
+	u.Fragment, u.RawFragment = "", "" // the rest of a password with a # that is not escaped
+	return u.Redacted()
+}
+
+// harmless are the parameters of a URL that can be shown.
+var harmless = []string{
+	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation", "channel_binding", "require_auth", "host", "hostaddr", "port", "user", "dbname",
+	"passfile", "password_file", "service", "servicefile", "target_session_attrs", "load_balance_hosts", "connect_timeout", "application_name", "starttls",
+}
+
+// WithoutURL returns what pgx says is wrong with a URL, and not the URL, which pgx quotes: it knows some ways only to write a password there.
+func WithoutURL(err error) error {
+	parse := (*pgconn.ParseConfigError)(nil)
+	if !errors.As(err, &parse) {
+		return err
+	}
+	text := parse.Error()
+	if inner := parse.Unwrap(); inner != nil {
+		text = strings.TrimSuffix(text, " ("+inner.Error()+")")
+	}
+	reason := errors.New(text[strings.LastIndex(text, "`: ")+len("`: "):])
+	if file := (*fs.PathError)(nil); errors.As(err, &file) {
+		return fmt.Errorf("%w: %w", reason, file)
+	}
+	return reason
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -191,7 +192,7 @@ func (p *process) pool(ctx context.Context) (*pgxpool.Pool, error) {
 	}
 	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", identity.WithoutURL(err))
 	}
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything

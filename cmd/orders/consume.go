@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -134,7 +135,7 @@ func (g group) config(k kafka, s shared) inbox.Config {
 func (p *process) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", identity.WithoutURL(err))
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
 	pglimit.Set(&config.ConnConfig.Config)

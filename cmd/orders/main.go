@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"
@@ -181,7 +182,7 @@ func checkURL(name, url string) error {
 		return fmt.Errorf("%s is missing: set it as in postgres://user:password@host:5432/orders", name)
 	}
 	if _, err := pgx.ParseConfig(url); err != nil {
-		return fmt.Errorf("%s: %w; write it as in postgres://user:password@host:5432/orders", name, err)
+		return fmt.Errorf("%s: %w; write it as in postgres://user:password@host:5432/orders", name, identity.WithoutURL(err))
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/inboxcmd"
 	"github.com/walpost/walpost/orders/notify"
@@ -174,7 +175,7 @@ func (p *process) notices(ctx context.Context, do func(*notify.Store) error) err
 	}
 	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
 	if err != nil {
-		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", identity.WithoutURL(err))
 	}
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 30 * time.Second}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -25,7 +26,7 @@ type Catalog struct{ pool *pgxpool.Pool }
 func OpenCatalog(ctx context.Context, url string) (*Catalog, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, err
+		return nil, identity.WithoutURL(err)
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders mail"
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
