@@ -148,6 +148,7 @@ func (s *service) ask(method, path, body string) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
+	req.Header.Set("Content-Type", "application/json")
 	req.Close = true
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -431,6 +432,7 @@ func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 			"INVENTORY_HTTP": "8082", "LOG_LEVEL": "loud", "LOG_FORMAT": "xml",
 		}, []string{"INVENTORY_DATABASE_URL", `"kafka"`, `"kafka:x"`, "INVENTORY_TOPIC", "INVENTORY_HTTP", "LOG_LEVEL", "LOG_FORMAT"}},
 		{"an address that cannot be had", []string{"--http", "192.0.2.1:80"}, nil, []string{"INVENTORY_HTTP", "choose a free address"}},
+		{"profiles for everybody", []string{"--pprof", "0.0.0.0:0"}, nil, []string{"--pprof (INVENTORY_PPROF): 0.0.0.0:0 is not on loopback"}},
 		{"an unknown flag", []string{"--nope"}, nil, []string{"--nope"}},
 		{"migrate without URLs", []string{"migrate"}, map[string]string{"INVENTORY_DATABASE_URL": ""}, []string{"INVENTORY_DATABASE_URL", "INVENTORY_ADMIN_DATABASE_URL"}},
 	} {

@@ -87,6 +87,8 @@ func TestEveryMistakeInTheConfigurationIsNamedAtOnce(t *testing.T) {
 		"everything is wrong":    {nil, map[string]string{"ORDERS_DATABASE_URL": "postgres://a:" + cdctest.Canary + "@b:c/d", "ORDERS_HTTP": "nowhere", "ORDERS_DATABASE_WAIT": "long", "LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, []string{"--database-url", "--http", "--database-wait", "--log-level", "--log-format"}},
 		"a relay of nothing":     {[]string{"--relay", "--database-url", "postgres://a@127.0.0.1:1/b"}, nil, []string{"pipeline", "WALPOST_SOURCE_URL", "WALPOST_KAFKA_BROKERS"}},
 		"an unknown command":     {[]string{"server"}, nil, []string{"server"}},
+		"profiles for everybody": {[]string{"--pprof", ":0", "--http", "127.0.0.1:0", "--database-url", "postgres://a@127.0.0.1:1/b"}, nil, []string{"--pprof (ORDERS_PPROF): :0 is not on loopback"}},
+		"and of consumers":       {[]string{"consume", "orders", "--pprof", ":0", "--http", "127.0.0.1:0", "--kafka-brokers", "127.0.0.1:1", "--database-url", "postgres://a@127.0.0.1:1/b"}, nil, []string{"--pprof (ORDERS_CONSUME_PPROF): :0 is not on loopback"}},
 		"an unknown flag":        {[]string{"--kafka"}, nil, []string{"--kafka"}},
 		"an address in use":      {[]string{"--http", "192.0.2.1:1", "--database-url", "postgres://a@127.0.0.1:1/b"}, nil, []string{"--http (ORDERS_HTTP)"}},
 		"a database that is not": {[]string{"--http", "127.0.0.1:0", "--database-url", "postgres://a:" + cdctest.Canary + "@127.0.0.1:1/b", "--database-wait", "0s"}, nil, []string{"ORDERS_DATABASE_URL", "connection refused"}},

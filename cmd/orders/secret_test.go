@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ func TestNoErrorShowsAURL(t *testing.T) {
 		scheme   string
 		commands [][]string
 	}{
-		"ORDERS_DATABASE_URL":       {"postgres", [][]string{{"serve"}, {"migrate"}, {"consume", "saga"}, {"mail", "list"}, {"parked", "list"}, {"statistics", "show"}}},
+		"ORDERS_DATABASE_URL":       {"postgres", [][]string{{"serve"}, {"migrate"}, {"consume", "orders"}, {"mail", "list"}, {"parked", "list"}, {"statistics", "show"}}},
 		"ORDERS_ADMIN_DATABASE_URL": {"postgres", [][]string{{"migrate"}}},
 		"ORDERS_CATALOG_URL":        {"postgres", [][]string{{"consume", "mail"}}},
 		"ORDERS_SMTP_URL":           {"smtp", [][]string{{"consume", "mail"}}},
@@ -34,8 +35,8 @@ func TestNoErrorShowsAURL(t *testing.T) {
 				env[variable] = bad
 				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 				err := watched(ctx, args, getenv(env), io.Discard, io.Discard)
-				if err == nil || ctx.Err() != nil {
-					t.Errorf("%v takes %s=%s", args, variable, bad)
+				if err == nil || !strings.Contains(err.Error(), variable) || ctx.Err() != nil {
+					t.Errorf("%v with %s=%s: %v", args, variable, bad, err)
 				}
 				cancel()
 			}

@@ -26,6 +26,9 @@ func TestNoSecretIsSeen(t *testing.T) {
 	s.Env["WALPOST_CLEANUP_URL"] = s.AdminURL
 	s.MustRun("init")
 	s.MustRun("init", "--dry-run")
+	s.Env["WALPOST_PPROF"] = "0.0.0.0:0"
+	s.MustRefuse("pprof (WALPOST_PPROF): 0.0.0.0:0 is not on loopback", "relay")
+	s.Env["WALPOST_PPROF"] = "127.0.0.1:0"
 	r := s.SpawnRelay()
 	r.WaitForLog(30*time.Second, `"streaming"`)
 	for _, aggregateType := range []string{"order", "unknown", cdctest.Canary} {
@@ -38,6 +41,10 @@ func TestNoSecretIsSeen(t *testing.T) {
 	}
 	for _, command := range []string{"status", "status --json", "dlq list", "cleanup --dry-run", "version"} {
 		_, _ = s.Run(strings.Fields(command)...)
+	}
+	r.WaitForLog(30*time.Second, `"serving profiles"`)
+	if said := r.Get(t, "/debug/pprof/"); !strings.HasPrefix(said, "404") {
+		t.Errorf("profiles are on the operator's address: %.20s", said)
 	}
 	r.Signal(syscall.SIGQUIT)
 	r.WaitUntilEnded(30 * time.Second)

@@ -134,7 +134,8 @@ func (r *Relay) Get(t testing.TB, path string) string {
 
 // Ask is Get for a relay that may have ended.
 func (r *Relay) Ask(path string) (string, error) {
-	_, rest, _ := strings.Cut(r.Log.String(), `"address":"`)
+	before, _, _ := strings.Cut(r.Log.String(), `"serving HTTP"`)
+	_, rest, _ := strings.Cut(before[strings.LastIndexByte(before, '\n')+1:], `"address":"`)
 	addr, _, _ := strings.Cut(rest, `"`)
 	resp, err := http.Get("http://" + addr + path)
 	if err != nil {

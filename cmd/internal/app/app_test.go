@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 			return ctx.Err()
 		})
 	}
+	app.Hurry()
 	goleak.VerifyTestMain(m)
 }
 
