@@ -40,7 +40,7 @@ func open(t *testing.T) *shop { return openThrough(t, func(url string) string { 
 func openThrough(t *testing.T, way func(string) string) *shop {
 	t.Helper()
 	admin := cdctest.Database(t)
-	s := &shop{t: t, serviceURL: strings.Replace(admin, "postgres@", "orders_service@", 1)}
+	s := &shop{t: t, serviceURL: cdctest.As(admin, "orders_service")}
 	if err := sql.Migrate(t.Context(), sql.Orders, admin, s.serviceURL, io.Discard); err != nil {
 		t.Fatal(err)
 	}

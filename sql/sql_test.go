@@ -159,7 +159,7 @@ func TestMigrateRefusesURLsThatCannotBeMeant(t *testing.T) {
 	for name, c := range map[string]struct{ admin, service, want string }{
 		"one role for both":          {admin, admin, "give the service a role of its own"},
 		"two databases":              {admin, other, "both URLs must name the same one"},
-		"a superuser as the service": {admin, strings.Replace(admin, "postgres@", mighty+"@", 1), "NOSUPERUSER"},
+		"a superuser as the service": {admin, cdctest.As(admin, mighty), "NOSUPERUSER"},
 		"no such database":           {missing, serviceURL(t, missing), "CREATE DATABASE"},
 		"not a URL":                  {"postgres://a:s3cret@:x/", admin, "administrator's database URL"},
 	} {
@@ -379,7 +379,7 @@ func TestMigrateNeedsNoSuperuser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	admin := strings.Replace(super, "postgres@", "customer_"+database+"@", 1)
+	admin := cdctest.As(super, "customer_"+database)
 	for range 2 {
 		if err := sql.Migrate(t.Context(), sql.Orders, admin, serviceURL(t, admin), new(bytes.Buffer)); err != nil {
 			t.Fatal(err)
@@ -563,4 +563,20 @@ func TestSlotThatIsReadAndHoldsRowsIsNotUpToDate(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestNoErrorShowsAURL: of any of the three.
+func TestNoErrorShowsAURL(t *testing.T) {
+	good := "postgres://postgres@127.0.0.1:1/shop?sslmode=disable"
+	for _, bad := range cdctest.BadURLs("postgres") {
+		for _, err := range []error{
+			sql.Migrate(t.Context(), sql.Orders, bad, good, io.Discard), sql.Migrate(t.Context(), sql.Orders, good, bad, io.Discard),
+			sql.GrantReader(t.Context(), bad, good, good, io.Discard), sql.GrantReader(t.Context(), good, bad, good, io.Discard), sql.GrantReader(t.Context(), good, good, bad, io.Discard),
+		} {
+			if err == nil {
+				t.Errorf("%s is taken", bad)
+			}
+			cdctest.NoSecret(t, "an error", fmt.Sprint(err))
+		}
+	}
 }

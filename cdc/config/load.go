@@ -148,6 +148,9 @@ func (d *document) together(cfgs []Config) (errs []error) {
 		if c.HTTP != d.HTTP {
 			bad("http: the process has one address: write it beside pipelines, not in one of them")
 		}
+		if c.Pprof != d.Pprof {
+			bad("pprof: the process has one address: write it beside pipelines, not in one of them")
+		}
 		if c.ShutdownTimeout != d.ShutdownTimeout {
 			bad("shutdown_timeout: it is the process's: write it beside pipelines, not in one of them")
 		}

@@ -84,7 +84,8 @@ type serveCmd struct {
 	Batch     int             `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
 	Retention time.Duration   `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topic keeps it. 0: for ever."`
 
-	HTTP string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
+	HTTP  string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
+	Pprof string `name:"pprof" env:"INVENTORY_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6062; empty: nowhere."`
 }
 
 type versionCmd struct{}
@@ -155,6 +156,11 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 		return fmt.Errorf("--http (INVENTORY_HTTP): %w: choose a free address of this machine", err)
 	}
 	defer ln.Close()
+	profiles, err := app.ListenPprof("--pprof (INVENTORY_PPROF)", c.Pprof)
+	if err != nil {
+		return err
+	}
+	defer profiles.Close()
 
 	reg := app.NewRegistry()
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
@@ -176,6 +182,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return app.Serve(ctx, ln, app.Instrument(reg, mux), log) })
 	group.Go(func() error { return consumer.Run(ctx) })
+	group.Go(func() error { return profiles.Serve(ctx, log) })
 	return group.Wait()
 }
 

@@ -89,6 +89,7 @@ type consumeCmd struct {
 	Batch     int             `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
 	Retention time.Duration   `env:"ORDERS_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topics keep it. 0: for ever."`
 	HTTP      string          `name:"http" env:"ORDERS_CONSUME_HTTP" default:"127.0.0.1:8083" placeholder:"HOST:PORT" help:"Address to listen on, for /livez, /readyz and /metrics."`
+	Pprof     string          `name:"pprof" env:"ORDERS_CONSUME_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6063; empty: nowhere."`
 }
 
 func groupNames() (names []string) {
@@ -170,10 +171,15 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 		return fmt.Errorf("--http (ORDERS_CONSUME_HTTP): %w; stop what listens there or choose another address", err)
 	}
 	defer ln.Close()
+	profiles, err := app.ListenPprof("--pprof (ORDERS_CONSUME_PPROF)", c.Pprof)
+	if err != nil {
+		return err
+	}
+	defer profiles.Close()
 	reg, mux := app.NewRegistry(), http.NewServeMux()
 	login := c.login(log)
 	ready := map[string]func(context.Context) error{}
-	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }}
+	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }, func(ctx context.Context) error { return profiles.Serve(ctx, log) }}
 	var metrics *notify.Metrics
 	for _, g := range asked {
 		pool, err := p.connect(ctx, g, log)

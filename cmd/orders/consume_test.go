@@ -59,7 +59,7 @@ func (c *consumed) start(groups ...string) (log *cdctest.Log, stop func()) {
 	log = &cdctest.Log{}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, append([]string{"consume"}, groups...), getenv(c.env), io.Discard, log) }()
+	go func() { done <- watched(ctx, append([]string{"consume"}, groups...), getenv(c.env), io.Discard, log) }()
 	stop = sync.OnceFunc(func() {
 		cancel(errors.New("terminated"))
 		if err := <-done; err != nil {
@@ -72,7 +72,7 @@ func (c *consumed) start(groups ...string) (log *cdctest.Log, stop func()) {
 
 func (c *consumed) command(args ...string) (string, error) {
 	var out bytes.Buffer
-	err := run(c.Context(), args, getenv(c.env), &out, io.Discard)
+	err := watched(c.Context(), args, getenv(c.env), &out, io.Discard)
 	return out.String(), err
 }
 

@@ -46,6 +46,7 @@ type cli struct {
 
 type serveCmd struct {
 	HTTP         string `name:"http" default:"127.0.0.1:8081" env:"ORDERS_HTTP" help:"Address to listen on, for orders and for /livez, /readyz and /metrics."`
+	Pprof        string `name:"pprof" env:"ORDERS_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6061; empty: nowhere."`
 	Relay        bool   `env:"ORDERS_RELAY" help:"Relay the outbox too, from within this process, configured as walpost relay is: by the file that WALPOST_CONFIG names, and by WALPOST_ variables. GET /status and /metrics are at --http."`
 	DatabaseWait string `default:"15s" env:"ORDERS_DATABASE_WAIT" help:"How long to wait at the start for a database that does not answer yet."`
 }
@@ -121,19 +122,25 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return fmt.Errorf("--http (ORDERS_HTTP): %w; stop what listens there or choose another address", err)
 	}
+	defer ln.Close()
+	profiles, err := app.ListenPprof("--pprof (ORDERS_PPROF)", c.Pprof)
+	if err != nil {
+		return err
+	}
+	defer profiles.Close()
 	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
 	pool, err := database.Pool(ctx)
 	if err != nil {
-		return errors.Join(err, ln.Close())
+		return err
 	}
 	store, err := orders.Open(ctx, pool)
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", databaseURL, err), ln.Close())
+		return fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	defer store.Close()
 	ready := func(ctx context.Context) error { return database.Explain(store.Ready(ctx)) }
 	if err := waitFor(ctx, ready, wait, log); err != nil {
-		return errors.Join(err, ln.Close())
+		return err
 	}
 	reg, mux := app.NewRegistry(), http.NewServeMux()
 	app.OpsRoutes(mux, reg, ready)
@@ -141,7 +148,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	notify.Routes(mux, notify.NewStore(store.Pool()), log)
 	relays, err := pipeline.NewGroup(pipelines, pipeline.Options{Log: log, Registerer: reg})
 	if err != nil {
-		return errors.Join(err, ln.Close())
+		return err
 	}
 	if c.Relay {
 		relays.Routes(mux)
@@ -151,6 +158,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	relaying, drain := context.WithCancel(context.WithoutCancel(ctx))
 	var group errgroup.Group
 	group.Go(func() error { return relays.Run(relaying) })
+	group.Go(func() error { return profiles.Serve(ctx, log) })
 	group.Go(func() error {
 		defer drain()
 		return app.Serve(ctx, ln, app.Instrument(reg, mux), log)

@@ -60,7 +60,7 @@ type shop struct {
 func open(t *testing.T) *shop {
 	t.Helper()
 	orders, inventory := cdctest.Database(t), cdctest.Database(t)
-	as := func(admin, role string) string { return strings.Replace(admin, "postgres@", role+"@", 1) }
+	as := func(admin, role string) string { return cdctest.As(admin, role) }
 	s := &shop{T: t, serviceURL: as(orders, "orders_service"), catalogURL: as(inventory, "inventory_reader"), log: &cdctest.Log{}, registry: prometheus.NewRegistry()}
 	cdctest.AlterRoles(t, func() error {
 		return errors.Join(
