@@ -84,14 +84,15 @@ var unpollable = []string{pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, p
 func classify(t *postgres.OpenTable, doing string, err error) error {
 	err, cause := t.Classify(doing, err), err
 	var halt *cdc.Halt
+	run := "let `walpost init` make what is missing, or fix it"
 	switch {
 	case errors.Is(err, postgres.ErrUnseen):
 		return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
 	case errors.As(err, &halt):
-		err = errors.New(halt.Found)
+		err, run = errors.New(halt.Found), halt.Run+", or let `walpost init` give it"
 	case slices.Contains(unpollable, postgres.SQLState(cause)):
 	default:
 		return err
 	}
-	return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "let `walpost init` make what is missing, or fix it, and the relay goes on by itself"}
+	return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: run + ", and the relay goes on by itself"}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -66,6 +67,21 @@ func classify(doing string, err error) error {
 		}
 	}
 	return errors.New(said)
+}
+
+// classify is that of all, and says of a missing right which of these it is.
+func (s *Source) classify(conn *pgx.Conn, doing string, err error, wants ...right) error {
+	classified := classify(doing, err)
+	var halt *cdc.Halt
+	if SQLState(err) != pgerrcode.InsufficientPrivilege || !errors.As(classified, &halt) || conn == nil {
+		return classified
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	if lacks := s.lacking(ctx, conn, err, wants...); lacks != "" {
+		halt.Run = "run as the table's owner: " + lacks
+	}
+	return halt
 }
 
 // SQLState returns the code of a server's error; empty where err is none.
@@ -160,7 +176,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		if relay {
 			return halt("the server does not let the relay's role in from here", "`walpost init` makes the role where there is none; one that is there needs LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf a line for it, database %s and this host", role, database)
 		}
-		return halt("the server does not let this user in from here", "the role must exist and have LOGIN, and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", database, l.Key)
+		return halt("the server does not let this user in from here", "the role must exist and have LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", role, database, l.Key)
 	case pgerrcode.InvalidCatalogName:
 		if l.database != "" && !relay {
 			return halt("source.url names a database that is not on this server", "create it (CREATE DATABASE %s), correct the database in source.url, or the host in %s", database, l.Key)

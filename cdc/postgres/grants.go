@@ -33,6 +33,12 @@ func deleting(cfg config.Source) []right {
 	return []right{{name: "DELETE"}, {"SELECT", []string{"ctid", "xmin", createdAt(cfg)}}}
 }
 
+// polling is what it takes to publish the rows of a table over SQL alone, and to clean up.
+var polling = []right{{name: "SELECT"}, {name: "UPDATE"}, {name: "DELETE"}}
+
+// reading is what it takes to read rows.
+var reading = []right{{name: "SELECT"}}
+
 // asRole is SQL for a role's name where there is such a role, and otherwise for everybody.
 const asRole = `(CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = $1) THEN $1 ELSE 'public' END)::name`
 

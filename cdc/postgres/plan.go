@@ -117,7 +117,7 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 	if lacks = append(lacks, why...); len(lacks) > 0 {
 		return nil, errForbidden(lacks)
 	}
-	rights, err := a.planRights(ctx, "read, mark and delete rows of", right{name: "SELECT"}, right{name: "UPDATE"}, right{name: "DELETE"})
+	rights, err := a.planRights(ctx, "read, mark and delete rows of", polling...)
 	if err != nil {
 		return nil, err
 	}

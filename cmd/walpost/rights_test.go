@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
 // rightsOf returns the rights of the page's table, by who needs them.
@@ -50,17 +52,23 @@ type work struct {
 	do   func(*rightsStage) error
 }
 
-// rightsStage is a pipeline on a Kafka that asks for rights: one user has those of a table, another all.
+// rightsStage is a pipeline where one user has the rights of a table, and another all.
 type rightsStage struct {
 	*testbed          // the user's
 	boss     *testbed // somebody who may do everything
 	kafka    *kadm.Client
 	user     string
-	row      string // id of the row of this attempt
+	url      string     // of PostgreSQL, as the user
+	row      string     // id of the row of this attempt
+	beside   *e2e.Relay // that of somebody else, while something else is done
+
+	allow  func(rights []string)         // gives the user exactly these
+	grants *regexp.Regexp                // matches what a sentence says is to be run
+	named  func(line, right string) bool // the line names the right and what grants it
 }
 
-// allow gives the user exactly these rights.
-func (s *rightsStage) allow(rights []string) {
+// allowKafka gives the user exactly these rights.
+func (s *rightsStage) allowKafka(rights []string) {
 	s.T.Helper()
 	mine := kadm.NewACLs().AnyResource().Allow(s.user).AllowHosts().Operations().ResourcePatternType(kadm.ACLPatternAny)
 	if _, err := s.kafka.DeleteACLs(s.T.Context(), mine); err != nil {
@@ -97,7 +105,7 @@ func (s *rightsStage) relays() (err error) {
 	r.WaitForLog(20*time.Second, `"serving HTTP"`)
 	cdctest.Eventually(s.T, 20*time.Second, func() error {
 		for line := range strings.Lines(r.Log.String()) {
-			if strings.Contains(line, "kafka-acls.sh") {
+			if s.grants.MatchString(line) {
 				err = errors.New(line)
 				return nil
 			}
@@ -106,7 +114,7 @@ func (s *rightsStage) relays() (err error) {
 		if !strings.Contains(said, `"published"`) {
 			return errors.New("nothing is published, and the log says nothing of rights")
 		}
-		if strings.Contains(said, "kafka-acls.sh") {
+		if s.grants.MatchString(said) {
 			err = errors.New(said)
 		}
 		return nil
@@ -120,7 +128,7 @@ func (s *rightsStage) relays() (err error) {
 // command runs one, and returns what it says where it fails or names a right.
 func (s *rightsStage) command(args ...string) error {
 	out, err := s.Run(args...)
-	if strings.Contains(out, "kafka-acls.sh") || err != nil && args[0] != "status" {
+	if s.grants.MatchString(out) && args[0] != "init" || strings.Contains(out, "kafka-acls.sh") || err != nil && args[0] != "status" {
 		return fmt.Errorf("%s%w", out, errors.Join(err, errors.New("")))
 	}
 	return nil
@@ -155,7 +163,7 @@ func removes(s *rightsStage) {
 // putsAside has a row of another aggregate type put aside by a relay.
 func putsAside(s *rightsStage) {
 	s.row = uuid.NewString()
-	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT unnest(ARRAY[$1, gen_random_uuid()]), 'refund', 'k', 'Refunded', '{}'`, s.row)
+	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT unnest(ARRAY[$1, gen_random_uuid()]), 'refund', gen_random_uuid()::text, 'Refunded', '{}'`, s.row)
 	r := s.boss.StartRelay()
 	s.boss.WaitUntilConfirmed(20 * time.Second)
 	if err := r.Stop(); err != nil {
@@ -238,11 +246,16 @@ func insertsLarge(s *rightsStage) {
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, 'order', 'k', 'OrderPaid', jsonb_build_object('text', repeat('y', 1500000)))`, s.row)
 }
 
-// TestLeastRights on Kafka: with the page's rights the work is done; without any one of them the sentence names it, and nothing is lost;
+// TestLeastRights: with the page's rights the work is done; without any one of them the sentence names it, and nothing is lost;
 // one that nobody misses is one too many.
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
+	t.Run("Kafka", func(t *testing.T) { t.Parallel(); testKafkaRights(t) })
+	t.Run("PostgreSQL", func(t *testing.T) { t.Parallel(); testPostgresRights(t) })
+}
+
+func testKafkaRights(t *testing.T) {
 	const pw = "pw"
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DefaultNumPartitions(3), kfake.EnableSASL(), kfake.EnableACLs(),
 		kfake.Superuser("PLAIN", "boss", pw), kfake.User("PLAIN", "walpost", pw))
@@ -270,6 +283,7 @@ func newRightsStage(t *testing.T, brokers []string, opts ...kgo.Opt) *rightsStag
 	boss.Env["WALPOST_PIPELINE"], boss.Env["WALPOST_KAFKA_TOPIC"] = boss.Name, "outbox.event.{aggregate_type}"
 	s := &rightsStage{boss: boss, kafka: kadm.NewClient(client), user: "User:walpost"}
 	s.testbed = &testbed{boss.Copy()}
+	s.allow, s.named, s.grants = s.allowKafka, s.namedKafka, regexp.MustCompile(`kafka-acls\.sh`)
 	return s
 }
 
@@ -287,7 +301,7 @@ func (s *rightsStage) testRights(heading string, works map[string]work) {
 			s.T.Errorf("the page has rights of %q, and no test does its work", who)
 			continue
 		}
-		s.Env, s.boss.Env = clone(mine, w.env), clone(bosses, w.env)
+		s.Env, s.boss.Env = clone(mine, w.env, s.url), clone(bosses, w.env, "")
 		s.boss.MustRun("init")
 		var whole []string
 		for _, base := range append(w.base, who) {
@@ -312,10 +326,10 @@ func (s *rightsStage) testRights(heading string, works map[string]work) {
 			case err == nil:
 				s.T.Errorf("%s: nobody misses %s: it is one too many", who, right)
 				continue
-			case namesRight(err, right, s.user) == "":
+			case s.sentence(err, right) == "":
 				s.T.Errorf("%s: without %s: %v", who, right, err)
 			default:
-				s.T.Logf("%s: without %s: %s", who, right, namesRight(err, right, s.user))
+				s.T.Logf("%s: without %s: %s", who, right, s.sentence(err, right))
 			}
 		}
 		if err := try(whole, false); err != nil {
@@ -324,24 +338,193 @@ func (s *rightsStage) testRights(heading string, works map[string]work) {
 	}
 }
 
-// namesRight returns the line of an error that names a right, and the command that grants it to the user.
-func namesRight(err error, right, user string) string {
-	f := strings.Fields(right)
+// sentence returns the line of an error that names a right, and what grants it.
+func (s *rightsStage) sentence(err error, right string) string {
 	for line := range strings.Lines(err.Error()) {
-		if _, command, ok := strings.Cut(line, "kafka-acls.sh "); ok && strings.Contains(command, "--allow-principal "+user) &&
-			strings.Contains(command, f[0]+" "+f[1]) && strings.Contains(command, f[2]+" "+f[3]) {
-			return line
+		if s.named(line, right) {
+			return strings.TrimSpace(line)
 		}
 	}
 	return ""
 }
 
-func clone(env map[string]string, more map[string]string) map[string]string {
-	all := map[string]string{}
-	for _, from := range []map[string]string{env, more} {
-		for k, v := range from {
+func (s *rightsStage) namedKafka(line, right string) bool {
+	_, command, _ := strings.Cut(line, "kafka-acls.sh ")
+	f := strings.Fields(right)
+	return strings.Contains(command, "--allow-principal "+s.user) && strings.Contains(command, f[0]+" "+f[1]) && strings.Contains(command, f[2]+" "+f[3])
+}
+
+// clone returns an environment with more variables; url stands for the tested role's, and without one its variables are left out.
+func clone(env, more map[string]string, url string) map[string]string {
+	all := maps.Clone(env)
+	for k, v := range more {
+		switch {
+		case v != tested && v != none:
 			all[k] = v
+		case url != "":
+			all[k] = strings.NewReplacer(tested, url, none, "").Replace(v)
 		}
 	}
 	return all
 }
+
+var (
+	asRelay   = map[string]string{"WALPOST_SOURCE_URL": tested, "WALPOST_ADMIN_URL": none}
+	asCleaner = map[string]string{"WALPOST_CLEANUP_URL": tested, "WALPOST_ADMIN_URL": none}
+	asReader  = map[string]string{"WALPOST_ADMIN_URL": tested}
+	polls     = map[string]string{"WALPOST_SOURCE_URL": tested, "WALPOST_ADMIN_URL": none, "WALPOST_SOURCE_KIND": "polling", "WALPOST_SOURCE_TABLE": "public.polled"}
+)
+
+// tested stands for the URL of the role that has the rights, and none for a variable that only an administrator has.
+const (
+	tested = "the tested role's URL"
+	none   = "none"
+)
+
+var postgresWorks = map[string]work{
+	"relay": {env: asRelay, prep: inserts, do: func(s *rightsStage) error {
+		if err := s.relays(); err != nil {
+			return err
+		}
+		return s.commands([]string{"status"}, []string{"dlq", "list"})
+	}},
+	"relay, cleanup.every": {base: []string{"relay"}, env: asRelay, prep: relaysOn, do: cleans},
+	"relay, polling":       {env: polls, prep: polled, do: pollsAll},
+	"cleanup.url":          {env: asCleaner, prep: relaysOn, do: cleans},
+	"init":                 {env: asReader, prep: dropped, do: command("init")},
+	"where":                {env: asReader, prep: published, do: func(s *rightsStage) error { return s.command("where", s.row) }},
+	"replay":               {env: asReader, prep: published, do: replaying},
+}
+
+// relaysOn has a row delivered, and a relay that goes on, as cleaning up asks for.
+func relaysOn(s *rightsStage) {
+	s.beside = s.boss.StartRelay()
+	s.row = s.InsertRow()
+	s.boss.WaitUntilConfirmed(20 * time.Second)
+}
+
+// cleans deletes what is delivered.
+func cleans(s *rightsStage) error {
+	defer func() {
+		if s.beside != nil {
+			if err := s.beside.Stop(); err != nil {
+				s.T.Error(err)
+			}
+			s.beside = nil
+		}
+	}()
+	if s.beside == nil { // the rights were given back
+		relaysOn(s)
+	}
+	if err := s.command("cleanup", "--retention", "1ms"); err != nil {
+		return err
+	}
+	if n := s.CountRows(); n != "0" {
+		s.T.Errorf("%s rows are left", n)
+	}
+	return nil
+}
+
+func polled(s *rightsStage) {
+	s.Exec(`INSERT INTO polled (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}')`)
+}
+
+func pollsAll(s *rightsStage) (err error) {
+	r := s.StartRelay()
+	cdctest.Eventually(s.T, 20*time.Second, func() error {
+		for line := range strings.Lines(r.Log.String()) {
+			if s.grants.MatchString(line) {
+				err = errors.New(line)
+				return nil
+			}
+		}
+		if n := s.Query("SELECT count(*)::text FROM polled WHERE status = 'PENDING'"); n != "0" {
+			return fmt.Errorf("%s rows are pending, and the log says nothing of rights", n)
+		}
+		return nil
+	})
+	if serr := r.Stop(); err == nil && serr != nil {
+		s.T.Error(serr)
+	}
+	if err != nil {
+		return err
+	}
+	return s.commands([]string{"status"}, []string{"dlq", "list"}, []string{"cleanup", "--retention", "1ms"})
+}
+
+func dropped(s *rightsStage) {
+	s.boss.MustRun("init", "--remove", "--yes")
+	s.Exec("DROP TABLE IF EXISTS outbox, polled")
+	s.Exec("REVOKE ALL ON DATABASE " + s.Query("SELECT current_database()") + " FROM relay_" + s.Slot())
+	s.Exec("REVOKE ALL ON SCHEMA public FROM relay_" + s.Slot())
+	s.Exec("DROP ROLE IF EXISTS relay_" + s.Slot()) // it has nothing any more
+	s.Exec(fmt.Sprintf("CREATE ROLE %[1]s LOGIN REPLICATION PASSWORD 's3cret'; GRANT CONNECT ON DATABASE %[2]s TO %[1]s", "relay_"+s.Slot(), s.Query("SELECT current_database()")))
+}
+
+func testPostgresRights(t *testing.T) {
+	s := newRightsStage(t, cdctest.Kafka(t))
+	s.user = "least_" + s.Slot()
+	database := s.Query("SELECT current_database()")
+	page := strings.NewReplacer("walpost", s.user, "DATABASE shop", "DATABASE "+database)
+	s.Exec("CREATE ROLE " + s.user + " PASSWORD 'pw'")
+	s.Exec("REVOKE CONNECT, TEMPORARY ON DATABASE " + database + " FROM PUBLIC")
+	s.Exec("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+	s.grants = regexp.MustCompile(`GRANT|ALTER ROLE`)
+	s.allow = func(rights []string) {
+		s.Exec("ALTER ROLE " + s.user + " NOLOGIN NOREPLICATION")
+		s.Exec("REVOKE ALL ON DATABASE " + database + " FROM " + s.user)
+		s.Exec("REVOKE ALL ON SCHEMA public FROM " + s.user)
+		s.Exec("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM " + s.user)
+		for _, right := range rights {
+			s.Exec(page.Replace(right))
+		}
+	}
+	bare := regexp.MustCompile(`\\?"|public\.`)
+	s.named = func(line, right string) bool {
+		return strings.Contains(bare.ReplaceAllString(bare.ReplaceAllString(line, ""), ""), page.Replace(right))
+	}
+	s.url = s.URLFor(s.user, "pw")
+	s.testInit()
+	s.testRights("PostgreSQL", postgresWorks)
+}
+
+// testInit compares what init gives the relay's role with the page.
+func (s *rightsStage) testInit() {
+	_, table := rightsOf(s.T.(*testing.T), "PostgreSQL")
+	for _, c := range []struct {
+		role string
+		env  map[string]string
+		want []string
+	}{
+		{"relay_" + s.Slot(), nil, table["relay"]},
+		{"relay_" + s.Slot(), map[string]string{"WALPOST_CLEANUP_EVERY": "1h"}, slices.Concat(table["relay"], table["relay, cleanup.every"])},
+		{"polls_" + s.Slot(), map[string]string{"WALPOST_SOURCE_KIND": "polling", "WALPOST_SOURCE_TABLE": "public.polled"}, table["relay, polling"]},
+	} {
+		b := &testbed{s.boss.Copy()}
+		b.Env = clone(b.Env, c.env, "")
+		b.Env["WALPOST_SOURCE_URL"] = s.URLFor(c.role, "s3cret")
+		b.MustRun("init")
+		got := strings.Split(s.Query(heldRights, c.role), "\n")
+		slices.Sort(got)
+		want := slices.Sorted(slices.Values(c.want))
+		if !slices.Equal(got, want) {
+			s.T.Errorf("init with %v gives\n%s\nand the page says\n%s", c.env, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
+// heldRights is SQL for what a role was given, as the page has it. What the page does not know is there, too.
+const heldRights = `
+	WITH me AS (SELECT * FROM pg_roles WHERE rolname = $1)
+	SELECT string_agg(held, E'\n') FROM (
+		SELECT 'ALTER ROLE walpost LOGIN' AS held FROM me WHERE rolcanlogin
+		UNION ALL SELECT 'ALTER ROLE walpost REPLICATION' FROM me WHERE rolreplication
+		UNION ALL SELECT 'ALTER ROLE walpost with more' FROM me WHERE rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls
+		UNION ALL SELECT 'GRANT ' || g.rolname || ' TO walpost' FROM me JOIN pg_auth_members m ON m.member = me.oid JOIN pg_roles g ON g.oid = m.roleid
+		UNION ALL SELECT format('GRANT %s ON DATABASE shop TO walpost', privilege_type) FROM me, pg_database d, aclexplode(datacl) WHERE grantee = me.oid
+		UNION ALL SELECT format('GRANT %s ON SCHEMA %s TO walpost', privilege_type, nspname) FROM me, pg_namespace, aclexplode(nspacl) WHERE grantee = me.oid
+		UNION ALL SELECT format('GRANT %s ON %s TO walpost', privilege_type, relname) FROM me, pg_class, aclexplode(relacl) WHERE grantee = me.oid
+		UNION ALL SELECT format('GRANT %s ON FUNCTION %s TO walpost', privilege_type, proname) FROM me, pg_proc, aclexplode(proacl) WHERE grantee = me.oid
+		UNION ALL SELECT format('GRANT %s (%s) ON %s TO walpost', privilege_type, string_agg(attname, ', ' ORDER BY attnum > 0, abs(attnum)), attrelid::regclass)
+			FROM me, pg_attribute, aclexplode(attacl) WHERE grantee = me.oid GROUP BY attrelid, privilege_type
+	) all_of_them`
