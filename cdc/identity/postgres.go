@@ -214,6 +214,9 @@ func parse(text string) (params, error) {
 			u.names = append(u.names, name)
 		}
 	}
+	if noName(raw) {
+		return u, errors.New("the host has a character that no name of a host has: write the signs of user and password as in a web address: @ is %40, / is %2F, # is %23")
+	}
 	slices.Sort(u.names)
 	if u.pool, err = pgxpool.ParseConfig(plain); err != nil {
 		return u, said(plain, err)
@@ -247,6 +250,13 @@ func said(text string, err error) error {
 		return errors.New("not a PostgreSQL URL: there is a space in it: write it as %20")
 	}
 	return fmt.Errorf("not a PostgreSQL URL (%s)", form)
+}
+
+// noName says whether a host is none that a name or an address can be: it may hold a part of the password, and errors name hosts.
+func noName(cfg *pgconn.Config) bool {
+	return slices.ContainsFunc(all(cfg), func(f *pgconn.FallbackConfig) bool {
+		return !strings.HasPrefix(f.Host, "/") && strings.ContainsAny(strings.TrimPrefix(f.Host, "@"), "@'\"\\ \t#?&=*<>{}|^`")
+	})
 }
 
 // opportunistic returns a host that is reached with TLS or without, whichever works; "" where there is none off this machine.

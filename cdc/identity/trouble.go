@@ -56,13 +56,20 @@ func Trouble(cfg *pgconn.Config, at, from string, err error) string {
 		return fmt.Sprintf("%s does not answer as a server with TLS does: look whether that is PostgreSQL's port, and leave sslnegotiation out unless it is PostgreSQL 17 or newer", at)
 	case errors.As(err, &alert) && alert.Op == "remote error":
 		return refusedOurs(cfg, at, alert.Err.Error())
-	case strings.Contains(err.Error(), notPostgres), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		if cfg.TLSConfig == nil {
-			return fmt.Sprintf("%s accepts the connection and does not speak as PostgreSQL does: look whether that is PostgreSQL's port; where it takes TLS alone, write sslmode=verify-full in place of disable", at)
-		}
-		return fmt.Sprintf("%s accepts the connection and does not speak as PostgreSQL does: look whether that is PostgreSQL's port", at)
+	case strings.Contains(err.Error(), notPostgres):
+		return fmt.Sprintf("%s does not speak as PostgreSQL does: look whether that is PostgreSQL's port%s", at, alone(cfg))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return fmt.Sprintf("%s closes the connection before it says anything: wait, where PostgreSQL stops or starts; else look whether that is PostgreSQL's port%s", at, alone(cfg))
 	}
 	return ""
+}
+
+// alone is what to do about a port that takes TLS only, where we spoke without.
+func alone(cfg *pgconn.Config) string {
+	if overTLS(cfg) {
+		return ""
+	}
+	return "; where it takes TLS alone, write sslmode=verify-full in place of disable"
 }
 
 // Explain returns the error with what it says about identity and transport in front, where it is a connection's and says something.

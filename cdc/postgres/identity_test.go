@@ -22,6 +22,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/identity"
 )
@@ -255,9 +256,9 @@ func TestIdentity(t *testing.T) {
 		"an sslmode of nobody's":     {"postgres://u@db.example/d?sslmode=on", "PostgreSQL does not know this sslmode", true},
 		"Kafka's port":               {c.url("relay", "connect_timeout=1", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: look whether that is PostgreSQL and not Kafka", false},
 		"Kafka's port, clear":        {c.url("relay", "connect_timeout=1", "sslmode=disable", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: look whether that is PostgreSQL and not Kafka", false},
-		"who hangs up":               {c.url("relay", "address="+hangsUp), "look whether that is PostgreSQL's port", false},
-		"who hangs up, in clear":     {c.url("relay", "sslmode=disable", "address="+hangsUp), "look whether that is PostgreSQL's port", false},
-		"a port for TLS alone":       {c.url("relay", "address="+tlsOnly), "does not speak as PostgreSQL does", false},
+		"who hangs up":               {c.url("relay", "address="+hangsUp), "closes the connection before it says anything", false},
+		"who hangs up, in clear":     {c.url("relay", "sslmode=disable", "address="+hangsUp), "closes the connection before it says anything", false},
+		"a port for TLS alone":       {c.url("relay", "address="+tlsOnly), "closes the connection before it says anything", false},
 		"the same, in clear":         {c.url("relay", "sslmode=disable", "address="+tlsOnly), "where it takes TLS alone, write sslmode=verify-full", false},
 	} {
 		who := identity.NewPostgres(sourceURL, b.url, zerolog.Nop())
@@ -348,6 +349,41 @@ func (c *certified) rotates(cert, key string) {
 	hangs := identity.NewPostgres(sourceURL, c.url("relay", "word=", "password_command=sleep 60"), zerolog.Nop())
 	if _, err := (login{Postgres: hangs}).open(ctx); err == nil || !strings.Contains(err.Error(), "password_command: the command sleep has printed nothing within") {
 		c.Errorf("a command that hangs: %v", err)
+	}
+}
+
+// TestTokenIsNoPassword: init gives a new role the password of a file, and none where a command gives tokens.
+func TestTokenIsNoPassword(t *testing.T) {
+	t.Parallel()
+	admin := cdctest.Database(t)
+	u, err := url.Parse(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(cdctest.SlotName(t, "new"))
+	word := filepath.Join(t.TempDir(), "word")
+	if err := os.WriteFile(word, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for more, want := range map[string][2]string{
+		"&password_file=" + word:      {"create it with LOGIN and REPLICATION", " PASSWORD :password"},
+		"&password_command=echo%20so": {"without a password: what password_command of source.url gives is taken for a token that ends: let the role log in with one (GRANT rds_iam TO ", ""},
+	} {
+		cfg := config.Default().Source
+		cfg.URL = u.String() + more
+		a, err := NewSource("test", cfg, zerolog.Nop()).Admin(t.Context(), admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		steps, err := a.Plan(t.Context(), PlanOptions{})
+		a.Close(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		create := `CREATE ROLE "` + u.User.Username() + `" LOGIN REPLICATION` + want[1]
+		if !strings.Contains(steps[0].What, want[0]) || steps[0].SQL[0] != create {
+			t.Errorf("%s: %+v, want %q and %s", more, steps[0], want[0], create)
+		}
 	}
 }
 
