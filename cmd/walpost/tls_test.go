@@ -134,7 +134,7 @@ func TestRelayOverTLS(t *testing.T) {
 	// The authority: a file that is none, one with both, the server's new certificate.
 	write("ca.crt", "garbage")
 	r.renewed("an authority's file that is none")
-	r.logged("sslrootcert", "there is no certificate in")
+	r.logged("sslrootcert", "holds no certificate")
 	write("ca.crt", read(first.File)+read(next.File))
 	next.Issue(t, server).Replace(t, its)
 	r.Exec("ALTER SYSTEM SET ssl_ca_file = '" + next.File + "'") // whose own is refused from here on
@@ -146,7 +146,7 @@ func TestRelayOverTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.renewed("a certificate that is none")
-	r.logged("sslcert and sslkey", "there is no certificate in")
+	r.logged("sslcert and sslkey", "holds no certificate")
 	if err := os.WriteFile(own.CertFile, []byte(keep), 0o600); err != nil {
 		t.Fatal(err)
 	}
