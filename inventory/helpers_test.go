@@ -37,7 +37,7 @@ func migrateURL(t testing.TB, admin string) *pgxpool.Pool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service.User = url.UserPassword("inventory_service", "secret")
+	service.User = url.UserPassword("inventory_service", cdctest.Canary)
 	cdctest.AlterRoles(t, func() error { return sql.Migrate(t.Context(), sql.Inventory, admin, service.String(), io.Discard) })
 	pool, err := pgxpool.New(t.Context(), service.String())
 	if err != nil {

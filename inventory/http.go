@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -254,9 +256,14 @@ func badRequest(detail string) error {
 
 // readJSON reads exactly one JSON object with the fields of into and no others.
 func readJSON(r *http.Request, into any) error {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return httpjson.Problem{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
+	}
 	err := httpjson.Decode(r.Body, into)
 	var large *http.MaxBytesError
 	switch {
+	case errors.As(err, new(net.Error)):
+		return badRequest("the body did not come in time")
 	case errors.As(err, &large):
 		return httpjson.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
 	case err != nil:

@@ -19,11 +19,19 @@ import (
 // ask returns the answer's status and body, which must be JSON of the right media type.
 func ask(t *testing.T, f *fixture, method, path, body string) (int, map[string]any) {
 	t.Helper()
+	return askAs(t, f, "application/json; charset=utf-8", method, path, body)
+}
+
+// askAs is ask for a body of another media type.
+func askAs(t *testing.T, f *fixture, kind, method, path, body string) (int, map[string]any) {
+	t.Helper()
 	mux := http.NewServeMux()
 	cfg := f.config("inventory")
 	inventory.Routes(mux, f.store, inbox.NewOperator(cfg.Inbox(), ""), cfg.Metrics, zerolog.Nop())
 	w := httptest.NewRecorder()
-	mux.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body)))
+	req := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
+	req.Header.Set("Content-Type", kind)
+	mux.ServeHTTP(w, req)
 	res := w.Result()
 	want := "application/json"
 	if res.StatusCode >= 400 {
@@ -169,6 +177,11 @@ func TestWrongRequestsChangeNothing(t *testing.T) {
 				t.Errorf("%d %v, want %d %q", status, got, c.status, c.detail)
 			}
 		})
+	}
+	for _, kind := range []string{"", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a", "application/json-patch+json"} {
+		if status, got := askAs(t, f, kind, "PUT", "/stock/tea", `{"available": 1}`); status != 415 || got["detail"] != "send Content-Type: application/json" {
+			t.Errorf("a body of type %q: %d %v", kind, status, got)
+		}
 	}
 	f.wantStock(map[string]int64{"tea": 5})
 	var rows int

@@ -40,7 +40,7 @@ func open(t *testing.T) *shop { return openThrough(t, func(url string) string { 
 func openThrough(t *testing.T, way func(string) string) *shop {
 	t.Helper()
 	admin := cdctest.Database(t)
-	s := &shop{t: t, serviceURL: strings.Replace(admin, "postgres@", "orders_service@", 1)}
+	s := &shop{t: t, serviceURL: cdctest.As(admin, "orders_service")}
 	if err := sql.Migrate(t.Context(), sql.Orders, admin, s.serviceURL, io.Discard); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func openThrough(t *testing.T, way func(string) string) *shop {
 
 // serve starts the service, again where it has been started before: what it knew it knows from the database only.
 func (s *shop) serve(databaseURL string) {
-	store, err := orders.Open(context.Background(), databaseURL)
+	store, err := orders.Open(context.Background(), cdctest.PoolConfig(s.t, databaseURL))
 	if err != nil {
 		s.t.Fatal(err)
 	}

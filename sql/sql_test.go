@@ -125,6 +125,11 @@ func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), service, new(bytes.Buffer)); err != nil {
 		t.Fatal(err)
 	}
+	var out bytes.Buffer
+	token := server.URLFor("shop_service", "", "postgres") + "&password_command=echo%20token"
+	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), token, &out); err != nil || !strings.Contains(out.String(), "keeps the password it has: what password_command gives is taken for a token") {
+		t.Errorf("a service with tokens: %v\n%s", err, &out)
+	}
 	admin := connect(t, server.URL("postgres"))
 	const hba = `host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256`
 	if _, err := admin.Exec(t.Context(), `COPY (SELECT unnest(string_to_array(E'`+hba+`', E'\n'))) TO '`+scan[string](t, admin, `SHOW hba_file`)+`'`); err != nil {
@@ -159,8 +164,9 @@ func TestMigrateRefusesURLsThatCannotBeMeant(t *testing.T) {
 	for name, c := range map[string]struct{ admin, service, want string }{
 		"one role for both":          {admin, admin, "give the service a role of its own"},
 		"two databases":              {admin, other, "both URLs must name the same one"},
-		"a superuser as the service": {admin, strings.Replace(admin, "postgres@", mighty+"@", 1), "NOSUPERUSER"},
+		"a superuser as the service": {admin, cdctest.As(admin, mighty), "NOSUPERUSER"},
 		"no such database":           {missing, serviceURL(t, missing), "CREATE DATABASE"},
+		"in clear or not":            {"postgres://postgres@db.example/orders", admin, "administrator's database URL: the connection to db.example would be encrypted or not"},
 		"not a URL":                  {"postgres://a:s3cret@:x/", admin, "administrator's database URL"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -379,7 +385,7 @@ func TestMigrateNeedsNoSuperuser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	admin := strings.Replace(super, "postgres@", "customer_"+database+"@", 1)
+	admin := cdctest.As(super, "customer_"+database)
 	for range 2 {
 		if err := sql.Migrate(t.Context(), sql.Orders, admin, serviceURL(t, admin), new(bytes.Buffer)); err != nil {
 			t.Fatal(err)
@@ -563,4 +569,20 @@ func TestSlotThatIsReadAndHoldsRowsIsNotUpToDate(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestNoErrorShowsAURL: of any of the three.
+func TestNoErrorShowsAURL(t *testing.T) {
+	good := "postgres://postgres@127.0.0.1:1/shop?sslmode=disable"
+	for _, bad := range cdctest.BadURLs("postgres") {
+		for _, err := range []error{
+			sql.Migrate(t.Context(), sql.Orders, bad, good, io.Discard), sql.Migrate(t.Context(), sql.Orders, good, bad, io.Discard),
+			sql.GrantReader(t.Context(), bad, good, good, io.Discard), sql.GrantReader(t.Context(), good, bad, good, io.Discard), sql.GrantReader(t.Context(), good, good, bad, io.Discard),
+		} {
+			if err == nil {
+				t.Errorf("%s is taken", bad)
+			}
+			cdctest.NoSecret(t, "an error", fmt.Sprint(err))
+		}
+	}
 }

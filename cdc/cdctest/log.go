@@ -5,7 +5,10 @@ import (
 	"sync"
 )
 
-// Log is a log that a test reads while it is written. The zero Log is empty.
+// longestForm is above the length of each form of the Canary.
+const longestForm = 64
+
+// Log is a log that a test reads while it is written. The zero Log is empty. One that holds the Canary fails the run.
 type Log struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -22,7 +25,12 @@ func (l *Log) Write(p []byte) (int, error) {
 		l.then()
 		l.then = nil
 	}
-	return l.text.Write(p)
+	before := max(0, l.text.Len()-longestForm) // a form may come in two parts
+	_, _ = l.text.Write(p)
+	if line := Leak(string(l.text.Bytes()[before:])); line != "" {
+		note(line)
+	}
+	return len(p), nil
 }
 
 // On has the writer call f, once, before it writes text the next time. f must not use the log.

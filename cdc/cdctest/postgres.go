@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 
 	"github.com/walpost/walpost/cdc/devenv"
@@ -27,7 +28,8 @@ var shared struct {
 	err    error
 }
 
-// Main is the body of a package's TestMain: it runs the tests, stops the shared server and fails the run when a goroutine is left. Where
+// Main is the body of a package's TestMain: it runs the tests, stops the shared server and fails the run when a goroutine is left, or when a
+// Log holds the Canary. Where
 // -parallel says nothing else, six tests run at a time, for they mostly wait; in the long form, whose programs have the race detector,
 // four do. It does not return.
 func Main(m *testing.M) {
@@ -48,6 +50,9 @@ type run struct{ *testing.M }
 
 func (r run) Run() int {
 	code := r.M.Run()
+	if leaked() {
+		code = max(code, 1)
+	}
 	shared.once.Do(func() {}) // so that a test left behind cannot start it now
 	if shared.server != nil {
 		if err := shared.server.Close(); err != nil {
@@ -65,7 +70,7 @@ func Postgres(t testing.TB) *devenv.Postgres {
 	shared.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 		defer cancel()
-		shared.server, shared.err = devenv.StartPostgres(ctx, devenv.PostgresConfig{Version: version(), InMemory: inMemory(t)})
+		shared.server, shared.err = devenv.StartPostgres(ctx, devenv.PostgresConfig{Version: version(), InMemory: inMemory(t), Password: Canary})
 	})
 	if shared.err != nil {
 		t.Fatalf("start the shared PostgreSQL: %v", shared.err)
@@ -83,7 +88,7 @@ func OwnPostgres(t testing.TB, cfg devenv.PostgresConfig) *devenv.Postgres {
 	if cfg.Version == "" {
 		cfg.Version = version()
 	}
-	cfg.InMemory = inMemory(t)
+	cfg.InMemory, cfg.Password = inMemory(t), Canary
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
 	server, err := devenv.StartPostgres(ctx, cfg)
@@ -121,6 +126,16 @@ func Database(t testing.TB, options ...string) string {
 		}
 	})
 	return server.URL(name)
+}
+
+// PoolConfig returns the configuration of a pool of the URL.
+func PoolConfig(t testing.TB, url string) *pgxpool.Config {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
 }
 
 var roles sync.Mutex

@@ -15,7 +15,7 @@ import (
 )
 
 // Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
-// path in capitals (WALPOST_SOURCE_URL); the environment wins. HTTP and ShutdownTimeout are those of the process.
+// path in capitals (WALPOST_SOURCE_URL); the environment wins. HTTP, Pprof and ShutdownTimeout are those of the process.
 type Config struct {
 	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is called walpost.state. and this name"`
 	Source          Source        `yaml:"source"`
@@ -27,6 +27,7 @@ type Config struct {
 	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout" doc:"how long SIGTERM waits for Kafka to take what was received"`
 	HTTP            string        `yaml:"http" doc:"address of /livez, /readyz, /metrics and /status"`
+	Pprof           string        `yaml:"pprof" doc:"address of Go's profiles, on loopback only: 127.0.0.1:6060; empty: none"`
 
 	several bool // it is one of several pipelines in a file
 }
@@ -34,7 +35,7 @@ type Config struct {
 // Source is where the outbox is.
 type Source struct {
 	Kind           Kind          `yaml:"kind" doc:"wal: logical replication; polling: the table is asked, where logical replication is not to be had"`
-	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders"`
+	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders?sslmode=verify-full&sslrootcert=/etc/walpost/ca.crt; other hosts than this machine need an sslmode; certificates and passwords are read again at each connection: cdc/identity/README.md"`
 	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`

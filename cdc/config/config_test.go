@@ -48,7 +48,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"source: {columns: {id: ''}}":              "source.columns.id:",
 		"source: {columns: {ident: x}}":            "source.columns.ident: there is no such key",
 		"source: {url: 'mysql://x'}":               "source.url:",
-		"source: {url: 'postgres://u:pw@h'}":       "source.url: it names no database: write postgres://user@host:5432/database",
+		"source: {url: 'host=h sslmode=disable'}":  "source.url: it names no database: write postgres://user@host:5432/database",
 		"source: {publication: ''}":                "source.publication:",
 		"source: {max_row_bytes: 5}":               "source.max_row_bytes:",
 		"kafka: {brokers: [localhost]}":            "kafka.brokers:",
@@ -250,7 +250,7 @@ func TestLegalTopic(t *testing.T) {
 func FuzzConfig(f *testing.F) {
 	f.Add(goodConfig)
 	f.Add("window: {bytes: 4MiB, pace: 1ms}\nkafka:\n  rename: {a: b}\n")
-	f.Add("kafka: {brokers: ['a:1'], aggregate_types: [x]}\npipelines:\n- {pipeline: a, source: {url: 'postgres://h/a', slot: a}}\n- {pipeline: b, source: {url: 'postgres://h/b', slot: b}}\n")
+	f.Add("kafka: {brokers: ['a:1'], aggregate_types: [x]}\npipelines:\n- {pipeline: a, source: {url: 'postgres://h/a?sslmode=disable', slot: a}}\n- {pipeline: b, source: {url: 'postgres://h/b?sslmode=disable', slot: b}}\n")
 	f.Add("pipelines: [~, {}, [], x]\n")
 	f.Add("source:\n  columns: {id: event_id}\nhttp: 0.0.0.0:1\n")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -298,7 +298,7 @@ func TestAURLForAnotherProgram(t *testing.T) {
 }
 
 func TestPoisonConfigMistakesAreNamed(t *testing.T) {
-	const base = "pipeline: p\nsource: {url: 'postgres://u@h/d'}\n"
+	const base = "pipeline: p\nsource: {url: 'postgres://u@h/d?sslmode=disable'}\n"
 	const kafka = "kafka: {brokers: ['h:1'], aggregate_types: [order, Ü], rename: {Ü: overview}"
 	for text, want := range map[string]string{
 		kafka + "}\npoison: {policy: skip}":                      "poison.policy:",

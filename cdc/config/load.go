@@ -11,7 +11,9 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // document is a configuration file: one pipeline's keys, or the keys that several have in common, and these.
@@ -146,6 +148,9 @@ func (d *document) together(cfgs []Config) (errs []error) {
 		if c.HTTP != d.HTTP {
 			bad("http: the process has one address: write it beside pipelines, not in one of them")
 		}
+		if c.Pprof != d.Pprof {
+			bad("pprof: the process has one address: write it beside pipelines, not in one of them")
+		}
 		if c.ShutdownTimeout != d.ShutdownTimeout {
 			bad("shutdown_timeout: it is the process's: write it beside pipelines, not in one of them")
 		}
@@ -206,7 +211,7 @@ func (c *Config) beside(o *Config, bad func(format string, args ...any)) {
 
 // at is where the URL says the outbox is: all of its servers, as host:port, and the database.
 func (s *Source) at() (servers []string, database string) {
-	cfg, err := pgconn.ParseConfig(s.URL)
+	cfg, err := identity.NewPostgres("source.url", s.URL, zerolog.Nop()).Target()
 	if s.URL == "" || err != nil {
 		return nil, "" // which Validate says
 	}

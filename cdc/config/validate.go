@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/walpost/walpost/cdc/identity"
 )
 
@@ -58,7 +60,7 @@ func (s *Source) rules(env string) rules {
 	return rules{
 		oneOf("source.kind", s.Kind, KindWAL, KindPolling),
 		cmp.Or(
-			unless(s.URL != "", "source.url: missing: write postgres://walpost@host:5432/database, or set %s", envName(env, []string{"source", "url"})),
+			unless(s.URL != "", "source.url: missing: write postgres://walpost@host:5432/database?sslmode=verify-full, or set %s", envName(env, []string{"source", "url"})),
 			postgresURL("source.url", s.URL),
 			namesDatabase("source.url", s.URL),
 		),
@@ -244,15 +246,14 @@ func (c *Config) togetherRules() rules {
 
 // namesDatabase wants the URL to name its database: PostgreSQL would take the one that is called like the user.
 func namesDatabase(key, text string) error {
-	if cfg, err := ParsePostgresURL(key, text); err != nil || cfg.Database != "" {
+	if cfg, err := identity.NewPostgres(key, text, zerolog.Nop()).Target(); err != nil || cfg.Database != "" {
 		return nil
 	}
-	return fmt.Errorf("%s: it names no database: write postgres://user@host:5432/database", key)
+	return fmt.Errorf("%s: it names no database: write postgres://user@host:5432/database?sslmode=verify-full", key)
 }
 
 func postgresURL(key, text string) error {
-	_, err := ParsePostgresURL(key, text)
-	return err
+	return identity.NewPostgres(key, text, zerolog.Nop()).Check()
 }
 
 // isURI reports whether s is ASCII without spaces and can be read as a URI.

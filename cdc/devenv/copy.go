@@ -26,7 +26,7 @@ func (p *Postgres) Copy(ctx context.Context, cfg CopyConfig) (*Postgres, error) 
 	if p.proc != nil {
 		return nil, errors.New("PostgreSQL is running: Stop it before its data is copied")
 	}
-	c := &Postgres{bin: p.bin, user: p.user, log: &tail{next: p.log.next}}
+	c := &Postgres{bin: p.bin, user: p.user, log: &tail{next: p.log.next}, password: p.password}
 	var err error
 	if c.folder, err = os.MkdirTemp(filepath.Dir(p.folder), folderPattern); err != nil {
 		return nil, fmt.Errorf("make a folder for PostgreSQL: %w", err)

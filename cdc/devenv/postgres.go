@@ -34,6 +34,8 @@ type PostgresConfig struct {
 	// InMemory keeps the data in memory where the system has a file system there with room for it (Linux: /dev/shm), else
 	// where temporary files are.
 	InMemory bool
+	// Password stands in the superuser's URL. Trust authentication accepts any, also none.
+	Password string
 	// Log receives the server's log. Nil keeps only its last lines, for error messages.
 	Log io.Writer
 	// Fetching is called before a server that is not installed is fetched, which takes as long as the network does. May be nil.
@@ -51,6 +53,8 @@ type Postgres struct {
 	port   int
 	log    *tail
 
+	password string // of the superuser's URL
+
 	settings map[string]string
 	proc     *process // nil when stopped
 }
@@ -67,7 +71,7 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Postgres{bin: bin, user: user, log: &tail{next: cfg.Log}}
+	p := &Postgres{bin: bin, user: user, log: &tail{next: cfg.Log}, password: cfg.Password}
 	parent := os.TempDir()
 	if cfg.InMemory {
 		parent = cmp.Or(memory(), parent)
@@ -250,7 +254,7 @@ func (p *Postgres) kill() error {
 }
 
 // URL is the superuser's connection string for a database.
-func (p *Postgres) URL(database string) string { return p.URLFor("postgres", "", database) }
+func (p *Postgres) URL(database string) string { return p.URLFor("postgres", p.password, database) }
 
 // URLFor is the connection string of a role. Trust authentication accepts any password, also none.
 func (p *Postgres) URLFor(user, password, database string) string {

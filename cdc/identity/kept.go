@@ -23,8 +23,11 @@ type kept[T any] struct {
 
 // get reads the value. Where that fails and one was good before, it returns that one and logs the failure, once for each that is new.
 // Its error does not name the key.
-func (k *kept[T]) get(ctx context.Context) (T, error) {
-	value, err := k.read(ctx)
+func (k *kept[T]) get(ctx context.Context) (T, error) { return k.of(ctx, k.read) }
+
+// of is get where each reading depends on another.
+func (k *kept[T]) of(ctx context.Context, read func(context.Context) (T, error)) (T, error) {
+	value, err := read(ctx)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {

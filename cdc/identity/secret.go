@@ -3,6 +3,9 @@ package identity
 import (
 	"fmt"
 	"io"
+	"net/url"
+	"reflect"
+	"slices"
 )
 
 // Secret is a word that nothing prints: fmt, JSON, YAML and logs show *** in its place.
@@ -24,3 +27,52 @@ func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String(
 
 // MarshalText returns what String returns.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Hide returns a copy of a struct in which what its tags call secret:"yes" can be shown: of a URL all but passwords, of everything else ***.
+func Hide[T any](v T) T {
+	hide(reflect.ValueOf(&v).Elem())
+	return v
+}
+
+// Show writes a value without methods as fmt would: a type's Format calls it with what Hide returns.
+func Show(f fmt.State, verb rune, v any) { _, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), v) }
+
+func hide(v reflect.Value) {
+	for i := range v.NumField() {
+		field, secret := v.Field(i), v.Type().Field(i).Tag.Get("secret") != ""
+		switch {
+		case !field.CanSet():
+		case field.Kind() == reflect.Struct:
+			hide(field)
+		case secret && field.Kind() == reflect.String && field.Len() > 0:
+			field.SetString(HideURL(field.String()))
+		case secret:
+			field.SetZero()
+		}
+	}
+}
+
+// HideURL returns a URL without passwords, in its user and in its parameters, and *** for every other text.
+func HideURL(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		return "***"
+	}
+	if u.RawQuery != "" {
+		query := u.Query()
+		for name := range query {
+			if !slices.Contains(harmless, name) {
+				query.Set(name, "xxxxx")
+			}
+		}
+		u.RawQuery = query.Encode()
+	}
+	u.Fragment, u.RawFragment = "", "" // the rest of a password with a # that is not escaped
+	return u.Redacted()
+}
+
+// harmless are the parameters of a URL that can be shown.
+var harmless = []string{
+	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation", "channel_binding", "require_auth", "host", "hostaddr", "port", "user", "dbname",
+	"passfile", "password_file", "service", "servicefile", "target_session_attrs", "load_balance_hosts", "connect_timeout", "application_name", "starttls",
+}

@@ -53,6 +53,8 @@ func runForWord(ctx context.Context, command string) (string, error) {
 		return "", fmt.Errorf("the command %s has printed nothing within %s: run it by hand", words[0], commandWithin)
 	case err != nil:
 		return "", fmt.Errorf("the command %s: %w: run it by hand", words[0], err)
+	case len(bytes.TrimSpace(out.Bytes())) == 0:
+		return "", fmt.Errorf("the command %s printed nothing: run it by hand", words[0])
 	case out.Len() > longestWord:
 		return "", fmt.Errorf("the command %s printed %d bytes: that is no password and no token", words[0], out.Len())
 	}

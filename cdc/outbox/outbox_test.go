@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { cdctest.Main(m) }
 func service(t testing.TB) (owner, conn *pgx.Conn) {
 	t.Helper()
 	admin := cdctest.Database(t)
-	url := strings.Replace(admin, "postgres@", "orders_service@", 1)
+	url := cdctest.As(admin, "orders_service")
 	if err := migrations.Migrate(t.Context(), migrations.Orders, admin, url, io.Discard); err != nil {
 		t.Fatal(err)
 	}

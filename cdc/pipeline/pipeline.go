@@ -104,9 +104,9 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 		return nil, err
 	}
 	topics, patterns := route.Topics(cfg.Kafka)
-	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, topics, o.Log, o.Kafka...)}
+	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source, o.Log), sink: kafka.NewSink(cfg, topics, o.Log, o.Kafka...)}
 	if cfg.Source.Kind == config.KindPolling {
-		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source)}
+		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source, o.Log)}
 	} else {
 		p.kind = wal{p}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -17,17 +18,18 @@ import (
 type Outbox struct {
 	pipeline string
 	cfg      config.Source
+	source   *postgres.Source
 	template *strings.Replacer
 }
 
-// NewOutbox returns the outbox of a pipeline.
-func NewOutbox(pipeline string, cfg config.Source) *Outbox {
-	return &Outbox{pipeline, cfg, sqlTemplate(&cfg)}
+// NewOutbox returns the outbox of a pipeline. The log is postgres.NewSource's.
+func NewOutbox(pipeline string, cfg config.Source, log zerolog.Logger) *Outbox {
+	return &Outbox{pipeline, cfg, postgres.NewSource(pipeline, cfg, log), sqlTemplate(&cfg)}
 }
 
 // open connects, and returns the table if it can be polled. Otherwise it returns a Halt that names everything that is wrong.
 func (o *Outbox) open(ctx context.Context) (*postgres.OpenTable, error) {
-	t, err := postgres.NewSource(o.pipeline, o.cfg).OpenTable(ctx)
+	t, err := o.source.OpenTable(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
@@ -81,7 +82,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			if c.source != "" {
 				cfg.URL = server.URLFor(c.source, "secret", "shop")
 			}
-			s := postgres.NewSource("test", cfg)
+			s := postgres.NewSource("test", cfg, zerolog.Nop())
 			admin, err := s.Admin(t.Context(), server.URLFor("boss", "secret", "shop"))
 			if err != nil {
 				t.Fatal(err)
@@ -90,7 +91,9 @@ func TestInitOnAGuardedServer(t *testing.T) {
 			before := catalog(t, server)
 			plan := func() ([]postgres.Step, error) { return admin.Plan(t.Context(), postgres.PlanOptions{Delete: true}) }
 			if cfg.Kind == config.KindPolling {
-				plan = func() ([]postgres.Step, error) { return polling.NewOutbox("test", cfg).Plan(t.Context(), admin) }
+				plan = func() ([]postgres.Step, error) {
+					return polling.NewOutbox("test", cfg, zerolog.Nop()).Plan(t.Context(), admin)
+				}
 			}
 			steps, err := plan()
 			if len(c.refused) > 0 {
@@ -133,7 +136,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 				t.Errorf("init again: %v", err)
 			}
 			if cfg.Kind == config.KindPolling {
-				if _, err := polling.NewOutbox("test", cfg).Backlog(t.Context()); err != nil {
+				if _, err := polling.NewOutbox("test", cfg, zerolog.Nop()).Backlog(t.Context()); err != nil {
 					t.Errorf("the relay's own look: %v", err)
 				}
 				return
@@ -173,7 +176,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 		exec("shop", "ALTER SCHEMA public OWNER TO boss")
 		cfg := config.Default().Source
 		cfg.URL = server.URLFor("relay", "secret", "shop")
-		admin, err := postgres.NewSource("test", cfg).Admin(t.Context(), server.URLFor("boss", "secret", "shop"))
+		admin, err := postgres.NewSource("test", cfg, zerolog.Nop()).Admin(t.Context(), server.URLFor("boss", "secret", "shop"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -211,6 +211,7 @@ func put(ctx context.Context, url, body string) error {
 	if err != nil {
 		return err
 	}
+	req.Header.Set("Content-Type", "application/json")
 	req.Close = true
 	res, err := http.DefaultClient.Do(req)
 	if err == nil && res.StatusCode != http.StatusOK {

@@ -34,7 +34,7 @@ func newRace(t *testing.T) *race {
 	r := &race{T: t}
 	for which, pools := range map[sql.Database][2]**pgxpool.Pool{sql.Orders: {&r.orders, &r.ordersOwner}, sql.Inventory: {&r.stock, &r.stockOwner}} {
 		admin := cdctest.Database(t)
-		service := strings.Replace(admin, "postgres@", string(which)+"_service@", 1)
+		service := cdctest.As(admin, string(which)+"_service")
 		if err := sql.Migrate(t.Context(), which, admin, service, io.Discard); err != nil {
 			t.Fatal(err)
 		}

@@ -59,7 +59,7 @@ func newShop(t *testing.T) *shop {
 	address := func(i int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[i])) }
 	ordersURL, stockURL := cdctest.Database(t), cdctest.Database(t)
 	slot := cdctest.SlotName(t, "shop")
-	as := func(role, url string) string { return strings.Replace(url, "postgres@", role+"@", 1) }
+	as := func(role, url string) string { return cdctest.As(url, role) }
 	s := &shop{
 		T: t, bin: build(t), topic: slot + ".order",
 		orders: "http://" + address(0), inventory: "http://" + address(1),

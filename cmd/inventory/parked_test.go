@@ -19,7 +19,7 @@ import (
 // command runs one of the program's commands and returns what it wrote.
 func (s *service) command(args ...string) (string, error) {
 	var out bytes.Buffer
-	err := run(s.Context(), args, s.getenv, &out, io.Discard)
+	err := watched(s.Context(), args, s.getenv, &out, io.Discard)
 	return out.String(), err
 }
 

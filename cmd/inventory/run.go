@@ -84,7 +84,8 @@ type serveCmd struct {
 	Batch     int             `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
 	Retention time.Duration   `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topic keeps it. 0: for ever."`
 
-	HTTP string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
+	HTTP  string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
+	Pprof string `name:"pprof" env:"INVENTORY_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6062; empty: nowhere."`
 }
 
 type versionCmd struct{}
@@ -105,6 +106,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return command.Run(&process{cli: &flags, stdout: stdout, stderr: stderr})
 }
 
+// databaseURL is what holds the URL of the inventory database.
+const databaseURL = "--database-url (INVENTORY_DATABASE_URL)"
+
 // process is what a command gets.
 type process struct {
 	cli            *cli
@@ -121,10 +125,10 @@ func (*versionCmd) Run(p *process) error {
 func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	var errs []error
 	if p.cli.DatabaseURL == "" {
-		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory; migrate makes that role and sets its password"))
+		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full; migrate makes that role and sets its password"))
 	}
 	if c.AdminURL == "" {
-		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory"))
+		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory?sslmode=verify-full"))
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
@@ -139,7 +143,7 @@ func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 // waited for: /readyz and the log say so.
 func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
-	pool, poolErr := p.pool(ctx)
+	pool, poolErr := p.pool(ctx, log)
 	if poolErr == nil {
 		defer pool.Close()
 	}
@@ -152,6 +156,11 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 		return fmt.Errorf("--http (INVENTORY_HTTP): %w: choose a free address of this machine", err)
 	}
 	defer ln.Close()
+	profiles, err := app.ListenPprof("--pprof (INVENTORY_PPROF)", c.Pprof)
+	if err != nil {
+		return err
+	}
+	defer profiles.Close()
 
 	reg := app.NewRegistry()
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
@@ -164,15 +173,16 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	mux := http.NewServeMux()
-	app.OpsRoutes(mux, reg, consumer.Ready)
+	app.OpsRoutes(mux, reg, func(ctx context.Context) error { return p.database(log).Explain(consumer.Ready(ctx)) })
 	inventory.Routes(mux, store, inbox.NewOperator(cfg, ""), metrics, log)
 
 	if err := store.Ping(ctx); err != nil {
-		log.Warn().Err(err).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
+		log.Warn().Err(p.database(log).Explain(err)).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return app.Serve(ctx, ln, app.Instrument(reg, mux), log) })
 	group.Go(func() error { return consumer.Run(ctx) })
+	group.Go(func() error { return profiles.Serve(ctx, log) })
 	return group.Wait()
 }
 
@@ -181,7 +191,7 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	return &inboxcmd.Inboxes{
 		Program: "inventory", Groups: []string{src.Group}, Stdout: p.stdout,
 		Open: func(ctx context.Context, _ string, do func(inbox.Config) error) error {
-			pool, err := p.pool(ctx)
+			pool, err := p.pool(ctx, zerolog.Nop())
 			if err != nil {
 				return err
 			}
@@ -194,19 +204,24 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	}
 }
 
-func (p *process) pool(ctx context.Context) (*pgxpool.Pool, error) {
+// database is who connects to the inventory database.
+func (p *process) database(log zerolog.Logger) *identity.Postgres {
+	return identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
+}
+
+func (p *process) pool(ctx context.Context, log zerolog.Logger) (*pgxpool.Pool, error) {
 	if p.cli.DatabaseURL == "" {
-		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory")
+		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full")
 	}
-	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
+	config, err := p.database(log).Pool(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+		return nil, err
 	}
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	return pool, nil
 }

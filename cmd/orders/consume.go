@@ -89,6 +89,7 @@ type consumeCmd struct {
 	Batch     int             `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
 	Retention time.Duration   `env:"ORDERS_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topics keep it. 0: for ever."`
 	HTTP      string          `name:"http" env:"ORDERS_CONSUME_HTTP" default:"127.0.0.1:8083" placeholder:"HOST:PORT" help:"Address to listen on, for /livez, /readyz and /metrics."`
+	Pprof     string          `name:"pprof" env:"ORDERS_CONSUME_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6063; empty: nowhere."`
 }
 
 func groupNames() (names []string) {
@@ -141,17 +142,17 @@ func (g group) config(k kafka, s shared) inbox.Config {
 }
 
 // connect gives a group its own connections, so that one whose database work takes long delays no other.
-func (p *process) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
+func (p *process) connect(ctx context.Context, g group, log zerolog.Logger) (*pgxpool.Pool, error) {
+	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log).Pool(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return nil, err
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	return pool, nil
 }
@@ -161,7 +162,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
 	asked, err := chosen(c.Groups)
 	asked, senders, sendErr := c.senders(asked, log)
-	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL), c.check(), sendErr, logErr); err != nil {
+	if err := errors.Join(err, checkURL(databaseURL, p.cli.DatabaseURL), c.check(), sendErr, logErr); err != nil {
 		return err
 	}
 	log = log.With().Str("service", "orders").Logger()
@@ -170,13 +171,18 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 		return fmt.Errorf("--http (ORDERS_CONSUME_HTTP): %w; stop what listens there or choose another address", err)
 	}
 	defer ln.Close()
+	profiles, err := app.ListenPprof("--pprof (ORDERS_CONSUME_PPROF)", c.Pprof)
+	if err != nil {
+		return err
+	}
+	defer profiles.Close()
 	reg, mux := app.NewRegistry(), http.NewServeMux()
 	login := c.login(log)
 	ready := map[string]func(context.Context) error{}
-	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }}
+	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }, func(ctx context.Context) error { return profiles.Serve(ctx, log) }}
 	var metrics *notify.Metrics
 	for _, g := range asked {
-		pool, err := p.connect(ctx, g)
+		pool, err := p.connect(ctx, g, log)
 		if err != nil {
 			return err
 		}
@@ -198,11 +204,12 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 			work = append(work, s.in(store, metrics, log))
 		}
 	}
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
 	app.OpsRoutes(mux, reg, func(ctx context.Context) error {
 		var errs []error
 		for _, g := range asked {
 			if err := ready[g.name](ctx); err != nil {
-				errs = append(errs, fmt.Errorf("group %s: %w", g.name, err))
+				errs = append(errs, fmt.Errorf("group %s: %w", g.name, database.Explain(err)))
 			}
 		}
 		return errors.Join(errs...)

@@ -11,11 +11,11 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -46,6 +46,7 @@ type cli struct {
 
 type serveCmd struct {
 	HTTP         string `name:"http" default:"127.0.0.1:8081" env:"ORDERS_HTTP" help:"Address to listen on, for orders and for /livez, /readyz and /metrics."`
+	Pprof        string `name:"pprof" env:"ORDERS_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6061; empty: nowhere."`
 	Relay        bool   `env:"ORDERS_RELAY" help:"Relay the outbox too, from within this process, configured as walpost relay is: by the file that WALPOST_CONFIG names, and by WALPOST_ variables. GET /status and /metrics are at --http."`
 	DatabaseWait string `default:"15s" env:"ORDERS_DATABASE_WAIT" help:"How long to wait at the start for a database that does not answer yet."`
 }
@@ -55,6 +56,9 @@ type migrateCmd struct {
 }
 
 type versionCmd struct{}
+
+// databaseURL is what holds the URL of the orders database.
+const databaseURL = "--database-url (ORDERS_DATABASE_URL)"
 
 // process is what a command gets.
 type process struct {
@@ -85,7 +89,7 @@ func (*versionCmd) Run(p *process) error {
 func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	err := errors.Join(
 		checkURL("--admin-database-url (ORDERS_ADMIN_DATABASE_URL)", c.AdminDatabaseURL),
-		checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL))
+		checkURL(databaseURL, p.cli.DatabaseURL))
 	if err != nil {
 		return err
 	}
@@ -108,7 +112,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	if c.Relay {
 		pipelines, relayErr = config.Load(p.getenv("WALPOST_CONFIG"), p.getenv)
 	}
-	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL), httpErr, waitErr, logErr, relayErr)
+	err := errors.Join(checkURL(databaseURL, p.cli.DatabaseURL), httpErr, waitErr, logErr, relayErr)
 	if err != nil {
 		return err
 	}
@@ -118,21 +122,33 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	if err != nil {
 		return fmt.Errorf("--http (ORDERS_HTTP): %w; stop what listens there or choose another address", err)
 	}
-	store, err := orders.Open(ctx, p.cli.DatabaseURL)
+	defer ln.Close()
+	profiles, err := app.ListenPprof("--pprof (ORDERS_PPROF)", c.Pprof)
 	if err != nil {
-		return errors.Join(fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err), ln.Close())
+		return err
+	}
+	defer profiles.Close()
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
+	pool, err := database.Pool(ctx)
+	if err != nil {
+		return err
+	}
+	store, err := orders.Open(ctx, pool)
+	if err != nil {
+		return fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	defer store.Close()
-	if err := waitFor(ctx, store, wait, log); err != nil {
-		return errors.Join(err, ln.Close())
+	ready := func(ctx context.Context) error { return database.Explain(store.Ready(ctx)) }
+	if err := waitFor(ctx, ready, wait, log); err != nil {
+		return err
 	}
 	reg, mux := app.NewRegistry(), http.NewServeMux()
-	app.OpsRoutes(mux, reg, store.Ready)
+	app.OpsRoutes(mux, reg, ready)
 	orders.Routes(mux, store, reg, log)
 	notify.Routes(mux, notify.NewStore(store.Pool()), log)
 	relays, err := pipeline.NewGroup(pipelines, pipeline.Options{Log: log, Registerer: reg})
 	if err != nil {
-		return errors.Join(err, ln.Close())
+		return err
 	}
 	if c.Relay {
 		relays.Routes(mux)
@@ -142,6 +158,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	relaying, drain := context.WithCancel(context.WithoutCancel(ctx))
 	var group errgroup.Group
 	group.Go(func() error { return relays.Run(relaying) })
+	group.Go(func() error { return profiles.Serve(ctx, log) })
 	group.Go(func() error {
 		defer drain()
 		return app.Serve(ctx, ln, app.Instrument(reg, mux), log)
@@ -152,11 +169,11 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 // waitFor gives a database that is just starting, or is being migrated, its time. One that is still not usable then is a mistake in
 // the configuration more often than not, and better told by an exit than by an order service that takes no order. Once serving, the
 // service stays up whatever the database does: /readyz says how it is, and each request tries anew.
-func waitFor(ctx context.Context, store *orders.Store, wait time.Duration, log zerolog.Logger) error {
+func waitFor(ctx context.Context, ready func(context.Context) error, wait time.Duration, log zerolog.Logger) error {
 	deadline := time.Now().Add(wait)
 	for attempt := 1; ; attempt++ {
 		tryCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := store.Ready(tryCtx)
+		err := ready(tryCtx)
 		cancel()
 		switch {
 		case err == nil:
@@ -179,10 +196,7 @@ func waitFor(ctx context.Context, store *orders.Store, wait time.Duration, log z
 
 func checkURL(name, url string) error {
 	if url == "" {
-		return fmt.Errorf("%s is missing: set it as in postgres://user:password@host:5432/orders", name)
+		return fmt.Errorf("%s is missing: set it as in postgres://user:password@host:5432/orders?sslmode=verify-full", name)
 	}
-	if _, err := pgx.ParseConfig(url); err != nil {
-		return fmt.Errorf("%s: %w; write it as in postgres://user:password@host:5432/orders", name, err)
-	}
-	return nil
+	return identity.NewPostgres(name, url, zerolog.Nop()).Check()
 }

@@ -50,7 +50,7 @@ func (p *process) inbox(ctx context.Context, k kafka, name string, do func(inbox
 	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL)); err != nil {
 		return err
 	}
-	pool, err := p.connect(ctx, found[0])
+	pool, err := p.connect(ctx, found[0], zerolog.Nop())
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -44,7 +43,7 @@ type program struct {
 	address string // where it answers HTTP
 	group   string // its consumer group, if it has one
 	cmd     *exec.Cmd
-	log     bytes.Buffer
+	log     cdctest.Log
 	kills   int
 }
 
@@ -61,7 +60,7 @@ func openShop(t *testing.T) *shop {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u.User = url.UserPassword(user, "s3cret")
+		u.User = url.UserPassword(user, cdctest.Canary)
 		return u.String()
 	}
 	ordersAdmin, inventoryAdmin := cdctest.Database(t), cdctest.Database(t)
@@ -85,7 +84,7 @@ pipelines:
 		"INVENTORY_KAFKA_BROKERS": strings.Join(brokers, ","), "INVENTORY_TOPIC": s.name + ".order", "INVENTORY_GROUP": s.name + ".inventory",
 		"INVENTORY_READER_DATABASE_URL": as(inventoryAdmin, "inventory_reader"), "ORDERS_CATALOG_URL": as(inventoryAdmin, "inventory_reader"),
 		"ORDERS_SMTP_URL": s.receivers.smtpURL, "ORDERS_MAIL_FROM": "shop@shop.example", "ORDERS_MAIL_RATE": "0",
-		"ORDERS_WEBHOOK_URL": s.receivers.hookURL, "ORDERS_WEBHOOK_SECRET": "a secret of some length",
+		"ORDERS_WEBHOOK_URL": s.receivers.hookURL, "ORDERS_WEBHOOK_SECRET": "of sixteen bytes: " + cdctest.Canary,
 		"LOG_FORMAT": "json",
 	}
 	for _, command := range []string{"orders migrate", "inventory migrate", "walpost init"} {
@@ -143,7 +142,7 @@ func (s *shop) add(name, variable, group string, args ...string) {
 		_ = p.cmd.Process.Kill()
 		_ = p.cmd.Wait()
 		if s.Failed() {
-			s.Logf("the end of the log of %s:\n%s", p.name, p.log.Bytes()[max(0, p.log.Len()-2000):])
+			s.Logf("the end of the log of %s:\n%s", p.name, p.log.String()[max(0, len(p.log.String())-2000):])
 		}
 	})
 }

@@ -159,7 +159,7 @@ func TestStoppingOneGroupDelaysNoOther(t *testing.T) {
 	topic := c.withOrderEvents()
 	ctx, cancel := context.WithCancel(context.Background())
 	done, log := make(chan error, 1), &cdctest.Log{}
-	go func() { done <- run(ctx, []string{"consume"}, getenv(c.env), io.Discard, log) }()
+	go func() { done <- watched(ctx, []string{"consume"}, getenv(c.env), io.Discard, log) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil || t.Failed() {

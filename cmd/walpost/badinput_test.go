@@ -63,7 +63,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 	t.Run("role that does not exist", func(t *testing.T) {
 		s := newTestbed(t)
 		s.MustRun("init")
-		s.Env["WALPOST_SOURCE_URL"] = s.URLFor("nobody_at_all", "x")
+		s.Env["WALPOST_SOURCE_URL"] = s.URLFor("nobody_at_all", cdctest.Canary)
 		r := s.StartRelay()
 		r.WaitForLog(20*time.Second, `"halted"`)
 		r.WaitForLog(3*time.Second, "`walpost init` makes the role where there is none")
@@ -192,7 +192,7 @@ func TestHardenedDatabase(t *testing.T) {
 	}
 	s.StartRelay()
 	cdctest.Eventually(t, 20*time.Second, empty)
-	s.Env["WALPOST_CLEANUP_URL"] = s.URLFor("nobody_cleans", "pw")
+	s.Env["WALPOST_CLEANUP_URL"] = s.URLFor("nobody_cleans", cdctest.Canary)
 	if out := s.MustRun("init"); !strings.Contains(out, "role nobody_cleans of cleanup.url: there is no such role") {
 		t.Errorf("init does not say that the role of cleanup.url is missing:\n%s", out)
 	}
@@ -205,7 +205,7 @@ func TestInitAtOnce(t *testing.T) {
 	cdctest.Long(t, endToEnd)
 	for range 3 {
 		s, other := newStory(t), newStory(t)
-		other.Env["WALPOST_SOURCE_URL"] = other.URLFor("relay_"+s.Slot(), "s3cret") // roles are the server's
+		other.Env["WALPOST_SOURCE_URL"] = other.URLFor("relay_"+s.Slot(), cdctest.Canary) // roles are the server's
 		outs := make([]string, 6)
 		var all sync.WaitGroup
 		for i := range outs {
@@ -235,5 +235,25 @@ func TestInitAtOnce(t *testing.T) {
 		s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
 		other.Exec("SELECT pg_drop_replication_slot($1)", other.Slot())
 		other.Exec("DROP OWNED BY relay_" + s.Slot())
+	}
+}
+
+// TestNoErrorShowsAURL: Run fails the test where the error or the output of a command shows the password.
+func TestNoErrorShowsAURL(t *testing.T) {
+	s := newTestbedOn(t, "postgres://postgres@127.0.0.1:1/shop?sslmode=disable", []string{"127.0.0.1:1"})
+	for key, commands := range map[string][][]string{
+		"WALPOST_SOURCE_URL":  {{"relay"}, {"init"}, {"status"}, {"where", "x"}, {"dlq", "list"}},
+		"WALPOST_ADMIN_URL":   {{"init"}},
+		"WALPOST_CLEANUP_URL": {{"cleanup"}},
+	} {
+		for _, bad := range cdctest.BadURLs("postgres") {
+			for _, args := range commands {
+				other := s.Copy()
+				other.Env[key] = bad
+				if out, err := other.Run(args...); err == nil {
+					t.Errorf("%v takes %s=%s\n%s", args, key, bad, out)
+				}
+			}
+		}
 	}
 }

@@ -158,7 +158,7 @@ func (p *process) ownURL(cfg config.Config, key, flag string) string {
 func (p *process) adminURL(cfg config.Config, flag, need string) (string, error) {
 	url := p.ownURL(cfg, "ADMIN_URL", flag)
 	if url == "" {
-		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database", need)
+		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database?sslmode=verify-full", need)
 	}
 	return url, nil
 }

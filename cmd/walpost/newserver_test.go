@@ -46,7 +46,7 @@ func TestNewServer(t *testing.T) {
 			}
 			moved.AdminURL = fresh.URL(database)
 			moved.Env["WALPOST_ADMIN_URL"] = moved.AdminURL
-			moved.Env["WALPOST_SOURCE_URL"] = moved.URLFor("relay_"+s.Slot(), "s3cret")
+			moved.Env["WALPOST_SOURCE_URL"] = moved.URLFor("relay_"+s.Slot(), cdctest.Canary)
 			nothing := func() {
 				t.Helper()
 				if is := moved.Query(`SELECT format('%s roles, %s slots, %s tables', (SELECT count(*) FROM pg_roles WHERE rolname = $1), (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $2),

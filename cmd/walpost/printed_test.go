@@ -252,7 +252,7 @@ func TestPrintedCommandsEndEachHalt(t *testing.T) {
 			s.Env["WALPOST_SOURCE_CHECK_INTERVAL"] = "100ms"
 			s.Env["WALPOST_SOURCE_MAX_ROW_BYTES"] = "1MiB"
 			if c.without {
-				s.Exec("CREATE ROLE relay_" + s.Slot() + " LOGIN REPLICATION PASSWORD 's3cret'")
+				s.Exec("CREATE ROLE relay_" + s.Slot() + " LOGIN REPLICATION PASSWORD '" + cdctest.Canary + "'")
 			} else {
 				s.MustRun("init")
 				r := s.StartRelay()

@@ -39,10 +39,14 @@ func (*relayCmd) Run(p *process) error {
 	if err != nil {
 		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", address, err)
 	}
+	profiles, err := app.ListenPprof("pprof (WALPOST_PPROF)", cfgs[0].Pprof)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
 	reg := app.NewRegistry()
 	relays, err := pipeline.NewGroup(cfgs, pipeline.Options{Log: log, Registerer: reg})
 	if err != nil {
-		return errors.Join(err, ln.Close())
+		return errors.Join(err, ln.Close(), profiles.Close())
 	}
 	mux := http.NewServeMux()
 	app.OpsRoutes(mux, reg, relays.Ready)
@@ -56,6 +60,7 @@ func (*relayCmd) Run(p *process) error {
 		return relays.Run(ctx)
 	})
 	group.Go(func() error { return app.Serve(serving, ln, mux, log) })
+	group.Go(func() error { return profiles.Serve(serving, log) })
 	return group.Wait()
 }
 

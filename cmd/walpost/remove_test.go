@@ -25,7 +25,7 @@ func TestRemoveTakesOnlyWhatIsThisPipelinesAlone(t *testing.T) {
 	}
 	pipeline := func(database string) *testbed {
 		s := newTestbedOn(t, server.URL(database), brokers)
-		s.Env["WALPOST_SOURCE_URL"] = s.URLFor("walpost", "s3cret")
+		s.Env["WALPOST_SOURCE_URL"] = s.URLFor("walpost", cdctest.Canary)
 		return s
 	}
 	orders, audit, stock, polled := pipeline("shop"), pipeline("shop"), pipeline("stock"), pipeline("stock")
@@ -119,7 +119,7 @@ func TestRemoveLeavesWhatOthersUse(t *testing.T) {
 	}
 	// What may not be removed leaves everything.
 	s.Exec("CREATE ROLE clerk LOGIN CREATEROLE PASSWORD 'pw'")
-	s.MustRefuse("must be owner of publication walpost", "init", "--remove", "--yes", "--admin-url", s.URLFor("clerk", "pw"))
+	s.MustRefuse("must be owner of publication walpost", "init", "--remove", "--yes", "--admin-url", s.URLFor("clerk", cdctest.Canary))
 	if n := s.Query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()); n != "1" || s.StateRecord() == nil {
 		t.Error("an administrator without rights has removed slot or state record")
 	}

@@ -31,7 +31,7 @@ func (s *testbed) createLogin(base string, grants ...string) (name, url string) 
 	for _, grant := range grants {
 		s.Exec(strings.ReplaceAll(grant, "ROLE", name))
 	}
-	return name, s.URLFor(name, "pw")
+	return name, s.URLFor(name, cdctest.Canary)
 }
 
 // TestPollingUnderRowLevelSecurity halts instead of finding nothing, and so do all who read the table.
@@ -140,7 +140,7 @@ func TestStreamingUnderRowLevelSecurity(t *testing.T) {
 			sees("a reader", url, `role "`+reader+`" does not see all rows of public.outbox: run `)
 			owner, url := s.createLogin("owner")
 			s.Exec("ALTER TABLE outbox OWNER TO " + owner)
-			s.MustRefuse("BYPASSRLS`, or `GRANT "+owner+" TO ", "replay", "--admin-url", s.URLFor(reader, "pw"), "--from", hour, "--to", later)
+			s.MustRefuse("BYPASSRLS`, or `GRANT "+owner+" TO ", "replay", "--admin-url", s.URLFor(reader, cdctest.Canary), "--from", hour, "--to", later)
 			if out := s.MustRun("replay", "--dry-run", "--admin-url", url, "--from", hour, "--to", later); !strings.Contains(out, "2 rows were created") {
 				t.Errorf("replay as the owner:\n%s", out)
 			}

@@ -78,7 +78,7 @@ func newPoisonTestbed(t testing.TB, policy string) *testbed {
 // migrateOrders makes the orders database.
 func (s *testbed) migrateOrders() {
 	s.T.Helper()
-	if err := sql.Migrate(s.T.Context(), sql.Orders, s.AdminURL, s.URLFor("orders_"+strings.ReplaceAll(s.Name, "-", "_"), "pw"), io.Discard); err != nil {
+	if err := sql.Migrate(s.T.Context(), sql.Orders, s.AdminURL, s.URLFor("orders_"+strings.ReplaceAll(s.Name, "-", "_"), cdctest.Canary), io.Discard); err != nil {
 		s.T.Fatal(err)
 	}
 }

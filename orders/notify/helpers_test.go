@@ -60,7 +60,7 @@ type shop struct {
 func open(t *testing.T) *shop {
 	t.Helper()
 	orders, inventory := cdctest.Database(t), cdctest.Database(t)
-	as := func(admin, role string) string { return strings.Replace(admin, "postgres@", role+"@", 1) }
+	as := func(admin, role string) string { return cdctest.As(admin, role) }
 	s := &shop{T: t, serviceURL: as(orders, "orders_service"), catalogURL: as(inventory, "inventory_reader"), log: &cdctest.Log{}, registry: prometheus.NewRegistry()}
 	cdctest.AlterRoles(t, func() error {
 		return errors.Join(
@@ -186,7 +186,7 @@ func outcomes(n notify.Notification) string {
 // channel is mail over the server, with a catalog.
 func (s *shop) channel(server string, change ...func(*notify.MailConfig)) *notify.Mail {
 	s.Helper()
-	catalog, err := notify.OpenCatalog(context.Background(), s.catalogURL)
+	catalog, err := notify.OpenCatalog(context.Background(), cdctest.PoolConfig(s, s.catalogURL))
 	if err != nil {
 		s.Fatal(err)
 	}

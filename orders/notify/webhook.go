@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,9 @@ import (
 
 // minSecret is the fewest bytes that sign anything.
 const minSecret = 16
+
+// shortestHidden is the shortest value of a URL that is taken out of answers: 1 or true hides nothing.
+const shortestHidden = 5
 
 // WebhookConfig is all required, but for what is said to be optional.
 type WebhookConfig struct {
@@ -37,6 +41,7 @@ type WebhookConfig struct {
 type Webhook struct {
 	cfg    WebhookConfig
 	to     string
+	hidden []string // secrets of the configuration, as an answer may repeat them
 	client *http.Client
 }
 
@@ -59,7 +64,14 @@ func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxResponseHeaderBytes = 64 << 10
 	to := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path} // user and query may be secret
-	return &Webhook{cfg: cfg, to: to.String(), client: &http.Client{
+	password, _ := u.User.Password()
+	hidden := []string{
+		cfg.Secret, u.User.String(), base64.StdEncoding.EncodeToString([]byte(u.User.Username() + ":" + password)), password, u.RawQuery, u.EscapedFragment(),
+	}
+	for _, values := range u.Query() {
+		hidden = append(hidden, values...)
+	}
+	return &Webhook{cfg: cfg, to: to.String(), hidden: hidden, client: &http.Client{
 		Timeout: cfg.Timeout, Transport: transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -115,7 +127,12 @@ func (w *Webhook) deliver(ctx context.Context, n *task) (string, error) {
 }
 
 func (w *Webhook) scrub(text string) string {
-	return strings.ReplaceAll(text, w.cfg.Secret, "[secret]")
+	for _, hidden := range w.hidden {
+		if len(hidden) >= shortestHidden {
+			text = strings.ReplaceAll(text, hidden, "[secret]")
+		}
+	}
+	return text
 }
 
 // Sign is the value of Webhook-Signature for a body sent at that time.

@@ -33,7 +33,7 @@ type shop struct {
 func open(t *testing.T) *shop {
 	t.Helper()
 	admin := cdctest.Database(t)
-	service := strings.Replace(admin, "postgres@", "orders_service@", 1)
+	service := cdctest.As(admin, "orders_service")
 	if err := sql.Migrate(t.Context(), sql.Orders, admin, service, io.Discard); err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ type shop struct {
 func open(t *testing.T) *shop {
 	t.Helper()
 	admin := cdctest.Database(t)
-	service := strings.Replace(admin, "postgres@", "orders_service@", 1)
+	service := cdctest.As(admin, "orders_service")
 	cdctest.AlterRoles(t, func() error { return sql.Migrate(t.Context(), sql.Orders, admin, service, io.Discard) })
 	s := &shop{T: t, brokers: cdctest.Kafka(t), published: map[uuid.UUID]bool{}}
 	var err error
@@ -54,7 +54,7 @@ func open(t *testing.T) *shop {
 		}
 		t.Cleanup((*pool).Close)
 	}
-	if s.store, err = orders.Open(t.Context(), service); err != nil {
+	if s.store, err = orders.Open(t.Context(), cdctest.PoolConfig(t, service)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.store.Close)

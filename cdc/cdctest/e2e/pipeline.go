@@ -49,7 +49,7 @@ func NewOn(t testing.TB, program Program, admin string, brokers []string) *Pipel
 	s := &Pipeline{Program: program, T: t, AdminURL: admin, Brokers: brokers, Name: name, Topic: name + ".order"}
 	s.Env = map[string]string{
 		"WALPOST_PIPELINE":              name,
-		"WALPOST_SOURCE_URL":            s.URLFor("relay_"+slot, "s3cret"),
+		"WALPOST_SOURCE_URL":            cdctest.As(admin, "relay_"+slot),
 		"WALPOST_SOURCE_SLOT":           slot,
 		"WALPOST_KAFKA_BROKERS":         strings.Join(brokers, ","),
 		"WALPOST_KAFKA_TOPIC":           name + ".{aggregate_type}",
@@ -103,6 +103,7 @@ func (s *Pipeline) Run(args ...string) (string, error) {
 	defer cancel()
 	var out cdctest.Log
 	err := s.run(ctx, args, s.Env, &out)
+	cdctest.NoSecret(s.T, "walpost "+args[0], fmt.Sprint(out.String(), "\n", err))
 	return out.String(), err
 }
 

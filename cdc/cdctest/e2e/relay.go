@@ -100,6 +100,7 @@ func (s *Pipeline) StartCommand(cmd *exec.Cmd, env ...string) *Relay {
 
 // report shows the end of the log of a relay whose test failed. What the race detector found in another process fails the test.
 func (s *Pipeline) report(r *Relay, err error) {
+	cdctest.NoSecret(s.T, "the relay", fmt.Sprint(r.Log.String(), "\n", err))
 	if r.PID != 0 && strings.Contains(r.Log.String(), "WARNING: DATA RACE") {
 		s.T.Error("the race detector found a race in the relay's process")
 	}
@@ -133,7 +134,8 @@ func (r *Relay) Get(t testing.TB, path string) string {
 
 // Ask is Get for a relay that may have ended.
 func (r *Relay) Ask(path string) (string, error) {
-	_, rest, _ := strings.Cut(r.Log.String(), `"address":"`)
+	before, _, _ := strings.Cut(r.Log.String(), `"serving HTTP"`)
+	_, rest, _ := strings.Cut(before[strings.LastIndexByte(before, '\n')+1:], `"address":"`)
 	addr, _, _ := strings.Cut(rest, `"`)
 	resp, err := http.Get("http://" + addr + path)
 	if err != nil {
@@ -141,6 +143,7 @@ func (r *Relay) Ask(path string) (string, error) {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
+	cdctest.NoSecret(r.T, path, string(body))
 	return fmt.Sprintf("%d %s", resp.StatusCode, body), err
 }
 

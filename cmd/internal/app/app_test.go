@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
@@ -41,6 +43,7 @@ func TestMain(m *testing.M) {
 			return ctx.Err()
 		})
 	}
+	app.Hurry()
 	goleak.VerifyTestMain(m)
 }
 
@@ -315,6 +318,22 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 	}
 	if !strings.Contains(logged.String(), `"cause":"asked to"`) {
 		t.Errorf("the log does not say why it stopped: %s", logged.String())
+	}
+}
+
+func TestHealthcheckShowsNoPassword(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	for _, url := range []string{
+		strings.Replace(server.URL, "//", "//user:"+cdctest.Canary+"@", 1) + "/?token=" + cdctest.Canary, "http://user:" + cdctest.Canary + "@127.0.0.1:1/",
+		"http://user:" + cdctest.Canary + "@[", "http://user:" + cdctest.Canary + "%zz@host/", "http://user:" + cdctest.Canary + "/@host:1/",
+	} {
+		err := (&app.Healthcheck{URL: url}).Run(t.Context())
+		if err == nil {
+			t.Errorf("%s is well", url)
+		}
+		cdctest.NoSecret(t, "healthcheck", fmt.Sprint(err))
 	}
 }
 

@@ -2,11 +2,14 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // healthcheckTimeout is above readyTimeout, so that a server that is not ready can still say why.
@@ -23,8 +26,8 @@ func (h *Healthcheck) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.URL, nil)
-	if err != nil {
-		return fmt.Errorf("healthcheck: %w", err)
+	if err != nil { // which quotes the URL
+		return errors.New("healthcheck: this is no URL: write it as in http://127.0.0.1:8080/readyz")
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -33,10 +36,10 @@ func (h *Healthcheck) Run(ctx context.Context) error {
 	defer res.Body.Close()
 	said, err := io.ReadAll(io.LimitReader(res.Body, 4<<10))
 	if err != nil {
-		return fmt.Errorf("healthcheck: read the answer of %s: %w", h.URL, err)
+		return fmt.Errorf("healthcheck: read the answer of %s: %w", identity.HideURL(h.URL), err)
 	}
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s: %s", h.URL, res.Status, strings.TrimSpace(string(said)))
+		return fmt.Errorf("%s answers %s: %s", identity.HideURL(h.URL), res.Status, strings.TrimSpace(string(said)))
 	}
 	return nil
 }

@@ -16,6 +16,9 @@ import (
 	"github.com/rs/zerolog"
 )
 
+// limits is the unit of what a client may take. Tests have less patience.
+var limits = time.Second
+
 // shutdownTimeout is how long requests that are being served may still take once the process is asked to stop.
 const shutdownTimeout = 10 * time.Second
 
@@ -85,14 +88,18 @@ func (r *statusRecorder) WriteHeader(status int) {
 func (r *statusRecorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 // Serve answers on ln until ctx ends, then lets the requests in progress finish and returns nil. It closes ln. Requests do not
-// see the end of ctx: a transaction that began before a stop is finished, not torn.
+// see the end of ctx: a transaction that began before a stop is finished, not torn. A slow client is cut off, and however many there are,
+// a new one is answered: see crowd.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler, log zerolog.Logger) error {
+	crowd := newCrowd()
 	server := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      10 * time.Second,
-		IdleTimeout:       60 * time.Second,
+		Handler:           crowd.handler(h),
+		ConnState:         crowd.state,
+		ConnContext:       crowd.context,
+		ReadHeaderTimeout: 5 * limits,
+		ReadTimeout:       10 * limits,
+		WriteTimeout:      10 * limits,
+		IdleTimeout:       60 * limits,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          stdlog.New(log, "", 0), // a handler's panic, above all
 	}
