@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -117,7 +118,7 @@ func (cfg Config) clientOptions() []kgo.Opt {
 
 // why returns the sentence that says why Kafka does not let us in, where that is behind err, and otherwise err.
 func (cfg Config) why(ctx context.Context, err error) error {
-	if refused := cfg.Login.Explain(ctx, err); refused != nil {
+	if refused := cfg.Login.Explain(ctx, strings.Join(cfg.Brokers, ", "), err); refused != nil {
 		return refused
 	}
 	return err
