@@ -86,7 +86,11 @@ func (l *Login) loginTrouble(kafka string, err error, takes []string) string {
 		default:
 			return fmt.Sprintf("%s refuses the login of user %q: correct %s and %s", kafka, s.Username, l.name("sasl.username"), l.password().key)
 		}
-	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState):
+	case errors.Is(err, kerr.IllegalSaslState) && l.letIn():
+		return fmt.Sprintf("%s renews no login within a second of the last one (connections.max.reauth.ms there is too short, or a token was used in its last seconds): have a new token written or printed sooner; nothing is lost", kafka)
+	case errors.Is(err, kerr.IllegalSaslState):
+		return fmt.Sprintf("%s takes no login at this port, and %s is %s: leave that out, or name the port of a listener that takes logins", kafka, mechanism, s.Mechanism)
+	case errors.Is(err, kerr.UnsupportedSaslMechanism):
 		can := "walpost has " + orOf(mechanisms)
 		if len(takes) > 0 {
 			can = "it takes " + orOf(takes)
@@ -94,6 +98,13 @@ func (l *Login) loginTrouble(kafka string, err error, takes []string) string {
 		return fmt.Sprintf("%s does not take the login %s: %s: name one that it takes; %s", kafka, mechanism, s.Mechanism, can)
 	}
 	return ""
+}
+
+// letIn says whether a broker has let us in before.
+func (l *Login) letIn() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inside
 }
 
 // tokenKey names where the token comes from.

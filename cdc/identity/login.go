@@ -30,6 +30,7 @@ type Login struct {
 	warned  sync.Once
 
 	mu      sync.Mutex
+	inside  bool                 // a broker has let us in
 	wanted  bool                 // a broker has asked for a client certificate, and there is none
 	refused map[string]refusal   // by broker: why the newest connection to it failed
 	expires map[string]time.Time // by key: when the certificate in use does
@@ -104,7 +105,7 @@ func (l *Login) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.
 	defer l.mu.Unlock()
 	if err == nil {
 		delete(l.refused, at)
-		l.wanted = false
+		l.wanted, l.inside = false, true
 		return
 	}
 	l.refused[at] = refusal{err, time.Now()}
