@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
@@ -17,8 +18,9 @@ const consumer = "inventory"
 // ConsumerConfig is all required, but for what has a default in inbox.Config.
 type ConsumerConfig struct {
 	Brokers []string // host:port, one that answers is enough
-	Topic   string   // where the relay puts the order events
-	Group   string   // the processes of one group share the topic's partitions
+	Login   *identity.Login
+	Topic   string // where the relay puts the order events
+	Group   string // the processes of one group share the topic's partitions
 	Store   *Store
 	Metrics *Metrics
 	Log     zerolog.Logger
@@ -33,7 +35,7 @@ type ConsumerConfig struct {
 func (cfg ConsumerConfig) Inbox() inbox.Config {
 	h := &applier{cfg}
 	return inbox.Config{
-		Brokers: cfg.Brokers, Topic: cfg.Topic, Group: cfg.Group, Consumer: consumer,
+		Brokers: cfg.Brokers, Login: cfg.Login, Topic: cfg.Topic, Group: cfg.Group, Consumer: consumer,
 		Pool: cfg.Store.pool, Handle: h.apply, HandleBatch: h.applyAll, Types: handled, Ignore: ignored,
 		Policy: cfg.Policy, Gap: cfg.Gap, Batch: cfg.Batch, Retention: cfg.Retention, Metrics: cfg.Metrics.inbox, Log: cfg.Log,
 	}

@@ -55,7 +55,7 @@ func openThrough(t *testing.T, way func(string) string) *shop {
 
 // serve starts the service, again where it has been started before: what it knew it knows from the database only.
 func (s *shop) serve(databaseURL string) {
-	store, err := orders.Open(context.Background(), databaseURL)
+	store, err := orders.Open(context.Background(), cdctest.PoolConfig(s.t, databaseURL))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -392,7 +392,7 @@ func TestSchemasAreServed(t *testing.T) {
 func TestReadyNamesWhatIsMissing(t *testing.T) {
 	s := open(t)
 	ready := func(url string) error {
-		store, err := orders.Open(t.Context(), url)
+		store, err := orders.Open(t.Context(), cdctest.PoolConfig(t, url))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -410,7 +410,7 @@ func TestReadyNamesWhatIsMissing(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	store, err := orders.Open(ctx, s.serviceURL)
+	store, err := orders.Open(ctx, cdctest.PoolConfig(t, s.serviceURL))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/outbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
@@ -23,12 +22,8 @@ type Store struct {
 	pool *pgxpool.Pool
 }
 
-// Open prepares connections to the database at url and makes none yet, so it fails for a wrong url only.
-func Open(ctx context.Context, url string) (*Store, error) {
-	config, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		return nil, identity.WithoutURL(err)
-	}
+// Open prepares the pool's connections and makes none yet.
+func Open(ctx context.Context, config *pgxpool.Config) (*Store, error) {
 	params := config.ConnConfig.RuntimeParams
 	params["application_name"] = "orders"
 	params["lock_timeout"] = "5s" // a repeated POST waits for the first; under the server's write timeout of 10 s

@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
-	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
@@ -44,26 +43,26 @@ func exec(statements string) *goose.GoFunc {
 }
 
 // Migrate brings the database at adminURL to the newest schema and gives the role of serviceURL the rights its service needs there
-// and no others. The role is created when missing, and its password becomes the one in serviceURL; without one there the role's
-// password stays. It may run any number of times and at once, and writes a line to out for each thing it did. Neither URL's password appears
+// and no others. The role is created when missing, and its password becomes the one of serviceURL; without one there, or where
+// that is a token, the role's password stays. It may run any number of times and at once, and writes a line to out for each thing it did. Neither URL's password appears
 // in an error, in out or in the server's log.
 func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, out io.Writer) error {
-	admin, err := pgx.ParseConfig(adminURL)
+	admin, err := administrator(ctx, adminURL)
 	if err != nil {
-		return fmt.Errorf("administrator's database URL: %w", identity.WithoutURL(err))
+		return err
 	}
-	service, err := pgx.ParseConfig(serviceURL)
+	service, err := newRole(ctx, "service", serviceURL)
 	if err != nil {
-		return fmt.Errorf("service's database URL: %w", identity.WithoutURL(err))
+		return err
 	}
-	if service.User == admin.User {
-		return fmt.Errorf("the service's database URL has the administrator's role %q: give the service a role of its own, as in postgres://%s_service:password@host/%s", service.User, which, admin.Database)
+	if service.name == admin.User {
+		return fmt.Errorf("the service's database URL has the administrator's role %q: give the service a role of its own, as in postgres://%s_service:password@host/%s", service.name, which, admin.Database)
 	}
-	return withRole(ctx, admin, service, "service", out, func(conn *pgx.Conn) error {
+	return withRole(ctx, admin, service, out, func(conn *pgx.Conn) error {
 		if err := migrateSchema(ctx, which, admin, out); err != nil {
 			return err
 		}
-		return grantRights(ctx, conn, string(which)+"/rights.sql", service.User, out)
+		return grantRights(ctx, conn, string(which)+"/rights.sql", service.name, out)
 	})
 }
 

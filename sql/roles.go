@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
@@ -30,30 +31,52 @@ const othersWithin = "10min"
 // GrantReader makes the role of readerURL one that may read what other services may know of the inventory, and no more; it is not the
 // service's own. The schema must be there. About roles, passwords and repetition it is as Migrate.
 func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, out io.Writer) error {
-	admin, err := pgx.ParseConfig(adminURL)
+	admin, err := administrator(ctx, adminURL)
 	if err != nil {
-		return fmt.Errorf("administrator's database URL: %w", identity.WithoutURL(err))
+		return err
 	}
-	reader, err := pgx.ParseConfig(readerURL)
+	reader, err := newRole(ctx, "reader", readerURL)
 	if err != nil {
-		return fmt.Errorf("reader's database URL: %w", identity.WithoutURL(err))
+		return err
 	}
-	service, err := pgx.ParseConfig(serviceURL)
+	service, err := newRole(ctx, "service", serviceURL)
 	if err != nil {
-		return fmt.Errorf("service's database URL: %w", identity.WithoutURL(err))
+		return err
 	}
-	if reader.User == admin.User || reader.User == service.User {
-		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it one of its own, as in postgres://inventory_reader:password@host/%s", reader.User, admin.Database)
+	if reader.name == admin.User || reader.name == service.name {
+		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it one of its own, as in postgres://inventory_reader:password@host/%s", reader.name, admin.Database)
 	}
-	return withRole(ctx, admin, reader, "reader", out, func(conn *pgx.Conn) error {
-		return grantRights(ctx, conn, string(Inventory)+"/reader.sql", reader.User, out)
+	return withRole(ctx, admin, reader, out, func(conn *pgx.Conn) error {
+		return grantRights(ctx, conn, string(Inventory)+"/reader.sql", reader.name, out)
 	})
 }
 
+// role is one that a URL names.
+type role struct {
+	whose, name, database string
+	password              string
+	token                 string // what gives the password, where that is a token and none to be set
+}
+
+func newRole(ctx context.Context, whose, url string) (role, error) {
+	who := identity.NewPostgres(whose+"'s database URL", url, zerolog.Nop())
+	target, err := who.Target()
+	if err != nil {
+		return role{}, err
+	}
+	r := role{whose: whose, name: target.User, database: target.Database}
+	r.password, r.token, err = who.RolePassword(ctx)
+	return r, err
+}
+
+func administrator(ctx context.Context, url string) (*pgx.ConnConfig, error) {
+	return identity.NewPostgres("administrator's database URL", url, zerolog.Nop()).Config(ctx)
+}
+
 // withRole makes the role and then calls do, as the administrator and alone.
-func withRole(ctx context.Context, admin, role *pgx.ConnConfig, whose string, out io.Writer, do func(*pgx.Conn) error) error {
-	if role.Database != admin.Database {
-		return fmt.Errorf("the %s's database is %q and the administrator's %q: both URLs must name the same one", whose, role.Database, admin.Database)
+func withRole(ctx context.Context, admin *pgx.ConnConfig, r role, out io.Writer, do func(*pgx.Conn) error) error {
+	if r.database != admin.Database {
+		return fmt.Errorf("the %s's database is %q and the administrator's %q: both URLs must name the same one", r.whose, r.database, admin.Database)
 	}
 	pglimit.Set(&admin.Config)
 	conn, err := pgx.ConnectConfig(ctx, admin)
@@ -70,7 +93,7 @@ func withRole(ctx context.Context, admin, role *pgx.ConnConfig, whose string, ou
 	if _, err := conn.Exec(ctx, `SET lock_timeout = 0`); err != nil {
 		return fmt.Errorf("take the timeout back: %w", err)
 	}
-	if err := ensureRole(ctx, conn, role.User, role.Password, out); err != nil {
+	if err := ensureRole(ctx, conn, r, out); err != nil {
 		return err
 	}
 	return do(conn)
@@ -92,8 +115,8 @@ func connectHint(err error, config *pgx.ConnConfig) string {
 }
 
 // ensureRole creates the role or checks it, and sets its password.
-func ensureRole(ctx context.Context, conn *pgx.Conn, role, password string, out io.Writer) error {
-	name := pgx.Identifier{role}.Sanitize()
+func ensureRole(ctx context.Context, conn *pgx.Conn, r role, out io.Writer) error {
+	role, name := r.name, pgx.Identifier{r.name}.Sanitize()
 	var mighty bool
 	err := conn.QueryRow(ctx, `SELECT rolsuper OR rolreplication OR rolcreaterole OR rolcreatedb OR rolbypassrls FROM pg_roles WHERE rolname = $1`, role).Scan(&mighty)
 	switch {
@@ -107,10 +130,14 @@ func ensureRole(ctx context.Context, conn *pgx.Conn, role, password string, out 
 	case mighty:
 		return fmt.Errorf("the service's role %q may do more than a service should: ALTER ROLE %s NOSUPERUSER NOREPLICATION NOCREATEROLE NOCREATEDB NOBYPASSRLS, or name another in the service's URL", role, name)
 	}
-	if password == "" {
+	switch {
+	case r.token != "":
+		fmt.Fprintf(out, "role: %q keeps the password it has: what %s gives is taken for a token that ends (in RDS the role needs GRANT rds_iam TO %s)\n", role, r.token, name)
+		return nil
+	case r.password == "":
 		return nil
 	}
-	verifier, err := scramVerifier(password)
+	verifier, err := scramVerifier(r.password)
 	if err != nil {
 		return fmt.Errorf("password in the service's database URL: %w", err)
 	}

@@ -125,6 +125,11 @@ func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), service, new(bytes.Buffer)); err != nil {
 		t.Fatal(err)
 	}
+	var out bytes.Buffer
+	token := server.URLFor("shop_service", "", "postgres") + "&password_command=echo%20token"
+	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), token, &out); err != nil || !strings.Contains(out.String(), "keeps the password it has: what password_command gives is taken for a token") {
+		t.Errorf("a service with tokens: %v\n%s", err, &out)
+	}
 	admin := connect(t, server.URL("postgres"))
 	const hba = `host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256`
 	if _, err := admin.Exec(t.Context(), `COPY (SELECT unnest(string_to_array(E'`+hba+`', E'\n'))) TO '`+scan[string](t, admin, `SHOW hba_file`)+`'`); err != nil {
@@ -161,6 +166,7 @@ func TestMigrateRefusesURLsThatCannotBeMeant(t *testing.T) {
 		"two databases":              {admin, other, "both URLs must name the same one"},
 		"a superuser as the service": {admin, cdctest.As(admin, mighty), "NOSUPERUSER"},
 		"no such database":           {missing, serviceURL(t, missing), "CREATE DATABASE"},
+		"in clear or not":            {"postgres://postgres@db.example/orders", admin, "administrator's database URL: the connection to db.example would be encrypted or not"},
 		"not a URL":                  {"postgres://a:s3cret@:x/", admin, "administrator's database URL"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 
 	"github.com/walpost/walpost/cdc/devenv"
@@ -125,6 +126,16 @@ func Database(t testing.TB, options ...string) string {
 		}
 	})
 	return server.URL(name)
+}
+
+// PoolConfig returns the configuration of a pool of the URL.
+func PoolConfig(t testing.TB, url string) *pgxpool.Config {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
 }
 
 var roles sync.Mutex

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
@@ -33,7 +35,7 @@ type Config struct {
 // Source is where the outbox is.
 type Source struct {
 	Kind           Kind          `yaml:"kind" doc:"wal: logical replication; polling: the table is asked, where logical replication is not to be had"`
-	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders"`
+	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders?sslmode=verify-full&sslrootcert=/etc/walpost/ca.crt; other hosts than this machine need an sslmode; certificates and passwords are read again at each connection: cdc/identity/README.md"`
 	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
 	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
@@ -76,9 +78,8 @@ func Constant(value string) (word string, ok bool) { return strings.CutPrefix(va
 
 // Kafka is where records go.
 type Kafka struct {
-	Brokers         []string          `yaml:"brokers" doc:"seed brokers, host:port, required"`
-	TLS             bool              `yaml:"tls" doc:"connect with TLS, with the system's certificates"`
-	SASL            SASL              `yaml:"sasl"`
+	Brokers         []string `yaml:"brokers" doc:"seed brokers, host:port, required"`
+	identity.Kafka  `yaml:",inline"`
 	Topic           string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
 	AggregateTypes  []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison. [\"*\"]: every one, for tables whose rows name their topic"`
 	Rename          map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
@@ -90,7 +91,7 @@ type Kafka struct {
 	Partitions      int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
 	Replication     int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
 	Retention       time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
-	Compression     Compression       `yaml:"compression" doc:"none, snappy, lz4 or zstd"`
+	Compression     Compression       `yaml:"compression" doc:"none, gzip, snappy, lz4 or zstd"`
 	MaxRequestBytes ByteSize          `yaml:"max_request_bytes" doc:"most bytes of a request to a broker, and so of a record: its socket.request.max.bytes, or what the service takes before it closes the connection"`
 	// TransactionTimeout is what read_committed consumers of a relay that died, and that nothing replaces, wait for.
 	TransactionTimeout time.Duration `yaml:"transaction_timeout" doc:"exactly_once: a transaction that is not ended after this long is aborted by the broker; a window that takes longer is sent again in smaller ones"`
@@ -144,6 +145,7 @@ type Compression string
 // The kinds of compression.
 const (
 	Uncompressed Compression = "none"
+	Gzip         Compression = "gzip"
 	Snappy       Compression = "snappy"
 	LZ4          Compression = "lz4"
 	Zstd         Compression = "zstd"
@@ -156,24 +158,6 @@ func (k *Kafka) EventSource(pipeline string) string {
 	}
 	return cmp.Or(k.CloudEvents.Source, "walpost:"+pipeline)
 }
-
-// SASL is how to log in to Kafka.
-type SASL struct {
-	Mechanism Mechanism `yaml:"mechanism" doc:"plain, scram-sha-256 or scram-sha-512; empty: no login"`
-	Username  string    `yaml:"username" doc:"user of the login"`
-	Password  string    `yaml:"password" secret:"yes" doc:"password of the login; better in the environment"`
-}
-
-// Mechanism is a SASL mechanism.
-type Mechanism string
-
-// The mechanisms.
-const (
-	NoLogin     Mechanism = ""
-	Plain       Mechanism = "plain"
-	ScramSHA256 Mechanism = "scram-sha-256"
-	ScramSHA512 Mechanism = "scram-sha-512"
-)
 
 // Poison is what becomes of rows that can never be published.
 type Poison struct {
@@ -411,7 +395,7 @@ func Reference() string {
 		default:
 			def = "`" + def + "`"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", strings.Join(path, "."), def, tag.Get("doc"))
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", strings.Join(path, "."), def, cmp.Or(tag.Get("doc"), tag.Get("help")))
 	})
 	fmt.Fprintf(&b, "| `pipelines` |  | several pipelines in one process: a list of what stands above, but for http and shutdown_timeout; keys beside it are the defaults of all of them |\n")
 	return b.String()

@@ -48,7 +48,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"source: {columns: {id: ''}}":              "source.columns.id:",
 		"source: {columns: {ident: x}}":            "source.columns.ident: there is no such key",
 		"source: {url: 'mysql://x'}":               "source.url:",
-		"source: {url: 'postgres://u:pw@h'}":       "source.url: it names no database: write postgres://user@host:5432/database",
+		"source: {url: 'host=h sslmode=disable'}":  "source.url: it names no database: write postgres://user@host:5432/database",
 		"source: {publication: ''}":                "source.publication:",
 		"source: {max_row_bytes: 5}":               "source.max_row_bytes:",
 		"kafka: {brokers: [localhost]}":            "kafka.brokers:",
@@ -86,7 +86,11 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"kafka: {retention: -1s}":                  "kafka.retention:",
 		"kafka: {compression: brotli}":             "kafka.compression:",
 		"kafka: {sasl: {mechanism: ntlm}}":         "kafka.sasl.mechanism:",
-		"kafka: {sasl: {mechanism: plain}}":        "kafka.sasl:",
+		"kafka: {sasl: {mechanism: plain}}":        "kafka.sasl.username: missing",
+		"kafka: {tls_cert_file: /a}":               "kafka.tls_cert_file: it is for connections with TLS",
+		"kafka: {tls_ca_fil: /a}":                  "did you mean kafka.tls_ca_file?",
+		"kafka: {tls: true, tls_ca_file: /none}":   "kafka.tls_ca_file: read the file: open /none",
+		"kafka: {tls_ca_file: [a]}":                "kafka.tls_ca_file: [a] is more than one value",
 		"delivery: exactly_twice":                  "delivery:",
 		"window: {rows: 0}":                        "window.rows:",
 		"window: {bytes: lots}":                    "no size",
@@ -135,7 +139,7 @@ func TestConfigReportsEverythingTogether(t *testing.T) {
 func TestEnvironmentWins(t *testing.T) {
 	env := map[string]string{
 		"WALPOST_PIPELINE": "other", "WALPOST_KAFKA_BROKERS": "a:1,b:2", "WALPOST_KAFKA_RENAME": "{order: orders}",
-		"WALPOST_WINDOW_BYTES": "64KiB", "WALPOST_QUEUE_TIMEOUT": "5s", "WALPOST_KAFKA_TLS": "true", "WALPOST_KAFKA_SASL_PASSWORD": "123",
+		"WALPOST_WINDOW_BYTES": "64KiB", "WALPOST_QUEUE_TIMEOUT": "5s", "WALPOST_KAFKA_TLS": "true", "WALPOST_KAFKA_SASL_PASSWORD": "123", "WALPOST_KAFKA_SASL_MECHANISM": "plain", "WALPOST_KAFKA_SASL_USERNAME": "walpost",
 	}
 	cfg, err := parseOne(goodConfig, func(k string) string { return env[k] })
 	if err != nil {
@@ -246,7 +250,7 @@ func TestLegalTopic(t *testing.T) {
 func FuzzConfig(f *testing.F) {
 	f.Add(goodConfig)
 	f.Add("window: {bytes: 4MiB, pace: 1ms}\nkafka:\n  rename: {a: b}\n")
-	f.Add("kafka: {brokers: ['a:1'], aggregate_types: [x]}\npipelines:\n- {pipeline: a, source: {url: 'postgres://h/a', slot: a}}\n- {pipeline: b, source: {url: 'postgres://h/b', slot: b}}\n")
+	f.Add("kafka: {brokers: ['a:1'], aggregate_types: [x]}\npipelines:\n- {pipeline: a, source: {url: 'postgres://h/a?sslmode=disable', slot: a}}\n- {pipeline: b, source: {url: 'postgres://h/b?sslmode=disable', slot: b}}\n")
 	f.Add("pipelines: [~, {}, [], x]\n")
 	f.Add("source:\n  columns: {id: event_id}\nhttp: 0.0.0.0:1\n")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -294,7 +298,7 @@ func TestAURLForAnotherProgram(t *testing.T) {
 }
 
 func TestPoisonConfigMistakesAreNamed(t *testing.T) {
-	const base = "pipeline: p\nsource: {url: 'postgres://u@h/d'}\n"
+	const base = "pipeline: p\nsource: {url: 'postgres://u@h/d?sslmode=disable'}\n"
 	const kafka = "kafka: {brokers: ['h:1'], aggregate_types: [order, Ü], rename: {Ü: overview}"
 	for text, want := range map[string]string{
 		kafka + "}\npoison: {policy: skip}":                      "poison.policy:",

@@ -11,7 +11,9 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // document is a configuration file: one pipeline's keys, or the keys that several have in common, and these.
@@ -209,7 +211,7 @@ func (c *Config) beside(o *Config, bad func(format string, args ...any)) {
 
 // at is where the URL says the outbox is: all of its servers, as host:port, and the database.
 func (s *Source) at() (servers []string, database string) {
-	cfg, err := pgconn.ParseConfig(s.URL)
+	cfg, err := identity.NewPostgres("source.url", s.URL, zerolog.Nop()).Target()
 	if s.URL == "" || err != nil {
 		return nil, "" // which Validate says
 	}
@@ -240,7 +242,10 @@ func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Val
 		if !field.IsExported() {
 			continue
 		}
-		p := append(slices.Clone(path), field.Tag.Get("yaml"))
+		p := slices.Clone(path)
+		if key, how, _ := strings.Cut(field.Tag.Get("yaml"), ","); how != "inline" {
+			p = append(p, key)
+		}
 		if v.Field(i).Kind() == reflect.Struct {
 			eachKey(v.Field(i), p, f)
 			continue

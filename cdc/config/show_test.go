@@ -36,14 +36,14 @@ func secretive(t *testing.T) (all []config.Config) {
 	} {
 		cfg, env := config.Default(), map[string]string{
 			"WALPOST_PIPELINE": "orders", "WALPOST_SOURCE_URL": address, "WALPOST_CLEANUP_URL": address, "WALPOST_KAFKA_BROKERS": "host:9092",
-			"WALPOST_KAFKA_AGGREGATE_TYPES": "order", "WALPOST_KAFKA_SASL_PASSWORD": cdctest.Canary, "WALPOST_KAFKA_SASL_CLIENT_SECRET": cdctest.Canary,
+			"WALPOST_KAFKA_AGGREGATE_TYPES": "order", "WALPOST_KAFKA_SASL_MECHANISM": "plain", "WALPOST_KAFKA_SASL_USERNAME": "walpost", "WALPOST_KAFKA_SASL_PASSWORD": cdctest.Canary,
 		}
 		cfgs, err := config.Load("", func(name string) string { return env[name] })
 		cdctest.NoSecret(t, "the error of "+cdctest.Canary[:3], fmt.Sprint(err))
 		if err == nil {
 			cfg = cfgs[0]
 		}
-		cfg.Source.URL, cfg.Cleanup.URL = address, address
+		cfg.Source.URL, cfg.Cleanup.URL, cfg.Kafka.SASL.ClientSecret = address, address, cdctest.Canary
 		all = append(all, cfg)
 	}
 	return all

@@ -10,6 +10,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 var (
@@ -56,7 +60,7 @@ func (s *Source) rules(env string) rules {
 	return rules{
 		oneOf("source.kind", s.Kind, KindWAL, KindPolling),
 		cmp.Or(
-			unless(s.URL != "", "source.url: missing: write postgres://walpost@host:5432/database, or set %s", envName(env, []string{"source", "url"})),
+			unless(s.URL != "", "source.url: missing: write postgres://walpost@host:5432/database?sslmode=verify-full, or set %s", envName(env, []string{"source", "url"})),
 			postgresURL("source.url", s.URL),
 			namesDatabase("source.url", s.URL),
 		),
@@ -80,10 +84,8 @@ func (s *Source) rules(env string) rules {
 
 func (k *Kafka) rules(env string) rules {
 	r := rules{
+		k.Kafka.Check(identity.Keys),
 		unless(len(k.Brokers) > 0, "kafka.brokers: missing: write [host:9092], or set %s", envName(env, []string{"kafka", "brokers"})),
-		oneOf("kafka.sasl.mechanism", k.SASL.Mechanism, NoLogin, Plain, ScramSHA256, ScramSHA512),
-		unless(!slices.Contains([]Mechanism{Plain, ScramSHA256, ScramSHA512}, k.SASL.Mechanism) || k.SASL.Username != "" && k.SASL.Password != "",
-			"kafka.sasl: username and password are needed with mechanism %s; the password may stand in %s", k.SASL.Mechanism, envName(env, []string{"kafka", "sasl", "password"})),
 		unless(templatePattern.MatchString(k.Topic) && LegalTopic(strings.NewReplacer("{aggregate_type}", "a", "{event_type}", "e").Replace(k.Topic)),
 			"kafka.topic: %q: letters, digits, '.', '_', '-', {aggregate_type} and {event_type} only, and not beginning with __ or walpost.", k.Topic),
 		unless(len(k.AggregateTypes) > 0, "kafka.aggregate_types: missing: list the aggregate types that may be published, [order] for example"),
@@ -99,7 +101,7 @@ func (k *Kafka) rules(env string) rules {
 		between("kafka.replication", k.Replication, 0, 1<<15-1, "a number of brokers, or 0 for the brokers' default"),
 		between("kafka.retention", k.Retention, 0, forever, "0 is for ever"),
 		between("kafka.max_request_bytes", k.MaxRequestBytes, 64<<10, 1<<30, ""),
-		oneOf("kafka.compression", k.Compression, Uncompressed, Snappy, LZ4, Zstd),
+		oneOf("kafka.compression", k.Compression, Uncompressed, Gzip, Snappy, LZ4, Zstd),
 		between("kafka.transaction_timeout", k.TransactionTimeout, time.Second, 15*time.Minute, "the most that brokers allow by default"),
 	}
 	for _, b := range k.Brokers {
@@ -244,15 +246,14 @@ func (c *Config) togetherRules() rules {
 
 // namesDatabase wants the URL to name its database: PostgreSQL would take the one that is called like the user.
 func namesDatabase(key, text string) error {
-	if cfg, err := ParsePostgresURL(key, text); err != nil || cfg.Database != "" {
+	if cfg, err := identity.NewPostgres(key, text, zerolog.Nop()).Target(); err != nil || cfg.Database != "" {
 		return nil
 	}
-	return fmt.Errorf("%s: it names no database: write postgres://user@host:5432/database", key)
+	return fmt.Errorf("%s: it names no database: write postgres://user@host:5432/database?sslmode=verify-full", key)
 }
 
 func postgresURL(key, text string) error {
-	_, err := ParsePostgresURL(key, text)
-	return err
+	return identity.NewPostgres(key, text, zerolog.Nop()).Check()
 }
 
 // isURI reports whether s is ASCII without spaces and can be read as a URI.

@@ -12,6 +12,8 @@ type kept[T any] struct {
 	key  string // names it to people: kafka.tls_cert_file
 	read func(context.Context) (T, error)
 	log  zerolog.Logger
+	// still says that the last good value can be used: that its time is not over. nil: for ever.
+	still func(T) bool
 
 	mu   sync.Mutex
 	last T
@@ -21,8 +23,11 @@ type kept[T any] struct {
 
 // get reads the value. Where that fails and one was good before, it returns that one and logs the failure, once for each that is new.
 // Its error does not name the key.
-func (k *kept[T]) get(ctx context.Context) (T, error) {
-	value, err := k.read(ctx)
+func (k *kept[T]) get(ctx context.Context) (T, error) { return k.of(ctx, k.read) }
+
+// of is get where each reading depends on another.
+func (k *kept[T]) of(ctx context.Context, read func(context.Context) (T, error)) (T, error) {
+	value, err := read(ctx)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
@@ -31,7 +36,7 @@ func (k *kept[T]) get(ctx context.Context) (T, error) {
 			k.log.Info().Str("key", k.key).Msg("is good again, and used")
 		}
 		k.last, k.good, k.said = value, true, ""
-	case !k.good || ctx.Err() != nil:
+	case !k.good || ctx.Err() != nil || k.still != nil && !k.still(k.last):
 		return value, err
 	case err.Error() != k.said:
 		k.said = err.Error()

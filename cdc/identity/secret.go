@@ -1,16 +1,11 @@
 package identity
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
 	"reflect"
 	"slices"
-	"strings"
-
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Secret is a word that nothing prints: fmt, JSON, YAML and logs show *** in its place.
@@ -80,21 +75,4 @@ func HideURL(text string) string {
 var harmless = []string{
 	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation", "channel_binding", "require_auth", "host", "hostaddr", "port", "user", "dbname",
 	"passfile", "password_file", "service", "servicefile", "target_session_attrs", "load_balance_hosts", "connect_timeout", "application_name", "starttls",
-}
-
-// WithoutURL returns what pgx says is wrong with a URL, and not the URL, which pgx quotes: it knows some ways only to write a password there.
-func WithoutURL(err error) error {
-	parse := (*pgconn.ParseConfigError)(nil)
-	if !errors.As(err, &parse) {
-		return err
-	}
-	text := parse.Error()
-	if inner := parse.Unwrap(); inner != nil {
-		text = strings.TrimSuffix(text, " ("+inner.Error()+")")
-	}
-	reason := errors.New(text[strings.LastIndex(text, "`: ")+len("`: "):])
-	if file := (*fs.PathError)(nil); errors.As(err, &file) {
-		return fmt.Errorf("%w: %w", reason, file)
-	}
-	return reason
 }

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// commandWithin is how long a command has to print a password or a token.
-	commandWithin = 10 * time.Second
+	// commandWithin is how long a command has to print a password or a token: less than who connects waits for an answer.
+	commandWithin = 8 * time.Second
 	// longestWord is the most bytes that a file or a command may hold: a token of some services has several KiB.
 	longestWord = 64 << 10
 )
@@ -53,6 +53,8 @@ func runForWord(ctx context.Context, command string) (string, error) {
 		return "", fmt.Errorf("the command %s has printed nothing within %s: run it by hand", words[0], commandWithin)
 	case err != nil:
 		return "", fmt.Errorf("the command %s: %w: run it by hand", words[0], err)
+	case len(bytes.TrimSpace(out.Bytes())) == 0:
+		return "", fmt.Errorf("the command %s printed nothing: run it by hand", words[0])
 	case out.Len() > longestWord:
 		return "", fmt.Errorf("the command %s printed %d bytes: that is no password and no token", words[0], out.Len())
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // Config of a Consumer. What is not said to be optional is required.
@@ -23,6 +25,8 @@ type Config struct {
 	// Consumer names the effects in the inbox: whoever reads the topic under this name, in whatever group, finds the
 	// events that have been applied. Empty: Group.
 	Consumer string
+	// Login is optional: how to prove to Kafka who we are. Without it connections have neither TLS nor a login.
+	Login *identity.Login
 
 	Pool   *pgxpool.Pool // of the database with the inbox and the effects; stays the caller's to close
 	Handle Handler
@@ -98,10 +102,29 @@ func owner() string {
 	return fmt.Sprintf("%s-%d", host, os.Getpid())
 }
 
+// client makes a client of the brokers, which is called like the consumer.
+func (cfg Config) client(opts ...kgo.Opt) (*kgo.Client, error) {
+	client, err := kgo.NewClient(append(cfg.clientOptions(), opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("configure the client: %w", err)
+	}
+	return client, nil
+}
+
+func (cfg Config) clientOptions() []kgo.Opt {
+	return append(cfg.Login.Options(), kgo.SeedBrokers(cfg.Brokers...), kgo.ClientID(cfg.Consumer))
+}
+
+// why returns the sentence that says why Kafka does not let us in, where that is behind err, and otherwise err.
+func (cfg Config) why(ctx context.Context, err error) error {
+	if refused := cfg.Login.Explain(ctx, err); refused != nil {
+		return refused
+	}
+	return err
+}
+
 func (c *Consumer) options() []kgo.Opt {
 	return []kgo.Opt{
-		kgo.SeedBrokers(c.cfg.Brokers...),
-		kgo.ClientID(c.cfg.Consumer),
 		kgo.ConsumerGroup(c.cfg.Group),
 		kgo.ConsumeTopics(c.cfg.Topic),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // a position that is not in the log is found by positions alone

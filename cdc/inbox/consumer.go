@@ -69,7 +69,7 @@ func New(cfg Config) (*Consumer, error) {
 		ends: map[int32]int64{}, counted: map[int32]int64{},
 		slots: make(chan struct{}, max(1, cfg.Pool.Config().MaxConns-1)), // leave one connection for others
 	}
-	if err := kgo.ValidateOpts(c.options()...); err != nil {
+	if err := kgo.ValidateOpts(append(cfg.clientOptions(), c.options()...)...); err != nil {
 		return nil, fmt.Errorf("configure the consumer: %w", err)
 	}
 	return c, nil
@@ -100,9 +100,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 // session consumes with one client, until ctx ends or the client can go no further: when the topic was made again, or
 // the position is no longer in the log. A new one finds its position from the inbox.
 func (c *Consumer) session(ctx context.Context) error {
-	client, err := kgo.NewClient(c.options()...)
+	client, err := c.cfg.client(c.options()...)
 	if err != nil {
-		return fmt.Errorf("configure the consumer: %w", err)
+		return err
 	}
 	c.client = client
 	c.mu.Lock()
@@ -161,7 +161,7 @@ func (c *Consumer) consume(ctx context.Context, end context.CancelCauseFunc) {
 		fetches := c.poll(ctx)
 		err := pollError(fetches)
 		if err != nil {
-			c.kafka.failed(c.log, err, 2*maxBackoff)
+			c.kafka.failed(c.log, c.cfg.why(ctx, err), 2*maxBackoff)
 			if needsNewSession(err) {
 				end(err)
 			}
@@ -270,7 +270,7 @@ func (c *Consumer) commit(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	if err := c.client.CommitRecords(ctx, slices.Collect(maps.Values(done))...); err != nil {
-		c.kafka.failed(c.log, fmt.Errorf("commit offsets: %w", err), 0)
+		c.kafka.failed(c.log, c.cfg.why(ctx, fmt.Errorf("commit offsets: %w", err)), 0)
 		return
 	}
 	for p, record := range done {
@@ -368,7 +368,7 @@ func (c *Consumer) watch(ctx context.Context, end context.CancelCauseFunc) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			c.kafka.failed(c.log, err, 0)
+			c.kafka.failed(c.log, c.cfg.why(ctx, err), 0)
 		default:
 			c.kafka.worked(c.log)
 		}

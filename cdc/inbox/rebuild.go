@@ -54,7 +54,7 @@ func (h *Held) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error
 	var done Rebuilt
 	from, to, err := o.extent(ctx)
 	if err != nil {
-		return done, err
+		return done, o.cfg.why(ctx, err)
 	}
 	var cut []string
 	var read, of int64
@@ -100,7 +100,7 @@ func (h *Held) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error
 		return nil
 	})
 	if err != nil {
-		return done, err
+		return done, o.cfg.why(ctx, err)
 	}
 	if err := h.closeGaps(ctx, from); err != nil {
 		return done, err
@@ -129,9 +129,9 @@ func (h *Held) closeGaps(ctx context.Context, from map[int32]int64) error {
 
 // extent is where each partition of the topic begins and ends. Behind an open transaction it ends for us.
 func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(o.cfg.Brokers...), kgo.ClientID(o.cfg.Consumer))
+	client, err := o.cfg.client()
 	if err != nil {
-		return nil, nil, fmt.Errorf("configure the client: %w", err)
+		return nil, nil, err
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, askWithin)

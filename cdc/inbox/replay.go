@@ -39,20 +39,20 @@ var ErrGroupBusy = errors.New("the group has running consumers")
 // Replay moves the group's offsets back and returns what that brings. Offsets are only ever moved back, never over
 // records that were not consumed yet.
 func (o *Operator) Replay(ctx context.Context, opts ReplayOptions) ([]Replay, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(o.cfg.Brokers...), kgo.ClientID(o.cfg.Consumer))
+	client, err := o.cfg.client()
 	if err != nil {
-		return nil, fmt.Errorf("configure the client: %w", err)
+		return nil, err
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
 	plan, err := o.plan(ctx, admin, opts)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = o.count(ctx, plan)
 	}
-	if err := o.count(ctx, plan); err != nil || opts.DryRun {
-		return plan, err
+	if err == nil && !opts.DryRun {
+		err = o.rewind(ctx, admin, plan)
 	}
-	return plan, o.rewind(ctx, admin, plan)
+	return plan, o.cfg.why(ctx, err)
 }
 
 func (o *Operator) plan(ctx context.Context, admin *kadm.Client, opts ReplayOptions) ([]Replay, error) {
@@ -124,11 +124,11 @@ func (o *Operator) read(ctx context.Context, from, to map[int32]int64, each func
 	if len(open) == 0 {
 		return nil
 	}
-	client, err := kgo.NewClient(
-		kgo.SeedBrokers(o.cfg.Brokers...), kgo.ClientID(o.cfg.Consumer), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+	client, err := o.cfg.client(
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{o.cfg.Topic: offsets}))
 	if err != nil {
-		return fmt.Errorf("configure the client: %w", err)
+		return err
 	}
 	defer client.Close()
 	for len(open) > 0 {

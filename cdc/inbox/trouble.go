@@ -1,14 +1,17 @@
 package inbox
 
 import (
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // trouble is the state of something the consumer depends on. It is logged when it begins and when it ends, and not for
-// each try in between.
+// each try in between, unless Kafka gives another reason for not letting us in.
 type trouble struct {
 	mu    sync.Mutex
 	err   error // nil while all is well
@@ -23,6 +26,8 @@ func (t *trouble) failed(log zerolog.Logger, err error, atLeast time.Duration) {
 	now := time.Now()
 	if t.err == nil {
 		t.since = now
+	}
+	if t.err == nil || errors.As(err, new(*identity.Refused)) && err.Error() != t.err.Error() {
 		log.Warn().Err(err).Msg("in trouble, trying again until it is over")
 	}
 	t.err, t.until = err, now.Add(atLeast)

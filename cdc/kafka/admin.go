@@ -65,10 +65,12 @@ func (p TopicPlan) String() string {
 	return said
 }
 
-// instead says what to do where Kafka does not make the topic.
-func (p TopicPlan) instead(err error) string {
+// instead says what to do where Kafka does not make the topic for this sink.
+func (p TopicPlan) instead(s *Sink, err error) string {
 	const byHand = "create it by hand with these settings, or let the user of kafka.sasl do it"
 	switch {
+	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
+		return s.grant(topicResource, p.Name, "Create") + "; or create it by hand with these settings"
 	case errors.Is(err, kerr.InvalidReplicationFactor):
 		return "set kafka.replication to a number of replicas that this Kafka has brokers for"
 	case errors.Is(err, kerr.InvalidPartitions):
@@ -133,9 +135,12 @@ func (s *Sink) CreateCommand(name string) string {
 	return command
 }
 
+// prepares is what it takes to compare a topic with its plan.
+var prepares = []string{"Describe", "DescribeConfigs"}
+
 // Missing says whether the topic does not exist, and how an existing one differs from the plan.
 func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drift []string, err error) {
-	t, err := describeTopic(ctx, a.client, plan.Name)
+	t, err := a.sink.describeTopic(ctx, a.client, plan.Name, prepares...)
 	if err != nil || t == nil {
 		return err == nil, nil, err
 	}
@@ -152,7 +157,11 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 	for key, want := range plan.Config {
 		switch have, known := t.config[key]; {
 		case !known:
-			drift = append(drift, fmt.Sprintf("a %s that Kafka does not show us: see that it is %s", key, want))
+			unseen := fmt.Sprintf("a %s that Kafka does not show us: see that it is %s", key, want)
+			if t.hidden {
+				unseen += ", or " + a.sink.grant(topicResource, plan.Name, "DescribeConfigs")
+			}
+			drift = append(drift, unseen)
 		case have != want:
 			drift = append(drift, fmt.Sprintf("%s=%s instead of %s", key, have, want))
 		}
@@ -172,9 +181,9 @@ func (a *Admin) Create(ctx context.Context, plan TopicPlan) (refused string, err
 		err = a.create(ctx, plan)
 	}
 	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-		return refused, fmt.Errorf("create topic %s with %s: %w: %s", plan.Name, plan, err, plan.instead(err))
+		return refused, fmt.Errorf("create topic %s with %s: %w: %s", plan.Name, plan, err, plan.instead(a.sink, err))
 	}
-	return refused, waitTopic(ctx, a.client, plan.Name)
+	return refused, a.sink.waitTopic(ctx, a.client, plan.Name)
 }
 
 func (a *Admin) create(ctx context.Context, plan TopicPlan) error {
@@ -200,7 +209,10 @@ func (a *Admin) Delete(ctx context.Context, name string) error {
 	if err == nil {
 		err = resp.Err
 	}
-	if errors.Is(err, kerr.TopicDeletionDisabled) || errors.Is(err, kerr.TopicAuthorizationFailed) || unsupported(err) {
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+		return fmt.Errorf("delete topic %s: %w", name, a.sink.denied(err, name, "Delete"))
+	}
+	if errors.Is(err, kerr.TopicDeletionDisabled) || unsupported(err) {
 		return fmt.Errorf("delete topic %s: %w: delete it by hand, with the rights or the tools that this Kafka wants for that", name, err)
 	}
 	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
@@ -221,7 +233,7 @@ func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
 	if err := a.client.ProduceSync(ctx, &kgo.Record{Topic: a.sink.cfg.StateTopic(), Key: []byte(d.Key()), Value: value}).FirstErr(); err != nil {
-		return fmt.Errorf("write down the decision: %w", err)
+		return fmt.Errorf("write down the decision: %w", a.sink.denied(err, a.sink.cfg.StateTopic(), "Write"))
 	}
 	return nil
 }

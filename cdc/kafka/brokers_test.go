@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -24,6 +25,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/kafka"
 )
 
@@ -73,8 +75,8 @@ func TestServicesThatRefuseTopics(t *testing.T) {
 		"the retention":                {"retention.ms", kerr.InvalidConfig, "set kafka.retention"},
 		"too many replicas":            {"", kerr.InvalidReplicationFactor, "set kafka.replication"},
 		"too many partitions":          {"retention.ms", kerr.InvalidPartitions, "set kafka.partitions"},
-		"everybody":                    {"segment.bytes", kerr.TopicAuthorizationFailed, "create it by hand with these settings"},
-		"everybody, for a cluster's":   {"", kerr.ClusterAuthorizationFailed, "create it by hand with these settings"},
+		"everybody":                    {"segment.bytes", kerr.TopicAuthorizationFailed, "grant Create on topic"},
+		"everybody, for a cluster's":   {"", kerr.ClusterAuthorizationFailed, "grant Create on topic"},
 		"the request, of each version": {"", kerr.UnsupportedVersion, "create it by hand with these settings"},
 		"the request":                  {"", nil, "create it by hand with these settings"},
 	} {
@@ -95,7 +97,7 @@ func TestServicesThatRefuseTopics(t *testing.T) {
 				resp.Topics = append(resp.Topics, answer)
 				return true
 			})
-			admin, err := kafka.NewSink(s.cfg, []string{s.topic}).Admin(t.Context())
+			admin, err := kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop()).Admin(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -153,7 +155,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 		"settings are not shown, exactly once":       {is: missing(kmsg.DescribeConfigs), once: true},
 		"no producer ids":                            {is: missing(kmsg.InitProducerID), halts: true, says: noIDs},
 		"producer ids of no version":                 {is: refuse(kerr.UnsupportedVersion), halts: true, says: noIDs},
-		"no right to producer ids":                   {is: refuse(kerr.ClusterAuthorizationFailed), says: "grant IDEMPOTENT_WRITE on the cluster"},
+		"no right to producer ids":                   {is: refuse(kerr.ClusterAuthorizationFailed), says: "grant IdempotentWrite on the cluster"},
 		"no transactions, at least once":             {is: coordinator(kerr.InvalidRequest)},
 		"no transactions and no producer ids":        {is: missing(kmsg.InitProducerID), once: true, halts: true, says: noTransactions},
 		"no transactions, refused as a version":      {is: refuse(kerr.UnsupportedVersion), once: true, halts: true, says: noTransactions},
@@ -162,7 +164,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 		"no request for coordinators":                {is: missing(kmsg.FindCoordinator), once: true, halts: true, says: noTransactions},
 		"no replicas for the coordinator":            {is: coordinator(kerr.CoordinatorNotAvailable), once: true, says: "transaction.state.log.replication.factor"},
 		"a transaction may not take so long":         {is: refuse(kerr.InvalidTransactionTimeout), once: true, says: "lower kafka.transaction_timeout (30s)"},
-		"no right to the transactional id":           {is: refuse(kerr.TransactionalIDAuthorizationFailed), once: true, says: "it needs WRITE and DESCRIBE on it"},
+		"no right to the transactional id":           {is: refuse(kerr.TransactionalIDAuthorizationFailed), once: true, says: "grant Write on transactional id"},
 		"batches may not be compressed in that way":  {is: produceError(kerr.UnsupportedCompressionType), says: "does not take kafka.compression: none: set another, or none"},
 		"records of more than 1 MB, and unknown why": {is: produceError(kerr.MessageTooLarge), says: "kafka refuses its record for topic"},
 	} {
@@ -173,7 +175,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 			if c.once {
 				s.cfg.Delivery = config.ExactlyOnce
 			}
-			sink := kafka.NewSink(s.cfg, []string{s.topic}, kgo.RequestRetries(1))
+			sink := kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop(), kgo.RequestRetries(1))
 			p, err := sink.Open(t.Context())
 			if err == nil {
 				defer p.Close()
@@ -189,7 +191,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 		cluster := fake(t)
 		s := newStage(t, cluster.ListenAddrs()).create(t)
 		lacks(cluster, kmsg.DescribeConfigs)
-		admin, err := kafka.NewSink(s.cfg, []string{s.topic}).Admin(t.Context())
+		admin, err := kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop()).Admin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +234,7 @@ func TestRequestsThatAServiceTakes(t *testing.T) {
 	})
 	s := newStage(t, proxy.Brokers()).create(t)
 	s.cfg.Kafka.MaxRequestBytes = 1_000_000
-	p, err := kafka.NewSink(s.cfg, []string{s.topic}).Open(t.Context())
+	p, err := kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop()).Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,15 +340,15 @@ func TestKafkaThatLetsNobodyIn(t *testing.T) {
 	const oneSide = "ends the connection: TLS on one side only (kafka.tls is false), or another login than it wants (kafka.sasl.mechanism is %q)"
 	for name, c := range map[string]struct {
 		kafka     func(*testing.T) string
-		mechanism config.Mechanism
+		mechanism identity.Mechanism
 		tls       bool
 		says      string // empty where we are let in
 	}{
-		"the right login":                 {kafka: locked(nil), mechanism: config.ScramSHA256},
-		"a wrong password":                {kafka: wrong, mechanism: config.ScramSHA256, says: `refuses the login of user "walpost": correct kafka.sasl.username and kafka.sasl.password`},
-		"a wrong password, plain":         {kafka: wrong, mechanism: config.Plain, says: `refuses the login of user "walpost"`},
-		"a service that wants IAM":        {kafka: other, mechanism: config.ScramSHA512, says: "does not take the login kafka.sasl.mechanism: scram-sha-512: name one that it takes; walpost has plain, scram-sha-256 and scram-sha-512"},
-		"a login that is cut off":         {kafka: locked(nil), mechanism: config.ScramSHA512, says: fmt.Sprintf(oneSide, config.ScramSHA512)},
+		"the right login":                 {kafka: locked(nil), mechanism: identity.ScramSHA256},
+		"a wrong password":                {kafka: wrong, mechanism: identity.ScramSHA256, says: `refuses the login of user "walpost": correct kafka.sasl.username and kafka.sasl.password`},
+		"a wrong password, plain":         {kafka: wrong, mechanism: identity.Plain, says: `refuses the login of user "walpost"`},
+		"a service that wants IAM":        {kafka: other, mechanism: identity.ScramSHA512, says: "does not take the login kafka.sasl.mechanism: scram-sha-512: name one that it takes; it takes aws-msk-iam"},
+		"a login that is cut off":         {kafka: locked(nil), mechanism: identity.ScramSHA512, says: fmt.Sprintf(oneSide, identity.ScramSHA512)},
 		"no login where one is wanted":    {kafka: locked(nil), says: fmt.Sprintf(oneSide, "")},
 		"no TLS where it is wanted":       {kafka: encrypted, says: fmt.Sprintf(oneSide, "")},
 		"no TLS, answered by an alert":    {kafka: alert, says: fmt.Sprintf(oneSide, "")},
@@ -356,8 +358,8 @@ func TestKafkaThatLetsNobodyIn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := config.Default()
 			cfg.Pipeline, cfg.Kafka.Brokers, cfg.Kafka.TLS = "login", []string{c.kafka(t)}, c.tls
-			cfg.Kafka.SASL = config.SASL{Mechanism: c.mechanism, Username: "walpost", Password: "secret"}
-			_, err := kafka.NewSink(cfg, nil, kgo.RequestRetries(0)).Peek(t.Context())
+			cfg.Kafka.SASL = identity.SASL{Mechanism: c.mechanism, Username: "walpost", Password: "secret"}
+			_, err := kafka.NewSink(cfg, nil, zerolog.Nop(), kgo.RequestRetries(0)).Peek(t.Context())
 			if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "start Kafka") || strings.Contains(err.Error(), "secret")) {
 				t.Errorf("got %v, want %q", err, c.says)
 			}
@@ -395,7 +397,7 @@ func TestAdvertisedListenersThatLeadNowhere(t *testing.T) {
 				}
 				return resp, nil, true
 			})
-			_, err := kafka.NewSink(s.cfg, nil, kgo.RequestRetries(0)).Peek(t.Context())
+			_, err := kafka.NewSink(s.cfg, nil, zerolog.Nop(), kgo.RequestRetries(0)).Peek(t.Context())
 			if named := err != nil && strings.Contains(err.Error(), "advertised.listeners"); named != (c.says != "") || c.says != "" && !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, want an error that says %q", err, c.says)
 			}

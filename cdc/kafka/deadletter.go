@@ -31,7 +31,7 @@ func deadLetterPlan(cfg config.Config, replication int) TopicPlan {
 // checkDeadLetterTopic halts on what would lose dead letters.
 func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) error {
 	name := s.cfg.DeadLetterTopic()
-	found, err := describeTopic(ctx, client, name)
+	found, err := s.describeTopic(ctx, client, name, "Read", "Write")
 	if err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (s *Sink) Entries(ctx context.Context) ([]Entry, error) {
 		return nil, err
 	}
 	defer client.Close()
-	if found, err := describeTopic(ctx, client, s.cfg.DeadLetterTopic()); err != nil || found == nil {
+	if found, err := s.describeTopic(ctx, client, s.cfg.DeadLetterTopic(), "Read"); err != nil || found == nil {
 		return nil, err
 	}
 	dead := deadReader{sink: s}

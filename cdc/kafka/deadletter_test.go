@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -29,7 +30,7 @@ func deadStage(t *testing.T) (*stage, *devenv.Kafka) {
 	s.cfg.Pipeline, s.cfg.Poison.Policy = cdctest.Name(t, "p"), config.PolicyDeadLetter
 	s.topic = s.cfg.Pipeline + ".order"
 	s.cfg.Kafka.Brokers, s.cfg.Kafka.Replication = cluster.Brokers(), 1
-	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
+	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop(), kgo.MetadataMinAge(100*time.Millisecond))
 	if s.admin, err = s.sink.Admin(t.Context()); err != nil {
 		t.Fatal(err)
 	}

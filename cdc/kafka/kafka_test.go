@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -38,7 +39,7 @@ func newStage(t *testing.T, brokers []string) *stage {
 	s.cfg.Pipeline = cdctest.Name(t, "p")
 	s.topic = s.cfg.Pipeline + ".order"
 	s.cfg.Kafka.Brokers, s.cfg.Kafka.Replication = brokers, 1
-	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
+	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop(), kgo.MetadataMinAge(100*time.Millisecond))
 	admin, err := s.sink.Admin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +115,7 @@ func TestEveryPromiseIsChecked(t *testing.T) {
 		refused bool
 		says    string
 	}{
-		"one that another session may fix": {kerr.TopicAuthorizationFailed, false, ""},
+		"one that another session may fix": {kerr.TopicAuthorizationFailed, false, "grant Write on topic"},
 		"one that the row is to blame for": {kerr.MessageTooLarge, true, ""},
 		"one that a clock is to blame for": {kerr.InvalidTimestamp, false, "the clock of this machine says 2"},
 	} {
@@ -206,7 +207,7 @@ func TestOpenNamesWhatIsMissing(t *testing.T) {
 	s.cfg.Kafka.Brokers = []string{"127.0.0.1:1"}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if _, err := kafka.NewSink(s.cfg, nil).Peek(ctx); err == nil || errors.As(err, &halt) || !strings.Contains(err.Error(), "kafka.brokers") {
+	if _, err := kafka.NewSink(s.cfg, nil, zerolog.Nop()).Peek(ctx); err == nil || errors.As(err, &halt) || !strings.Contains(err.Error(), "kafka.brokers") {
 		t.Errorf("without a broker: %v, want an error that is tried again and names the key", err)
 	}
 }
@@ -332,7 +333,7 @@ func TestOldSessionsLeaveNoRecords(t *testing.T) {
 		t.Run(string(delivery), func(t *testing.T) {
 			s := newStage(t, cdctest.Kafka(t)).create(t)
 			s.cfg.Delivery = delivery
-			s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
+			s.sink = kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop(), kgo.MetadataMinAge(100*time.Millisecond))
 			for session := range int64(5) {
 				p := s.open(t)
 				st, err := p.State(t.Context())

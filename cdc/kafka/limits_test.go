@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
@@ -24,7 +26,7 @@ func TestACommandsPublishingHasALimit(t *testing.T) {
 	})
 	cfg := config.Default()
 	cfg.Pipeline, cfg.Kafka.Brokers, cfg.Kafka.Replication = cdctest.Name(t, "limits"), proxy.Brokers(), 1
-	sink := NewSink(cfg, nil)
+	sink := NewSink(cfg, nil, zerolog.Nop())
 	admin, err := sink.Admin(t.Context())
 	if err != nil {
 		t.Fatal(err)

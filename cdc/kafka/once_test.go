@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -25,7 +26,7 @@ func onceStage(t *testing.T, brokers []string) *stage {
 	t.Helper()
 	s := newStage(t, brokers).create(t)
 	s.cfg.Delivery = config.ExactlyOnce
-	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, kgo.MetadataMinAge(100*time.Millisecond))
+	s.sink = kafka.NewSink(s.cfg, []string{s.topic}, zerolog.Nop(), kgo.MetadataMinAge(100*time.Millisecond))
 	return s
 }
 
@@ -247,7 +248,7 @@ func TestRefusedTransactionalIDSaysWhatToDo(t *testing.T) {
 	t.Cleanup(cluster.Close)
 	s := onceStage(t, cluster.Brokers())
 	for err, says := range map[*kerr.Error]string{
-		kerr.TransactionalIDAuthorizationFailed: "WRITE and DESCRIBE",
+		kerr.TransactionalIDAuthorizationFailed: "grant Write on transactional id",
 		kerr.InvalidTransactionTimeout:          "kafka.transaction_timeout",
 		kerr.UnknownServerError:                 "run Kafka 4.0.1 or later",
 	} {

@@ -33,17 +33,23 @@ const (
 // mostBytes returns the most bytes that a record may take, also where its topic allows more.
 func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequestBytes)-requestRoom) }
 
+// limit is the most bytes that a topic takes in a record.
+type limit struct {
+	bytes   int
+	assumed bool // we may not ask for it
+}
+
 // publisher is one session's client.
 type publisher struct {
 	sink    *Sink
 	client  *kgo.Client
-	once    bool                     // each window is a transaction
+	id      string                   // its transactional id: each window is a transaction; empty: none
 	within  time.Duration            // that Publish may take; 0: for ever
 	promise func(*kgo.Record, error) // resolved, bound once: a method value per record would allocate
 
-	limitsMu sync.Mutex     // the client asks for limits on its own goroutines
-	limits   map[string]int // max.message.bytes of the topics that exist
-	counts   Partitions     // of the topics of the configuration; replaced, never changed
+	limitsMu sync.Mutex       // the client asks for limits on its own goroutines
+	limits   map[string]limit // max.message.bytes of the topics that exist
+	counts   Partitions       // of the topics of the configuration; replaced, never changed
 
 	records []kgo.Record
 	headers []kgo.RecordHeader
@@ -93,18 +99,16 @@ func (p *publisher) fence(ctx context.Context, id string) error {
 		}
 	case err == nil:
 		return nil
-	case errors.Is(err, kerr.ClusterAuthorizationFailed):
-		return fmt.Errorf("take a producer id: %w: grant IDEMPOTENT_WRITE on the cluster to the user of kafka.sasl", err)
 	case errors.Is(err, kerr.InvalidTransactionTimeout):
 		return fmt.Errorf("take the transactional id %s: %w: lower kafka.transaction_timeout (%s) to the brokers' transaction.max.timeout.ms", id, err, p.sink.cfg.Kafka.TransactionTimeout)
 	case id == "":
-		return fmt.Errorf("take a producer id: %w", err)
+		return fmt.Errorf("take a producer id: %w", p.denied(err, p.sink.writes()))
 	case errors.Is(err, kerr.CoordinatorNotAvailable), ctx.Err() != nil:
 		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: see that the topic __transaction_state is there and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
 	case errors.Is(err, kerr.UnknownServerError): // Kafka 4.0.0 answers so for ever when it had to abort a transaction of the last epoch (KAFKA-19367)
 		return fmt.Errorf("take the transactional id %s: %w: the broker failed, and its log says why: if it names a producer epoch there, run Kafka 4.0.1 or later, and the relay goes on by itself; nothing is lost", id, err)
 	}
-	return fmt.Errorf("take the transactional id %s: %w: it needs WRITE and DESCRIBE on it", id, err)
+	return fmt.Errorf("take the transactional id %s: %w", id, p.denied(err, p.sink.writes()))
 }
 
 // unsupported says that the brokers do not know a request, or no version of it that is new enough. The client's own errors have no
@@ -124,7 +128,7 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	if r.Refused == nil && r.Topic == p.deadTopic {
 		return cdc.Refuse(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
 	}
-	limit, err := p.limit(ctx, r.Topic)
+	most, err := p.limit(ctx, r.Topic)
 	if err != nil {
 		return err
 	}
@@ -133,37 +137,40 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	for _, h := range r.Headers {
 		size += len(h.Key) + len(h.Value) + 10
 	}
-	if size > limit && limit == p.sink.mostBytes() {
-		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, limit)
+	switch {
+	case size <= most.bytes:
+		return nil
+	case most.bytes == p.sink.mostBytes():
+		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, most.bytes)
+	case most.assumed:
+		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and Kafka does not show what topic %s takes: no more than %d bytes are sent, the default of max.message.bytes, until it does: %s",
+			size, r.Topic, most.bytes, p.sink.grant(topicResource, r.Topic, "DescribeConfigs"))
 	}
-	if size > limit {
-		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, limit)
-	}
-	return nil
+	return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, most.bytes)
 }
 
 // limit is the topic's max.message.bytes, asked once; a topic that does not exist is a Halt.
-func (p *publisher) limit(ctx context.Context, topic string) (int, error) {
-	if limit, ok := p.known(topic); ok {
-		return limit, nil
+func (p *publisher) limit(ctx context.Context, topic string) (limit, error) {
+	if known, ok := p.known(topic); ok {
+		return known, nil
 	}
 	if err := p.askLimits(ctx, topic); err != nil {
-		return 0, err
+		return limit{}, err
 	}
-	limit, _ := p.known(topic)
-	return limit, nil
+	known, _ := p.known(topic)
+	return known, nil
 }
 
-func (p *publisher) known(topic string) (limit int, ok bool) {
+func (p *publisher) known(topic string) (known limit, ok bool) {
 	p.limitsMu.Lock()
 	defer p.limitsMu.Unlock()
-	limit, ok = p.limits[topic]
-	return limit, ok
+	known, ok = p.limits[topic]
+	return known, ok
 }
 
 // askLimits asks for the limits of topics, all at once; one that does not exist is a Halt.
 func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
-	found, err := describeTopics(ctx, p.client, topics)
+	found, err := p.sink.describeTopics(ctx, p.client, topics, "Write")
 	if err != nil {
 		return err
 	}
@@ -181,11 +188,12 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 				Run:   run + ", and the relay goes on by itself",
 			}
 		}
-		limit := defaultLimit
+		known := limit{defaultLimit, found[topic].hidden}
 		if n, err := strconv.Atoi(found[topic].config["max.message.bytes"]); err == nil {
-			limit = n
+			known = limit{n, false}
 		}
-		p.limits[topic] = min(limit, p.sink.mostBytes())
+		known.bytes = min(known.bytes, p.sink.mostBytes())
+		p.limits[topic] = known
 		if slices.Contains(p.sink.topics, topic) && len(p.counts) < mostCounts {
 			counts := Partitions{topic: found[topic].partitions}
 			maps.Copy(counts, p.counts)
@@ -239,11 +247,11 @@ func (p *publisher) written(st cdc.State) cdc.State {
 
 // batchLimit is asked by the client when it first sees a topic, which Check has seen before.
 func (p *publisher) batchLimit(topic string) int32 {
-	limit, ok := p.known(topic)
+	known, ok := p.known(topic)
 	if !ok {
-		limit = min(defaultLimit, p.sink.mostBytes())
+		known.bytes = min(defaultLimit, p.sink.mostBytes())
 	}
-	return int32(max(limit, 512))
+	return int32(max(known.bytes, 512))
 }
 
 // Publish hands the whole window over, flushes, and returns when every promise is resolved; exactly once, all of it in one
@@ -273,7 +281,7 @@ func (p *publisher) publishWithin(ctx context.Context, records []cdc.Record, st 
 }
 
 func (p *publisher) publish(ctx context.Context, records []cdc.Record, st *cdc.State) error {
-	if !p.once {
+	if p.id == "" {
 		return p.produce(ctx, records, st)
 	}
 	if err := p.client.BeginTransaction(); err != nil {
@@ -297,7 +305,7 @@ func (p *publisher) publish(ctx context.Context, records []cdc.Record, st *cdc.S
 	}
 	// Every promise was checked: the client would commit a window that is there in part only.
 	if err := p.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
-		return fmt.Errorf("end a transaction: %w", err)
+		return fmt.Errorf("end a transaction: %w", p.denied(err, p.sink.writes()))
 	}
 	return failpoint.Hit("after_end_txn")
 }
@@ -399,7 +407,7 @@ func (p *publisher) failure(records []cdc.Record) error {
 	if errors.Is(p.err, kerr.UnsupportedCompressionType) {
 		return fmt.Errorf("produce to topic %s: %w: this Kafka does not take kafka.compression: %s: set another, or none", p.failed.Topic, p.err, p.sink.cfg.Kafka.Compression)
 	}
-	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.err)
+	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.denied(p.err, p.failed.Topic))
 }
 
 // topic is what Kafka says of a topic. The configuration is empty where we may not ask.
@@ -408,16 +416,17 @@ type topic struct {
 	partitions  int
 	replication int
 	config      map[string]string
+	hidden      bool // we may not ask for the configuration
 }
 
-// describeTopic asks for one topic; nil when there is no such topic.
-func describeTopic(ctx context.Context, client *kgo.Client, name string) (*topic, error) {
-	found, err := describeTopics(ctx, client, []string{name})
+// describeTopic asks for one topic, on which operations are to be done; nil when there is no such topic.
+func (s *Sink) describeTopic(ctx context.Context, client *kgo.Client, name string, operations ...string) (*topic, error) {
+	found, err := s.describeTopics(ctx, client, []string{name}, operations...)
 	return found[name], err
 }
 
 // describeTopics asks the brokers, not the client's cache, for topics, and returns those that exist, by name.
-func describeTopics(ctx context.Context, client *kgo.Client, names []string) (map[string]*topic, error) {
+func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []string, operations ...string) (map[string]*topic, error) {
 	found := map[string]*topic{}
 	if len(names) == 0 { // that would ask for all there are
 		return found, nil
@@ -443,7 +452,7 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		case errors.Is(err, kerr.UnknownTopicOrPartition):
 			continue
 		case errors.Is(err, kerr.TopicAuthorizationFailed):
-			return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "its rows cannot be published, and nothing behind them is", Run: "grant DESCRIBE and WRITE on it to the relay's user"}
+			return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "we can neither read it nor write to it; nothing is lost", Run: s.grant(topicResource, name, operations...)}
 		case err != nil:
 			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 		}
@@ -467,6 +476,9 @@ func describeTopics(ctx context.Context, client *kgo.Client, names []string) (ma
 		return nil, fmt.Errorf("ask kafka for the configuration of topic %s: %w", all, err)
 	}
 	for _, r := range said.Resources {
+		if t := found[r.ResourceName]; t != nil {
+			t.hidden = errors.Is(kerr.ErrorForCode(r.ErrorCode), kerr.TopicAuthorizationFailed)
+		}
 		for _, c := range r.Configs {
 			if t := found[r.ResourceName]; t != nil && c.Value != nil {
 				t.config[c.Name] = *c.Value
@@ -484,9 +496,9 @@ func clusterID(resp *kmsg.MetadataResponse) string {
 }
 
 // waitTopic returns when a topic that was just made can be seen by all that ask.
-func waitTopic(ctx context.Context, client *kgo.Client, name string) error {
+func (s *Sink) waitTopic(ctx context.Context, client *kgo.Client, name string) error {
 	for {
-		t, err := describeTopic(ctx, client, name)
+		t, err := s.describeTopic(ctx, client, name, prepares...)
 		if err != nil || t != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ const (
 
 // reader reads one partition, committed records only, on and on from where it stopped.
 type reader struct {
+	sink      *Sink
 	client    *kgo.Client
 	topic     string
 	partition int32
@@ -28,7 +29,7 @@ type reader struct {
 
 // reader returns a reader that has read nothing: begin says where it starts.
 func (s *Sink) reader(topic string, partition int32) (*reader, error) {
-	r := &reader{topic: topic, partition: partition}
+	r := &reader{sink: s, topic: topic, partition: partition}
 	client, err := s.client(
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // so that the last offset is seen, whatever stands there
@@ -76,7 +77,7 @@ func (r *reader) end(ctx context.Context, stable bool) (int64, error) {
 		return 0, fmt.Errorf("ask for the end of %s: kafka does not know partition %d", r.topic, r.partition)
 	}
 	if end.Err != nil {
-		return 0, fmt.Errorf("ask for the end of %s: partition %d: %w", r.topic, r.partition, end.Err)
+		return 0, fmt.Errorf("ask for the end of %s: partition %d: %w", r.topic, r.partition, r.sink.denied(end.Err, r.topic, "Read"))
 	}
 	return end.Offset, nil
 }
@@ -99,7 +100,7 @@ func (r *reader) readTo(ctx context.Context, end int64, each func(*kgo.Record)) 
 		}
 		for _, f := range fetches.Errors() {
 			if !errors.Is(f.Err, context.DeadlineExceeded) {
-				return fmt.Errorf("read %s: %w", r.topic, f.Err)
+				return fmt.Errorf("read %s: %w", r.topic, r.sink.denied(f.Err, r.topic, "Read"))
 			}
 		}
 		records := fetches.Records()

@@ -69,7 +69,7 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 	}
 	defer client.Close()
 	for _, topic := range q.Topics {
-		found, err := describeTopic(ctx, client, topic)
+		found, err := s.describeTopic(ctx, client, topic, "Read")
 		if err != nil {
 			return nil, read, err
 		}
@@ -87,7 +87,7 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 			start, _ := starts.Lookup(topic, partition)
 			end, ok := ends.Lookup(topic, partition)
 			if err := firstError(start.Err, end.Err); err != nil || !ok {
-				return nil, read, fmt.Errorf("ask for the offsets of %s, partition %d: %w", topic, partition, err)
+				return nil, read, fmt.Errorf("ask for the offsets of %s, partition %d: %w", topic, partition, s.denied(err, topic, "Read"))
 			}
 			read.Partitions++
 			if start.Offset >= end.Offset {

@@ -2,24 +2,21 @@ package kafka
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"github.com/twmb/franz-go/pkg/sasl/plain"
-	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 const (
@@ -43,32 +40,30 @@ const leaderAge = 250 * time.Millisecond
 type Sink struct {
 	cfg    config.Config
 	topics []string
+	login  *identity.Login
 	extra  []kgo.Opt
 }
 
 var _ cdc.Sink = (*Sink)(nil)
 
 // NewSink makes a sink that connects to nothing yet. The topics that are known are made by init, and checked when a session starts, unless
-// only rows say which of them are needed. Each client also has the extra options.
-func NewSink(cfg config.Config, topics []string, extra ...kgo.Opt) *Sink {
-	return &Sink{cfg: cfg, topics: topics, extra: extra}
+// only rows say which of them are needed. The log gets what becomes of certificates and secrets. Each client also has the extra options.
+func NewSink(cfg config.Config, topics []string, log zerolog.Logger, extra ...kgo.Opt) *Sink {
+	login := identity.NewLogin(cfg.Kafka.Kafka, cfg.Kafka.Brokers, identity.Keys, log.With().Str("pipeline", cfg.Pipeline).Logger())
+	return &Sink{cfg: cfg, topics: topics, login: login, extra: extra}
 }
+
+// Trouble says why Kafka does not let the sink's clients in, in a sentence; nil where it does, or does not answer at all.
+func (s *Sink) Trouble() error { return s.login.Trouble() }
+
+// Certificates returns when the certificates in use expire, by their keys.
+func (s *Sink) Certificates() map[string]time.Time { return s.login.Certificates() }
 
 // client connects with what every use of it shares.
 func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
-	k := s.cfg.Kafka
-	opts = append([]kgo.Opt{kgo.SeedBrokers(k.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline), kgo.MetadataMinAge(leaderAge), kgo.DialTimeout(answerWithin)}, opts...)
-	if k.TLS {
-		opts = append(opts, kgo.DialTLS())
-	}
-	switch login := k.SASL; login.Mechanism {
-	case config.Plain:
-		opts = append(opts, kgo.SASL(plain.Auth{User: login.Username, Pass: login.Password}.AsMechanism()))
-	case config.ScramSHA256:
-		opts = append(opts, kgo.SASL(scram.Auth{User: login.Username, Pass: login.Password}.AsSha256Mechanism()))
-	case config.ScramSHA512:
-		opts = append(opts, kgo.SASL(scram.Auth{User: login.Username, Pass: login.Password}.AsSha512Mechanism()))
-	}
+	opts = append([]kgo.Opt{
+		kgo.SeedBrokers(s.cfg.Kafka.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline), kgo.MetadataMinAge(leaderAge), kgo.DialTimeout(answerWithin),
+	}, slices.Concat(s.login.Options(), opts)...)
 	client, err := kgo.NewClient(append(opts, s.extra...)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client: %w", err)
@@ -90,7 +85,10 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return "", fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
 		}
-		return "", fmt.Errorf("%s: %w", s.unanswered(seeds, err), err)
+		if refused := s.login.Explain(ctx, err); refused != nil {
+			return "", refused
+		}
+		return "", fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
 	}
 	// The addresses that Kafka gives out are others, and those are what is used.
 	var brokers []*kgo.Broker
@@ -103,23 +101,6 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 			seeds, strings.Join(at, ", "), err)
 	}
 	return clusterID(answer.(*kmsg.MetadataResponse)), ctx.Err()
-}
-
-// unanswered says why no seed answers, and what to do.
-func (s *Sink) unanswered(seeds string, err error) string {
-	login := s.cfg.Kafka.SASL
-	var stranger x509.UnknownAuthorityError
-	switch {
-	case errors.Is(err, kerr.SaslAuthenticationFailed):
-		return fmt.Sprintf("kafka at %s refuses the login of user %q: correct kafka.sasl.username and kafka.sasl.password", seeds, login.Username)
-	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState):
-		return fmt.Sprintf("kafka at %s does not take the login kafka.sasl.mechanism: %s: name one that it takes; walpost has plain, scram-sha-256 and scram-sha-512", seeds, login.Mechanism)
-	case errors.As(err, &stranger):
-		return fmt.Sprintf("kafka at %s has a certificate of an authority that this machine does not know: add that authority to the system's certificates, or name its file in the variable SSL_CERT_FILE", seeds)
-	case errors.Is(err, io.EOF), strings.Contains(err.Error(), "tls alert"), errors.As(err, new(tls.RecordHeaderError)):
-		return fmt.Sprintf("kafka at %s ends the connection: TLS on one side only (kafka.tls is %t), or another login than it wants (kafka.sasl.mechanism is %q)", seeds, s.cfg.Kafka.TLS, login.Mechanism)
-	}
-	return fmt.Sprintf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers", seeds)
 }
 
 // first asks one broker after the other, without waiting long for any, and returns the first answer, or the errors of all.
@@ -241,9 +222,11 @@ func retryFor(key int16) time.Duration {
 
 // newPublisher makes a client that publishes in transactions, and fences whoever has the same id, if it is given one.
 func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout time.Duration) (*publisher, error) {
-	p := &publisher{sink: s, once: transactionalID != "", limits: map[string]int{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
+	p := &publisher{sink: s, id: transactionalID, limits: map[string]limit{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
 	var codec kgo.CompressionCodec
 	switch s.cfg.Kafka.Compression {
+	case config.Gzip:
+		codec = kgo.GzipCompression()
 	case config.Snappy:
 		codec = kgo.SnappyCompression()
 	case config.LZ4:

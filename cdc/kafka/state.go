@@ -58,7 +58,7 @@ func (s *Sink) readLog(ctx context.Context, stable bool, most int64) (log stateL
 	if _, err := s.ping(ctx, r.client); err != nil {
 		return log, err
 	}
-	found, err := describeTopic(ctx, r.client, name)
+	found, err := s.describeTopic(ctx, r.client, name, "Read", "Write")
 	if err != nil || found == nil {
 		return log, err
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/rs/zerolog"
+
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/pipeline"
 )
@@ -27,7 +29,7 @@ func TestRefusedAdoptionChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	admin, err := kafka.NewSink(s.cfg, nil).Admin(t.Context())
+	admin, err := kafka.NewSink(s.cfg, nil, zerolog.Nop()).Admin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

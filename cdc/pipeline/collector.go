@@ -37,6 +37,23 @@ type watched struct {
 	letters interface { // how many dead letters are unresolved
 		Count(ctx context.Context) (int, error)
 	}
+	login login
+}
+
+// login is how Kafka lets clients in.
+type login interface {
+	Trouble() error                     // why it does not
+	Certificates() map[string]time.Time // when those in use expire, by their keys
+}
+
+// away says why rows wait for Kafka.
+func away(l login) string {
+	if l != nil {
+		if err := l.Trouble(); err != nil {
+			return err.Error()
+		}
+	}
+	return kafkaAway
 }
 
 // asked is what PostgreSQL and Kafka know and the relay does not, or not while it is halted. They are asked when
@@ -44,7 +61,7 @@ type watched struct {
 // neither a database that hangs nor a table that is large. A metric that could not be asked is left out.
 type asked struct {
 	lag, seconds, retained, lost, safe, left, unresolved *prometheus.Desc
-	pending, oldest, failed, heldKeys, horizon           *prometheus.Desc
+	pending, oldest, failed, heldKeys, horizon, expires  *prometheus.Desc
 
 	watched
 
@@ -83,12 +100,13 @@ func newAsked(labels prometheus.Labels, of watched) *asked {
 		horizon:    prometheus.NewDesc("walpost_horizon_seconds", "Polling: for how long the transaction has been open that rows wait for, by its process; for how long they have waited, where that may not be seen. Left out when none wait.", []string{"pid"}, labels),
 		safe:       desc("walpost_slot_safe_wal_bytes", "WAL that may be written before the slot can be lost (safe_wal_size). Left out without a limit (max_slot_wal_keep_size = -1)."),
 		left:       desc("walpost_slot_seconds_left", "After how many seconds the slot can be lost at the rate at which WAL was written in the last hour or two, if nothing is confirmed meanwhile. Left out without a limit, and in the first seconds."),
+		expires:    prometheus.NewDesc("walpost_certificate_expires_timestamp_seconds", "When the certificate in use expires, in seconds since 1970, by the key that names its file.", []string{"key"}, labels),
 		unresolved: desc("walpost_dead_letters_unresolved", "Dead letters that are neither redriven nor dropped."),
 	}
 }
 
 func (a *asked) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{a.lag, a.seconds, a.retained, a.lost, a.safe, a.left, a.unresolved, a.pending, a.oldest, a.failed, a.heldKeys, a.horizon} {
+	for _, d := range []*prometheus.Desc{a.lag, a.seconds, a.retained, a.lost, a.safe, a.left, a.unresolved, a.pending, a.oldest, a.failed, a.heldKeys, a.horizon, a.expires} {
 		ch <- d
 	}
 }
@@ -96,6 +114,12 @@ func (a *asked) Describe(ch chan<- *prometheus.Desc) {
 func (a *asked) Collect(ch chan<- prometheus.Metric) {
 	for _, m := range a.metrics(a.seen(askEvery, answerWithin)) {
 		ch <- m
+	}
+	if a.login == nil {
+		return
+	}
+	for key, at := range a.login.Certificates() {
+		ch <- prometheus.MustNewConstMetric(a.expires, prometheus.GaugeValue, float64(at.Unix()), key)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 
 // logger returns an observer that writes one line per change of state at info and above, and one per row at debug.
 // Never payload or key.
-func logger(cfg config.Config, log zerolog.Logger) cdc.Observer {
+func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Observer {
 	of, name := "slot", cfg.Source.Slot
 	if cfg.Source.Kind == config.KindPolling {
 		of, name = "table", cfg.Source.Table
@@ -67,7 +67,7 @@ func logger(cfg config.Config, log zerolog.Logger) cdc.Observer {
 		},
 		Stalled: func(stalled bool, since time.Duration) {
 			if stalled {
-				log.Warn().Dur("waiting_ms", since).Msg(kafkaAway + "; rows wait, nothing is lost")
+				log.Warn().Dur("waiting_ms", since).Msg(away() + "; rows wait, nothing is lost")
 				return
 			}
 			log.Info().Dur("waited_ms", since).Msg("kafka answers again")

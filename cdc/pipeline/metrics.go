@@ -188,7 +188,7 @@ func (c *metrics) ready() error {
 	case s.Role != cdc.Streaming:
 		return errors.New(string(s.Role))
 	case s.KafkaStalled:
-		return errors.New(kafkaAway + "; rows wait in " + where)
+		return errors.New(away(c.asked.login) + "; rows wait in " + where)
 	case s.Stalled != "":
 		return errors.New(s.Stalled)
 	case c.asked.table != nil:
@@ -226,7 +226,7 @@ func (c *metrics) status() Status {
 		}
 	}
 	if s.KafkaStalled {
-		s.blockedBy(kafkaAway)
+		s.blockedBy(away(c.asked.login))
 	}
 	s.blockedBy(s.Stalled)
 	s.blockedBy(s.CommitsWait)

@@ -24,7 +24,7 @@ func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step,
 	if p.cfg.Source.Kind != config.KindWAL {
 		return nil, errors.New("source.kind: name the configuration that is to be, with source.kind: wal; source.polling stays as it is until this has ended")
 	}
-	table := polling.NewOutbox(p.cfg.Pipeline, p.cfg.Source)
+	table := polling.NewOutbox(p.cfg.Pipeline, p.cfg.Source, p.log)
 	remaining := func(upTo int64) (polling.Remaining, error) {
 		r, err := table.Remaining(ctx, upTo)
 		if err == nil && r.Failed > 0 {

@@ -104,15 +104,17 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 		return nil, err
 	}
 	topics, patterns := route.Topics(cfg.Kafka)
-	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source), sink: kafka.NewSink(cfg, topics, o.Kafka...)}
+	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source, o.Log), sink: kafka.NewSink(cfg, topics, o.Log, o.Kafka...)}
 	if cfg.Source.Kind == config.KindPolling {
-		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source)}
+		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source, o.Log)}
 	} else {
 		p.kind = wal{p}
 	}
 	p.registry = prometheus.NewRegistry()
-	p.metrics = newMetrics(cfg.Pipeline, p.kind.watched(), p.registry)
-	observer := cdc.Tee(logger(cfg, o.Log), p.metrics.observer())
+	of := p.kind.watched()
+	of.login = p.sink
+	p.metrics = newMetrics(cfg.Pipeline, of, p.registry)
+	observer := cdc.Tee(logger(cfg, o.Log, p.away), p.metrics.observer())
 	if tell := observer.Role; cfg.Commands("`walpost ") != "`walpost " {
 		observer.Role = func(role cdc.Role, err error) { tell(role, runnable(&cfg, err)) }
 	}
@@ -138,6 +140,9 @@ func runnable(cfg *config.Config, err error) error {
 	}
 	return errors.New(cfg.Commands(err.Error()))
 }
+
+// away says why rows wait for Kafka.
+func (p *Pipeline) away() string { return away(p.sink) }
 
 // Name returns the pipeline's name.
 func (p *Pipeline) Name() string { return p.cfg.Pipeline }

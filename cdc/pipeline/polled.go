@@ -22,7 +22,7 @@ type polled struct {
 }
 
 func (p polled) relay(observer cdc.Observer) *cdc.Supervisor {
-	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Supervisor
+	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer, p.log).Supervisor
 }
 
 func (p polled) watched() watched {
@@ -43,7 +43,7 @@ func (p polled) survey(ctx context.Context, st *Status) {
 		switch pid, err := p.source.Poller(ctx); {
 		case st.blocked(err):
 		case away:
-			st.blockedBy(kafkaAway)
+			st.blockedBy(p.away())
 		case pid == 0:
 			st.blockedBy(fmt.Sprintf("%s rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", polling.Count(b.Pending), p.cfg.Source.Table))
 		}

@@ -58,7 +58,7 @@ type Status struct {
 	Blocked     []string         `json:"blocked"`                           // what keeps rows from flowing, each with what to do
 }
 
-// kafkaAway is said where rows wait for Kafka.
+// kafkaAway is said where rows wait for Kafka, and nothing says why.
 const kafkaAway = "kafka does not answer: its brokers' logs say why"
 
 // Slot is the replication slot.

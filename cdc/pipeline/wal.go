@@ -85,7 +85,7 @@ func (w wal) survey(ctx context.Context, st *Status) {
 		switch st.shows(&seen); {
 		case !st.late() || moves:
 		case away:
-			st.blockedBy(kafkaAway)
+			st.blockedBy(w.away())
 		case st.LagSeconds != nil:
 			st.blockedBy(waiting(&seen.Facts, *st.LagSeconds))
 		}

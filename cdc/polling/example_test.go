@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -64,7 +65,7 @@ func Example() {
 			stop()
 		}
 		return nil
-	}), cdc.Observer{})
+	}), cdc.Observer{}, zerolog.Nop())
 	fmt.Println(relay.Run(ctx), refusals)
 	// Output:
 	// BuyerWelcomed {"to": "bob@shop.example"}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -83,7 +84,7 @@ func TestHandler(t *testing.T) {
 		}
 		return nil
 	}}
-	relay := polling.New(cfg, polling.To(in.handle), cdc.Observer{})
+	relay := polling.New(cfg, polling.To(in.handle), cdc.Observer{}, zerolog.Nop())
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- relay.Run(ctx) }()
@@ -93,7 +94,7 @@ func TestHandler(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	table := polling.NewOutbox("p", cfg.Source)
+	table := polling.NewOutbox("p", cfg.Source, zerolog.Nop())
 	cdctest.Eventually(t, 30*time.Second, func() error {
 		if b, err := table.Backlog(t.Context()); err != nil || b.Failed != 1 || b.Pending != 1 {
 			return fmt.Errorf("%+v, %w: want c1 to have failed and c2 to wait", b, err)

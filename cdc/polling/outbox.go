@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -17,17 +18,18 @@ import (
 type Outbox struct {
 	pipeline string
 	cfg      config.Source
+	source   *postgres.Source
 	template *strings.Replacer
 }
 
-// NewOutbox returns the outbox of a pipeline.
-func NewOutbox(pipeline string, cfg config.Source) *Outbox {
-	return &Outbox{pipeline, cfg, sqlTemplate(&cfg)}
+// NewOutbox returns the outbox of a pipeline. The log is postgres.NewSource's.
+func NewOutbox(pipeline string, cfg config.Source, log zerolog.Logger) *Outbox {
+	return &Outbox{pipeline, cfg, postgres.NewSource(pipeline, cfg, log), sqlTemplate(&cfg)}
 }
 
 // open connects, and returns the table if it can be polled. Otherwise it returns a Halt that names everything that is wrong.
 func (o *Outbox) open(ctx context.Context) (*postgres.OpenTable, error) {
-	t, err := postgres.NewSource(o.pipeline, o.cfg).OpenTable(ctx)
+	t, err := o.source.OpenTable(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -82,14 +84,15 @@ var unpollable = []string{pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, p
 func classify(t *postgres.OpenTable, doing string, err error) error {
 	err, cause := t.Classify(doing, err), err
 	var halt *cdc.Halt
+	run := "let `walpost init` make what is missing, or fix it"
 	switch {
 	case errors.Is(err, postgres.ErrUnseen):
 		return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
 	case errors.As(err, &halt):
-		err = errors.New(halt.Found)
+		err, run = errors.New(halt.Found), halt.Run+", or let `walpost init` give it"
 	case slices.Contains(unpollable, postgres.SQLState(cause)):
 	default:
 		return err
 	}
-	return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "let `walpost init` make what is missing, or fix it, and the relay goes on by itself"}
+	return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: run + ", and the relay goes on by itself"}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -51,8 +52,8 @@ type Relay struct {
 }
 
 // New makes a relay. It holds nothing until Run.
-func New(cfg config.Config, target Target, observer cdc.Observer) *Relay {
-	r := &Relay{cfg: cfg, outbox: NewOutbox(cfg.Pipeline, cfg.Source), target: target, observer: cdc.Tee(observer)}
+func New(cfg config.Config, target Target, observer cdc.Observer, log zerolog.Logger) *Relay {
+	r := &Relay{cfg: cfg, outbox: NewOutbox(cfg.Pipeline, cfg.Source, log), target: target, observer: cdc.Tee(observer)}
 	r.Supervisor = cdc.NewSupervisor(observer, func(ctx context.Context) error {
 		r.motion.began.Store(false)
 		r.motion.rows.Store(0)

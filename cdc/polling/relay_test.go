@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -98,11 +99,11 @@ func TestRefusedOnFlush(t *testing.T) {
 			})
 		}
 	}}
-	relay := polling.New(cfg, b, cdc.Observer{})
+	relay := polling.New(cfg, b, cdc.Observer{}, zerolog.Nop())
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- relay.Run(ctx) }()
-	watch := polling.NewOutbox("p", cfg.Source)
+	watch := polling.NewOutbox("p", cfg.Source, zerolog.Nop())
 	cdctest.Eventually(t, 30*time.Second, func() error {
 		if b, err := watch.Backlog(t.Context()); err != nil || b.Failed != 1 || b.Pending != 1 {
 			return fmt.Errorf("%+v, %w: want the bad one to have failed and b3 to wait", b, err)
@@ -171,7 +172,7 @@ func TestTransactionsThatOverlap(t *testing.T) {
 	run(0, begin)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- polling.New(cfg, polling.To(in.handle), cdc.Observer{}).Run(ctx) }()
+	go func() { ended <- polling.New(cfg, polling.To(in.handle), cdc.Observer{}, zerolog.Nop()).Run(ctx) }()
 	for i := 1; in.called() == ""; i++ {
 		run(i, begin)
 		time.Sleep(5 * cfg.Source.Polling.Interval)
@@ -205,7 +206,7 @@ func TestLockedRows(t *testing.T) {
 	in := &inbox{answer: func(string, int) error { return nil }}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- polling.New(cfg, polling.To(in.handle), cdc.Observer{}).Run(ctx) }()
+	go func() { ended <- polling.New(cfg, polling.To(in.handle), cdc.Observer{}, zerolog.Nop()).Run(ctx) }()
 	called := func(want string) {
 		t.Helper()
 		cdctest.Eventually(t, 30*time.Second, func() error {
@@ -251,7 +252,7 @@ func TestDecidedMeanwhile(t *testing.T) {
 			return errors.New("not this one")
 		}
 		return nil
-	}), cdc.Observer{})
+	}), cdc.Observer{}, zerolog.Nop())
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- relay.Run(ctx) }()
@@ -288,7 +289,7 @@ func TestBacklogCostsTheSameForAnyTable(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), `SELECT pg_stat_reset()`); err != nil {
 		t.Fatal(err)
 	}
-	table := polling.NewOutbox("p", cfg.Source)
+	table := polling.NewOutbox("p", cfg.Source, zerolog.Nop())
 	b, err := table.Backlog(t.Context())
 	if err != nil || b.Pending != 3 {
 		t.Fatalf("%+v, %v", b, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -17,7 +18,7 @@ import (
 
 // DDL makes the table, for a service that has its own migrations; `walpost init` does the same, and adds what a table lacks.
 func DDL(cfg config.Source) []string {
-	o := NewOutbox("", cfg)
+	o := NewOutbox("", cfg, zerolog.Nop())
 	return slices.Concat([]string{postgres.TableDDL(cfg)}, o.columnDDL(nil), o.indexDDL())
 }
 

@@ -23,6 +23,7 @@ type Step struct {
 	SQL  []string
 	// secret is what stands for :password in the SQL when it is run, never when it is shown.
 	secret string
+	token  string // what gives the role's password, where that is a token and no password to be set
 	role   string // that the step is for, where it is for one
 }
 

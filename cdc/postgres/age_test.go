@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -63,7 +64,7 @@ func TestTimesWithoutAZone(t *testing.T) {
 			}
 			cfg := config.Default().Source
 			cfg.URL, cfg.Table, cfg.Columns.CreatedAtZone = admin, "public."+table, name
-			a, err := postgres.NewSource("test", cfg).Admin(t.Context(), admin)
+			a, err := postgres.NewSource("test", cfg, zerolog.Nop()).Admin(t.Context(), admin)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +151,7 @@ func TestZoneOfTimesWithoutOne(t *testing.T) {
 			if strings.Contains(url, "Tokyo") && c.says == "server" {
 				c.says = "the server's own cannot be seen on this connection"
 			}
-			a, err := postgres.NewSource("test", cfg).Admin(t.Context(), url)
+			a, err := postgres.NewSource("test", cfg, zerolog.Nop()).Admin(t.Context(), url)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -66,7 +67,7 @@ func TestARowIsTheSameByBothWays(t *testing.T) {
 	}
 	exec(`INSERT INTO "odd ""schema"."out ""box" DEFAULT VALUES`)
 
-	source := NewSource("both", cfg)
+	source := NewSource("both", cfg, zerolog.Nop())
 	frames := framesOf(t, source, 4)
 	read, err := source.Open(t.Context())
 	if err != nil {
@@ -89,7 +90,7 @@ func TestARowIsTheSameByBothWays(t *testing.T) {
 		if len(decoded) != 4 {
 			t.Fatalf("%s: %d rows", typ, len(decoded))
 		}
-		columns, _, err := NewSource("both", cfg).rowColumns(t.Context(), read)
+		columns, _, err := NewSource("both", cfg, zerolog.Nop()).rowColumns(t.Context(), read)
 		if err != nil {
 			t.Fatalf("%+v: %v", c, err)
 		}
@@ -106,7 +107,7 @@ func TestARowIsTheSameByBothWays(t *testing.T) {
 				t.Errorf("%+v:\nSQL %s\nWAL %s", c, got, want)
 			}
 			id := string(decoded[i].ID)
-			if found, _, err := NewSource("both", cfg).Find(t.Context(), "--read-url", url, id); i < 3 && id != "" && (err != nil || len(found) == 0 || found[0].ID != id) {
+			if found, _, err := NewSource("both", cfg, zerolog.Nop()).Find(t.Context(), "--read-url", url, id); i < 3 && id != "" && (err != nil || len(found) == 0 || found[0].ID != id) {
 				t.Errorf("%s: looking for %q: %v, %v", typ, id, found, err)
 			}
 		}
@@ -132,7 +133,7 @@ func framesOf(t *testing.T, source *Source, inserts int) (r recorded) {
 	var err error
 	cfg := source.cfg
 	cfg.Columns = config.Columns{ID: "text", AggregateType: "text", AggregateID: "text", EventType: "text", Payload: "text", CreatedAt: config.None}
-	source = NewSource("both", cfg)
+	source = NewSource("both", cfg, zerolog.Nop())
 	if r.table, err = source.Preflight(t.Context()); err != nil {
 		t.Fatal(err)
 	}

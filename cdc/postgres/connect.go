@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -25,10 +25,9 @@ const (
 	lockedAfter = "5s"
 )
 
-// login is who connects, with which URL.
+// login is who connects, and where.
 type login struct {
-	key         string // holds the URL, as people know it: source.url
-	url         string
+	*identity.Postgres
 	database    string // instead of the URL's
 	application string
 }
@@ -40,7 +39,7 @@ const (
 
 // Open opens an SQL connection as the relay's role.
 func (s *Source) Open(ctx context.Context) (*pgx.Conn, error) {
-	return login{key: sourceURL, url: s.cfg.URL, application: s.application}.open(ctx)
+	return s.login().open(ctx)
 }
 
 // connectAs opens an SQL connection as somebody else to the outbox's database; key is what holds the URL.
@@ -49,29 +48,40 @@ func (s *Source) connectAs(ctx context.Context, key, url, application string) (*
 	if err != nil {
 		return nil, err
 	}
-	return login{key: key, url: url, database: target.Database, application: application}.open(ctx)
+	return login{Postgres: s.other(key, url), database: target.Database, application: application}.open(ctx)
 }
+
+// other returns who connects with the URL that the key holds, the same one each time.
+func (s *Source) other(key, url string) *identity.Postgres {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of := [2]string{key, url}
+	if s.others[of] == nil {
+		s.others[of] = identity.NewPostgres(key, url, s.log)
+	}
+	return s.others[of]
+}
+
+// login is the relay's role.
+func (s *Source) login() login { return login{Postgres: s.relay, application: s.application} }
 
 // target is where source.url leads, and as whom.
 func (s *Source) target() (*pgconn.Config, error) {
-	return config.ParsePostgresURL(sourceURL, s.cfg.URL)
+	return s.relay.Target()
 }
 
 // open opens an SQL connection on which every query has a limit.
 func (l login) open(ctx context.Context) (*pgx.Conn, error) {
-	if _, err := config.ParsePostgresURL(l.key, l.url); err != nil {
-		return nil, err
-	}
-	cfg, err := pgx.ParseConfig(l.url) // it takes all that ParsePostgresURL takes
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", l.key, err)
-	}
-	conn, _, err := l.connect(ctx, cfg)
+	conn, _, err := l.connect(ctx)
 	return conn, err
 }
 
 // connect is open with the SQLSTATE of a refusal.
-func (l login) connect(ctx context.Context, cfg *pgx.ConnConfig) (conn *pgx.Conn, state string, err error) {
+func (l login) connect(ctx context.Context) (conn *pgx.Conn, state string, err error) {
+	cfg, err := l.Config(ctx)
+	if err != nil {
+		return nil, "", err
+	}
 	cfg.Tracer = pglimit.Queries{Within: answerWithin}
 	reached := l.prepare(&cfg.Config)
 	began := time.Now()
@@ -83,10 +93,11 @@ func (l login) connect(ctx context.Context, cfg *pgx.ConnConfig) (conn *pgx.Conn
 
 // replicate opens a connection in replication mode.
 func (l login) replicate(ctx context.Context) (*pgconn.PgConn, error) {
-	cfg, err := config.ParsePostgresURL(l.key, l.url)
+	full, err := l.Config(ctx)
 	if err != nil {
 		return nil, err
 	}
+	cfg := &full.Config
 	reached := l.prepare(cfg)
 	cfg.RuntimeParams["replication"] = "database"
 	dial := cfg.DialFunc

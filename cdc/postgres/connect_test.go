@@ -12,9 +12,11 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -78,7 +80,7 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 	}
 	cfg := config.Default().Source
 	cfg.URL = admin
-	s := NewSource("test", cfg)
+	s := NewSource("test", cfg, zerolog.Nop())
 	sql, err := s.Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +88,7 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 	defer func() { _ = sql.Close(context.Background()) }()
 	for _, timeout := range [][2]string{{"10min", "60000"}, {"0", "60000"}, {"7s", "7000"}} {
 		alter("wal_sender_timeout", timeout[0])
-		pg, err := login{key: sourceURL, url: admin, application: "test"}.replicate(t.Context())
+		pg, err := login{Postgres: identity.NewPostgres(sourceURL, admin, zerolog.Nop()), application: "test"}.replicate(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,21 +132,24 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 func ways(ctx context.Context, text string) map[string]func() error {
 	cfg := config.Default().Source
 	cfg.URL = text
-	s := NewSource("test", cfg)
+	s := NewSource("test", cfg, zerolog.Nop())
 	at := cfg
 	if u, err := url.Parse(text); err == nil { // of which nobody asks anything but the database
 		at.URL = "postgres://relay@127.0.0.1:1" + u.Path
 	}
-	other := NewSource("test", at)
+	other := NewSource("test", at, zerolog.Nop())
 	return map[string]func() error{
-		"source.url, preflight":   func() error { _, err := s.Preflight(ctx); return err },
-		"source.url, facts":       func() error { _, err := s.Facts(ctx); return err },
-		"source.url, replication": func() error { _, err := login{key: sourceURL, url: text}.replicate(ctx); return err },
-		"source.url, polling":     func() error { _, err := s.OpenTable(ctx); return err },
-		"source.url, operator":    func() error { _, err := s.Operator(ctx); return err },
-		adminURL:                  func() error { _, err := other.Admin(ctx, text); return err },
-		"cleanup.url":             func() error { _, err := other.Cleaner(ctx, CleanerOptions{Key: "cleanup.url", URL: text}); return err },
-		"--read-url":              func() error { _, _, err := other.Find(ctx, "--read-url", text, "x"); return err },
+		"source.url, preflight": func() error { _, err := s.Preflight(ctx); return err },
+		"source.url, facts":     func() error { _, err := s.Facts(ctx); return err },
+		"source.url, replication": func() error {
+			_, err := login{Postgres: identity.NewPostgres(sourceURL, text, zerolog.Nop())}.replicate(ctx)
+			return err
+		},
+		"source.url, polling":  func() error { _, err := s.OpenTable(ctx); return err },
+		"source.url, operator": func() error { _, err := s.Operator(ctx); return err },
+		adminURL:               func() error { _, err := other.Admin(ctx, text); return err },
+		"cleanup.url":          func() error { _, err := other.Cleaner(ctx, CleanerOptions{Key: "cleanup.url", URL: text}); return err },
+		"--read-url":           func() error { _, _, err := other.Find(ctx, "--read-url", text, "x"); return err },
 	}
 }
 
@@ -194,7 +199,7 @@ func TestEachHostHasItsChance(t *testing.T) {
 	u.RawQuery = "connect_timeout=1"
 	cfg := config.Default().Source
 	cfg.URL = u.String()
-	if _, err := NewSource("test", cfg).Facts(t.Context()); err != nil {
+	if _, err := NewSource("test", cfg, zerolog.Nop()).Facts(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -205,7 +210,7 @@ func TestEveryQueryHasALimit(t *testing.T) {
 	cfg := config.Default().Source
 	cfg.URL = cdctest.Database(t)
 	open := func() *pgx.Conn {
-		conn, err := NewSource("test", cfg).Open(t.Context())
+		conn, err := NewSource("test", cfg, zerolog.Nop()).Open(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
@@ -121,7 +122,7 @@ func TestDetoursAreFound(t *testing.T) {
 			defer func() { _ = do(`DROP PUBLICATION P `) }()
 			cfg := config.Default().Source
 			cfg.URL, cfg.Table, cfg.Publication = admin, "public."+table, "p"+table
-			source := postgres.NewSource("test", cfg)
+			source := postgres.NewSource("test", cfg, zerolog.Nop())
 			before, err := source.Facts(t.Context())
 			if err != nil || len(before.Hidden) > 0 || (len(before.Unfit) > 0) != (c.change == "") {
 				t.Fatal(before, err)

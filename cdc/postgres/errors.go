@@ -11,10 +11,12 @@ import (
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -67,6 +69,21 @@ func classify(doing string, err error) error {
 	return errors.New(said)
 }
 
+// classify is that of all, and says of a missing right which of these it is.
+func (s *Source) classify(conn *pgx.Conn, doing string, err error, wants ...right) error {
+	classified := classify(doing, err)
+	var halt *cdc.Halt
+	if SQLState(err) != pgerrcode.InsufficientPrivilege || !errors.As(classified, &halt) || conn == nil {
+		return classified
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	if lacks := s.lacking(ctx, conn, err, wants...); lacks != "" {
+		halt.Run = "run as the table's owner: " + lacks
+	}
+	return halt
+}
+
 // SQLState returns the code of a server's error; empty where err is none.
 func SQLState(err error) string {
 	var pg *pgconn.PgError
@@ -84,13 +101,6 @@ func noAnswer(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// readOnly is what pgx says of a host that answers and is not what target_session_attrs asks for, and noTLS of one that takes no TLS. These
-// errors have no names.
-const (
-	readOnly = "read only connection"
-	noTLS    = "server refused TLS connection"
-)
-
 // refused says why there is no connection. It is never about a slot, and never about another URL than this one. reached says that an
 // address has accepted the connection.
 func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err error) error {
@@ -99,27 +109,28 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 	var dns *net.DNSError
 	switch {
 	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("%s: connecting to PostgreSQL at %s was given up: %w", l.key, at, err)
+		return fmt.Errorf("%s: connecting to PostgreSQL at %s was given up: %w", l.Key, at, err)
 	case errors.As(err, &pg):
 		return l.denied(cfg, pg)
-	case strings.Contains(err.Error(), readOnly):
-		return fmt.Errorf("%s: of PostgreSQL at %s none takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.key, at)
-	case strings.Contains(err.Error(), noTLS):
-		return fmt.Errorf("%s: PostgreSQL at %s takes no TLS: switch it on there (ssl = on), or write sslmode=disable in the URL, which sends password and rows in clear", l.key, at)
+	case errors.Is(err, pgconn.ErrReadOnlyConnection):
+		return fmt.Errorf("%s: of PostgreSQL at %s none takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.Key, at)
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.key, dns.Name, dns)
+		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.Key, dns.Name, dns)
 	case pgconn.Timeout(err) && reached:
-		return fmt.Errorf("%s: %s accepts the connection and has not answered within %s: look whether that is PostgreSQL, and what it waits for", l.key, at, took.Round(time.Second))
+		return fmt.Errorf("%s: %s accepts the connection and has not answered within %s: look whether that is PostgreSQL and not Kafka, and what it waits for", l.Key, at, took.Round(time.Second))
 	case pgconn.Timeout(err) || errors.As(err, &dns):
-		return fmt.Errorf("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.key, at, took.Round(time.Second))
+		return fmt.Errorf("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.Key, at, took.Round(time.Second))
+	}
+	if trouble := identity.Trouble(cfg, at, l.PasswordFrom(), err); trouble != "" {
+		return fmt.Errorf("%s: %s", l.Key, trouble)
 	}
 	if op := (*net.OpError)(nil); errors.As(err, &op) {
-		return fmt.Errorf("%s: PostgreSQL at %s does not answer (%w): start it, or name the right host and port", l.key, at, op)
+		return fmt.Errorf("%s: PostgreSQL at %s does not answer (%w): start it, or name the right host and port", l.Key, at, op)
 	}
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner // without user and database, which are in the URL
 	}
-	return fmt.Errorf("%s: there is no connection to PostgreSQL at %s: %s", l.key, at, strings.Join(strings.Fields(err.Error()), " "))
+	return fmt.Errorf("%s: there is no connection to PostgreSQL at %s: %s", l.Key, at, strings.Join(strings.Fields(err.Error()), " "))
 }
 
 // denied is what the server's own refusal of a connection means, and what to do about it, for the URL that was used.
@@ -127,37 +138,48 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	if name := pglimit.Parameter(cfg, pg); name != "" {
 		if pg.Code == pgerrcode.UndefinedObject || pg.Code == pgerrcode.ProtocolViolation {
 			return &cdc.Halt{
-				Found: fmt.Sprintf("%s: PostgreSQL does not know the parameter %q (SQLSTATE %s)", l.key, name, pg.Code),
+				Found: fmt.Sprintf("%s: PostgreSQL does not know the parameter %q (SQLSTATE %s)", l.Key, name, pg.Code),
 				Means: "it lets nobody in who asks for it",
 				Run:   "take it out of the URL",
 			}
 		}
 		return &cdc.Halt{
-			Found: fmt.Sprintf("%s: PostgreSQL refuses the parameter %q: %s (SQLSTATE %s)", l.key, name, pg.Message, pg.Code),
+			Found: fmt.Sprintf("%s: PostgreSQL refuses the parameter %q: %s (SQLSTATE %s)", l.Key, name, pg.Message, pg.Code),
 			Means: "it lets nobody in who asks for that",
 			Run:   "correct it in the URL, or take it out",
 		}
 	}
 	role, database := Ident(cfg.User), Ident(cmp.Or(cfg.Database, cfg.User))
-	relay := l.key == sourceURL
-	found := fmt.Sprintf("%s: PostgreSQL at %s says %s (SQLSTATE %s)", l.key, addresses(cfg), pg.Message, pg.Code)
+	relay := l.Key == sourceURL
+	found := fmt.Sprintf("%s: PostgreSQL at %s says %s (SQLSTATE %s)", l.Key, addresses(cfg), pg.Message, pg.Code)
 	halt := func(means, run string, args ...any) error {
 		return &cdc.Halt{Found: found, Means: means, Run: fmt.Sprintf(run, args...)}
 	}
+	from := l.PasswordFrom()
+	who := identity.Trouble(cfg, addresses(cfg), from, pg)
+	if who != "" && from != "" { // which a file or a command may put right at any moment: no halt, whose next try comes late
+		return fmt.Errorf("%s: %s", found, who)
+	}
 	switch pg.Code {
 	case pgerrcode.InvalidPassword:
+		if who != "" {
+			return halt("the server does not believe who this is", "%s", who)
+		}
 		if relay {
 			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: `walpost init` does so (ALTER ROLE %s PASSWORD '…')", role)
 		}
-		return halt("user or password is wrong", "correct them in %s", l.key)
+		return halt("user or password is wrong", "correct them in %s", l.Key)
 	case pgerrcode.InvalidAuthorizationSpecification:
+		if who != "" {
+			return halt("the server does not let this user in so", "%s", who)
+		}
 		if relay {
 			return halt("the server does not let the relay's role in from here", "`walpost init` makes the role where there is none; one that is there needs LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf a line for it, database %s and this host", role, database)
 		}
-		return halt("the server does not let this user in from here", "the role must exist and have LOGIN, and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", database, l.key)
+		return halt("the server does not let this user in from here", "the role must exist and have LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", role, database, l.Key)
 	case pgerrcode.InvalidCatalogName:
 		if l.database != "" && !relay {
-			return halt("source.url names a database that is not on this server", "create it (CREATE DATABASE %s), correct the database in source.url, or the host in %s", database, l.key)
+			return halt("source.url names a database that is not on this server", "create it (CREATE DATABASE %s), correct the database in source.url, or the host in %s", database, l.Key)
 		}
 		return halt("there is no such database on this server", "create it (CREATE DATABASE %s), or correct host, port or database in the URL", database)
 	case pgerrcode.InsufficientPrivilege:
@@ -180,7 +202,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	case pgerrcode.CannotConnectNow:
 		return fmt.Errorf("%s: it is starting, stopping or recovering: wait until it is ready", found)
 	case pgerrcode.ProtocolViolation, pgerrcode.FeatureNotSupported:
-		return fmt.Errorf("%s: a pooler stands in between, or another program: name PostgreSQL's own host and port in %s", found, l.key)
+		return fmt.Errorf("%s: a pooler stands in between, or another program: name PostgreSQL's own host and port in %s", found, l.Key)
 	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		return fmt.Errorf("%s: %s", found, transactionPooler)
 	}

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -33,6 +32,12 @@ func (r right) String() string {
 func deleting(cfg config.Source) []right {
 	return []right{{name: "DELETE"}, {"SELECT", []string{"ctid", "xmin", createdAt(cfg)}}}
 }
+
+// polling is what it takes to publish the rows of a table over SQL alone, and to clean up.
+var polling = []right{{name: "SELECT"}, {name: "UPDATE"}, {name: "DELETE"}}
+
+// reading is what it takes to read rows.
+var reading = []right{{name: "SELECT"}}
 
 // asRole is SQL for a role's name where there is such a role, and otherwise for everybody.
 const asRole = `(CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = $1) THEN $1 ELSE 'public' END)::name`
@@ -86,7 +91,7 @@ func (a *Admin) connects(ctx context.Context, role string) ([]string, error) {
 // PlanCleaner returns the step that lets the role of cleanup.url come to the table; what it may do there, its own rights say.
 func (a *Admin) PlanCleaner(ctx context.Context, url string) ([]Step, error) {
 	const key = "cleanup.url"
-	who, err := config.ParsePostgresURL(key, url)
+	who, err := a.source.other(key, url).Target()
 	if err != nil {
 		return nil, err
 	}
@@ -164,9 +169,13 @@ func (a *Admin) SameServer(ctx context.Context, made bool) (warning string, err 
 	if err != nil {
 		return "", err
 	}
+	password, _, err := a.source.relay.RolePassword(ctx)
+	if err != nil {
+		return "", err
+	}
 	conn, state, err := a.asRelay(ctx)
 	switch {
-	case state == pgerrcode.InvalidPassword && made && target.Password != "":
+	case state == pgerrcode.InvalidPassword && made && password != "":
 		return "", fmt.Errorf("%s: PostgreSQL at %s refuses the password that role %s has at %s: they are different servers, or a pooler in between has another one: correct source.url or %[5]s",
 			sourceURL, addresses(target), target.User, addresses(&a.conn.Config().Config), adminURL)
 	case err != nil:
@@ -192,7 +201,7 @@ func (s *Source) OtherDatabase(url string) string {
 	if err != nil {
 		return ""
 	}
-	cfg, err := config.ParsePostgresURL(adminURL, url)
+	cfg, err := s.other(adminURL, url).Target()
 	if err != nil || cfg.Database == "" || cfg.Database == target.Database {
 		return ""
 	}
@@ -211,9 +220,5 @@ func (a *Admin) renews(ctx context.Context) (bool, error) {
 
 // asRelay connects as the relay does; state is the SQLSTATE of a refusal.
 func (a *Admin) asRelay(ctx context.Context) (conn *pgx.Conn, state string, err error) {
-	cfg, err := pgx.ParseConfig(a.source.cfg.URL)
-	if err != nil {
-		return nil, "", errors.New(sourceURL + ": not a PostgreSQL URL")
-	}
-	return login{key: sourceURL, application: a.source.application}.connect(ctx, cfg)
+	return a.source.login().connect(ctx)
 }

@@ -46,7 +46,7 @@ func (s *Source) who(ctx context.Context, conn *pgx.Conn, recorded int32) (id cd
 
 // history asks over a replication connection, which alone can read the history file.
 func (s *Source) history(ctx context.Context) (cdc.Identity, error) {
-	pg, err := login{key: sourceURL, url: s.cfg.URL, application: s.application}.replicate(ctx)
+	pg, err := s.login().replicate(ctx)
 	if err != nil {
 		return cdc.Identity{}, err
 	}

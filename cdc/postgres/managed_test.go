@@ -8,9 +8,11 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // Guarded is a server that asks everybody but its superuser for a password. Roles are a server's, so tests that imitate a provider's
@@ -92,7 +94,7 @@ func TestARefusedConnection(t *testing.T) {
 			}
 		}
 	}
-	_, err := login{key: sourceURL, url: at("plain", "secret", "shop")}.replicate(t.Context())
+	_, err := login{Postgres: identity.NewPostgres(sourceURL, at("plain", "secret", "shop"), zerolog.Nop())}.replicate(t.Context())
 	if err == nil || !strings.Contains(err.Error(), `ALTER ROLE "plain" REPLICATION`) {
 		t.Errorf("a role that may not replicate: %v", err)
 	}
@@ -101,12 +103,12 @@ func TestARefusedConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	for code, says := range map[string]string{"57P03": "wait until it is ready", "08P01": "a pooler stands in between", "42P05": "transaction mode"} {
-		if err := (login{key: "cleanup.url"}).denied(cfg, &pgconn.PgError{Code: code, Message: "no"}); !strings.HasPrefix(err.Error(), "cleanup.url: ") || !strings.Contains(err.Error(), says) {
+		if err := (login{Postgres: identity.NewPostgres("cleanup.url", "", zerolog.Nop())}).denied(cfg, &pgconn.PgError{Code: code, Message: "no"}); !strings.HasPrefix(err.Error(), "cleanup.url: ") || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", code, err)
 		}
 	}
 	cfg.RuntimeParams["replication"] = "database"
-	if err := (login{key: sourceURL}).denied(cfg, &pgconn.PgError{Code: "53300"}); !strings.Contains(err.Error(), "max_wal_senders") {
+	if err := (login{Postgres: identity.NewPostgres(sourceURL, "", zerolog.Nop())}).denied(cfg, &pgconn.PgError{Code: "53300"}); !strings.Contains(err.Error(), "max_wal_senders") {
 		t.Error(err)
 	}
 	for _, p := range providers {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -141,7 +142,7 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	source := NewSource("record", cfg)
+	source := NewSource("record", cfg, zerolog.Nop())
 	table, err := source.Preflight(ctx)
 	if err != nil {
 		t.Fatal(err)

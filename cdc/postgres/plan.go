@@ -117,7 +117,7 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 	if lacks = append(lacks, why...); len(lacks) > 0 {
 		return nil, errForbidden(lacks)
 	}
-	rights, err := a.planRights(ctx, "read, mark and delete rows of", right{name: "SELECT"}, right{name: "UPDATE"}, right{name: "DELETE"})
+	rights, err := a.planRights(ctx, "read, mark and delete rows of", polling...)
 	if err != nil {
 		return nil, err
 	}
@@ -170,6 +170,9 @@ func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 		step.What = fmt.Sprintf("role %s: there, with LOGIN", step.role)
 	}
 	step.SQL = append(sql, step.SQL...)
+	if !there {
+		step.What += step.login()
+	}
 	return step, nil
 }
 
@@ -250,6 +253,9 @@ func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 		step.What, sql = fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", step.role), nil
 	}
 	step.SQL = append(sql, connect...)
+	if !there {
+		step.What += step.login()
+	}
 	return step, nil
 }
 
@@ -260,7 +266,10 @@ func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there
 	if err != nil {
 		return Step{}, false, false, false, err
 	}
-	step = Step{role: target.User, secret: target.Password}
+	step = Step{role: target.User}
+	if step.secret, step.token, err = a.source.relay.RolePassword(ctx); err != nil {
+		return Step{}, false, false, false, err
+	}
 	err = a.conn.QueryRow(ctx, `
 		SELECT r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(CASE WHEN $2 THEN r.rolreplication OR r.rolsuper ELSE `+mayReplicate+` END, false)
 		FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = $1`, target.User, attribute).Scan(&there, &login, &replicates)
@@ -269,6 +278,14 @@ func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there
 	}
 	step.SQL, err = a.connects(ctx, target.User)
 	return step, there, login, replicates, err
+}
+
+// login says how a new role logs in whose password is a token.
+func (s *Step) login() string {
+	if s.token == "" {
+		return ""
+	}
+	return fmt.Sprintf(", without a password: what %s of source.url gives is taken for a token that ends: let the role log in with one (GRANT rds_iam TO %s in RDS), or set a password yourself", s.token, Ident(s.role))
 }
 
 // password is the clause that sets it, where source.url has one.

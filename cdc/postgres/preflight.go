@@ -7,25 +7,37 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // Source is the outbox of one PostgreSQL database.
 type Source struct {
 	cfg         config.Source
 	application string
+	log         zerolog.Logger
+	relay       *identity.Postgres
+
+	mu     sync.Mutex
+	others map[[2]string]*identity.Postgres // by key and URL, who else connects: administrators, and cleanup
 }
 
 var _ cdc.Source = (*Source)(nil)
 
-// NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication.
-func NewSource(pipeline string, cfg config.Source) *Source {
-	return &Source{cfg: cfg, application: "walpost " + pipeline}
+// NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication. The log has what is wrong
+// with a new certificate or password, while the last good one is used.
+func NewSource(pipeline string, cfg config.Source, log zerolog.Logger) *Source {
+	return &Source{
+		cfg: cfg, application: "walpost " + pipeline, log: log, relay: identity.NewPostgres(sourceURL, cfg.URL, log),
+		others: map[[2]string]*identity.Postgres{},
+	}
 }
 
 // Preflight checks what a session needs of the server, with the relay's own rights, and reports everything that is wrong at

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
@@ -41,12 +42,12 @@ func TestWhatChangesWhileItIsLookedAtIsLookedAtAgain(t *testing.T) {
 	})
 	cfg := config.Default().Source
 	cfg.URL = admin
-	before, err := postgres.NewSource("test", cfg).Facts(t.Context())
+	before, err := postgres.NewSource("test", cfg, zerolog.Nop()).Facts(t.Context())
 	if err != nil || len(before.Hidden) > 0 {
 		t.Fatal(before, err)
 	}
 	cfg.URL = proxy.URL(t, admin)
-	facts, err := postgres.NewSource("test", cfg).Facts(t.Context())
+	facts, err := postgres.NewSource("test", cfg, zerolog.Nop()).Facts(t.Context())
 	if err := errors.Join(err, swapped); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +76,7 @@ func TestPatroniIsKnownByItsSessions(t *testing.T) {
 	cfg.URL, cfg.Slot = server.URLFor("relay", "", "postgres"), "1st"
 	entry := func() string {
 		t.Helper()
-		facts, err := postgres.NewSource("test", cfg).Facts(t.Context())
+		facts, err := postgres.NewSource("test", cfg, zerolog.Nop()).Facts(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -34,7 +35,7 @@ func TestPublicationThatWasMissingAtAPlaceInTheWAL(t *testing.T) {
 			t.Fatal(sql, err)
 		}
 	}
-	source := NewSource("missing", cfg)
+	source := NewSource("missing", cfg, zerolog.Nop())
 	table, err := source.Preflight(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -117,22 +117,23 @@ func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes b
 	schema, _ := cfg.SchemaTable()
 	var me, database, owner string
 	var inDatabase, owns bool
-	var inSchema *bool // nil where there is no such schema
+	var schemaLacks *string // nil where there is no such schema
 	err = a.conn.QueryRow(ctx, `
 		SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE'),
-		       (SELECT has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = $1),
+		       (SELECT concat_ws(', ', CASE WHEN NOT has_schema_privilege(oid, 'CREATE') THEN 'CREATE' END,
+		                               CASE WHEN NOT has_schema_privilege(oid, 'USAGE') THEN 'USAGE' END) FROM pg_namespace WHERE nspname = $1),
 		       coalesce((SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = $2), ''),
 		       coalesce((SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $2), true)`, schema, oid).
-		Scan(&me, &database, &inDatabase, &inSchema, &owner, &owns)
+		Scan(&me, &database, &inDatabase, &schemaLacks, &owner, &owns)
 	if err != nil {
 		return nil, classify("look at the administrator's rights", err)
 	}
 	if oid == 0 {
 		switch {
-		case inSchema == nil:
+		case schemaLacks == nil:
 			lacks = append(lacks, fmt.Sprintf("source.table: there is no schema %s: CREATE SCHEMA %s", schema, Ident(schema)))
-		case !*inSchema:
-			lacks = append(lacks, fmt.Sprintf("role %s may not create %s: GRANT CREATE, USAGE ON SCHEMA %s TO %s", me, cfg.Table, Ident(schema), Ident(me)))
+		case *schemaLacks != "":
+			lacks = append(lacks, fmt.Sprintf("role %s may not create %s: GRANT %s ON SCHEMA %s TO %s", me, cfg.Table, *schemaLacks, Ident(schema), Ident(me)))
 		}
 	}
 	if publishes && !inDatabase {

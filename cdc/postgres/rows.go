@@ -125,7 +125,7 @@ func (r *Retained) Count(ctx context.Context, delivered time.Time) (rows, before
 	err = r.admin.conn.QueryRow(ctx, fmt.Sprintf("SELECT count(*), count(*) FILTER (WHERE %s <= $3::text::timestamptz) %s", r.age.first(), r.where()),
 		text(r.From), text(r.To), text(delivered)).Scan(&rows, &before)
 	if err != nil {
-		return 0, 0, classify("count the outbox", err)
+		return 0, 0, r.admin.source.classify(r.admin.conn, "count the outbox", err, reading...)
 	}
 	return rows, before, nil
 }
@@ -302,7 +302,7 @@ func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, columns RowColumns,
 	case pgerrcode.InvalidTextRepresentation, pgerrcode.NumericValueOutOfRange, pgerrcode.InvalidParameterValue:
 		return nil, nil
 	case pgerrcode.InsufficientPrivilege:
-		return nil, fmt.Errorf("%w: role %q may not: name one that may with --read-url", ErrUnreadable, conn.Config().User)
+		return nil, fmt.Errorf("%w: role %q may not: %s; or name one that may with --read-url", ErrUnreadable, conn.Config().User, s.lacking(ctx, conn, err, reading...))
 	case pgerrcode.QueryCanceled:
 		return nil, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
 	}

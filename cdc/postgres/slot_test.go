@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
@@ -34,7 +35,7 @@ func TestASlotThatCannotBeMade(t *testing.T) {
 	exec, other := session("postgres"), session("template1")
 	cfg := config.Default().Source
 	cfg.URL = server.URL("postgres")
-	admin, err := NewSource("test", cfg).Admin(t.Context(), cfg.URL)
+	admin, err := NewSource("test", cfg, zerolog.Nop()).Admin(t.Context(), cfg.URL)
 	if err != nil {
 		t.Fatal(err)
 	}

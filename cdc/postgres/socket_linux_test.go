@@ -2,14 +2,9 @@ package postgres
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"strings"
@@ -17,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/walpost/walpost/cdc/cdctest"
 )
 
 // sockets are the two ends of a connection: the relay's and the server's.
@@ -107,7 +104,12 @@ func TestOneByteWakes(t *testing.T) {
 func encrypted(t *testing.T, client, server net.Conn) (c, s net.Conn) {
 	t.Helper()
 	own := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
-	theirs := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{certificate(t)}})
+	its := cdctest.NewAuthority(t, "authority", time.Time{}).Issue(t, cdctest.Certificate{Name: "postgres"})
+	certificate, err := tls.LoadX509KeyPair(its.CertFile, its.KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{certificate}})
 	ended := make(chan error, 1)
 	go func() { ended <- theirs.Handshake() }()
 	if err := errors.Join(own.Handshake(), <-ended); err != nil {
@@ -219,18 +221,4 @@ func BenchmarkRest(b *testing.B) {
 			b.ReportMetric(float64((b.Elapsed()/time.Duration(b.N) - asked).Microseconds()), "µs-late")
 		})
 	}
-}
-
-func certificate(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }

@@ -52,7 +52,7 @@ var _ cdc.Stream = (*stream)(nil)
 // Connect opens the replication connection and asks the server who it is. The stream hands over the inserts into the table with that
 // OID, which nobody polls while the stream is open; 0 is no table.
 func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Identity, error) {
-	pg, err := login{key: sourceURL, url: s.cfg.URL, application: s.application}.replicate(ctx)
+	pg, err := s.login().replicate(ctx)
 	if err != nil {
 		return nil, cdc.Identity{}, err
 	}

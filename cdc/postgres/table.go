@@ -72,8 +72,10 @@ func (o *OpenTable) Age(ctx context.Context, column string) (Age, error) {
 // Unfit returns the Halt for a table that cannot be relayed as it is.
 func (o *OpenTable) Unfit(problems ...string) error { return unfit(problems) }
 
-// Classify turns the error of a query into the engine's decision, by its SQLSTATE.
-func (o *OpenTable) Classify(doing string, err error) error { return classify(doing, err) }
+// Classify turns the error of a query into the engine's decision, by its SQLSTATE. A right that is missing it names.
+func (o *OpenTable) Classify(doing string, err error) error {
+	return o.source.classify(o.Conn, doing, err, polling...)
+}
 
 // table is what the catalog says of the outbox.
 type table struct {

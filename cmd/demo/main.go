@@ -200,7 +200,11 @@ func (d *demo) relays(ctx context.Context) (component, error) {
 // orders makes the order service: HTTP and PostgreSQL, which know no Kafka, and beside them what consumes the stock's answers.
 func (d *demo) orders(ctx context.Context) (component, error) {
 	log, reg, mux := d.log.With().Str("service", "orders").Logger(), app.NewRegistry(), http.NewServeMux()
-	store, err := orders.Open(ctx, d.pg.URLFor("orders_service", "", "orders"))
+	pool, err := pgxpool.ParseConfig(d.pg.URLFor("orders_service", "", "orders"))
+	if err != nil {
+		return component{}, err
+	}
+	store, err := orders.Open(ctx, pool)
 	if err != nil {
 		return component{}, err
 	}

@@ -431,6 +431,8 @@ func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 			"INVENTORY_DATABASE_URL": "postgres://u:" + cdctest.Canary + "@[", "INVENTORY_KAFKA_BROKERS": "kafka,kafka:x", "INVENTORY_TOPIC": "a b",
 			"INVENTORY_HTTP": "8082", "LOG_LEVEL": "loud", "LOG_FORMAT": "xml",
 		}, []string{"INVENTORY_DATABASE_URL", `"kafka"`, `"kafka:x"`, "INVENTORY_TOPIC", "INVENTORY_HTTP", "LOG_LEVEL", "LOG_FORMAT"}},
+		{"in clear or not", nil, map[string]string{"INVENTORY_DATABASE_URL": "postgres://u:secret@db.example/d"}, []string{"--database-url (INVENTORY_DATABASE_URL): the connection to db.example would be encrypted or not"}},
+		{"the same of migrate", []string{"migrate"}, map[string]string{"INVENTORY_ADMIN_DATABASE_URL": "postgres://u:secret@db.example/d"}, []string{"the connection to db.example would be encrypted or not"}},
 		{"an address that cannot be had", []string{"--http", "192.0.2.1:80"}, nil, []string{"INVENTORY_HTTP", "choose a free address"}},
 		{"profiles for everybody", []string{"--pprof", "0.0.0.0:0"}, nil, []string{"--pprof (INVENTORY_PPROF): 0.0.0.0:0 is not on loopback"}},
 		{"an unknown flag", []string{"--nope"}, nil, []string{"--nope"}},

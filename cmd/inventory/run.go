@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/identity"
+	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pglimit"
 	"github.com/walpost/walpost/cmd/internal/app"
@@ -46,6 +47,13 @@ type source struct {
 	Brokers []string `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
 	Topic   string   `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
 	Group   string   `env:"INVENTORY_GROUP" default:"inventory" help:"Kafka consumer group; its processes share the work."`
+
+	Identity identity.Kafka `embed:"" prefix:"kafka-" envprefix:"INVENTORY_KAFKA_" group:"Kafka: TLS and login"`
+}
+
+// login proves to Kafka who we are. Names of keys are those of flags.
+func (s *source) login(log zerolog.Logger) *identity.Login {
+	return identity.NewLogin(s.Identity, s.Brokers, identity.Flags("INVENTORY_"), log)
 }
 
 type parkedCmd struct {
@@ -98,6 +106,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return command.Run(&process{cli: &flags, stdout: stdout, stderr: stderr})
 }
 
+// databaseURL is what holds the URL of the inventory database.
+const databaseURL = "--database-url (INVENTORY_DATABASE_URL)"
+
 // process is what a command gets.
 type process struct {
 	cli            *cli
@@ -114,10 +125,10 @@ func (*versionCmd) Run(p *process) error {
 func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	var errs []error
 	if p.cli.DatabaseURL == "" {
-		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory; migrate makes that role and sets its password"))
+		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full; migrate makes that role and sets its password"))
 	}
 	if c.AdminURL == "" {
-		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory"))
+		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory?sslmode=verify-full"))
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
@@ -132,7 +143,7 @@ func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 // waited for: /readyz and the log say so.
 func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
-	pool, poolErr := p.pool(ctx)
+	pool, poolErr := p.pool(ctx, log)
 	if poolErr == nil {
 		defer pool.Close()
 	}
@@ -154,7 +165,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	reg := app.NewRegistry()
 	store, metrics := inventory.NewStore(pool), inventory.NewMetrics(reg)
 	cfg := inventory.ConsumerConfig{
-		Brokers: c.Brokers, Topic: c.Topic, Group: c.Group, Store: store, Metrics: metrics, Log: log,
+		Brokers: c.Brokers, Login: c.login(log), Topic: c.Topic, Group: c.Group, Store: store, Metrics: metrics, Log: log,
 		Policy: c.Policy, Gap: c.Gap, Batch: c.Batch, Retention: c.Retention,
 	}.Inbox()
 	consumer, err := inbox.New(cfg)
@@ -162,11 +173,11 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	mux := http.NewServeMux()
-	app.OpsRoutes(mux, reg, consumer.Ready)
+	app.OpsRoutes(mux, reg, func(ctx context.Context) error { return p.database(log).Explain(consumer.Ready(ctx)) })
 	inventory.Routes(mux, store, inbox.NewOperator(cfg, ""), metrics, log)
 
 	if err := store.Ping(ctx); err != nil {
-		log.Warn().Err(err).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
+		log.Warn().Err(p.database(log).Explain(err)).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return app.Serve(ctx, ln, app.Instrument(reg, mux), log) })
@@ -180,32 +191,37 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	return &inboxcmd.Inboxes{
 		Program: "inventory", Groups: []string{src.Group}, Stdout: p.stdout,
 		Open: func(ctx context.Context, _ string, do func(inbox.Config) error) error {
-			pool, err := p.pool(ctx)
+			pool, err := p.pool(ctx, zerolog.Nop())
 			if err != nil {
 				return err
 			}
 			defer pool.Close()
 			return do(inventory.ConsumerConfig{
-				Brokers: src.Brokers, Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
+				Brokers: src.Brokers, Login: src.login(zerolog.Nop()), Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
 				Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
 			}.Inbox())
 		},
 	}
 }
 
-func (p *process) pool(ctx context.Context) (*pgxpool.Pool, error) {
+// database is who connects to the inventory database.
+func (p *process) database(log zerolog.Logger) *identity.Postgres {
+	return identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
+}
+
+func (p *process) pool(ctx context.Context, log zerolog.Logger) (*pgxpool.Pool, error) {
 	if p.cli.DatabaseURL == "" {
-		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory")
+		return nil, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full")
 	}
-	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
+	config, err := p.database(log).Pool(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", identity.WithoutURL(err))
+		return nil, err
 	}
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (INVENTORY_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	return pool, nil
 }
@@ -219,7 +235,7 @@ func (s *serveCmd) check() error {
 }
 
 func (s *source) check() error {
-	var errs []error
+	errs := []error{s.Identity.Check(identity.Flags("INVENTORY_"))}
 	if len(s.Brokers) == 0 {
 		errs = append(errs, errors.New("--kafka-brokers (INVENTORY_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092"))
 	}

@@ -47,10 +47,11 @@ type background func(ctx context.Context) error
 
 // shared is what a group may use.
 type shared struct {
-	pool *pgxpool.Pool // of this group alone
-	reg  prometheus.Registerer
-	log  zerolog.Logger
-	to   string // whom webhooks go to; empty where a group only looks at its inbox
+	pool  *pgxpool.Pool // of this group alone
+	login *identity.Login
+	reg   prometheus.Registerer
+	log   zerolog.Logger
+	to    string // whom webhooks go to; empty where a group only looks at its inbox
 }
 
 func orderEvents(k kafka) string { return k.Topic }
@@ -62,13 +63,21 @@ type kafka struct {
 	Topic       string   `env:"ORDERS_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
 	StockTopic  string   `env:"ORDERS_STOCK_TOPIC" default:"outbox.event.stock" help:"Topic of the stock's answers."`
 	GroupPrefix string   `env:"ORDERS_GROUP_PREFIX" help:"Put before the names of the consumer groups, where several shops share a Kafka."`
+
+	Identity identity.Kafka `embed:"" prefix:"kafka-" envprefix:"ORDERS_KAFKA_" group:"Kafka: TLS and login"`
 }
 
 func (k kafka) check() error {
+	err := k.Identity.Check(identity.Flags("ORDERS_"))
 	if len(k.Brokers) == 0 {
-		return errors.New("--kafka-brokers (ORDERS_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092")
+		return errors.Join(errors.New("--kafka-brokers (ORDERS_KAFKA_BROKERS) is missing: give at least one broker, as in 127.0.0.1:9092"), err)
 	}
-	return nil
+	return err
+}
+
+// login proves to Kafka who we are. Names of keys are those of flags.
+func (k kafka) login(log zerolog.Logger) *identity.Login {
+	return identity.NewLogin(k.Identity, k.Brokers, identity.Flags("ORDERS_"), log)
 }
 
 type consumeCmd struct {
@@ -127,23 +136,23 @@ func (c *consumeCmd) senders(asked []group, log zerolog.Logger) (ready []group, 
 // config is a group's consumer, all of it.
 func (g group) config(k kafka, s shared) inbox.Config {
 	cfg := g.inbox(s)
-	cfg.Brokers, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
+	cfg.Brokers, cfg.Login, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, s.login, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
 	cfg.Metrics = inbox.NewMetrics(prometheus.WrapRegistererWith(prometheus.Labels{"group": g.name}, s.reg), "orders_inbox", cfg.Types...)
 	return cfg
 }
 
 // connect gives a group its own connections, so that one whose database work takes long delays no other.
-func (p *process) connect(ctx context.Context, g group) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
+func (p *process) connect(ctx context.Context, g group, log zerolog.Logger) (*pgxpool.Pool, error) {
+	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log).Pool(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", identity.WithoutURL(err))
+		return nil, err
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return nil, fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	return pool, nil
 }
@@ -153,7 +162,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
 	asked, err := chosen(c.Groups)
 	asked, senders, sendErr := c.senders(asked, log)
-	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL), c.check(), sendErr, logErr); err != nil {
+	if err := errors.Join(err, checkURL(databaseURL, p.cli.DatabaseURL), c.check(), sendErr, logErr); err != nil {
 		return err
 	}
 	log = log.With().Str("service", "orders").Logger()
@@ -168,17 +177,18 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	}
 	defer profiles.Close()
 	reg, mux := app.NewRegistry(), http.NewServeMux()
+	login := c.login(log)
 	ready := map[string]func(context.Context) error{}
 	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }, func(ctx context.Context) error { return profiles.Serve(ctx, log) }}
 	var metrics *notify.Metrics
 	for _, g := range asked {
-		pool, err := p.connect(ctx, g)
+		pool, err := p.connect(ctx, g, log)
 		if err != nil {
 			return err
 		}
 		defer pool.Close()
 		s, sends := senders[g.name]
-		cfg := g.config(c.kafka, shared{pool, reg, log, s.to})
+		cfg := g.config(c.kafka, shared{pool, login, reg, log, s.to})
 		cfg.Policy, cfg.Gap, cfg.Batch, cfg.Retention = c.Policy, c.Gap, c.Batch, c.Retention
 		consumer, err := inbox.New(cfg)
 		if err != nil {
@@ -194,11 +204,12 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 			work = append(work, s.in(store, metrics, log))
 		}
 	}
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
 	app.OpsRoutes(mux, reg, func(ctx context.Context) error {
 		var errs []error
 		for _, g := range asked {
 			if err := ready[g.name](ctx); err != nil {
-				errs = append(errs, fmt.Errorf("group %s: %w", g.name, err))
+				errs = append(errs, fmt.Errorf("group %s: %w", g.name, database.Explain(err)))
 			}
 		}
 		return errors.Join(errs...)

@@ -11,12 +11,12 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/identity"
+	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"
@@ -57,6 +57,9 @@ type migrateCmd struct {
 
 type versionCmd struct{}
 
+// databaseURL is what holds the URL of the orders database.
+const databaseURL = "--database-url (ORDERS_DATABASE_URL)"
+
 // process is what a command gets.
 type process struct {
 	cli            *cli
@@ -86,7 +89,7 @@ func (*versionCmd) Run(p *process) error {
 func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	err := errors.Join(
 		checkURL("--admin-database-url (ORDERS_ADMIN_DATABASE_URL)", c.AdminDatabaseURL),
-		checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL))
+		checkURL(databaseURL, p.cli.DatabaseURL))
 	if err != nil {
 		return err
 	}
@@ -109,7 +112,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	if c.Relay {
 		pipelines, relayErr = config.Load(p.getenv("WALPOST_CONFIG"), p.getenv)
 	}
-	err := errors.Join(checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL), httpErr, waitErr, logErr, relayErr)
+	err := errors.Join(checkURL(databaseURL, p.cli.DatabaseURL), httpErr, waitErr, logErr, relayErr)
 	if err != nil {
 		return err
 	}
@@ -125,16 +128,22 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	defer profiles.Close()
-	store, err := orders.Open(ctx, p.cli.DatabaseURL)
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
+	pool, err := database.Pool(ctx)
 	if err != nil {
-		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return err
+	}
+	store, err := orders.Open(ctx, pool)
+	if err != nil {
+		return fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	defer store.Close()
-	if err := waitFor(ctx, store, wait, log); err != nil {
+	ready := func(ctx context.Context) error { return database.Explain(store.Ready(ctx)) }
+	if err := waitFor(ctx, ready, wait, log); err != nil {
 		return err
 	}
 	reg, mux := app.NewRegistry(), http.NewServeMux()
-	app.OpsRoutes(mux, reg, store.Ready)
+	app.OpsRoutes(mux, reg, ready)
 	orders.Routes(mux, store, reg, log)
 	notify.Routes(mux, notify.NewStore(store.Pool()), log)
 	relays, err := pipeline.NewGroup(pipelines, pipeline.Options{Log: log, Registerer: reg})
@@ -160,11 +169,11 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 // waitFor gives a database that is just starting, or is being migrated, its time. One that is still not usable then is a mistake in
 // the configuration more often than not, and better told by an exit than by an order service that takes no order. Once serving, the
 // service stays up whatever the database does: /readyz says how it is, and each request tries anew.
-func waitFor(ctx context.Context, store *orders.Store, wait time.Duration, log zerolog.Logger) error {
+func waitFor(ctx context.Context, ready func(context.Context) error, wait time.Duration, log zerolog.Logger) error {
 	deadline := time.Now().Add(wait)
 	for attempt := 1; ; attempt++ {
 		tryCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := store.Ready(tryCtx)
+		err := ready(tryCtx)
 		cancel()
 		switch {
 		case err == nil:
@@ -187,10 +196,7 @@ func waitFor(ctx context.Context, store *orders.Store, wait time.Duration, log z
 
 func checkURL(name, url string) error {
 	if url == "" {
-		return fmt.Errorf("%s is missing: set it as in postgres://user:password@host:5432/orders", name)
+		return fmt.Errorf("%s is missing: set it as in postgres://user:password@host:5432/orders?sslmode=verify-full", name)
 	}
-	if _, err := pgx.ParseConfig(url); err != nil {
-		return fmt.Errorf("%s: %w; write it as in postgres://user:password@host:5432/orders", name, identity.WithoutURL(err))
-	}
-	return nil
+	return identity.NewPostgres(name, url, zerolog.Nop()).Check()
 }

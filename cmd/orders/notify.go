@@ -37,6 +37,9 @@ type sendFlags struct {
 	Backoff    string `name:"mail-backoff" env:"ORDERS_MAIL_BACKOFF" default:"5s" help:"About how long after the first attempt comes the second; it doubles with each."`
 }
 
+// catalogURL is what holds the URL of the inventory database.
+const catalogURL = "--catalog-url (ORDERS_CATALOG_URL)"
+
 // A sender sends the notifications of one channel, beside the consumer that makes them.
 type sender struct {
 	to  string              // whom webhooks go to; empty for mails
@@ -51,8 +54,10 @@ func (f sendFlags) mail() (s sender, missing string, err error) {
 	}
 	_, mailErr := notify.NewMail(notify.MailConfig{URL: f.SMTPURL, From: f.MailFrom})
 	var catalogErr, rateErr error
-	if _, err := pgxpool.ParseConfig(f.CatalogURL); err != nil || f.CatalogURL == "" {
-		catalogErr = errors.New("--catalog-url (ORDERS_CATALOG_URL) is missing or no URL: write the inventory database's as in postgres://inventory_reader:password@host:5432/inventory; inventory migrate makes the role")
+	if f.CatalogURL == "" {
+		catalogErr = errors.New(catalogURL + " is missing: write the inventory database's as in postgres://inventory_reader:password@host:5432/inventory?sslmode=verify-full; inventory migrate makes the role")
+	} else {
+		catalogErr = checkURL(catalogURL, f.CatalogURL)
 	}
 	if f.MailRate < 0 {
 		rateErr = errors.New("--mail-rate (ORDERS_MAIL_RATE) is below 0: write a number of mails a minute, as in 600, or 0 for any")
@@ -68,9 +73,13 @@ func (f sendFlags) mail() (s sender, missing string, err error) {
 	cfg, timesErr := f.times()
 	cfg.Rate = f.MailRate
 	return sender{cfg: cfg, run: func(ctx context.Context, cfg notify.SenderConfig) error {
-		catalog, err := notify.OpenCatalog(ctx, f.CatalogURL)
+		pool, err := identity.NewPostgres(catalogURL, f.CatalogURL, cfg.Log).Pool(ctx)
 		if err != nil {
-			return fmt.Errorf("--catalog-url (ORDERS_CATALOG_URL): %w", err)
+			return err
+		}
+		catalog, err := notify.OpenCatalog(ctx, pool)
+		if err != nil {
+			return fmt.Errorf("%s: %w", catalogURL, err)
 		}
 		defer catalog.Close()
 		if cfg.Channel, err = notify.NewMail(notify.MailConfig{URL: f.SMTPURL, From: f.MailFrom, Catalog: catalog, Templates: templates}); err != nil {
@@ -170,18 +179,18 @@ func since(text string) (time.Time, error) {
 
 // notices calls do with the notifications of the orders database.
 func (p *process) notices(ctx context.Context, do func(*notify.Store) error) error {
-	if err := checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL); err != nil {
+	if err := checkURL(databaseURL, p.cli.DatabaseURL); err != nil {
 		return err
 	}
-	config, err := pgxpool.ParseConfig(p.cli.DatabaseURL)
+	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop()).Pool(ctx)
 	if err != nil {
-		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", identity.WithoutURL(err))
+		return err
 	}
 	pglimit.Set(&config.ConnConfig.Config)
 	config.ConnConfig.Tracer = pglimit.Queries{Within: 30 * time.Second}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	defer pool.Close()
 	return do(notify.NewStore(pool))

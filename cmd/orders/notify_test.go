@@ -134,7 +134,7 @@ func TestWhatTheTopicSaysIsMailedAndPushed(t *testing.T) {
 		t.Errorf("nothing to retry (%v): %s", err, out)
 	}
 
-	store, err := orders.Open(t.Context(), c.env["ORDERS_DATABASE_URL"])
+	store, err := orders.Open(t.Context(), cdctest.PoolConfig(t, c.env["ORDERS_DATABASE_URL"]))
 	if err != nil {
 		t.Fatal(err)
 	}

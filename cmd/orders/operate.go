@@ -50,10 +50,10 @@ func (p *process) inbox(ctx context.Context, k kafka, name string, do func(inbox
 	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL)); err != nil {
 		return err
 	}
-	pool, err := p.connect(ctx, found[0])
+	pool, err := p.connect(ctx, found[0], zerolog.Nop())
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	return do(found[0].config(k, shared{pool, prometheus.NewRegistry(), zerolog.Nop(), ""}))
+	return do(found[0].config(k, shared{pool, k.login(zerolog.Nop()), prometheus.NewRegistry(), zerolog.Nop(), ""}))
 }

@@ -9,6 +9,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/rs/zerolog"
+
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cmd/internal/app"
 	"github.com/walpost/walpost/orders"
@@ -65,12 +68,16 @@ func (r *statisticsRebuild) Run(ctx context.Context, p *process) error {
 // Run shows what was sold.
 func (show *statisticsShow) Run(ctx context.Context, p *process) error {
 	from, to, err := orders.ParseDays(cmp.Or(show.Day, show.From), cmp.Or(show.Day, show.To))
-	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL)); err != nil {
+	if err := errors.Join(err, checkURL(databaseURL, p.cli.DatabaseURL)); err != nil {
 		return err
 	}
-	store, err := orders.Open(ctx, p.cli.DatabaseURL)
+	pool, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop()).Pool(ctx)
 	if err != nil {
-		return fmt.Errorf("--database-url (ORDERS_DATABASE_URL): %w", err)
+		return err
+	}
+	store, err := orders.Open(ctx, pool)
+	if err != nil {
+		return fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	defer store.Close()
 	found, err := store.Statistics(ctx, from, to)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/walpost/walpost/cdc/config"
+	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
@@ -157,7 +158,7 @@ func (p *process) ownURL(cfg config.Config, key, flag string) string {
 func (p *process) adminURL(cfg config.Config, flag, need string) (string, error) {
 	url := p.ownURL(cfg, "ADMIN_URL", flag)
 	if url == "" {
-		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database", need)
+		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database?sslmode=verify-full", need)
 	}
 	return url, nil
 }

@@ -88,9 +88,10 @@ func (c matrixCell) serve(b *testing.B, slots int) (admin string, over func(stri
 	query := url.Values{"sslmode": {"disable"}}
 	switch c.wire {
 	case "tls":
-		certFile, keyFile := certificate(b)
-		settings["ssl"], settings["ssl_cert_file"], settings["ssl_key_file"] = "on", certFile, keyFile
-		query = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {certFile}}
+		authority := cdctest.NewAuthority(b, "authority", time.Time{})
+		its := authority.Issue(b, cdctest.Certificate{Name: "postgres", Hosts: []string{"127.0.0.1"}})
+		settings["ssl"], settings["ssl_cert_file"], settings["ssl_key_file"] = "on", its.CertFile, its.KeyFile
+		query = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {authority.File}}
 	case "unix":
 		dir, err := os.MkdirTemp("", "walpost-socket-")
 		if err == nil {

@@ -153,7 +153,7 @@ func TestOlderRecordLatchesNothingThatItDoesNotKnow(t *testing.T) {
 func TestStrayVariables(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{
-		"WALPOST_PIPELINE": "orders", "WALPOST_SOURCE_URL": "postgres://u@h/d", "WALPOST_KAFKA_BROKERS": "h:1", "WALPOST_KAFKA_AGGREGATE_TYPES": "order",
+		"WALPOST_PIPELINE": "orders", "WALPOST_SOURCE_URL": "postgres://u@h/d?sslmode=disable", "WALPOST_KAFKA_BROKERS": "h:1", "WALPOST_KAFKA_AGGREGATE_TYPES": "order",
 		"WALPOST_HTTP": "nowhere", "LOG_FORMAT": "json", "LOG_LEVEL": "info",
 	}
 	said := func(stray, command string) string {

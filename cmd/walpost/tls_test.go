@@ -1,106 +1,187 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
+	"context"
+	"errors"
+	"fmt"
 	"net/url"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/rs/zerolog"
+
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
 	"github.com/walpost/walpost/cdc/devenv"
+	"github.com/walpost/walpost/cdc/identity"
 )
 
-// certificate writes a self-signed one for 127.0.0.1, as PostgreSQL insists that its files be kept.
-func certificate(t testing.TB) (certFile, keyFile string) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "walpost-tls-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "127.0.0.1"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, &template, &template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key")
-	for path, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: cert}, keyFile: {Type: "EC PRIVATE KEY", Bytes: der}} {
-		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if os.Getuid() != 0 {
-			continue
-		}
-		// Run by root, the server is somebody else's process.
-		who, err := user.Lookup("postgres")
-		if err != nil {
-			who, err = user.Lookup("nobody")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		uid, _ := strconv.Atoi(who.Uid)
-		if err := os.Chown(path, uid, -1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return certFile, keyFile
+// rotation is a relay under load, and a service's pool, whose certificates and passwords are renewed.
+type rotation struct {
+	*testbed
+	relay *e2e.Relay
+	pool  *pgxpool.Pool
+	role  string
+	last  string // walsender
 }
 
-// TestRelayOverTLS streams under load through TLS with the server's certificate verified, where a read ends with a
-// record.
+// renewed ends the relay's connection, and waits until both have a new one.
+func (r *rotation) renewed(what string) {
+	r.T.Helper()
+	r.cut()
+	r.streams(what)
+}
+
+// cut ends the relay's connection.
+func (r *rotation) cut() {
+	r.T.Helper()
+	r.last = r.Query("SELECT max(pg_terminate_backend(pid)::int * pid)::text FROM pg_stat_replication")
+}
+
+// streams waits until the relay streams over another connection, and the pool has one, too.
+func (r *rotation) streams(what string) {
+	r.T.Helper()
+	cdctest.Eventually(r.T, 40*time.Second, func() error {
+		if r.Query("SELECT count(*)::text FROM pg_stat_replication JOIN pg_stat_ssl USING (pid) WHERE ssl AND state = 'streaming' AND pid <> "+r.last) != "1" {
+			return errors.New(what + ": the relay does not stream")
+		}
+		return nil
+	})
+	r.pool.Reset()
+	if err := r.pool.Ping(r.T.Context()); err != nil {
+		r.T.Errorf("%s: the pool: %v", what, err)
+	}
+}
+
+// logged waits for a line of the relay's log that is about what the new one of something lacks.
+func (r *rotation) logged(key, says string) {
+	r.T.Helper()
+	cdctest.Eventually(r.T, 10*time.Second, func() error {
+		for line := range strings.Lines(r.relay.Log.String()) {
+			if strings.Contains(line, `"key":"source.url: `+key+`"`) && strings.Contains(line, says) {
+				return nil
+			}
+		}
+		return fmt.Errorf("the log says nothing of %s and %s", key, says)
+	})
+}
+
+// TestRelayOverTLS streams under load through TLS with both certificates verified, where a read ends with a record. Then authority,
+// certificates and password are renewed, each wrong first: nothing is lost, nothing comes twice, and the relay is never restarted.
 func TestRelayOverTLS(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
-	certFile, keyFile := certificate(t)
-	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{"ssl": "on", "ssl_cert_file": certFile, "ssl_key_file": keyFile}})
-	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
+	folder := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	read := func(path string) string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	first, next := cdctest.NewAuthority(t, "first", time.Time{}), cdctest.NewAuthority(t, "next", time.Time{})
+	server := cdctest.Certificate{Name: "postgres", Hosts: []string{"127.0.0.1"}}
+	its := first.Issue(t, server)
+	hba := filepath.Join(filepath.Dir(its.CertFile), "pg_hba.conf")
+	if err := os.WriteFile(hba, []byte("host all postgres 127.0.0.1/32 trust\nhostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-full\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s := newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t))
-	u, err := url.Parse(s.Env["WALPOST_SOURCE_URL"])
+	pg := cdctest.OwnPostgres(t, devenv.PostgresConfig{Settings: map[string]string{
+		"ssl": "on", "ssl_cert_file": its.CertFile, "ssl_key_file": its.KeyFile, "ssl_ca_file": first.File, "hba_file": hba,
+	}})
+	if err := pg.CreateDatabase(t.Context(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	r := &rotation{testbed: newTestbedOn(t, pg.URL("shop"), cdctest.Kafka(t))}
+	u, err := url.Parse(r.Env["WALPOST_SOURCE_URL"])
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {certFile}}.Encode()
-	s.Env["WALPOST_SOURCE_URL"] = u.String()
-	s.MustRun("init")
-	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.AdminURL, Events: 20_000})
-	ledger := w.Wait()
-	r := s.StartRelay()
-	r.WaitForLog(20*time.Second, `"wire":"tcp, round trip `)
-	if on := s.Query("SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"); on != "true" {
-		t.Fatal("the replication connection is not encrypted")
+	r.role = u.User.Username()
+	own := first.Issue(t, cdctest.Certificate{Name: r.role})
+	roots, word := write("ca.crt", read(first.File)), write("word", "first\n")
+	u.User = url.User(r.role)
+	u.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {roots}, "sslcert": {own.CertFile}, "sslkey": {own.KeyFile}, "password_file": {word}}.Encode()
+	r.Env["WALPOST_SOURCE_URL"] = u.String()
+	r.MustRun("init")
+	config, err := identity.NewPostgres("--database-url", u.String(), zerolog.Nop()).Pool(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	if report := s.CheckDelivered(ledger); report.Duplicates > 0 {
-		t.Errorf("%d duplicates without a fault", report.Duplicates)
+	if r.pool, err = pgxpool.NewWithConfig(context.Background(), config); err != nil {
+		t.Fatal(err)
 	}
-	if err := r.Stop(); err != nil {
+	defer r.pool.Close()
+
+	cdctest.StartWriter(t, cdctest.WriterConfig{URL: r.AdminURL, Events: 20_000}).Wait()
+	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: r.AdminURL, Rate: 50})
+	r.last = "0"
+	r.relay = r.StartRelay()
+	r.relay.WaitForLog(20*time.Second, `"wire":"tcp, round trip `)
+	r.streams("at first")
+
+	// The authority: a file that is none, one with both, the server's new certificate.
+	write("ca.crt", "garbage")
+	r.renewed("an authority's file that is none")
+	r.logged("sslrootcert", "there is no certificate in")
+	write("ca.crt", read(first.File)+read(next.File))
+	next.Issue(t, server).Replace(t, its)
+	r.Exec("ALTER SYSTEM SET ssl_ca_file = '" + next.File + "'") // whose own is refused from here on
+	r.logged("sslrootcert", "is good again, and used")
+
+	// The client's: one that is none, one whose key has not come, both.
+	keep := read(own.CertFile)
+	if err := os.WriteFile(own.CertFile, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.renewed("a certificate that is none")
+	r.logged("sslcert and sslkey", "there is no certificate in")
+	if err := os.WriteFile(own.CertFile, []byte(keep), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next.Issue(t, cdctest.Certificate{Name: r.role}).Replace(t, own)
+	r.Exec("SELECT pg_reload_conf()")
+	r.renewed("new certificates on both sides, and the first authority is nobody's")
+
+	// The password: a file that is empty, the server's comes first, the file's after it.
+	write("word", "")
+	r.renewed("an empty password file")
+	r.logged("password", "is empty")
+	r.Exec(`ALTER ROLE "` + r.role + `" PASSWORD 'next'`)
+	r.cut()
+	const wrong = "the word of password_file is wrong or has ended"
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		said, err := r.relay.Ask("/readyz")
+		return errors.Join(err, contains(said, "503"), contains(said, wrong), contains(r.relay.Log.String(), wrong))
+	})
+	write("word", "next\n")
+	r.streams("the new password")
+
+	if cdctest.LongForm() { // the next try of a halt comes after half a minute
+		r.Exec(`ALTER ROLE "` + r.role + `" NOLOGIN`)
+		r.cut()
+		cdctest.Eventually(t, 20*time.Second, func() error {
+			said, err := r.relay.Ask("/readyz")
+			return errors.Join(err, contains(said, "503"), contains(said, "LOGIN"))
+		})
+		r.Exec(`ALTER ROLE "` + r.role + `" LOGIN`)
+		r.streams("a role that was locked")
+	}
+	if report := r.CheckDelivered(w.Stop()); report.Duplicates > 0 {
+		t.Errorf("%d duplicates", report.Duplicates)
+	}
+	if err := r.relay.Stop(); err != nil {
 		t.Error(err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -22,12 +21,8 @@ const catalogTimeout = 5 * time.Second
 // Catalog reads what products are called and look like, from the inventory database and with a role that may do nothing else.
 type Catalog struct{ pool *pgxpool.Pool }
 
-// OpenCatalog prepares connections to the database at url and makes none yet, so it fails for a wrong url only.
-func OpenCatalog(ctx context.Context, url string) (*Catalog, error) {
-	config, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		return nil, identity.WithoutURL(err)
-	}
+// OpenCatalog prepares the pool's connections to the inventory database and makes none yet.
+func OpenCatalog(ctx context.Context, config *pgxpool.Config) (*Catalog, error) {
 	config.ConnConfig.RuntimeParams["application_name"] = "orders mail"
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	config.ConnConfig.ConnectTimeout = catalogTimeout

@@ -186,7 +186,7 @@ func outcomes(n notify.Notification) string {
 // channel is mail over the server, with a catalog.
 func (s *shop) channel(server string, change ...func(*notify.MailConfig)) *notify.Mail {
 	s.Helper()
-	catalog, err := notify.OpenCatalog(context.Background(), s.catalogURL)
+	catalog, err := notify.OpenCatalog(context.Background(), cdctest.PoolConfig(s, s.catalogURL))
 	if err != nil {
 		s.Fatal(err)
 	}

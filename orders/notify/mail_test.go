@@ -351,7 +351,9 @@ func sendAsChild() {
 	}
 	pool, err := pgxpool.New(ctx, os.Getenv("NOTIFY_TEST_DATABASE"))
 	fail(err)
-	catalog, err := notify.OpenCatalog(ctx, os.Getenv("NOTIFY_TEST_CATALOG"))
+	names, err := pgxpool.ParseConfig(os.Getenv("NOTIFY_TEST_CATALOG"))
+	fail(err)
+	catalog, err := notify.OpenCatalog(ctx, names)
 	fail(err)
 	templates, err := render.Parse(render.BuiltIn())
 	fail(err)

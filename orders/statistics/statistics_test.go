@@ -54,7 +54,7 @@ func open(t *testing.T) *shop {
 		}
 		t.Cleanup((*pool).Close)
 	}
-	if s.store, err = orders.Open(t.Context(), service); err != nil {
+	if s.store, err = orders.Open(t.Context(), cdctest.PoolConfig(t, service)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.store.Close)

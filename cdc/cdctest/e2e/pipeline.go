@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -168,7 +169,7 @@ func (s *Pipeline) Sink() *kafka.Sink {
 	if err != nil {
 		s.T.Fatal(err)
 	}
-	return kafka.NewSink(cfgs[0], nil)
+	return kafka.NewSink(cfgs[0], nil, zerolog.Nop())
 }
 
 // WaitForSlot waits until the slot's row in pg_replication_slots satisfies a condition.

@@ -53,6 +53,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 	for who, never := range map[string][]string{
 		"cdc":              {module, kafka, "net/http", "github.com/goccy", "github.com/jackc/pgx"},
 		"cdc/config":       {module, kafka, "net/http"},
+		"cdc/identity":     {module, "github.com/aws"},
 		"cdc/postgres":     {module + "cdc/kafka", module + "cdc/route", module + "cdc/pipeline", kafka},
 		"cdc/kafka":        {module + "cdc/postgres", module + "cdc/route", module + "cdc/pipeline"},
 		"cdc/route":        {module + "cdc/postgres", module + "cdc/kafka", module + "cdc/pipeline", kafka},
@@ -79,7 +80,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 		for _, forbidden := range never {
 			for _, imported := range p.Imports {
 				if imported == module+"cdc/internal/failpoint" || imported == module+"cdc/inbox/schema" || imported == module+"cdc/pglimit" || imported == module+"cdc/header" || imported == module+"cdc/identity" {
-					continue // empty in what people run; a text; a leaf of limits; names; how everybody proves who they are
+					continue // empty in what people run; a text; leaves: limits, names, who connects
 				}
 				if imported == forbidden || strings.HasPrefix(imported, strings.TrimSuffix(forbidden, "/")+"/") {
 					t.Errorf("%s imports %s", who, imported)
@@ -122,6 +123,11 @@ func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 				strings.Contains(dep, "kfake") || strings.Contains(dep, "embedded-postgres") || strings.Contains(dep, "goleak") {
 				t.Errorf("%s carries %s", binary, dep)
 			}
+		}
+	}
+	for _, library := range []string{"cdc/pipeline", "cdc/inbox", "cdc/outbox", "cdc/identity"} {
+		if slices.ContainsFunc(all[library].Deps, func(dep string) bool { return strings.HasPrefix(dep, "github.com/aws/") }) {
+			t.Errorf("%s carries the SDK of AWS: only cdc/identity/aws may", library)
 		}
 	}
 	for _, dep := range all["orders"].Deps {

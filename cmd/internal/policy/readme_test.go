@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pipeline"
@@ -67,7 +68,7 @@ func metrics(t *testing.T) (c catalogue) {
 	if _, err := pipeline.New(cfg, pipeline.Options{Registerer: &c}); err != nil {
 		t.Fatal(err)
 	}
-	store, err := orders.Open(t.Context(), "postgres://127.0.0.1:1/none")
+	store, err := orders.Open(t.Context(), cdctest.PoolConfig(t, "postgres://127.0.0.1:1/none"))
 	if err != nil {
 		t.Fatal(err)
 	}

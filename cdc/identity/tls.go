@@ -1,0 +1,197 @@
+package identity
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+)
+
+const (
+	// dialWithin is how long a connection and its handshake may take: less than who connects waits for an answer.
+	dialWithin = 8 * time.Second
+	// expiresSoon is how long before its end a certificate is worth a warning.
+	expiresSoon = 7 * 24 * time.Hour
+)
+
+// readAuthorities returns the certificates of a file.
+func readAuthorities(path string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the file: %w", err)
+	}
+	certs, err := certificates(path, text)
+	if err != nil {
+		return nil, err
+	}
+	pool, valid := x509.NewCertPool(), false
+	for _, cert := range certs {
+		pool.AddCert(cert)
+		valid = valid || time.Now().Before(cert.NotAfter)
+	}
+	if !valid {
+		last := certs[len(certs)-1]
+		return nil, &expiredError{fmt.Errorf("the authority %s in the file %s has expired at %s: write the new certificate of the authority there", last.Subject, path, last.NotAfter.UTC().Format(time.RFC3339))}
+	}
+	return pool, nil
+}
+
+// expiredError is about a file of authorities whose time is over.
+type expiredError struct{ error }
+
+// checkAuthorities returns an error where the file is not one of certificates. That they have expired is no reason not to start: a new file
+// may be on its way.
+func checkAuthorities(path string) error {
+	_, err := readAuthorities(path)
+	if errors.As(err, new(*expiredError)) {
+		return nil
+	}
+	return err
+}
+
+// certificates are those of a PEM file; there is at least one.
+func certificates(path string, text []byte) (certs []*x509.Certificate, err error) {
+	for rest := text; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" && block.Type != "TRUSTED CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d in the file %s cannot be read: %w", len(certs)+1, path, err)
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("the file %s holds no certificate: %s", path, instead(text, "-----BEGIN CERTIFICATE-----"))
+	}
+	return certs, nil
+}
+
+// instead says what to write in the place of a file that is not PEM, which begins so.
+func instead(text []byte, begins string) string {
+	switch {
+	case len(bytes.TrimSpace(text)) == 0:
+		return "it is empty: write PEM there, which begins with " + begins
+	case bytes.HasPrefix(text, []byte{0xfe, 0xed, 0xfe, 0xed}):
+		return "it is a Java keystore: turn it into PKCS#12 with `keytool -importkeystore -deststoretype PKCS12`, and that into PEM with `openssl pkcs12 -nodes`"
+	case bytes.HasPrefix(text, []byte{0x30}):
+		return "it is DER or PKCS#12: turn it into PEM with `openssl x509 -inform der` or `openssl pkcs12 -nodes`"
+	}
+	return "write PEM there, which begins with " + begins
+}
+
+// readPair returns the client certificate and its key.
+func readPair(name Names, certFile, keyFile string) (*tls.Certificate, error) {
+	certs, err := os.ReadFile(certFile)
+	if err != nil {
+		return nil, about(name("tls_cert_file"), fmt.Errorf("read the file: %w", err))
+	}
+	if _, err := certificates(certFile, certs); err != nil {
+		return nil, about(name("tls_cert_file"), err)
+	}
+	key, err := os.ReadFile(keyFile)
+	if err != nil {
+		return nil, about(name("tls_key_file"), fmt.Errorf("read the file: %w", err))
+	}
+	switch {
+	case bytes.Contains(key, []byte("ENCRYPTED")):
+		return nil, about(name("tls_key_file"), fmt.Errorf("the key in the file %s has a passphrase, which nobody is there to type: write it without one, `openssl pkey -in %s -out new.key`", keyFile, keyFile))
+	case !bytes.Contains(key, []byte("PRIVATE KEY-----")):
+		return nil, about(name("tls_key_file"), fmt.Errorf("the file %s holds no key: %s", keyFile, instead(key, "-----BEGIN PRIVATE KEY-----")))
+	}
+	pair, err := tls.X509KeyPair(certs, key)
+	switch {
+	case err != nil && strings.Contains(err.Error(), "does not match"):
+		return nil, about(name("tls_key_file"), fmt.Errorf("the key in the file %s does not fit the certificate in %s: write the two that were made together", keyFile, certFile))
+	case err != nil:
+		return nil, about(name("tls_key_file"), fmt.Errorf("the key in the file %s cannot be used: %w: write a key that openssl pkey -in %s can read", keyFile, err, keyFile))
+	}
+	return &pair, nil
+}
+
+// inTime returns an error where the certificate's time is over, or has not begun.
+func inTime(pair *tls.Certificate) error {
+	switch leaf := pair.Leaf; {
+	case !time.Now().Before(leaf.NotAfter):
+		return fmt.Errorf("the client certificate %s has expired at %s: write the renewed one, and its key, there", leaf.Subject, leaf.NotAfter.UTC().Format(time.RFC3339))
+	case time.Now().Before(leaf.NotBefore):
+		return fmt.Errorf("the client certificate %s is not valid before %s: correct the clock of this machine, or write another one there", leaf.Subject, leaf.NotBefore.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// connection makes connections with TLS, each with what the files hold then.
+type connection struct {
+	serverName  string
+	authorities *kept[*x509.CertPool]   // nil: the system's
+	pair        *kept[*tls.Certificate] // nil: none
+	asked       func()                  // is called where the server asks for a client certificate and there is none
+}
+
+func (c *connection) config(ctx context.Context) (*tls.Config, error) {
+	cfg := &tls.Config{ServerName: c.serverName, MinVersion: tls.VersionTLS12}
+	if c.authorities != nil {
+		pool, err := c.authorities.get(ctx)
+		if err != nil {
+			return nil, about(c.authorities.key, err)
+		}
+		cfg.RootCAs = pool
+	}
+	pair := &tls.Certificate{}
+	if c.pair != nil {
+		var err error
+		if pair, err = c.pair.get(ctx); err != nil {
+			return nil, err
+		}
+	}
+	// It is sent to a server that names other authorities, too: that one says then what it does not like.
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if c.pair == nil && c.asked != nil {
+			c.asked()
+		}
+		return pair, nil
+	}
+	return cfg, nil
+}
+
+// dial connects to host:port.
+func (c *connection) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	cfg, err := c.config(ctx)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	cfg.ServerName = cmp.Or(cfg.ServerName, host)
+	ctx, cancel := context.WithTimeout(ctx, dialWithin)
+	defer cancel()
+	plain, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(plain, cfg)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = plain.Close()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = errNoHandshake
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
+var errNoHandshake = fmt.Errorf("no answer to the TLS handshake within %s", dialWithin)

@@ -1,0 +1,163 @@
+package identity
+
+import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// noTLS is what pgx says of a server that takes no TLS, and notPostgres how it begins where the answer is none of PostgreSQL's. These
+// errors have no names.
+const (
+	noTLS       = "server refused TLS connection"
+	notPostgres = "unknown message type"
+)
+
+// Trouble returns what a connection's error says about identity and transport, and what to do: which certificate, authority or password
+// is wrong, on which side. It is "" where the error is about something else. at names the server, and from where the password comes from,
+// as PasswordFrom has it.
+func Trouble(cfg *pgconn.Config, at, from string, err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return denied(cfg, from, pg)
+	}
+	var name x509.HostnameError
+	var stranger x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var record tls.RecordHeaderError
+	var alert *net.OpError
+	switch {
+	case errors.As(err, &name):
+		return fmt.Sprintf("PostgreSQL at %s has a certificate for %s and none for %s: write the name that is in it in the URL, or give the server one for this name", at, names(name.Certificate), name.Host)
+	case errors.As(err, &stranger):
+		return fmt.Sprintf("PostgreSQL at %s has a certificate of %s, which is none of the authorities in %s: name the file of that authority in sslrootcert", at, issuer(stranger.Cert), authorities(cfg))
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
+		if time.Now().Before(invalid.Cert.NotBefore) {
+			return fmt.Sprintf("the certificate of PostgreSQL at %s begins on %s: look at the clocks of both machines", at, day(invalid.Cert.NotBefore))
+		}
+		return fmt.Sprintf("the certificate of PostgreSQL at %s (%s) ended on %s: renew it there, and reload the server (SELECT pg_reload_conf())", at, invalid.Cert.Subject, day(invalid.Cert.NotAfter))
+	case errors.As(err, &invalid):
+		return fmt.Sprintf("the certificate of PostgreSQL at %s is no server's: %v: have another one issued", at, invalid)
+	case strings.Contains(err.Error(), noTLS):
+		return fmt.Sprintf("PostgreSQL at %s takes no TLS: switch it on there (ssl = on), or write sslmode=disable in the URL, which sends password and rows in clear", at)
+	case errors.As(err, &record):
+		return fmt.Sprintf("%s does not answer as a server with TLS does: look whether that is PostgreSQL's port, and leave sslnegotiation out unless it is PostgreSQL 17 or newer", at)
+	case errors.As(err, &alert) && alert.Op == "remote error":
+		return refusedOurs(cfg, at, alert.Err.Error())
+	case strings.Contains(err.Error(), notPostgres):
+		return fmt.Sprintf("%s does not speak as PostgreSQL does: look whether that is PostgreSQL's port%s", at, alone(cfg))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return fmt.Sprintf("%s closes the connection before it says anything: wait, where PostgreSQL stops or starts; else look whether that is PostgreSQL's port%s", at, alone(cfg))
+	}
+	return ""
+}
+
+// alone is what to do about a port that takes TLS only, where we spoke without.
+func alone(cfg *pgconn.Config) string {
+	if overTLS(cfg) {
+		return ""
+	}
+	return "; where it takes TLS alone, write sslmode=verify-full in place of disable"
+}
+
+// Explain returns the error with what it says about identity and transport in front, where it is a connection's and says something.
+func (p *Postgres) Explain(err error) error {
+	var failed *pgconn.ConnectError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	at := net.JoinHostPort(failed.Config.Host, strconv.Itoa(int(failed.Config.Port)))
+	if trouble := Trouble(failed.Config, at, p.PasswordFrom(), failed); trouble != "" {
+		return fmt.Errorf("%s: %s (%w)", p.Key, trouble, err)
+	}
+	return err
+}
+
+// refusedOurs says what the server's TLS has against us.
+func refusedOurs(cfg *pgconn.Config, at, said string) string {
+	said = strings.TrimPrefix(said, "tls: ")
+	own := clients(cfg)
+	switch {
+	case own == nil:
+		return fmt.Sprintf("PostgreSQL at %s ends the TLS handshake (%s): it may want a client's certificate: name sslcert and sslkey", at, said)
+	case own.NotAfter.Before(time.Now()):
+		return fmt.Sprintf("PostgreSQL at %s refuses the certificate of sslcert (%s): it ended on %s: put the new one there, with its key", at, said, day(own.NotAfter))
+	}
+	return fmt.Sprintf("PostgreSQL at %s refuses the certificate of sslcert, %s by %s (%s): have one issued by an authority of the server's ssl_ca_file", at, own.Subject, own.Issuer, said)
+}
+
+// denied says what a server's refusal has to do with who we are. Routines are never translated, as messages are.
+func denied(cfg *pgconn.Config, from string, pg *pgconn.PgError) string {
+	password := pg.Code == pgerrcode.InvalidPassword
+	if !password && pg.Code != pgerrcode.InvalidAuthorizationSpecification {
+		return ""
+	}
+	own := clients(cfg)
+	switch {
+	case pg.Routine == "auth_failed" && own != nil && own.Subject.CommonName != cfg.User:
+		return fmt.Sprintf("the certificate of sslcert is for %q and the role is %q, which clientcert=verify-full and the method cert refuse: have one issued for the role, or write the role of the certificate in the URL; else the password is wrong", own.Subject.CommonName, cfg.User)
+	case pg.Routine == "auth_failed" && from != "":
+		more := ""
+		if cfg.RuntimeParams["replication"] != "" {
+			more = " and rds.iam_auth_for_replication = 1"
+		}
+		return fmt.Sprintf("the word of %s is wrong or has ended, as a token does after some minutes: %[1]s is asked again at each try, so correct what it gives; where it is a token, the role must be allowed to use one (in RDS by GRANT rds_iam TO %s%s)", from, cfg.User, more)
+	case pg.Routine == "auth_failed" && !password && !onThisMachine(cfg.Host):
+		return "the server asks another service who this is (PAM, LDAP), or wants a token: name password_command or password_file where the password is a token"
+	case pg.Routine == "ClientAuthentication" && strings.Contains(pg.Message, "client certificate"):
+		if own == nil {
+			return "pg_hba.conf wants a client's certificate (clientcert): name sslcert and sslkey"
+		}
+		return fmt.Sprintf("the server takes no certificate of %s, which has issued that of sslcert: have one issued by an authority of the server's ssl_ca_file", own.Issuer)
+	case pg.Routine == "ClientAuthentication" && cfg.TLSConfig == nil && !isSocket(cfg.Host):
+		return fmt.Sprintf("pg_hba.conf does not let the role %s in from this host without TLS: where the server lets in over TLS alone (hostssl, rds.force_ssl), write sslmode=verify-full and sslrootcert=… in place of sslmode=disable; else add a line for it", cfg.User)
+	}
+	return ""
+}
+
+// clients is the client's certificate; nil where there is none.
+func clients(cfg *pgconn.Config) *x509.Certificate {
+	for _, f := range all(cfg) {
+		if f.TLSConfig != nil && len(f.TLSConfig.Certificates) > 0 {
+			return f.TLSConfig.Certificates[0].Leaf
+		}
+	}
+	return nil
+}
+
+func authorities(cfg *pgconn.Config) string {
+	for _, f := range all(cfg) {
+		if f.TLSConfig != nil && f.TLSConfig.RootCAs != nil {
+			return "sslrootcert"
+		}
+	}
+	return "this machine's own list"
+}
+
+func issuer(cert *x509.Certificate) string {
+	if cert == nil {
+		return "an authority without a name"
+	}
+	return cmp.Or(cert.Issuer.String(), "an authority without a name")
+}
+
+// names are those that a certificate is for.
+func names(cert *x509.Certificate) string {
+	all := slices.Clone(cert.DNSNames)
+	for _, ip := range cert.IPAddresses {
+		all = append(all, ip.String())
+	}
+	return cmp.Or(strings.Join(all, ", "), "no host (its common name "+cert.Subject.CommonName+" does not count)")
+}
