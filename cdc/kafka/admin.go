@@ -240,7 +240,7 @@ func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
 
 // OpenFenced opens a publisher that is for state records only. Exactly once it fences the relay, so the slot must be free.
 func (a *Admin) OpenFenced(ctx context.Context) (cdc.Publisher, error) {
-	pub, err := (&Sink{cfg: a.sink.cfg, extra: a.sink.extra}).Open(ctx)
+	pub, err := (&Sink{cfg: a.sink.cfg, login: a.sink.login, extra: a.sink.extra}).Open(ctx)
 	if p, ok := pub.(*publisher); ok {
 		p.within = publishWithin
 	}
