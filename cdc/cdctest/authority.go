@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -39,7 +40,7 @@ type Pair struct{ CertFile, KeyFile string }
 func NewAuthority(t testing.TB, name string, until time.Time) *Authority {
 	t.Helper()
 	template := newTemplate(name, until)
-	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	a := &Authority{cert: template, key: newKey(t)}
 	a.File = filepath.Join(newFolder(t), "ca.crt")
 	der := a.sign(t, template, a.key)
@@ -77,6 +78,26 @@ func (a *Authority) Issue(t testing.TB, c Certificate) Pair {
 		giveToServer(t, p.KeyFile)
 	}
 	return p
+}
+
+// Revoke returns the file of a list of revoked certificates that has this one.
+func (a *Authority) Revoke(t testing.TB, p Pair) string {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(p.CertFile, p.KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+		Number: big.NewInt(1), ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(time.Hour),
+		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: pair.Leaf.SerialNumber, RevocationTime: now.Add(-time.Minute)}},
+	}, a.cert, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(newFolder(t), "revoked.crl")
+	writePEM(t, path, "X509 CRL", der)
+	return path
 }
 
 // Replace moves the files of p to the paths of old, first the certificate: for a moment the key does not fit.
@@ -135,7 +156,7 @@ func newFolder(t testing.TB) string {
 func writePEM(t testing.TB, path, kind string, der []byte) {
 	t.Helper()
 	mode := os.FileMode(0o644)
-	if kind != "CERTIFICATE" {
+	if kind == "PRIVATE KEY" {
 		mode = 0o600
 	}
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode); err != nil {

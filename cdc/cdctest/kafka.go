@@ -116,11 +116,11 @@ func AtLeast(n int) func([]*kgo.Record) bool {
 }
 
 // ReadAll reads a topic from its start to where it ends now, committed records only.
-func ReadAll(t testing.TB, brokers []string, topic string) []*kgo.Record {
+func ReadAll(t testing.TB, brokers []string, topic string, opts ...kgo.Opt) []*kgo.Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), Patience(time.Minute))
 	defer cancel()
-	client := newClient(t, brokers, consumeAll(topic)...)
+	client := newClient(t, brokers, append(consumeAll(topic), opts...)...)
 	defer client.Close()
 	ends, err := kadm.NewClient(client).ListCommittedOffsets(ctx, topic)
 	if err == nil {

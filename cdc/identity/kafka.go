@@ -82,7 +82,7 @@ func (k *Kafka) Check(name Names) error {
 		errs = append(errs, about(name("tls_ca_file"), checkAuthorities(k.TLSCAFile)))
 	}
 	if k.TLSCertFile != "" {
-		_, err := readPair(name, k.TLSCertFile, k.TLSKeyFile)
+		_, err := readPair(name("tls_cert_file"), k.TLSCertFile, name("tls_key_file"), k.TLSKeyFile, clearKey)
 		errs = append(errs, err)
 	}
 	if s.TokenCAFile != "" {

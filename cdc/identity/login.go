@@ -188,7 +188,7 @@ func (l *Login) pair() *kept[*tls.Certificate] {
 	}
 	key := l.name("tls_cert_file")
 	read := func(context.Context) (*tls.Certificate, error) {
-		pair, err := readPair(l.name, l.k.TLSCertFile, l.k.TLSKeyFile)
+		pair, err := readPair(key, l.k.TLSCertFile, l.name("tls_key_file"), l.k.TLSKeyFile, clearKey)
 		if err == nil {
 			err = about(key, inTime(pair))
 		}

@@ -59,14 +59,18 @@ func NewPostgres(key, url string, log zerolog.Logger) *Postgres {
 		Key: key, url: url,
 		params:   kept[params]{key: key, log: log},
 		roots:    kept[*x509.CertPool]{key: key + ": sslrootcert", log: log},
-		own:      kept[*tls.Certificate]{key: key + ": sslcert and sslkey", log: log},
+		own:      kept[*tls.Certificate]{key: key + ": sslcert and sslkey", log: log, still: func(own *tls.Certificate) bool { return own == nil || inTime(own) == nil }},
 		password: kept[string]{key: key + ": password", log: log},
 	}
 }
 
-// Check returns what is wrong with the URL, and with the files that it names. No command is run.
+// Check returns what is wrong with the URL, and with the files that it names. No command is run. That a certificate has expired is no
+// reason not to start: a new file may be on its way.
 func (p *Postgres) Check() error {
 	_, err := p.read(context.Background(), true, false)
+	if errors.As(err, new(*expiredError)) {
+		return nil
+	}
 	return err
 }
 
@@ -163,7 +167,7 @@ func (p *Postgres) read(ctx context.Context, pure, ask bool) (*pgxpool.Config, e
 	}
 	cfg := u.pool.Copy()
 	if overTLS(&cfg.ConnConfig.Config) {
-		roots, err := p.roots.of(ctx, func(context.Context) (*x509.CertPool, error) { return readRoots(u.files["sslrootcert"]) })
+		roots, err := p.roots.of(ctx, func(context.Context) (*x509.CertPool, error) { return u.readRoots() })
 		if err != nil {
 			return fail(err)
 		}
@@ -451,6 +455,16 @@ func (u params) password(ctx context.Context, target *pgconn.Config) (string, er
 		return "", fmt.Errorf("%s: %w", u.source, err)
 	}
 	return word, nil
+}
+
+// readRoots returns the authorities of sslrootcert; nil where those of the system are asked.
+func (u params) readRoots() (*x509.CertPool, error) {
+	path := u.files["sslrootcert"]
+	if path == "" || path == "system" {
+		return nil, nil
+	}
+	roots, err := readAuthorities(path)
+	return roots, about("sslrootcert", err)
 }
 
 // fromPassfile returns the first host's password; "" where the file has none for it.

@@ -55,12 +55,12 @@ func TestEnvironmentCounts(t *testing.T) {
 		{"postgres://u@db.example/d", map[string]string{"PGSSLMODE": "disable"}, "u@db.example in clear"},
 		{"postgres://u@db.example/d?sslmode=verify-full", map[string]string{"PGSSLMODE": "prefer"}, "u@db.example over TLS for db.example"},
 		{"postgres://u@db.example/d?sslmode=require", map[string]string{"PGSSLROOTCERT": ours.File}, "u@db.example over TLS, whose authority is checked"},
-		{"postgres://u@db.example/d?sslmode=require", map[string]string{"PGSSLROOTCERT": "/no/such"}, "sslrootcert: open /no/such"},
+		{"postgres://u@db.example/d?sslmode=require", map[string]string{"PGSSLROOTCERT": "/no/such"}, "sslrootcert: read the file: open /no/such"},
 		{"postgres://u@db.example/d?sslmode=disable", map[string]string{"PGSSLROOTCERT": "/no/such"}, "u@db.example in clear"},
 		{"postgres://u@db.example/d?sslmode=disable", map[string]string{"PGPASSWORD": "p"}, "u:p@db.example in clear"},
 		{"postgres://u@db.example/d?sslmode=disable&password_file=/f", map[string]string{"PGPASSWORD": "p"}, "the password and password_file are both there"},
 		{"postgres://u@db.example/d?sslmode=disable", map[string]string{"PGPASSFILE": write("pass", "db.example:5432:d:u:p")}, "u:p@db.example in clear"},
-		{"postgres://u@db.example/d?sslmode=disable", map[string]string{"PGPASSFILE": "/no/such"}, "passfile: stat /no/such"},
+		{"postgres://u@db.example/d?sslmode=disable", map[string]string{"PGPASSFILE": "/no/such"}, "passfile: read the file: stat /no/such"},
 		{"dbname=d", map[string]string{"PGSERVICE": "s", "PGSERVICEFILE": write("services", "[s]\nhost=db.example\nuser=v\nsslmode=disable\npassword_file="+write("word", "w"))}, "v:w@db.example in clear"},
 		{"dbname=d", map[string]string{"PGSERVICE": "t", "PGSERVICEFILE": filepath.Join(folder, "services")}, `service "t" is not in the file of services`},
 		{"dbname=d", map[string]string{"PGHOST": "db.example", "PGUSER": "w"}, "the connection to db.example would be encrypted or not"},
@@ -160,12 +160,16 @@ func TestRefusedTokens(t *testing.T) {
 		"password_command": "the word of password_command is wrong or has ended, as a token does after some minutes: password_command is asked again at each try",
 		"":                 "wants a token: name password_command or password_file",
 	} {
-		cfg, err := pgconn.ParseConfig("postgres://u@db.example/d?sslmode=require")
+		url := "postgres://u@db.example/d?sslmode=require"
+		cfg, err := pgconn.ParseConfig(url)
 		if err != nil {
 			t.Fatal(err)
 		}
+		if from != "" {
+			url += "&" + from + "=x"
+		}
 		rds := &pgconn.PgError{Code: "28000", Routine: "auth_failed", Message: `PAM authentication failed for user "u"`}
-		if got := Trouble(cfg, "db.example:5432", from, rds); !strings.Contains(got, says) {
+		if got := NewPostgres("source.url", url, zerolog.Nop()).Trouble(cfg, "db.example:5432", rds); !strings.Contains(got, says) {
 			t.Errorf("%q: %s", from, got)
 		}
 	}

@@ -44,7 +44,7 @@ func readAuthorities(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// expiredError is about a file of authorities whose time is over.
+// expiredError is about a certificate whose time is over.
 type expiredError struct{ error }
 
 // checkAuthorities returns an error where the file is not one of certificates. That they have expired is no reason not to start: a new file
@@ -92,40 +92,49 @@ func instead(text []byte, begins string) string {
 	return "write PEM there, which begins with " + begins
 }
 
-// readPair returns the client certificate and its key.
-func readPair(name Names, certFile, keyFile string) (*tls.Certificate, error) {
+// readPair returns the client certificate and its key; certKey and keyKey name their files to people.
+func readPair(certKey, certFile, keyKey, keyFile string, readKey func(path string) ([]byte, error)) (*tls.Certificate, error) {
 	certs, err := os.ReadFile(certFile)
 	if err != nil {
-		return nil, about(name("tls_cert_file"), fmt.Errorf("read the file: %w", err))
+		return nil, about(certKey, fmt.Errorf("read the file: %w", err))
 	}
 	if _, err := certificates(certFile, certs); err != nil {
-		return nil, about(name("tls_cert_file"), err)
+		return nil, about(certKey, err)
 	}
-	key, err := os.ReadFile(keyFile)
+	key, err := readKey(keyFile)
 	if err != nil {
-		return nil, about(name("tls_key_file"), fmt.Errorf("read the file: %w", err))
+		return nil, about(keyKey, err)
 	}
-	switch {
-	case bytes.Contains(key, []byte("ENCRYPTED")):
-		return nil, about(name("tls_key_file"), fmt.Errorf("the key in the file %s has a passphrase, which nobody is there to type: write it without one, `openssl pkey -in %s -out new.key`", keyFile, keyFile))
-	case !bytes.Contains(key, []byte("PRIVATE KEY-----")):
-		return nil, about(name("tls_key_file"), fmt.Errorf("the file %s holds no key: %s", keyFile, instead(key, "-----BEGIN PRIVATE KEY-----")))
+	if !bytes.Contains(key, []byte("PRIVATE KEY-----")) {
+		return nil, about(keyKey, fmt.Errorf("the file %s holds no key: %s", keyFile, instead(key, "-----BEGIN PRIVATE KEY-----")))
 	}
 	pair, err := tls.X509KeyPair(certs, key)
 	switch {
 	case err != nil && strings.Contains(err.Error(), "does not match"):
-		return nil, about(name("tls_key_file"), fmt.Errorf("the key in the file %s does not fit the certificate in %s: write the two that were made together", keyFile, certFile))
+		return nil, about(keyKey, fmt.Errorf("the key in the file %s does not fit the certificate in %s: write the two that were made together", keyFile, certFile))
 	case err != nil:
-		return nil, about(name("tls_key_file"), fmt.Errorf("the key in the file %s cannot be used: %w: write a key that openssl pkey -in %s can read", keyFile, err, keyFile))
+		return nil, about(keyKey, fmt.Errorf("the key in the file %s cannot be used: %w: write a key that openssl pkey -in %s can read", keyFile, err, keyFile))
 	}
 	return &pair, nil
+}
+
+// clearKey returns the key of a file, which has no passphrase.
+func clearKey(path string) ([]byte, error) {
+	key, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the file: %w", err)
+	}
+	if bytes.Contains(key, []byte("ENCRYPTED")) {
+		return nil, fmt.Errorf("the key in the file %s has a passphrase, which nobody is there to type: write it without one, `openssl pkey -in %s -out new.key`", path, path)
+	}
+	return key, nil
 }
 
 // inTime returns an error where the certificate's time is over, or has not begun.
 func inTime(pair *tls.Certificate) error {
 	switch leaf := pair.Leaf; {
 	case !time.Now().Before(leaf.NotAfter):
-		return fmt.Errorf("the client certificate %s has expired at %s: write the renewed one, and its key, there", leaf.Subject, leaf.NotAfter.UTC().Format(time.RFC3339))
+		return &expiredError{fmt.Errorf("the client certificate %s has expired at %s: write the renewed one, and its key, there", leaf.Subject, leaf.NotAfter.UTC().Format(time.RFC3339))}
 	case time.Now().Before(leaf.NotBefore):
 		return fmt.Errorf("the client certificate %s is not valid before %s: correct the clock of this machine, or write another one there", leaf.Subject, leaf.NotBefore.UTC().Format(time.RFC3339))
 	}

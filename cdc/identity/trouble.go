@@ -1,14 +1,12 @@
 package identity
 
 import (
-	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,30 +24,23 @@ const (
 )
 
 // Trouble returns what a connection's error says about identity and transport, and what to do: which certificate, authority or password
-// is wrong, on which side. It is "" where the error is about something else. at names the server, and from where the password comes from,
-// as PasswordFrom has it.
-func Trouble(cfg *pgconn.Config, at, from string, err error) string {
+// is wrong, on which side. It is "" where the error is about something else. at names the server.
+func (p *Postgres) Trouble(cfg *pgconn.Config, at string, err error) string {
+	u, _ := parse(p.url)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		return denied(cfg, from, pg)
+		return denied(cfg, u.source, pg)
 	}
-	var name x509.HostnameError
-	var stranger x509.UnknownAuthorityError
-	var invalid x509.CertificateInvalidError
+	roots := u.files["sslrootcert"]
+	if roots == "system" {
+		roots = ""
+	}
+	if said := certificateTrouble("PostgreSQL at "+at, err, "sslrootcert", roots, ""); said != "" {
+		return said
+	}
 	var record tls.RecordHeaderError
 	var alert *net.OpError
 	switch {
-	case errors.As(err, &name):
-		return fmt.Sprintf("PostgreSQL at %s has a certificate for %s and none for %s: write the name that is in it in the URL, or give the server one for this name", at, names(name.Certificate), name.Host)
-	case errors.As(err, &stranger):
-		return fmt.Sprintf("PostgreSQL at %s has a certificate of %s, which is none of the authorities in %s: name the file of that authority in sslrootcert", at, issuer(stranger.Cert), authorities(cfg))
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
-		if time.Now().Before(invalid.Cert.NotBefore) {
-			return fmt.Sprintf("the certificate of PostgreSQL at %s begins on %s: look at the clocks of both machines", at, day(invalid.Cert.NotBefore))
-		}
-		return fmt.Sprintf("the certificate of PostgreSQL at %s (%s) ended on %s: renew it there, and reload the server (SELECT pg_reload_conf())", at, invalid.Cert.Subject, day(invalid.Cert.NotAfter))
-	case errors.As(err, &invalid):
-		return fmt.Sprintf("the certificate of PostgreSQL at %s is no server's: %v: have another one issued", at, invalid)
 	case strings.Contains(err.Error(), noTLS):
 		return fmt.Sprintf("PostgreSQL at %s takes no TLS: switch it on there (ssl = on), or write sslmode=disable in the URL, which sends password and rows in clear", at)
 	case errors.As(err, &record):
@@ -79,7 +70,7 @@ func (p *Postgres) Explain(err error) error {
 		return err
 	}
 	at := net.JoinHostPort(failed.Config.Host, strconv.Itoa(int(failed.Config.Port)))
-	if trouble := Trouble(failed.Config, at, p.PasswordFrom(), failed); trouble != "" {
+	if trouble := p.Trouble(failed.Config, at, failed); trouble != "" {
 		return fmt.Errorf("%s: %s (%w)", p.Key, trouble, err)
 	}
 	return err
@@ -89,13 +80,10 @@ func (p *Postgres) Explain(err error) error {
 func refusedOurs(cfg *pgconn.Config, at, said string) string {
 	said = strings.TrimPrefix(said, "tls: ")
 	own := clients(cfg)
-	switch {
-	case own == nil:
+	if own == nil {
 		return fmt.Sprintf("PostgreSQL at %s ends the TLS handshake (%s): it may want a client's certificate: name sslcert and sslkey", at, said)
-	case own.NotAfter.Before(time.Now()):
-		return fmt.Sprintf("PostgreSQL at %s refuses the certificate of sslcert (%s): it ended on %s: put the new one there, with its key", at, said, day(own.NotAfter))
 	}
-	return fmt.Sprintf("PostgreSQL at %s refuses the certificate of sslcert, %s by %s (%s): have one issued by an authority of the server's ssl_ca_file", at, own.Subject, own.Issuer, said)
+	return fmt.Sprintf("PostgreSQL at %s refuses the certificate of sslcert, %s by %s (%s), which expires at %s: have one issued by an authority of the server's ssl_ca_file, and look at the clocks", at, own.Subject, own.Issuer, said, own.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // denied says what a server's refusal has to do with who we are. Routines are never translated, as messages are.
@@ -135,29 +123,4 @@ func clients(cfg *pgconn.Config) *x509.Certificate {
 		}
 	}
 	return nil
-}
-
-func authorities(cfg *pgconn.Config) string {
-	for _, f := range all(cfg) {
-		if f.TLSConfig != nil && f.TLSConfig.RootCAs != nil {
-			return "sslrootcert"
-		}
-	}
-	return "this machine's own list"
-}
-
-func issuer(cert *x509.Certificate) string {
-	if cert == nil {
-		return "an authority without a name"
-	}
-	return cmp.Or(cert.Issuer.String(), "an authority without a name")
-}
-
-// names are those that a certificate is for.
-func names(cert *x509.Certificate) string {
-	all := slices.Clone(cert.DNSNames)
-	for _, ip := range cert.IPAddresses {
-		all = append(all, ip.String())
-	}
-	return cmp.Or(strings.Join(all, ", "), "no host (its common name "+cert.Subject.CommonName+" does not count)")
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/identity"
@@ -115,8 +116,17 @@ func (cfg Config) clientOptions() []kgo.Opt {
 	return append(cfg.Login.Options(), kgo.SeedBrokers(cfg.Brokers...), kgo.ClientID(cfg.Consumer))
 }
 
-// why returns the sentence that says why Kafka does not let us in, where that is behind err, and otherwise err.
+// why returns the sentence that says why Kafka does not let us in or what it does not allow, where that is behind err, and otherwise err.
 func (cfg Config) why(ctx context.Context, err error) error {
+	grant := func(kind, name string) error {
+		return fmt.Errorf("%w: %s", err, identity.Grant(cfg.Login.User(), cfg.Brokers, kind, name, "Read"))
+	}
+	switch {
+	case errors.Is(err, kerr.TopicAuthorizationFailed):
+		return grant(identity.Topic, cfg.Topic)
+	case errors.Is(err, kerr.GroupAuthorizationFailed):
+		return grant(identity.Group, cfg.Group)
+	}
 	if refused := cfg.Login.Explain(ctx, err); refused != nil {
 		return refused
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
@@ -70,7 +71,7 @@ func (p TopicPlan) instead(s *Sink, err error) string {
 	const byHand = "create it by hand with these settings, or let the user of kafka.sasl do it"
 	switch {
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
-		return s.grant(topicResource, p.Name, "Create") + "; or create it by hand with these settings"
+		return s.grant(identity.Topic, p.Name, "Create") + "; or create it by hand with these settings"
 	case errors.Is(err, kerr.InvalidReplicationFactor):
 		return "set kafka.replication to a number of replicas that this Kafka has brokers for"
 	case errors.Is(err, kerr.InvalidPartitions):
@@ -159,7 +160,7 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 		case !known:
 			unseen := fmt.Sprintf("a %s that Kafka does not show us: see that it is %s", key, want)
 			if t.hidden {
-				unseen += ", or " + a.sink.grant(topicResource, plan.Name, "DescribeConfigs")
+				unseen += ", or " + a.sink.grant(identity.Topic, plan.Name, "DescribeConfigs")
 			}
 			drift = append(drift, unseen)
 		case have != want:

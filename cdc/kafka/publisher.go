@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
@@ -144,7 +145,7 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, most.bytes)
 	case most.assumed:
 		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and Kafka does not show what topic %s takes: no more than %d bytes are sent, the default of max.message.bytes, until it does: %s",
-			size, r.Topic, most.bytes, p.sink.grant(topicResource, r.Topic, "DescribeConfigs"))
+			size, r.Topic, most.bytes, p.sink.grant(identity.Topic, r.Topic, "DescribeConfigs"))
 	}
 	return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, most.bytes)
 }
@@ -452,7 +453,7 @@ func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []s
 		case errors.Is(err, kerr.UnknownTopicOrPartition):
 			continue
 		case errors.Is(err, kerr.TopicAuthorizationFailed):
-			return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "we can neither read it nor write to it; nothing is lost", Run: s.grant(topicResource, name, operations...)}
+			return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "we can neither read it nor write to it; nothing is lost", Run: s.grant(identity.Topic, name, operations...)}
 		case err != nil:
 			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 		}

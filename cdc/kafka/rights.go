@@ -1,28 +1,17 @@
 package kafka
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/twmb/franz-go/pkg/kerr"
-)
 
-// The kinds of resources that have rights, as kafka-acls.sh calls them.
-const (
-	topicResource         = "topic"
-	transactionalResource = "transactional-id"
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // grant returns what to run so that the user of this connection may do the operations on a resource.
 func (s *Sink) grant(kind, name string, operations ...string) string {
-	user := "User:" + cmp.Or(s.cfg.Kafka.SASL.Username, "NAME")
-	command := fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s", strings.Join(s.cfg.Kafka.Brokers, ","), user)
-	for _, operation := range operations {
-		command += " --operation " + operation
-	}
-	return fmt.Sprintf("grant %s on %s %s to %s: %s --%s %s", strings.Join(operations, " and "), strings.ReplaceAll(kind, "-", " "), name, user, command, kind, name)
+	return identity.Grant(s.login.User(), s.cfg.Kafka.Brokers, kind, name, operations...)
 }
 
 // denied returns a refusal by Kafka with the right that is missing and what grants it, and every other error as it is.
@@ -30,16 +19,16 @@ func (s *Sink) denied(err error, topic string, operations ...string) error {
 	if !errors.Is(err, kerr.TopicAuthorizationFailed) {
 		return err
 	}
-	return fmt.Errorf("%w: %s", err, s.grant(topicResource, topic, operations...))
+	return fmt.Errorf("%w: %s", err, s.grant(identity.Topic, topic, operations...))
 }
 
 // denied is that of the sink for a request to write, with the transactional id of this client.
 func (p *publisher) denied(err error, topic string) error {
 	switch {
 	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
-		return fmt.Errorf("%w: %s", err, p.sink.grant(transactionalResource, p.id, "Write"))
+		return fmt.Errorf("%w: %s", err, p.sink.grant(identity.TransactionalID, p.id, "Write"))
 	case errors.Is(err, kerr.ClusterAuthorizationFailed): // who may write to any topic may take a producer id, from Kafka 3.0 on
-		return fmt.Errorf("%w: %s; before Kafka 3.0, grant IdempotentWrite on the cluster, too", err, p.sink.grant(topicResource, topic, "Write"))
+		return fmt.Errorf("%w: %s; before Kafka 3.0, grant IdempotentWrite on the cluster, too", err, p.sink.grant(identity.Topic, topic, "Write"))
 	}
 	return p.sink.denied(err, topic, "Write")
 }

@@ -15,11 +15,26 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
+// refusing is a login that Kafka refuses for this reason.
+type refusing string
+
+func (r *refusing) Trouble() error {
+	if *r == "" {
+		return nil
+	}
+	return errors.New(string(*r))
+}
+
+func (*refusing) Certificates() map[string]time.Time {
+	return map[string]time.Time{"kafka.tls_cert_file": time.Unix(1_800_000_000, 0)}
+}
+
 // TestStatusSaysWhatTheRelayDoes follows a relay through its roles: readiness, status and metrics say the same.
 func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	slot := standing{WALEnd: 500, Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: 200, RestartLSN: 100}}
-	con := newMetrics("orders", watched{slot: "walpost", facts: slot, letters: three{}}, reg)
+	var refused refusing
+	con := newMetrics("orders", watched{slot: "walpost", facts: slot, letters: three{}, login: &refused}, reg)
 	o := con.observer()
 	mux := http.NewServeMux()
 	running(con).Routes(mux)
@@ -35,6 +50,7 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 		{"standing by", func() { o.Role(cdc.Standby, cdc.ErrSlotInUse) }, "", `"role":"standby"`, 0},
 		{"streaming", func() { o.Role(cdc.Streaming, nil) }, "", `"role":"streaming"`, 1},
 		{"kafka stalled", func() { o.Stalled(true, time.Minute) }, "kafka does not answer", `"kafka_stalled":true`, 1},
+		{"kafka that lets nobody in", func() { refused = "kafka at k:9093 refuses the token" }, "kafka at k:9093 refuses the token; rows wait in the slot", `"blocked":["kafka at k:9093 refuses the token"`, 1},
 		{"kafka back", func() { o.Stalled(false, time.Minute) }, "", "\"blocked\":[\"3 dead letters are unresolved: `walpost dlq list` says why\"]", 1},
 		{"stalled", func() { o.Stuck(&cdc.Stall{Cause: "standby", Found: "sb1 is away"}) }, "sb1 is away", `"stalled":"sb1 is away"`, 1},
 		{"and going on", func() { o.Stuck(nil) }, "", "\"blocked\":[\"3 dead letters are unresolved: `walpost dlq list` says why\"]", 1},
@@ -71,7 +87,7 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]float64{
-		"walpost_slot_lag_bytes": 300, "walpost_slot_retained_bytes": 400, "walpost_slot_lost": 0, "walpost_dead_letters_unresolved": 3,
+		"walpost_slot_lag_bytes": 300, "walpost_certificate_expires_timestamp_seconds": 1_800_000_000, "walpost_slot_retained_bytes": 400, "walpost_slot_lost": 0, "walpost_dead_letters_unresolved": 3,
 	} {
 		if got := gauge(t, reg, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

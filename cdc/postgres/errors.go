@@ -16,7 +16,6 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/walpost/walpost/cdc"
-	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
@@ -121,7 +120,7 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 	case pgconn.Timeout(err) || errors.As(err, &dns):
 		return fmt.Errorf("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.Key, at, took.Round(time.Second))
 	}
-	if trouble := identity.Trouble(cfg, at, l.PasswordFrom(), err); trouble != "" {
+	if trouble := l.Trouble(cfg, at, err); trouble != "" {
 		return fmt.Errorf("%s: %s", l.Key, trouble)
 	}
 	if op := (*net.OpError)(nil); errors.As(err, &op) {
@@ -156,7 +155,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		return &cdc.Halt{Found: found, Means: means, Run: fmt.Sprintf(run, args...)}
 	}
 	from := l.PasswordFrom()
-	who := identity.Trouble(cfg, addresses(cfg), from, pg)
+	who := l.Trouble(cfg, addresses(cfg), pg)
 	if who != "" && from != "" { // which a file or a command may put right at any moment: no halt, whose next try comes late
 		return fmt.Errorf("%s: %s", found, who)
 	}

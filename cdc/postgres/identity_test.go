@@ -206,15 +206,15 @@ func TestIdentity(t *testing.T) {
 		says  string
 		start bool // it is said at the start already
 	}{
-		"no authority's file":        {c.url("relay", "sslrootcert=/no/such"), "sslrootcert: open /no/such: no such file or directory", true},
-		"an unreadable one":          {c.url("relay", "sslrootcert="+c.folder), "sslrootcert: read " + c.folder + ": is a directory", true},
-		"no certificate in it":       {c.url("relay", "sslrootcert="+keyFile), "sslrootcert: there is no certificate in", true},
-		"a damaged one in it":        {c.url("relay", "sslrootcert="+c.file("damaged", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})))), "sslrootcert: a certificate in", true},
-		"an authority that ended":    {c.url("relay", "sslrootcert="+cdctest.NewAuthority(t, "old", past).File), "sslrootcert: the authority's certificate in", true},
-		"no client's certificate":    {c.url("mutual", "sslcert=/no/such", "sslkey="+keyFile), "sslcert: open /no/such", true},
-		"a damaged certificate":      {c.url("mutual", "sslcert="+keyFile, "sslkey="+keyFile), "sslcert: there is no certificate in", true},
-		"no key":                     {c.url("mutual", "sslcert="+certFile, "sslkey=/no/such"), "sslkey: stat /no/such", true},
-		"no key in it":               {c.url("mutual", "sslcert="+certFile, "sslkey="+word), "sslkey: there is no key in", true},
+		"no authority's file":        {c.url("relay", "sslrootcert=/no/such"), "sslrootcert: read the file: open /no/such: no such file or directory", true},
+		"an unreadable one":          {c.url("relay", "sslrootcert="+c.folder), "sslrootcert: read the file: read " + c.folder + ": is a directory", true},
+		"no certificate in it":       {c.url("relay", "sslrootcert="+keyFile), "sslrootcert: the file " + keyFile + " holds no certificate: write PEM there", true},
+		"a damaged one in it":        {c.url("relay", "sslrootcert="+c.file("damaged", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})))), "sslrootcert: certificate 1 in the file", true},
+		"an authority that ended":    {c.url("relay", "sslrootcert="+cdctest.NewAuthority(t, "old", past).File), "sslrootcert: the authority CN=old in the file", false},
+		"no client's certificate":    {c.url("mutual", "sslcert=/no/such", "sslkey="+keyFile), "sslcert: read the file: open /no/such", true},
+		"a damaged certificate":      {c.url("mutual", "sslcert="+keyFile, "sslkey="+keyFile), "sslcert: the file " + keyFile + " holds no certificate", true},
+		"no key":                     {c.url("mutual", "sslcert="+certFile, "sslkey=/no/such"), "sslkey: read the file: stat /no/such", true},
+		"no key in it":               {c.url("mutual", "sslcert="+certFile, "sslkey="+word), "sslkey: the file " + word + " holds no key", true},
 		"a certificate without key":  {c.url("mutual", "sslcert="+certFile), "sslcert is there without sslkey", true},
 		"a key without certificate":  {c.url("mutual", "sslkey="+keyFile), "sslkey is there without sslcert", true},
 		"another one's key":          {c.url("mutual", "sslcert="+certFile, other[1]), "does not fit the certificate in", true},
@@ -222,16 +222,16 @@ func TestIdentity(t *testing.T) {
 		"the wrong key to it":        {c.url("mutual", "sslcert="+certFile, "sslkey="+encrypted, "sslpassword=x"), "sslpassword does not open the key in", true},
 		"a key locked another way":   {c.url("mutual", "sslcert="+certFile, "sslkey="+pkcs8), "is encrypted as PKCS #8", true},
 		"a key that all may read":    {c.url("mutual", "sslcert="+certFile, "sslkey="+c.file("open.key", key, 0o644)), "every user of this machine may read", true},
-		"a certificate that ended":   {c.url("mutual", ended...), "sslcert: the certificate in", true},
+		"a certificate that ended":   {c.url("mutual", ended...), "sslcert: the client certificate CN=mutual has expired at", false},
 		"no certificate given":       {c.url("mutual"), "pg_hba.conf wants a client's certificate (clientcert): name sslcert and sslkey", false},
 		"another's certificate":      {c.url("mutual", other...), `the certificate of sslcert is for "other" and the role is "mutual"`, false},
 		"another's, without word":    {c.url("sure", with(other, "word=")...), `the certificate of sslcert is for "other" and the role is "sure"`, false},
 		"a stranger's certificate":   {c.url("mutual", stranger...), "the server takes no certificate of CN=theirs", false},
-		"another name":               {c.url("relay", "address="+strings.Replace(c.address, "127.0.0.1", "localhost", 1)), "has a certificate for db.test, 127.0.0.1 and none for localhost", false},
-		"another authority":          {c.url("relay", "sslrootcert="+theirs.File), "has a certificate of CN=ours, which is none of the authorities in sslrootcert", false},
-		"another, verify-ca":         {c.url("relay", "sslmode=verify-ca", "sslrootcert="+theirs.File), "none of the authorities in sslrootcert", false},
-		"another, require":           {c.url("relay", "sslmode=require", "sslrootcert="+theirs.File), "none of the authorities in sslrootcert", false},
-		"nobody's authority":         {c.url("relay", "sslrootcert="), "none of the authorities in this machine's own list", false},
+		"another name":               {c.url("relay", "address="+strings.Replace(c.address, "127.0.0.1", "localhost", 1)), "has a certificate for db.test or 127.0.0.1, and not for localhost: call it by one of its names", false},
+		"another authority":          {c.url("relay", "sslrootcert="+theirs.File), "has a certificate (made by CN=ours), and no authority in the file " + theirs.File + " has made it", false},
+		"another, verify-ca":         {c.url("relay", "sslmode=verify-ca", "sslrootcert="+theirs.File), "and no authority in the file " + theirs.File + " has made it", false},
+		"another, require":           {c.url("relay", "sslmode=require", "sslrootcert="+theirs.File), "and no authority in the file " + theirs.File + " has made it", false},
+		"nobody's authority":         {c.url("relay", "sslrootcert="), "has a certificate of an authority that this machine does not know (made by CN=ours): name the file with its certificate in sslrootcert", false},
 		"no TLS there":               {strings.Replace(cdctest.Postgres(t).URL("postgres"), "disable", "verify-full", 1), "takes no TLS: switch it on there (ssl = on), or write sslmode=disable", false},
 		"TLS alone there":            {c.url("relay", "sslmode=disable"), "pg_hba.conf does not let the role relay in from this host without TLS", false},
 		"wrong password":             {c.url("relay", "word=wrong"), "`walpost init` does so (ALTER ROLE", false},
@@ -247,7 +247,7 @@ func TestIdentity(t *testing.T) {
 		"a word that is empty":       {keyword("password_file=''"), "password_file is empty", true},
 		"no such service":            {"postgres:///?service=theirs&servicefile=" + services, `service "theirs" is not in the file of services`, true},
 		"no file of services":        {"postgres:///?service=ours&servicefile=/no/such", `service "ours": the file of services cannot be read`, true},
-		"no such passfile":           {c.url("relay", "word=", "passfile=/no/such"), "passfile: stat /no/such", true},
+		"no such passfile":           {c.url("relay", "word=", "passfile=/no/such"), "passfile: read the file: stat /no/such", true},
 		"a passfile for all":         {c.url("relay", "word=", "passfile="+c.file("open.pass", "x", 0o644)), "passfile: every user of this machine may read", true},
 		"no sslmode":                 {"postgres://u@db.example/d", "write sslmode=verify-full and sslrootcert=…", true},
 		"prefer":                     {"postgres://u@127.0.0.1,db.example/d?sslmode=prefer", "the connection to db.example would be encrypted or not", true},
@@ -320,9 +320,15 @@ func (c *certified) rotates(cert, key string) {
 	c.file("own.word", "next")
 	says("the new word", 3)
 
-	// The client's certificate ends, and the server's does.
+	// The client's certificate expires, another one is revoked, and the server's expires.
 	c.ours.Issue(c.T, cdctest.Certificate{Name: "mutual", Until: time.Now().Add(3 * time.Second)}).Replace(c.T, pair)
 	says("a certificate that ends soon", 3)
+	reload := func() {
+		c.Helper()
+		if _, err := c.admin.Exec(c.Context(), "SELECT pg_reload_conf()"); err != nil {
+			c.Fatal(err)
+		}
+	}
 	fails := func(what, want string) {
 		c.Helper()
 		cdctest.Eventually(c.T, 10*time.Second, func() error {
@@ -336,12 +342,17 @@ func (c *certified) rotates(cert, key string) {
 			return nil
 		})
 	}
-	fails("a certificate that ended", "PostgreSQL at "+c.address+" refuses the certificate of sslcert (expired certificate): it ended on ")
-	c.ours.Issue(c.T, cdctest.Certificate{Name: "postgres", Hosts: []string{"127.0.0.1"}, Until: time.Now().Add(-time.Minute)}).Replace(c.T, c.its)
-	if _, err := c.admin.Exec(c.Context(), "SELECT pg_reload_conf()"); err != nil {
+	fails("a certificate that has expired", "sslcert: the client certificate CN=mutual has expired at ")
+	c.ours.Issue(c.T, cdctest.Certificate{Name: "mutual"}).Replace(c.T, pair)
+	says("a renewed certificate", 3)
+	if _, err := c.admin.Exec(c.Context(), "ALTER SYSTEM SET ssl_crl_file = '"+c.ours.Revoke(c.T, pair)+"'"); err != nil {
 		c.Fatal(err)
 	}
-	fails("a server's certificate that ended", "the certificate of PostgreSQL at "+c.address+" (CN=postgres) ended on ")
+	reload()
+	fails("a revoked certificate", "refuses the certificate of sslcert, CN=mutual by CN=ours (revoked certificate), which expires at ")
+	c.ours.Issue(c.T, cdctest.Certificate{Name: "postgres", Hosts: []string{"127.0.0.1"}, Until: time.Now().Add(-time.Minute)}).Replace(c.T, c.its)
+	reload()
+	fails("a server's certificate that ended", "PostgreSQL at "+c.address+" has a certificate that is out of its time (valid from ")
 
 	// A command that hangs is given up.
 	ctx, cancel := context.WithTimeout(c.Context(), 100*time.Millisecond)

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -416,6 +418,9 @@ func TestSIGTERM(t *testing.T) {
 
 func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 	t.Parallel()
+	stranger := httptest.NewTLSServer(nil)
+	stranger.Config.ErrorLog = log.New(io.Discard, "", 0)
+	t.Cleanup(stranger.Close)
 	valid := map[string]string{
 		"INVENTORY_DATABASE_URL": "postgres://inventory_service:" + cdctest.Canary + "@127.0.0.1:1/inventory", "INVENTORY_KAFKA_BROKERS": "127.0.0.1:1",
 		"INVENTORY_HTTP": "127.0.0.1:0",
@@ -436,6 +441,12 @@ func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 		{"an address that cannot be had", []string{"--http", "192.0.2.1:80"}, nil, []string{"INVENTORY_HTTP", "choose a free address"}},
 		{"profiles for everybody", []string{"--pprof", "0.0.0.0:0"}, nil, []string{"--pprof (INVENTORY_PPROF): 0.0.0.0:0 is not on loopback"}},
 		{"an unknown flag", []string{"--nope"}, nil, []string{"--nope"}},
+		{"half a login", nil, map[string]string{"INVENTORY_KAFKA_TLS_CERT_FILE": "/c", "INVENTORY_KAFKA_SASL_MECHANISM": "plain", "INVENTORY_KAFKA_SASL_PASSWORD": "secret"}, []string{
+			"--kafka-tls-cert-file (INVENTORY_KAFKA_TLS_CERT_FILE): it is for connections with TLS: set --kafka-tls (INVENTORY_KAFKA_TLS) too", "--kafka-sasl-username (INVENTORY_KAFKA_SASL_USERNAME): missing",
+		}},
+		{"a Kafka that nobody knows", []string{"replay", "--offset", "0", "--kafka-tls"}, map[string]string{"INVENTORY_KAFKA_BROKERS": stranger.Listener.Addr().String()}, []string{
+			"has a certificate of an authority that this machine does not know (made by O=Acme Co): name the file with its certificate in --kafka-tls-ca-file (INVENTORY_KAFKA_TLS_CA_FILE)",
+		}},
 		{"migrate without URLs", []string{"migrate"}, map[string]string{"INVENTORY_DATABASE_URL": ""}, []string{"INVENTORY_DATABASE_URL", "INVENTORY_ADMIN_DATABASE_URL"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

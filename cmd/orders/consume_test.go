@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"sync"
@@ -206,5 +208,12 @@ func TestConsumeNamesEveryMistakeAtOnce(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in: %v", want, err)
 		}
+	}
+	stranger := httptest.NewTLSServer(nil)
+	stranger.Config.ErrorLog = log.New(io.Discard, "", 0)
+	defer stranger.Close()
+	c.env = map[string]string{"ORDERS_DATABASE_URL": "postgres://orders_service:secret@127.0.0.1:1/orders", "ORDERS_KAFKA_BROKERS": stranger.Listener.Addr().String(), "ORDERS_KAFKA_TLS": "true"}
+	if _, err := c.command("replay", "--group", "statistics", "--offset", "0"); err == nil || !strings.Contains(err.Error(), "name the file with its certificate in --kafka-tls-ca-file (ORDERS_KAFKA_TLS_CA_FILE)") {
+		t.Errorf("a Kafka that nobody knows: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +13,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -20,6 +24,10 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
+	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
+	"github.com/walpost/walpost/cdc/inbox"
+	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
 // rightsOf returns the rights of the page's table, by who needs them.
@@ -74,13 +82,19 @@ func (s *rightsStage) allowKafka(rights []string) {
 	if _, err := s.kafka.DeleteACLs(s.T.Context(), mine); err != nil {
 		s.T.Fatal(err)
 	}
+	grant(s.T, s.kafka, s.user, rights)
+}
+
+// grant gives a user of Kafka rights.
+func grant(t testing.TB, admin *kadm.Client, user string, rights []string) {
+	t.Helper()
 	for _, right := range rights {
 		f := strings.Fields(right) // --operation Write --topic name
 		op, err := kmsg.ParseACLOperation(f[1])
 		if err != nil {
-			s.T.Fatalf("%s: %v", right, err)
+			t.Fatalf("%s: %v", right, err)
 		}
-		b := kadm.NewACLs().Allow(s.user).AllowHosts().Operations(op).ResourcePatternType(kadm.ACLPatternLiteral)
+		b := kadm.NewACLs().Allow(user).AllowHosts().Operations(op).ResourcePatternType(kadm.ACLPatternLiteral)
 		switch f[2] {
 		case "--topic":
 			b.Topics(f[3])
@@ -89,11 +103,11 @@ func (s *rightsStage) allowKafka(rights []string) {
 		case "--transactional-id":
 			b.TransactionalIDs(f[3])
 		default:
-			s.T.Fatalf("what is %s?", right)
+			t.Fatalf("what is %s?", right)
 		}
-		made, err := s.kafka.CreateACLs(s.T.Context(), b)
+		made, err := admin.CreateACLs(t.Context(), b)
 		if err != nil || made[0].Err != nil {
-			s.T.Fatal(err, made)
+			t.Fatal(err, made)
 		}
 	}
 }
@@ -221,7 +235,58 @@ var kafkaWorks = map[string]work{
 	"replay":                    {prep: published, do: replaying},
 	"replay, exactly_once":      {base: []string{"replay"}, env: once, prep: published, do: replaying},
 	"skip, adopt":               {prep: loses, do: deciding},
+	"consumer":                  {prep: published, do: consumes},
 	"skip, adopt, exactly_once": {base: []string{"skip, adopt"}, env: once, prep: loses, do: deciding},
+}
+
+// consumes applies what is in the topic, with the same settings as the relay, and returns what the log says of a right.
+func consumes(s *rightsStage) error { return s.consume(s.T, "inventory", s.row) }
+
+// consume applies events of the topic up to one with an inbox in the pipeline's database, with the pipeline's settings of Kafka. It returns
+// the first trouble that the log tells of.
+func (s *testbed) consume(t testing.TB, group, last string) error {
+	t.Helper()
+	cfgs, err := config.Load("", s.Getenv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := cfgs[0].Kafka
+	if s.Query("SELECT (to_regclass('inbox') IS NULL)::text") == "true" {
+		s.Exec(schema.SQL)
+	}
+	pool, err := pgxpool.New(t.Context(), s.AdminURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	var log cdctest.Log
+	consumer, err := inbox.New(inbox.Config{
+		Brokers: k.Brokers, Login: identity.NewLogin(k.Kafka, k.Brokers, identity.Keys, zerolog.New(&log)), Topic: s.Topic, Group: group, Pool: pool, Log: zerolog.New(&log),
+		Handle: func(context.Context, pgx.Tx, inbox.Event) error { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- consumer.Run(ctx) }()
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		for line := range strings.Lines(log.String()) {
+			if strings.Contains(line, "in trouble") {
+				err = errors.New(line)
+				return nil
+			}
+		}
+		if s.Query("SELECT EXISTS (SELECT FROM inbox WHERE consumer = $1 AND event_id = $2)::text", group, last) != "true" {
+			return fmt.Errorf("the event is not applied: %s", log.String())
+		}
+		return nil
+	})
+	cancel()
+	if rerr := <-ended; rerr != nil && err == nil {
+		t.Error(rerr)
+	}
+	return err
 }
 
 // published has a row delivered.

@@ -33,7 +33,7 @@ type rotation struct {
 func (r *rotation) renewed(what string) {
 	r.T.Helper()
 	r.cut()
-	r.streams(what)
+	r.streams(what, 20*time.Second)
 }
 
 // cut ends the relay's connection.
@@ -43,9 +43,9 @@ func (r *rotation) cut() {
 }
 
 // streams waits until the relay streams over another connection, and the pool has one, too.
-func (r *rotation) streams(what string) {
+func (r *rotation) streams(what string, within time.Duration) {
 	r.T.Helper()
-	cdctest.Eventually(r.T, 40*time.Second, func() error {
+	cdctest.Eventually(r.T, within, func() error {
 		if r.Query("SELECT count(*)::text FROM pg_stat_replication JOIN pg_stat_ssl USING (pid) WHERE ssl AND state = 'streaming' AND pid <> "+r.last) != "1" {
 			return errors.New(what + ": the relay does not stream")
 		}
@@ -129,12 +129,12 @@ func TestRelayOverTLS(t *testing.T) {
 	r.last = "0"
 	r.relay = r.StartRelay()
 	r.relay.WaitForLog(20*time.Second, `"wire":"tcp, round trip `)
-	r.streams("at first")
+	r.streams("at first", 20*time.Second)
 
 	// The authority: a file that is none, one with both, the server's new certificate.
 	write("ca.crt", "garbage")
 	r.renewed("an authority's file that is none")
-	r.logged("sslrootcert", "there is no certificate in")
+	r.logged("sslrootcert", "holds no certificate")
 	write("ca.crt", read(first.File)+read(next.File))
 	next.Issue(t, server).Replace(t, its)
 	r.Exec("ALTER SYSTEM SET ssl_ca_file = '" + next.File + "'") // whose own is refused from here on
@@ -146,7 +146,7 @@ func TestRelayOverTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.renewed("a certificate that is none")
-	r.logged("sslcert and sslkey", "there is no certificate in")
+	r.logged("sslcert and sslkey", "holds no certificate")
 	if err := os.WriteFile(own.CertFile, []byte(keep), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestRelayOverTLS(t *testing.T) {
 		return errors.Join(err, contains(said, "503"), contains(said, wrong), contains(r.relay.Log.String(), wrong))
 	})
 	write("word", "next\n")
-	r.streams("the new password")
+	r.streams("the new password", 20*time.Second) // no halt, whose next try comes after 30 s
 
 	if cdctest.LongForm() { // the next try of a halt comes after half a minute
 		r.Exec(`ALTER ROLE "` + r.role + `" NOLOGIN`)
@@ -176,7 +176,7 @@ func TestRelayOverTLS(t *testing.T) {
 			return errors.Join(err, contains(said, "503"), contains(said, "LOGIN"))
 		})
 		r.Exec(`ALTER ROLE "` + r.role + `" LOGIN`)
-		r.streams("a role that was locked")
+		r.streams("a role that was locked", 40*time.Second)
 	}
 	if report := r.CheckDelivered(w.Stop()); report.Duplicates > 0 {
 		t.Errorf("%d duplicates", report.Duplicates)

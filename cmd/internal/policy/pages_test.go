@@ -79,7 +79,7 @@ func TestContributingNamesEveryVariable(t *testing.T) {
 	}
 }
 
-// TestPagesNameTestsThatExist looks up each test that the decision records, WHERE-IT-RUNS.md and CONTRIBUTING.md name.
+// TestPagesNameTestsThatExist looks up each test that the decision records, WHERE-IT-RUNS.md, identity's page and CONTRIBUTING.md name.
 func TestPagesNameTestsThatExist(t *testing.T) {
 	exist := map[string]bool{}
 	for _, text := range tracked(t, "*_test.go") {
@@ -87,7 +87,7 @@ func TestPagesNameTestsThatExist(t *testing.T) {
 			exist[string(name[1])] = true
 		}
 	}
-	pages := tracked(t, "cdc/adr/*.md", "cdc/WHERE-IT-RUNS.md", contributing)
+	pages := tracked(t, "cdc/adr/*.md", "cdc/WHERE-IT-RUNS.md", "cdc/identity/README.md", contributing)
 	if len(pages) < 10 {
 		t.Errorf("only %d pages were found", len(pages))
 	}

@@ -1,10 +1,13 @@
 package policy_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -24,7 +28,7 @@ import (
 	"github.com/walpost/walpost/orders/notify"
 )
 
-var update = flag.Bool("update", false, "write the generated parts of README.md")
+var update = flag.Bool("update", false, "write the generated parts of pages")
 
 // catalogue is a registry that only takes down what is registered.
 type catalogue struct {
@@ -86,32 +90,56 @@ func (c *catalogue) table() string {
 	return "| metric | what it is |\n|---|---|\n" + strings.Join(c.rows, "")
 }
 
-// TestReadmeIsGeneratedFromTheCode keeps the references in the README in step: go test ./cmd/internal/policy -run Readme -update
+// identityTable are the settings of Kafka, as keys and as flags.
+func identityTable(v reflect.Type, key, flag string) string {
+	var b strings.Builder
+	for field := range v.Fields() {
+		key, flag := key+field.Tag.Get("yaml"), flag+cmp.Or(field.Tag.Get("name"), field.Tag.Get("prefix"))
+		if field.Type.Kind() == reflect.Struct {
+			b.WriteString(identityTable(field.Type, key+".", flag))
+			continue
+		}
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", key, flag, field.Tag.Get("help"))
+	}
+	return b.String()
+}
+
+// TestReadmeIsGeneratedFromTheCode keeps the references in the pages in step: go test ./cmd/internal/policy -run Readme -update
 func TestReadmeIsGeneratedFromTheCode(t *testing.T) {
-	const path = "../../../README.md"
+	all := metrics(t)
+	readme := inStep(t, "README.md", map[string]string{"configuration": config.Reference(), "metrics": all.table()})
+	inStep(t, "cdc/identity/README.md", map[string]string{
+		"kafka": "| key | flag | what it is |\n|---|---|---|\n" + identityTable(reflect.TypeFor[identity.Kafka](), "kafka.", "--kafka-"),
+	})
+	if ddl := strings.ReplaceAll(postgres.TableDDL(config.Default().Source), `"`, ""); !strings.Contains(readme, strings.Replace(ddl, "public.outbox", "outbox", 1)) {
+		t.Errorf("the table in README.md is not the one that init makes:\n%s", ddl)
+	}
+}
+
+// inStep compares the generated parts of a page with what they must be, or writes them, and returns the page.
+func inStep(t *testing.T, page string, parts map[string]string) string {
+	t.Helper()
+	path := filepath.Join("..", "..", "..", page)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := string(b)
-	all := metrics(t)
-	for name, want := range map[string]string{"configuration": config.Reference(), "metrics": all.table()} {
+	for name, want := range parts {
 		before, rest, ok := strings.Cut(text, "<!-- generated: "+name+" -->\n")
 		have, after, end := strings.Cut(rest, "<!-- end -->")
 		if !ok || !end {
-			t.Fatalf("README.md has no part for %s", name)
+			t.Fatalf("%s has no part for %s", page, name)
 		}
 		if have != want && !*update {
-			t.Errorf("the %s reference in README.md is not the code's: run this test with -update", name)
+			t.Errorf("the %s reference in %s is not the code's: run this test with -update", name, page)
 		}
 		text = before + "<!-- generated: " + name + " -->\n" + want + "<!-- end -->" + after
-	}
-	if ddl := strings.ReplaceAll(postgres.TableDDL(config.Default().Source), `"`, ""); !strings.Contains(text, strings.Replace(ddl, "public.outbox", "outbox", 1)) {
-		t.Errorf("the table in README.md is not the one that init makes:\n%s", ddl)
 	}
 	if *update {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return text
 }

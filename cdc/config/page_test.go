@@ -1,0 +1,33 @@
+package config
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	_ "github.com/walpost/walpost/cdc/identity/aws"
+)
+
+// TestBlocksToCopyAreRight reads each block of Kafka's on the page about identity: only files may be missing.
+func TestBlocksToCopyAreRight(t *testing.T) {
+	page, err := os.ReadFile("../identity/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(kafka:\n.*?)```").FindAllStringSubmatch(string(page), -1)
+	if len(blocks) < 8 {
+		t.Errorf("only %d blocks were found", len(blocks))
+	}
+	for _, block := range blocks {
+		_, err := parseOne("pipeline: shop\nsource: {url: 'postgres://walpost@localhost/shop'}\n"+block[1]+"  aggregate_types: [order]\n", noEnv)
+		if err == nil {
+			continue
+		}
+		for line := range strings.Lines(err.Error()) {
+			if !strings.Contains(line, ": no such file or directory") {
+				t.Errorf("%s\n%s", line, block[1])
+			}
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+)
+
+// readOwn returns the certificate of sslcert with the key of sslkey; nil where none is named.
+func (u params) readOwn() (*tls.Certificate, error) {
+	certFile, keyFile := u.files["sslcert"], u.files["sslkey"]
+	switch {
+	case certFile == "" && keyFile == "" || u.pool.ConnConfig.SSLCertMode == "disable":
+		return nil, nil
+	case certFile == "":
+		return nil, errors.New("sslkey is there without sslcert: name the certificate's file, too")
+	case keyFile == "":
+		return nil, errors.New("sslcert is there without sslkey: name the key's file, too")
+	}
+	pair, err := readPair("sslcert", certFile, "sslkey", keyFile, u.readKey)
+	if err != nil {
+		return nil, err
+	}
+	return pair, about("sslcert", inTime(pair))
+}
+
+// readKey returns the key as PEM, in clear.
+func (u params) readKey(path string) ([]byte, error) {
+	if err := private(path); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the file: %w", err)
+	}
+	return decrypt(text, path, u.files["sslpassword"])
+}
+
+// decrypt returns the key in clear, where it is one.
+func decrypt(text []byte, path, password string) ([]byte, error) {
+	block, _ := pem.Decode(text)
+	switch {
+	case block == nil:
+		return text, nil
+	case block.Type == "ENCRYPTED PRIVATE KEY":
+		return nil, fmt.Errorf("the key in %s is encrypted as PKCS #8, which is not read here: write it in the older form (openssl rsa -aes256 -traditional) and name sslpassword, or in clear (openssl pkey -in %[1]s) for this user alone", path)
+	case !x509.IsEncryptedPEMBlock(block): //lint:ignore SA1019 libpq and pgx take such keys
+		return text, nil
+	case password == "":
+		return nil, fmt.Errorf("the key in %s is encrypted: name its password in sslpassword (PGSSLPASSWORD)", path)
+	}
+	der, err := x509.DecryptPEMBlock(block, []byte(password)) //lint:ignore SA1019 libpq and pgx take such keys
+	if err != nil {
+		return nil, fmt.Errorf("sslpassword does not open the key in %s: correct it", path)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der}), nil
+}
+
+// private returns an error where every user of the machine may read the file. A group may: a file that a container's user reads through
+// its group is mounted so.
+func private(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("read the file: %w", err)
+	}
+	if runtime.GOOS != "windows" && info.Mode().Perm()&0o007 != 0 {
+		return fmt.Errorf("every user of this machine may read %s: chmod o-rwx %[1]s", path)
+	}
+	return nil
+}
