@@ -3,6 +3,7 @@ package app_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -189,8 +190,8 @@ func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 }
 
 func isTimeout(err error) bool {
-	timeout, ok := err.(net.Error) //nolint:errorlint // what Read returns
-	return ok && timeout.Timeout()
+	var network net.Error
+	return errors.As(err, &network) && network.Timeout()
 }
 
 // TestSlowBodiesKeepNoOperatorOut: as many requests as there may be are in their bodies, and more come.
