@@ -21,6 +21,8 @@ import (
 // Login makes the connections of all Kafka clients of one owner. Each new connection uses what the files hold then. A nil Login connects
 // without TLS and logs in to nothing.
 type Login struct {
+	Unshown
+
 	k       Kafka
 	brokers []string
 	name    Names

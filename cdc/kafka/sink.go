@@ -38,6 +38,8 @@ const leaderAge = 250 * time.Millisecond
 
 // Sink is one Kafka cluster, for one pipeline.
 type Sink struct {
+	identity.Unshown
+
 	cfg    config.Config
 	topics []string
 	login  *identity.Login
