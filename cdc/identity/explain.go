@@ -26,9 +26,9 @@ type Refused struct {
 func (r *Refused) Error() string { return r.sentence }
 func (r *Refused) Unwrap() error { return r.err }
 
-// Explain returns why Kafka has not let us in, or nil where neither err nor, of one that only says that time is over, the newest connection
+// Explain returns why Kafka at these addresses has not let us in, or nil where neither err nor, of one that only says that time is over, the newest connection
 // tells: where nobody answers, for example. It may ask Kafka which logins it takes.
-func (l *Login) Explain(ctx context.Context, err error) error {
+func (l *Login) Explain(ctx context.Context, at string, err error) error {
 	if l == nil || err == nil {
 		return nil
 	}
@@ -41,7 +41,7 @@ func (l *Login) Explain(ctx context.Context, err error) error {
 	if errors.Is(err, kerr.UnsupportedSaslMechanism) {
 		takes = l.takes(ctx)
 	}
-	return l.explain(strings.Join(l.brokers, ", "), err, takes)
+	return l.explain(at, err, takes)
 }
 
 // explain says it of the brokers at these addresses.
@@ -155,7 +155,7 @@ func (l *Login) cutOff(kafka string, err error) string {
 	case !ended && !strings.Contains(err.Error(), "tls alert") && !errors.As(err, new(tls.RecordHeaderError)):
 		return ""
 	case wanted:
-		return fmt.Sprintf("%s asks for a client certificate and ends the connection: name its files in %s and %s", kafka, l.name("tls_cert_file"), l.name("tls_key_file"))
+		return fmt.Sprintf("%s asks for a client certificate, gets none, and ends the connection: name its files in %s and %s", kafka, l.name("tls_cert_file"), l.name("tls_key_file"))
 	}
 	return fmt.Sprintf("%s ends the connection: TLS on one side only (%s is %t), or another login than it wants (%s is %q)", kafka, l.name("tls"), l.k.TLS, l.name("sasl.mechanism"), l.k.SASL.Mechanism)
 }

@@ -89,8 +89,8 @@ func asks(t *testing.T, login *identity.Login, broker string) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	_, err = client.SeedBrokers()[0].Request(ctx, kmsg.NewPtrMetadataRequest())
-	if said := login.Explain(ctx, err); said != nil {
-		if !errors.Is(err, io.EOF) && login.Explain(ctx, context.DeadlineExceeded) == nil { // Kafka ends a connection without a login after it was made
+	if said := login.Explain(ctx, broker, err); said != nil {
+		if !errors.Is(err, io.EOF) && login.Explain(ctx, broker, context.DeadlineExceeded) == nil { // Kafka ends a connection without a login after it was made
 			t.Error("whoever has only waited does not learn why")
 		}
 		return said
@@ -150,7 +150,7 @@ func TestEachWayIn(t *testing.T) {
 	ca, clients := cdctest.NewAuthority(t, "servers", time.Time{}), cdctest.NewAuthority(t, "clients", time.Time{})
 	server := ca.Issue(t, cdctest.Certificate{Name: "kafka", Hosts: []string{"127.0.0.1"}})
 	client := clients.Issue(t, cdctest.Certificate{Name: "walpost"})
-	users := []kfake.Opt{kfake.EnableSASL(), kfake.Superuser("PLAIN", "walpost", "s3cret"), kfake.Superuser("SCRAM-SHA-256", "walpost", "s3cret"), kfake.Superuser("SCRAM-SHA-512", "walpost", "s3cret")}
+	users := []kfake.Opt{kfake.EnableSASL(), kfake.Superuser("PLAIN", "walpost", cdctest.Canary), kfake.Superuser("SCRAM-SHA-256", "walpost", cdctest.Canary), kfake.Superuser("SCRAM-SHA-512", "walpost", cdctest.Canary)}
 	locked, _ := start(t, users...)
 	encrypted, _ := start(t, append(users, kfake.TLS(served(t, server, nil)))...)
 	named, _ := start(t, kfake.TLS(served(t, ca.Issue(t, cdctest.Certificate{Name: "kafka", Hosts: []string{"kafka.example"}}), nil)))
@@ -161,7 +161,7 @@ func TestEachWayIn(t *testing.T) {
 	bearers(cluster, 0, func(said string) bool { first = said; return strings.Contains(said, "auth=Bearer "+good+"\x01") })
 	endpoint := tokens(t, func(w http.ResponseWriter, r *http.Request) {
 		id, secret, basic := r.BasicAuth()
-		if _ = r.ParseForm(); basic || r.Form.Get("client_id") != "walpost" || r.Form.Get("client_secret") != "s3cret" || r.Form.Get("scope") != "kafka all" {
+		if _ = r.ParseForm(); basic || r.Form.Get("client_id") != "walpost" || r.Form.Get("client_secret") != cdctest.Canary || r.Form.Get("scope") != "kafka all" {
 			w.WriteHeader(http.StatusUnauthorized)
 			_, _ = fmt.Fprintf(w, `{"error":"invalid_client","error_description":"%s%s"}`, id, secret)
 			return
@@ -180,19 +180,19 @@ func TestEachWayIn(t *testing.T) {
 		broker string
 		k      identity.Kafka
 	}{
-		"TLS with an authority of our own":  {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: "s3cret"})},
+		"TLS with an authority of our own":  {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: cdctest.Canary})},
 		"another name of the server":        {named, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSServerName: "kafka.example"}},
-		"scram-sha-256 over TLS":            {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.ScramSHA256, Username: "walpost", Password: "s3cret"})},
+		"scram-sha-256 over TLS":            {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.ScramSHA256, Username: "walpost", Password: cdctest.Canary})},
 		"a client certificate":              {mutual, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSCertFile: client.CertFile, TLSKeyFile: client.KeyFile}},
-		"scram-sha-512, password in a file": {locked, with(identity.Kafka{}, identity.SASL{Mechanism: identity.ScramSHA512, Username: "walpost", PasswordFile: write(t, "s3cret\n")})},
-		"plain, password of a command":      {locked, with(identity.Kafka{}, identity.SASL{Mechanism: identity.Plain, Username: "walpost", PasswordCommand: "echo s3cret"})},
+		"scram-sha-512, password in a file": {locked, with(identity.Kafka{}, identity.SASL{Mechanism: identity.ScramSHA512, Username: "walpost", PasswordFile: write(t, cdctest.Canary+"\n")})},
+		"plain, password of a command":      {locked, with(identity.Kafka{}, identity.SASL{Mechanism: identity.Plain, Username: "walpost", PasswordCommand: "echo " + cdctest.Canary})},
 		"oauthbearer, file":                 {oauth, with(tlsOn, identity.SASL{Mechanism: identity.OAuthBearer, TokenFile: write(t, good)})},
 		"oauthbearer, command":              {oauth, with(tlsOn, identity.SASL{Mechanism: identity.OAuthBearer, TokenCommand: "echo " + good})},
 		"oauthbearer, endpoint": {oauth, with(tlsOn, identity.SASL{
-			Mechanism: identity.OAuthBearer, TokenURL: endpoint.URL, ClientID: "walpost", ClientSecretFile: write(t, "s3cret"), Scope: "kafka all",
+			Mechanism: identity.OAuthBearer, TokenURL: endpoint.URL, ClientID: "walpost", ClientSecretFile: write(t, cdctest.Canary), Scope: "kafka all",
 		})},
 		"oauthbearer, endpoint with TLS": {oauth, with(tlsOn, identity.SASL{
-			Mechanism: identity.OAuthBearer, TokenURL: secured.URL, TokenCAFile: ca.File, ClientID: "walpost", ClientSecret: "s3cret", Scope: "kafka all",
+			Mechanism: identity.OAuthBearer, TokenURL: secured.URL, TokenCAFile: ca.File, ClientID: "walpost", ClientSecret: cdctest.Canary, Scope: "kafka all",
 		})},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -226,8 +226,8 @@ func TestKafkaThatLetsNobodyIn(t *testing.T) {
 	server := ca.Issue(t, cdctest.Certificate{Name: "kafka", Hosts: hosts})
 	client := ca.Issue(t, cdctest.Certificate{Name: "walpost"})
 	plain, _ := start(t)
-	locked, _ := start(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "walpost", "s3cret"))
-	wrong, cluster := start(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "walpost", "s3cret"), kfake.Superuser("SCRAM-SHA-512", "walpost", "s3cret"))
+	locked, _ := start(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "walpost", cdctest.Canary))
+	wrong, cluster := start(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "walpost", cdctest.Canary), kfake.Superuser("SCRAM-SHA-512", "walpost", cdctest.Canary))
 	control(cluster, func(_ *kmsg.SASLAuthenticateRequest, resp *kmsg.SASLAuthenticateResponse) { // kfake hangs up instead
 		resp.ErrorCode = kerr.SaslAuthenticationFailed.Code
 	})
@@ -298,7 +298,7 @@ func join(t *testing.T, files ...string) string {
 
 // TestAmazonMSK logs in by IAM, and has a sentence for each reason why not.
 func TestAmazonMSK(t *testing.T) {
-	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_REGION": "", "AWS_DEFAULT_REGION": ""} {
+	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": cdctest.Canary, "AWS_REGION": "", "AWS_DEFAULT_REGION": ""} {
 		t.Setenv(name, value)
 	}
 	ca := cdctest.NewAuthority(t, "servers", time.Time{})
@@ -326,7 +326,7 @@ func TestAmazonMSK(t *testing.T) {
 				t.Setenv(c.variable, c.value)
 			}
 			err := ask(t, identity.Kafka{TLS: true, TLSCAFile: ca.File, SASL: identity.SASL{Mechanism: identity.AWSMSKIAM, Region: c.region}}, broker)
-			if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "s3cret")) {
+			if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), cdctest.Canary)) {
 				t.Errorf("got %v, want %q", err, c.says)
 			}
 		})
@@ -369,7 +369,7 @@ func TestTokenIsRenewed(t *testing.T) {
 				resp.ErrorCode = kerr.SaslAuthenticationFailed.Code
 			})
 			var out cdctest.Log
-			login := identity.NewLogin(identity.Kafka{SASL: identity.SASL{Mechanism: identity.OAuthBearer, TokenURL: endpoint.URL, ClientID: "walpost", ClientSecret: "c4nary"}},
+			login := identity.NewLogin(identity.Kafka{SASL: identity.SASL{Mechanism: identity.OAuthBearer, TokenURL: endpoint.URL, ClientID: "walpost", ClientSecret: cdctest.Canary}},
 				[]string{broker}, identity.Keys, zerolog.New(&out))
 			if c.fails {
 				for range 2 {
@@ -396,7 +396,7 @@ func TestTokenIsRenewed(t *testing.T) {
 					t.Errorf("the last token was used for %s only", after)
 				}
 				failing.Store(false)
-				if err := asks(t, login, broker); err != nil || strings.Count(out.String(), says) != 1 || !strings.Contains(out.String(), "is good again") || strings.Contains(out.String(), "c4nary") {
+				if err := asks(t, login, broker); err != nil || strings.Count(out.String(), says) != 1 || !strings.Contains(out.String(), "is good again") || strings.Contains(out.String(), cdctest.Canary) {
 					t.Errorf("%v; the log:\n%s", err, out.String())
 				}
 				return
@@ -451,7 +451,8 @@ func TestTokenEndpoint(t *testing.T) {
 	ca := cdctest.NewAuthority(t, "others", time.Time{})
 	host := func(u string) string { return strings.TrimPrefix(strings.TrimPrefix(u, "http://"), "https://") }
 	for name, c := range map[string]struct{ url, says string }{
-		"refuses the client":      {answers(401, "application/json", `{"error":"invalid_client","error_description":"no client with secret c4nary"}`), `refuses the client "walpost" (invalid_client, no client with secret ***): correct kafka.sasl.client_id and kafka.sasl.client_secret`},
+		"refuses the client":      {answers(401, "application/json", `{"error":"invalid_client","error_description":"no client with secret `+cdctest.Canary+`"}`), `refuses the client "walpost" (invalid_client, no client with secret ***): correct kafka.sasl.client_id and kafka.sasl.client_secret`},
+		"repeats the secret":      {answers(401, "application/json", `{"error":"invalid_client","error_description":"Basic `+base64.StdEncoding.EncodeToString([]byte("walpost:"+cdctest.Canary))+`"}`), "(invalid_client, Basic ***)"},
 		"refuses without a word":  {answers(401, "text/plain", ""), `refuses the client "walpost" (401 Unauthorized)`},
 		"does not know the scope": {answers(400, "application/json", `{"error":"invalid_scope"}`), `does not know the scope "kafka" (invalid_scope): correct kafka.sasl.scope`},
 		"gives another error":     {answers(400, "application/json", `{"error":"invalid_request"}`), "gives no token (invalid_request)"},
@@ -468,9 +469,9 @@ func TestTokenEndpoint(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			err := ask(t, identity.Kafka{SASL: identity.SASL{
-				Mechanism: identity.OAuthBearer, TokenURL: c.url, TokenCAFile: ca.File, ClientID: "walpost", ClientSecret: "c4nary", Scope: "kafka",
+				Mechanism: identity.OAuthBearer, TokenURL: c.url, TokenCAFile: ca.File, ClientID: "walpost", ClientSecret: cdctest.Canary, Scope: "kafka",
 			}}, broker)
-			if err == nil || !strings.HasPrefix(err.Error(), "kafka.sasl.token_url: "+c.url) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "c4nary") || strings.Contains(err.Error(), "html>") {
+			if err == nil || !strings.HasPrefix(err.Error(), "kafka.sasl.token_url: "+c.url) || !strings.Contains(err.Error(), c.says) || cdctest.Leak(err.Error()) != "" || strings.Contains(err.Error(), "html>") {
 				t.Errorf("got %v, want %q", err, c.says)
 			}
 		})
@@ -512,26 +513,26 @@ func TestWrongSettings(t *testing.T) {
 		"an unknown mechanism":       {sasl(identity.SASL{Mechanism: "gssapi"}), `kafka.sasl.mechanism: "gssapi": write plain, scram-sha-256, scram-sha-512, oauthbearer or aws-msk-iam`},
 		"no user":                    {sasl(identity.SASL{Mechanism: identity.Plain, Password: "x"}), "kafka.sasl.username: missing: mechanism plain needs a user"},
 		"no password":                {sasl(identity.SASL{Mechanism: identity.ScramSHA256, Username: "x"}), "kafka.sasl.password: missing: mechanism scram-sha-256 needs the password: set this one, kafka.sasl.password_file or kafka.sasl.password_command"},
-		"two passwords":              {sasl(identity.SASL{Mechanism: identity.Plain, Username: "x", Password: "c4nary", PasswordCommand: "x"}), "kafka.sasl.password_command: kafka.sasl.password says where the password comes from already: leave one of them out"},
+		"two passwords":              {sasl(identity.SASL{Mechanism: identity.Plain, Username: "x", Password: cdctest.Canary, PasswordCommand: "x"}), "kafka.sasl.password_command: kafka.sasl.password says where the password comes from already: leave one of them out"},
 		"an empty password file":     {sasl(identity.SASL{Mechanism: identity.Plain, Username: "x", PasswordFile: empty}), "kafka.sasl.password_file: the file " + empty + " is empty: write the password or the token there"},
-		"a password without a login": {sasl(identity.SASL{Password: "c4nary"}), `kafka.sasl.password: it is for plain and scram, and kafka.sasl.mechanism is "": leave it out, or correct the mechanism`},
+		"a password without a login": {sasl(identity.SASL{Password: cdctest.Canary}), `kafka.sasl.password: it is for plain and scram, and kafka.sasl.mechanism is "": leave it out, or correct the mechanism`},
 		"a token for plain":          {sasl(identity.SASL{Mechanism: identity.Plain, Username: "x", Password: "x", TokenFile: ca.File}), `kafka.sasl.token_file: it is for oauthbearer, and kafka.sasl.mechanism is "plain": leave it out, or correct the mechanism`},
 		"no token":                   {bearer(identity.SASL{}), "kafka.sasl.token_file: missing: mechanism oauthbearer needs the token: set this one, kafka.sasl.token_command or kafka.sasl.token_url"},
 		"two tokens":                 {bearer(identity.SASL{TokenFile: ca.File, TokenCommand: "x"}), "kafka.sasl.token_command: kafka.sasl.token_file says where the token comes from already: leave one of them out"},
 		"an empty token file":        {bearer(identity.SASL{TokenFile: empty}), "kafka.sasl.token_file: the file " + empty + " is empty: write the password or the token there"},
-		"no client":                  {bearer(identity.SASL{TokenURL: "https://a/b", ClientSecret: "c4nary"}), "kafka.sasl.client_id: missing: kafka.sasl.token_url needs to know who asks"},
+		"no client":                  {bearer(identity.SASL{TokenURL: "https://a/b", ClientSecret: cdctest.Canary}), "kafka.sasl.client_id: missing: kafka.sasl.token_url needs to know who asks"},
 		"no secret":                  {bearer(identity.SASL{TokenURL: "https://a/b", ClientID: "x"}), "kafka.sasl.client_secret_file: missing: kafka.sasl.token_url needs the secret of kafka.sasl.client_id: set this one or kafka.sasl.client_secret"},
-		"two secrets":                {bearer(identity.SASL{TokenURL: "https://a/b", ClientID: "x", ClientSecret: "c4nary", ClientSecretFile: a.KeyFile}), "kafka.sasl.client_secret_file: kafka.sasl.client_secret is set already: leave one of them out"},
+		"two secrets":                {bearer(identity.SASL{TokenURL: "https://a/b", ClientID: "x", ClientSecret: cdctest.Canary, ClientSecretFile: a.KeyFile}), "kafka.sasl.client_secret_file: kafka.sasl.client_secret is set already: leave one of them out"},
 		"a client without endpoint":  {bearer(identity.SASL{TokenFile: a.KeyFile, ClientID: "x"}), "kafka.sasl.client_id: it is for kafka.sasl.token_url: set that, or leave it out"},
-		"no URL":                     {bearer(identity.SASL{TokenURL: "login.example", ClientID: "x", ClientSecret: "c4nary"}), "kafka.sasl.token_url: it is no URL: write https://login.example/oauth2/token"},
+		"no URL":                     {bearer(identity.SASL{TokenURL: "login.example", ClientID: "x", ClientSecret: cdctest.Canary}), "kafka.sasl.token_url: it is no URL: write https://login.example/oauth2/token"},
 		"no pairs":                   {bearer(identity.SASL{TokenCommand: "x", Extensions: "lkc-1"}), `kafka.sasl.extensions: "lkc-1" is no pair of letters and a value: write logicalCluster=lkc-1,identityPoolId=pool-1`},
 		"IAM without TLS":            {sasl(identity.SASL{Mechanism: identity.AWSMSKIAM}), "kafka.tls: missing: Amazon MSK takes IAM over TLS only: set it to true, and name the IAM port in the brokers, 9098 or 9198"},
-		"IAM with a password":        {identity.Kafka{TLS: true, SASL: identity.SASL{Mechanism: identity.AWSMSKIAM, Password: "c4nary"}}, `kafka.sasl.password: it is for plain and scram, and kafka.sasl.mechanism is "aws-msk-iam": leave it out, or correct the mechanism`},
+		"IAM with a password":        {identity.Kafka{TLS: true, SASL: identity.SASL{Mechanism: identity.AWSMSKIAM, Password: cdctest.Canary}}, `kafka.sasl.password: it is for plain and scram, and kafka.sasl.mechanism is "aws-msk-iam": leave it out, or correct the mechanism`},
 		"a region without IAM":       {sasl(identity.SASL{Region: "eu-central-1"}), `kafka.sasl.region: it is for aws-msk-iam, and kafka.sasl.mechanism is "": leave it out, or correct the mechanism`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := c.k.Check(identity.Keys)
-			if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "c4nary")) {
+			if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "\n") || cdctest.Leak(err.Error()) != "") {
 				t.Errorf("got %v, want %q", err, c.says)
 			}
 		})
@@ -572,5 +573,24 @@ func TestWarningsAreSaidOnce(t *testing.T) {
 				t.Errorf("%s", out.String())
 			}
 		})
+	}
+}
+
+// TestNoErrorShowsTheTokenURL whole: its user and its parameters can be secret.
+func TestNoErrorShowsTheTokenURL(t *testing.T) {
+	t.Parallel()
+	broker, cluster := start(t)
+	bearers(cluster, 0, func(string) bool { return true })
+	secret := cdctest.Canary
+	for _, u := range []string{"http://user:" + secret + "@127.0.0.1:1/token", "http://127.0.0.1:1/token?key=" + secret, "http://user:" + secret + "@host:port/", "http://" + secret + "%zz/", "http://a b/" + secret} {
+		k := identity.Kafka{SASL: identity.SASL{Mechanism: identity.OAuthBearer, TokenURL: u, ClientID: "walpost", ClientSecret: identity.Secret(secret)}}
+		err := k.Check(identity.Keys)
+		if err == nil {
+			err = ask(t, k, broker)
+		}
+		if err == nil || !strings.HasPrefix(err.Error(), "kafka.sasl.token_url: ") {
+			t.Errorf("%s: %v", u, err)
+		}
+		cdctest.NoSecret(t, "an error", fmt.Sprint(err))
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -155,10 +154,7 @@ func (e *endpoint) ask(ctx context.Context) (token, error) {
 
 // says returns what an answer without a token means. What else the endpoint has written is not in it: that can be a secret.
 func (e *endpoint) says(ctx context.Context, err error, secret Secret) error {
-	l, at := e.login, e.credentials.TokenURL
-	if u, parsed := url.Parse(at); parsed == nil {
-		at = u.Redacted()
-	}
+	l, at := e.login, HideURL(e.credentials.TokenURL)
 	var refused *oauth2.RetrieveError
 	var network net.Error
 	switch {
@@ -167,7 +163,7 @@ func (e *endpoint) says(ctx context.Context, err error, secret Secret) error {
 		if refused.ErrorDescription != "" {
 			said += ", " + oneLine(refused.ErrorDescription)
 		}
-		said = strings.ReplaceAll(said, secret.Reveal(), "***")
+		said = secret.Scrub(said, l.k.SASL.ClientID)
 		switch refused.ErrorCode {
 		case "invalid_client", "unauthorized_client", "access_denied":
 			return fmt.Errorf("%s refuses the client %q (%s): correct %s and %s", at, l.k.SASL.ClientID, said, l.name("sasl.client_id"), e.secret.key)

@@ -28,6 +28,8 @@ import (
 // Postgres is the URL of a database, or keyword=value, and who connects there. It takes libpq's parameters, and password_file and
 // password_command beside them. What they name is read again at each new connection.
 type Postgres struct {
+	Unshown
+
 	Key string // what holds the URL, as people know it: source.url
 	url string
 

@@ -1,11 +1,13 @@
 package identity
 
 import (
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/url"
 	"reflect"
 	"slices"
+	"strings"
 )
 
 // Secret is a word that nothing prints: fmt, JSON, YAML and logs show *** in its place.
@@ -75,4 +77,22 @@ func HideURL(text string) string {
 var harmless = []string{
 	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation", "channel_binding", "require_auth", "host", "hostaddr", "port", "user", "dbname",
 	"passfile", "password_file", "service", "servicefile", "target_session_attrs", "load_balance_hosts", "connect_timeout", "application_name", "starttls",
+}
+
+// Unshown is embedded in what has secrets in fields that are not exported: fmt asks these for no Format of their own, and would write them.
+type Unshown struct{}
+
+// Format writes nothing of what holds it.
+func (Unshown) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(not shown: it has secrets)") }
+
+// Scrub returns what another program has written without the word, should it repeat that: plain, in base64, or as it is written in a URL.
+func (s Secret) Scrub(text, user string) string {
+	b64 := base64.StdEncoding.EncodeToString
+	word := s.Reveal()
+	for _, form := range []string{b64([]byte(user + ":" + word)), b64([]byte("\x00" + user + "\x00" + word)), b64([]byte(word)), url.QueryEscape(word), url.PathEscape(word), word} {
+		if word != "" {
+			text = strings.ReplaceAll(text, form, s.String())
+		}
+	}
+	return text
 }

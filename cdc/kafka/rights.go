@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
@@ -22,7 +23,7 @@ func (s *Sink) denied(err error, topic string, operations ...string) error {
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
 		return fmt.Errorf("%w: %s", err, s.grant(identity.Topic, topic, operations...))
 	case errors.Is(err, kerr.SaslAuthenticationFailed), errors.Is(err, kerr.IllegalSaslState): // a login that was to be renewed
-		if refused := s.login.Explain(context.Background(), err); refused != nil {
+		if refused := s.login.Explain(context.Background(), strings.Join(s.cfg.Kafka.Brokers, ", "), err); refused != nil {
 			return refused
 		}
 	}

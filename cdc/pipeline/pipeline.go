@@ -15,6 +15,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -31,6 +32,8 @@ type Options struct {
 
 // Pipeline runs one outbox, and is what an operator's verbs act on. It holds nothing open between its methods' calls.
 type Pipeline struct {
+	identity.Unshown
+
 	cfg      config.Config
 	patterns []string // of topics that only rows make known
 	log      zerolog.Logger

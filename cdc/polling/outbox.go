@@ -11,11 +11,14 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
 // Outbox is a polled table. It holds nothing open: each method connects for itself.
 type Outbox struct {
+	identity.Unshown
+
 	pipeline string
 	cfg      config.Source
 	source   *postgres.Source
@@ -24,7 +27,7 @@ type Outbox struct {
 
 // NewOutbox returns the outbox of a pipeline. The log is postgres.NewSource's.
 func NewOutbox(pipeline string, cfg config.Source, log zerolog.Logger) *Outbox {
-	return &Outbox{pipeline, cfg, postgres.NewSource(pipeline, cfg, log), sqlTemplate(&cfg)}
+	return &Outbox{pipeline: pipeline, cfg: cfg, source: postgres.NewSource(pipeline, cfg, log), template: sqlTemplate(&cfg)}
 }
 
 // open connects, and returns the table if it can be polled. Otherwise it returns a Halt that names everything that is wrong.

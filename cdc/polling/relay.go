@@ -12,6 +12,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
@@ -38,6 +39,8 @@ type Delivery interface {
 
 // Relay moves one pipeline's pending rows from its table to a target.
 type Relay struct {
+	identity.Unshown
+
 	*cdc.Supervisor
 	cfg      config.Config
 	outbox   *Outbox

@@ -20,6 +20,8 @@ import (
 
 // Source is the outbox of one PostgreSQL database.
 type Source struct {
+	identity.Unshown
+
 	cfg         config.Source
 	application string
 	log         zerolog.Logger

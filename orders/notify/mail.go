@@ -3,7 +3,6 @@ package notify
 import (
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/wneessen/go-mail"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/orders"
 	"github.com/walpost/walpost/orders/notify/render"
 )
@@ -25,6 +25,8 @@ const maxServerBytes = 1 << 20
 
 // MailConfig is all required, but for what is said to be optional.
 type MailConfig struct {
+	identity.Unshown
+
 	// URL of the server: smtp://user:password@host:587?starttls=required, the other values being optional and never; smtps:// is TLS from the
 	// first byte. User and password, and the ports 587 and 465, may be left out.
 	URL       string
@@ -38,6 +40,8 @@ type MailConfig struct {
 
 // Mail is the channel over SMTP.
 type Mail struct {
+	identity.Unshown
+
 	cfg             MailConfig
 	host, port      string
 	user, password  string
@@ -265,14 +269,5 @@ func (c *limitedConn) Read(b []byte) (int, error) { return c.limited.Read(b) }
 
 // scrub takes the password out of what is written down, should a server repeat it.
 func (m *Mail) scrub(text string) string {
-	if m.password == "" {
-		return text
-	}
-	b64 := base64.StdEncoding.EncodeToString
-	for _, secret := range []string{
-		b64([]byte("\x00" + m.user + "\x00" + m.password)), b64([]byte(m.password)), url.QueryEscape(m.password), url.PathEscape(m.password), m.password,
-	} {
-		text = strings.ReplaceAll(text, secret, "[password]")
-	}
-	return text
+	return identity.Secret(m.password).Scrub(text, m.user)
 }

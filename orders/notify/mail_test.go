@@ -177,7 +177,7 @@ func TestWhatServersDo(t *testing.T) {
 		"goes on where it should end": {talks(map[string]string{"DATA": "250 go on"}), nil, notify.Failed, five, "250", 0},
 		"wants another password": {
 			real(func(m *mailServer) { m.login = "shop:right" }), func(u string) string { return as("shop", "wr0ng@pass", u, "required") },
-			notify.Failed, five, "not [password], that is shop", 0,
+			notify.Failed, five, "not ***, that is shop", 0,
 		},
 		"speaks TLS from the first byte": {
 			real(func(m *mailServer) { m.login, m.smtps = "shop:wr0ng@pass", true }), func(u string) string { return as("shop", "wr0ng@pass", u, "") },

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/walpost/walpost/cdc/identity"
 )
 
 // minSecret is the fewest bytes that sign anything.
@@ -25,6 +27,8 @@ const shortestHidden = 5
 
 // WebhookConfig is all required, but for what is said to be optional.
 type WebhookConfig struct {
+	identity.Unshown
+
 	URL    string // https://, or http:// where nobody listens in
 	Secret string // of the signature; at least 16 bytes
 
@@ -39,6 +43,8 @@ type WebhookConfig struct {
 //
 // Any 2xx is a success. The receiver checks the signature with the time in it, refuses what is old, and applies a key once.
 type Webhook struct {
+	identity.Unshown
+
 	cfg    WebhookConfig
 	to     string
 	hidden []string // secrets of the configuration, as an answer may repeat them

@@ -147,11 +147,17 @@ func Variables(command *kong.Context) (names []string) {
 	return names
 }
 
-// Version names the build: the module's version where the toolchain knows one, and the revision it was built from.
+// version is set by docker/build.
+var version string
+
+// Version names the build: as docker/build called it, or the module's version where the toolchain knows one and the revision it was built from.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
+	}
+	if version != "" {
+		return version + " " + info.GoVersion
 	}
 	version := info.Main.Version
 	for _, s := range info.Settings {
