@@ -26,9 +26,9 @@ type Refused struct {
 func (r *Refused) Error() string { return r.sentence }
 func (r *Refused) Unwrap() error { return r.err }
 
-// Explain returns why Kafka has not let us in, or nil where neither err nor, of one that only says that time is over, the newest connection
+// Explain returns why Kafka at these addresses has not let us in, or nil where neither err nor, of one that only says that time is over, the newest connection
 // tells: where nobody answers, for example. It may ask Kafka which logins it takes.
-func (l *Login) Explain(ctx context.Context, err error) error {
+func (l *Login) Explain(ctx context.Context, at string, err error) error {
 	if l == nil || err == nil {
 		return nil
 	}
@@ -41,7 +41,7 @@ func (l *Login) Explain(ctx context.Context, err error) error {
 	if errors.Is(err, kerr.UnsupportedSaslMechanism) {
 		takes = l.takes(ctx)
 	}
-	return l.explain(strings.Join(l.brokers, ", "), err, takes)
+	return l.explain(at, err, takes)
 }
 
 // explain says it of the brokers at these addresses.
@@ -86,7 +86,11 @@ func (l *Login) loginTrouble(kafka string, err error, takes []string) string {
 		default:
 			return fmt.Sprintf("%s refuses the login of user %q: correct %s and %s", kafka, s.Username, l.name("sasl.username"), l.password().key)
 		}
-	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState):
+	case errors.Is(err, kerr.IllegalSaslState) && l.letIn():
+		return fmt.Sprintf("%s renews no login within a second of the last one (connections.max.reauth.ms there is too short, or a token was used in its last seconds): have a new token written or printed sooner; nothing is lost", kafka)
+	case errors.Is(err, kerr.IllegalSaslState):
+		return fmt.Sprintf("%s takes no login at this port, and %s is %s: leave that out, or name the port of a listener that takes logins", kafka, mechanism, s.Mechanism)
+	case errors.Is(err, kerr.UnsupportedSaslMechanism):
 		can := "walpost has " + orOf(mechanisms)
 		if len(takes) > 0 {
 			can = "it takes " + orOf(takes)
@@ -94,6 +98,13 @@ func (l *Login) loginTrouble(kafka string, err error, takes []string) string {
 		return fmt.Sprintf("%s does not take the login %s: %s: name one that it takes; %s", kafka, mechanism, s.Mechanism, can)
 	}
 	return ""
+}
+
+// letIn says whether a broker has let us in before.
+func (l *Login) letIn() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inside
 }
 
 // tokenKey names where the token comes from.
@@ -144,7 +155,7 @@ func (l *Login) cutOff(kafka string, err error) string {
 	case !ended && !strings.Contains(err.Error(), "tls alert") && !errors.As(err, new(tls.RecordHeaderError)):
 		return ""
 	case wanted:
-		return fmt.Sprintf("%s asks for a client certificate and ends the connection: name its files in %s and %s", kafka, l.name("tls_cert_file"), l.name("tls_key_file"))
+		return fmt.Sprintf("%s asks for a client certificate, gets none, and ends the connection: name its files in %s and %s", kafka, l.name("tls_cert_file"), l.name("tls_key_file"))
 	}
 	return fmt.Sprintf("%s ends the connection: TLS on one side only (%s is %t), or another login than it wants (%s is %q)", kafka, l.name("tls"), l.k.TLS, l.name("sasl.mechanism"), l.k.SASL.Mechanism)
 }

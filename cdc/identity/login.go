@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -31,9 +32,11 @@ type Login struct {
 	warned  sync.Once
 
 	mu      sync.Mutex
+	inside  bool                 // a broker has let us in
 	wanted  bool                 // a broker has asked for a client certificate, and there is none
 	refused map[string]refusal   // by broker: why the newest connection to it failed
 	expires map[string]time.Time // by key: when the certificate in use does
+	soon    bool                 // which was said
 }
 
 // refusedLately is how long ago a connection may have failed that says how things are: a client tries again sooner.
@@ -104,6 +107,7 @@ func (l *Login) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.
 	defer l.mu.Unlock()
 	if err == nil {
 		delete(l.refused, at)
+		l.wanted, l.inside = false, true
 		return
 	}
 	l.refused[at] = refusal{err, time.Now()}
@@ -131,13 +135,12 @@ func (l *Login) Trouble() error {
 
 // Certificates returns when the certificates in use expire, by the name of their key.
 func (l *Login) Certificates() map[string]time.Time {
+	if l == nil {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := map[string]time.Time{}
-	for key, at := range l.expires {
-		all[key] = at
-	}
-	return all
+	return maps.Clone(l.expires)
 }
 
 func (l *Login) askedForCertificate() {
@@ -200,15 +203,16 @@ func (l *Login) pair() *kept[*tls.Certificate] {
 	return &kept[*tls.Certificate]{key: key, log: l.log, read: read, still: func(pair *tls.Certificate) bool { return inTime(pair) == nil }}
 }
 
-// uses notes which certificate is used from now on, and says so where it is another one.
+// uses notes which certificate is used from now on, and says so where it is another one, and where its end has come near.
 func (l *Login) uses(key string, leaf *x509.Certificate) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.expires[key].Equal(leaf.NotAfter) {
+	left := time.Until(leaf.NotAfter)
+	if l.expires[key].Equal(leaf.NotAfter) && l.soon == (left < expiresSoon) {
 		return
 	}
-	l.expires[key] = leaf.NotAfter
-	if left := time.Until(leaf.NotAfter); left < expiresSoon {
+	l.expires[key], l.soon = leaf.NotAfter, left < expiresSoon
+	if l.soon {
 		l.log.Warn().Str("key", key).Time("expires", leaf.NotAfter.UTC()).Msgf("the certificate %s expires in %s: renew it", leaf.Subject, cmp.Or(left.Truncate(time.Hour), left.Truncate(time.Second)))
 		return
 	}

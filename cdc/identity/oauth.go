@@ -102,7 +102,11 @@ func (l *Login) endpoint() *endpoint {
 	}
 }
 
-// get returns the token that there is, and a new one where less than a fifth of its time is left.
+// renewSoon is what is left of a token's time when a new one is asked for at the latest: who logs in with one that ends within two seconds
+// has to log in once more within one, which Kafka refuses.
+const renewSoon = 10 * time.Second
+
+// get returns the token that there is, and a new one where less than a fifth of its time is left, or, of a short one, less than half.
 func (e *endpoint) get(ctx context.Context) (token, error) {
 	asked := time.Now()
 	e.mu.Lock()
@@ -120,7 +124,8 @@ func (e *endpoint) get(ctx context.Context) (token, error) {
 	}
 	e.token, e.failed, e.renewAt = t, nil, time.Time{}
 	if !t.expires.IsZero() {
-		e.renewAt = t.expires.Add(-time.Until(t.expires) / 5)
+		left := time.Until(t.expires)
+		e.renewAt = t.expires.Add(-max(left/5, min(left/2, renewSoon)))
 	}
 	return t, nil
 }

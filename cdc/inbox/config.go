@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -127,7 +128,7 @@ func (cfg Config) why(ctx context.Context, err error) error {
 	case errors.Is(err, kerr.GroupAuthorizationFailed):
 		return grant(identity.Group, cfg.Group)
 	}
-	if refused := cfg.Login.Explain(ctx, err); refused != nil {
+	if refused := cfg.Login.Explain(ctx, strings.Join(cfg.Brokers, ", "), err); refused != nil {
 		return refused
 	}
 	return err

@@ -1,8 +1,10 @@
 package kafka
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
@@ -14,12 +16,18 @@ func (s *Sink) grant(kind, name string, operations ...string) string {
 	return identity.Grant(s.login.User(), s.cfg.Kafka.Brokers, kind, name, operations...)
 }
 
-// denied returns a refusal by Kafka with the right that is missing and what grants it, and every other error as it is.
+// denied returns a refusal by Kafka with the right that is missing and what grants it, or what is wrong with the login, and every other error
+// as it is.
 func (s *Sink) denied(err error, topic string, operations ...string) error {
-	if !errors.Is(err, kerr.TopicAuthorizationFailed) {
-		return err
+	switch {
+	case errors.Is(err, kerr.TopicAuthorizationFailed):
+		return fmt.Errorf("%w: %s", err, s.grant(identity.Topic, topic, operations...))
+	case errors.Is(err, kerr.SaslAuthenticationFailed), errors.Is(err, kerr.IllegalSaslState): // a login that was to be renewed
+		if refused := s.login.Explain(context.Background(), strings.Join(s.cfg.Kafka.Brokers, ", "), err); refused != nil {
+			return refused
+		}
 	}
-	return fmt.Errorf("%w: %s", err, s.grant(identity.Topic, topic, operations...))
+	return err
 }
 
 // denied is that of the sink for a request to write, with the transactional id of this client.

@@ -271,6 +271,32 @@ func (g *guarded) setPassword(word string, k identity.Kafka, ca *cdctest.Authori
 	}
 }
 
+// TestAdvertisedNameThatNoCertificateHas: the seed's certificate is right, and that of the brokers, under the names that they give out, is not.
+func TestAdvertisedNameThatNoCertificateHas(t *testing.T) {
+	t.Parallel()
+	ca := cdctest.NewAuthority(t, "authority", time.Time{})
+	client := ca.Issue(t, cdctest.Certificate{Name: "walpost"})
+	g := startGuarded(t, ca.Issue(t, cdctest.Certificate{Name: "kafka", Hosts: []string{"127.0.0.1"}}), ca)
+	g.cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		g.cluster.KeepControl()
+		resp := req.ResponseKind().(*kmsg.MetadataResponse)
+		b := kmsg.NewMetadataResponseBroker()
+		_, port, _ := net.SplitHostPort(g.brokers[0])
+		n, _ := net.LookupPort("tcp", port)
+		b.NodeID, b.Host, b.Port = 7, "localhost", int32(n)
+		resp.Brokers = append(resp.Brokers, b)
+		return resp, nil, true
+	})
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Kafka.Brokers = "advertised", g.brokers
+	cfg.Kafka.Kafka = identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSCertFile: client.CertFile, TLSKeyFile: client.KeyFile}
+	_, err := kafka.NewSink(cfg, nil, zerolog.Nop()).Peek(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "(advertised.listeners), and these do not let us in: kafka at localhost:") ||
+		!strings.HasSuffix(err.Error(), "has a certificate for 127.0.0.1, and not for localhost: name the brokers as it does, or write one of its names into kafka.tls_server_name") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestRevoked takes a publisher's login away while it works: it says which key and what Kafka said, and the next session goes on when the login is
 // right again. Nothing that was called durable is lost.
 func TestRevoked(t *testing.T) {

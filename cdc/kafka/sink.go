@@ -87,7 +87,7 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return "", fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
 		}
-		if refused := s.login.Explain(ctx, err); refused != nil {
+		if refused := s.login.Explain(ctx, seeds, err); refused != nil {
 			return "", refused
 		}
 		return "", fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
@@ -99,6 +99,9 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 		brokers, at = append(brokers, client.Broker(int(b.NodeID))), append(at, net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))))
 	}
 	if _, err := first(asking, brokers, func() kmsg.Request { return kmsg.NewPtrApiVersionsRequest() }); err != nil && ctx.Err() == nil {
+		if refused := s.login.Explain(ctx, strings.Join(at, ", "), err); refused != nil {
+			return "", fmt.Errorf("kafka at %s says that its brokers are at %s (advertised.listeners), and these do not let us in: %w", seeds, strings.Join(at, ", "), refused)
+		}
 		return "", fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
 			seeds, strings.Join(at, ", "), err)
 	}

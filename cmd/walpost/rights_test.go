@@ -78,11 +78,17 @@ type rightsStage struct {
 // allowKafka gives the user exactly these rights.
 func (s *rightsStage) allowKafka(rights []string) {
 	s.T.Helper()
-	mine := kadm.NewACLs().AnyResource().Allow(s.user).AllowHosts().Operations().ResourcePatternType(kadm.ACLPatternAny)
-	if _, err := s.kafka.DeleteACLs(s.T.Context(), mine); err != nil {
-		s.T.Fatal(err)
-	}
+	revoke(s.T, s.kafka, s.user)
 	grant(s.T, s.kafka, s.user, rights)
+}
+
+// revoke takes all rights of a user of Kafka away.
+func revoke(t testing.TB, admin *kadm.Client, user string) {
+	t.Helper()
+	all := kadm.NewACLs().AnyResource().Allow(user).AllowHosts().Operations().ResourcePatternType(kadm.ACLPatternAny)
+	if _, err := admin.DeleteACLs(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // grant gives a user of Kafka rights.
