@@ -190,8 +190,8 @@ func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 }
 
 func isTimeout(err error) bool {
-	var timeout net.Error
-	return errors.As(err, &timeout) && timeout.Timeout()
+	var network net.Error
+	return errors.As(err, &network) && network.Timeout()
 }
 
 // TestSlowBodiesKeepNoOperatorOut: as many requests as there may be are in their bodies, and more come.
