@@ -184,8 +184,12 @@ func (w *working) work() error {
 		return err
 	}
 	for _, r := range []struct{ method, path, body string }{
-		{"PUT", "/customers/b/notifications", `{"format": "text"}`}, {"GET", "/customers/b/notifications", ""}, {"GET", "/orders", ""},
-		{"GET", "/orders/" + dropped.String() + "/history", ""}, {"GET", "/orders/" + dropped.String() + "/mails", ""}, {"GET", "/statistics", ""},
+		{"PUT", "/customers/b/notifications", `{"format": "text"}`},
+		{"GET", "/customers/b/notifications", ""},
+		{"GET", "/orders", ""},
+		{"GET", "/orders/" + dropped.String() + "/history", ""},
+		{"GET", "/orders/" + dropped.String() + "/mails", ""},
+		{"GET", "/statistics", ""},
 	} {
 		if _, err := w.http(r.method, r.path, r.body, ""); err != nil {
 			return err
