@@ -2,15 +2,10 @@ package inventory_test
 
 import (
 	"errors"
-	"fmt"
-	"os"
-	"regexp"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -18,50 +13,12 @@ import (
 	"github.com/walpost/walpost/inventory"
 )
 
-// TestLeastRights does the service's work with the rights of sql/inventory/rights.sql, and without each of them once: the error names the
-// table, and the work is done once the right is back. One that nobody misses is one too many.
+// TestLeastRights takes the rights of sql/inventory/rights.sql away one by one.
 func TestLeastRights(t *testing.T) {
+	t.Parallel()
 	admin := cdctest.Database(t)
 	f := newFixtureOn(t, migrateURL(t, admin), cdctest.Kafka(t), 0)
-	owner, err := pgx.Connect(t.Context(), admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = owner.Close(t.Context()) })
-	file, err := os.ReadFile("../sql/inventory/rights.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.work(); err != nil {
-		t.Fatalf("with all rights: %v", err)
-	}
-	n := 0
-	for _, grant := range regexp.MustCompile(`(?m)^GRANT ([A-Z, ]+) ON (FUNCTION )?([a-z_, ]+) TO :service`).FindAllStringSubmatch(string(file), -1) {
-		for right := range strings.SplitSeq(grant[1], ", ") {
-			for table := range strings.SplitSeq(grant[3], ", ") {
-				n++
-				change := func(verb, preposition string) {
-					if _, err := owner.Exec(t.Context(), fmt.Sprintf("%s %s ON %s%s %s inventory_service", verb, right, grant[2], table, preposition)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				change("REVOKE", "FROM")
-				switch err := f.work(); {
-				case err == nil:
-					t.Errorf("nobody misses %s on %s: it is one too many", right, table)
-				case !strings.Contains(err.Error(), "permission denied for "):
-					t.Errorf("without %s on %s: %v", right, table, err)
-				}
-				change("GRANT", "TO")
-			}
-		}
-	}
-	if err := f.work(); err != nil {
-		t.Errorf("with all rights again: %v", err)
-	}
-	if n < 20 {
-		t.Errorf("only %d rights were taken away", n)
-	}
+	cdctest.LeastRights(t, admin, "inventory_service", f.work, func() {})
 }
 
 // work is what the service does: stock, products, events that are applied, short or parked, and an operator's decision.
@@ -97,17 +54,9 @@ func (f *fixture) work() error {
 	f.produce(held, cancelled(sold.OrderID, true, item(sku, 2)))
 	r := f.start(f.topic)
 	defer r.stop()
-	refused := func() error {
-		for line := range strings.Lines(r.log.String()) {
-			if strings.Contains(line, "permission denied") {
-				return errors.New(line)
-			}
-		}
-		return nil
-	}
 	var err error
 	cdctest.Eventually(f, 20*time.Second, func() error {
-		if err = refused(); err != nil || f.committed(f.topic)[0] == 5 {
+		if err = cdctest.Denied(r.log, 0); err != nil || f.committed(f.topic)[0] == 5 {
 			return nil
 		}
 		return errors.New("the events are not done, and the log says nothing of rights")
@@ -124,5 +73,5 @@ func (f *fixture) work() error {
 		return err
 	}
 	_, err = o.Decisions(ctx, 10)
-	return errors.Join(err, refused())
+	return errors.Join(err, cdctest.Denied(r.log, 0))
 }

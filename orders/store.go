@@ -45,13 +45,14 @@ func (s *Store) Close() { s.pool.Close() }
 
 // Ready says what keeps the service from taking orders, and what to do about it.
 func (s *Store) Ready(ctx context.Context) error {
-	var may bool
-	err := s.pool.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('outbox'), 'INSERT') AND has_table_privilege(to_regclass('order_history'), 'INSERT'), false)`).Scan(&may)
+	var missing string
+	err := s.pool.QueryRow(ctx, `SELECT coalesce(string_agg(name, ' and '), '') FROM unnest(ARRAY['outbox', 'order_history']) AS name
+		WHERE NOT coalesce(has_table_privilege(to_regclass(name), 'INSERT'), false)`).Scan(&missing)
 	switch {
 	case err != nil:
 		return fmt.Errorf("the orders database cannot be used (start it, or fix ORDERS_DATABASE_URL): %w", err)
-	case !may:
-		return errors.New("the orders database has no outbox, or no history, this role may write to: run orders migrate")
+	case missing != "":
+		return fmt.Errorf("this role may not INSERT into %s, or the orders database has no such table: run orders migrate, which makes the tables and gives the role its rights", missing)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http/httptest"
 	"regexp"
 	"strings"
@@ -25,6 +26,7 @@ import (
 // consumed is an orders database, a topic of stock events, and the command that brings the one to the other.
 type consumed struct {
 	*testing.T
+	admin  string // URL
 	env    map[string]string
 	conn   *pgx.Conn
 	client *kgo.Client
@@ -37,7 +39,7 @@ func newConsumed(t *testing.T) *consumed {
 	if err := sql.Migrate(t.Context(), sql.Orders, admin, url, io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	c := &consumed{T: t, topic: cdctest.Name(t, "stock")}
+	c := &consumed{T: t, admin: admin, topic: cdctest.Name(t, "stock")}
 	brokers := cdctest.Kafka(t)
 	cdctest.CreateTopic(t, brokers, c.topic, 1)
 	c.env = map[string]string{
@@ -58,14 +60,19 @@ func newConsumed(t *testing.T) *consumed {
 
 // start consumes groups in this process until stop.
 func (c *consumed) start(groups ...string) (log *cdctest.Log, stop func()) {
+	return c.run(append([]string{"consume"}, groups...)...)
+}
+
+// run runs a command that goes on until stop.
+func (c *consumed) run(args ...string) (log *cdctest.Log, stop func()) {
 	log = &cdctest.Log{}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- watched(ctx, append([]string{"consume"}, groups...), getenv(c.env), io.Discard, log) }()
+	done, env := make(chan error, 1), getenv(maps.Clone(c.env))
+	go func() { done <- watched(ctx, args, env, io.Discard, log) }()
 	stop = sync.OnceFunc(func() {
 		cancel(errors.New("terminated"))
 		if err := <-done; err != nil {
-			c.Errorf("consume: %v\n%s", err, log)
+			c.Errorf("%s: %v\n%s", args[0], err, log)
 		}
 	})
 	c.Cleanup(stop)

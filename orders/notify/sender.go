@@ -195,6 +195,7 @@ func (s *Sender) send(ctx context.Context, n *task) {
 	attempt, err := s.begin(ctx, n)
 	if err != nil {
 		log.Warn().Err(err).Msg("not sent now")
+		_ = s.unprepared(ctx, n, fmt.Errorf("%w for its attempt to be counted: %w", errWaits, err)) // else the end of the lease brings it up
 		return
 	}
 	if attempt == 0 {
@@ -218,10 +219,14 @@ func (s *Sender) send(ctx context.Context, n *task) {
 func (s *Sender) record(ctx context.Context, log zerolog.Logger, write func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+	const firstPause = 50 * time.Millisecond
+	for pause := firstPause; ; pause = min(2*pause, time.Second) {
 		err := write(ctx)
 		if err == nil {
 			return
+		}
+		if pause == firstPause {
+			log.Warn().Err(err).Stringer("within", recordTime).Msg("what became of it cannot be written down, trying again")
 		}
 		if !sleep(ctx, pause) {
 			log.Error().Err(err).Msg("what became of it could not be written down: it comes up again when its lease has run out")
