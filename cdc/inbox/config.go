@@ -136,6 +136,7 @@ func (cfg Config) why(ctx context.Context, err error) error {
 
 func (c *Consumer) options() []kgo.Opt {
 	return []kgo.Opt{
+		kgo.WithHooks(newClient(func(client *kgo.Client) { c.client = client })),
 		kgo.ConsumerGroup(c.cfg.Group),
 		kgo.ConsumeTopics(c.cfg.Topic),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // a position that is not in the log is found by positions alone

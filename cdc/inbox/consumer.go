@@ -100,14 +100,13 @@ func (c *Consumer) Run(ctx context.Context) error {
 // session consumes with one client, until ctx ends or the client can go no further: when the topic was made again, or
 // the position is no longer in the log. A new one finds its position from the inbox.
 func (c *Consumer) session(ctx context.Context) error {
+	c.mu.Lock()
+	c.topicID, c.known = [16]byte{}, 0
+	c.mu.Unlock()
 	client, err := c.cfg.client(c.options()...)
 	if err != nil {
 		return err
 	}
-	c.client = client
-	c.mu.Lock()
-	c.topicID, c.known = [16]byte{}, 0
-	c.mu.Unlock()
 
 	ctx, end := context.WithCancelCause(ctx)
 	var watchers sync.WaitGroup
@@ -130,6 +129,12 @@ func (c *Consumer) session(ctx context.Context) error {
 	c.mu.Unlock()
 	return nil
 }
+
+// newClient is called with a client before that joins its group, whose callbacks may come before kgo.NewClient returns.
+type newClient func(*kgo.Client)
+
+// OnNewClient is a hook of kgo.
+func (f newClient) OnNewClient(client *kgo.Client) { f(client) }
 
 // Ready says what keeps events from being applied, in a sentence, or nil.
 func (c *Consumer) Ready(ctx context.Context) error {

@@ -348,7 +348,7 @@ func (k *secureKafka) leastRights(t *testing.T) {
 	k.scram("walpost", "pw")
 	s := newRightsStage(t, []string{k.plain})
 	maps.Copy(s.Env, k.secured("BROKERS="+k.sasl, "SASL_MECHANISM=scram-sha-512", "SASL_USERNAME=walpost", "SASL_PASSWORD=pw"))
-	s.testRights("Kafka", kafkaWorks)
+	s.testRights("Kafka", kafkaWorks, true)
 }
 
 // loaded is a pipeline under load.
