@@ -63,10 +63,14 @@ func alone(cfg *pgconn.Config) string {
 	return "; where it takes TLS alone, write sslmode=verify-full in place of disable"
 }
 
-// Explain returns the error with what it says about identity and transport in front, where it is a connection's and says something.
+// Explain returns the error with what it says about identity and transport in front, where it is a connection's and says something. Behind
+// one about a right, which a service's migrate grants, it says so.
 func (p *Postgres) Explain(err error) error {
 	var failed *pgconn.ConnectError
 	if !errors.As(err, &failed) {
+		if denied := (*pgconn.PgError)(nil); errors.As(err, &denied) && denied.Code == pgerrcode.InsufficientPrivilege {
+			return fmt.Errorf("%w: the role of %s lacks a right: this program's command migrate gives it all that it needs", err, p.Key)
+		}
 		return err
 	}
 	at := net.JoinHostPort(failed.Config.Host, strconv.Itoa(int(failed.Config.Port)))
