@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cmd/internal/inboxcmd"
 )
@@ -50,7 +51,7 @@ func (p *process) inbox(ctx context.Context, k kafka, name string, do func(inbox
 	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL)); err != nil {
 		return err
 	}
-	pool, err := p.connect(ctx, found[0], zerolog.Nop())
+	pool, err := found[0].connect(ctx, identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop()))
 	if err != nil {
 		return err
 	}
