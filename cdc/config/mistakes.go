@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+
+	"github.com/walpost/walpost/cdc/misspelt"
 )
 
 // mistakes names every key of the file that does not exist and every value of the wrong kind. For bad syntax it is the parser's own
@@ -158,7 +160,7 @@ func unknownKeys(keys map[string]any, label, prefix string, known []string) (err
 
 // instead says which key may be meant: one that is written nearly so, or the only one that is called so and stands elsewhere.
 func instead(path string, known []string) string {
-	meant := nearest(path, known)
+	meant := misspelt.Nearest(path, known)
 	if meant == "" {
 		sections := map[string]bool{} // a misspelt key may hold others
 		for _, k := range known {
@@ -166,7 +168,7 @@ func instead(path string, known []string) string {
 				sections[k[:i]] = true
 			}
 		}
-		meant = nearest(path, slices.Sorted(maps.Keys(sections)))
+		meant = misspelt.Nearest(path, slices.Sorted(maps.Keys(sections)))
 	}
 	if leaf := path[strings.LastIndex(path, ".")+1:]; meant == "" {
 		var elsewhere []string
@@ -183,43 +185,6 @@ func instead(path string, known []string) string {
 		return "see the configuration reference in the README"
 	}
 	return "did you mean " + meant + "?"
-}
-
-// nearest returns the name that differs least from the one that is written, in two letters at most, in fewer of a short one; empty where
-// none does. Capitals, - and _ make no difference.
-func nearest(written string, names []string) (meant string) {
-	written = plain(written)
-	most := min(2, len(written)/4)
-	for _, name := range names {
-		if d := distance(written, plain(name)); d < most || d == most && meant == "" {
-			meant, most = name, d
-		}
-	}
-	return meant
-}
-
-func plain(name string) string {
-	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
-}
-
-// distance is how many letters of a must be changed, added or left out for b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1) // of what is looked at of a so far, to each beginning of b
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := before
-			if a[i] != b[j] {
-				change++
-			}
-			before, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, change)
-		}
-	}
-	return row[len(b)]
 }
 
 // unreadable reduces the parser's error to one line: position, and what is wrong there. What stands there may be a secret.
@@ -261,22 +226,7 @@ func Strays(names, flags []string, cfgs []Config) (unknown []string, err error) 
 			}
 		}
 	}
-	var errs []error
-	for _, name := range names {
-		ours := strings.HasPrefix(strings.ToUpper(name), environment)
-		tests := strings.HasPrefix(name, environment+"TEST_") // the test suite's, which its programs inherit
-		if !ours && !strings.HasPrefix(name, "LOG_") || tests || slices.Contains(known, name) || ofService(name, names) {
-			continue
-		}
-		meant := nearest(name, known)
-		switch {
-		case meant != "" && (!anotherPipelines(name, keys) || plain(name) == plain(meant)):
-			errs = append(errs, fmt.Errorf("environment %s: there is no such variable: did you mean %s?", name, meant))
-		case ours:
-			unknown = append(unknown, name)
-		}
-	}
-	return unknown, errors.Join(errs...)
+	return misspelt.Variables(names, environment, known, func(name string) bool { return anotherPipelines(name, keys) })
 }
 
 // anotherPipelines says that the name is WALPOST_, a pipeline's name and a key.
@@ -285,16 +235,4 @@ func anotherPipelines(name string, keys []string) bool {
 		pipeline := strings.TrimSuffix(strings.TrimPrefix(name, environment), "_"+key)
 		return len(environment)+len(pipeline)+len("_"+key) == len(name)
 	})
-}
-
-// ofService says that Kubernetes has set the variable for a Service.
-func ofService(name string, names []string) bool {
-	for _, host := range names {
-		service, ok := strings.CutSuffix(host, "_SERVICE_HOST")
-		rest, its := strings.CutPrefix(name, service+"_")
-		if ok && its && (strings.HasPrefix(rest, "SERVICE_") || rest == "PORT" || strings.HasPrefix(rest, "PORT_")) {
-			return true
-		}
-	}
-	return false
 }

@@ -122,8 +122,9 @@ func (l *Login) tokenKey() string {
 func (l *Login) alert(kafka, alert string) string {
 	certFile, keyFile := l.name("tls_cert_file"), l.name("tls_key_file")
 	l.mu.Lock()
-	wanted, expires := l.wanted, l.expires[certFile]
+	wanted := l.wanted
 	l.mu.Unlock()
+	expires := l.certs.ends()[certFile]
 	switch {
 	case strings.Contains(alert, "protocol version"):
 		return fmt.Sprintf("%s has no TLS 1.2 and no newer one (%s): turn TLS 1.2 on there", kafka, alert)

@@ -28,6 +28,14 @@ func (u params) readOwn() (*tls.Certificate, error) {
 	return pair, about("sslcert", inTime(pair))
 }
 
+// leaf returns the certificate itself, without its chain; nil where there is none.
+func leaf(own *tls.Certificate) *x509.Certificate {
+	if own == nil {
+		return nil
+	}
+	return own.Leaf
+}
+
 // readKey returns the key as PEM, in clear.
 func (u params) readKey(path string) ([]byte, error) {
 	if err := private(path); err != nil {

@@ -1,11 +1,9 @@
 package identity
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -29,14 +27,13 @@ type Login struct {
 	log     zerolog.Logger
 	tls     *connection    // nil: none
 	sasl    sasl.Mechanism // nil: none
+	certs   inUse
 	warned  sync.Once
 
 	mu      sync.Mutex
-	inside  bool                 // a broker has let us in
-	wanted  bool                 // a broker has asked for a client certificate, and there is none
-	refused map[string]refusal   // by broker: why the newest connection to it failed
-	expires map[string]time.Time // by key: when the certificate in use does
-	soon    bool                 // which was said
+	inside  bool               // a broker has let us in
+	wanted  bool               // a broker has asked for a client certificate, and there is none
+	refused map[string]refusal // by broker: why the newest connection to it failed
 }
 
 // refusedLately is how long ago a connection may have failed that says how things are: a client tries again sooner.
@@ -50,7 +47,7 @@ type refusal struct {
 
 // NewLogin makes a Login of settings that Check has found nothing wrong with. Nothing is read before the first connection.
 func NewLogin(k Kafka, brokers []string, name Names, log zerolog.Logger) *Login {
-	l := &Login{k: k, brokers: brokers, name: name, log: log, refused: map[string]refusal{}, expires: map[string]time.Time{}}
+	l := &Login{k: k, brokers: brokers, name: name, log: log, certs: inUse{log: log}, refused: map[string]refusal{}}
 	if k.TLS {
 		l.tls = &connection{serverName: k.TLSServerName, authorities: l.authorities("tls_ca_file", k.TLSCAFile), pair: l.pair(), asked: l.askedForCertificate}
 	}
@@ -138,9 +135,7 @@ func (l *Login) Certificates() map[string]time.Time {
 	if l == nil {
 		return nil
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return maps.Clone(l.expires)
+	return l.certs.ends()
 }
 
 func (l *Login) askedForCertificate() {
@@ -196,25 +191,9 @@ func (l *Login) pair() *kept[*tls.Certificate] {
 			err = about(key, inTime(pair))
 		}
 		if err == nil {
-			l.uses(key, pair.Leaf)
+			l.certs.note(key, pair.Leaf)
 		}
 		return pair, err
 	}
 	return &kept[*tls.Certificate]{key: key, log: l.log, read: read, still: func(pair *tls.Certificate) bool { return inTime(pair) == nil }}
-}
-
-// uses notes which certificate is used from now on, and says so where it is another one, and where its end has come near.
-func (l *Login) uses(key string, leaf *x509.Certificate) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	left := time.Until(leaf.NotAfter)
-	if l.expires[key].Equal(leaf.NotAfter) && l.soon == (left < expiresSoon) {
-		return
-	}
-	l.expires[key], l.soon = leaf.NotAfter, left < expiresSoon
-	if l.soon {
-		l.log.Warn().Str("key", key).Time("expires", leaf.NotAfter.UTC()).Msgf("the certificate %s expires in %s: renew it", leaf.Subject, cmp.Or(left.Truncate(time.Hour), left.Truncate(time.Second)))
-		return
-	}
-	l.log.Info().Str("key", key).Time("expires", leaf.NotAfter.UTC()).Msgf("the certificate %s is used", leaf.Subject)
 }

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgpassfile"
 	"github.com/jackc/pgservicefile"
@@ -37,6 +38,7 @@ type Postgres struct {
 	roots    kept[*x509.CertPool]
 	own      kept[*tls.Certificate]
 	password kept[string]
+	certs    inUse
 }
 
 const (
@@ -61,8 +63,12 @@ func NewPostgres(key, url string, log zerolog.Logger) *Postgres {
 		roots:    kept[*x509.CertPool]{key: key + ": sslrootcert", log: log},
 		own:      kept[*tls.Certificate]{key: key + ": sslcert and sslkey", log: log, still: func(own *tls.Certificate) bool { return own == nil || inTime(own) == nil }},
 		password: kept[string]{key: key + ": password", log: log},
+		certs:    inUse{log: log},
 	}
 }
+
+// Certificates returns when the client certificate in use expires, by the name of its key: source.url: sslcert.
+func (p *Postgres) Certificates() map[string]time.Time { return p.certs.ends() }
 
 // Check returns what is wrong with the URL, and with the files that it names. No command is run. That a certificate has expired is no
 // reason not to start: a new file may be on its way.
@@ -171,7 +177,13 @@ func (p *Postgres) read(ctx context.Context, pure, ask bool) (*pgxpool.Config, e
 		if err != nil {
 			return fail(err)
 		}
-		own, err := p.own.of(ctx, func(context.Context) (*tls.Certificate, error) { return u.readOwn() })
+		own, err := p.own.of(ctx, func(context.Context) (*tls.Certificate, error) {
+			own, err := u.readOwn()
+			if err == nil {
+				p.certs.note(p.Key+": sslcert", leaf(own))
+			}
+			return own, err
+		})
 		if err != nil {
 			return fail(err)
 		}

@@ -178,3 +178,54 @@ func TestRefusedTokens(t *testing.T) {
 		}
 	}
 }
+
+// TestCertificateInUse: the log says which certificate each connection shows, when it is another one or its end has come near. One that
+// cannot be used changes nothing, and one that is not named any more is forgotten.
+func TestCertificateInUse(t *testing.T) {
+	ours := cdctest.NewAuthority(t, "ours", time.Time{})
+	month, days := time.Now().Add(30*24*time.Hour).Truncate(time.Second), time.Now().Add(49*time.Hour).Truncate(time.Second)
+	pair := ours.Issue(t, cdctest.Certificate{Name: "first", Until: month})
+	services := filepath.Join(t.TempDir(), "services")
+	put := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	named := "[shop]\nsslcert=" + pair.CertFile + "\nsslkey=" + pair.KeyFile + "\n"
+	put(services, named)
+	var log strings.Builder
+	who := NewPostgres("source.url", "postgres://u@db.example/d?sslmode=verify-full&service=shop&servicefile="+services, zerolog.New(&log))
+	renew := func(name string, until time.Time) func() {
+		return func() { ours.Issue(t, cdctest.Certificate{Name: name, Until: until}).Replace(t, pair) }
+	}
+	for _, c := range []struct {
+		name string
+		does func()
+		says string // the one line of two connections; empty: none
+		ends time.Time
+	}{
+		{"at the start", func() {}, `{"level":"info","key":"source.url: sslcert","expires":"` + month.UTC().Format(time.RFC3339) + `","message":"the certificate CN=first is used"}`, month},
+		{"another one that ends with it", renew("second", month), `"the certificate CN=second is used"`, month},
+		{"one that ends soon", renew("third", days), `{"level":"warn","key":"source.url: sslcert","expires":"` + days.UTC().Format(time.RFC3339) + `","message":"the certificate CN=third expires in 48h0m0s: renew it"}`, days},
+		{"one that is none", func() { put(pair.CertFile, "nonsense") }, "cannot be read again: the last good one is used", days},
+		{"a renewed one", renew("fourth", month), `"the certificate CN=fourth is used"`, month},
+		{"none any more", func() { put(services, "[shop]\n") }, "", time.Time{}},
+		{"the same again", func() { put(services, named) }, `"the certificate CN=fourth is used"`, month},
+	} {
+		c.does()
+		log.Reset()
+		for range 2 {
+			if _, err := who.Config(t.Context()); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+		}
+		lines := strings.ReplaceAll(log.String(), `{"level":"info","key":"source.url: sslcert and sslkey","message":"is good again, and used"}`+"\n", "")
+		if !strings.Contains(lines, c.says) || strings.Count(lines, "\n") != min(1, len(c.says)) {
+			t.Errorf("%s: the log has\n%swant %s", c.name, lines, c.says)
+		}
+		if ends := who.Certificates()["source.url: sslcert"]; !ends.Equal(c.ends) {
+			t.Errorf("%s: it ends at %v, want %v", c.name, ends, c.ends)
+		}
+	}
+}

@@ -15,12 +15,8 @@ import (
 	"time"
 )
 
-const (
-	// dialWithin is how long a connection and its handshake may take: less than who connects waits for an answer.
-	dialWithin = 8 * time.Second
-	// expiresSoon is how long before its end a certificate is worth a warning.
-	expiresSoon = 7 * 24 * time.Hour
-)
+// dialWithin is how long a connection and its handshake may take: less than who connects waits for an answer.
+const dialWithin = 8 * time.Second
 
 // readAuthorities returns the certificates of a file.
 func readAuthorities(path string) (*x509.CertPool, error) {

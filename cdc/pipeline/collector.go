@@ -37,12 +37,17 @@ type watched struct {
 	letters interface { // how many dead letters are unresolved
 		Count(ctx context.Context) (int, error)
 	}
-	login login
+	login     login
+	certified []certified
 }
 
 // login is how Kafka lets clients in.
 type login interface {
-	Trouble() error                     // why it does not
+	Trouble() error // why it does not
+}
+
+// certified shows client certificates.
+type certified interface {
 	Certificates() map[string]time.Time // when those in use expire, by their keys
 }
 
@@ -100,7 +105,7 @@ func newAsked(labels prometheus.Labels, of watched) *asked {
 		horizon:    prometheus.NewDesc("walpost_horizon_seconds", "Polling: for how long the transaction has been open that rows wait for, by its process; for how long they have waited, where that may not be seen. Left out when none wait.", []string{"pid"}, labels),
 		safe:       desc("walpost_slot_safe_wal_bytes", "WAL that may be written before the slot can be lost (safe_wal_size). Left out without a limit (max_slot_wal_keep_size = -1)."),
 		left:       desc("walpost_slot_seconds_left", "After how many seconds the slot can be lost at the rate at which WAL was written in the last hour or two, if nothing is confirmed meanwhile. Left out without a limit, and in the first seconds."),
-		expires:    prometheus.NewDesc("walpost_certificate_expires_timestamp_seconds", "When the certificate in use expires, in seconds since 1970, by the key that names its file.", []string{"key"}, labels),
+		expires:    prometheus.NewDesc("walpost_certificate_expires_timestamp_seconds", "When the client certificate in use expires, in seconds since 1970, by the key that names its file: Kafka's, and source.url: sslcert, cleanup.url: sslcert.", []string{"key"}, labels),
 		unresolved: desc("walpost_dead_letters_unresolved", "Dead letters that are neither redriven nor dropped."),
 	}
 }
@@ -115,11 +120,10 @@ func (a *asked) Collect(ch chan<- prometheus.Metric) {
 	for _, m := range a.metrics(a.seen(askEvery, answerWithin)) {
 		ch <- m
 	}
-	if a.login == nil {
-		return
-	}
-	for key, at := range a.login.Certificates() {
-		ch <- prometheus.MustNewConstMetric(a.expires, prometheus.GaugeValue, float64(at.Unix()), key)
+	for _, c := range a.certified {
+		for key, at := range c.Certificates() {
+			ch <- prometheus.MustNewConstMetric(a.expires, prometheus.GaugeValue, float64(at.Unix()), key)
+		}
 	}
 }
 

@@ -25,10 +25,6 @@ func (r *refusing) Trouble() error {
 	return errors.New(string(*r))
 }
 
-func (*refusing) Certificates() map[string]time.Time {
-	return map[string]time.Time{"kafka.tls_cert_file": time.Unix(1_800_000_000, 0)}
-}
-
 // TestStatusSaysWhatTheRelayDoes follows a relay through its roles: readiness, status and metrics say the same.
 func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 	reg := prometheus.NewRegistry()
@@ -87,7 +83,7 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]float64{
-		"walpost_slot_lag_bytes": 300, "walpost_certificate_expires_timestamp_seconds": 1_800_000_000, "walpost_slot_retained_bytes": 400, "walpost_slot_lost": 0, "walpost_dead_letters_unresolved": 3,
+		"walpost_slot_lag_bytes": 300, "walpost_slot_retained_bytes": 400, "walpost_slot_lost": 0, "walpost_dead_letters_unresolved": 3,
 	} {
 		if got := gauge(t, reg, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

@@ -107,15 +107,16 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 		return nil, err
 	}
 	topics, patterns := route.Topics(cfg.Kafka)
-	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, source: postgres.NewSource(cfg.Pipeline, cfg.Source, o.Log), sink: kafka.NewSink(cfg, topics, o.Log, o.Kafka...)}
+	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, sink: kafka.NewSink(cfg, topics, o.Log, o.Kafka...)}
 	if cfg.Source.Kind == config.KindPolling {
-		p.kind = polled{p, polling.NewOutbox(cfg.Pipeline, cfg.Source, o.Log)}
+		table := polling.NewOutbox(cfg.Pipeline, cfg.Source, o.Log)
+		p.source, p.kind = table.Source, polled{p, table}
 	} else {
-		p.kind = wal{p}
+		p.source, p.kind = postgres.NewSource(cfg.Pipeline, cfg.Source, o.Log), wal{p}
 	}
 	p.registry = prometheus.NewRegistry()
 	of := p.kind.watched()
-	of.login = p.sink
+	of.login, of.certified = p.sink, []certified{p.sink, p.source}
 	p.metrics = newMetrics(cfg.Pipeline, of, p.registry)
 	observer := cdc.Tee(logger(cfg, o.Log, p.away), p.metrics.observer())
 	if tell := observer.Role; cfg.Commands("`walpost ") != "`walpost " {

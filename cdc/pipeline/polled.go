@@ -22,7 +22,7 @@ type polled struct {
 }
 
 func (p polled) relay(observer cdc.Observer) *cdc.Supervisor {
-	return polling.New(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer, p.log).Supervisor
+	return p.table.Relay(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Supervisor
 }
 
 func (p polled) watched() watched {

@@ -19,20 +19,21 @@ import (
 type Outbox struct {
 	identity.Unshown
 
+	Source *postgres.Source // who connects
+
 	pipeline string
 	cfg      config.Source
-	source   *postgres.Source
 	template *strings.Replacer
 }
 
 // NewOutbox returns the outbox of a pipeline. The log is postgres.NewSource's.
 func NewOutbox(pipeline string, cfg config.Source, log zerolog.Logger) *Outbox {
-	return &Outbox{pipeline: pipeline, cfg: cfg, source: postgres.NewSource(pipeline, cfg, log), template: sqlTemplate(&cfg)}
+	return &Outbox{pipeline: pipeline, cfg: cfg, Source: postgres.NewSource(pipeline, cfg, log), template: sqlTemplate(&cfg)}
 }
 
 // open connects, and returns the table if it can be polled. Otherwise it returns a Halt that names everything that is wrong.
 func (o *Outbox) open(ctx context.Context) (*postgres.OpenTable, error) {
-	t, err := o.source.OpenTable(ctx)
+	t, err := o.Source.OpenTable(ctx)
 	if err != nil {
 		return nil, err
 	}

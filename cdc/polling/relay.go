@@ -56,7 +56,12 @@ type Relay struct {
 
 // New makes a relay. It holds nothing until Run.
 func New(cfg config.Config, target Target, observer cdc.Observer, log zerolog.Logger) *Relay {
-	r := &Relay{cfg: cfg, outbox: NewOutbox(cfg.Pipeline, cfg.Source, log), target: target, observer: cdc.Tee(observer)}
+	return NewOutbox(cfg.Pipeline, cfg.Source, log).Relay(cfg, target, observer)
+}
+
+// Relay makes a relay of the outbox, as New does.
+func (o *Outbox) Relay(cfg config.Config, target Target, observer cdc.Observer) *Relay {
+	r := &Relay{cfg: cfg, outbox: o, target: target, observer: cdc.Tee(observer)}
 	r.Supervisor = cdc.NewSupervisor(observer, func(ctx context.Context) error {
 		r.motion.began.Store(false)
 		r.motion.rows.Store(0)

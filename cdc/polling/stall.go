@@ -99,7 +99,7 @@ func (r *Relay) watch(ctx context.Context, pid uint32) {
 func (r *Relay) ask(ctx context.Context, sql string, args []any, answer ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
-	conn, err := r.outbox.source.Open(ctx)
+	conn, err := r.outbox.Source.Open(ctx)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -55,11 +56,25 @@ func (s *Source) connectAs(ctx context.Context, key, url, application string) (*
 func (s *Source) other(key, url string) *identity.Postgres {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if key == sourceURL {
+		return s.relay
+	}
 	of := [2]string{key, url}
 	if s.others[of] == nil {
 		s.others[of] = identity.NewPostgres(key, url, s.log)
 	}
 	return s.others[of]
+}
+
+// Certificates returns when the client certificates in use expire, by the names of their keys: source.url: sslcert.
+func (s *Source) Certificates() map[string]time.Time {
+	ends := s.relay.Certificates()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, other := range s.others {
+		maps.Copy(ends, other.Certificates())
+	}
+	return ends
 }
 
 // login is the relay's role.

@@ -33,9 +33,10 @@ type Source struct {
 
 var _ cdc.Source = (*Source)(nil)
 
-// NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication. The log has what is wrong
-// with a new certificate or password, while the last good one is used.
+// NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication. The log has which client
+// certificate is used, and what is wrong with a new certificate or password, while the last good one is used.
 func NewSource(pipeline string, cfg config.Source, log zerolog.Logger) *Source {
+	log = log.With().Str("pipeline", pipeline).Logger()
 	return &Source{
 		cfg: cfg, application: "walpost " + pipeline, log: log, relay: identity.NewPostgres(sourceURL, cfg.URL, log),
 		others: map[[2]string]*identity.Postgres{},

@@ -2,6 +2,13 @@
 // once each, and answers over HTTP.
 package main
 
-import "github.com/walpost/walpost/cmd/internal/app"
+import (
+	"os"
 
-func main() { app.Main(run) }
+	"github.com/walpost/walpost/cmd/internal/app"
+)
+
+func main() { app.Main(runAmong(os.Environ())) }
+
+// runAmong is the program with the environment, name=value each.
+func runAmong(environ []string) app.Run { return app.Among(environ, run) }

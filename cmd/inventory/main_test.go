@@ -29,19 +29,18 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/devenv"
-	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 // TestMain is also the process that the tests kill.
 func TestMain(m *testing.M) {
 	if os.Getenv("INVENTORY_TEST_MAIN") != "" {
-		app.Main(run)
+		main()
 	}
 	cdctest.Main(m)
 }
 
 // watched is the program, of which no secret may be seen.
-var watched = cdctest.Watch(run)
+var watched = cdctest.Watch(runAmong(nil))
 
 // A service is the program's environment, and what a test needs to look at it from outside.
 type service struct {
@@ -516,6 +515,33 @@ func TestNoErrorShowsAURL(t *testing.T) {
 					t.Errorf("%v takes %s=%s", args, variable, bad)
 				}
 			}
+		}
+	}
+}
+
+// TestStrayVariables: a variable that is nearly one of the program ends each command, and others that begin with INVENTORY_ are a warning,
+// but for those of other commands and of Kubernetes.
+func TestStrayVariables(t *testing.T) {
+	for _, c := range []struct{ command, names, err, warns string }{
+		{"serve", "INVENTORY_KAFKA_TLS_CAFILE", "environment INVENTORY_KAFKA_TLS_CAFILE: there is no such variable: did you mean INVENTORY_KAFKA_TLS_CA_FILE?", ""},
+		{"migrate", "INVENTORY_READER_DATABASE_URI", "environment INVENTORY_READER_DATABASE_URI: there is no such variable: did you mean INVENTORY_READER_DATABASE_URL?", ""},
+		{"serve", "INVENTORY_COLOUR", "", "nothing reads INVENTORY_COLOUR: `inventory COMMAND --help` names the variables of a command"},
+		{"serve", "INVENTORY_SERVICE_HOST INVENTORY_SERVICE_PORT INVENTORY_PORT_8082_TCP INVENTORY_ADMIN_DATABASE_URL ORDERS_HTPP WALPOST_KAFKA_BROKER INVENTORY_TEST_MAIN", "", ""},
+		{"version", "INVENTORY_HTTPS INVENTORY_COLOUR", "", ""},
+	} {
+		var environ []string
+		for name := range strings.FieldsSeq(c.names) {
+			environ = append(environ, name+"=x")
+		}
+		var stderr strings.Builder
+		err := fmt.Sprint(cdctest.Watch(runAmong(environ))(t.Context(), []string{c.command}, func(string) string { return "" }, io.Discard, &stderr))
+		if c.err == "" && strings.Contains(err, "no such variable") || c.err != "" && err != c.err {
+			t.Errorf("%s with %s: %s, want %s", c.command, c.names, err, c.err)
+		}
+		var line struct{ Level, Service, Message string }
+		_ = json.Unmarshal([]byte(stderr.String()), &line)
+		if line.Message != c.warns || c.warns != "" && (line.Level != "warn" || line.Service != "inventory") {
+			t.Errorf("%s with %s: it logs %s, want %s", c.command, c.names, stderr.String(), c.warns)
 		}
 	}
 }

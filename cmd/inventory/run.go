@@ -96,10 +96,15 @@ type migrateCmd struct {
 	ReaderURL string `name:"reader-database-url" env:"INVENTORY_READER_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that reads names and pictures of products and nothing else: what the order service's mails need. Made when given."`
 }
 
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	var flags cli
 	command, err := app.Parse("inventory", description, &flags, args, getenv, stdout, stderr)
 	if command == nil || err != nil {
+		return err
+	}
+	log, _ := app.NewLogger(stderr, flags.LogLevel, flags.LogFormat) // a command that logs says what is wrong with these
+	warn := func(said string) { log.Warn().Str("service", "inventory").Msg(said) }
+	if err := app.Strays(command, "INVENTORY_", names, warn); err != nil {
 		return err
 	}
 	command.BindTo(ctx, (*context.Context)(nil))

@@ -142,8 +142,8 @@ func (g group) config(k kafka, s shared) inbox.Config {
 }
 
 // connect gives a group its own connections, so that one whose database work takes long delays no other.
-func (p *process) connect(ctx context.Context, g group, log zerolog.Logger) (*pgxpool.Pool, error) {
-	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log).Pool(ctx)
+func (g group) connect(ctx context.Context, database *identity.Postgres) (*pgxpool.Pool, error) {
+	config, err := database.Pool(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -181,8 +181,9 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	ready := map[string]func(context.Context) error{}
 	work := []background{func(ctx context.Context) error { return app.Serve(ctx, ln, mux, log) }, func(ctx context.Context) error { return profiles.Serve(ctx, log) }}
 	var metrics *notify.Metrics
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
 	for _, g := range asked {
-		pool, err := p.connect(ctx, g, log)
+		pool, err := g.connect(ctx, database)
 		if err != nil {
 			return err
 		}
@@ -204,7 +205,6 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 			work = append(work, s.in(store, metrics, log))
 		}
 	}
-	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
 	app.OpsRoutes(mux, reg, func(ctx context.Context) error {
 		var errs []error
 		for _, g := range asked {

@@ -9,6 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -63,20 +66,28 @@ const databaseURL = "--database-url (ORDERS_DATABASE_URL)"
 // process is what a command gets.
 type process struct {
 	cli            *cli
+	names          []string // of all variables in the environment
 	getenv         func(string) string
 	stdout, stderr io.Writer
 }
 
-func main() { app.Main(run) }
+func main() { app.Main(runAmong(os.Environ())) }
 
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+// runAmong is the program with the environment, name=value each.
+func runAmong(environ []string) app.Run { return app.Among(environ, run) }
+
+func run(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	var c cli
 	command, err := app.Parse("orders", description, &c, args, getenv, stdout, stderr)
 	if err != nil || command == nil {
 		return err
 	}
+	log, _ := app.NewLogger(stderr, c.LogLevel, c.LogFormat) // a command that logs says what is wrong with these
+	if err := app.Strays(command, "ORDERS_", names, warn(log)); err != nil {
+		return err
+	}
 	command.BindTo(ctx, (*context.Context)(nil))
-	return command.Run(&process{cli: &c, getenv: getenv, stdout: stdout, stderr: stderr})
+	return command.Run(&process{cli: &c, names: names, getenv: getenv, stdout: stdout, stderr: stderr})
 }
 
 // Run prints the version.
@@ -96,6 +107,20 @@ func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	return sql.Migrate(ctx, sql.Orders, c.AdminDatabaseURL, p.cli.DatabaseURL, p.stdout)
 }
 
+// warn returns what logs a warning.
+func warn(log zerolog.Logger) func(string) {
+	return func(said string) { log.Warn().Str("service", "orders").Msg(said) }
+}
+
+// relays returns the configuration of the relay's pipelines, as walpost relay has it. Variables of walpost's other commands may be there.
+func (p *process) relays(warn func(string)) ([]config.Config, error) {
+	pipelines, err := config.Load(p.getenv("WALPOST_CONFIG"), p.getenv)
+	names := slices.DeleteFunc(slices.Clone(p.names), func(name string) bool { return !strings.HasPrefix(strings.ToUpper(name), "WALPOST_") })
+	unknown, strays := config.Strays(names, []string{"WALPOST_CONFIG", "WALPOST_ADMIN_URL", "WALPOST_READ_URL"}, pipelines)
+	app.Unread(unknown, "the variables of keys are in the configuration reference in the README", warn)
+	return pipelines, errors.Join(err, strays)
+}
+
 // Run serves HTTP, and relays the outbox where that was asked for.
 func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
@@ -110,7 +135,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	var pipelines []config.Config
 	var relayErr error
 	if c.Relay {
-		pipelines, relayErr = config.Load(p.getenv("WALPOST_CONFIG"), p.getenv)
+		pipelines, relayErr = p.relays(warn(log))
 	}
 	err := errors.Join(checkURL(databaseURL, p.cli.DatabaseURL), httpErr, waitErr, logErr, relayErr)
 	if err != nil {

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 }
 
 // watched is the program, of which no secret may be seen.
-var watched = cdctest.Watch(run)
+var watched = cdctest.Watch(runAmong(nil))
 
 // databases returns the administrator's and the service's URL of a database that is empty yet.
 func databases(t *testing.T) (admin, service string) {
@@ -293,5 +293,46 @@ func TestServeThatWaitsStopsWhenAsked(t *testing.T) {
 	s.end(errors.New("terminated"))
 	if err := <-s.ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("stopped with %v", err)
+	}
+}
+
+// TestStrayVariables: a variable that is nearly one of the program ends each command, and others that begin with ORDERS_ are a warning.
+// Those of other commands, of Kubernetes and of other programs are nobody's mistake; the relay's are looked at where there is one.
+func TestStrayVariables(t *testing.T) {
+	kubernetes := []string{
+		"ORDERS_SERVICE_HOST", "ORDERS_SERVICE_PORT", "ORDERS_SERVICE_PORT_HTTP", "ORDERS_PORT", "ORDERS_PORT_8081_TCP", "ORDERS_PORT_8081_TCP_ADDR",
+		"ORDERS_HTTP_SERVICE_HOST", "ORDERS_HTTP_PORT", "ORDERS_KAFKA_SERVICE_HOST", "ORDERS_KAFKA_PORT",
+	}
+	for _, c := range []struct {
+		args  string
+		names []string
+		err   string // empty: the command's own, or none
+		warns string // empty: of nothing
+	}{
+		{"serve", []string{"ORDERS_KAFKA_SASL_PASWORD"}, "environment ORDERS_KAFKA_SASL_PASWORD: there is no such variable: did you mean ORDERS_KAFKA_SASL_PASSWORD?", ""},
+		{"consume", []string{"ORDERS_KAFKA_TLS_CAFILE"}, "environment ORDERS_KAFKA_TLS_CAFILE: there is no such variable: did you mean ORDERS_KAFKA_TLS_CA_FILE?", ""},
+		{"consume", []string{"orders_topic", "LOG_LEVLE"}, "environment orders_topic: there is no such variable: did you mean ORDERS_TOPIC?\nenvironment LOG_LEVLE: there is no such variable: did you mean LOG_LEVEL?", ""},
+		{"migrate", []string{"ORDERS_ADMIN_DATABASEURL"}, "environment ORDERS_ADMIN_DATABASEURL: there is no such variable: did you mean ORDERS_ADMIN_DATABASE_URL?", ""},
+		{"mail list", []string{"ORDERS_SMTP_URI"}, "environment ORDERS_SMTP_URI: there is no such variable: did you mean ORDERS_SMTP_URL?", ""},
+		{"serve", []string{"ORDERS_COLOUR", "ORDERS_SHAPE"}, "", "nothing reads ORDERS_COLOUR, ORDERS_SHAPE: `orders COMMAND --help` names the variables of a command"},
+		{"serve", append(kubernetes, "PATH", "ORDERS_SMTP_URL", "ORDERS_ADMIN_DATABASE_URL", "ORDERS_KAFKA_SASL_EXTENSIONS", "INVENTORY_HTP", "WALPOST_KAFKA_BROKER", "ORDERS_TEST_MAIN"), "", ""},
+		{"version", []string{"ORDERS_HTTPS", "ORDERS_COLOUR"}, "", ""},
+		{"serve --relay", []string{"WALPOST_KAFKA_BROKER", "WALPOST_ADMIN_URL", "WALPOST_READ_URL", "LOG_FORMAT"}, "environment WALPOST_KAFKA_BROKER: there is no such variable: did you mean WALPOST_KAFKA_BROKERS?", ""},
+		{"serve --relay", []string{"WALPOST_COLOUR"}, "", "nothing reads WALPOST_COLOUR: the variables of keys are in the configuration reference in the README"},
+	} {
+		environ := []string{"ORDERS_DATABASE_ULR="} // empty is not there
+		for _, name := range c.names {
+			environ = append(environ, name+"=x")
+		}
+		var stderr bytes.Buffer
+		err := fmt.Sprint(cdctest.Watch(runAmong(environ))(t.Context(), strings.Fields(c.args), getenv(nil), io.Discard, &stderr))
+		if c.err == "" && strings.Contains(err, "no such variable") || !strings.HasSuffix(err, c.err) {
+			t.Errorf("%s with %v: %s, want %s", c.args, c.names, err, c.err)
+		}
+		var line struct{ Level, Service, Message string }
+		_ = json.Unmarshal(stderr.Bytes(), &line)
+		if line.Message != c.warns || c.warns != "" && (line.Level != "warn" || line.Service != "orders") {
+			t.Errorf("%s with %v: it logs %s, want %s", c.args, c.names, stderr.String(), c.warns)
+		}
 	}
 }

@@ -51,7 +51,7 @@ func (p *process) inbox(ctx context.Context, k kafka, name string, do func(inbox
 	if err := errors.Join(err, checkURL("--database-url (ORDERS_DATABASE_URL)", p.cli.DatabaseURL)); err != nil {
 		return err
 	}
-	pool, err := p.connect(ctx, found[0], zerolog.Nop())
+	pool, err := found[0].connect(ctx, identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop()))
 	if err != nil {
 		return err
 	}

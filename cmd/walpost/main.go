@@ -71,20 +71,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return runAmong(nil)(ctx, args, getenv, stdout, stderr)
 }
 
-// runAmong is run with the environment, name=value each, of which getenv knows only single names.
-func runAmong(environ []string) app.Run {
-	var names []string
-	for _, variable := range environ {
-		if name, value, _ := strings.Cut(variable, "="); value != "" {
-			names = append(names, name)
-		}
-	}
-	return func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-		return runCommand(ctx, args, getenv, names, stdout, stderr)
-	}
-}
+// runAmong is run with the environment, name=value each.
+func runAmong(environ []string) app.Run { return app.Among(environ, runCommand) }
 
-func runCommand(ctx context.Context, args []string, getenv func(string) string, names []string, stdout, stderr io.Writer) error {
+func runCommand(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	var c cli
 	command, err := app.Parse("walpost", "The postman for a PostgreSQL outbox.", &c, args, getenv, stdout, stderr)
 	if err != nil || command == nil {
@@ -103,9 +93,8 @@ func runCommand(ctx context.Context, args []string, getenv func(string) string, 
 func (p *process) configs() ([]config.Config, error) {
 	cfgs, err := config.Load(p.cli.Config, p.getenv)
 	unknown, strays := config.Strays(p.names, p.flags, cfgs)
-	if p.names = nil; len(unknown) > 0 { // it is said once
-		p.warn(fmt.Sprintf("nothing reads %s: the variables of keys are in the configuration reference in the README", strings.Join(unknown, ", ")))
-	}
+	app.Unread(unknown, "the variables of keys are in the configuration reference in the README", p.warn)
+	p.names = nil // it is said once
 	if err = errors.Join(err, strays); err != nil || p.cli.Pipeline == "" {
 		return cfgs, err
 	}

@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/walpost/walpost/cdc/misspelt"
 )
 
 // Run is a whole process as a function: tests call it with an environment and outputs of their own. It returns nil when it did
@@ -134,6 +136,38 @@ func Parse(name, description string, cli any, args []string, getenv func(string)
 		return nil, fmt.Errorf("%w (see %s --help)", err, name)
 	}
 	return command, nil
+}
+
+// Among makes a Run of one that gets the names of the variables that have a value, too: getenv knows only single ones. environ is the
+// environment, name=value each.
+func Among(environ []string, run func(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error) Run {
+	var names []string
+	for _, variable := range environ {
+		if name, value, _ := strings.Cut(variable, "="); value != "" {
+			names = append(names, name)
+		}
+	}
+	return func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+		return run(ctx, args, names, getenv, stdout, stderr)
+	}
+}
+
+// Strays returns an error about variables whose name is nearly one that a command of the program reads. It warns of others that begin with
+// the prefix. Commands that are asked about the program alone answer whatever the environment has.
+func Strays(command *kong.Context, prefix string, names []string, warn func(string)) error {
+	if name := command.Selected().Name; name == "version" || name == "healthcheck" {
+		return nil
+	}
+	unknown, err := misspelt.Variables(names, prefix, Variables(command), nil)
+	Unread(unknown, fmt.Sprintf("`%s COMMAND --help` names the variables of a command", command.Model.Name), warn)
+	return err
+}
+
+// Unread warns of variables that nothing reads, if there are any, and says where those are that something does.
+func Unread(names []string, where string, warn func(string)) {
+	if len(names) > 0 {
+		warn(fmt.Sprintf("nothing reads %s: %s", strings.Join(names, ", "), where))
+	}
 }
 
 // Variables returns the names of the variables that the program's flags read.

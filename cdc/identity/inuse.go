@@ -1,0 +1,62 @@
+package identity
+
+import (
+	"cmp"
+	"crypto/x509"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// expiresSoon is how long before its end a certificate is worth a warning.
+const expiresSoon = 7 * 24 * time.Hour
+
+// inUse are the client certificates that the newest connections show, by the names of their keys.
+type inUse struct {
+	log zerolog.Logger
+
+	mu sync.Mutex
+	of map[string]noted
+}
+
+// noted is a certificate as the log has it.
+type noted struct {
+	leaf *x509.Certificate
+	soon bool // its end is near
+}
+
+// note takes down which certificate is used from now on, nil for none. It logs one that is another, and one whose end has come near.
+func (u *inUse) note(key string, leaf *x509.Certificate) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if leaf == nil {
+		delete(u.of, key)
+		return
+	}
+	left := time.Until(leaf.NotAfter)
+	now := noted{leaf, left < expiresSoon}
+	if before := u.of[key]; leaf.Equal(before.leaf) && now.soon == before.soon {
+		return
+	}
+	if u.of == nil {
+		u.of = map[string]noted{}
+	}
+	u.of[key] = now
+	if now.soon {
+		u.log.Warn().Str("key", key).Time("expires", leaf.NotAfter.UTC()).Msgf("the certificate %s expires in %s: renew it", leaf.Subject, cmp.Or(left.Truncate(time.Hour), left.Truncate(time.Second)))
+		return
+	}
+	u.log.Info().Str("key", key).Time("expires", leaf.NotAfter.UTC()).Msgf("the certificate %s is used", leaf.Subject)
+}
+
+// ends returns when the certificates expire, by their keys.
+func (u *inUse) ends() map[string]time.Time {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	ends := make(map[string]time.Time, len(u.of))
+	for key, c := range u.of {
+		ends[key] = c.leaf.NotAfter
+	}
+	return ends
+}
