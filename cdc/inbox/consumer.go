@@ -415,7 +415,7 @@ func (c *Consumer) sameTopic(ctx context.Context) error {
 func (c *Consumer) measureLag(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*watchInterval)
 	defer cancel()
-	ends, err := kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Topic)
+	ends, err := within(ctx, func() (kadm.ListedOffsets, error) { return kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Topic) })
 	if err == nil {
 		err = ends.Error()
 	}
