@@ -699,13 +699,13 @@ func TestLastGoodOneIsRefused(t *testing.T) {
 		says      string // behind the key and the file
 		all       bool   // and nothing else
 	}{
-		"a token that ends soon":         {identity.OAuthBearer, jwt(soon), time.Time{}, "", kerr.IllegalSaslState.Code, empty + "; the last good one expires at " + soonAt, true},
-		"a token that has ended":         {identity.OAuthBearer, jwt(over), over, "", kerr.IllegalSaslState.Code, empty + "; the last good one has expired at " + overAt, true},
-		"a token that was not renewed":   {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon), kerr.IllegalSaslState.Code, "the token expires at " + soonAt + ", and there is no newer one: have a new one written or printed sooner; nothing is lost", true},
-		"a token that says no end":       {identity.OAuthBearer, "opaque", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
-		"a token that ends in an hour":   {identity.OAuthBearer, jwt(time.Now().Add(time.Hour)), time.Time{}, "", kerr.SaslAuthenticationFailed.Code, "; the last good one is used, and kafka at ", false},
-		"a password":                     {identity.Plain, "word", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
-		"a token, refused, well renewed": {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon.Add(time.Hour)), kerr.SaslAuthenticationFailed.Code, "refuses the token of kafka.sasl.token_file", false},
+		"a token that ends soon":          {identity.OAuthBearer, jwt(soon), time.Time{}, "", kerr.IllegalSaslState.Code, empty + "; the last good one expires at " + soonAt, true},
+		"a token that has ended":          {identity.OAuthBearer, jwt(over), over, "", kerr.IllegalSaslState.Code, empty + "; the last good one has expired at " + overAt, true},
+		"a token that was not renewed":    {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon), kerr.IllegalSaslState.Code, "the token expires at " + soonAt + ", and there is no newer one: have a new one written or printed sooner; nothing is lost", true},
+		"a token that says no end":        {identity.OAuthBearer, "opaque", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
+		"a token that ends in an hour":    {identity.OAuthBearer, jwt(time.Now().Add(time.Hour)), time.Time{}, "", kerr.SaslAuthenticationFailed.Code, "; the last good one is used, and kafka at ", false},
+		"a password":                      {identity.Plain, "word", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
+		"a token, refused before its end": {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon), kerr.SaslAuthenticationFailed.Code, "refuses the token of kafka.sasl.token_file", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
