@@ -84,6 +84,21 @@ func withRole(ctx context.Context, admin *pgx.ConnConfig, r role, out io.Writer,
 		return fmt.Errorf("connect as administrator: %w%s", err, connectHint(err, admin))
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := alone(ctx, conn); err != nil {
+		return err
+	}
+	err = ensureRole(ctx, conn, r, out)
+	if err == nil {
+		err = do(conn)
+	}
+	if lacks := lacking(ctx, conn, err); lacks != "" {
+		return fmt.Errorf("%w: the administrator's role lacks a right: as a superuser run %s", err, lacks)
+	}
+	return err
+}
+
+// alone waits until no other migration of the database runs.
+func alone(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := conn.Exec(ctx, `SET lock_timeout = '`+othersWithin+`'`); err != nil {
 		return fmt.Errorf("set a timeout: %w", err)
 	}
@@ -93,10 +108,22 @@ func withRole(ctx context.Context, admin *pgx.ConnConfig, r role, out io.Writer,
 	if _, err := conn.Exec(ctx, `SET lock_timeout = 0`); err != nil {
 		return fmt.Errorf("take the timeout back: %w", err)
 	}
-	if err := ensureRole(ctx, conn, r, out); err != nil {
-		return err
+	return nil
+}
+
+// lacking returns statements that give the administrator's role what it lacks, where the error is about a right. What a role may not see
+// does not exist for it: without USAGE there is no schema to create in.
+func lacking(ctx context.Context, conn *pgx.Conn, err error) (statements string) {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.Code != pgerrcode.InsufficientPrivilege && pg.Code != pgerrcode.InvalidSchemaName {
+		return ""
 	}
-	return do(conn)
+	_ = conn.QueryRow(context.WithoutCancel(ctx), `SELECT coalesce(string_agg(format(statement, current_user), '; '), '') FROM (VALUES
+		('ALTER ROLE %I CREATEROLE', (SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = current_user)),
+		(format('GRANT CREATE ON DATABASE %I TO %%I', current_database()), has_database_privilege(current_database(), 'CREATE')),
+		('GRANT USAGE ON SCHEMA public TO %I', has_schema_privilege('public', 'USAGE')),
+		('GRANT CREATE ON SCHEMA public TO %I', has_schema_privilege('public', 'CREATE'))) AS needs (statement, held) WHERE NOT held`).Scan(&statements)
+	return statements
 }
 
 // connectHint says what to do about an error people meet before anything works.
@@ -108,8 +135,14 @@ func connectHint(err error, config *pgx.ConnConfig) string {
 	if name := pglimit.Parameter(&config.Config, pgErr); name != "" {
 		return fmt.Sprintf(" (take the parameter %q out of the administrator's database URL)", name)
 	}
-	if pgErr.Code == pgerrcode.InvalidCatalogName {
-		return fmt.Sprintf(" (create it first: CREATE DATABASE %s)", pgx.Identifier{config.Database}.Sanitize())
+	database, role := pgx.Identifier{config.Database}.Sanitize(), pgx.Identifier{config.User}.Sanitize()
+	switch {
+	case pgErr.Code == pgerrcode.InvalidCatalogName:
+		return fmt.Sprintf(" (create it first: CREATE DATABASE %s)", database)
+	case pgErr.Code == pgerrcode.InsufficientPrivilege:
+		return fmt.Sprintf(" (as a superuser run GRANT CONNECT ON DATABASE %s TO %s)", database, role)
+	case pgErr.Code == pgerrcode.InvalidAuthorizationSpecification && pgErr.Routine == "InitializeSessionUserId":
+		return fmt.Sprintf(" (as a superuser run ALTER ROLE %s LOGIN, or CREATE ROLE %[1]s LOGIN where there is none)", role)
 	}
 	return ""
 }
@@ -166,6 +199,13 @@ func grantRights(ctx context.Context, conn *pgx.Conn, file, role string, out io.
 	whose, _, _ := strings.Cut(file, "/")
 	whose += map[bool]string{true: " reader", false: " service"}[strings.HasSuffix(file, "reader.sql")]
 	fmt.Fprintf(out, "rights: %q has those of the %s and no others in these tables\n", role, whose)
+	var creates bool
+	if err := conn.QueryRow(ctx, `SELECT has_schema_privilege($1, 'public', 'CREATE')`, role).Scan(&creates); err != nil {
+		return fmt.Errorf("look at the rights of %q: %w", role, err)
+	}
+	if creates { // PostgreSQL 14 gives it to everybody, and only its owner takes it back
+		fmt.Fprintf(out, "rights: %q may CREATE in the schema public, which it does not need: as the schema's owner run REVOKE CREATE ON SCHEMA public FROM PUBLIC\n", role)
+	}
 	return nil
 }
 

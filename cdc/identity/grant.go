@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"cmp"
 	"fmt"
 	"strings"
 )
@@ -13,21 +12,18 @@ const (
 	TransactionalID = "transactional-id"
 )
 
-// Grant returns what to run so that a user of Kafka may do the operations on a resource. A user without a name is known to Kafka alone: by a
-// certificate or a token.
-func Grant(user string, brokers []string, kind, name string, operations ...string) string {
-	user = "User:" + cmp.Or(user, "NAME")
-	command := fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s", strings.Join(brokers, ","), user)
+// Grant returns what to run so that we may do the operations on a resource of Kafka.
+func (l *Login) Grant(brokers []string, kind, name string, operations ...string) string {
+	user, command := "User:NAME", "kafka-acls.sh --bootstrap-server "+strings.Join(brokers, ",")
+	if l != nil && l.k.SASL.Username != "" { // else Kafka alone knows the name, from a certificate or a token
+		user = "User:" + l.k.SASL.Username
+	}
+	if l != nil && (l.k.TLS || l.k.SASL.Mechanism != NoLogin) {
+		command += " --command-config FILE" // of an administrator, who has to log in, too
+	}
+	command += " --add --allow-principal " + user
 	for _, operation := range operations {
 		command += " --operation " + operation
 	}
 	return fmt.Sprintf("grant %s on %s %s to %s: %s --%s %s", strings.Join(operations, " and "), strings.ReplaceAll(kind, "-", " "), name, user, command, kind, name)
-}
-
-// User returns the name by which Kafka knows us, where we know it.
-func (l *Login) User() string {
-	if l == nil {
-		return ""
-	}
-	return l.k.SASL.Username
 }

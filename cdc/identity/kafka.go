@@ -90,7 +90,10 @@ func (k *Kafka) Check(name Names) error {
 	}
 	for _, f := range []setting{{"sasl.password_file", s.PasswordFile}, {"sasl.token_file", s.TokenFile}, {"sasl.client_secret_file", s.ClientSecretFile}} {
 		if f.value != "" {
-			_, err := readWord(f.value)
+			word, err := readWord(f.value)
+			if err == nil && f.key == "sasl.token_file" && !tokenPattern.MatchString(word) {
+				err = errNoToken
+			}
 			errs = append(errs, about(name(f.key), err))
 		}
 	}

@@ -451,20 +451,21 @@ func TestTokenEndpoint(t *testing.T) {
 	ca := cdctest.NewAuthority(t, "others", time.Time{})
 	host := func(u string) string { return strings.TrimPrefix(strings.TrimPrefix(u, "http://"), "https://") }
 	for name, c := range map[string]struct{ url, says string }{
-		"refuses the client":      {answers(401, "application/json", `{"error":"invalid_client","error_description":"no client with secret `+cdctest.Canary+`"}`), `refuses the client "walpost" (invalid_client, no client with secret ***): correct kafka.sasl.client_id and kafka.sasl.client_secret`},
-		"repeats the secret":      {answers(401, "application/json", `{"error":"invalid_client","error_description":"Basic `+base64.StdEncoding.EncodeToString([]byte("walpost:"+cdctest.Canary))+`"}`), "(invalid_client, Basic ***)"},
-		"refuses without a word":  {answers(401, "text/plain", ""), `refuses the client "walpost" (401 Unauthorized)`},
-		"does not know the scope": {answers(400, "application/json", `{"error":"invalid_scope"}`), `does not know the scope "kafka" (invalid_scope): correct kafka.sasl.scope`},
-		"gives another error":     {answers(400, "application/json", `{"error":"invalid_request"}`), "gives no token (invalid_request)"},
-		"is a web page":           {answers(200, "text/html", "<html>login</html>"), "answers with something that is no token, a web page for example: name the service's token endpoint"},
-		"is a web page, as text":  {answers(200, "text/plain", "<html>login</html>"), "answers without an access_token"},
-		"is not found":            {answers(404, "text/html", "<html>not here</html>"), "answers 404 Not Found and no token"},
-		"sends us elsewhere":      {tokens(t, http.RedirectHandler(answers(200, "application/json", `{"access_token":"x"}`), http.StatusFound).ServeHTTP).URL, "answers 302 Found and no token"},
-		"has no token":            {answers(200, "application/json", `{"expires_in":3600}`), "answers without an access_token"},
-		"is not there":            {gone.URL, "cannot be reached: "},
-		"hangs":                   {hangs.URL, "has not answered within 8s: start it, or let connections through to it"},
-		"has a stranger's TLS":    {encrypted.URL, "has a certificate (made by O=Acme Co), and no authority in the file " + ca.File + " has made it: write the authority's certificate there (kafka.sasl.token_ca_file)"},
-		"speaks no TLS":           {"https://" + host(answers(200, "", "")), "speaks no TLS: name the endpoint with TLS, or write http://"},
+		"refuses the client":       {answers(401, "application/json", `{"error":"invalid_client","error_description":"no client with secret `+cdctest.Canary+`"}`), `refuses the client "walpost" (invalid_client, no client with secret ***): correct kafka.sasl.client_id and kafka.sasl.client_secret`},
+		"repeats the secret":       {answers(401, "application/json", `{"error":"invalid_client","error_description":"Basic `+base64.StdEncoding.EncodeToString([]byte("walpost:"+cdctest.Canary))+`"}`), "(invalid_client, Basic ***)"},
+		"refuses without a word":   {answers(401, "text/plain", ""), `refuses the client "walpost" (401 Unauthorized)`},
+		"does not know the scope":  {answers(400, "application/json", `{"error":"invalid_scope"}`), `does not know the scope "kafka" (invalid_scope): correct kafka.sasl.scope`},
+		"gives another error":      {answers(400, "application/json", `{"error":"invalid_request"}`), "gives no token (invalid_request)"},
+		"is a web page":            {answers(200, "text/html", "<html>login</html>"), "answers with something that is no token, a web page for example: name the service's token endpoint"},
+		"is a web page, as text":   {answers(200, "text/plain", "<html>login</html>"), "answers without an access_token"},
+		"is not found":             {answers(404, "text/html", "<html>not here</html>"), "answers 404 Not Found and no token"},
+		"sends us elsewhere":       {tokens(t, http.RedirectHandler(answers(200, "application/json", `{"access_token":"x"}`), http.StatusFound).ServeHTTP).URL, "answers 302 Found and no token"},
+		"has no token":             {answers(200, "application/json", `{"expires_in":3600}`), "answers without an access_token"},
+		"has a token of two parts": {answers(200, "application/json", `{"access_token":"a\u0001auth=Bearer b"}`), "answers with an access_token that is none: it has a character that no token has"},
+		"is not there":             {gone.URL, "cannot be reached: "},
+		"hangs":                    {hangs.URL, "has not answered within 8s: start it, or let connections through to it"},
+		"has a stranger's TLS":     {encrypted.URL, "has a certificate (made by O=Acme Co), and no authority in the file " + ca.File + " has made it: write the authority's certificate there (kafka.sasl.token_ca_file)"},
+		"speaks no TLS":            {"https://" + host(answers(200, "", "")), "speaks no TLS: name the endpoint with TLS, or write http://"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -492,6 +493,11 @@ func TestWrongSettings(t *testing.T) {
 		return sasl(s)
 	}
 	empty, none := write(t, "\n"), filepath.Join(t.TempDir(), "none")
+	whole, err := os.ReadFile(ca.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := write(t, string(whole)+string(whole[:len(whole)/2]))
 	for name, c := range map[string]struct {
 		k    identity.Kafka
 		says string // all of it; empty: it is right
@@ -507,6 +513,9 @@ func TestWrongSettings(t *testing.T) {
 		"no key in the file":         {pair(a.CertFile, ca.File), "kafka.tls_key_file: the file " + ca.File + " holds no key: write PEM there, which begins with -----BEGIN PRIVATE KEY-----"},
 		"a key with a passphrase":    {pair(a.CertFile, write(t, "-----BEGIN ENCRYPTED PRIVATE KEY-----")), "has a passphrase, which nobody is there to type"},
 		"an empty authority":         {identity.Kafka{TLS: true, TLSCAFile: empty}, "kafka.tls_ca_file: the file " + empty + " holds no certificate: it is empty: write PEM there, which begins with -----BEGIN CERTIFICATE-----"},
+		"half of an authority":       {identity.Kafka{TLS: true, TLSCAFile: half}, "kafka.tls_ca_file: the file " + half + " is cut off or damaged: of the 2 things that begin in it 1 can be read: copy it again"},
+		"half of a chain":            {pair(half, a.KeyFile), "kafka.tls_cert_file: the file " + half + " is cut off or damaged"},
+		"a web page as a token":      {bearer(identity.SASL{TokenFile: write(t, "<html>login</html>")}), "kafka.sasl.token_file: what is there is no token, which has no spaces, brackets and quotes: write the token alone"},
 		"a Java keystore":            {identity.Kafka{TLS: true, TLSCAFile: write(t, "\xfe\xed\xfe\xed")}, "it is a Java keystore: turn it into"},
 		"a relative path":            {identity.Kafka{TLS: true, TLSCAFile: "ca.crt"}, `kafka.tls_ca_file: "ca.crt" depends on where the process is started: write the whole path, from / on`},
 		"a file that is not there":   {identity.Kafka{TLS: true, TLSCAFile: none}, "kafka.tls_ca_file: read the file: open " + none + ": no such file or directory"},

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -52,6 +53,9 @@ func inWord(read func(context.Context) (Secret, error)) func(context.Context) (t
 		if err != nil {
 			return token{}, err
 		}
+		if !tokenPattern.MatchString(word.Reveal()) {
+			return token{}, errNoToken
+		}
 		t := token{word, expiry(word.Reveal())}
 		if t.expired() {
 			return t, &expiredError{fmt.Errorf("the token has expired at %s: look why nothing has written or printed a new one", t.expires.UTC().Format(time.RFC3339))}
@@ -59,6 +63,11 @@ func inWord(read func(context.Context) (Secret, error)) func(context.Context) (t
 		return t, nil
 	}
 }
+
+// tokenPattern is what RFC 6750 (2.1) lets a token be.
+var tokenPattern = regexp.MustCompile(`^[A-Za-z0-9._~+/-]+=*$`)
+
+var errNoToken = errors.New("what is there is no token, which has no spaces, brackets and quotes: write the token alone")
 
 // expiry returns when a token expires, if it is one that says so (JWT).
 func expiry(word string) time.Time {
@@ -151,6 +160,9 @@ func (e *endpoint) ask(ctx context.Context) (token, error) {
 	t, err := e.credentials.Token(context.WithValue(ctx, oauth2.HTTPClient, client))
 	if err != nil {
 		return token{}, e.says(ctx, err, secret)
+	}
+	if !tokenPattern.MatchString(t.AccessToken) {
+		return token{}, fmt.Errorf("%s answers with an access_token that is none: it has a character that no token has: ask who runs it", HideURL(e.credentials.TokenURL))
 	}
 	return token{Secret(t.AccessToken), t.Expiry}, nil
 }

@@ -196,6 +196,13 @@ var foreign = map[string]string{
 	"replication":                "walpost, which sets it where it is needed",
 }
 
+// libpqs are parameters of libpq that would go to the server, which knows none of them.
+var libpqs = []string{
+	"sslcrl", "sslcrldir", "sslcompression", "sslkeylogfile", "ssl_min_protocol_version", "ssl_max_protocol_version", "gssencmode", "gsslib", "gssdelegation",
+	"hostaddr", "load_balance_hosts", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout", "requirepeer",
+	"scram_client_key", "scram_server_key", "oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope", "fallback_application_name",
+}
+
 // withoutFiles are the parameters whose files pgx would read: we do, to say what is wrong with one, and to keep the last good one.
 var withoutFiles = []string{"sslrootcert", "sslcert", "sslkey", "passfile"}
 
@@ -220,8 +227,13 @@ func parse(text string) (params, error) {
 			u.names = append(u.names, name)
 		}
 	}
-	if noName(raw) {
+	if noName(raw) || unescaped(text) {
 		return u, errors.New("the host has a character that no name of a host has: write the signs of user and password as in a web address: @ is %40, / is %2F, # is %23")
+	}
+	for _, name := range libpqs {
+		if _, there := raw.RuntimeParams[name]; there {
+			return u, fmt.Errorf("PostgreSQL does not know the parameter %q, it is for libpq: take it out of the URL", name)
+		}
 	}
 	slices.Sort(u.names)
 	if u.pool, err = pgxpool.ParseConfig(plain); err != nil {
@@ -255,6 +267,9 @@ func said(text string, err error) error {
 	if isURL(text) && strings.Contains(text, " ") {
 		return errors.New("not a PostgreSQL URL: there is a space in it: write it as %20")
 	}
+	if isURL(text) && strings.Contains(text, "@") {
+		return fmt.Errorf("not a PostgreSQL URL (%s): in user and password write %% as %%25, @ as %%40, / as %%2F, # as %%23", form)
+	}
 	return fmt.Errorf("not a PostgreSQL URL (%s)", form)
 }
 
@@ -263,6 +278,12 @@ func noName(cfg *pgconn.Config) bool {
 	return slices.ContainsFunc(all(cfg), func(f *pgconn.FallbackConfig) bool {
 		return !strings.HasPrefix(f.Host, "/") && strings.ContainsAny(strings.TrimPrefix(f.Host, "@"), "@'\"\\ \t#?&=*<>{}|^`")
 	})
+}
+
+// unescaped reports whether a URL has two @ before its parameters: what lies between them is a part of a password.
+func unescaped(text string) bool {
+	before, _, _ := strings.Cut(text, "?")
+	return isURL(text) && strings.Count(before, "@") > 1
 }
 
 // opportunistic returns a host that is reached with TLS or without, whichever works; "" where there is none off this machine.

@@ -59,7 +59,8 @@ func checkAuthorities(path string) error {
 
 // certificates are those of a PEM file; there is at least one.
 func certificates(path string, text []byte) (certs []*x509.Certificate, err error) {
-	for rest := text; ; {
+	blocks := 0 // pem.Decode passes over what is damaged
+	for rest := text; ; blocks++ {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
@@ -72,6 +73,9 @@ func certificates(path string, text []byte) (certs []*x509.Certificate, err erro
 			return nil, fmt.Errorf("certificate %d in the file %s cannot be read: %w", len(certs)+1, path, err)
 		}
 		certs = append(certs, cert)
+	}
+	if begun := bytes.Count(text, []byte("-----BEGIN ")); begun > blocks {
+		return nil, fmt.Errorf("the file %s is cut off or damaged: of the %d things that begin in it %d can be read: copy it again", path, begun, blocks)
 	}
 	if len(certs) == 0 {
 		return nil, fmt.Errorf("the file %s holds no certificate: %s", path, instead(text, "-----BEGIN CERTIFICATE-----"))

@@ -29,7 +29,7 @@ func (p *Postgres) Trouble(cfg *pgconn.Config, at string, err error) string {
 	u, _ := parse(p.url)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		return denied(cfg, u.source, pg)
+		return denied(cfg, u.source, u.files["passfile"], pg)
 	}
 	roots := u.files["sslrootcert"]
 	if roots == "system" {
@@ -63,10 +63,14 @@ func alone(cfg *pgconn.Config) string {
 	return "; where it takes TLS alone, write sslmode=verify-full in place of disable"
 }
 
-// Explain returns the error with what it says about identity and transport in front, where it is a connection's and says something.
+// Explain returns the error with what it says about identity and transport in front, where it is a connection's and says something. Behind
+// one about a right, which a service's migrate grants, it says so.
 func (p *Postgres) Explain(err error) error {
 	var failed *pgconn.ConnectError
 	if !errors.As(err, &failed) {
+		if denied := (*pgconn.PgError)(nil); errors.As(err, &denied) && denied.Code == pgerrcode.InsufficientPrivilege {
+			return fmt.Errorf("%w: the role of %s lacks a right: this program's command migrate gives it all that it needs", err, p.Key)
+		}
 		return err
 	}
 	at := net.JoinHostPort(failed.Config.Host, strconv.Itoa(int(failed.Config.Port)))
@@ -87,7 +91,7 @@ func refusedOurs(cfg *pgconn.Config, at, said string) string {
 }
 
 // denied says what a server's refusal has to do with who we are. Routines are never translated, as messages are.
-func denied(cfg *pgconn.Config, from string, pg *pgconn.PgError) string {
+func denied(cfg *pgconn.Config, from, passfile string, pg *pgconn.PgError) string {
 	password := pg.Code == pgerrcode.InvalidPassword
 	if !password && pg.Code != pgerrcode.InvalidAuthorizationSpecification {
 		return ""
@@ -102,6 +106,8 @@ func denied(cfg *pgconn.Config, from string, pg *pgconn.PgError) string {
 			more = " and rds.iam_auth_for_replication = 1"
 		}
 		return fmt.Sprintf("the word of %s is wrong or has ended, as a token does after some minutes: %[1]s is asked again at each try, so correct what it gives; where it is a token, the role must be allowed to use one (in RDS by GRANT rds_iam TO %s%s)", from, cfg.User, more)
+	case pg.Routine == "auth_failed" && cfg.Password == "" && passfile != "":
+		return fmt.Sprintf("no password was sent: no line of the file %s (passfile, PGPASSFILE) is for host %s, port %d, database %s and user %s: add HOST:PORT:DATABASE:USER:PASSWORD there", passfile, cfg.Host, cfg.Port, cfg.Database, cfg.User)
 	case pg.Routine == "auth_failed" && !password && !onThisMachine(cfg.Host):
 		return "the server asks another service who this is (PAM, LDAP), or wants a token: name password_command or password_file where the password is a token"
 	case pg.Routine == "ClientAuthentication" && strings.Contains(pg.Message, "client certificate"):

@@ -120,7 +120,7 @@ func (cfg Config) clientOptions() []kgo.Opt {
 // why returns the sentence that says why Kafka does not let us in or what it does not allow, where that is behind err, and otherwise err.
 func (cfg Config) why(ctx context.Context, err error) error {
 	grant := func(kind, name string) error {
-		return fmt.Errorf("%w: %s", err, identity.Grant(cfg.Login.User(), cfg.Brokers, kind, name, "Read"))
+		return fmt.Errorf("%w: %s", err, cfg.Login.Grant(cfg.Brokers, kind, name, "Read"))
 	}
 	switch {
 	case errors.Is(err, kerr.TopicAuthorizationFailed):

@@ -13,7 +13,7 @@ import (
 
 // grant returns what to run so that the user of this connection may do the operations on a resource.
 func (s *Sink) grant(kind, name string, operations ...string) string {
-	return identity.Grant(s.login.User(), s.cfg.Kafka.Brokers, kind, name, operations...)
+	return s.login.Grant(s.cfg.Kafka.Brokers, kind, name, operations...)
 }
 
 // denied returns a refusal by Kafka with the right that is missing and what grants it, or what is wrong with the login, and every other error

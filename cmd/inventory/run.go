@@ -196,10 +196,11 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 				return err
 			}
 			defer pool.Close()
-			return do(inventory.ConsumerConfig{
+			err = do(inventory.ConsumerConfig{
 				Brokers: src.Brokers, Login: src.login(zerolog.Nop()), Topic: src.Topic, Group: src.Group, Store: inventory.NewStore(pool),
 				Metrics: inventory.NewMetrics(prometheus.NewRegistry()), Log: zerolog.Nop(),
 			}.Inbox())
+			return p.database(zerolog.Nop()).Explain(err)
 		},
 	}
 }

@@ -182,7 +182,8 @@ func (p *process) notices(ctx context.Context, do func(*notify.Store) error) err
 	if err := checkURL(databaseURL, p.cli.DatabaseURL); err != nil {
 		return err
 	}
-	config, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop()).Pool(ctx)
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop())
+	config, err := database.Pool(ctx)
 	if err != nil {
 		return err
 	}
@@ -193,7 +194,7 @@ func (p *process) notices(ctx context.Context, do func(*notify.Store) error) err
 		return fmt.Errorf("%s: %w", databaseURL, err)
 	}
 	defer pool.Close()
-	return do(notify.NewStore(pool))
+	return database.Explain(do(notify.NewStore(pool)))
 }
 
 // Run lists notifications.

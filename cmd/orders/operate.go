@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cmd/internal/inboxcmd"
 )
@@ -55,5 +56,6 @@ func (p *process) inbox(ctx context.Context, k kafka, name string, do func(inbox
 		return err
 	}
 	defer pool.Close()
-	return do(found[0].config(k, shared{pool, k.login(zerolog.Nop()), prometheus.NewRegistry(), zerolog.Nop(), ""}))
+	err = do(found[0].config(k, shared{pool, k.login(zerolog.Nop()), prometheus.NewRegistry(), zerolog.Nop(), ""}))
+	return identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop()).Explain(err)
 }

@@ -160,6 +160,9 @@ func (w *working) caughtUp() func() error {
 func (w *working) commands(all ...string) error {
 	for _, line := range all {
 		if out, err := w.command(strings.Fields(line)...); err != nil {
+			if !strings.HasSuffix(err.Error(), "this program's command migrate gives it all that it needs") {
+				w.Errorf("orders %s does not say what to do: %v", line, err)
+			}
 			return fmt.Errorf("orders %s: %s%w", line, out, err)
 		}
 	}

@@ -71,7 +71,8 @@ func (show *statisticsShow) Run(ctx context.Context, p *process) error {
 	if err := errors.Join(err, checkURL(databaseURL, p.cli.DatabaseURL)); err != nil {
 		return err
 	}
-	pool, err := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop()).Pool(ctx)
+	database := identity.NewPostgres(databaseURL, p.cli.DatabaseURL, zerolog.Nop())
+	pool, err := database.Pool(ctx)
 	if err != nil {
 		return err
 	}
@@ -82,7 +83,7 @@ func (show *statisticsShow) Run(ctx context.Context, p *process) error {
 	defer store.Close()
 	found, err := store.Statistics(ctx, from, to)
 	if err != nil {
-		return err
+		return database.Explain(err)
 	}
 	if show.JSON {
 		encoder := json.NewEncoder(p.stdout)

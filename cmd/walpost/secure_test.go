@@ -220,8 +220,11 @@ func (k *secureKafka) secured(more ...string) map[string]string {
 	return env
 }
 
+func init() { eachRight = true }
+
 // TestSecureKafka is what must hold on a real broker that asks everybody who they are.
 func TestSecureKafka(t *testing.T) {
+	t.Parallel()
 	k := startSecureKafka(t)
 	k.scram("relay", "pw-relay")
 	for name, test := range map[string]func(*testing.T){"each way to log in": k.eachWay, "what does not fit says so": k.whatDoesNotFit, "least rights": k.leastRights} {

@@ -1,13 +1,14 @@
--- What the order service may do; sql.Migrate takes everything back first and puts the role's quoted name for :service.
-GRANT SELECT, INSERT ON orders, order_lines, idempotency_keys TO :service;
-GRANT UPDATE (status, paid_at, confirmed_at, rejected_at, shipped_at, completed_at, cancelled_at, tracking_code) ON orders TO :service;
-GRANT UPDATE (order_id, status, answer) ON idempotency_keys TO :service;
-GRANT INSERT ON outbox TO :service;
-GRANT SELECT, INSERT ON payments, order_history TO :service;
-GRANT SELECT ON order_balances TO :service;
-GRANT SELECT, INSERT ON inbox, inbox_decisions TO :service;
-GRANT SELECT, INSERT, UPDATE ON inbox_partitions, inbox_parked TO :service;
-GRANT SELECT, INSERT, UPDATE, DELETE ON inbox_parked_keys TO :service; -- UPDATE is what a row lock asks for
-GRANT EXECUTE ON FUNCTION inbox_maintain TO :service;
-GRANT SELECT, INSERT, UPDATE ON notifications, notification_attempts, customer_notifications TO :service;
-GRANT SELECT, INSERT, UPDATE, DELETE ON statistics, statistics_orders, statistics_since TO :service;
+-- What the order service may do, and what for; sql.Migrate takes everything back first and puts the role's quoted name for :service. The page of
+-- cdc/identity has a table of it: go test ./cmd/internal/policy -run Readme -update
+GRANT SELECT, INSERT ON orders, order_lines, idempotency_keys TO :service; -- takes orders, each request once
+GRANT UPDATE (status, paid_at, confirmed_at, rejected_at, shipped_at, completed_at, cancelled_at, tracking_code) ON orders TO :service; -- changes them
+GRANT UPDATE (order_id, status, answer) ON idempotency_keys TO :service; -- keeps the answer to a request
+GRANT INSERT ON outbox TO :service; -- writes events
+GRANT SELECT, INSERT ON payments, order_history TO :service; -- writes money and history, and shows them
+GRANT SELECT ON order_balances TO :service; -- a trigger compares payments with the order
+GRANT SELECT, INSERT ON inbox, inbox_decisions TO :service; -- applies each event once; notes what operators decide
+GRANT SELECT, INSERT, UPDATE ON inbox_partitions, inbox_parked TO :service; -- notes how far each group is, and puts events aside
+GRANT SELECT, INSERT, UPDATE, DELETE ON inbox_parked_keys TO :service; -- keeps the order of a key; a row lock asks for `UPDATE`
+GRANT EXECUTE ON FUNCTION inbox_maintain TO :service; -- makes and drops partitions of the inbox
+GRANT SELECT, INSERT, UPDATE ON notifications, notification_attempts, customer_notifications TO :service; -- sends mails and webhooks
+GRANT SELECT, INSERT, UPDATE, DELETE ON statistics, statistics_orders, statistics_since TO :service; -- counts what was sold; a rebuild empties them

@@ -104,12 +104,42 @@ func identityTable(v reflect.Type, key, flag string) string {
 	return b.String()
 }
 
+var granted = regexp.MustCompile(`^(GRANT .+ TO ):service; -- (.+)$`)
+
+// servicesTable are the rights of the services' roles, as migrate grants them.
+func servicesTable(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("| who | right | what for |\n|---|---|---|\n")
+	for _, role := range []struct{ who, file, name string }{
+		{"orders", "orders/rights.sql", "orders_service"}, {"inventory", "inventory/rights.sql", "inventory_service"}, {"reader", "inventory/reader.sql", "inventory_reader"},
+	} {
+		text, err := os.ReadFile(filepath.Join("..", "..", "..", "sql", role.file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line)
+			if strings.HasPrefix(line, "--") {
+				continue
+			}
+			m := granted.FindStringSubmatch(line)
+			if m == nil {
+				t.Fatalf("sql/%s: %q grants nothing, or does not say what for", role.file, line)
+			}
+			fmt.Fprintf(&b, "| %s | `%s%s` | %s |\n", role.who, m[1], role.name, m[2])
+		}
+	}
+	return b.String()
+}
+
 // TestReadmeIsGeneratedFromTheCode keeps the references in the pages in step: go test ./cmd/internal/policy -run Readme -update
 func TestReadmeIsGeneratedFromTheCode(t *testing.T) {
 	all := metrics(t)
 	readme := inStep(t, "README.md", map[string]string{"configuration": config.Reference(), "metrics": all.table()})
 	inStep(t, "cdc/identity/README.md", map[string]string{
-		"kafka": "| key | flag | what it is |\n|---|---|---|\n" + identityTable(reflect.TypeFor[identity.Kafka](), "kafka.", "--kafka-"),
+		"kafka":    "| key | flag | what it is |\n|---|---|---|\n" + identityTable(reflect.TypeFor[identity.Kafka](), "kafka.", "--kafka-"),
+		"services": servicesTable(t),
 	})
 	if ddl := strings.ReplaceAll(postgres.TableDDL(config.Default().Source), `"`, ""); !strings.Contains(readme, strings.Replace(ddl, "public.outbox", "outbox", 1)) {
 		t.Errorf("the table in README.md is not the one that init makes:\n%s", ddl)
