@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -21,10 +22,14 @@ import (
 type Refused struct {
 	sentence string
 	err      error
+	ours     bool
 }
 
 func (r *Refused) Error() string { return r.sentence }
 func (r *Refused) Unwrap() error { return r.err }
+
+// Ours reports whether a setting of ours is at fault, or what it names, and no broker.
+func (r *Refused) Ours() bool { return r.ours }
 
 // Explain returns why Kafka at these addresses has not let us in, or nil where neither err nor, of one that only says that time is over, the newest connection
 // tells: where nobody answers, for example. It may ask Kafka which logins it takes.
@@ -32,7 +37,7 @@ func (l *Login) Explain(ctx context.Context, at string, err error) error {
 	if l == nil || err == nil {
 		return nil
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
+	if timedOut(err) {
 		if trouble := l.Trouble(); trouble != nil {
 			return trouble
 		}
@@ -46,17 +51,32 @@ func (l *Login) Explain(ctx context.Context, at string, err error) error {
 
 // explain says it of the brokers at these addresses.
 func (l *Login) explain(at string, err error, takes []string) error {
-	if sentence := l.sentence("kafka at "+at, err, takes); sentence != "" {
-		return &Refused{sentence, err}
+	var mistake *mistake
+	if errors.As(err, &mistake) {
+		return &Refused{mistake.Error(), err, true}
 	}
-	return nil
+	kafka := "kafka at " + at
+	if said := l.tlsTrouble(kafka, err); said != "" {
+		return &Refused{said, err, false}
+	}
+	said := cmp.Or(l.loginTrouble(kafka, err, takes), l.cutOff(kafka, err))
+	if said == "" {
+		return nil
+	}
+	if l.proof != nil {
+		renewed := errors.Is(err, kerr.IllegalSaslState) && l.letIn()
+		switch cause, ending := l.proof.cause(renewed); {
+		case ending:
+			return &Refused{cause, err, true}
+		case cause != "":
+			return &Refused{cause + "; the last good one is used, and " + said, err, true}
+		}
+	}
+	return &Refused{said, err, false}
 }
 
-func (l *Login) sentence(kafka string, err error, takes []string) string {
-	var ours *mistake
-	if errors.As(err, &ours) {
-		return ours.Error()
-	}
+// tlsTrouble says what is wrong with a certificate, the server's or ours, or nothing.
+func (l *Login) tlsTrouble(kafka string, err error) string {
 	if said := certificateTrouble(kafka, err, l.name("tls_ca_file"), l.k.TLSCAFile, l.name("tls_server_name")); said != "" {
 		return said
 	}
@@ -64,10 +84,7 @@ func (l *Login) sentence(kafka string, err error, takes []string) string {
 		alert, _, _ = strings.Cut(alert, "\n")
 		return l.alert(kafka, alert)
 	}
-	if said := l.loginTrouble(kafka, err, takes); said != "" {
-		return said
-	}
-	return l.cutOff(kafka, err)
+	return ""
 }
 
 // loginTrouble says of an answer to a login what it means, or nothing.

@@ -17,11 +17,11 @@ type inUse struct {
 	log zerolog.Logger
 
 	mu sync.Mutex
-	of map[string]noted
+	of map[string]shown
 }
 
-// noted is a certificate as the log has it.
-type noted struct {
+// shown is a certificate as the log has it.
+type shown struct {
 	leaf *x509.Certificate
 	soon bool // its end is near
 }
@@ -35,12 +35,12 @@ func (u *inUse) note(key string, leaf *x509.Certificate) {
 		return
 	}
 	left := time.Until(leaf.NotAfter)
-	now := noted{leaf, left < expiresSoon}
+	now := shown{leaf, left < expiresSoon}
 	if before := u.of[key]; leaf.Equal(before.leaf) && now.soon == before.soon {
 		return
 	}
 	if u.of == nil {
-		u.of = map[string]noted{}
+		u.of = map[string]shown{}
 	}
 	u.of[key] = now
 	if now.soon {

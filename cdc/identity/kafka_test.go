@@ -603,3 +603,153 @@ func TestNoErrorShowsTheTokenURL(t *testing.T) {
 		cdctest.NoSecret(t, "an error", fmt.Sprint(err))
 	}
 }
+
+// TestLoginThatWaits: who asks Kafka for less time than a token or a password has to come learns what the login waits for. What that came to
+// stays said where others have only waited, and a client that was closed meanwhile says nothing.
+func TestLoginThatWaits(t *testing.T) {
+	t.Parallel()
+	locked, _ := start(t, kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "walpost", cdctest.Canary))
+	oauth, cluster := start(t)
+	bearers(cluster, 0, func(string) bool { return true })
+	release := make(chan struct{})
+	hangs := tokens(t, func(http.ResponseWriter, *http.Request) { <-release })
+	drips := tokens(t, func(w http.ResponseWriter, _ *http.Request) {
+		for {
+			_, _ = io.WriteString(w, " ")
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-release:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+	t.Cleanup(func() { close(release) })
+	endpoint := func(url string) identity.SASL {
+		return identity.SASL{Mechanism: identity.OAuthBearer, TokenURL: url, ClientID: "walpost", ClientSecret: cdctest.Canary}
+	}
+	for name, c := range map[string]struct {
+		broker     string
+		sasl       identity.SASL
+		says, then string
+	}{
+		"an endpoint that hangs": {oauth, endpoint(hangs.URL), "kafka.sasl.token_url: " + hangs.URL + " has not answered yet: start it, or let connections through to it", hangs.URL + " has not answered within 8s"},
+		"an endpoint that drips": {oauth, endpoint(drips.URL), "kafka.sasl.token_url: " + drips.URL + " has not answered yet: start it, or let connections through to it", drips.URL + " has not answered within 8s"},
+		"a command for a token": {
+			oauth,
+			identity.SASL{Mechanism: identity.OAuthBearer, TokenCommand: "sleep 100"},
+			"kafka.sasl.token_command: the command sleep has printed nothing yet: run it by hand", "the command sleep has printed nothing within 8s",
+		},
+		"a command for a password": {
+			locked,
+			identity.SASL{Mechanism: identity.ScramSHA512, Username: "walpost", PasswordCommand: "sleep 100"},
+			"kafka.sasl.password_command: the command sleep has printed nothing yet: run it by hand", "the command sleep has printed nothing within 8s",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			login := identity.NewLogin(identity.Kafka{SASL: c.sasl}, []string{c.broker}, identity.Keys, zerolog.Nop())
+			waits := func() *kgo.Client {
+				client, err := kgo.NewClient(append(login.Options(), kgo.SeedBrokers(c.broker), kgo.RequestRetries(0))...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				_, err = client.SeedBrokers()[0].Request(ctx, kmsg.NewPtrMetadataRequest())
+				if said := login.Explain(ctx, c.broker, err); said == nil || said.Error() != c.says {
+					t.Errorf("got %v (%v), want %q", said, err, c.says)
+				}
+				return client
+			}
+			closed, from := waits(), time.Now()
+			defer waits().Close()
+			closed.Close()
+			cdctest.Eventually(t, 15*time.Second, func() error {
+				if err := login.Trouble(); err == nil || !strings.Contains(err.Error(), c.then) {
+					if err != nil && err.Error() != c.says {
+						t.Fatalf("meanwhile: %v", err)
+					}
+					return fmt.Errorf("trouble: %v", err)
+				}
+				return nil
+			})
+			if after := time.Since(from); after < 7*time.Second {
+				t.Errorf("%q is said after %s", c.then, after)
+			}
+			host, port, _ := net.SplitHostPort(c.broker)
+			n, _ := net.LookupPort("tcp", port)
+			for _, late := range []error{context.DeadlineExceeded, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, context.Canceled} {
+				login.OnBrokerConnect(kgo.BrokerMetadata{Host: host, Port: int32(n)}, 0, nil, fmt.Errorf("unable to dial: %w", late))
+				if err := login.Explain(t.Context(), c.broker, os.ErrDeadlineExceeded); err == nil || !strings.Contains(err.Error(), c.then) {
+					t.Errorf("after %v: %v", late, err)
+				}
+			}
+		})
+	}
+}
+
+// TestLastGoodOneIsRefused: where the last good token or password is refused because no newer one can be read, that comes first.
+func TestLastGoodOneIsRefused(t *testing.T) {
+	t.Parallel()
+	const empty = " is empty: write the password or the token there"
+	at := func(d time.Duration) (time.Time, string) {
+		end := time.Now().Add(d).Truncate(time.Second)
+		return end, end.UTC().Format(time.RFC3339)
+	}
+	soon, soonAt := at(8 * time.Second)
+	over, overAt := at(3 * time.Second)
+	for name, c := range map[string]struct {
+		mechanism identity.Mechanism
+		word      string
+		until     time.Time // it is refused then
+		renewed   string    // what the file holds then
+		code      int16
+		says      string // behind the key and the file
+		all       bool   // and nothing else
+	}{
+		"a token that ends soon":          {identity.OAuthBearer, jwt(soon), time.Time{}, "", kerr.IllegalSaslState.Code, empty + "; the last good one expires at " + soonAt, true},
+		"a token that has ended":          {identity.OAuthBearer, jwt(over), over, "", kerr.IllegalSaslState.Code, empty + "; the last good one has expired at " + overAt, true},
+		"a token that was not renewed":    {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon), kerr.IllegalSaslState.Code, "the token expires at " + soonAt + ", and there is no newer one: have a new one written or printed sooner; nothing is lost", true},
+		"a token that says no end":        {identity.OAuthBearer, "opaque", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
+		"a token that ends in an hour":    {identity.OAuthBearer, jwt(time.Now().Add(time.Hour)), time.Time{}, "", kerr.SaslAuthenticationFailed.Code, "; the last good one is used, and kafka at ", false},
+		"a password":                      {identity.Plain, "word", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
+		"a token, refused before its end": {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon), kerr.SaslAuthenticationFailed.Code, "refuses the token of kafka.sasl.token_file", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			broker, cluster := start(t)
+			var code atomic.Int32
+			control(cluster, func(*kmsg.SASLHandshakeRequest, *kmsg.SASLHandshakeResponse) {})
+			control(cluster, func(_ *kmsg.SASLAuthenticateRequest, resp *kmsg.SASLAuthenticateResponse) {
+				resp.ErrorCode = int16(code.Load())
+			})
+			file := write(t, c.word)
+			k, key := identity.Kafka{SASL: identity.SASL{Mechanism: c.mechanism, TokenFile: file}}, "kafka.sasl.token_file"
+			if c.mechanism == identity.Plain {
+				k, key = identity.Kafka{SASL: identity.SASL{Mechanism: c.mechanism, Username: "walpost", PasswordFile: file}}, "kafka.sasl.password_file"
+			}
+			login := identity.NewLogin(k, []string{broker}, identity.Keys, zerolog.Nop())
+			if err := asks(t, login, broker); err != nil {
+				t.Fatal(err)
+			}
+			code.Store(int32(c.code))
+			if err := os.WriteFile(file, []byte(c.renewed), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if !c.until.IsZero() {
+				cdctest.Eventually(t, 10*time.Second, func() error {
+					if time.Now().Before(c.until) {
+						return errors.New("the token has not ended yet")
+					}
+					return nil
+				})
+			}
+			err := asks(t, login, broker)
+			if err == nil || !strings.Contains(err.Error(), c.says) || c.all && (!strings.HasPrefix(err.Error(), key+": ") || !strings.HasSuffix(err.Error(), c.says)) ||
+				c.renewed == "" && !strings.HasPrefix(err.Error(), key+": the file "+file+empty) {
+				t.Errorf("got %v, want %q", err, c.says)
+			}
+		})
+	}
+}

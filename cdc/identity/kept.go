@@ -2,7 +2,10 @@ package identity
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 )
@@ -12,13 +15,13 @@ type kept[T any] struct {
 	key  string // names it to people: kafka.tls_cert_file
 	read func(context.Context) (T, error)
 	log  zerolog.Logger
-	// still says that the last good value can be used: that its time is not over. nil: for ever.
-	still func(T) bool
+	// ends returns when the last good value can be used no longer. nil, and a zero time: never.
+	ends func(T) time.Time
 
-	mu   sync.Mutex
-	last T
-	good bool   // last holds a value
-	said string // what the log has about the newest failure
+	mu     sync.Mutex
+	last   T
+	good   bool  // last holds a value
+	failed error // why the value could not be read again; nil: it could
 }
 
 // get reads the value. Where that fails and one was good before, it returns that one and logs the failure, once for each that is new.
@@ -32,15 +35,58 @@ func (k *kept[T]) of(ctx context.Context, read func(context.Context) (T, error))
 	defer k.mu.Unlock()
 	switch {
 	case err == nil:
-		if k.said != "" {
+		if k.failed != nil {
 			k.log.Info().Str("key", k.key).Msg("is good again, and used")
 		}
-		k.last, k.good, k.said = value, true, ""
-	case !k.good || ctx.Err() != nil || k.still != nil && !k.still(k.last):
+		k.last, k.good, k.failed = value, true, nil
+	case !k.good || ctx.Err() != nil:
 		return value, err
-	case err.Error() != k.said:
-		k.said = err.Error()
+	case k.over(0):
+		k.failed = err
+		return value, k.withEnd(err)
+	case k.failed == nil || err.Error() != k.failed.Error():
+		k.failed = err
 		k.log.Warn().Str("key", k.key).Err(err).Msg("cannot be read again: the last good one is used; correct it")
 	}
 	return k.last, nil
+}
+
+// over reports whether the last good value can be used no longer, or ends within the time.
+func (k *kept[T]) over(within time.Duration) bool {
+	end := k.end()
+	return !end.IsZero() && time.Until(end) <= within
+}
+
+func (k *kept[T]) end() time.Time {
+	if !k.good || k.ends == nil {
+		return time.Time{}
+	}
+	return k.ends(k.last)
+}
+
+// withEnd returns the error with the end of the last good value, where that has one.
+func (k *kept[T]) withEnd(err error) error {
+	end := k.end()
+	switch said := end.UTC().Format(time.RFC3339); {
+	case end.IsZero(), errors.As(err, new(*expiredError)): // which says it
+		return err
+	case k.over(0):
+		return fmt.Errorf("%w; the last good one has expired at %s", err, said)
+	default:
+		return fmt.Errorf("%w; the last good one expires at %s", err, said)
+	}
+}
+
+// cause returns why the last good value is refused, in a sentence that begins with its key, or "". renewed says that it was refused when a
+// login was to be renewed, which a value in its last seconds is, too. ending says that its end explains all.
+func (k *kept[T]) cause(renewed bool) (said string, ending bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch ending = k.over(renewSoon); {
+	case k.failed != nil:
+		return about(k.key, k.withEnd(k.failed)).Error(), ending
+	case renewed && ending:
+		return fmt.Sprintf("%s: the token expires at %s, and there is no newer one: have a new one written or printed sooner; nothing is lost", k.key, k.end().UTC().Format(time.RFC3339)), true
+	}
+	return "", false
 }

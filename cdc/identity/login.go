@@ -4,8 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"net"
+	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,13 +31,15 @@ type Login struct {
 	log     zerolog.Logger
 	tls     *connection    // nil: none
 	sasl    sasl.Mechanism // nil: none
+	proof   proof          // the password or the token; nil: none
 	certs   inUse
 	warned  sync.Once
 
 	mu      sync.Mutex
-	inside  bool               // a broker has let us in
-	wanted  bool               // a broker has asked for a client certificate, and there is none
-	refused map[string]refusal // by broker: why the newest connection to it failed
+	inside  bool                // a broker has let us in
+	wanted  bool                // a broker has asked for a client certificate, and there is none
+	refused map[string]refusal  // by broker: why the newest connection to it failed
+	waits   map[*time.Time]bool // since when who logs in waits for the password or the token
 }
 
 // refusedLately is how long ago a connection may have failed that says how things are: a client tries again sooner.
@@ -47,24 +53,27 @@ type refusal struct {
 
 // NewLogin makes a Login of settings that Check has found nothing wrong with. Nothing is read before the first connection.
 func NewLogin(k Kafka, brokers []string, name Names, log zerolog.Logger) *Login {
-	l := &Login{k: k, brokers: brokers, name: name, log: log, certs: inUse{log: log}, refused: map[string]refusal{}}
+	l := &Login{k: k, brokers: brokers, name: name, log: log, certs: inUse{log: log}, refused: map[string]refusal{}, waits: map[*time.Time]bool{}}
 	if k.TLS {
 		l.tls = &connection{serverName: k.TLSServerName, authorities: l.authorities("tls_ca_file", k.TLSCAFile), pair: l.pair(), asked: l.askedForCertificate}
 	}
 	switch k.SASL.Mechanism {
 	case NoLogin:
 	case OAuthBearer:
-		l.sasl = &bearer{token: l.token(), settings: k.SASL}
+		token := l.token()
+		l.proof, l.sasl = token, &bearer{token: token, settings: k.SASL}
 	case AWSMSKIAM:
 		l.sasl = l.aws()
 	case Plain:
 		password := l.password()
+		l.proof = password
 		l.sasl = plain.Plain(func(ctx context.Context) (plain.Auth, error) {
 			word, err := password.get(ctx)
 			return plain.Auth{User: k.SASL.Username, Pass: word.Reveal()}, about(password.key, err)
 		})
 	default:
 		password := l.password()
+		l.proof = password
 		get := func(ctx context.Context) (scram.Auth, error) {
 			word, err := password.get(ctx)
 			return scram.Auth{User: k.SASL.Username, Pass: word.Reveal()}, about(password.key, err)
@@ -73,6 +82,9 @@ func NewLogin(k Kafka, brokers []string, name Names, log zerolog.Logger) *Login 
 		if k.SASL.Mechanism == ScramSHA512 {
 			l.sasl = scram.Sha512(get)
 		}
+	}
+	if l.sasl != nil {
+		l.sasl = &noted{l.sasl, l}
 	}
 	return l
 }
@@ -107,10 +119,24 @@ func (l *Login) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.
 		l.wanted, l.inside = false, true
 		return
 	}
+	if gaveUp(err) && !errors.As(err, new(*mistake)) {
+		return // it says nothing about the broker, and must not hide what another connection was told
+	}
 	l.refused[at] = refusal{err, time.Now()}
 }
 
-// Trouble says why Kafka has not let the newest connection in, in a sentence, or returns nil: where all is well, or nobody answers at all.
+// gaveUp reports whether an error says only that somebody's time was over, or that somebody has stopped waiting.
+func gaveUp(err error) bool {
+	return timedOut(err) || errors.Is(err, context.Canceled) || errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, net.ErrClosed)
+}
+
+// timedOut reports whether an error says that time is over: that of a context, or that of a connection.
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// Trouble says why Kafka has not let the newest connection in, or what that waits for, in a sentence, or returns nil: where all is well, or
+// nobody answers at all.
 func (l *Login) Trouble() error {
 	if l == nil {
 		return nil
@@ -124,10 +150,77 @@ func (l *Login) Trouble() error {
 		}
 	}
 	l.mu.Unlock()
+	if !errors.As(newest.err, new(*mistake)) { // which is what the wait came to
+		if waits := l.awaits(); waits != "" {
+			return &Refused{sentence: waits, err: context.DeadlineExceeded, ours: true}
+		}
+	}
 	if newest.err == nil {
 		return nil
 	}
 	return l.explain(at, newest.err, nil)
+}
+
+// proof is what proves who we are: a kept password or token.
+type proof interface {
+	cause(renewed bool) (said string, ending bool)
+}
+
+// noted is a mechanism whose waiting for what proves who we are is noted in the login.
+type noted struct {
+	sasl.Mechanism
+	login *Login
+}
+
+// Authenticate begins a login. It asks for the password or the token, and Kafka for nothing.
+func (n *noted) Authenticate(ctx context.Context, host string) (sasl.Session, []byte, error) {
+	began, l := time.Now(), n.login
+	l.mu.Lock()
+	l.waits[&began] = true
+	l.mu.Unlock()
+	session, first, err := n.Mechanism.Authenticate(ctx, host)
+	l.mu.Lock()
+	delete(l.waits, &began)
+	l.mu.Unlock()
+	if ctx.Err() != nil { // the client was closed: what it has waited for is not at fault
+		return nil, nil, ctx.Err()
+	}
+	return session, first, err
+}
+
+// waitsLong is after how long who logs in waits for something that does not answer.
+const waitsLong = time.Second
+
+// awaits returns what a login has waited for, in a sentence, or "": no login waits long.
+func (l *Login) awaits() string {
+	l.mu.Lock()
+	long := false
+	for began := range l.waits {
+		long = long || time.Since(*began) > waitsLong
+	}
+	l.mu.Unlock()
+	if !long {
+		return ""
+	}
+	command := func(key, command string) string {
+		return fmt.Sprintf("%s: the command %s has printed nothing yet: run it by hand", l.name(key), strings.Fields(command)[0])
+	}
+	s := &l.k.SASL
+	switch {
+	case s.TokenURL != "":
+		return fmt.Sprintf("%s: %s has not answered yet: start it, or let connections through to it", l.name("sasl.token_url"), HideURL(s.TokenURL))
+	case s.TokenCommand != "":
+		return command("sasl.token_command", s.TokenCommand)
+	case s.PasswordCommand != "":
+		return command("sasl.password_command", s.PasswordCommand)
+	case s.Mechanism == AWSMSKIAM:
+		return l.name("sasl.mechanism") + ": nothing has given AWS credentials yet: look at what gives them to this process"
+	}
+	key, file := "sasl.token_file", s.TokenFile
+	if file == "" {
+		key, file = "sasl.password_file", s.PasswordFile
+	}
+	return fmt.Sprintf("%s: the file %s has not been read yet: look at the disk that it is on", l.name(key), file)
 }
 
 // Certificates returns when the certificates in use expire, by the name of their key.
@@ -195,5 +288,5 @@ func (l *Login) pair() *kept[*tls.Certificate] {
 		}
 		return pair, err
 	}
-	return &kept[*tls.Certificate]{key: key, log: l.log, read: read, still: func(pair *tls.Certificate) bool { return inTime(pair) == nil }}
+	return &kept[*tls.Certificate]{key: key, log: l.log, read: read, ends: endOf}
 }

@@ -43,7 +43,7 @@ func (l *Login) token() *kept[token] {
 	default:
 		key, read = "sasl.token_file", inWord(fromFile(s.TokenFile))
 	}
-	return &kept[token]{key: l.name(key), log: l.log, read: read, still: func(t token) bool { return !t.expired() }}
+	return &kept[token]{key: l.name(key), log: l.log, read: read, ends: func(t token) time.Time { return t.expires }}
 }
 
 // inWord returns the token that a file or a command holds.
@@ -58,7 +58,7 @@ func inWord(read func(context.Context) (Secret, error)) func(context.Context) (t
 		}
 		t := token{word, expiry(word.Reveal())}
 		if t.expired() {
-			return t, fmt.Errorf("the token has expired at %s: look why nothing has written or printed a new one", t.expires.UTC().Format(time.RFC3339))
+			return t, &expiredError{fmt.Errorf("the token has expired at %s: look why nothing has written or printed a new one", t.expires.UTC().Format(time.RFC3339))}
 		}
 		return t, nil
 	}
@@ -127,6 +127,9 @@ func (e *endpoint) get(ctx context.Context) (token, error) {
 		return token{}, e.failed
 	}
 	t, err := e.ask(ctx)
+	if err != nil && ctx.Err() != nil {
+		return token{}, ctx.Err() // who gives up says nothing about the endpoint
+	}
 	if err != nil {
 		e.failed, e.until = err, time.Now()
 		return token{}, err

@@ -61,7 +61,7 @@ func NewPostgres(key, url string, log zerolog.Logger) *Postgres {
 		Key: key, url: url,
 		params:   kept[params]{key: key, log: log},
 		roots:    kept[*x509.CertPool]{key: key + ": sslrootcert", log: log},
-		own:      kept[*tls.Certificate]{key: key + ": sslcert and sslkey", log: log, still: func(own *tls.Certificate) bool { return own == nil || inTime(own) == nil }},
+		own:      kept[*tls.Certificate]{key: key + ": sslcert and sslkey", log: log, ends: endOf},
 		password: kept[string]{key: key + ": password", log: log},
 		certs:    inUse{log: log},
 	}

@@ -40,7 +40,7 @@ func readAuthorities(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// expiredError is about a certificate whose time is over.
+// expiredError is about a certificate or a token whose time is over.
 type expiredError struct{ error }
 
 // checkAuthorities returns an error where the file is not one of certificates. That they have expired is no reason not to start: a new file
@@ -128,6 +128,14 @@ func clearKey(path string) ([]byte, error) {
 		return nil, fmt.Errorf("the key in the file %s has a passphrase, which nobody is there to type: write it without one, `openssl pkey -in %s -out new.key`", path, path)
 	}
 	return key, nil
+}
+
+// endOf returns when a client certificate expires; zero where there is none.
+func endOf(pair *tls.Certificate) time.Time {
+	if pair == nil {
+		return time.Time{}
+	}
+	return pair.Leaf.NotAfter
 }
 
 // inTime returns an error where the certificate's time is over, or has not begun.

@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -18,5 +19,24 @@ func TestCallbacksHaveTheClient(t *testing.T) {
 	client.Close()
 	if !known {
 		t.Error("the client joins its group before the consumer knows it")
+	}
+}
+
+// TestPollError: an error about the group names no topic, and one about the whole topic no partition.
+func TestPollError(t *testing.T) {
+	at := func(topic string, partition int32) kgo.Fetches {
+		return kgo.Fetches{{Topics: []kgo.FetchTopic{{Topic: topic, Partitions: []kgo.FetchPartition{{Partition: partition, Err: errors.New("no")}}}}}}
+	}
+	for _, c := range []struct {
+		fetches kgo.Fetches
+		says    string
+	}{
+		{kgo.NewErrFetch(errors.New("no")), "no"},
+		{at("orders", -1), "fetch from orders: no"},
+		{at("orders", 0), "fetch from orders, partition 0: no"},
+	} {
+		if err := pollError(c.fetches); err == nil || err.Error() != c.says {
+			t.Errorf("got %v, want %q", err, c.says)
+		}
 	}
 }

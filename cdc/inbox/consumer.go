@@ -210,7 +210,13 @@ func (c *Consumer) poll(ctx context.Context) kgo.Fetches {
 func pollError(fetches kgo.Fetches) error {
 	var first error
 	fetches.EachError(func(topic string, partition int32, err error) {
-		if first == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		switch {
+		case first != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		case topic == "": // it is about the group
+			first = err
+		case partition < 0:
+			first = fmt.Errorf("fetch from %s: %w", topic, err)
+		default:
 			first = fmt.Errorf("fetch from %s, partition %d: %w", topic, partition, err)
 		}
 	})
@@ -409,7 +415,7 @@ func (c *Consumer) sameTopic(ctx context.Context) error {
 func (c *Consumer) measureLag(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*watchInterval)
 	defer cancel()
-	ends, err := kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Topic)
+	ends, err := within(ctx, func() (kadm.ListedOffsets, error) { return kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Topic) })
 	if err == nil {
 		err = ends.Error()
 	}

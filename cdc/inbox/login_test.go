@@ -2,10 +2,14 @@ package inbox_test
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -107,5 +111,68 @@ func TestConsumerLogsIn(t *testing.T) {
 	}
 	if logins.Load() == before {
 		t.Error("nobody has logged in for the replay")
+	}
+}
+
+// TestConsumerWhoseTokenDoesNotCome says so from the first seconds on, and says nothing else as long as that lasts.
+func TestConsumerWhoseTokenDoesNotCome(t *testing.T) {
+	t.Parallel()
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	for _, key := range []kmsg.Key{kmsg.SASLHandshake, kmsg.SASLAuthenticate} {
+		cluster.ControlKey(int16(key), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			cluster.KeepControl()
+			return req.ResponseKind(), nil, true
+		})
+	}
+	release := make(chan struct{})
+	released := sync.OnceFunc(func() { close(release) })
+	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		<-release
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"access_token":"right"}`))
+	}))
+	t.Cleanup(endpoint.Close)
+	t.Cleanup(released)
+	f := newFixture(t, 1)
+	f.brokers = cluster.ListenAddrs()
+	if f.client, err = kgo.NewClient(kgo.SeedBrokers(f.brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner())); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.client.Close)
+	if _, err := kadm.NewClient(f.client).CreateTopic(t.Context(), 1, 1, nil, f.topic); err != nil {
+		t.Fatal(err)
+	}
+	r := f.start(func(cfg *inbox.Config) {
+		cfg.Login = identity.NewLogin(identity.Kafka{SASL: identity.SASL{Mechanism: identity.OAuthBearer, TokenURL: endpoint.URL, ClientID: "x", ClientSecret: "x"}}, f.brokers, identity.Keys, cfg.Log)
+	})
+	says := "kafka.sasl.token_url: " + endpoint.URL + " has not answered "
+	right := func() error {
+		if err := r.Ready(t.Context()); err == nil || !strings.HasPrefix(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+			return fmt.Errorf("ready: %v", err)
+		}
+		return nil
+	}
+	began := time.Now()
+	eventually(t, right)
+	if after := time.Since(began); after > 7*time.Second || !strings.Contains(r.log.String(), says+"yet: ") {
+		t.Errorf("after %s, the log:\n%s", after, r.log.String())
+	}
+	eventually(t, func() error { // over the endpoint's 8 s, twice
+		if err := right(); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(began) < 20*time.Second {
+			return errors.New("not seen for long enough")
+		}
+		return nil
+	})
+	released()
+	eventually(t, func() error { return r.Ready(t.Context()) })
+	if n := strings.Count(r.log.String(), "in trouble"); n > 2 || strings.Contains(r.log.String(), "i/o timeout") {
+		t.Errorf("the log has trouble %d times", n)
 	}
 }

@@ -49,7 +49,7 @@ func (c *Consumer) describe(ctx context.Context) (id [16]byte, partitions int, e
 	asked := kmsg.NewMetadataRequestTopic()
 	asked.Topic = kmsg.StringPtr(c.cfg.Topic)
 	req.Topics = append(req.Topics, asked)
-	resp, err := req.RequestWith(ctx, c.client)
+	resp, err := within(ctx, func() (*kmsg.MetadataResponse, error) { return req.RequestWith(ctx, c.client) })
 	if err == nil && len(resp.Topics) != 1 {
 		err = fmt.Errorf("it answered about %d topics", len(resp.Topics))
 	}
@@ -62,19 +62,40 @@ func (c *Consumer) describe(ctx context.Context) (id [16]byte, partitions int, e
 	return resp.Topics[0].TopicID, len(resp.Topics[0].Partitions), nil
 }
 
+// within returns what ask returns, or the context's error once that has ended: a client that logs in waits for its password or its token, and
+// looks at no context meanwhile. ask ends when that comes, or does not come, or when the client is closed.
+func within[T any](ctx context.Context, ask func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		value, err := ask()
+		answers <- answer{value, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.value, a.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
 func (c *Consumer) look(ctx context.Context) (t topic, err error) {
 	if t.id, _, err = c.describe(ctx); err != nil {
 		return t, err
 	}
 	admin := kadm.NewClient(c.client)
-	starts, err := admin.ListStartOffsets(ctx, c.cfg.Topic)
+	starts, err := within(ctx, func() (kadm.ListedOffsets, error) { return admin.ListStartOffsets(ctx, c.cfg.Topic) })
 	if err == nil {
 		err = starts.Error()
 	}
 	if err != nil {
 		return t, fmt.Errorf("ask for the start of topic %s: %w", c.cfg.Topic, err)
 	}
-	ends, err := admin.ListEndOffsets(ctx, c.cfg.Topic)
+	ends, err := within(ctx, func() (kadm.ListedOffsets, error) { return admin.ListEndOffsets(ctx, c.cfg.Topic) })
 	if err == nil {
 		err = ends.Error()
 	}
@@ -124,7 +145,7 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 	}
 	t, err := c.look(ctx)
 	if err != nil {
-		return err
+		return c.cfg.why(ctx, err)
 	}
 	if err := c.enroll(ctx, t); err != nil {
 		return err

@@ -256,9 +256,9 @@ func (c *Consumer) isMember(ctx context.Context) error {
 	req := kmsg.NewPtrHeartbeatRequest()
 	req.Group = c.cfg.Group
 	req.MemberID, req.Generation = c.client.GroupMetadata()
-	resp, err := req.RequestWith(ctx, c.client)
+	resp, err := within(ctx, func() (*kmsg.HeartbeatResponse, error) { return req.RequestWith(ctx, c.client) })
 	if err != nil {
-		return fmt.Errorf("ask whether the partition is still ours: %w", err)
+		return c.cfg.why(ctx, fmt.Errorf("ask whether the partition is still ours: %w", err))
 	}
 	switch err := kerr.ErrorForCode(resp.ErrorCode); {
 	case errors.Is(err, kerr.UnknownMemberID), errors.Is(err, kerr.IllegalGeneration):

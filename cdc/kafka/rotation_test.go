@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -295,6 +296,43 @@ func TestAdvertisedNameThatNoCertificateHas(t *testing.T) {
 		!strings.HasSuffix(err.Error(), "has a certificate for 127.0.0.1, and not for localhost: name the brokers as it does, or write one of its names into kafka.tls_server_name") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestOurFaultIsNoBrokers: what the login waits for is said within the time of who asks, and a token that ends between the seed and the brokers
+// is no fault of the addresses that Kafka gives out.
+func TestOurFaultIsNoBrokers(t *testing.T) {
+	t.Parallel()
+	cluster := fake(t)
+	for _, key := range []kmsg.Key{kmsg.SASLHandshake, kmsg.SASLAuthenticate} {
+		cluster.ControlKey(int16(key), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			cluster.KeepControl()
+			return req.ResponseKind(), nil, true
+		})
+	}
+	cfg := config.Default()
+	cfg.Pipeline, cfg.Kafka.Brokers = "ours", cluster.ListenAddrs()
+	peek := func(sasl identity.SASL, within time.Duration, says string) {
+		t.Helper()
+		sasl.Mechanism = identity.OAuthBearer
+		cfg.Kafka.SASL = sasl
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		if _, err := kafka.NewSink(cfg, nil, zerolog.Nop()).Peek(ctx); err == nil || err.Error() != says {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+	peek(identity.SASL{TokenCommand: "sleep 100"}, 3*time.Second, "kafka.sasl.token_command: the command sleep has printed nothing yet: run it by hand")
+
+	end := time.Now().Add(3 * time.Second).Truncate(time.Second)
+	file := filepath.Join(t.TempDir(), "token")
+	put(t, file, "e30."+base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, end.Unix()))+".x")
+	cluster.ControlKey(int16(kmsg.Metadata), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		put(t, file, "")
+		<-time.After(time.Until(end))
+		return nil, nil, false
+	})
+	peek(identity.SASL{TokenFile: file}, 10*time.Second, "kafka.sasl.token_file: the file "+file+" is empty: write the password or the token there; the last good one has expired at "+end.UTC().Format(time.RFC3339))
 }
 
 // TestRevoked takes a publisher's login away while it works: it says which key and what Kafka said, and the next session goes on when the login is

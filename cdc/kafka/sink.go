@@ -99,7 +99,11 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 		brokers, at = append(brokers, client.Broker(int(b.NodeID))), append(at, net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))))
 	}
 	if _, err := first(asking, brokers, func() kmsg.Request { return kmsg.NewPtrApiVersionsRequest() }); err != nil && ctx.Err() == nil {
-		if refused := s.login.Explain(ctx, strings.Join(at, ", "), err); refused != nil {
+		refused := s.login.Explain(ctx, strings.Join(at, ", "), err)
+		if ours := (*identity.Refused)(nil); errors.As(refused, &ours) && ours.Ours() {
+			return "", refused // the addresses are not at fault
+		}
+		if refused != nil {
 			return "", fmt.Errorf("kafka at %s says that its brokers are at %s (advertised.listeners), and these do not let us in: %w", seeds, strings.Join(at, ", "), refused)
 		}
 		return "", fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
