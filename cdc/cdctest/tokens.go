@@ -22,7 +22,7 @@ type Tokens struct {
 	id  string
 }
 
-// NewTokens makes a service with a key of its own.
+// NewTokens makes a service with a new key.
 func NewTokens(t testing.TB, issuer, audience string) *Tokens {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -66,7 +66,7 @@ func (s *Tokens) Sign(subject string, lasts time.Duration) (string, error) {
 	return signed + "." + encode(signature), err
 }
 
-// Endpoint gives tokens of a subject to whoever has the client's secret (client credentials).
+// Endpoint gives tokens of a subject to who has the client's secret (client credentials).
 func (s *Tokens) Endpoint(subject, client, secret string, lasts time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id, given, basic := r.BasicAuth()

@@ -7,7 +7,7 @@ import (
 	"github.com/walpost/walpost/cdc/identity"
 )
 
-// A configuration shows no secret, whatever prints it: fmt with any verb, a panic, JSON, YAML or a log.
+// A configuration shows no secret in fmt with any verb, a panic, JSON, YAML or a log.
 
 // Format writes c without its secrets.
 func (c Config) Format(f fmt.State, verb rune) {

@@ -229,7 +229,7 @@ func (k *Kafka) warnings(name Names, brokers []string) (said []string) {
 	}
 	if s := k.SASL.Mechanism; !k.TLS && (s == Plain || s == OAuthBearer) {
 		if at := slices.IndexFunc(brokers, func(b string) bool { return !loopback(b) }); at >= 0 {
-			said = append(said, fmt.Sprintf("%s: %s sends what proves who we are to %s as it is, without TLS: whoever is on the way can read it: set %s where Kafka has it", name("sasl.mechanism"), s, brokers[at], name("tls")))
+			said = append(said, fmt.Sprintf("%s: %s sends what proves who we are to %s as it is, without TLS: everybody on the way can read it: set %s where Kafka has it", name("sasl.mechanism"), s, brokers[at], name("tls")))
 		}
 	}
 	return said

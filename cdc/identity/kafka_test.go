@@ -91,7 +91,7 @@ func asks(t *testing.T, login *identity.Login, broker string) error {
 	_, err = client.SeedBrokers()[0].Request(ctx, kmsg.NewPtrMetadataRequest())
 	if said := login.Explain(ctx, broker, err); said != nil {
 		if !errors.Is(err, io.EOF) && login.Explain(ctx, broker, context.DeadlineExceeded) == nil { // Kafka ends a connection without a login after it was made
-			t.Error("whoever has only waited does not learn why")
+			t.Error("who has only waited does not learn why")
 		}
 		return said
 	}

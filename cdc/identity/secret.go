@@ -79,7 +79,7 @@ var harmless = []string{
 	"passfile", "password_file", "service", "servicefile", "target_session_attrs", "load_balance_hosts", "connect_timeout", "application_name", "starttls",
 }
 
-// Unshown is embedded in what has secrets in fields that are not exported: fmt asks these for no Format of their own, and would write them.
+// Unshown is embedded in what has secrets in fields that are not exported: fmt does not call Format of these, and would write them.
 type Unshown struct{}
 
 // Format writes nothing of what holds it.

@@ -249,7 +249,7 @@ var kafkaWorks = map[string]work{
 func consumes(s *rightsStage) error { return s.consume(s.T, "inventory", s.row) }
 
 // consume applies events of the topic up to one with an inbox in the pipeline's database, with the pipeline's settings of Kafka. It returns
-// the first trouble that the log tells of.
+// the first trouble that the log names.
 func (s *testbed) consume(t testing.TB, group, last string) error {
 	t.Helper()
 	cfgs, err := config.Load("", s.Getenv)

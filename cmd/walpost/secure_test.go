@@ -129,7 +129,7 @@ func join(t *testing.T, path string, from ...string) {
 	put(t, path, string(all))
 }
 
-// put replaces a file at once, as whoever renews secrets should.
+// put replaces a file at once, as a program that renews secrets should.
 func put(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {

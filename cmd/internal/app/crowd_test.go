@@ -89,7 +89,7 @@ func (s *site) say(text string) string {
 	return string(said)
 }
 
-// mustAnswerOperators asks as a probe does, on a connection of its own.
+// mustAnswerOperators asks as a probe does, on a new connection.
 func (s *site) mustAnswerOperators() {
 	s.Helper()
 	for _, path := range []string{"/livez", "/readyz", "/metrics"} {

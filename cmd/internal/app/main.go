@@ -153,7 +153,7 @@ func Among(environ []string, run func(ctx context.Context, args, names []string,
 }
 
 // Strays returns an error about variables whose name is nearly one that a command of the program reads. It warns of others that begin with
-// the prefix. Commands that are asked about the program alone answer whatever the environment has.
+// the prefix. Commands that are asked about the program alone answer in any environment.
 func Strays(command *kong.Context, prefix string, names []string, warn func(string)) error {
 	if name := command.Selected().Name; name == "version" || name == "healthcheck" {
 		return nil
