@@ -697,27 +697,30 @@ func TestLastGoodOneIsRefused(t *testing.T) {
 		end := time.Now().Add(d).Truncate(time.Second)
 		return end, end.UTC().Format(time.RFC3339)
 	}
-	soon, soonAt := at(8 * time.Second)
-	over, overAt := at(3 * time.Second)
 	for name, c := range map[string]struct {
 		mechanism identity.Mechanism
 		word      string
-		until     time.Time // it is refused then
-		renewed   string    // what the file holds then
+		over      bool   // it is refused when it has ended
+		renewed   string // what the file holds then
 		code      int16
 		says      string // behind the key and the file
 		all       bool   // and nothing else
 	}{
-		"a token that ends soon":          {identity.OAuthBearer, jwt(soon), time.Time{}, "", kerr.IllegalSaslState.Code, empty + "; the last good one expires at " + soonAt, true},
-		"a token that has ended":          {identity.OAuthBearer, jwt(over), over, "", kerr.IllegalSaslState.Code, empty + "; the last good one has expired at " + overAt, true},
-		"a token that was not renewed":    {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon), kerr.IllegalSaslState.Code, "the token expires at " + soonAt + ", and there is no newer one: have a new one written or printed sooner; nothing is lost", true},
-		"a token that says no end":        {identity.OAuthBearer, "opaque", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
-		"a token that ends in an hour":    {identity.OAuthBearer, jwt(time.Now().Add(time.Hour)), time.Time{}, "", kerr.SaslAuthenticationFailed.Code, "; the last good one is used, and kafka at ", false},
-		"a password":                      {identity.Plain, "word", time.Time{}, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
-		"a token, refused before its end": {identity.OAuthBearer, jwt(soon), time.Time{}, jwt(soon), kerr.SaslAuthenticationFailed.Code, "refuses the token of kafka.sasl.token_file", false},
+		"a token that ends soon":          {identity.OAuthBearer, "SOON", false, "", kerr.IllegalSaslState.Code, empty + "; the last good one expires at SOON-AT", true},
+		"a token that has ended":          {identity.OAuthBearer, "OVER", true, "", kerr.IllegalSaslState.Code, empty + "; the last good one has expired at OVER-AT", true},
+		"a token that was not renewed":    {identity.OAuthBearer, "SOON", false, "SOON", kerr.IllegalSaslState.Code, "the token expires at SOON-AT, and there is no newer one: have a new one written or printed sooner; nothing is lost", true},
+		"a token that says no end":        {identity.OAuthBearer, "opaque", false, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
+		"a token that ends in an hour":    {identity.OAuthBearer, jwt(time.Now().Add(time.Hour)), false, "", kerr.SaslAuthenticationFailed.Code, "; the last good one is used, and kafka at ", false},
+		"a password":                      {identity.Plain, "word", false, "", kerr.SaslAuthenticationFailed.Code, empty + "; the last good one is used, and kafka at ", false},
+		"a token, refused before its end": {identity.OAuthBearer, "SOON", false, "SOON", kerr.SaslAuthenticationFailed.Code, "refuses the token of kafka.sasl.token_file", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			// Times begin here: a test that is parallel may wait for its turn.
+			soon, soonAt := at(8 * time.Second)
+			over, overAt := at(3 * time.Second)
+			texts := strings.NewReplacer("SOON-AT", soonAt, "OVER-AT", overAt, "SOON", jwt(soon), "OVER", jwt(over))
+			c.word, c.renewed, c.says = texts.Replace(c.word), texts.Replace(c.renewed), texts.Replace(c.says)
 			broker, cluster := start(t)
 			var code atomic.Int32
 			control(cluster, func(*kmsg.SASLHandshakeRequest, *kmsg.SASLHandshakeResponse) {})
@@ -737,9 +740,9 @@ func TestLastGoodOneIsRefused(t *testing.T) {
 			if err := os.WriteFile(file, []byte(c.renewed), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if !c.until.IsZero() {
+			if c.over {
 				cdctest.Eventually(t, 10*time.Second, func() error {
-					if time.Now().Before(c.until) {
+					if time.Now().Before(over) {
 						return errors.New("the token has not ended yet")
 					}
 					return nil

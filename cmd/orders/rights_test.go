@@ -112,11 +112,14 @@ func (w *working) number(query string, args ...any) (n int) {
 	return n
 }
 
-// relayNew puts what is new in the outbox on the topic.
+// relayNew puts what is new in the outbox on the topic. Nobody writes there between the reading and the deleting.
 func (w *working) relayNew() {
 	w.Helper()
+	if _, err := w.conn.Exec(w.Context(), `BEGIN; LOCK TABLE outbox IN EXCLUSIVE MODE`); err != nil {
+		w.Fatal(err)
+	}
 	w.relay(w.env["ORDERS_TOPIC"])
-	if _, err := w.conn.Exec(w.Context(), `DELETE FROM outbox`); err != nil {
+	if _, err := w.conn.Exec(w.Context(), `DELETE FROM outbox; COMMIT`); err != nil {
 		w.Fatal(err)
 	}
 }
@@ -239,8 +242,10 @@ func (w *working) settle() {
 	if w.consuming == nil {
 		return
 	}
-	w.relayNew()
-	cdctest.Eventually(w, 20*time.Second, w.caughtUp())
+	for again := true; again; again = w.number(`SELECT count(*) FROM outbox`) > 0 { // what the stock's answers have made meanwhile
+		w.relayNew()
+		cdctest.Eventually(w, 20*time.Second, w.caughtUp())
+	}
 	w.stop()
 	w.consuming = nil
 }
