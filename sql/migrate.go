@@ -56,7 +56,7 @@ func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, o
 		return err
 	}
 	if service.name == admin.User {
-		return fmt.Errorf("the service's database URL has the administrator's role %q: give the service a role of its own, as in postgres://%s_service:password@host/%s", service.name, which, admin.Database)
+		return fmt.Errorf("the service's database URL has the administrator's role %q: give the service another role, as in postgres://%s_service:password@host/%s", service.name, which, admin.Database)
 	}
 	return withRole(ctx, admin, service, out, func(conn *pgx.Conn) error {
 		if err := migrateSchema(ctx, which, admin, out); err != nil {

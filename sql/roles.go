@@ -44,7 +44,7 @@ func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, ou
 		return err
 	}
 	if reader.name == admin.User || reader.name == service.name {
-		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it one of its own, as in postgres://inventory_reader:password@host/%s", reader.name, admin.Database)
+		return fmt.Errorf("the reader's database URL has the role %q, which is the service's or the administrator's: give it another one, as in postgres://inventory_reader:password@host/%s", reader.name, admin.Database)
 	}
 	return withRole(ctx, admin, reader, out, func(conn *pgx.Conn) error {
 		return grantRights(ctx, conn, string(Inventory)+"/reader.sql", reader.name, out)

@@ -162,7 +162,7 @@ func TestMigrateRefusesURLsThatCannotBeMeant(t *testing.T) {
 	})
 	missing := strings.Replace(admin, "/test_", "/missing_", 1)
 	for name, c := range map[string]struct{ admin, service, want string }{
-		"one role for both":          {admin, admin, "give the service a role of its own"},
+		"one role for both":          {admin, admin, "give the service another role"},
 		"two databases":              {admin, other, "both URLs must name the same one"},
 		"a superuser as the service": {admin, cdctest.As(admin, mighty), "NOSUPERUSER"},
 		"no such database":           {missing, serviceURL(t, missing), "CREATE DATABASE"},
