@@ -9,7 +9,7 @@ import (
 // TestSkipTo goes exactly as far as it says, and refuses the rest.
 func TestSkipTo(t *testing.T) {
 	latched := func(r Range, history bool) *HaltRecord {
-		return (&Halt{Found: "f", Means: "m", Run: "r", Risk: r, Latch: true, History: history}).record(time.Now())
+		return (&HaltError{Found: "f", Means: "m", Run: "r", Risk: r, Latch: true, History: history}).record(time.Now())
 	}
 	for name, c := range map[string]struct {
 		to     LSN
@@ -27,7 +27,7 @@ func TestSkipTo(t *testing.T) {
 		"without a slot":                       {0x140, func(_ *State, f *Facts) { f.Slot.Exists = false }, "does not exist", false},
 		"another database":                     {0x140, func(_ *State, f *Facts) { f.SystemID = "8" }, "another database", false},
 		"across a failover":                    {0x140, func(s *State, _ *Facts) { s.Timeline = 2 }, "LSNs have changed their meaning", false},
-		"a halt that is not latched":           {0x140, func(s *State, _ *Facts) { s.Halt = (&Halt{}).record(time.Now()) }, "", false},
+		"a halt that is not latched":           {0x140, func(s *State, _ *Facts) { s.Halt = (&HaltError{}).record(time.Now()) }, "", false},
 		"over what a halt put at risk":         {0x140, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", false},
 		"over a part of it":                    {0x13F, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", true},
 		"over it, and the record has no toast": {0x140, func(s *State, f *Facts) { s.Halt, f.Fingerprint = latched(Range{0x100, 0x140}, false), "f toast 7" }, "", false},
@@ -77,9 +77,11 @@ func TestAdopt(t *testing.T) {
 		"a stale primary":             {func(s *State, f *Facts) { s.Timeline, f.Slot.ConfirmedFlush = 9, 0x60 }, "", 0x60, Position{}, Range{}, 0},
 		"a restored backup":           {func(_ *State, f *Facts) { f.WALEnd, f.Slot.ConfirmedFlush = 0x50, 0x40 }, "", 0x40, Position{}, Range{}, 0},
 		"another history, latched": {func(s *State, f *Facts) {
-			s.Halt, f.Slot.ConfirmedFlush = (&Halt{Latch: true, History: true}).record(time.Now()), 0x60
+			s.Halt, f.Slot.ConfirmedFlush = (&HaltError{Latch: true, History: true}).record(time.Now()), 0x60
 		}, "", 0x60, Position{}, Range{}, 0},
-		"what hid rows is gone": {func(s *State, _ *Facts) { s.Halt = (&Halt{Latch: true, Risk: Range{0x90, 0x120}}).record(time.Now()) }, "", 0x100, Position{0xF0, 2}, Range{0x90, 0x150}, 0},
+		"what hid rows is gone": {func(s *State, _ *Facts) {
+			s.Halt = (&HaltError{Latch: true, Risk: Range{0x90, 0x120}}).record(time.Now())
+		}, "", 0x100, Position{0xF0, 2}, Range{0x90, 0x150}, 0},
 		"another slot":          {func(s *State, _ *Facts) { s.Slot = "t" }, "", 0x100, Position{0xF0, 2}, Range{}, 0},
 		"another database":      {func(_ *State, f *Facts) { f.SystemID = "8" }, "another database", 0, Position{}, Range{}, 0},
 		"another pipeline":      {func(s *State, _ *Facts) { s.Pipeline = "q" }, "belongs to pipeline", 0, Position{}, Range{}, 0},
@@ -124,7 +126,7 @@ func TestAdopt(t *testing.T) {
 // and refuses what is no new server.
 func TestAdoptNewServer(t *testing.T) {
 	const other = "publication 9/9 entry 1/1 table 1 public.outbox"
-	halt := (&Halt{Found: "f", Latch: true, Risk: Range{0x90, 0x100}}).record(time.Now())
+	halt := (&HaltError{Found: "f", Latch: true, Risk: Range{0x90, 0x100}}).record(time.Now())
 	for name, c := range map[string]struct {
 		change  func(*State, *Facts)
 		says    string   // an error
@@ -138,7 +140,9 @@ func TestAdoptNewServer(t *testing.T) {
 		"a publication that was restored":       {func(_ *State, f *Facts) { f.Fingerprint = other }, "", []string{"read no more"}, Range{}},
 		"another slot, another table":           {func(s *State, f *Facts) { s.Slot, s.Configured.Table, f.Configured.Table = "t", "public.a", "public.b" }, "", []string{`slot "s" instead of "t"`, `source.table is "public.b"`, "read no more"}, Range{}},
 		"a halt that the old server left":       {func(s *State, f *Facts) { s.Halt, f.WALEnd = halt, 0x500 }, "", []string{"read no more", "the halt that was latched"}, Range{0x90, 0x100}},
-		"another history of the old server":     {func(s *State, _ *Facts) { s.Halt = (&Halt{Found: "f", Latch: true, History: true}).record(time.Now()) }, "", []string{"read no more", "the halt that was latched"}, Range{}},
+		"another history of the old server": {func(s *State, _ *Facts) {
+			s.Halt = (&HaltError{Found: "f", Latch: true, History: true}).record(time.Now())
+		}, "", []string{"read no more", "the halt that was latched"}, Range{}},
 		"phantoms and transactions of the old": {func(s *State, _ *Facts) {
 			s.Phantoms, s.Open = &Phantoms{Rows: 3}, map[string]time.Time{"7": time.Now()}
 		}, "", []string{"read no more"}, Range{}},

@@ -53,7 +53,7 @@
 // # Failure
 //
 // Crash-only: every session, first or thousandth, starts the same way (session.go) and reads where it is from the state
-// record and the slot. A session that ends is followed by the next with backoff. A [Halt] is for a human: the slot and the
+// record and the slot. A session that ends is followed by the next with backoff. A [HaltError] is for a human: the slot and the
 // Kafka client are given back, the process stays up, not ready, says what was found, and tries again every 30 s. One whose
 // cause may have hidden rows is latched in the state record; reconcile.go is the table of what is compared, decide.go what an
 // operator can decide on. A server, Kafka cluster, pipeline, slot or name that is not the record's is an error of the configuration, and is never

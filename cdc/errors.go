@@ -22,8 +22,8 @@ var errFormerSession = errors.New("the slot is still held by this relay's former
 // that confirms nothing keeps PostgreSQL from stopping.
 var errQueueFull = errors.New("kafka has not taken a window for too long: the replication connection was given back and will be opened again when kafka answers; the slot keeps the WAL meanwhile")
 
-// Halt is a condition that no retry fixes. Its text is what an operator reads: what was found, what it means, what to run.
-type Halt struct {
+// HaltError is a condition that no retry fixes. Its text is what an operator reads: what was found, what it means, what to run.
+type HaltError struct {
 	Found string // what was found
 	Means string // what it means, what is at risk
 	Run   string // what to do
@@ -37,7 +37,7 @@ type Halt struct {
 	History bool
 }
 
-func (h *Halt) Error() string {
+func (h *HaltError) Error() string {
 	if h.Risk.IsZero() {
 		return fmt.Sprintf("%s: %s; %s", h.Found, h.Means, h.Run)
 	}
@@ -45,7 +45,7 @@ func (h *Halt) Error() string {
 }
 
 // Parts are the parts of the text, each by what it is, for those who show them apart.
-func (h *Halt) Parts() [][2]string {
+func (h *HaltError) Parts() [][2]string {
 	means := h.Means
 	if !h.Risk.IsZero() {
 		means += ", LSN range " + h.Risk.String()
@@ -54,23 +54,23 @@ func (h *Halt) Parts() [][2]string {
 }
 
 // record is the halt as it is written into the state record.
-func (h *Halt) record(at time.Time) *HaltRecord {
+func (h *HaltError) record(at time.Time) *HaltRecord {
 	return &HaltRecord{Found: h.Found, Means: h.Means, Run: h.Run, Risk: h.Risk, History: h.History, Latched: h.Latch, At: at.UTC()}
 }
 
 // Halt is the halt that was recorded.
-func (r *HaltRecord) Halt() *Halt {
-	return &Halt{Found: r.Found, Means: r.Means, Run: r.Run, Risk: r.Risk, History: r.History, Latch: r.Latched}
+func (r *HaltRecord) Halt() *HaltError {
+	return &HaltError{Found: r.Found, Means: r.Means, Run: r.Run, Risk: r.Risk, History: r.History, Latch: r.Latched}
 }
 
-// Wedge is a Source's error for a change that will come again and again and can never be taken. The engine knows which
-// transaction it belongs to, and makes it a Halt that names the way past it.
-type Wedge struct {
+// UndecodableError is a Source's error for a change that will come again and again and can never be taken. The engine knows which
+// transaction it belongs to, and makes it a [HaltError] that names the way past it.
+type UndecodableError struct {
 	Found string // what was found
 	Fix   string // what fixes it, where something does; empty otherwise
 }
 
-func (w *Wedge) Error() string { return w.Found }
+func (w *UndecodableError) Error() string { return w.Found }
 
 // Class says in one word why a row was refused: a metric's label.
 type Class string
@@ -93,9 +93,9 @@ const (
 // Classes are those that dead letters can have.
 var Classes = []Class{BadType, BadTopic, BadID, BadKey, BadPayload, BadHeaders, TooLarge, ByKafka, ForOrder}
 
-// Refused says of a row that it can never be published as it is. The engine decides what follows: a [Halt], or a
+// RejectedError says of a row that it can never be published as it is. The engine decides what follows: a [HaltError], or a
 // [DeadLetter]. It is good as long as its row.
-type Refused struct {
+type RejectedError struct {
 	Row    *Row
 	Class  Class
 	Topic  string // where the row would have gone; empty when that is not known
@@ -104,17 +104,17 @@ type Refused struct {
 	heldFor string // key of the dead letter that a row ForOrder waits behind
 }
 
-// Refuse makes a Refused.
-func Refuse(row *Row, class Class, topic, format string, args ...any) error {
-	return &Refused{Row: row, Class: class, Topic: topic, Reason: fmt.Sprintf(format, args...)}
+// Reject makes a RejectedError.
+func Reject(row *Row, class Class, topic, format string, args ...any) error {
+	return &RejectedError{Row: row, Class: class, Topic: topic, Reason: fmt.Sprintf(format, args...)}
 }
 
-func (r *Refused) Error() string {
+func (r *RejectedError) Error() string {
 	return fmt.Sprintf("outbox row %q at %s/%d cannot be published: %s", cut(r.Row.ID), r.Row.Commit, r.Row.Ordinal, r.Reason)
 }
 
-func (r *Refused) halt() *Halt {
-	return &Halt{
+func (r *RejectedError) halt() *HaltError {
+	return &HaltError{
 		Found: r.Error(),
 		Means: "nothing behind it is published before this is decided, and nothing is lost",
 		Run: "remove what refuses it (the topic's limit, kafka.aggregate_types, the writer's check) and the relay goes on by itself; " +

@@ -37,7 +37,7 @@ func TestChangeIsWatchedAndLatched(t *testing.T) {
 		s.set(func(f *Facts) { f.Fingerprint, f.WALEnd = "changed", 1<<40+77 })
 		time.Sleep(30 * time.Second)
 		role, err := relay.Role()
-		var halt *Halt
+		var halt *HaltError
 		if role != Halted || !errors.As(err, &halt) || !halt.Latch || halt.Risk != (Range{1<<40 + 50, 1<<40 + 77}) {
 			t.Fatalf("role %s, %v", role, err)
 		}
@@ -77,11 +77,11 @@ func TestHaltOfTheStreamNamesWhatIsAtRisk(t *testing.T) {
 		s.set(func(f *Facts) { f.WALEnd = 1<<40 + 50 })
 		time.Sleep(40 * time.Second)
 		s.set(func(f *Facts) { f.WALEnd = 1<<40 + 77 })
-		s.fail(&Halt{Found: "the publication is gone", Run: "create it", Latch: true})
+		s.fail(&HaltError{Found: "the publication is gone", Run: "create it", Latch: true})
 		time.Sleep(time.Second)
 		want := Range{1<<40 + 50, 1<<40 + 77}
 		role, err := relay.Role()
-		var halt *Halt
+		var halt *HaltError
 		if role != Halted || !errors.As(err, &halt) || halt.Risk != want || !strings.HasPrefix(halt.Run, "create it, and `walpost replay --from ") {
 			t.Errorf("role %s, %v", role, err)
 		}
@@ -267,7 +267,7 @@ func TestWedgeNamesTheWayPastIt(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.send(append(commit(0x20, 0x30, 1), commit(0x30, 0x50, 3)[:2]...)...)
 		synctest.Wait()
-		s.fail(&Wedge{Found: "cannot decode"})
+		s.fail(&UndecodableError{Found: "cannot decode"})
 		time.Sleep(time.Second)
 		role, err := relay.Role()
 		if role != Halted || !strings.Contains(err.Error(), "`walpost skip --to 0/38`") || !strings.Contains(err.Error(), "transaction 48, committed at 0/30") {
@@ -286,7 +286,7 @@ func TestServerThatEndsTheStreamAtOnceIsHeard(t *testing.T) {
 		bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 			s.set(func(f *Facts) { f.PID = 5 }) // and nobody has the slot
 			s.mu.Lock()
-			s.first = &Wedge{Found: "cannot decode"}
+			s.first = &UndecodableError{Found: "cannot decode"}
 			s.mu.Unlock()
 			if came { // another relay, and it is gone already
 				b.mu.Lock()
@@ -317,7 +317,7 @@ func TestWhatCameWithTheStartIsHeard(t *testing.T) {
 		s.fail(errors.New("connection reset"))
 		synctest.Wait()
 		s.mu.Lock()
-		s.early = &Wedge{Found: "cannot decode"}
+		s.early = &UndecodableError{Found: "cannot decode"}
 		s.mu.Unlock()
 		time.Sleep(5 * time.Second)
 		if role, err := relay.Role(); role != Halted {

@@ -45,7 +45,7 @@ type Observer struct {
 	// Phantoms is called when a failover was found to have taken back rows that are published.
 	Phantoms func(p *Phantoms)
 	// Stuck is called when rows may be waiting and nothing moves, with the cause, and with nil when that is over.
-	Stuck func(s *Stall)
+	Stuck func(s *StallError)
 	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when they do not any more.
 	CommitsWait func(err error)
 	// Current is called at each look at the server, with its time up to which all that was written is delivered; zero when none is known.

@@ -25,7 +25,7 @@ func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
 		err = p.client.Check(ctx, rec)
 	}
 	if suspect := &p.memory.suspect; err == nil && suspect.row.Commit != 0 && row.Position == suspect.row {
-		err = Refuse(row, ByKafka, rec.Topic, "%s", suspect.why)
+		err = Reject(row, ByKafka, rec.Topic, "%s", suspect.why)
 	}
 	if p.cfg.HoldKey && err == nil {
 		err = p.holds.check(ctx, p.client, row, rec.Topic)
@@ -33,7 +33,7 @@ func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
 	if err == nil {
 		return nil
 	}
-	var refused *Refused
+	var refused *RejectedError
 	if !errors.As(err, &refused) {
 		return err
 	}
@@ -57,8 +57,8 @@ func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
 	return nil
 }
 
-func deadLetterHalt(refused *Refused, err error) error {
-	var again *Refused
+func deadLetterHalt(refused *RejectedError, err error) error {
+	var again *RejectedError
 	if !errors.As(err, &again) {
 		return err
 	}
@@ -70,7 +70,7 @@ func deadLetterHalt(refused *Refused, err error) error {
 
 // refusedByKafka follows a record that Kafka would not take after Check had let it through. records are the window that
 // was produced.
-func (p *publisher) refusedByKafka(refused *Refused, records []Record) error {
+func (p *publisher) refusedByKafka(refused *RejectedError, records []Record) error {
 	first, last := &records[0], &records[len(records)-1]
 	if len(records) > 1 {
 		p.memory.suspect = suspect{until: last.Row.Position}
@@ -135,7 +135,7 @@ func (h *keyHolds) check(ctx context.Context, pub Publisher, row *Row, topic str
 	if behind == "" {
 		return nil
 	}
-	return &Refused{Row: row, Class: ForOrder, Topic: topic, Reason: "held: dead letter " + behind + " of the same key is unresolved", heldFor: behind}
+	return &RejectedError{Row: row, Class: ForOrder, Topic: topic, Reason: "held: dead letter " + behind + " of the same key is unresolved", heldFor: behind}
 }
 
 // behind is the dead letter that the row would overtake. Its own, of an earlier delivery, counts: it stays where it is.
@@ -161,7 +161,7 @@ func (h *keyHolds) read(ctx context.Context, pub Publisher) error {
 	}
 	h.next, h.fresh = next, true
 	if len(h.entries) > maxUnresolved {
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("%d dead letters are unresolved, and poison.hold_key keeps at most %d in memory", len(h.entries), maxUnresolved),
 			Means: "nothing more is published, and nothing is lost",
 			Run:   "fix the cause, then `walpost dlq redrive --all` or `walpost dlq drop`",

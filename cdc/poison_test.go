@@ -38,7 +38,7 @@ func (b *shelf) Check(ctx context.Context, r *Record) error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.tooNarrow {
-			return Refuse(r.Row, TooLarge, r.Topic, "its record is too large for the shelf")
+			return Reject(r.Row, TooLarge, r.Topic, "its record is too large for the shelf")
 		}
 		return nil
 	}
@@ -66,7 +66,7 @@ func (b *shelf) Publish(ctx context.Context, records []Record, st *State) error 
 	for i := range records {
 		if string(records[i].Row.ID) == b.policy && records[i].Refused == nil {
 			defer b.mu.Unlock()
-			return Refuse(records[0].Row, ByKafka, "t", "kafka refuses its record: POLICY_VIOLATION") // the batch's first is named
+			return Reject(records[0].Row, ByKafka, "t", "kafka refuses its record: POLICY_VIOLATION") // the batch's first is named
 		}
 	}
 	b.mu.Unlock()
@@ -191,7 +191,7 @@ func TestPoisonRowByPolicy(t *testing.T) {
 				}
 				role, err := relay.Role()
 				if c.policy.topic == "" {
-					var halt *Halt
+					var halt *HaltError
 					if role != Halted || !errors.As(err, &halt) || !strings.Contains(halt.Run, "poison.policy: dead_letter") || !strings.Contains(halt.Run, "walpost skip") {
 						t.Errorf("role %s, %v", role, err)
 					}
@@ -246,7 +246,7 @@ func TestDeadLetterTopicThatCannotTakeItHalts(t *testing.T) {
 		b.setRefuse("bad")
 		s.send(tx(20, 30, "a:k", "bad:k", "b:k")...)
 		time.Sleep(2 * time.Second)
-		var halt *Halt
+		var halt *HaltError
 		if _, err := relay.Role(); !errors.As(err, &halt) || !strings.Contains(halt.Found, "the dead letter topic cannot take it either") || !strings.Contains(halt.Run, "walpost skip") {
 			t.Errorf("%v", err)
 		}

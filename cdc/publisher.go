@@ -160,7 +160,7 @@ func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Recor
 	}
 	if len(rows) > 0 {
 		err := p.write(ctx, records)
-		if refused := (*Refused)(nil); errors.As(err, &refused) {
+		if refused := (*RejectedError)(nil); errors.As(err, &refused) {
 			return p.refusedByKafka(refused, records)
 		}
 		if err != nil {
@@ -246,7 +246,7 @@ func (p *publisher) stale() bool {
 // writeHalt writes the halt that ended the session into its state record: for `walpost status`, and for the sessions to
 // come where it is latched. It writes nothing when the client has failed. When Kafka does not take it, the cause still
 // stands in slot, server and fingerprint, and is found again.
-func (p *publisher) writeHalt(ctx context.Context, halt *Halt) error {
+func (p *publisher) writeHalt(ctx context.Context, halt *HaltError) error {
 	if p.failed {
 		return nil
 	}

@@ -237,13 +237,13 @@ func (r *reader) stillBusy() bool {
 	return last != nil && time.Since(last.at) < 2*(lookEvery+lookWithin) && last.facts.Slot.ActivePID == r.pid && last.facts.Walsender.busy()
 }
 
-// wedged makes a change that can never be taken a Halt that names the way past it.
+// wedged makes a change that can never be taken a HaltError that names the way past it.
 func (r *reader) wedged(err error) error {
-	var w *Wedge
+	var w *UndecodableError
 	if !errors.As(err, &w) {
 		return err
 	}
-	halt := &Halt{
+	halt := &HaltError{
 		Found: w.Found,
 		Means: "everything behind it waits in the slot, nothing is lost",
 		Run:   "`walpost skip --to next` looks for the one transaction that cannot be decoded, and gives it up; its rows can be written to the outbox again",

@@ -24,7 +24,7 @@ type Facts struct {
 	// this relay; nil where they do not.
 	Standbys  []StandbySlot
 	Walsender Walsender
-	Commits   *CommitWait
+	Commits   *CommitWaitError
 	// Unfit is what is wrong with the table's columns: its rows come, and cannot be understood.
 	Unfit []string
 	// Notes are what is worth a word and halts nothing.
@@ -80,19 +80,19 @@ func identify(pipeline string, st *State, f *Facts) error {
 	slot := f.Slot
 	switch {
 	case st == nil && !slot.Exists:
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("no state record for pipeline %q, and no replication slot %q", pipeline, slot.Name),
 			Means: "the pipeline was not prepared yet; nothing is read or published",
 			Run:   "`walpost init` prepares it, once, with an administrator's rights",
 		}
 	case st == nil:
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("no state record for pipeline %q, although replication slot %q exists", pipeline, slot.Name),
 			Means: "the state topic was deleted, or the slot is another pipeline's: nobody knows what has been delivered, and starting anyway could skip rows",
 			Run:   fmt.Sprintf("if the slot is this pipeline's, `walpost adopt` goes on from where it stands, %s; else name another under source.slot and run `walpost init`", slot.ConfirmedFlush),
 		}
 	case st.Pipeline == pipeline && st.Phase == PhaseCreating:
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("the state record of pipeline %q says that `walpost init` did not finish", pipeline),
 			Means: "nothing has been published yet",
 			Run:   "run `walpost init` again",
@@ -103,19 +103,19 @@ func identify(pipeline string, st *State, f *Facts) error {
 	}
 	switch {
 	case st.Timeline > f.Timeline:
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("the state record is of timeline %d, the server is on timeline %d", st.Timeline, f.Timeline),
 			Means: "a stale primary: a standby was promoted and rows up to " + st.Covered.String() + " came from there; what is written here is not part of that history",
 			Run:   "point source.url at the primary of today (target_session_attrs=read-write over all hosts finds no stale one that still takes writes), and stop this one; if this server is the one to live on, `walpost adopt`",
 		}
 	case !known(st, f):
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("the state record is of timeline %d, which is not in the history of the server's timeline %d", st.Timeline, f.Timeline),
 			Means: "this server branched off elsewhere: rows up to " + st.Covered.String() + " were published from a branch it never had",
 			Run:   "point source.url at the server that descends from timeline " + fmt.Sprint(st.Timeline) + "; if this one is the one to live on, `walpost adopt`",
 		}
 	case shared(st, f) > f.WALEnd:
-		return &Halt{
+		return &HaltError{
 			Found:   fmt.Sprintf("the state record knows of what was committed up to %s, the server's WAL ends at %s", shared(st, f), f.WALEnd),
 			Means:   "a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered",
 			Run:     "point source.url at the right server; if the backup is the one to live on, `walpost adopt`",
@@ -124,7 +124,7 @@ func identify(pipeline string, st *State, f *Facts) error {
 	case st.Halt != nil && st.Halt.Latched:
 		return st.Halt.Halt()
 	case !slot.Exists:
-		halt := &Halt{
+		halt := &HaltError{
 			Found: fmt.Sprintf("replication slot %q does not exist, and the state record says that rows up to %s were delivered", slot.Name, st.Covered),
 			Means: "the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one",
 			Risk:  Range{st.Covered, f.WALEnd},
@@ -137,7 +137,7 @@ func identify(pipeline string, st *State, f *Facts) error {
 		return halt
 	}
 	if how, lost := slot.lost(); lost {
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("replication slot %q is lost (%s): the server no longer has the WAL behind %s", slot.Name, how, slot.ConfirmedFlush),
 			Means: "rows committed behind that LSN can no longer be streamed; the slot will not recover",
 			Risk:  Range{st.Covered, f.WALEnd},
@@ -147,30 +147,30 @@ func identify(pipeline string, st *State, f *Facts) error {
 	return nil
 }
 
-// Foreign returns a Halt if the state record is of another pipeline, server, slot or configuration than the one that is asked about,
+// Foreign returns a [HaltError] if the state record is of another pipeline, server, slot or configuration than the one that is asked about,
 // and nil if it may be gone on from as far as that goes.
 func Foreign(pipeline string, st *State, f *Facts) error {
 	switch slot := f.Slot; {
 	case st.Pipeline != pipeline:
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("the state record belongs to pipeline %q, this is %q", st.Pipeline, pipeline),
 			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
 			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
 		}
 	case st.copied():
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("the state record was written to the Kafka cluster %s, and was read from the cluster %s", st.Cluster, st.ReadFrom),
 			Means: "this Kafka is a copy: what it lacks of the rows that the record counts as delivered nobody would notice",
 			Run:   "point kafka.brokers back at the cluster that the record is of; if this one takes its place, stop the relay there, let the copy catch up, and `walpost adopt` goes on with it",
 		}
 	case st.SystemID != f.SystemID:
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
 			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
 			Run:   "point source.url back at the right server; if this one takes its place, after an upgrade or a move, `" + adoptServer(f) + "` goes on with it; for another database use a new pipeline name and run `walpost init`",
 		}
 	case st.Slot != "" && st.Slot != slot.Name:
-		return &Halt{
+		return &HaltError{
 			Found: fmt.Sprintf("the state record of pipeline %q is of slot %q, this relay is configured for slot %q", pipeline, st.Slot, slot.Name),
 			Means: "two pipelines of one name share state and transactional id: they would fence each other, and each would skip rows of the other",
 			Run:   "give one of them another `pipeline` name and run `walpost init` for it; if the slot was renamed on purpose, `walpost adopt`",
@@ -183,9 +183,9 @@ func Foreign(pipeline string, st *State, f *Facts) error {
 
 // misnamed is the halt for a configuration that names another publication or table than the one this pipeline has read so far. It is
 // not latched: nothing in the database has changed.
-func misnamed(st *State, f *Facts) *Halt {
+func misnamed(st *State, f *Facts) *HaltError {
 	how, keys := st.Configured.differs(f.Configured)
-	halt := &Halt{
+	halt := &HaltError{
 		Found: how,
 		Means: "the configuration names something else than this pipeline has read so far; nothing was read from it; if the former name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read",
 		Run:   fmt.Sprintf("correct %s, and the relay goes on by itself; if the change is meant, `walpost adopt` accepts it", strings.Join(keys, " and ")),
@@ -231,7 +231,7 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 	}
 	slot := f.Slot
 	if slot.ConfirmedFlush > next.Covered {
-		return nil, &Halt{
+		return nil, &HaltError{
 			Found: fmt.Sprintf("slot %q has confirmed %s, the state record covers %s only", slot.Name, slot.ConfirmedFlush, next.Covered),
 			Means: "the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka",
 			Risk:  Range{next.Covered, slot.ConfirmedFlush}, Latch: true,
@@ -275,7 +275,7 @@ func unchanged(st *State, f *Facts) error {
 			found = "publication or table changed: " + strings.Join(f.Hidden, "; ")
 			fix = "fix it, then "
 		}
-		return &Halt{
+		return &HaltError{
 			Found: found,
 			Means: "rows committed since " + clock(lastSeen(st)) + " may never have been streamed, or not whole",
 			Risk:  Range{st.checked(), f.WALEnd}, Latch: true,
@@ -283,7 +283,7 @@ func unchanged(st *State, f *Facts) error {
 		}
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
-		return &Halt{
+		return &HaltError{
 			Found: strings.Join(problems, "; "),
 			Means: "rows of the outbox cannot be streamed or understood like this; nothing is lost yet",
 			Run:   "fix it and the relay goes on by itself",

@@ -125,7 +125,7 @@ func TestReconcileTable(t *testing.T) {
 			"no column: rows of the outbox cannot be streamed or understood like this; nothing is lost yet; fix it and the relay goes on by itself", false, false,
 		},
 		"latched": {func(s *State, _ *Facts) {
-			s.Halt = (&Halt{Found: "f", Means: "m", Run: "r", Risk: Range{1, 2}, Latch: true}).record(time.Now())
+			s.Halt = (&HaltError{Found: "f", Means: "m", Run: "r", Risk: Range{1, 2}, Latch: true}).record(time.Now())
 		}, "f: m, LSN range (0/1, 0/2]; r", true, false},
 	} {
 		st, f := agreeing()
@@ -134,7 +134,7 @@ func TestReconcileTable(t *testing.T) {
 		} else {
 			c.change(st, &f)
 		}
-		var halt *Halt
+		var halt *HaltError
 		if _, err := Reconcile("p", st, f); !errors.As(err, &halt) {
 			t.Errorf("%s: %v, want a Halt", name, err)
 		} else if halt.Error() != c.says || halt.Latch != c.latched || halt.History != c.history {
@@ -150,7 +150,7 @@ func TestReconcileGoesOn(t *testing.T) {
 		"server went on":             func(_ *State, f *Facts) { f.WALEnd = 0x1000 },
 		"a record of version 1":      func(s *State, _ *Facts) { s.Slot = "" },
 		"a record without toast":     func(_ *State, f *Facts) { f.Fingerprint = "f toast 7" },
-		"a halt that is not latched": func(s *State, _ *Facts) { s.Halt = (&Halt{}).record(time.Now()) },
+		"a halt that is not latched": func(s *State, _ *Facts) { s.Halt = (&HaltError{}).record(time.Now()) },
 	} {
 		st, f := agreeing()
 		change(st, &f)

@@ -100,7 +100,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := s.session(ctx)
-		var halt *Halt
+		var halt *HaltError
 		if errors.As(err, &halt) {
 			s.SetRole(Halted, halt) // also where the stop came while the session was closing
 		}

@@ -170,7 +170,7 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	if ended == nil {
 		ended = context.Cause(reading)
 	}
-	var halt *Halt
+	var halt *HaltError
 	if ctx.Err() == nil {
 		// Give the connection back at once and say why; the publisher may still wait for Kafka.
 		_ = s.stream.Close()
@@ -312,7 +312,7 @@ func (r *Relay) claim(st *State) {
 // latched, because another relay may rightly be at work, and what is found then (a slot missing or lost, a server that
 // is not ours) is found again from the same facts.
 func (r *Relay) latch(ctx context.Context, client Publisher, st *State, err error) error {
-	var halt *Halt
+	var halt *HaltError
 	if !errors.As(err, &halt) || !halt.Latch {
 		return err
 	}

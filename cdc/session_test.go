@@ -232,7 +232,7 @@ func (b *broker) Check(_ context.Context, r *Record) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if string(r.Row.ID) == b.refuse {
-		return Refuse(r.Row, TooLarge, r.Topic, "refused")
+		return Reject(r.Row, TooLarge, r.Topic, "refused")
 	}
 	return nil
 }
@@ -653,7 +653,7 @@ func TestRefusedRowStopsWhatIsBehindIt(t *testing.T) {
 		if b.now().Covered != 30 || b.now().Last() != (Position{30, 1}) {
 			t.Errorf("state %+v", b.now())
 		}
-		var halt *Halt
+		var halt *HaltError
 		if role, err := relay.Role(); role != Halted || !errors.As(err, &halt) {
 			t.Errorf("role %s, %v", role, err)
 		}
@@ -733,7 +733,7 @@ func TestStateWrittenForItsTimeConfirmsNothing(t *testing.T) {
 // TestStopWhileAFailedSessionEnds: why it failed is said already, and the stop is none of it.
 func TestStopWhileAFailedSessionEnds(t *testing.T) {
 	for _, c := range []struct{ session, run error }{
-		{&Halt{Found: "another history"}, nil},
+		{&HaltError{Found: "another history"}, nil},
 		{errors.New("connection reset"), nil},
 		{ErrSlotInUse, nil},
 		{fmt.Errorf("%w: kafka is away", ErrUndelivered), ErrUndelivered},
@@ -751,7 +751,7 @@ func TestStopWhileAFailedSessionEnds(t *testing.T) {
 		if role, _ := s.Role(); role != Stopped {
 			t.Errorf("role %s", role)
 		}
-		var halt *Halt
+		var halt *HaltError
 		if errors.As(c.session, &halt) != announced {
 			t.Errorf("a session that ended with %v: halt announced: %t", c.session, announced)
 		}

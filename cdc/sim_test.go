@@ -229,7 +229,7 @@ func (s *simStream) Start(context.Context) error {
 	case time.Now().Before(p.down), s.life != p.life:
 		return errors.New("connection lost")
 	case !p.slot:
-		return &Halt{Found: "no slot"}
+		return &HaltError{Found: "no slot"}
 	case p.owner != nil:
 		return fmt.Errorf("start: %w", ErrSlotInUse)
 	default:
@@ -492,7 +492,7 @@ func (p *simPublisher) State(ctx context.Context) (*State, error) { return p.rel
 // Check refuses every thirteenth row, which goes to the dead letter topic.
 func (p *simPublisher) Check(_ context.Context, rec *Record) error {
 	if rec.Refused == nil && number(rec.Row)%13 == 0 {
-		return Refuse(rec.Row, BadPayload, rec.Topic, "the number is unlucky")
+		return Reject(rec.Row, BadPayload, rec.Topic, "the number is unlucky")
 	}
 	return nil
 }

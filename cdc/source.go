@@ -102,13 +102,13 @@ type Publisher interface {
 	State(ctx context.Context) (*State, error)
 	// Notes returns what is worth a word of the topics, beside the record of the former session.
 	Notes(former *State) []string
-	// Check refuses with a Refused what can never be published, before anything is produced.
+	// Check refuses with a RejectedError what can never be published, before anything is produced.
 	Check(ctx context.Context, r *Record) error
 	// DeadLetters hands over the records of the dead letter topic from an offset on to where the topic ends now, in
 	// order and committed only, and returns where to go on. headers are nil in a tombstone.
 	DeadLetters(ctx context.Context, from int64, each func(key string, headers []Header)) (next int64, err error)
 	// Publish returns when every record and the state record, if given, are durable, and sets each record's place.
-	// After an error, a prefix per partition is. It is a Refused when Kafka will not take a record, although Check let
+	// After an error, a prefix per partition is. It is a RejectedError when Kafka will not take a record, although Check let
 	// it through; whether it is that very one is certain only of a window of one.
 	Publish(ctx context.Context, records []Record, st *State) error
 	// CountFrom counts the rows of this pipeline in Kafka whose commit begins at lsn or behind it; more when atLeast.
@@ -116,7 +116,7 @@ type Publisher interface {
 	Close()
 }
 
-// Route turns a row into a record, or says with a Refused why it cannot. The record's slices stay valid until the
+// Route turns a row into a record, or says with a RejectedError why it cannot. The record's slices stay valid until the
 // router's next window.
 type Route interface {
 	NextWindow()

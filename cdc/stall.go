@@ -66,14 +66,14 @@ type troubles struct {
 	observer *Observer
 	place    place // of the last session that failed behind the WAL's end
 	times    int   // how many have failed there
-	told     *Stall
+	told     *StallError
 	toldAt   place
 	commit   string // what was told of commits that wait
 	pid      uint32 // of the last session's walsender
 }
 
 // stall reports a stall once, and once when it is over.
-func (t *troubles) stall(s *Stall, at place) {
+func (t *troubles) stall(s *StallError, at place) {
 	if s == nil && t.told == nil || s != nil && t.told != nil && s.Cause == t.told.Cause && s.of == t.told.of {
 		return
 	}
@@ -160,7 +160,7 @@ func (w *watcher) run(ctx context.Context, st State) error {
 		if err != nil {
 			// Where the WAL ends is not known then: what moves at all is no stall.
 			if sightless.stalled(time.Now(), w.moment(), math.MaxUint64) {
-				w.troubles.stall(&Stall{Cause: "blind", Found: "the server cannot be looked at, rows may be waiting, and nothing has moved for a while: " + err.Error()}, *w.shared.place.Load())
+				w.troubles.stall(&StallError{Cause: "blind", Found: "the server cannot be looked at, rows may be waiting, and nothing has moved for a while: " + err.Error()}, *w.shared.place.Load())
 			}
 			continue
 		}
@@ -218,7 +218,7 @@ func (w *watcher) judge(d *detector, f *Facts, now time.Time) {
 
 // assess names the range that is at risk, for a halt of which the stream could not tell: since the last look that found
 // nothing.
-func (w *watcher) assess(ctx context.Context, halt *Halt) {
+func (w *watcher) assess(ctx context.Context, halt *HaltError) {
 	last := w.shared.looked.Load()
 	if !halt.Latch || !halt.Risk.IsZero() || last == nil {
 		return
@@ -234,7 +234,7 @@ func (w *watcher) assess(ctx context.Context, halt *Halt) {
 // at one place in a row, streaming is no sign of health.
 func (w *watcher) countFailure(err error) {
 	t, here := w.troubles, *w.shared.place.Load()
-	if err == nil || errors.As(err, new(*Halt)) || reached(here.covered, w.shared.looked.Load().facts.WALEnd) {
+	if err == nil || errors.As(err, new(*HaltError)) || reached(here.covered, w.shared.looked.Load().facts.WALEnd) {
 		return
 	}
 	if t.times++; here != t.place {

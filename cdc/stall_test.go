@@ -34,7 +34,7 @@ func listening(t *testing.T, f func(s *server, b *broker, h *heard, relay *Relay
 	t.Helper()
 	h := &heard{}
 	observe = Observer{
-		Stuck: func(s *Stall) {
+		Stuck: func(s *StallError) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			cause := "over"
@@ -276,7 +276,7 @@ func TestFormerSessionIsNoOtherRelay(t *testing.T) {
 // TestCommitsThatWaitAreTold at each change, and not again.
 func TestCommitsThatWaitAreTold(t *testing.T) {
 	listening(t, func(s *server, _ *broker, h *heard, _ *Relay) {
-		for _, w := range []*CommitWait{{Names: "*", Surely: true}, {Names: "ANY 1 (*)"}, nil} {
+		for _, w := range []*CommitWaitError{{Names: "*", Surely: true}, {Names: "ANY 1 (*)"}, nil} {
 			s.set(func(f *Facts) { f.Commits = w })
 			time.Sleep(20 * time.Second)
 		}
@@ -291,7 +291,7 @@ func TestCommitsThatWaitAreTold(t *testing.T) {
 // TestCommitsAreAskedForWhileKafkaIsAway: no session begins then, and the setting may have been changed.
 func TestCommitsAreAskedForWhileKafkaIsAway(t *testing.T) {
 	listening(t, func(s *server, b *broker, h *heard, _ *Relay) {
-		s.set(func(f *Facts) { f.Commits = &CommitWait{Names: "*", Surely: true} })
+		s.set(func(f *Facts) { f.Commits = &CommitWaitError{Names: "*", Surely: true} })
 		time.Sleep(10 * time.Second)
 		b.mu.Lock()
 		b.away = errors.New("no broker answers")

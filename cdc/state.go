@@ -92,7 +92,7 @@ func (c Configured) differs(now Configured) (how string, keys []string) {
 	return strings.Join(said, ", "), keys
 }
 
-// HaltRecord is a [Halt] as it stands in the state record. One that is latched ends only by an operator's command.
+// HaltRecord is a [HaltError] as it stands in the state record. One that is latched ends only by an operator's command.
 type HaltRecord struct {
 	Found   string    `json:"found"`
 	Means   string    `json:"means"`

@@ -64,7 +64,7 @@ func (t *tracker) passed(lsn LSN) error {
 }
 
 func (t *tracker) otherHistory(found string) error {
-	return &Halt{
+	return &HaltError{
 		Found: found,
 		Means: "this server has another history: a snapshot was restored and has written past the position that was delivered, and rows would be taken for others",
 		Risk:  Range{t.skipped, t.covered},

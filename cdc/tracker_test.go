@@ -106,7 +106,7 @@ func TestAnotherHistoryHalts(t *testing.T) {
 	} {
 		m := messages[0]
 		change(&m)
-		var halt *Halt
+		var halt *HaltError
 		if err := newTracker(&st, 1000).begin(&m); !errors.As(err, &halt) {
 			t.Errorf("%s at the position that was delivered: %v, want a Halt", name, err)
 		}
@@ -168,7 +168,7 @@ func TestRestoredSnapshotIsSeen(t *testing.T) {
 				break
 			}
 		}
-		var halt *Halt
+		var halt *HaltError
 		if errors.As(err, &halt) != c.halts || c.halts && !(halt.Latch && halt.History) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -65,16 +65,16 @@ func (f *Facts) standbys(why func(*StandbySlot) string) string {
 		"start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'` and `SELECT pg_reload_conf()`", strings.Join(named, "; "), strings.Join(keep, ", "))
 }
 
-// CommitWait says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes
+// CommitWaitError says whether the commits of the whole server wait for this relay, because synchronous_standby_names takes
 // it for a standby.
-type CommitWait struct {
+type CommitWaitError struct {
 	Names   string // the setting
 	Relay   string // the relay's application_name, which it matches
 	Surely  bool   // each commit waits; otherwise that depends on other standbys
 	Without string // the setting that leaves the relay out
 }
 
-func (c *CommitWait) Error() string {
+func (c *CommitWaitError) Error() string {
 	how := "every commit on this server waits"
 	if !c.Surely {
 		how = "commits on this server can have to wait, depending on which other standbys are connected,"
@@ -91,21 +91,21 @@ func (f *Facts) CommitsWait() error {
 	return f.Commits
 }
 
-// Stall says that rows may be waiting, nothing moves, and why, as far as that could be found out.
-type Stall struct {
+// StallError says that rows may be waiting, nothing moves, and why, as far as that could be found out.
+type StallError struct {
 	Cause string // in a word; a stall with another cause is another one
 	Found string
 
 	of string // what tells it from another of the same cause
 }
 
-func (s *Stall) Error() string { return s.Found }
+func (s *StallError) Error() string { return s.Found }
 
 // cause is what keeps a session from moving, which stands at covered while the WAL ended at end when it moved last.
-func (w *watcher) cause(f *Facts, covered, end LSN) *Stall {
+func (w *watcher) cause(f *Facts, covered, end LSN) *StallError {
 	found := fmt.Sprintf("the WAL has gone on from %s to %s, rows may be waiting, and nothing has moved for %.0f s: ", covered, f.WALEnd, stallAfter.Seconds()+1)
-	say := func(cause, format string, args ...any) *Stall {
-		return &Stall{Cause: cause, Found: found + fmt.Sprintf(format, args...), of: f.StandbysAway()}
+	say := func(cause, format string, args ...any) *StallError {
+		return &StallError{Cause: cause, Found: found + fmt.Sprintf(format, args...), of: f.StandbysAway()}
 	}
 	behind := f.StandbysBehind(end)
 	switch sender := &f.Walsender; {
@@ -125,6 +125,6 @@ func (w *watcher) cause(f *Facts, covered, end LSN) *Stall {
 }
 
 // failedHere is the stall of sessions that fail at the same place.
-func failedHere(times int, at LSN, err error) *Stall {
-	return &Stall{Cause: "failures", of: fmt.Sprint(times), Found: fmt.Sprintf("the session failed %d times in a row at %s, and nothing was delivered between: %s", times, at, cmp.Or(text(err), "no reason is known"))}
+func failedHere(times int, at LSN, err error) *StallError {
+	return &StallError{Cause: "failures", of: fmt.Sprint(times), Found: fmt.Sprintf("the session failed %d times in a row at %s, and nothing was delivered between: %s", times, at, cmp.Or(text(err), "no reason is known"))}
 }

@@ -37,7 +37,7 @@ type Record struct {
 	Headers []Header
 
 	// Refused is why the record is a dead letter; nil for one that is what its row asks for.
-	Refused *Refused
+	Refused *RejectedError
 
 	// Partition and Offset are set by Publish.
 	Partition int32

@@ -77,20 +77,20 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	})
 }
 
-func (h *handler) problem(r *http.Request, err error) httpjson.Problem {
-	var p httpjson.Problem
+func (h *handler) problem(r *http.Request, err error) httpjson.ProblemError {
+	var p httpjson.ProblemError
 	var answered *pgconn.PgError
 	switch {
 	case errors.As(err, &p):
 		return p
 	case errors.Is(err, ErrUnknownSKU):
-		return httpjson.Problem{Status: http.StatusNotFound, Detail: "unknown SKU: PUT /stock/{sku} makes it known"}
+		return httpjson.ProblemError{Status: http.StatusNotFound, Detail: "unknown SKU: PUT /stock/{sku} makes it known"}
 	case errors.Is(err, ErrUnknownProduct):
-		return httpjson.Problem{Status: http.StatusNotFound, Detail: "unknown product: PUT /products/{sku} makes it known"}
+		return httpjson.ProblemError{Status: http.StatusNotFound, Detail: "unknown product: PUT /products/{sku} makes it known"}
 	case r.Context().Err() != nil, !errors.As(err, &answered):
-		p = httpjson.Problem{Status: http.StatusServiceUnavailable, Detail: "the database does not answer: try again later"}
+		p = httpjson.ProblemError{Status: http.StatusServiceUnavailable, Detail: "the database does not answer: try again later"}
 	default:
-		p = httpjson.Problem{Status: http.StatusInternalServerError, Detail: "internal error: the log of the service has the cause"}
+		p = httpjson.ProblemError{Status: http.StatusInternalServerError, Detail: "internal error: the log of the service has the cause"}
 	}
 	h.log.Error().Err(err).Str("method", r.Method).Str("path", r.Pattern).Int("status", p.Status).Msg("request failed")
 	return p
@@ -153,7 +153,7 @@ func (h *handler) set(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if body.Available == nil || *body.Available < 0 || *body.Available > maxAvailable {
-		return nil, httpjson.Problem{Status: http.StatusUnprocessableEntity, Detail: fmt.Sprintf("available must be given, from 0 to %d", int64(maxAvailable))}
+		return nil, httpjson.ProblemError{Status: http.StatusUnprocessableEntity, Detail: fmt.Sprintf("available must be given, from 0 to %d", int64(maxAvailable))}
 	}
 	stock, err := h.store.Set(r.Context(), sku, *body.Available)
 	if err != nil {
@@ -251,13 +251,13 @@ func pathSKU(r *http.Request) (string, error) {
 }
 
 func badRequest(detail string) error {
-	return httpjson.Problem{Status: http.StatusBadRequest, Detail: detail}
+	return httpjson.ProblemError{Status: http.StatusBadRequest, Detail: detail}
 }
 
 // readJSON reads exactly one JSON object with the fields of into and no others.
 func readJSON(r *http.Request, into any) error {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return httpjson.Problem{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
+		return httpjson.ProblemError{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
 	}
 	err := httpjson.Decode(r.Body, into)
 	var large *http.MaxBytesError
@@ -265,7 +265,7 @@ func readJSON(r *http.Request, into any) error {
 	case errors.As(err, new(net.Error)):
 		return badRequest("the body did not come in time")
 	case errors.As(err, &large):
-		return httpjson.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+		return httpjson.ProblemError{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
 	case err != nil:
 		return badRequest("the body is not the JSON object that belongs here: " + err.Error())
 	}

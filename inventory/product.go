@@ -72,10 +72,10 @@ func (h *handler) setProduct(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if body.Name == "" || len(body.Name) > 200 || strings.ContainsFunc(body.Name, unicode.IsControl) {
-		return nil, httpjson.Problem{Status: http.StatusUnprocessableEntity, Detail: "name must be 1 to 200 bytes without control characters"}
+		return nil, httpjson.ProblemError{Status: http.StatusUnprocessableEntity, Detail: "name must be 1 to 200 bytes without control characters"}
 	}
 	if body.PictureURL != nil && !isPicture(*body.PictureURL) {
-		return nil, httpjson.Problem{Status: http.StatusUnprocessableEntity, Detail: "pictureUrl must be one as in https://shop.example/tea.jpg, of at most 2000 bytes"}
+		return nil, httpjson.ProblemError{Status: http.StatusUnprocessableEntity, Detail: "pictureUrl must be one as in https://shop.example/tea.jpg, of at most 2000 bytes"}
 	}
 	product, err := h.store.SetProduct(r.Context(), Product{SKU: sku, Name: body.Name, PictureURL: body.PictureURL})
 	if err != nil {

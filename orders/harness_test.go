@@ -136,7 +136,7 @@ func (s *shop) reject(id uuid.UUID) {
 func (s *shop) hear(id uuid.UUID, what string, change func(context.Context, pgx.Tx, orders.Order) (orders.Change, error)) {
 	s.t.Helper()
 	if err := pgx.BeginFunc(s.t.Context(), s.owner, func(tx pgx.Tx) error {
-		o, err := orders.Hear(s.t.Context(), tx, id, what, uuid.Must(uuid.NewV7()), struct{}{})
+		o, err := orders.Receive(s.t.Context(), tx, id, what, uuid.Must(uuid.NewV7()), struct{}{})
 		if err == nil {
 			_, err = change(s.t.Context(), tx, o)
 		}

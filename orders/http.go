@@ -55,7 +55,9 @@ func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zer
 		"/statistics":           {"GET": a.statistics},
 		"/schemas/{name}":       {"GET": a.schema},
 	})
-	mux.Handle("/", service(log).Handler(func(http.ResponseWriter, *http.Request) error { return httpjson.Problem{Status: http.StatusNotFound} }))
+	mux.Handle("/", service(log).Handler(func(http.ResponseWriter, *http.Request) error {
+		return httpjson.ProblemError{Status: http.StatusNotFound}
+	}))
 }
 
 // Handle adds handlers to mux, by path and method. Errors are answered as this package's own: ErrNotFound, InvalidError, httpjson.Problem,
@@ -208,7 +210,7 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) error {
 func (a *api) schema(w http.ResponseWriter, r *http.Request) error {
 	text, err := fs.ReadFile(schemas, "schemas/"+r.PathValue("name"))
 	if err != nil {
-		return httpjson.Problem{Status: http.StatusNotFound, Detail: "there is no such schema"}
+		return httpjson.ProblemError{Status: http.StatusNotFound, Detail: "there is no such schema"}
 	}
 	httpjson.Write(w, http.StatusOK, "application/schema+json", text)
 	return nil
@@ -240,7 +242,7 @@ func read(r *http.Request, into any, optional bool) (Key, error) {
 	body, err := io.ReadAll(r.Body)
 	switch {
 	case errors.As(err, new(*http.MaxBytesError)):
-		return Key{}, httpjson.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
+		return Key{}, httpjson.ProblemError{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body may have at most %d bytes", maxBody)}
 	case err != nil:
 		return Key{}, badRequest("the body ended early")
 	}
@@ -248,7 +250,7 @@ func read(r *http.Request, into any, optional bool) (Key, error) {
 		return keyOf(r, body)
 	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return Key{}, httpjson.Problem{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
+		return Key{}, httpjson.ProblemError{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
 	}
 	if err := decode(body, into); err != nil {
 		return Key{}, err

@@ -140,7 +140,7 @@ func TestNoOtherArrowsThanTheDiagrams(t *testing.T) {
 		return pgx.BeginFunc(t.Context(), s.owner, func(tx pgx.Tx) error {
 			switch step {
 			case "confirm", "reject":
-				o, err := orders.Hear(t.Context(), tx, id, "test", uuid.Must(uuid.NewV7()), struct{}{})
+				o, err := orders.Receive(t.Context(), tx, id, "test", uuid.Must(uuid.NewV7()), struct{}{})
 				if err == nil && step == "confirm" {
 					_, err = orders.Confirm(t.Context(), tx, o)
 				} else if err == nil {

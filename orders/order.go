@@ -79,8 +79,8 @@ type Item struct {
 // ErrNotFound is returned for an id no order has.
 var ErrNotFound = errors.New("there is no such order")
 
-// ErrHeard is returned for an event that an order has heard of before.
-var ErrHeard = errors.New("the order has heard of this event")
+// ErrDuplicate is returned for an event that an order has heard of before.
+var ErrDuplicate = errors.New("the order has heard of this event")
 
 // StateError is returned when an order cannot become what was asked for; trying again is of no use.
 type StateError struct {

@@ -22,14 +22,14 @@ type problem struct {
 }
 
 func badRequest(detail string) error {
-	return httpjson.Problem{Status: http.StatusBadRequest, Detail: detail}
+	return httpjson.ProblemError{Status: http.StatusBadRequest, Detail: detail}
 }
 
 // problemOf says what a client may know of an error. Whatever is not the client's doing is 503 where trying again may help, and 500 with
 // no more words where it cannot.
 func problemOf(err error) problem {
 	var (
-		known   httpjson.Problem
+		known   httpjson.ProblemError
 		invalid InvalidError
 		state   *StateError
 		pgErr   *pgconn.PgError

@@ -104,12 +104,12 @@ func Cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	return become(ctx, tx, o, Cancelled, Detail{WasPaid: &wasPaid})
 }
 
-// Confirm makes a paid order, which Hear returned, confirmed and writes its OrderConfirmed. The error is a StateError where that cannot be.
+// Confirm makes a paid order, which Receive returned, confirmed and writes its OrderConfirmed. The error is a StateError where that cannot be.
 func Confirm(ctx context.Context, tx pgx.Tx, o Order) (Change, error) {
 	return become(ctx, tx, o, Confirmed, Detail{})
 }
 
-// Reject makes a paid order, which Hear returned, rejected for want of stock and writes its refund and its OrderRejected. The error is a
+// Reject makes a paid order, which Receive returned, rejected for want of stock and writes its refund and its OrderRejected. The error is a
 // StateError where that cannot be.
 func Reject(ctx context.Context, tx pgx.Tx, o Order, short []Short) (Change, error) {
 	return become(ctx, tx, o, Rejected, Detail{Reason: "out_of_stock", Short: short})
@@ -135,9 +135,9 @@ func Complete(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	return become(ctx, tx, o, Completed, Detail{})
 }
 
-// Hear writes into an order's history what an event of somebody else told of it, and returns the order, locked until tx ends. The error
-// is ErrNotFound for an order there is not, and ErrHeard for an event that is in the history already.
-func Hear(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uuid.UUID, detail any) (Order, error) {
+// Receive writes into an order's history what an event of somebody else told of it, and returns the order, locked until tx ends. The error
+// is ErrNotFound for an order there is not, and ErrDuplicate for an event that is in the history already.
+func Receive(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uuid.UUID, detail any) (Order, error) {
 	o, err := lock(ctx, tx, id)
 	if errors.Is(err, ErrNotFound) {
 		if err = awaitInsert(ctx, tx, id); err == nil {
@@ -152,7 +152,7 @@ func Hear(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uui
 	case err != nil:
 		return Order{}, fmt.Errorf("write the history of order %s: %w", id, err)
 	case first.RowsAffected() == 0:
-		return Order{}, ErrHeard
+		return Order{}, ErrDuplicate
 	}
 	return o, nil
 }

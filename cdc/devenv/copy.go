@@ -42,7 +42,7 @@ func (p *Postgres) copyFrom(ctx context.Context, from *Postgres, cfg CopyConfig)
 		return err
 	}
 	var err error
-	if p.claim, err = claim(p.folder); err != nil {
+	if p.lock, err = lockFolder(p.folder); err != nil {
 		return fmt.Errorf("lock PostgreSQL's folder: %w", err)
 	}
 	if out, err := exec.CommandContext(ctx, "cp", "-a", from.data(), p.data()).CombinedOutput(); err != nil {

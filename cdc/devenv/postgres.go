@@ -46,7 +46,7 @@ type PostgresConfig struct {
 // but Start, Stop and Close only from one at a time.
 type Postgres struct {
 	folder string    // holds data/; removed by Close
-	claim  *os.File  // tells others that the folder is in use
+	lock   *os.File  // tells others that the folder is in use
 	kept   io.Closer // and the port, while the server is down too
 	bin    installation
 	user   serverUser
@@ -91,7 +91,7 @@ func (p *Postgres) create(ctx context.Context, settings map[string]string) error
 		return err
 	}
 	var err error
-	if p.claim, err = claim(p.folder); err != nil {
+	if p.lock, err = lockFolder(p.folder); err != nil {
 		return fmt.Errorf("lock PostgreSQL's folder: %w", err)
 	}
 	data := p.data()
@@ -231,7 +231,7 @@ func (p *Postgres) Stop(ctx context.Context, mode string) error {
 // Close stops the server at once and removes its folder. It may be called more than once.
 func (p *Postgres) Close() error {
 	err := p.kill()
-	_ = p.claim.Close() // may be nil or closed
+	_ = p.lock.Close() // may be nil or closed
 	if p.kept != nil {
 		_ = p.kept.Close()
 	}

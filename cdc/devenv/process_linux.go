@@ -35,8 +35,8 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	return p, <-started
 }
 
-// claim locks a folder for as long as this process lives.
-func claim(folder string) (*os.File, error) {
+// lockFolder locks a folder for as long as this process lives.
+func lockFolder(folder string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(folder, "owner"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err

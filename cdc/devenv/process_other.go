@@ -24,7 +24,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	return p, nil
 }
 
-func claim(string) (*os.File, error) { return nil, nil }
+func lockFolder(string) (*os.File, error) { return nil, nil }
 
 func keep(int) (io.Closer, error) { return io.NopCloser(nil), nil }
 

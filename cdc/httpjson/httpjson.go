@@ -15,13 +15,13 @@ import (
 // A Handler answers, or returns the error that says why not.
 type Handler func(http.ResponseWriter, *http.Request) error
 
-// A Problem is an error that a client may know.
-type Problem struct {
+// A ProblemError is an error that a client may know.
+type ProblemError struct {
 	Status int
 	Detail string
 }
 
-func (p Problem) Error() string { return p.Detail }
+func (p ProblemError) Error() string { return p.Detail }
 
 // A Service is what the handlers of one service have in common.
 type Service struct {
@@ -54,7 +54,7 @@ func (s Service) Handle(mux *http.ServeMux, paths map[string]map[string]Handler)
 		slices.Sort(allowed)
 		mux.Handle(path, s.Handler(func(w http.ResponseWriter, _ *http.Request) error {
 			w.Header().Set("Allow", strings.Join(allowed, ", "))
-			return Problem{Status: http.StatusMethodNotAllowed}
+			return ProblemError{Status: http.StatusMethodNotAllowed}
 		}))
 	}
 }

@@ -18,18 +18,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Refused is a sentence about a Kafka that does not let us in: what was found, what it means, what to do.
-type Refused struct {
+// RefusedError is a sentence about a Kafka that does not let us in: what was found, what it means, what to do.
+type RefusedError struct {
 	sentence string
 	err      error
 	ours     bool
 }
 
-func (r *Refused) Error() string { return r.sentence }
-func (r *Refused) Unwrap() error { return r.err }
+func (r *RefusedError) Error() string { return r.sentence }
+func (r *RefusedError) Unwrap() error { return r.err }
 
 // Ours reports whether a setting of ours is at fault, or what it names, and no broker.
-func (r *Refused) Ours() bool { return r.ours }
+func (r *RefusedError) Ours() bool { return r.ours }
 
 // Explain returns why Kafka at these addresses has not let us in, or nil where neither err nor, of one that only says that time is over, the newest connection
 // tells: where nobody answers, for example. It may ask Kafka which logins it takes.
@@ -51,13 +51,13 @@ func (l *Login) Explain(ctx context.Context, at string, err error) error {
 
 // explain says it of the brokers at these addresses.
 func (l *Login) explain(at string, err error, takes []string) error {
-	var mistake *mistake
+	var mistake *mistakeError
 	if errors.As(err, &mistake) {
-		return &Refused{mistake.Error(), err, true}
+		return &RefusedError{mistake.Error(), err, true}
 	}
 	kafka := "kafka at " + at
 	if said := l.tlsTrouble(kafka, err); said != "" {
-		return &Refused{said, err, false}
+		return &RefusedError{said, err, false}
 	}
 	said := cmp.Or(l.loginTrouble(kafka, err, takes), l.cutOff(kafka, err))
 	if said == "" {
@@ -67,12 +67,12 @@ func (l *Login) explain(at string, err error, takes []string) error {
 		renewed := errors.Is(err, kerr.IllegalSaslState) && l.letIn()
 		switch cause, ending := l.proof.cause(renewed); {
 		case ending:
-			return &Refused{cause, err, true}
+			return &RefusedError{cause, err, true}
 		case cause != "":
-			return &Refused{cause + "; the last good one is used, and " + said, err, true}
+			return &RefusedError{cause + "; the last good one is used, and " + said, err, true}
 		}
 	}
-	return &Refused{said, err, false}
+	return &RefusedError{said, err, false}
 }
 
 // tlsTrouble says what is wrong with a certificate, the server's or ours, or nothing.

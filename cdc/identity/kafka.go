@@ -264,16 +264,16 @@ func orOf(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// mistake is what is wrong with a setting, in a sentence that begins with its name.
-type mistake struct{ err error }
+// mistakeError is what is wrong with a setting, in a sentence that begins with its name.
+type mistakeError struct{ err error }
 
-func (m *mistake) Error() string { return m.err.Error() }
-func (m *mistake) Unwrap() error { return m.err }
+func (m *mistakeError) Error() string { return m.err.Error() }
+func (m *mistakeError) Unwrap() error { return m.err }
 
 // about puts the name of a setting before what is wrong with it.
 func about(name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &mistake{fmt.Errorf("%s: %w", name, err)}
+	return &mistakeError{fmt.Errorf("%s: %w", name, err)}
 }

@@ -119,7 +119,7 @@ func (l *Login) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.
 		l.wanted, l.inside = false, true
 		return
 	}
-	if gaveUp(err) && !errors.As(err, new(*mistake)) {
+	if gaveUp(err) && !errors.As(err, new(*mistakeError)) {
 		return // it says nothing about the broker, and must not hide what another connection was told
 	}
 	l.refused[at] = refusal{err, time.Now()}
@@ -150,9 +150,9 @@ func (l *Login) Trouble() error {
 		}
 	}
 	l.mu.Unlock()
-	if !errors.As(newest.err, new(*mistake)) { // which is what the wait came to
+	if !errors.As(newest.err, new(*mistakeError)) { // which is what the wait came to
 		if waits := l.awaits(); waits != "" {
-			return &Refused{sentence: waits, err: context.DeadlineExceeded, ours: true}
+			return &RefusedError{sentence: waits, err: context.DeadlineExceeded, ours: true}
 		}
 	}
 	if newest.err == nil {

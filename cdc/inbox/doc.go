@@ -39,7 +39,7 @@
 //     inside the log are none. A topic made again is read from its start.
 //   - The order of a key holds within a partition. When partitions are added, a key may move to another one, and its new
 //     events may be applied before its old ones; a parked key holds them in every partition.
-//   - What follows from the topic alone can be made from it again: Held.Rebuild applies the whole topic to emptied
+//   - What follows from the topic alone can be made from it again: LockedGroup.Rebuild applies the whole topic to emptied
 //     tables, in one transaction, and the inbox then knows all of it. The consumer waits and goes on behind it.
 //
 // # With database/sql

@@ -259,7 +259,7 @@ func TestReplayCountsWhatIsNewAndMovesAnEmptyGroup(t *testing.T) {
 	f.exec(`DELETE FROM inbox WHERE event_id = ANY($1)`, []string{ids[4], ids[8]}) // as if never applied
 	f.exec(`DELETE FROM effects WHERE event_id = ANY($1)`, []string{ids[4], ids[8]})
 
-	check := func(plan []inbox.Replay, err error, want string) {
+	check := func(plan []inbox.Rewind, err error, want string) {
 		t.Helper()
 		var got []string
 		for _, p := range plan {

@@ -25,16 +25,16 @@ type Rebuilt struct {
 // ErrCut is returned when the topic no longer has the records it began with.
 var ErrCut = errors.New("the topic no longer reaches back to its first event")
 
-// Held is a consumer group that applies nothing until a transaction ends.
-type Held struct {
+// LockedGroup is a consumer group that applies nothing until a transaction ends.
+type LockedGroup struct {
 	operator *Operator
 	tx       pgx.Tx
 	days     days
 }
 
-// Hold keeps the group's consumers, running or not, from applying anything until tx ends. They try again meanwhile.
-func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) (*Held, error) {
-	h := &Held{operator: o, tx: tx}
+// LockGroup keeps the group's consumers, running or not, from applying anything until tx ends. They try again meanwhile.
+func (o *Operator) LockGroup(ctx context.Context, tx pgx.Tx) (*LockedGroup, error) {
+	h := &LockedGroup{operator: o, tx: tx}
 	// Not in tx, whose end others would wait for.
 	if err := o.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day FROM inbox_maintain($1, NULL)`, daysAhead).Scan(&h.days.first, &h.days.last); err != nil {
 		return nil, fmt.Errorf("make the inbox's partitions: %w", err)
@@ -49,7 +49,7 @@ func (o *Operator) Hold(ctx context.Context, tx pgx.Tx) (*Held, error) {
 // the inbox knows it, and marks it there, so that whoever reads it afterwards finds a duplicate. Before that, what Handle
 // writes must have been locked, against a redrive, and emptied; when the transaction rolls back, nothing has happened. The
 // error is ErrCut when records are missing at the beginning, unless opts allow it.
-func (h *Held) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error) {
+func (h *LockedGroup) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error) {
 	o := h.operator
 	var done Rebuilt
 	from, to, err := o.extent(ctx)
@@ -110,7 +110,7 @@ func (h *Held) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error
 
 // closeGaps ends the wait for records before from: what they did is not part of what was rebuilt, and whoever rebuilt it
 // knows.
-func (h *Held) closeGaps(ctx context.Context, from map[int32]int64) error {
+func (h *LockedGroup) closeGaps(ctx context.Context, from map[int32]int64) error {
 	cfg := h.operator.cfg
 	for p, start := range from {
 		if _, err := h.tx.Exec(ctx, `
@@ -158,7 +158,7 @@ func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err er
 }
 
 // again applies what is neither set aside nor applied in this rebuild.
-func (h *Held) again(ctx context.Context, events []Event, done *Rebuilt) error {
+func (h *LockedGroup) again(ctx context.Context, events []Event, done *Rebuilt) error {
 	effects := h.operator.effects
 	aside, err := h.aside(ctx, events)
 	if err != nil {
@@ -217,7 +217,7 @@ func (h *Held) again(ctx context.Context, events []Event, done *Rebuilt) error {
 }
 
 // aside returns which of the events a rebuild must leave alone.
-func (h *Held) aside(ctx context.Context, events []Event) (map[string]bool, error) {
+func (h *LockedGroup) aside(ctx context.Context, events []Event) (map[string]bool, error) {
 	ids, days, keys := make([]string, len(events)), make([]int, len(events)), make([][]byte, len(events))
 	for i, ev := range events {
 		ids[i], days[i], keys[i] = ev.ID, ev.day(), heldKey(ev.Key)

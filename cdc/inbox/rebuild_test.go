@@ -22,7 +22,7 @@ func (f *fixture) rebuild(ctx context.Context, partial bool, locked func(), prog
 	cfg.Batch, cfg.Types = 7, []string{"Thing"}
 	o := inbox.NewOperator(cfg, "ada")
 	err = pgx.BeginFunc(ctx, f.pool, func(tx pgx.Tx) error {
-		held, err := o.Hold(ctx, tx)
+		held, err := o.LockGroup(ctx, tx)
 		if err != nil {
 			return err
 		}

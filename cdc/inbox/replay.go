@@ -21,8 +21,8 @@ const (
 	askWithin = 30 * time.Second
 )
 
-// A Replay is what a consumer group gets once more of one partition: the records from From up to Committed.
-type Replay struct {
+// A Rewind is what a consumer group gets once more of one partition: the records from From up to Committed.
+type Rewind struct {
 	Partition       int32
 	From, Committed int64
 	LogStart        int64 // when above what was asked for, the records before are gone
@@ -38,7 +38,7 @@ var ErrGroupBusy = errors.New("the group has running consumers")
 
 // Replay moves the group's offsets back and returns what that brings. Offsets are only ever moved back, never over
 // records that were not consumed yet.
-func (o *Operator) Replay(ctx context.Context, opts ReplayOptions) ([]Replay, error) {
+func (o *Operator) Replay(ctx context.Context, opts ReplayOptions) ([]Rewind, error) {
 	client, err := o.cfg.client()
 	if err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func (o *Operator) Replay(ctx context.Context, opts ReplayOptions) ([]Replay, er
 	return plan, o.cfg.why(ctx, err)
 }
 
-func (o *Operator) plan(ctx context.Context, admin *kadm.Client, opts ReplayOptions) ([]Replay, error) {
+func (o *Operator) plan(ctx context.Context, admin *kadm.Client, opts ReplayOptions) ([]Rewind, error) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	committed, err := admin.FetchOffsetsForTopics(ctx, o.cfg.Group, o.cfg.Topic)
@@ -82,13 +82,13 @@ func (o *Operator) plan(ctx context.Context, admin *kadm.Client, opts ReplayOpti
 			return nil, fmt.Errorf("ask for the offsets of %s: %w", opts.From.Format(time.RFC3339), err)
 		}
 	}
-	var plan []Replay
+	var plan []Rewind
 	starts.Each(func(start kadm.ListedOffset) {
 		at, ok := committed.Lookup(o.cfg.Topic, start.Partition)
 		if !ok || at.At < 0 || len(opts.Partitions) > 0 && !slices.Contains(opts.Partitions, start.Partition) {
 			return
 		}
-		r := Replay{Partition: start.Partition, From: opts.Offset, Committed: at.At, LogStart: start.Offset}
+		r := Rewind{Partition: start.Partition, From: opts.Offset, Committed: at.At, LogStart: start.Offset}
 		if target, ok := targets.Lookup(o.cfg.Topic, start.Partition); ok {
 			r.From = target.Offset
 		}
@@ -98,13 +98,13 @@ func (o *Operator) plan(ctx context.Context, admin *kadm.Client, opts ReplayOpti
 	if len(plan) == 0 {
 		return nil, fmt.Errorf("group %s has committed nothing there on topic %s: there is nothing to replay", o.cfg.Group, o.cfg.Topic)
 	}
-	slices.SortFunc(plan, func(a, b Replay) int { return int(a.Partition - b.Partition) })
+	slices.SortFunc(plan, func(a, b Rewind) int { return int(a.Partition - b.Partition) })
 	return plan, nil
 }
 
 // count reads what would come again and asks the inbox about it.
-func (o *Operator) count(ctx context.Context, plan []Replay) error {
-	of, from, to := map[int32]*Replay{}, map[int32]int64{}, map[int32]int64{}
+func (o *Operator) count(ctx context.Context, plan []Rewind) error {
+	of, from, to := map[int32]*Rewind{}, map[int32]int64{}, map[int32]int64{}
 	for i := range plan {
 		r := &plan[i]
 		of[r.Partition], from[r.Partition], to[r.Partition] = r, r.From, r.Committed
@@ -161,7 +161,7 @@ func (o *Operator) read(ctx context.Context, from, to map[int32]int64, each func
 	return nil
 }
 
-func (o *Operator) classify(ctx context.Context, r *Replay, records []*kgo.Record) error {
+func (o *Operator) classify(ctx context.Context, r *Rewind, records []*kgo.Record) error {
 	var events []Event
 	for _, record := range records {
 		if record.Attrs.IsControl() {
@@ -205,7 +205,7 @@ func (o *Operator) parked(ctx context.Context, events []Event) (map[string]bool,
 }
 
 // rewind moves the offsets, and records it if they were moved.
-func (o *Operator) rewind(ctx context.Context, admin *kadm.Client, plan []Replay) error {
+func (o *Operator) rewind(ctx context.Context, admin *kadm.Client, plan []Rewind) error {
 	groups, err := admin.DescribeGroups(ctx, o.cfg.Group)
 	if err == nil {
 		err = groups.Error()

@@ -27,7 +27,7 @@ func (t *trouble) failed(log zerolog.Logger, err error, atLeast time.Duration) {
 	if t.err == nil {
 		t.since = now
 	}
-	if t.err == nil || errors.As(err, new(*identity.Refused)) && err.Error() != t.err.Error() {
+	if t.err == nil || errors.As(err, new(*identity.RefusedError)) && err.Error() != t.err.Error() {
 		log.Warn().Err(err).Msg("in trouble, trying again until it is over")
 	}
 	t.err, t.until = err, now.Add(atLeast)

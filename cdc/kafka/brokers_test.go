@@ -181,7 +181,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 				defer p.Close()
 				err = p.Publish(t.Context(), s.records(0, 1), nil)
 			}
-			if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || errors.As(err, new(*cdc.Halt)) != c.halts) {
+			if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || errors.As(err, new(*cdc.HaltError)) != c.halts) {
 				t.Errorf("got %v, want %q, a halt: %t", err, c.says, c.halts)
 			}
 		})
@@ -249,7 +249,7 @@ func TestRequestsThatAServiceTakes(t *testing.T) {
 		t.Errorf("a window of 4 MB, with requests of up to %d bytes: %v", largest, err)
 	}
 	records[0].Value = make([]byte, 1_000_000)
-	if err := p.Check(t.Context(), &records[0]); !errors.As(err, new(*cdc.Refused)) || !strings.Contains(err.Error(), "kafka.max_request_bytes lets 995904 be sent") {
+	if err := p.Check(t.Context(), &records[0]); !errors.As(err, new(*cdc.RejectedError)) || !strings.Contains(err.Error(), "kafka.max_request_bytes lets 995904 be sent") {
 		t.Errorf("a record that no request holds: %v", err)
 	}
 	mu.Lock()

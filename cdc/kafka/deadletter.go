@@ -36,17 +36,17 @@ func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) err
 		return err
 	}
 	if found == nil {
-		return &cdc.Halt{
+		return &cdc.HaltError{
 			Found: fmt.Sprintf("the dead letter topic %s does not exist", name),
 			Means: "rows that cannot be published have nowhere to go, and nothing is published before that is fixed",
 			Run:   "run `walpost init`, and the relay goes on by itself",
 		}
 	}
 	if found.partitions != 1 {
-		return &cdc.Halt{Found: fmt.Sprintf("the dead letter topic %s has %d partitions", name, found.partitions), Means: "the order of dead letters would be lost", Run: "name another under poison.topic and run `walpost init`; or, if it holds nothing, delete it and run `walpost init`"}
+		return &cdc.HaltError{Found: fmt.Sprintf("the dead letter topic %s has %d partitions", name, found.partitions), Means: "the order of dead letters would be lost", Run: "name another under poison.topic and run `walpost init`; or, if it holds nothing, delete it and run `walpost init`"}
 	}
 	if policy, known := found.config["cleanup.policy"]; known && policy != "compact" {
-		return &cdc.Halt{Found: fmt.Sprintf("the dead letter topic %s has cleanup.policy=%s", name, policy), Means: "Kafka would delete dead letters after a while", Run: "set it: kafka-configs.sh --alter --topic " + name + " --add-config cleanup.policy=compact"}
+		return &cdc.HaltError{Found: fmt.Sprintf("the dead letter topic %s has cleanup.policy=%s", name, policy), Means: "Kafka would delete dead letters after a while", Run: "set it: kafka-configs.sh --alter --topic " + name + " --add-config cleanup.policy=compact"}
 	}
 	return nil
 }
@@ -170,12 +170,12 @@ type Entry struct {
 // redriveTimeout is how long what a killed redrive left open may hold read_committed consumers up.
 const redriveTimeout = 15 * time.Second
 
-// Redrive resolves dead letters. One at a time: a second one fences the first.
-type Redrive struct{ p *publisher }
+// Redriver resolves dead letters. One at a time: a second one fences the first.
+type Redriver struct{ p *publisher }
 
 // Redrive takes the pipeline's transactional id for dead letters, unless it is only to check. What the dead letter topic says
 // is to be asked after that.
-func (s *Sink) Redrive(ctx context.Context, onlyCheck bool) (*Redrive, error) {
+func (s *Sink) Redrive(ctx context.Context, onlyCheck bool) (*Redriver, error) {
 	id := s.cfg.TransactionalID() + ".dlq"
 	if onlyCheck {
 		id = ""
@@ -185,21 +185,21 @@ func (s *Sink) Redrive(ctx context.Context, onlyCheck bool) (*Redrive, error) {
 		return nil, err
 	}
 	p.within = publishWithin
-	return &Redrive{p}, nil
+	return &Redriver{p}, nil
 }
 
 // Close ends the connection.
-func (r *Redrive) Close() { r.p.Close() }
+func (r *Redriver) Close() { r.p.Close() }
 
 // Check refuses what can still not be published.
-func (r *Redrive) Check(ctx context.Context, rec *cdc.Record) error { return r.p.Check(ctx, rec) }
+func (r *Redriver) Check(ctx context.Context, rec *cdc.Record) error { return r.p.Check(ctx, rec) }
 
 // MostResolved is how many dead letters Resolve takes at once.
-func (r *Redrive) MostResolved() int { return max(1, min(r.p.sink.cfg.Window.Rows/2, 500)) }
+func (r *Redriver) MostResolved() int { return max(1, min(r.p.sink.cfg.Window.Rows/2, 500)) }
 
 // Resolve publishes records, if any, and takes dead letters away, all in one Kafka transaction. Records have their place
 // then. After an error it must not be called again.
-func (r *Redrive) Resolve(ctx context.Context, records []cdc.Record, keys []string) error {
+func (r *Redriver) Resolve(ctx context.Context, records []cdc.Record, keys []string) error {
 	all := slices.Clone(records)
 	for _, key := range keys {
 		all = append(all, cdc.Record{Row: &cdc.Row{}, Topic: r.p.sink.cfg.DeadLetterTopic(), Key: []byte(key)})

@@ -185,7 +185,7 @@ func TestCheckKnowsWhatABrokerReads(t *testing.T) {
 	}
 	r := s.records(0, 1)[0]
 	r.Value = make([]byte, 65<<20)
-	if err := s.open(t).Check(t.Context(), &r); !errors.As(err, new(*cdc.Refused)) {
+	if err := s.open(t).Check(t.Context(), &r); !errors.As(err, new(*cdc.RejectedError)) {
 		t.Errorf("65 MiB in one request: %v", err)
 	}
 }

@@ -153,7 +153,7 @@ func TestEveryPromiseIsChecked(t *testing.T) {
 				return resp, nil, failed
 			})
 			err = p.Publish(t.Context(), s.records(100, 20), nil)
-			if err == nil || errors.As(err, new(*cdc.Refused)) != c.refused || !strings.Contains(err.Error(), s.topic) || !strings.Contains(err.Error(), c.says) {
+			if err == nil || errors.As(err, new(*cdc.RejectedError)) != c.refused || !strings.Contains(err.Error(), s.topic) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%d produce requests, one partition refused: %v", hits, err)
 			}
 		})
@@ -167,7 +167,7 @@ func TestCheckRefusesBeforeProducing(t *testing.T) {
 	if err := p.Check(t.Context(), &r); err != nil {
 		t.Fatal(err)
 	}
-	var refused *cdc.Refused
+	var refused *cdc.RejectedError
 	// What Check lets through is never refused by the topic, and the other way round, around the limit.
 	for size := 1048588 - 400; size < 1048588; size++ {
 		r.Value = make([]byte, size)
@@ -187,7 +187,7 @@ func TestCheckRefusesBeforeProducing(t *testing.T) {
 	if refused == nil {
 		t.Error("a record of the topic's own limit was let through")
 	}
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	r = s.records(0, 1)[0]
 	r.Topic = s.topic + ".none"
 	if err := p.Check(t.Context(), &r); !errors.As(err, &halt) || !strings.Contains(err.Error(), "does not exist") {
@@ -197,7 +197,7 @@ func TestCheckRefusesBeforeProducing(t *testing.T) {
 
 func TestOpenNamesWhatIsMissing(t *testing.T) {
 	s := newStage(t, cdctest.Kafka(t))
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	if _, err := s.sink.Open(t.Context()); !errors.As(err, &halt) || !strings.Contains(err.Error(), s.topic) || !strings.Contains(err.Error(), "walpost init") {
 		t.Errorf("without its topic: %v", err)
 	}
@@ -212,7 +212,7 @@ func TestOpenNamesWhatIsMissing(t *testing.T) {
 	}
 }
 
-// TestStateTopicIsGuarded: what would lose the position is a Halt, never a start from zero.
+// TestStateTopicIsGuarded: what would lose the position is a HaltError, never a start from zero.
 func TestStateTopicIsGuarded(t *testing.T) {
 	brokers := cdctest.Kafka(t)
 	value := func(s string) *string { return &s }
@@ -242,7 +242,7 @@ func TestStateTopicIsGuarded(t *testing.T) {
 					return client.ProduceSync(t.Context(), &kgo.Record{Topic: s.cfg.StateTopic(), Key: []byte("k"), Value: []byte(c.write)}).FirstErr()
 				})
 			}
-			var halt *cdc.Halt
+			var halt *cdc.HaltError
 			cdctest.Eventually(t, 30*time.Second, func() error {
 				_, err := s.sink.Peek(t.Context())
 				if !errors.As(err, &halt) || !strings.Contains(err.Error(), c.says) {
@@ -399,7 +399,7 @@ func TestSessionReadsTheEndOfTheStateTopic(t *testing.T) {
 				t.Fatal(err)
 			}
 			st, err := s.sink.Peek(t.Context())
-			if errors.As(err, new(*cdc.Halt)) != c.halts || err == nil && (st == nil || st.Epoch != c.epoch) {
+			if errors.As(err, new(*cdc.HaltError)) != c.halts || err == nil && (st == nil || st.Epoch != c.epoch) {
 				t.Errorf("%+v, %v", st, err)
 			}
 			if decisions, err := s.sink.Decisions(t.Context()); len(decisions) != far && err == nil {

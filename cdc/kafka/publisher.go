@@ -87,13 +87,13 @@ func (p *publisher) fence(ctx context.Context, id string) error {
 	producer, _, err := p.client.ProducerID(ctx)
 	switch unknown := err == nil && producer < 0 || unsupported(err); { // the client itself would go on without an id
 	case unknown && id == "":
-		return &cdc.Halt{
+		return &cdc.HaltError{
 			Found: "this Kafka gives no producer ids (InitProducerID)",
 			Means: "a record that is sent again could come twice, or behind later ones of its key; nothing is published, and nothing is lost",
 			Run:   "use a Kafka with idempotent producers, and the relay goes on by itself",
 		}
 	case unknown || id != "" && errors.Is(err, kerr.InvalidRequest):
-		return &cdc.Halt{
+		return &cdc.HaltError{
 			Found: "this Kafka has no transactions (InitProducerID with a transactional id)",
 			Means: "delivery: exactly_once cannot be kept; nothing is published, and nothing is lost",
 			Run:   "set delivery: at_least_once and restart the relay, or use a Kafka with transactions, and the relay goes on by itself",
@@ -127,7 +127,7 @@ func (p *publisher) Close() {
 // Check refuses what the topic would refuse, and what would pass for a dead letter.
 func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	if r.Refused == nil && r.Topic == p.deadTopic {
-		return cdc.Refuse(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
+		return cdc.Reject(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
 	}
 	most, err := p.limit(ctx, r.Topic)
 	if err != nil {
@@ -142,15 +142,15 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	case size <= most.bytes:
 		return nil
 	case most.bytes == p.sink.mostBytes():
-		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, most.bytes)
+		return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, most.bytes)
 	case most.assumed:
-		return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and Kafka does not show what topic %s takes: no more than %d bytes are sent, the default of max.message.bytes, until it does: %s",
+		return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and Kafka does not show what topic %s takes: no more than %d bytes are sent, the default of max.message.bytes, until it does: %s",
 			size, r.Topic, most.bytes, p.sink.grant(identity.Topic, r.Topic, "DescribeConfigs"))
 	}
-	return cdc.Refuse(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, most.bytes)
+	return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, most.bytes)
 }
 
-// limit is the topic's max.message.bytes, asked once; a topic that does not exist is a Halt.
+// limit is the topic's max.message.bytes, asked once; a topic that does not exist is a HaltError.
 func (p *publisher) limit(ctx context.Context, topic string) (limit, error) {
 	if known, ok := p.known(topic); ok {
 		return known, nil
@@ -169,7 +169,7 @@ func (p *publisher) known(topic string) (known limit, ok bool) {
 	return known, ok
 }
 
-// askLimits asks for the limits of topics, all at once; one that does not exist is a Halt.
+// askLimits asks for the limits of topics, all at once; one that does not exist is a HaltError.
 func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 	found, err := p.sink.describeTopics(ctx, p.client, topics, "Write")
 	if err != nil {
@@ -183,7 +183,7 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 			if !slices.Contains(p.sink.topics, topic) { // init knows it as little as we did
 				run = "create it (" + p.sink.CreateCommand(topic) + ")"
 			}
-			return &cdc.Halt{
+			return &cdc.HaltError{
 				Found: fmt.Sprintf("topic %s does not exist", topic),
 				Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
 				Run:   run + ", and the relay goes on by itself",
@@ -397,7 +397,7 @@ func (p *publisher) failure(records []cdc.Record) error {
 		}
 		for i := range records {
 			if &p.records[i] == p.failed {
-				return cdc.Refuse(records[i].Row, cdc.ByKafka, records[i].Topic, "kafka refuses its record for topic %s: %v", records[i].Topic, p.err)
+				return cdc.Reject(records[i].Row, cdc.ByKafka, records[i].Topic, "kafka refuses its record for topic %s: %v", records[i].Topic, p.err)
 			}
 		}
 	}
@@ -453,7 +453,7 @@ func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []s
 		case errors.Is(err, kerr.UnknownTopicOrPartition):
 			continue
 		case errors.Is(err, kerr.TopicAuthorizationFailed):
-			return nil, &cdc.Halt{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "we can neither read it nor write to it; nothing is lost", Run: s.grant(identity.Topic, name, operations...)}
+			return nil, &cdc.HaltError{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "we can neither read it nor write to it; nothing is lost", Run: s.grant(identity.Topic, name, operations...)}
 		case err != nil:
 			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 		}

@@ -100,7 +100,7 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 	}
 	if _, err := first(asking, brokers, func() kmsg.Request { return kmsg.NewPtrApiVersionsRequest() }); err != nil && ctx.Err() == nil {
 		refused := s.login.Explain(ctx, strings.Join(at, ", "), err)
-		if ours := (*identity.Refused)(nil); errors.As(refused, &ours) && ours.Ours() {
+		if ours := (*identity.RefusedError)(nil); errors.As(refused, &ours) && ours.Ours() {
 			return "", refused // the addresses are not at fault
 		}
 		if refused != nil {
@@ -196,7 +196,7 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// Ready returns how many partitions the topics have. It returns an error where Kafka does not answer, and the Halt of a session that would
+// Ready returns how many partitions the topics have. It returns an error where Kafka does not answer, and the HaltError of a session that would
 // find a topic missing or of the wrong kind. It fences nobody.
 func (s *Sink) Ready(ctx context.Context) (Partitions, error) {
 	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)

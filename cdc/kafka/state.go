@@ -100,7 +100,7 @@ func (l *stateLog) add(r *kgo.Record, cluster string) error {
 	}
 	st := new(cdc.State)
 	if err := json.Unmarshal(r.Value, st); err != nil {
-		return &cdc.Halt{
+		return &cdc.HaltError{
 			Found: fmt.Sprintf("the record at offset %d of %s cannot be read: %v", r.Offset, r.Topic, err),
 			Means: "the delivered position is not certain",
 			Run:   "if a newer walpost wrote it, run that one; if somebody else did, stop them, delete the topic (it is the relay's own), and `walpost adopt` goes on from where the slot stands: nothing is lost, some rows may come again",
@@ -152,10 +152,10 @@ func (l *stateLog) stale() (keys []string) {
 
 func checkStateTopic(name string, t *topic) error {
 	if t.partitions != 1 {
-		return &cdc.Halt{Found: fmt.Sprintf("topic %s has %d partitions", name, t.partitions), Means: "the order of state records would be lost", Run: "delete it, and `walpost adopt` makes it anew and goes on from where the slot stands"}
+		return &cdc.HaltError{Found: fmt.Sprintf("topic %s has %d partitions", name, t.partitions), Means: "the order of state records would be lost", Run: "delete it, and `walpost adopt` makes it anew and goes on from where the slot stands"}
 	}
 	if policy, known := t.config["cleanup.policy"]; known && policy != "compact" {
-		return &cdc.Halt{Found: fmt.Sprintf("topic %s has cleanup.policy=%s", name, policy), Means: "Kafka would delete the delivered position after a while", Run: "set it: kafka-configs.sh --alter --topic " + name + " --add-config cleanup.policy=compact"}
+		return &cdc.HaltError{Found: fmt.Sprintf("topic %s has cleanup.policy=%s", name, policy), Means: "Kafka would delete the delivered position after a while", Run: "set it: kafka-configs.sh --alter --topic " + name + " --add-config cleanup.policy=compact"}
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ func TestFirstProbeWaitsForNoDatabase(t *testing.T) {
 
 // TestVerdict is what a status comes to: the worst that was found.
 func TestVerdict(t *testing.T) {
-	unasked, halt := errors.New("connection refused"), &cdc.Halt{Found: "slot lost"}
+	unasked, halt := errors.New("connection refused"), &cdc.HaltError{Found: "slot lost"}
 	for name, c := range map[string]struct {
 		found func(s *Status)
 		want  Verdict
@@ -105,7 +105,7 @@ func TestVerdict(t *testing.T) {
 		"no relay":                         {func(s *Status) { s.blockedBy("no relay") }, NeedsSomeone},
 		"no unresolved dead letter":        {func(s *Status) { s.puts(0) }, Flows},
 		"an unresolved dead letter":        {func(s *Status) { s.puts(1) }, NeedsSomeone},
-		"commits that wait for the relay":  {func(s *Status) { s.waits(&cdc.Facts{Commits: &cdc.CommitWait{}}) }, NeedsSomeone},
+		"commits that wait for the relay":  {func(s *Status) { s.waits(&cdc.Facts{Commits: &cdc.CommitWaitError{}}) }, NeedsSomeone},
 		"rows that failed":                 {func(s *Status) { s.backs(&polling.Backlog{Failed: 1}) }, NeedsSomeone},
 		"pending rows, which is no matter": {func(s *Status) { s.backs(&polling.Backlog{Pending: 1}) }, Flows},
 	} {

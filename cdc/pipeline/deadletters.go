@@ -248,7 +248,7 @@ func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 
 type redrive struct {
 	RedriveOptions
-	client *kafka.Redrive
+	client *kafka.Redriver
 	router *route.Router
 	order  *cdc.KeyOrder
 	done   []Moved
@@ -296,7 +296,7 @@ func (r *redrive) record(ctx context.Context, e *kafka.Entry) (rec cdc.Record, s
 		rec.Headers = append(rec.Headers, cdc.Header{Key: header.Redriven, Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
 		err = r.client.Check(ctx, &rec)
 	}
-	if refused := (*cdc.Refused)(nil); errors.As(err, &refused) {
+	if refused := (*cdc.RejectedError)(nil); errors.As(err, &refused) {
 		return rec, "still refused: " + refused.Reason, nil
 	}
 	return rec, "", err

@@ -340,7 +340,7 @@ func (s *setup) warn(f *cdc.Facts) {
 func (w wal) owned(ctx context.Context, s *setup) error {
 	seen, err := readAll(ctx, s.pg, s.state)
 	slot := w.cfg.Source.Slot
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	switch {
 	case errors.As(err, &halt), err == nil && seen.State == nil && !seen.Facts.Slot.Exists: // a spoiled topic is removed, too
 		return nil

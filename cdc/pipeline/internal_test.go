@@ -105,7 +105,7 @@ func TestWhereOfATimeToCome(t *testing.T) {
 
 func TestHaltIsLoggedInItsParts(t *testing.T) {
 	var out strings.Builder
-	logger(config.Config{}, zerolog.New(&out), func() string { return kafkaAway }).Role(cdc.Halted, fmt.Errorf("look: %w", &cdc.Halt{Found: "f", Means: "m", Run: "r", Risk: cdc.Range{From: 1, To: 2}}))
+	logger(config.Config{}, zerolog.New(&out), func() string { return kafkaAway }).Role(cdc.Halted, fmt.Errorf("look: %w", &cdc.HaltError{Found: "f", Means: "m", Run: "r", Risk: cdc.Range{From: 1, To: 2}}))
 	if said, want := out.String(), `"found":"f","means":"m, LSN range (0/1, 0/2]","run":"r","message":"halted"`; !strings.Contains(said, want) {
 		t.Errorf("the log says %s, want %s", said, want)
 	}

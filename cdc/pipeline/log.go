@@ -45,7 +45,7 @@ func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Obser
 				log.Warn().Err(err).Msg("session ended, starting over")
 			case cdc.Halted:
 				log.Error().Err(err).Func(func(e *zerolog.Event) {
-					if halt := (*cdc.Halt)(nil); errors.As(err, &halt) {
+					if halt := (*cdc.HaltError)(nil); errors.As(err, &halt) {
 						for _, part := range halt.Parts() {
 							e.Str(part[0], part[1])
 						}
@@ -75,7 +75,7 @@ func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Obser
 		Phantoms: func(p *cdc.Phantoms) {
 			log.Warn().Int("rows", p.Rows).Bool("at_least", p.AtLeast).Stringer("range", p.Range).Msg(p.String())
 		},
-		Stuck: func(s *cdc.Stall) {
+		Stuck: func(s *cdc.StallError) {
 			if s != nil {
 				log.Error().Str("stall", s.Cause).Err(s).Msg("stalled: rows may be waiting and nothing moves")
 				return

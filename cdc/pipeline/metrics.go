@@ -145,7 +145,7 @@ func (c *metrics) observer() cdc.Observer {
 			defer c.mu.Unlock()
 			c.known.Confirmed = lsn.String()
 		},
-		Stuck: func(s *cdc.Stall) {
+		Stuck: func(s *cdc.StallError) {
 			c.stuck.Set(number(s != nil))
 			c.mu.Lock()
 			defer c.mu.Unlock()

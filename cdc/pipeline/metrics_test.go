@@ -34,7 +34,7 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 	o := con.observer()
 	mux := http.NewServeMux()
 	running(con).Routes(mux)
-	halt := &cdc.Halt{Found: "found", Means: "means", Run: "run"}
+	halt := &cdc.HaltError{Found: "found", Means: "means", Run: "run"}
 	for _, c := range []struct {
 		name      string
 		does      func()
@@ -48,7 +48,7 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 		{"kafka stalled", func() { o.Stalled(true, time.Minute) }, "kafka does not answer", `"kafka_stalled":true`, 1},
 		{"kafka that lets nobody in", func() { refused = "kafka at k:9093 refuses the token" }, "kafka at k:9093 refuses the token; rows wait in the slot", `"blocked":["kafka at k:9093 refuses the token"`, 1},
 		{"kafka back", func() { o.Stalled(false, time.Minute) }, "", "\"blocked\":[\"3 dead letters are unresolved: `walpost dlq list` says why\"]", 1},
-		{"stalled", func() { o.Stuck(&cdc.Stall{Cause: "standby", Found: "sb1 is away"}) }, "sb1 is away", `"stalled":"sb1 is away"`, 1},
+		{"stalled", func() { o.Stuck(&cdc.StallError{Cause: "standby", Found: "sb1 is away"}) }, "sb1 is away", `"stalled":"sb1 is away"`, 1},
 		{"and going on", func() { o.Stuck(nil) }, "", "\"blocked\":[\"3 dead letters are unresolved: `walpost dlq list` says why\"]", 1},
 		{"a synchronous standby", func() { o.CommitsWait(errors.New("every commit waits")) }, "", `"commits_wait":"every commit waits"`, 1},
 		{"and none any more", func() { o.CommitsWait(nil) }, "", `"role":"streaming"`, 1},

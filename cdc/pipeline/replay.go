@@ -127,7 +127,7 @@ func (r *replay) flush(ctx context.Context) error {
 		if err == nil {
 			err = r.pub.Check(ctx, &rec)
 		}
-		if refused := (*cdc.Refused)(nil); errors.As(err, &refused) {
+		if refused := (*cdc.RejectedError)(nil); errors.As(err, &refused) {
 			if r.done.Refused++; r.done.Refused <= refusedMost {
 				r.done.Refusals = append(r.done.Refusals, Refusal{string(row.ID), refused.Reason})
 			}

@@ -20,11 +20,11 @@ type SkipOptions struct {
 
 // Skipped is what Skip gave up, or would give up in a dry run.
 type Skipped struct {
-	cdc.Range           // of what was not delivered
-	What      string    // what is given up in it
-	Uncounted error     // why the rows in it were not counted
-	Stays     *cdc.Halt // a latched halt that only Adopt ends
-	Ends      *cdc.Halt // a latched halt that has ended
+	cdc.Range                // of what was not delivered
+	What      string         // what is given up in it
+	Uncounted error          // why the rows in it were not counted
+	Stays     *cdc.HaltError // a latched halt that only Adopt ends
+	Ends      *cdc.HaltError // a latched halt that has ended
 	// Open are transactions whose rows may be missing, too. ReplayOpen is what to run once they have ended.
 	Open       []cdc.Transaction
 	ReplayOpen string

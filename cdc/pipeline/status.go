@@ -89,7 +89,7 @@ func (s *Status) blocked(err error) bool {
 	switch {
 	case err == nil:
 		return false
-	case errors.As(err, new(*cdc.Halt)):
+	case errors.As(err, new(*cdc.HaltError)):
 		s.blockedBy(err.Error())
 	default:
 		s.add(err.Error())

@@ -113,7 +113,7 @@ func (s *Status) asks(ctx context.Context, sink *kafka.Sink) (partitions kafka.P
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	partitions, err := sink.Ready(ctx)
-	return partitions, s.blocked(err) && !errors.As(err, new(*cdc.Halt))
+	return partitions, s.blocked(err) && !errors.As(err, new(*cdc.HaltError))
 }
 
 // shows fills in a survey.
@@ -186,7 +186,7 @@ func (wal) marks() *postgres.Marks { return nil }
 
 func (w wal) delivered(ctx context.Context) (time.Time, error) {
 	st, err := w.sink.Peek(ctx)
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	switch {
 	case errors.As(err, &halt), err == nil && st == nil: // a spoiled topic tells nothing
 		return time.Time{}, nil

@@ -34,7 +34,7 @@ func (p *inProcess) Take(ctx context.Context, row *cdc.Row) error {
 	case errors.Is(err, ErrAway), ctx.Err() != nil:
 		return err
 	}
-	return cdc.Refuse(row, cdc.ByHandler, "", "%v", err)
+	return cdc.Reject(row, cdc.ByHandler, "", "%v", err)
 }
 
 func (p *inProcess) Flush(context.Context) ([]cdc.Record, error) {

@@ -31,7 +31,7 @@ func NewOutbox(pipeline string, cfg config.Source, log zerolog.Logger) *Outbox {
 	return &Outbox{pipeline: pipeline, cfg: cfg, Source: postgres.NewSource(pipeline, cfg, log), template: sqlTemplate(&cfg)}
 }
 
-// open connects, and returns the table if it can be polled. Otherwise it returns a Halt that names everything that is wrong.
+// open connects, and returns the table if it can be polled. Otherwise it returns a HaltError that names everything that is wrong.
 func (o *Outbox) open(ctx context.Context) (*postgres.OpenTable, error) {
 	t, err := o.Source.OpenTable(ctx)
 	if err != nil {
@@ -84,19 +84,19 @@ func sqlTemplate(cfg *config.Source) *strings.Replacer {
 // unpollable are the codes of errors that a person must fix, but for those that every source halts for.
 var unpollable = []string{pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, pgerrcode.DatatypeMismatch, pgerrcode.UndefinedFunction}
 
-// classify returns a server's error by its SQLSTATE: what a person must fix is a Halt.
+// classify returns a server's error by its SQLSTATE: what a person must fix is a HaltError.
 func classify(t *postgres.OpenTable, doing string, err error) error {
 	err, cause := t.Classify(doing, err), err
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	run := "let `walpost init` make what is missing, or fix it"
 	switch {
 	case errors.Is(err, postgres.ErrUnseen):
-		return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
+		return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
 	case errors.As(err, &halt):
 		err, run = errors.New(halt.Found), halt.Run+", or let `walpost init` give it"
 	case slices.Contains(unpollable, postgres.SQLState(cause)):
 	default:
 		return err
 	}
-	return &cdc.Halt{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: run + ", and the relay goes on by itself"}
+	return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: run + ", and the relay goes on by itself"}
 }

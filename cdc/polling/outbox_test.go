@@ -20,7 +20,7 @@ func TestErrorsThatAPersonMustFixHalt(t *testing.T) {
 		pgerrcode.LockNotAvailable: false, pgerrcode.SerializationFailure: false, pgerrcode.AdminShutdown: false,
 	} {
 		err := classify(&postgres.OpenTable{}, "fetch rows", &pgconn.PgError{Code: code, Message: "no", Detail: "Key (id)=(secret)"})
-		var halt *cdc.Halt
+		var halt *cdc.HaltError
 		if errors.As(err, &halt) != halts || halts && (!strings.Contains(halt.Run, "walpost init") || halt.Found != "fetch rows: PostgreSQL says no (SQLSTATE "+code+")") {
 			t.Errorf("%s: %v, want a halt: %t", code, err, halts)
 		}

@@ -29,9 +29,9 @@ type Target interface {
 
 // Delivery is one session's way to the target.
 type Delivery interface {
-	// Take takes a row for the next Flush, or refuses it with a Refused: then the row is at fault, not the target.
+	// Take takes a row for the next Flush, or refuses it with a RejectedError: then the row is at fault, not the target.
 	Take(ctx context.Context, row *cdc.Row) error
-	// Flush returns when everything that was taken is delivered, and what became of it. It is a Refused when a row was, which
+	// Flush returns when everything that was taken is delivered, and what became of it. It is a RejectedError when a row was, which
 	// one is certain only of a single row; after an error the Delivery must not be used again.
 	Flush(ctx context.Context) ([]cdc.Record, error)
 	Close()
@@ -208,7 +208,7 @@ func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []in
 // fits refuses a row that was not read, because of its size.
 func (r *Relay) fits(it *item) error {
 	if most := r.cfg.Source.MaxRowBytes; it.bytes > int64(most) {
-		return cdc.Refuse(&it.row, cdc.TooLarge, "", "the row is %d bytes, source.max_row_bytes is %s: raise that, if Kafka takes such a record, and `walpost dlq redrive`, or give the row up with `walpost dlq drop`", it.bytes, most)
+		return cdc.Reject(&it.row, cdc.TooLarge, "", "the row is %d bytes, source.max_row_bytes is %s: raise that, if Kafka takes such a record, and `walpost dlq redrive`, or give the row up with `walpost dlq drop`", it.bytes, most)
 	}
 	return nil
 }
@@ -241,7 +241,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 		if err == nil {
 			err = delivery.Take(ctx, &it.row)
 		}
-		if why := (*cdc.Refused)(nil); errors.As(err, &why) {
+		if why := (*cdc.RejectedError)(nil); errors.As(err, &why) {
 			refused = append(refused, refusal{it, why})
 			held[key] = true
 			continue
@@ -265,7 +265,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 			r.motion.kafka.Store(false)
 			r.observer.Stalled(false, time.Since(began))
 		}
-		why := (*cdc.Refused)(nil)
+		why := (*cdc.RejectedError)(nil)
 		switch {
 		case errors.As(err, &why) && len(taken) > 1:
 			r.single = taken[len(taken)-1]

@@ -62,7 +62,7 @@ func (w *way) Flush(context.Context) ([]cdc.Record, error) {
 			} else {
 				w.within++
 			}
-			return nil, cdc.Refuse(r.Row, cdc.ByKafka, "", "not this one")
+			return nil, cdc.Reject(r.Row, cdc.ByKafka, "", "not this one")
 		}
 		events = append(events, string(r.Row.AggregateID)+string(r.Row.EventType))
 	}

@@ -55,7 +55,7 @@ func (o *Outbox) Marks() *postgres.Marks {
 	}
 }
 
-// check returns a Halt that names everything of the schema that keeps the table from being polled. Its cost does not depend on the rows.
+// check returns a HaltError that names everything of the schema that keeps the table from being polled. Its cost does not depend on the rows.
 func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 	has, err := o.inspect(ctx, t)
 	if err != nil {
@@ -244,7 +244,7 @@ func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *ins
 	return nil
 }
 
-// Check returns a Halt where the table cannot be polled as it is.
+// Check returns a HaltError where the table cannot be polled as it is.
 func (o *Outbox) Check(ctx context.Context) error {
 	t, err := o.open(ctx)
 	if err != nil {

@@ -34,12 +34,12 @@ type motion struct {
 // stalls is what was told of them, in any session.
 type stalls struct {
 	mu    sync.Mutex
-	told  *cdc.Stall
+	told  *cdc.StallError
 	fails int
 }
 
 // tell says once that the relay stalls, and once that it does not any more.
-func (r *Relay) tell(s *cdc.Stall) {
+func (r *Relay) tell(s *cdc.StallError) {
 	r.stalls.mu.Lock()
 	told := r.stalls.told
 	r.stalls.told = s
@@ -55,14 +55,14 @@ func (r *Relay) failed(err error) error {
 	case errors.Is(err, cdc.ErrTableInUse): // how rows flow is another's concern
 		r.tell(nil)
 		fallthrough
-	case err == nil, errors.As(err, new(*cdc.Halt)), r.motion.round.Load()+r.motion.rows.Load() > 0:
+	case err == nil, errors.As(err, new(*cdc.HaltError)), r.motion.round.Load()+r.motion.rows.Load() > 0:
 		r.stalls.fails = 0
 		return err
 	case !r.motion.began.Load():
 		return err
 	}
 	if r.stalls.fails++; r.stalls.fails >= sameFailures {
-		r.tell(&cdc.Stall{Cause: "failures", Found: fmt.Sprintf("%d sessions in a row have failed before they had asked the table once: %s", r.stalls.fails, err)})
+		r.tell(&cdc.StallError{Cause: "failures", Found: fmt.Sprintf("%d sessions in a row have failed before they had asked the table once: %s", r.stalls.fails, err)})
 	}
 	return err
 }
@@ -118,9 +118,9 @@ func (r *Relay) waits(ctx context.Context) (waits bool) {
 }
 
 // cause is what keeps rows from being taken; hangs says that the session waits for an answer. The catalog can be asked while the table cannot.
-func (r *Relay) cause(ctx context.Context, pid uint32, hangs bool) *cdc.Stall {
-	say := func(cause, format string, args ...any) *cdc.Stall {
-		return &cdc.Stall{Cause: cause, Found: fmt.Sprintf("rows may be waiting in %s, and none was taken for %.0f s: ", r.cfg.Source.Table, stallAfter.Seconds()+1) + fmt.Sprintf(format, args...)}
+func (r *Relay) cause(ctx context.Context, pid uint32, hangs bool) *cdc.StallError {
+	say := func(cause, format string, args ...any) *cdc.StallError {
+		return &cdc.StallError{Cause: cause, Found: fmt.Sprintf("rows may be waiting in %s, and none was taken for %.0f s: ", r.cfg.Source.Table, stallAfter.Seconds()+1) + fmt.Sprintf(format, args...)}
 	}
 	if r.motion.kafka.Load() {
 		return say("kafka", "Kafka does not take them; nothing is lost")

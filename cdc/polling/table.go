@@ -230,7 +230,7 @@ func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int
 // refusal is a row that was refused once more.
 type refusal struct {
 	*item
-	why *cdc.Refused
+	why *cdc.RejectedError
 }
 
 // mark records, in one transaction, what became of rows.

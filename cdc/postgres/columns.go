@@ -158,9 +158,9 @@ func (c *column) sql(p field) string {
 	return "convert_to(" + name + "::text, 'UTF8')"
 }
 
-// unfit is the Halt for a server, publication or table that cannot be relayed as it is.
+// unfit is the HaltError for a server, publication or table that cannot be relayed as it is.
 func unfit(problems []string) error {
-	return &cdc.Halt{
+	return &cdc.HaltError{
 		Found: strings.Join(problems, "; "),
 		Means: "the relay cannot stream like this, and nothing is lost",
 		Run:   "fix it and the relay goes on by itself",

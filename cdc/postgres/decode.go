@@ -153,7 +153,7 @@ func (d *decoder) known(r *cursor) (*relation, error) {
 		return nil, errTruncated
 	}
 	if !known {
-		return nil, &cdc.Halt{Found: fmt.Sprintf("a row of relation %d came before its description", oid), Means: "the stream cannot be understood, and skipping could lose rows", Run: "restart the relay; if it comes back, report it with the PostgreSQL version"}
+		return nil, &cdc.HaltError{Found: fmt.Sprintf("a row of relation %d came before its description", oid), Means: "the stream cannot be understood, and skipping could lose rows", Run: "restart the relay; if it comes back, report it with the PostgreSQL version"}
 	}
 	return rel, nil
 }
@@ -309,7 +309,7 @@ func (d *decoder) relation(r *cursor) error {
 	}
 	m := mapColumns(d.cfg.Columns, columns)
 	if len(m.problems) > 0 {
-		return &cdc.Wedge{
+		return &cdc.UndecodableError{
 			Found: "as the table was at this place in the WAL: " + strings.Join(m.problems, "; "),
 			Fix:   "if it is source.columns that is wrong, fix it",
 		}
@@ -338,7 +338,7 @@ func (d *decoder) typ(r *cursor) {
 func (d *decoder) tooLarge(head []byte, size int) error {
 	var m cdc.Message
 	_ = d.message(head[25:], &m) // truncated, but the first columns are there
-	return &cdc.Wedge{
+	return &cdc.UndecodableError{
 		Found: fmt.Sprintf("outbox row %q cannot be read: it is %d bytes, source.max_row_bytes is %s", m.Row.ID, size, d.cfg.MaxRowBytes),
 		Fix:   "raise source.max_row_bytes, if Kafka takes such a record",
 	}

@@ -181,7 +181,7 @@ func TestUnknownRelationHalts(t *testing.T) {
 	body := append(make([]byte, 25), 'I', 0, 0, 0, 9, 'N', 0, 0)
 	body[0] = 'w'
 	var m cdc.Message
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	if err := d.copyData(body, &m); !errors.As(err, &halt) {
 		t.Errorf("a row of an unknown relation: %v, want a Halt", err)
 	}

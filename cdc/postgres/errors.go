@@ -50,7 +50,7 @@ func classify(doing string, err error) error {
 	case pgerrcode.ObjectInUse:
 		return fmt.Errorf("%s: %w", said, cdc.ErrSlotInUse)
 	case pgerrcode.InsufficientPrivilege:
-		return &cdc.Halt{Found: said, Means: "the role that asked has not the right", Run: "grant it what PostgreSQL names, or connect as a role that has it"}
+		return &cdc.HaltError{Found: said, Means: "the role that asked has not the right", Run: "grant it what PostgreSQL names, or connect as a role that has it"}
 	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		return fmt.Errorf("%s: %s", said, transactionPooler)
 	case pgerrcode.InternalError, pgerrcode.CharacterNotInRepertoire, pgerrcode.UntranslatableCharacter, pgerrcode.UndefinedObject, pgerrcode.ProgramLimitExceeded:
@@ -62,7 +62,7 @@ func classify(doing string, err error) error {
 			if pg.Code == pgerrcode.ProgramLimitExceeded || pg.Code == pgerrcode.InternalError { // a value of more than 1 GB in text form has either code
 				what += "; it can be another table's, and a publication of the outbox alone keeps the next one out"
 			}
-			return &cdc.Wedge{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, what, pg.Code)}
+			return &cdc.UndecodableError{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, what, pg.Code)}
 		}
 	}
 	return errors.New(said)
@@ -71,7 +71,7 @@ func classify(doing string, err error) error {
 // classify is that of all, and says of a missing right which of these it is.
 func (s *Source) classify(conn *pgx.Conn, doing string, err error, wants ...right) error {
 	classified := classify(doing, err)
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	if SQLState(err) != pgerrcode.InsufficientPrivilege || !errors.As(classified, &halt) || conn == nil {
 		return classified
 	}
@@ -136,13 +136,13 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	if name := pglimit.Parameter(cfg, pg); name != "" {
 		if pg.Code == pgerrcode.UndefinedObject || pg.Code == pgerrcode.ProtocolViolation {
-			return &cdc.Halt{
+			return &cdc.HaltError{
 				Found: fmt.Sprintf("%s: PostgreSQL does not know the parameter %q (SQLSTATE %s)", l.Key, name, pg.Code),
 				Means: "it lets nobody in who asks for it",
 				Run:   "take it out of the URL",
 			}
 		}
-		return &cdc.Halt{
+		return &cdc.HaltError{
 			Found: fmt.Sprintf("%s: PostgreSQL refuses the parameter %q: %s (SQLSTATE %s)", l.Key, name, pg.Message, pg.Code),
 			Means: "it lets nobody in who asks for that",
 			Run:   "correct it in the URL, or take it out",
@@ -152,7 +152,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	relay := l.Key == sourceURL
 	found := fmt.Sprintf("%s: PostgreSQL at %s says %s (SQLSTATE %s)", l.Key, addresses(cfg), pg.Message, pg.Code)
 	halt := func(means, run string, args ...any) error {
-		return &cdc.Halt{Found: found, Means: means, Run: fmt.Sprintf(run, args...)}
+		return &cdc.HaltError{Found: found, Means: means, Run: fmt.Sprintf(run, args...)}
 	}
 	from := l.PasswordFrom()
 	who := l.Trouble(cfg, addresses(cfg), pg)
@@ -233,7 +233,7 @@ func notice(body []byte) error {
 
 // publicationMissing: it was not there when this place in the WAL was written, and creating it again does not change that.
 func publicationMissing(said string) error {
-	return &cdc.Halt{
+	return &cdc.HaltError{
 		Found: said,
 		Means: "the publication was dropped: rows committed until it is there again are never streamed",
 		Run:   "`walpost init` creates the publication again, `walpost adopt` goes on from the end of the WAL",

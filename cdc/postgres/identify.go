@@ -59,7 +59,7 @@ func (s *Source) history(ctx context.Context) (cdc.Identity, error) {
 }
 
 // past returns how the timelines before this one ended; nil where the server does not know: it is then taken for one
-// that branched off elsewhere, which is a Halt where it matters.
+// that branched off elsewhere, which is a HaltError where it matters.
 func past(ctx context.Context, pg *pgconn.PgConn, timeline int32) []cdc.PastTimeline {
 	if timeline <= 1 {
 		return nil

@@ -19,8 +19,8 @@ const (
 	streamedLock = 0x7770776c
 )
 
-// claim says for as long as the replication connection lives that it streams the table, once it does.
-func claim(ctx context.Context, pg *pgconn.PgConn, table uint32) error {
+// markStreamed says for as long as the replication connection lives that it streams the table, once it does.
+func markStreamed(ctx context.Context, pg *pgconn.PgConn, table uint32) error {
 	if table == 0 {
 		return nil
 	}
@@ -100,7 +100,7 @@ func (o *OpenTable) Poll(ctx context.Context, options PollOptions) error {
 	case err != nil:
 		return classify("look for relays that stream the table", err)
 	}
-	return &cdc.Halt{
+	return &cdc.HaltError{
 		Found: fmt.Sprintf("source.kind: a relay streams %s from the WAL (slot %s, pid %d)", o.Name, slot, pid),
 		Means: "each row would be published twice",
 		Run:   "stop that one, or this one",

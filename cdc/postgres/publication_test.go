@@ -55,7 +55,7 @@ func TestPublicationThatWasMissingAtAPlaceInTheWAL(t *testing.T) {
 			t.Fatal("the row came")
 		}
 	}
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	if !errors.As(err, &halt) || !halt.Latch {
 		t.Errorf("got %v, want the latched halt of a missing publication", err)
 	}

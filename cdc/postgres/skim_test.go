@@ -84,7 +84,7 @@ func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds [
 			kinds = append(kinds, m.Kind)
 		}
 		if lost != nil {
-			if w := (*cdc.Wedge)(nil); errors.As(lost, &w) || s.skim > 0 || s.r < s.w {
+			if w := (*cdc.UndecodableError)(nil); errors.As(lost, &w) || s.skim > 0 || s.r < s.w {
 				return kinds, lost
 			}
 			return kinds, nil
@@ -158,8 +158,8 @@ func TestForeignAgreesWithTheDecoder(t *testing.T) {
 // and what ends inside a message that is skimmed over is a lost connection.
 func TestLargeMessagesThatAreNotForeign(t *testing.T) {
 	t.Parallel()
-	var wedge *cdc.Wedge
-	var halt *cdc.Halt
+	var wedge *cdc.UndecodableError
+	var halt *cdc.HaltError
 	for name, c := range map[string]struct {
 		wire  []byte
 		check func(kinds []cdc.MessageKind, err error) bool
@@ -191,7 +191,7 @@ func TestOnlyTheRoutineSaysThatThePublicationIsMissing(t *testing.T) {
 		return []byte(b + "\x00")
 	}
 	latched := func(err error) bool {
-		var h *cdc.Halt
+		var h *cdc.HaltError
 		return errors.As(err, &h) && h.Latch
 	}
 	if err := notice(body("55000", "LoadPublications", "")); !latched(err) {
@@ -206,11 +206,11 @@ func TestOnlyTheRoutineSaysThatThePublicationIsMissing(t *testing.T) {
 	if err := classify("stream", errorResponse(body("42704", "get_publication_oid", at))); !latched(err) {
 		t.Errorf("a publication that is missing in the WAL: %v, want a latched halt", err)
 	}
-	var wedge *cdc.Wedge
+	var wedge *cdc.UndecodableError
 	if err := classify("stream", errorResponse(body("42704", "typenameType", at))); !errors.As(err, &wedge) {
 		t.Errorf("something else that is missing in the WAL: %v, want a wedge", err)
 	}
-	var halt *cdc.Halt
+	var halt *cdc.HaltError
 	for code, routine := range map[string]string{
 		"55000": "StandbySlotsHaveCaughtup", "55P02": "exec_replication_command", "42704": "ReplicationSlotAcquire", "42501": "",
 	} {

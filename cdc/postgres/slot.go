@@ -276,7 +276,7 @@ func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, pas
 			return false, nil
 		}
 		err = classify("decode what waits in the slot", err)
-		return errors.As(err, new(*cdc.Wedge)), err
+		return errors.As(err, new(*cdc.UndecodableError)), err
 	}
 	if wedged, err := fails(end); !wedged {
 		if err == nil {

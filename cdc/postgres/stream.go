@@ -69,7 +69,7 @@ func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Ide
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("ask for the backend's process id", err)
 	}
-	if err := claim(ctx, pg, table); err != nil {
+	if err := markStreamed(ctx, pg, table); err != nil {
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("take the outbox table", err)
 	}

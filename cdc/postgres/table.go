@@ -69,7 +69,7 @@ func (o *OpenTable) Age(ctx context.Context, column string) (Age, error) {
 	return o.source.Age(ctx, o.Conn, column)
 }
 
-// Unfit returns the Halt for a table that cannot be relayed as it is.
+// Unfit returns the HaltError for a table that cannot be relayed as it is.
 func (o *OpenTable) Unfit(problems ...string) error { return unfit(problems) }
 
 // Classify turns the error of a query into the engine's decision, by its SQLSTATE. A right that is missing it names.

@@ -190,7 +190,7 @@ func (s *syncStandbys) priority(application string) int {
 
 // commitWait says whether commits wait for the relay, and what setting ends that. Where sync_state cannot be seen, it is worked out from who
 // is connected.
-func commitWait(setting string, me sender, others []sender) *cdc.CommitWait {
+func commitWait(setting string, me sender, others []sender) *cdc.CommitWaitError {
 	s := parseSync(setting)
 	mine := s.priority(me.Name)
 	if mine == 0 || me.Sync == "async" {
@@ -206,7 +206,7 @@ func commitWait(setting string, me sender, others []sender) *cdc.CommitWait {
 			standbys = append(standbys, o.Name)
 		}
 	}
-	w := &cdc.CommitWait{Names: setting, Relay: me.Name, Surely: rivals < s.number || me.Sync == "sync"}
+	w := &cdc.CommitWaitError{Names: setting, Relay: me.Name, Surely: rivals < s.number || me.Sync == "sync"}
 	if number := min(s.number, len(standbys)); number > 0 {
 		for _, m := range s.members { // also one that is away: it comes back
 			if named := func(name string) bool { return strings.EqualFold(name, m.text) }; m.text != "*" && !named(me.Name) && !slices.ContainsFunc(standbys, named) {

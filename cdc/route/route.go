@@ -103,7 +103,7 @@ func Topics(cfg config.Kafka) (known, patterns []string) {
 // NextWindow frees the memory of the records made before.
 func (r *Router) NextWindow() { r.scratch, r.lsnText = r.scratch[:0], nil }
 
-// Route fills rec from the row, or refuses the row with a Refused.
+// Route fills rec from the row, or refuses the row with a RejectedError.
 func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	topic, ok := r.topics[topicKey{string(row.AggregateType), string(row.EventType)}]
 	if !ok {
@@ -113,22 +113,22 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 		}
 	}
 	if len(row.ID) == 0 {
-		return cdc.Refuse(row, cdc.BadID, topic, "its id is NULL or empty")
+		return cdc.Reject(row, cdc.BadID, topic, "its id is NULL or empty")
 	}
 	key := row.AggregateID
 	if len(key) == 0 {
 		if key = nil; !r.keyless {
-			return cdc.Refuse(row, cdc.BadKey, topic, "aggregate_id is empty, and it is the record's key: kafka.null_key: publish publishes such rows without one")
+			return cdc.Reject(row, cdc.BadKey, topic, "aggregate_id is empty, and it is the record's key: kafka.null_key: publish publishes such rows without one")
 		}
 	}
 	if row.Payload == nil && !r.delete {
-		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is NULL, which Kafka reads as a deletion: kafka.null_payload: tombstone publishes it as one")
+		return cdc.Reject(row, cdc.BadPayload, topic, "payload is NULL, which Kafka reads as a deletion: kafka.null_payload: tombstone publishes it as one")
 	}
 	if r.json && row.Payload != nil && !json.Valid(row.Payload) {
-		return cdc.Refuse(row, cdc.BadPayload, topic, "payload is not valid JSON, and kafka.payload is json")
+		return cdc.Reject(row, cdc.BadPayload, topic, "payload is not valid JSON, and kafka.payload is json")
 	}
 	if r.cloud && len(row.EventType) == 0 {
-		return cdc.Refuse(row, cdc.BadType, topic, "its event type is NULL or empty, and a CloudEvent has one")
+		return cdc.Reject(row, cdc.BadType, topic, "its event type is NULL or empty, and a CloudEvent has one")
 	}
 	*rec = cdc.Record{Row: row, Topic: topic, Key: key, Value: row.Payload, Headers: append(rec.Headers[:0], cdc.Header{Key: r.names.id, Value: row.ID})}
 	if row.EventType != nil {
@@ -167,14 +167,14 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 func (r *Router) topic(row *cdc.Row) (string, error) {
 	aggregate, event := string(row.AggregateType), string(row.EventType)
 	if aggregate == "" && r.any {
-		return "", cdc.Refuse(row, cdc.BadType, "", "its aggregate type is NULL or empty, and it chooses the topic")
+		return "", cdc.Reject(row, cdc.BadType, "", "its aggregate type is NULL or empty, and it chooses the topic")
 	}
 	if !r.any && !slices.Contains(r.allowed, aggregate) {
-		return "", cdc.Refuse(row, cdc.BadType, "", "its aggregate type %.100q is not in kafka.aggregate_types", aggregate)
+		return "", cdc.Reject(row, cdc.BadType, "", "its aggregate type %.100q is not in kafka.aggregate_types", aggregate)
 	}
 	topic := name(r.template, r.rename, aggregate, event)
 	if !config.LegalTopic(topic) {
-		return "", cdc.Refuse(row, cdc.BadTopic, "", "its topic would be %.300q, which Kafka does not allow: give the type another name under kafka.rename", topic)
+		return "", cdc.Reject(row, cdc.BadTopic, "", "its topic would be %.300q, which Kafka does not allow: give the type another name under kafka.rename", topic)
 	}
 	if len(r.topics) >= maxTopics {
 		clear(r.topics)
@@ -196,7 +196,7 @@ func name(template string, rename map[string]string, aggregate, event string) st
 // own adds the row's own headers: a JSON object, or an array of pairs, in which a name may come twice. Strings are taken as they are, other
 // values as their JSON text. The names of ours are not theirs to give.
 func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
-	refuse := func(reason string) error { return cdc.Refuse(row, cdc.BadHeaders, rec.Topic, "%s", reason) }
+	refuse := func(reason string) error { return cdc.Reject(row, cdc.BadHeaders, rec.Topic, "%s", reason) }
 	ours := len(rec.Headers)
 	add := func(name string, value json.RawMessage) error {
 		if name == r.names.lsn || name == r.names.seq || slices.ContainsFunc(rec.Headers[:ours], func(h cdc.Header) bool { return h.Key == name }) {

@@ -124,7 +124,7 @@ func TestRecordIsACloudEvent(t *testing.T) {
 	}
 	cfg, in := kafkaConfig(), row()
 	cfg.Headers, in.EventType = config.HeadersCloudEvents, nil
-	var refused *cdc.Refused
+	var refused *cdc.RejectedError
 	if err := route.New("shop", cfg).Route(in, new(cdc.Record)); !errors.As(err, &refused) || refused.Class != cdc.BadType {
 		t.Errorf("an event without a type is none: %v", err)
 	}
@@ -163,7 +163,7 @@ func TestRowsThatCannotBePublishedAreNamed(t *testing.T) {
 		in := row()
 		c.change(in)
 		var rec cdc.Record
-		var refused *cdc.Refused
+		var refused *cdc.RejectedError
 		if err := route.New("shop", cfg).Route(in, &rec); !errors.As(err, &refused) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "0/16B3748/3") {
 			t.Errorf("%s: %v, want a Refused that says %q and where the row is", name, err, c.says)
 		}
@@ -263,7 +263,7 @@ func TestRowsThatLackSomethingByChoice(t *testing.T) {
 	}
 	in := row()
 	in.AggregateType = nil
-	var refused *cdc.Refused
+	var refused *cdc.RejectedError
 	if err := r.Route(in, new(cdc.Record)); !errors.As(err, &refused) || refused.Class != cdc.BadType {
 		t.Errorf("a row without an aggregate type: %v", err)
 	}

@@ -337,9 +337,9 @@ func (a *agreeing) agrees(want everywhere, rules map[string]string) error {
 	if jsonErr := json.Unmarshal([]byte(out), &st); jsonErr != nil {
 		return fmt.Errorf("walpost status --json: %w: %s, %w", jsonErr, out, err)
 	}
-	code := app.ExitCode(0)
+	code := app.ExitError(0)
 	errors.As(err, &code)
-	exits := map[pipeline.Verdict]app.ExitCode{pipeline.Flows: 0, pipeline.NeedsSomeone: 1, pipeline.CannotTell: 2}
+	exits := map[pipeline.Verdict]app.ExitError{pipeline.Flows: 0, pipeline.NeedsSomeone: 1, pipeline.CannotTell: 2}
 	if st.Verdict != want.asked || code != exits[want.asked] || !strings.Contains(strings.Join(st.Blocked, " "), want.says) {
 		return fmt.Errorf("walpost status: exit code %d, %s", code, out)
 	}

@@ -45,11 +45,11 @@ func (c *statusCmd) Run(p *process) error {
 
 // outcome returns the exit code of a status: that of the pipeline whose verdict is the worst.
 func outcome(all pipeline.Statuses) error {
-	code := app.ExitCode(0)
+	code := app.ExitError(0)
 	for _, s := range all {
 		switch {
 		case s.Verdict == pipeline.NeedsSomeone:
-			return app.ExitCode(1)
+			return app.ExitError(1)
 		case s.Verdict != pipeline.Flows:
 			code = 2
 		}

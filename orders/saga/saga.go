@@ -52,11 +52,11 @@ func Inbox(log zerolog.Logger) inbox.Config {
 // Apply makes of an order, in tx, what the stock's answer says. The Change is empty when that is nothing. An error that inbox.Permanent has
 // marked says that the event can never be applied.
 func Apply(ctx context.Context, tx pgx.Tx, ev Event) (orders.Change, error) {
-	o, err := orders.Hear(ctx, tx, ev.OrderID, ev.Type, ev.ID, ev.Detail)
+	o, err := orders.Receive(ctx, tx, ev.OrderID, ev.Type, ev.ID, ev.Detail)
 	switch {
 	case errors.Is(err, orders.ErrNotFound):
 		return orders.Change{}, inbox.Permanent(fmt.Errorf("order %s does not exist here", ev.OrderID))
-	case errors.Is(err, orders.ErrHeard): // an inbox that was emptied is filled again
+	case errors.Is(err, orders.ErrDuplicate): // an inbox that was emptied is filled again
 		return orders.Change{}, nil
 	case err != nil || o.Status == orders.Cancelled:
 		return orders.Change{}, err

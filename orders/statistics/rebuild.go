@@ -23,7 +23,7 @@ func Rebuild(ctx context.Context, cfg inbox.Config, by string, opts inbox.Rebuil
 		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = '60s'`); err != nil {
 			return fmt.Errorf("begin the rebuild: %w", err)
 		}
-		held, err := operator.Hold(ctx, tx)
+		held, err := operator.LockGroup(ctx, tx)
 		if err != nil {
 			return err
 		}

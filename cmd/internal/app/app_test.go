@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 				return errors.Join(errors.New("first thing"), errors.New("second thing:\n\tone\n\tone\n\ttwo"))
 			}
 			if mode == "verdict" {
-				return fmt.Errorf("status: %w", app.ExitCode(2))
+				return fmt.Errorf("status: %w", app.ExitError(2))
 			}
 			fmt.Fprintln(stdout, "up")
 			<-ctx.Done()

@@ -30,13 +30,13 @@ func Main(run Run) {
 	os.Exit(exitCode(ctx, run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr), os.Stderr))
 }
 
-// ExitCode is the error of a command that has said all it has to say: nothing is printed, and the process exits with it.
-type ExitCode int
+// ExitError is the error of a command that has said all it has to say: nothing is printed, and the process exits with it.
+type ExitError int
 
-func (c ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+func (c ExitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 func exitCode(ctx context.Context, err error, stderr io.Writer) int {
-	if code := ExitCode(0); errors.As(err, &code) {
+	if code := ExitError(0); errors.As(err, &code) {
 		return int(code)
 	}
 	if err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled) {

@@ -41,7 +41,7 @@ func (r *Replay) Run(ctx context.Context, in *Inboxes) error {
 	})
 }
 
-func (r *Replay) report(stdout io.Writer, group string, plan []inbox.Replay, err error) error {
+func (r *Replay) report(stdout io.Writer, group string, plan []inbox.Rewind, err error) error {
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PARTITION\tFROM\tTO\tNEW\tINBOX SKIPS\tPARKED\tNOT OURS")
 	var fresh, skips int
