@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/alecthomas/kong"
 	"github.com/walpost/walpost/cdc/config"
 	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
@@ -20,10 +21,13 @@ import (
 func main() { app.Main(runAmong(os.Environ())) }
 
 type cli struct {
-	Config    string `short:"c" env:"WALPOST_CONFIG" help:"Configuration, a YAML file. Every key can be set in the environment too: WALPOST_SOURCE_URL; of one pipeline among several, WALPOST_ORDERS_SOURCE_URL."`
-	Pipeline  string `short:"p" placeholder:"NAME" help:"Of several pipelines, this one only."`
-	LogLevel  string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
+	Config   string `short:"c" env:"WALPOST_CONFIG" help:"Configuration, a YAML file. Every key can be set in the environment too: WALPOST_SOURCE_URL; of one pipeline among several, WALPOST_ORDERS_SOURCE_URL."`
+	Pipeline string `short:"p" placeholder:"NAME" help:"Of several pipelines, this one only."`
+	LogLevel string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
+
 	LogFormat string `env:"LOG_FORMAT" help:"json or console; by default console on a terminal."`
+
+	Version kong.VersionFlag `help:"Print the version and exit."`
 
 	Relay   relayCmd   `cmd:"" help:"Relay the outbox, of every pipeline, until asked to stop."`
 	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka, once, with an administrator's rights: role, table, publication, slot, topics, first state record."`
@@ -34,14 +38,11 @@ type cli struct {
 	Replay  replayCmd  `cmd:"" help:"Publish the rows of a time again that the outbox table still holds, marked by the header replay: after a gap."`
 	Cleanup cleanupCmd `cmd:"" help:"Delete from the outbox table what is confirmed and older than the retention; of a partitioned one, drop and make partitions."`
 	Where   whereCmd   `cmd:"" help:"Was this event published? Where, or why not. Takes an event id or a key (order id)."`
-	Version versionCmd `cmd:"" help:"Print the version."`
 
 	MigrateSource migrateSourceCmd `cmd:"" help:"From polling to the WAL, without loss or gap: make the slot, and wait until the poller, which runs on, has published what is older. With the configuration that is to be: source.kind: wal."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
 }
-
-type versionCmd struct{}
 
 // process is what a command gets.
 type process struct {
@@ -150,9 +151,4 @@ func (p *process) adminURL(cfg config.Config, flag, need string) (string, error)
 		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database?sslmode=verify-full", need)
 	}
 	return url, nil
-}
-
-func (*versionCmd) Run(p *process) error {
-	fmt.Fprintln(p.stdout, "walpost", app.Version())
-	return nil
 }
