@@ -93,7 +93,7 @@ func runCommand(ctx context.Context, args, names []string, getenv func(string) s
 func (p *process) configs() ([]config.Config, error) {
 	cfgs, err := config.Load(p.cli.Config, p.getenv)
 	unknown, strays := config.Strays(p.names, p.flags, cfgs)
-	app.Unread(unknown, "the variables of keys are in the configuration reference in the README", p.warn)
+	app.Unread(unknown, "the variables of keys are in the configuration reference, cdc/CONFIGURATION.md", p.warn)
 	p.names = nil // it is said once
 	if err = errors.Join(err, strays); err != nil || p.cli.Pipeline == "" {
 		return cfgs, err
