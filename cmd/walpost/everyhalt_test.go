@@ -83,9 +83,9 @@ func TestEveryHaltIsProvoked(t *testing.T) {
 func isHalt(typ ast.Expr) bool {
 	switch typ := typ.(type) {
 	case *ast.Ident:
-		return typ.Name == "Halt"
+		return typ.Name == "HaltError"
 	case *ast.SelectorExpr:
-		return typ.Sel.Name == "Halt"
+		return typ.Sel.Name == "HaltError"
 	}
 	return false
 }
