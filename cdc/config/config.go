@@ -382,7 +382,7 @@ func (c *Config) DeadLetterTopic() string {
 	return "walpost.dlq." + c.Pipeline
 }
 
-// Reference returns the table of all keys, as Markdown for the README.
+// Reference returns the table of all keys, as Markdown for CONFIGURATION.md.
 func Reference() string {
 	var b strings.Builder
 	b.WriteString("| key | default | what it is |\n|---|---|---|\n")
