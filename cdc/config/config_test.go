@@ -67,7 +67,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"sorce: {slot: x}":                         "sorce: there is no such key: did you mean source?",
 		"source: {colums: {id: x}}":                "did you mean source.columns?",
 		"slot: x":                                  "slot: there is no such key: did you mean source.slot?",
-		"kafka: {url: x}":                          "see the configuration reference", // source's and cleanup's
+		"kafka: {url: x}":                          "cdc/CONFIGURATION.md lists every key", // source's and cleanup's
 		"1: x":                                     "1: there is no such key",
 		"window: {pace: 5}":                        "window.pace: 5 is no duration: write 5ms, 2s or 1m",
 		"kafka: {rename: {a: [b]}}":                "kafka.rename: {a: [b]} holds no pairs of names",

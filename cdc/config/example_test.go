@@ -1,55 +1,49 @@
-package config
+package config_test
 
 import (
+	"fmt"
 	"os"
-	"reflect"
-	"regexp"
-	"strings"
-	"testing"
+	"path/filepath"
+
+	"github.com/walpost/walpost/cdc/config"
 )
 
-// optional is a line of the example that holds a default.
-var optional = regexp.MustCompile(`(?m)^( *)#([a-z_]+: )`)
-
-// TestExampleIsRead loads example.yaml as it is, and with every optional line uncommented: it holds every key, and the defaults.
-func TestExampleIsRead(t *testing.T) {
-	b, err := os.ReadFile("example.yaml")
+// A configuration comes from a YAML file, and the environment wins: here it brings the password. Every mistake is reported at once, each
+// with its key.
+func ExampleLoad() {
+	folder, err := os.MkdirTemp("", "")
 	if err != nil {
-		t.Fatal(err)
+		fmt.Println(err)
+		return
 	}
-	example := string(b)
-	want := Default()
-	want.Pipeline, want.Source.URL = "shop", "postgres://walpost@localhost:5432/shop"
-	want.Kafka.Brokers, want.Kafka.AggregateTypes = []string{"localhost:9092"}, []string{"order"}
-	whole := optional.ReplaceAllString(example, "$1$2")
-	for name, text := range map[string]string{"as it is": example, "uncommented": whole} {
-		cfg, err := parseOne(text, noEnv)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		if len(cfg.Kafka.Rename) == 0 {
-			cfg.Kafka.Rename = nil // {} says the same
-		}
-		if !reflect.DeepEqual(cfg, want) {
-			t.Errorf("%s: read\n%+v, want\n%+v", name, cfg, want)
-		}
+	defer func() { _ = os.RemoveAll(folder) }()
+	file := filepath.Join(folder, "walpost.yaml")
+	if err := os.WriteFile(file, []byte(`
+pipeline: shop
+kafka:
+  brokers: [localhost:9092]
+  aggregate_types: [order]
+window: {rows: 1000}
+`), 0o600); err != nil {
+		fmt.Println(err)
+		return
 	}
-	if errs := mistakes([]byte(whole)); len(errs) > 0 {
-		t.Errorf("uncommented: %v", errs)
+
+	environment := map[string]string{"WALPOST_SOURCE_URL": "postgres://walpost:secret@localhost:5432/shop"}
+	pipelines, err := config.Load(file, func(name string) string { return environment[name] })
+	if err != nil {
+		fmt.Println(err)
+		return
 	}
-	keys, live := 0, 0
-	eachKey(reflect.ValueOf(&want).Elem(), nil, func(path []string, _ reflect.Value, tag reflect.StructTag) {
-		keys++
-		name := strings.Join(path, ".")
-		if _, ok := required[name]; ok {
-			live++
-		}
-		if _, ok := required[name]; ok != strings.Contains(tag.Get("doc"), "required") {
-			t.Errorf("%s: its doc says that it is required, or the example does, and the other does not", name)
-		}
-	})
-	if lines := len(optional.FindAllString(example, -1)); lines != keys-live || live != len(required) {
-		t.Errorf("the example has %d optional lines and %d required keys of %d, there are %d keys", lines, live, len(required), keys)
-	}
+	shop := pipelines[0]
+	fmt.Println(shop.Pipeline, shop.Source.Table, shop.Window.Rows, shop.Window.Bytes)
+
+	environment["WALPOST_WINDOW_ROWS"] = "0"
+	environment["WALPOST_DELIVERY"] = "twice"
+	_, err = config.Load(file, func(name string) string { return environment[name] })
+	fmt.Println(err)
+	// Output:
+	// shop public.outbox 1000 4MiB
+	// delivery: "twice": write at_least_once or exactly_once
+	// window.rows: 0: must be between 1 and 1000000
 }

@@ -182,7 +182,7 @@ func instead(path string, known []string) string {
 		}
 	}
 	if meant == "" {
-		return "see the configuration reference, cdc/CONFIGURATION.md"
+		return "cdc/CONFIGURATION.md lists every key"
 	}
 	return "did you mean " + meant + "?"
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
+	"github.com/walpost/walpost/cdc/version"
 )
 
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
@@ -126,7 +127,7 @@ func (p *publisher) Close() {
 
 // Check refuses what the topic would refuse, and what would pass for a dead letter.
 func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
-	if r.Refused == nil && r.Topic == p.deadTopic {
+	if r.Rejected == nil && r.Topic == p.deadTopic {
 		return cdc.Reject(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
 	}
 	most, err := p.limit(ctx, r.Topic)
@@ -236,7 +237,7 @@ func (p *publisher) Notes(former *cdc.State) []string { return p.partitions().No
 
 // written returns the record as it is written.
 func (p *publisher) written(st cdc.State) cdc.State {
-	st.Walpost = version()
+	st.Walpost = version.Number
 	if p.cluster != "" {
 		st.Cluster = p.cluster
 	}

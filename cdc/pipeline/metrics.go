@@ -24,7 +24,8 @@ type metrics struct {
 	asked *asked
 
 	mu    sync.Mutex
-	known Status // what the relay said
+	known Status // the relay's part of the status
+	cause error  // of the role, where the relay does not stream; known.Reason is its text
 }
 
 // newMetrics registers the metrics.
@@ -109,7 +110,7 @@ func (c *metrics) observer() cdc.Observer {
 			c.enter(role)
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			c.known.Role, c.known.Reason, c.known.Since = role, "", time.Now().UTC()
+			c.known.Role, c.known.Reason, c.known.Since, c.cause = role, "", time.Now().UTC(), err
 			if err != nil {
 				c.known.Reason = err.Error()
 			}
@@ -128,7 +129,7 @@ func (c *metrics) observer() cdc.Observer {
 			defer c.mu.Unlock()
 			c.known.Published += int64(len(records))
 		},
-		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Refused.Class)).Inc() },
+		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Rejected.Class)).Inc() },
 		Covered: func(st *cdc.State) {
 			c.covered.Set(float64(st.Covered))
 			c.asked.knows(st.Current())
@@ -212,17 +213,17 @@ const heldTooLong = time.Minute
 // status returns what the relay said, and what PostgreSQL and Kafka say now.
 func (c *metrics) status() Status {
 	c.mu.Lock()
-	s := c.known
+	s, cause := c.known, c.cause
 	c.mu.Unlock()
 	s.Blocked = []string{}
-	switch s.Role {
-	case cdc.Streaming, cdc.Standby:
+	switch {
+	case s.Role == cdc.Streaming || s.Role == cdc.Standby:
 		s.Verdict = Flows
-	case cdc.Halted:
-		s.blockedBy(s.Reason)
+	case s.Role == cdc.Halted && cause != nil:
+		s.halted(cause)
 	default: // until it streams, or halts
-		if s.Verdict = CannotTell; s.Reason != "" {
-			s.add(s.Reason)
+		if s.Verdict = CannotTell; cause != nil {
+			s.add(cause)
 		}
 	}
 	if s.KafkaStalled {
