@@ -149,8 +149,8 @@ func callsOf(text string) (calls []call) {
 	return calls
 }
 
-// shellLines returns the lines of a block that a shell reads: all of them, or, with prompts, those after "$ ". It joins lines that
-// end in a backslash with the next one, and leaves out the text of a here document.
+// shellLines returns the lines of a block that a shell reads: all of them, or, with prompts, those after "$ ". It joins
+// lines that end in a backslash with the next one, and leaves out the text of a here document.
 func shellLines(block string, prompts bool) (lines []string) {
 	joins, end := false, ""
 	for line := range strings.Lines(block) {
@@ -228,8 +228,8 @@ func ours(words []string) (call, bool) {
 	return call{}, false
 }
 
-// shellCommands splits a line into its simple commands, and these into words. It knows as much of a shell as pages need: quotes,
-// comments, and operators between commands. It leaves redirections out.
+// shellCommands splits a line into its simple commands, and these into words. It knows as much of a shell as pages
+// need: quotes, comments, and operators between commands. It leaves redirections out.
 func shellCommands(line string) (commands [][]string) {
 	var words []string
 	word, has, quote := "", false, rune(0)

@@ -48,7 +48,8 @@ func tracked(t *testing.T, patterns ...string) map[string][]byte {
 	return files
 }
 
-// TestContributingNamesEveryVariable compares the table of CONTRIBUTING.md with the variables that tests, their harness and .ci read.
+// TestContributingNamesEveryVariable compares the table of CONTRIBUTING.md with the variables that tests, their harness
+// and .ci read.
 func TestContributingNamesEveryVariable(t *testing.T) {
 	read := map[string]string{} // by variable, a file
 	for file, text := range tracked(t, "*_test.go", "cdc/cdctest/*.go", "cdc/devenv/*.go", "cdc/internal/failpoint/*.go") {
@@ -176,7 +177,8 @@ func tree(t *testing.T) (files, folders map[string]bool) {
 // extensions end the names of files that a page may name without their folder.
 var extensions = []string{".go", ".md", ".sql", ".yml", ".yaml", ".mod", ".sum", ".json"}
 
-// TestPathsOnPagesExist looks up the files and folders of the repository that pages name in backticks, from its top or from the page.
+// TestPathsOnPagesExist looks up the files and folders of the repository that pages name in backticks, from its top or
+// from the page.
 func TestPathsOnPagesExist(t *testing.T) {
 	files, folders := tree(t)
 	var tops, goFiles []string
@@ -221,7 +223,8 @@ var (
 	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark|Example)\w*)\(`)
 )
 
-// TestPagesNameTestsThatExist looks up each test that a page names, and each that a `go test … -run` or `-bench` of a page runs.
+// TestPagesNameTestsThatExist looks up each test that a page names, and each that a `go test … -run` or `-bench` of a
+// page runs.
 func TestPagesNameTestsThatExist(t *testing.T) {
 	byFolder, exist := map[string][]string{}, map[string]bool{}
 	for file, text := range tracked(t, "*_test.go") {
