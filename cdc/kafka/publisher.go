@@ -19,6 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/internal/failpoint"
+	"github.com/walpost/walpost/cdc/version"
 )
 
 // defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
@@ -236,7 +237,7 @@ func (p *publisher) Notes(former *cdc.State) []string { return p.partitions().No
 
 // written returns the record as it is written.
 func (p *publisher) written(st cdc.State) cdc.State {
-	st.Walpost = version()
+	st.Walpost = version.Number
 	if p.cluster != "" {
 		st.Cluster = p.cluster
 	}

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -110,27 +108,6 @@ func (l *stateLog) add(r *kgo.Record, cluster string) error {
 	l.states = append(l.states, st)
 	return nil
 }
-
-// version is that of the walpost in this program: of its module, and without one the revision that it was built from.
-var version = sync.OnceValue(func() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	for _, m := range append(info.Deps, &info.Main) {
-		if m.Path == module && m.Version != "" && m.Version != "(devel)" {
-			return m.Version
-		}
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && info.Main.Path == module {
-			return s.Value
-		}
-	}
-	return ""
-})
-
-const module = "github.com/walpost/walpost"
 
 // newest is the state record that holds; nil when there is none.
 func (l *stateLog) newest() *cdc.State { return cdc.NewestState(l.states) }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/alecthomas/kong"
 	"github.com/walpost/walpost/cdc/config"
 	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
@@ -25,23 +26,22 @@ type cli struct {
 	LogLevel  string `default:"info" env:"LOG_LEVEL" help:"Write log lines of this level and above: trace, debug, info, warn or error."`
 	LogFormat string `env:"LOG_FORMAT" help:"Write the log as json or console. The default is console on a terminal, and json elsewhere."`
 
+	Version kong.VersionFlag `help:"Print the version and exit."`
+
 	Relay   relayCmd   `cmd:"" help:"Relay the outbox of every pipeline until SIGTERM or SIGINT."`
 	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka once, with an administrator's rights: create the role, table, publication, slot, topics and the first state record."`
 	Status  statusCmd  `cmd:"" help:"Show the slot, the state record and the lag, and what blocks the pipeline. Exit code 0: rows flow; 1: you have to act; 2: PostgreSQL or Kafka did not answer."`
 	Dlq     dlqCmd     `cmd:"" help:"List, show, redrive or drop dead letters: rows that could not be published (poison.policy: dead_letter; with polling, failed rows)."`
 	Skip    skipCmd    `cmd:"" help:"Give up the undelivered commits before an LSN. The relay must be halted or stopped."`
-	Adopt   adoptCmd   `cmd:"" help:"Accept the slot, publication, table and timeline of today, after a latched halt or when another slot has replaced the pipeline's. The relay must be halted or stopped."`
+	Adopt   adoptCmd   `cmd:"" help:"Accept the slot, publication, table and timeline as they are now, after a latched halt or when another slot has replaced the pipeline's. The relay must be halted or stopped."`
 	Replay  replayCmd  `cmd:"" help:"Publish the rows of a time range again, with the header replay, to fill a gap. Only rows that are still in the outbox table can be published."`
 	Cleanup cleanupCmd `cmd:"" help:"Delete the outbox rows that are confirmed and older than the retention. In a partitioned table, drop old partitions and create those of the next days."`
 	Where   whereCmd   `cmd:"" help:"Find an event by its id, or all events of a key (order id): show where each was published, or why not."`
-	Version versionCmd `cmd:"" help:"Print the version."`
 
 	MigrateSource migrateSourceCmd `cmd:"" help:"Move a polled pipeline to the WAL without a gap: create the slot, then wait until the running poller has published everything older. Run it with the new configuration (source.kind: wal)."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running process whether it is ready, for the health check of a container. Exit code 0: it is; 1: it is not."`
 }
-
-type versionCmd struct{}
 
 // process holds the inputs and outputs of the one command that this process runs.
 type process struct {
@@ -150,9 +150,4 @@ func (p *process) adminURL(cfg config.Config, flag, need string) (string, error)
 		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s: write postgres://postgres@host:5432/database?sslmode=verify-full", need)
 	}
 	return url, nil
-}
-
-func (*versionCmd) Run(p *process) error {
-	fmt.Fprintln(p.stdout, "walpost", app.Version())
-	return nil
 }
