@@ -127,7 +127,7 @@ func (p *publisher) Close() {
 
 // Check refuses what the topic would refuse, and what would pass for a dead letter.
 func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
-	if r.Refused == nil && r.Topic == p.deadTopic {
+	if r.Rejected == nil && r.Topic == p.deadTopic {
 		return cdc.Reject(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
 	}
 	most, err := p.limit(ctx, r.Topic)

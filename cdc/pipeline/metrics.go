@@ -129,7 +129,7 @@ func (c *metrics) observer() cdc.Observer {
 			defer c.mu.Unlock()
 			c.known.Published += int64(len(records))
 		},
-		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Refused.Class)).Inc() },
+		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Rejected.Class)).Inc() },
 		Covered: func(st *cdc.State) {
 			c.covered.Set(float64(st.Covered))
 			c.asked.knows(st.Current())

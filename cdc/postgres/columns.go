@@ -163,7 +163,7 @@ func unfit(problems []string) error {
 	return &cdc.HaltError{
 		Found: strings.Join(problems, "; "),
 		Means: "the relay cannot stream like this, and nothing is lost",
-		Run:   "fix it and the relay goes on by itself",
+		Run:   "fix this, and the relay resumes by itself",
 	}
 }
 

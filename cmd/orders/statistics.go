@@ -58,8 +58,8 @@ func (r *statisticsRebuild) Run(ctx context.Context, p *process) error {
 		if done.Cut {
 			fmt.Fprintln(p.stdout, "the topic has lost its beginning, and with it the orders paid before: `orders statistics show` says since when they are counted")
 		}
-		if n := done.Aside + done.Refused; n > 0 {
-			fmt.Fprintf(p.stdout, "%d events were left out: %d parked or dropped (orders parked list --group %s), %d cannot be counted\n", n, done.Aside, statistics.Group, done.Refused)
+		if n := done.Aside + done.Rejected; n > 0 {
+			fmt.Fprintf(p.stdout, "%d events were left out: %d parked or dropped (orders parked list --group %s), %d cannot be counted\n", n, done.Aside, statistics.Group, done.Rejected)
 		}
 		return nil
 	})

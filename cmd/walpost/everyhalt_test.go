@@ -14,7 +14,7 @@ import (
 // elsewhere are halts that TestPrintedCommandsEndEachHalt does not provoke, each with the reason, or the test that does
 // it.
 var elsewhere = map[string]string{
-	"nothing behind it is published before this is decided":                       "a row of a type that is not listed, and others there: the words are the row's",
+	"no later row is published until you decide":                                  "a row of a type that is not listed, and others there: the words are the row's",
 	"kafka does not let us see topic":                                             "fault 14",
 	"this Kafka gives no producer ids":                                            "TestKafkaThatHasLess",
 	"this Kafka has no transactions":                                              "TestKafkaThatHasLess",
@@ -24,7 +24,7 @@ var elsewhere = map[string]string{
 	"a relay streams %s from the WAL":                                             "TestFromPollingToTheWAL",
 	"a row of relation %d came before its description":                            "no server does that: the decoder's tests",
 	"the role that asked has not the right":                                       "PostgreSQL names the right that is missing: what to run depends on it",
-	"everything behind it waits in the slot, nothing is lost":                     "a row that PostgreSQL cannot decode, from 15 on",
+	"every later row waits in the slot; nothing is lost":                          "a row that PostgreSQL cannot decode, from 15 on",
 	"may never have been streamed, or not whole":                                  "changed and changed back, and others there",
 }
 

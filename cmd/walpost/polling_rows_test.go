@@ -122,7 +122,7 @@ func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
 	}
 	s.MustRun("dlq", "drop", "--all", "--yes")
 	came("[1 2 3] [1 3] [1]")
-	if n := strings.Count(r.Log.String(), "one row at a time"); n != 1 {
+	if n := strings.Count(r.Log.String(), "the rows one at a time"); n != 1 {
 		t.Errorf("it looked for the row %d times", n)
 	}
 }

@@ -216,7 +216,7 @@ func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 			if err := client.ProduceSync(s.T.Context(), &kgo.Record{Topic: topic(s), Key: []byte("k"), Value: []byte(`{"a": 1}`)}).FirstErr(); err != nil {
 				s.T.Fatal(err)
 			}
-		}, "it has no version, as all records of walpost have: somebody else wrote it", false},
+		}, "it has no version, so walpost did not write it", false},
 		{"another pipeline's", func(s *testbed) { s.RewriteStateRecord(func(st *cdc.State) { st.Pipeline = "q" }) }, `belongs to pipeline \"q\"`, false},
 		{"another slot's", func(s *testbed) { s.RewriteStateRecord(func(st *cdc.State) { st.Slot = "walpost_of_others" }) }, "two pipelines of one name share state and transactional id", false},
 		{"auto-created with deletion", func(s *testbed) {

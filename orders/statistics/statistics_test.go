@@ -315,7 +315,7 @@ func TestStatisticsEqualACountOverTheOrders(t *testing.T) {
 		t.Fatal(err)
 	}
 	done, err := s.rebuild(t.Context(), false, quiet)
-	if err != nil || done.Refused+done.Aside > 0 || done.Duplicates == 0 {
+	if err != nil || done.Rejected+done.Aside > 0 || done.Duplicates == 0 {
 		t.Errorf("rebuilt: %+v (%v)", done, err)
 	}
 	s.mustEqual()
@@ -391,7 +391,7 @@ func TestATopicWithoutItsBeginningIsRefusedUnlessPartial(t *testing.T) {
 	}
 	refuse("begins at offset")
 	done, err := s.rebuild(t.Context(), true, quiet)
-	if n := scan[int](s, `SELECT sum(orders)::int FROM statistics`); err != nil || n == 0 || n >= whole || done.Refused != 0 || !done.Cut {
+	if n := scan[int](s, `SELECT sum(orders)::int FROM statistics`); err != nil || n == 0 || n >= whole || done.Rejected != 0 || !done.Cut {
 		t.Errorf("partial: %+v (%v), %d of %d orders' lines", done, err, n, whole)
 	}
 	if want := scan[string](s, `SELECT min(day)::text FROM statistics`); since() != want {

@@ -1,5 +1,5 @@
 -- What the inventory service may do, and what for; sql.Migrate takes everything back first and puts the role's quoted name for :service. The page of
--- cdc/identity has a table of it: go test ./cmd/internal/policy -run Readme -update
+-- cdc/identity has a table of it: go test ./cmd/internal/policy -run Generated -update
 GRANT SELECT, INSERT, UPDATE ON stock, products TO :service; -- keeps the stock, and what products are called
 GRANT INSERT ON outbox TO :service; -- writes events
 GRANT SELECT, INSERT ON stock_movements, inbox, inbox_decisions TO :service; -- applies each event once; notes what operators decide

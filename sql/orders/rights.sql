@@ -1,5 +1,5 @@
 -- What the order service may do, and what for; sql.Migrate takes everything back first and puts the role's quoted name for :service. The page of
--- cdc/identity has a table of it: go test ./cmd/internal/policy -run Readme -update
+-- cdc/identity has a table of it: go test ./cmd/internal/policy -run Generated -update
 GRANT SELECT, INSERT ON orders, order_lines, idempotency_keys TO :service; -- takes orders, each request once
 GRANT UPDATE (status, paid_at, confirmed_at, rejected_at, shipped_at, completed_at, cancelled_at, tracking_code) ON orders TO :service; -- changes them
 GRANT UPDATE (order_id, status, answer) ON idempotency_keys TO :service; -- keeps the answer to a request
