@@ -48,7 +48,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"source: {columns: {id: ''}}":              "source.columns.id:",
 		"source: {columns: {ident: x}}":            "source.columns.ident: there is no such key",
 		"source: {url: 'mysql://x'}":               "source.url:",
-		"source: {url: 'host=h sslmode=disable'}":  "source.url: it names no database: write postgres://user@host:5432/database",
+		"source: {url: 'host=h sslmode=disable'}":  "source.url: the URL names no database: write postgres://user@host:5432/database",
 		"source: {publication: ''}":                "source.publication:",
 		"source: {max_row_bytes: 5}":               "source.max_row_bytes:",
 		"kafka: {brokers: [localhost]}":            "kafka.brokers:",
@@ -59,9 +59,9 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"kafka: {aggregate_types: ['a b']}":        "kafka.aggregate_types:",
 		"kafka: {max_request_bytes: 1KiB}":         "kafka.max_request_bytes:",
 		"kafka: {partitions: 0}":                   "kafka.partitions:",
-		"kafka: {partitions: many}":                "kafka.partitions: many is no whole number",
-		"kafka: {partitions: 1.5}":                 "kafka.partitions: 1.5 is no whole number",
-		"kafka: {brokers: 'localhost:9092'}":       `kafka.brokers: "localhost:9092" is no list of names: write [localhost:9092]`,
+		"kafka: {partitions: many}":                "kafka.partitions: many is not a whole number",
+		"kafka: {partitions: 1.5}":                 "kafka.partitions: 1.5 is not a whole number",
+		"kafka: {brokers: 'localhost:9092'}":       `kafka.brokers: "localhost:9092" is not a list of names: write [localhost:9092]`,
 		"kafka: {agregate_types: [x]}":             "kafka.agregate_types: there is no such key: did you mean kafka.aggregate_types?",
 		"kafka: {aggregateTypes: [x]}":             "did you mean kafka.aggregate_types?",
 		"sorce: {slot: x}":                         "sorce: there is no such key: did you mean source?",
@@ -69,15 +69,15 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"slot: x":                                  "slot: there is no such key: did you mean source.slot?",
 		"kafka: {url: x}":                          "cdc/CONFIGURATION.md lists every key", // source's and cleanup's
 		"1: x":                                     "1: there is no such key",
-		"window: {pace: 5}":                        "window.pace: 5 is no duration: write 5ms, 2s or 1m",
-		"kafka: {rename: {a: [b]}}":                "kafka.rename: {a: [b]} holds no pairs of names",
+		"window: {pace: 5}":                        "window.pace: 5 is not a duration: write 5ms, 2s or 1m",
+		"kafka: {rename: {a: [b]}}":                "kafka.rename: {a: [b]} does not hold pairs of names",
 		"kafka: {sasl: {password: ['pw@']}}":       "kafka.sasl.password: this is more than one value",
 		"http: \"pw@":                              "configuration line 1: ",
 		"http: a\nhttp: b":                         "configuration line 2: this key is there already",
 		"---\nhttp: a\n---\nhttp: b\n":             "more than one document",
-		"orders":                                   "configuration: the file holds no keys",
-		"[pipeline]":                               "configuration: the file holds no keys",
-		"source: {<<: 5}":                          "configuration line 1: this cannot be read here",
+		"orders":                                   "configuration: the file has no keys",
+		"[pipeline]":                               "configuration: the file has no keys",
+		"source: {<<: 5}":                          "configuration line 1: the text here is not a key or a value",
 		"kafka: {replication: -1}":                 "kafka.replication:",
 		"kafka: {headers: ce}":                     "kafka.headers:",
 		"kafka: {cloudevents: {source: 'a b'}}":    "kafka.cloudevents.source:",
@@ -93,7 +93,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"kafka: {tls_ca_file: [a]}":                "kafka.tls_ca_file: [a] is more than one value",
 		"delivery: exactly_twice":                  "delivery:",
 		"window: {rows: 0}":                        "window.rows:",
-		"window: {bytes: lots}":                    "no size",
+		"window: {bytes: lots}":                    "not a size",
 		"window: {bytes: 1GiB}":                    "window.bytes:",
 		"window: {pace: 1m}":                       "window.pace:",
 		"queue_timeout: 0s":                        "queue_timeout:",
@@ -101,16 +101,16 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"http: [1]":                                "http",
 		"pipeline: [":                              "line",
 		"source: {url: 'postgres://u:pw@h:x/db'}":  "source.url:",
-		"source: {columns: {id: '=5'}}":            "source.columns.id: \"=5\": a constant is for",
-		"source: {columns: {payload: '-'}}":        "source.columns.payload: \"-\": every row needs one",
-		"source: {columns: {aggregate_type: '='}}": "write the word behind the =",
+		"source: {columns: {id: '=5'}}":            "source.columns.id: \"=5\": only aggregate_type and event_type can be constants",
+		"source: {columns: {payload: '-'}}":        "source.columns.payload: \"-\": every row needs a value",
+		"source: {columns: {aggregate_type: '='}}": "write the word after the =",
 		"source: {columns: {aggregate_type: '-'}}": "source.columns.aggregate_type:",
 		"source: {columns: {aggregate_id: '-'}}":   "kafka.null_key: publish",
-		"source: {columns: {event_type: '-'}}\nkafka: {headers: cloudevents}":      "a CloudEvent has a type",
-		"source: {columns: {event_type: '-'}}\nkafka: {topic: 'x.{event_type}'}":   "kafka.topic asks for {event_type}",
+		"source: {columns: {event_type: '-'}}\nkafka: {headers: cloudevents}":      "a CloudEvent needs a type",
+		"source: {columns: {event_type: '-'}}\nkafka: {topic: 'x.{event_type}'}":   "kafka.topic contains {event_type}",
 		"source: {columns: {aggregate_type: '=b'}}\nkafka: {aggregate_types: [a]}": "not in kafka.aggregate_types",
 		"kafka: {aggregate_types: ['*', order]}":                                   "list it alone",
-		"source: {columns: {created_at: '-'}}\ncleanup: {every: 1h}":               "cleanup.every: rows are deleted by the age",
+		"source: {columns: {created_at: '-'}}\ncleanup: {every: 1h}":               "cleanup.every: rows are deleted by their age",
 		"kafka: {null_key: maybe}":                                                 "kafka.null_key: \"maybe\": write refuse or publish",
 		"kafka: {null_payload: maybe}":                                             "kafka.null_payload: \"maybe\": write refuse or tombstone",
 	} {
@@ -274,7 +274,7 @@ func TestCleanupRules(t *testing.T) {
 	cfg := Default()
 	cfg.Cleanup.Every, cfg.Cleanup.URL, cfg.Cleanup.Retention = time.Millisecond, "x://", -1
 	err := cfg.Validate()
-	for _, text := range []string{"cleanup.every: 1ms: at least 1s", "cleanup.url: not a PostgreSQL URL", "cleanup.retention: -1ns"} {
+	for _, text := range []string{"cleanup.every: 1ms: write at least 1s", "cleanup.url: not a PostgreSQL URL", "cleanup.retention: -1ns"} {
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("it does not say %q: %v", text, err)
 		}

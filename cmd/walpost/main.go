@@ -33,7 +33,7 @@ type cli struct {
 	Status  statusCmd  `cmd:"" help:"Show the slot, the state record and the lag, and what blocks the pipeline. Exit code 0: rows flow; 1: you have to act; 2: PostgreSQL or Kafka did not answer."`
 	Dlq     dlqCmd     `cmd:"" help:"List, show, redrive or drop dead letters: rows that could not be published (poison.policy: dead_letter; with polling, failed rows)."`
 	Skip    skipCmd    `cmd:"" help:"Give up the undelivered commits before an LSN. The relay must be halted or stopped."`
-	Adopt   adoptCmd   `cmd:"" help:"Accept the slot, publication, table and timeline of today, after a latched halt or when another slot has replaced the pipeline's. The relay must be halted or stopped."`
+	Adopt   adoptCmd   `cmd:"" help:"Accept the slot, publication, table and timeline as they are now, after a latched halt or when another slot has replaced the pipeline's. The relay must be halted or stopped."`
 	Replay  replayCmd  `cmd:"" help:"Publish the rows of a time range again, with the header replay, to fill a gap. Only rows that are still in the outbox table can be published."`
 	Cleanup cleanupCmd `cmd:"" help:"Delete the outbox rows that are confirmed and older than the retention. In a partitioned table, drop old partitions and create those of the next days."`
 	Where   whereCmd   `cmd:"" help:"Find an event by its id, or all events of a key (order id): show where each was published, or why not."`
