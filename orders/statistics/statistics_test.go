@@ -477,7 +477,7 @@ func TestWhatCannotBeCountedIsPermanent(t *testing.T) {
 		{"OrderPaid", "items[0].sku is not", line("sku", "a\x00")},
 		{"OrderPaid", "items[0].quantity is not", line("quantity", 0)},
 		{"OrderPaid", "items[0].unitPrice is missing", line("unitPrice", nil)},
-		{"OrderPaid", "was counted by another OrderPaid", set("orderId", order)},
+		{"OrderPaid", "was counted already, from another OrderPaid", set("orderId", order)},
 		{"OrderCancelled", "wasPaid is missing", func(f map[string]any) { v1(f); f["wasPaid"] = nil }},
 		{"OrderCancelled", "was never counted as paid", v1},
 		{"OrderRejected", "or is returned already", func(f map[string]any) { v1(f); f["orderId"] = order }},
