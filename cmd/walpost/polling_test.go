@@ -15,7 +15,7 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 	t.Parallel()
 	s := newPolledStory(t)
 	s.MustRun("init")
-	if again := s.MustRun("init"); !strings.Contains(again, "there, with the columns and indexes that polling needs") || strings.Contains(again, "CREATE INDEX") {
+	if again := s.MustRun("init"); !strings.Contains(again, "exists, with the columns and indexes that polling needs") || strings.Contains(again, "CREATE INDEX") {
 		t.Errorf("a second init is not content:\n%s", again)
 	}
 	r := s.StartRelay()

@@ -193,7 +193,7 @@ func TestAdoptRefuses(t *testing.T) {
 	s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
 	s.MustRefuse("--create-slot", "adopt")
 	s.Exec("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", s.Slot())
-	s.MustRefuse("a logical one of pgoutput is needed", "adopt")
+	s.MustRefuse("a logical slot of pgoutput is needed", "adopt")
 }
 
 // TestRefusedLeavesNothingBehind: what is refused has made neither slot nor role, publication or topic.
