@@ -318,7 +318,7 @@ func TestStrayVariables(t *testing.T) {
 		{"serve", append(kubernetes, "PATH", "ORDERS_SMTP_URL", "ORDERS_ADMIN_DATABASE_URL", "ORDERS_KAFKA_SASL_EXTENSIONS", "INVENTORY_HTP", "WALPOST_KAFKA_BROKER", "ORDERS_TEST_MAIN"), "", ""},
 		{"--version", []string{"ORDERS_HTTPS", "ORDERS_COLOUR"}, "", ""},
 		{"serve --relay", []string{"WALPOST_KAFKA_BROKER", "WALPOST_ADMIN_URL", "WALPOST_READ_URL", "LOG_FORMAT"}, "environment WALPOST_KAFKA_BROKER: there is no such variable: did you mean WALPOST_KAFKA_BROKERS?", ""},
-		{"serve --relay", []string{"WALPOST_COLOUR"}, "", "nothing reads WALPOST_COLOUR: the variables of keys are in the configuration reference in the README"},
+		{"serve --relay", []string{"WALPOST_COLOUR"}, "", "nothing reads WALPOST_COLOUR: cdc/CONFIGURATION.md names the variable of each key"},
 	} {
 		environ := []string{"ORDERS_DATABASE_ULR="} // empty is not there
 		for _, name := range c.names {
