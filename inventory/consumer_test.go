@@ -256,7 +256,7 @@ func TestMalformedEventsStopNothing(t *testing.T) {
 		"1 header id is missing",
 		"2 items[0].quantity is not between 1 and 1000000000",
 		"3 header id is missing",
-		"4 header id is not UTF-8 text, so it cannot be told from others: an id is text, and a UUID is its 36 characters",
+		"4 header id is not UTF-8 text, so the inbox cannot compare it: write an id as text, a UUID as its 36 characters",
 		"5 the value is empty",
 	}
 	if err != nil || !slices.Equal(got, want) {
@@ -336,7 +336,7 @@ func TestDatabaseAwayAndBack(t *testing.T) {
 	f.audit(plenty, events)
 	f.waitReady(r, "")
 	log := r.log.String()
-	if n, m := strings.Count(log, `"message":"in trouble`), strings.Count(log, `"message":"recovered"`); n != 1 || m != 1 {
+	if n, m := strings.Count(log, `"message":"failing, retrying`), strings.Count(log, `"message":"recovered"`); n != 1 || m != 1 {
 		t.Errorf("%d beginnings and %d ends of trouble in the log, want one each", n, m)
 	}
 }

@@ -278,7 +278,7 @@ func TestRefusedRequestsGetAProblemAndChangeNothing(t *testing.T) {
 		{"no content type", "POST", "/orders", good, 415, "application/json", []string{"Content-Type", ""}},
 		{"not JSON", "POST", "/orders", `{"buyerId`, 400, "unexpected EOF", nil},
 		{"an array", "POST", "/orders", `[]`, 400, "cannot unmarshal array", nil},
-		{"two objects", "POST", "/orders", good + good, 400, "nothing behind it", nil},
+		{"two objects", "POST", "/orders", good + good, 400, "nothing after it", nil},
 		{"null", "POST", "/orders", `null`, 422, "/buyerId", nil},
 		{"an unknown field", "POST", "/orders", with(`"buyerId"`, `"discount": 1, "buyerId"`), 400, "unknown field \\\"discount\\\"", nil},
 		{"an unknown field of an item", "POST", "/orders", with(`"sku"`, `"price": 1, "sku"`), 400, "unknown field \\\"price\\\"", nil},

@@ -127,7 +127,7 @@ func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 	}
 	var out bytes.Buffer
 	token := server.URLFor("shop_service", "", "postgres") + "&password_command=echo%20token"
-	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), token, &out); err != nil || !strings.Contains(out.String(), "keeps the password it has: what password_command gives is taken for a token") {
+	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), token, &out); err != nil || !strings.Contains(out.String(), "keeps its password: the value from password_command counts as a token") {
 		t.Errorf("a service with tokens: %v\n%s", err, &out)
 	}
 	admin := connect(t, server.URL("postgres"))

@@ -7,8 +7,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// TestCallbacksHaveTheClient: the consumer knows its client before that joins the group. It did not, and the first assignment of a group that
-// was fast ended the process.
+// TestCallbacksHaveTheClient: the consumer knows its client before that client joins the group. Once it did not, and
+// the first assignment of a fast group ended the process.
 func TestCallbacksHaveTheClient(t *testing.T) {
 	c := &Consumer{cfg: Config{Brokers: []string{"127.0.0.1:1"}, Topic: "topic", Group: "group"}.withDefaults()}
 	known := false

@@ -19,33 +19,33 @@ import (
 	"github.com/walpost/walpost/cdc/identity"
 )
 
-// Config of a Consumer. What is not said to be optional is required.
+// Config configures a Consumer. A field is required unless its comment gives a default or says optional.
 type Config struct {
-	Brokers []string // host:port, one that answers is enough
+	Brokers []string // host:port; one broker that answers is enough
 	Topic   string
-	Group   string // its processes share the topic's partitions
-	// Consumer names the effects in the inbox: whoever reads the topic under this name, in whatever group, finds the
-	// events that have been applied. Empty: Group.
+	Group   string // the processes of a group share the topic's partitions
+	// Consumer is the name under which the inbox records applied events. Two groups with the same Consumer share these
+	// records: an event that one has applied is a duplicate for the other. Empty: Group.
 	Consumer string
-	// Login is optional: how to prove to Kafka who we are. Without it connections have neither TLS nor a login.
+	// Login is optional: how the consumer logs in to Kafka. Without it connections use neither TLS nor a login.
 	Login *identity.Login
 
-	Pool   *pgxpool.Pool // of the database with the inbox and the effects; stays the caller's to close
+	Pool   *pgxpool.Pool // to the database with the inbox and the effects; the caller closes it
 	Handle Handler
-	// HandleBatch is optional: Handle for several events at once, in their order, to save round trips or to take locks in
-	// one order.
+	// HandleBatch is optional. It applies several events at once, in their order: it can save round trips, or take
+	// locks in a fixed order. For a single event Handle is called.
 	HandleBatch func(ctx context.Context, tx pgx.Tx, events []Event) error
 
-	// Types are the event types to handle; empty means all. Ignore are known types that are passed over without a trace.
-	// An event of any other type is set aside as with Skip, whatever Policy says.
+	// Types are the event types to handle; empty means all. Ignore lists known types that the consumer passes over
+	// without recording them. An event of any other type is parked as with Skip, regardless of Policy.
 	Types, Ignore []string
 
-	Policy Policy    // of events that can never be applied; empty: Block
-	Gap    GapPolicy // of records that left the topic before they were applied; empty: Halt
-	Batch  int       // most events in a transaction; 0: 500
+	Policy Policy    // for events that can never be applied; empty: Block
+	Gap    GapPolicy // for records that left the topic before they were applied; empty: Halt
+	Batch  int       // the most events in one transaction; 0: 500
 
-	// Retention is how long the inbox remembers an event, counted from the time in its id; 0: for ever. Nothing is
-	// forgotten while the topic itself keeps its records as long or longer.
+	// Retention is how long the inbox remembers an event, counted from the time in its id; 0: without limit. The inbox
+	// forgets nothing while the topic itself keeps its records as long or longer.
 	Retention time.Duration
 
 	Metrics *Metrics // optional
@@ -82,29 +82,29 @@ func (cfg Config) validate() error {
 		}
 	}
 	if !slices.Contains([]Policy{Block, ParkKey, Skip}, cfg.Policy) {
-		errs = append(errs, fmt.Errorf("policy %q is none of block, park_key, skip", cfg.Policy))
+		errs = append(errs, fmt.Errorf("Policy is %q: it must be block, park_key or skip", cfg.Policy))
 	}
 	if cfg.Gap != Halt && cfg.Gap != GoOn {
-		errs = append(errs, fmt.Errorf("gap %q is none of halt, go_on", cfg.Gap))
+		errs = append(errs, fmt.Errorf("Gap is %q: it must be halt or go_on", cfg.Gap))
 	}
 	if cfg.Batch < 1 {
-		errs = append(errs, fmt.Errorf("a batch of %d events: at least 1", cfg.Batch))
+		errs = append(errs, fmt.Errorf("Batch is %d events: it must be at least 1", cfg.Batch))
 	}
 	if cfg.Retention < 0 || cfg.Retention > 0 && cfg.Retention < 24*time.Hour {
-		errs = append(errs, fmt.Errorf("a retention of %v: the inbox forgets by days, so at least 24h, or 0 for ever", cfg.Retention))
+		errs = append(errs, fmt.Errorf("Retention is %v: the inbox forgets whole days, so it must be at least 24h, or 0 to forget nothing", cfg.Retention))
 	}
 	return errors.Join(errs...)
 }
 
 func (cfg Config) effects() *effects { return &effects{cfg.Consumer, cfg.Handle, cfg.HandleBatch} }
 
-// owner names this process to people.
+// owner returns the host name and process id of this process, for the operator who reads inbox_partitions.
 func owner() string {
 	host, _ := os.Hostname()
 	return fmt.Sprintf("%s-%d", host, os.Getpid())
 }
 
-// client makes a client of the brokers, which is called like the consumer.
+// client returns a client of the brokers with the consumer's name as its client id.
 func (cfg Config) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	client, err := kgo.NewClient(append(cfg.clientOptions(), opts...)...)
 	if err != nil {
@@ -117,7 +117,8 @@ func (cfg Config) clientOptions() []kgo.Opt {
 	return append(cfg.Login.Options(), kgo.SeedBrokers(cfg.Brokers...), kgo.ClientID(cfg.Consumer))
 }
 
-// why returns the sentence that says why Kafka does not let us in or what it does not allow, where that is behind err, and otherwise err.
+// why returns the sentence that explains why Kafka refused the login or the access, if err comes from that; otherwise
+// err.
 func (cfg Config) why(ctx context.Context, err error) error {
 	grant := func(kind, name string) error {
 		return fmt.Errorf("%w: %s", err, cfg.Login.Grant(cfg.Brokers, kind, name, "Read"))
@@ -139,10 +140,10 @@ func (c *Consumer) options() []kgo.Opt {
 		kgo.WithHooks(newClient(func(client *kgo.Client) { c.client = client })),
 		kgo.ConsumerGroup(c.cfg.Group),
 		kgo.ConsumeTopics(c.cfg.Topic),
-		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // a position that is not in the log is found by positions alone
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // only c.positions handles an offset that is not in the log
 		kgo.AdjustFetchOffsetsFn(c.positions),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // so that the offset passes the end of a transaction, and lag can be 0
+		kgo.KeepControlRecords(), // so that the committed offset moves past a transaction marker, and lag can be 0
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
@@ -152,7 +153,7 @@ func (c *Consumer) options() []kgo.Opt {
 		kgo.SessionTimeout(sessionTimeout),
 		kgo.HeartbeatInterval(heartbeatInterval),
 		kgo.RebalanceTimeout(rebalanceTimeout),
-		kgo.MetadataMinAge(time.Second), // a topic that is made after us is found within seconds
+		kgo.MetadataMinAge(time.Second), // a topic that is created later is found within seconds
 		kgo.MetadataMaxAge(30 * time.Second),
 	}
 }

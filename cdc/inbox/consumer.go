@@ -15,17 +15,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// While polled records are being given to the workers, no rebalance can happen. A worker that takes long is left to
-// itself: its partition is paused, the others go on, and a rebalance that takes the partition away waits for the
-// transaction in hand, not longer than grace.
+// No rebalance can happen while polled records are being given to the workers. A worker that takes longer than patience
+// continues alone: its partition is paused, and the other partitions continue. A rebalance that revokes the partition
+// waits for the transaction that is open, but no longer than grace.
 const (
 	pollRecords      = 2000
-	pollTime         = time.Second // how old an offset to commit may get
+	pollTime         = time.Second // an offset that can be committed waits at most this long
 	patience         = time.Second
-	grace            = 5 * time.Second  // for a transaction in hand when its partition goes or the process stops
-	commitTimeout    = 3 * time.Second  // the offsets of a batch
-	claimTimeout     = 2 * time.Second  // in a rebalance; what cannot be claimed then is claimed by its worker
-	rebalanceTimeout = 60 * time.Second // far above the sum of these
+	grace            = 5 * time.Second  // for an open transaction when its partition is revoked or the process stops
+	commitTimeout    = 3 * time.Second  // for the offsets of a batch
+	claimTimeout     = 2 * time.Second  // in a rebalance; a partition that was not claimed in time is claimed by its worker
+	rebalanceTimeout = 60 * time.Second // far above the sum of the times above
 
 	// sessionTimeout is how long the partitions of a killed process wait until another one gets them.
 	sessionTimeout    = 10 * time.Second
@@ -41,23 +41,23 @@ type Consumer struct {
 	effects  *effects
 	log      zerolog.Logger
 	client   *kgo.Client
-	slots    chan struct{} // transactions at once
-	wake     chan struct{} // a worker that was left to itself is done
-	database trouble
-	kafka    trouble
+	slots    chan struct{} // limits the transactions that are open at once
+	wake     chan struct{} // a worker whose partition is paused is done
+	database health
+	kafka    health
 
 	mu         sync.Mutex
 	joined     bool
 	partitions map[int32]*partition
 	days       days
-	told       string          // why the inbox forgets nothing; maintain's
-	topicID    [16]byte        // as this session knows it
-	known      int             // partitions the topic had when it was last asked for
-	ends       map[int32]int64 // of the log, when it was last asked for
-	counted    map[int32]int64 // up to where missing records are counted
+	keepReason string          // the last logged reason why the inbox forgets nothing; only maintain uses it
+	topicID    [16]byte        // the topic's id as this session knows it
+	known      int             // partitions that the topic had at the last look
+	ends       map[int32]int64 // the log's end by partition, at the last look
+	counted    map[int32]int64 // the offset up to which missing records are counted
 }
 
-// New does not connect yet. An error is one of the configuration.
+// New returns a Consumer that has not connected yet. An error means that cfg is wrong.
 func New(cfg Config) (*Consumer, error) {
 	cfg = cfg.withDefaults()
 	err := cfg.validate()
@@ -75,8 +75,8 @@ func New(cfg Config) (*Consumer, error) {
 	return c, nil
 }
 
-// Run consumes until ctx ends; then it finishes the transaction in hand of each partition, commits the offsets, leaves
-// the group and returns nil. It waits for Kafka and for the database whenever they are away. It may be called once.
+// Run consumes until ctx ends. Then it finishes the open transaction of each partition, commits the offsets, leaves the
+// group and returns nil. It waits for Kafka and for the database whenever they are away. It may be called once.
 func (c *Consumer) Run(ctx context.Context) error {
 	for failures := 0; ; {
 		began := time.Now()
@@ -97,8 +97,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 	}
 }
 
-// session consumes with one client, until ctx ends or the client can go no further: when the topic was made again, or
-// the position is no longer in the log. A new one finds its position from the inbox.
+// session consumes with one client, until ctx ends or the client cannot continue: when the topic was deleted and
+// created again, or when its offset is no longer in the log. The next session finds its offsets from the inbox.
 func (c *Consumer) session(ctx context.Context) error {
 	c.mu.Lock()
 	c.topicID, c.known = [16]byte{}, 0
@@ -117,11 +117,11 @@ func (c *Consumer) session(ctx context.Context) error {
 	watchers.Wait()
 
 	stopping := context.WithoutCancel(ctx)
-	c.end(stopping, slices.Collect(maps.Values(c.owned())))
+	c.stopWorkers(stopping, slices.Collect(maps.Values(c.owned())))
 	leave, cancel := context.WithTimeout(stopping, leaveTimeout)
 	defer cancel()
 	if err := client.LeaveGroupContext(leave); err != nil {
-		c.log.Warn().Err(err).Msg("could not leave the group; it goes on without this process after the session timeout")
+		c.log.Warn().Err(err).Msg("could not leave the group; it continues without this process after the session timeout")
 	}
 	client.Close()
 	c.mu.Lock()
@@ -130,13 +130,14 @@ func (c *Consumer) session(ctx context.Context) error {
 	return nil
 }
 
-// newClient is called with a client before that joins its group, whose callbacks may come before kgo.NewClient returns.
+// newClient is called with a client before that client joins its group: callbacks of the group may run before
+// kgo.NewClient returns.
 type newClient func(*kgo.Client)
 
-// OnNewClient is a hook of kgo.
+// OnNewClient implements kgo.HookNewClient.
 func (f newClient) OnNewClient(client *kgo.Client) { f(client) }
 
-// Ready says what keeps events from being applied, in a sentence, or nil.
+// Ready returns nil while events can be applied, and otherwise an error that says what prevents it.
 func (c *Consumer) Ready(ctx context.Context) error {
 	var database error
 	if _, err := c.cfg.Pool.Exec(ctx, `SELECT FROM inbox, inbox_partitions, inbox_parked, inbox_parked_keys LIMIT 0`); err != nil {
@@ -172,7 +173,7 @@ func (c *Consumer) consume(ctx context.Context, end context.CancelCauseFunc) {
 			}
 		}
 		if ctx.Err() == nil {
-			c.hand(ctx, fetches)
+			c.dispatch(ctx, fetches)
 		}
 		c.commit(ctx)
 		c.client.AllowRebalance()
@@ -188,7 +189,7 @@ func (c *Consumer) consume(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// poll returns with nothing when a worker that was left to itself is done, or an offset should be committed.
+// poll returns without records when a worker of a paused partition is done, or when an offset should be committed.
 func (c *Consumer) poll(ctx context.Context) kgo.Fetches {
 	ctx, cancel := context.WithTimeout(ctx, pollTime)
 	defer cancel()
@@ -212,7 +213,7 @@ func pollError(fetches kgo.Fetches) error {
 	fetches.EachError(func(topic string, partition int32, err error) {
 		switch {
 		case first != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
-		case topic == "": // it is about the group
+		case topic == "": // an error about the group names no topic
 			first = err
 		case partition < 0:
 			first = fmt.Errorf("fetch from %s: %w", topic, err)
@@ -223,8 +224,8 @@ func pollError(fetches kgo.Fetches) error {
 	return first
 }
 
-// hand gives what was polled to the partitions' workers, and pauses those that take long.
-func (c *Consumer) hand(ctx context.Context, fetches kgo.Fetches) {
+// dispatch gives the polled records to the partitions' workers, and pauses the partitions whose workers take long.
+func (c *Consumer) dispatch(ctx context.Context, fetches kgo.Fetches) {
 	c.mu.Lock()
 	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
 		if p := c.partitions[f.Partition]; p != nil && len(f.Records) > 0 {
@@ -245,7 +246,7 @@ func (c *Consumer) hand(ctx context.Context, fetches kgo.Fetches) {
 				waiting = false
 			}
 		}
-		if p.leave(c.wake) {
+		if p.detach(c.wake) {
 			c.client.PauseFetchPartitions(map[string][]int32{c.cfg.Topic: {id}})
 		}
 	}
@@ -254,7 +255,7 @@ func (c *Consumer) hand(ctx context.Context, fetches kgo.Fetches) {
 // resume ends the pause of partitions whose worker is done.
 func (c *Consumer) resume() {
 	for id, p := range c.owned() {
-		if p.back() {
+		if p.resumable() {
 			c.client.ResumeFetchPartitions(map[string][]int32{c.cfg.Topic: {id}})
 		}
 	}
@@ -266,8 +267,8 @@ func (c *Consumer) owned() map[int32]*partition {
 	return maps.Clone(c.partitions)
 }
 
-// commit tells Kafka what is done. What it cannot commit now it commits with the next poll, or when the partition is
-// revoked; if it never can, the events come again and are duplicates.
+// commit commits the offsets of the records that are done. An offset that it cannot commit now is committed after the
+// next poll, or when the partition is revoked. If it is never committed, the events arrive again and are duplicates.
 func (c *Consumer) commit(ctx context.Context) {
 	done := map[*partition]*kgo.Record{}
 	for _, p := range c.owned() {
@@ -301,11 +302,11 @@ func (c *Consumer) onAssigned(ctx context.Context, client *kgo.Client, assigned 
 		c.partitions[id] = p
 		c.mu.Unlock()
 	}
-	client.ResumeFetchPartitions(assigned) // paused when it was here before
+	client.ResumeFetchPartitions(assigned) // a partition that this process owned before may still be paused
 	c.mu.Lock()
 	c.joined = true
 	c.mu.Unlock()
-	c.tell("partitions assigned", assigned[c.cfg.Topic])
+	c.logPartitions("partitions assigned", assigned[c.cfg.Topic])
 }
 
 func (c *Consumer) onRevoked(ctx context.Context, _ *kgo.Client, revoked map[string][]int32) {
@@ -316,9 +317,9 @@ func (c *Consumer) onRevoked(ctx context.Context, _ *kgo.Client, revoked map[str
 			ending = append(ending, p)
 		}
 	}
-	c.end(ctx, ending)
+	c.stopWorkers(ctx, ending)
 	c.forget(revoked[c.cfg.Topic])
-	c.tell("partitions revoked", revoked[c.cfg.Topic])
+	c.logPartitions("partitions revoked", revoked[c.cfg.Topic])
 }
 
 func (c *Consumer) onLost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
@@ -328,15 +329,16 @@ func (c *Consumer) onLost(_ context.Context, _ *kgo.Client, lost map[string][]in
 			p.stop(0)
 		}
 	}
-	c.forget(lost[c.cfg.Topic]) // and commit nothing: it is somebody else's
+	c.forget(lost[c.cfg.Topic]) // without a commit: another process owns it now
 	c.mu.Lock()
 	c.joined = false
 	c.mu.Unlock()
-	c.tell("partitions lost", lost[c.cfg.Topic])
+	c.logPartitions("partitions lost", lost[c.cfg.Topic])
 }
 
-// end stops the workers, in good order as far as grace lasts, and commits what they have done.
-func (c *Consumer) end(ctx context.Context, partitions []*partition) {
+// stopWorkers stops the workers, waits up to grace for their open transactions, and commits the offsets of their
+// records.
+func (c *Consumer) stopWorkers(ctx context.Context, partitions []*partition) {
 	var stopping sync.WaitGroup
 	for _, p := range partitions {
 		stopping.Go(func() { p.stop(grace) })
@@ -355,14 +357,15 @@ func (c *Consumer) forget(ids []int32) {
 	c.measureStates()
 }
 
-func (c *Consumer) tell(what string, ids []int32) {
+func (c *Consumer) logPartitions(what string, ids []int32) {
 	c.measureStates()
 	if len(ids) > 0 {
 		c.log.Info().Ints32("changed", ids).Ints32("partitions", slices.Sorted(maps.Keys(c.owned()))).Msg(what)
 	}
 }
 
-// watch asks Kafka how long the log is, for the lag and to know that it answers, and the database what is parked.
+// watch reads the end of the log from Kafka, to measure the lag and to know that Kafka answers, and counts the parked
+// events in the database.
 func (c *Consumer) watch(ctx context.Context, end context.CancelCauseFunc) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
@@ -391,8 +394,8 @@ func (c *Consumer) watch(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// sameTopic returns errMadeAgain when the topic is no longer the one this session found its positions in. Partitions that
-// were added to it are seen at once.
+// sameTopic returns errMadeAgain when the topic is no longer the one in which this session found its offsets. It also
+// makes the client read partitions at once that were added to the topic.
 func (c *Consumer) sameTopic(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*watchInterval)
 	defer cancel()
@@ -435,7 +438,8 @@ func (c *Consumer) measureLag(ctx context.Context) error {
 	return nil
 }
 
-// measureStates is called whenever a partition comes, goes or changes its state.
+// measureStates sets the gauges of partition states. It is called whenever a partition is assigned, is revoked or
+// changes its state.
 func (c *Consumer) measureStates() {
 	var blocked, retrying int
 	owned := c.owned()
@@ -443,7 +447,7 @@ func (c *Consumer) measureStates() {
 		switch s := p.state(); {
 		case s.blocked != nil:
 			blocked++
-		case s.trouble != nil:
+		case s.transient != nil:
 			retrying++
 		}
 	}
@@ -455,7 +459,7 @@ func (c *Consumer) measureStates() {
 	}
 }
 
-// measureParked leaves the gauges alone when the database does not answer.
+// measureParked sets the gauges of parked events. It leaves them unchanged while the database does not answer.
 func (c *Consumer) measureParked(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, watchInterval)
 	defer cancel()

@@ -59,7 +59,7 @@ func TestTransientErrorPausesItsPartitionAndNothingElse(t *testing.T) {
 	f.send(1, "b", ids[3])
 	f.waitEffects("b", ids[3])
 
-	// For longer than the session timeout it stays in its group and tries again.
+	// For longer than the session timeout the consumer stays in its group and retries.
 	admin := kadm.NewClient(f.client)
 	before, err := admin.DescribeGroups(t.Context(), f.group)
 	if err != nil {
@@ -156,7 +156,7 @@ func TestPermanentErrorByPolicy(t *testing.T) {
 				return
 			}
 
-			// Blocked, visibly, until it can be applied.
+			// The partition is blocked, and Ready shows it, until the event can be applied.
 			err := r.Ready(t.Context())
 			if n := r.count(t, "test_partitions_blocked"); n != 1 || err == nil || !strings.Contains(err.Error(), "partition 0, offset 1: quantity is missing") {
 				t.Errorf("%v blocked, ready: %v", n, err)
@@ -225,8 +225,8 @@ func TestUnknownTypesAreRecordedAndStandInNobodysWay(t *testing.T) {
 	}
 }
 
-// TestOwnerOfAnOldEpochIsFenced: who has lost the partition in the database applies nothing, and claims it again only as
-// a member of the group.
+// TestOwnerOfAnOldEpochIsFenced: a process that lost the partition in the database applies nothing, and claims it again
+// only as a member of the group.
 func TestOwnerOfAnOldEpochIsFenced(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -241,7 +241,7 @@ func TestOwnerOfAnOldEpochIsFenced(t *testing.T) {
 		return nil
 	})
 
-	// What a successor would do, and the group without this process.
+	// This does what a successor would do; then the group forgets this process.
 	tx, err := f.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +268,7 @@ func TestOwnerOfAnOldEpochIsFenced(t *testing.T) {
 	}
 }
 
-// kick has the group forget its members.
+// kick removes all members from the group.
 func (f *fixture) kick() {
 	f.Helper()
 	described, err := kadm.NewClient(f.client).DescribeGroups(f.Context(), f.group)
@@ -322,15 +322,15 @@ func TestBatchesAreHandledAtOnceAndSingleEventsAlone(t *testing.T) {
 	}
 }
 
-// stopAfter stops once so many records of partition 0 are committed.
+// stopAfter stops the consumer after n records of partition 0 are committed.
 func (r *running) stopAfter(f *fixture, n int64) {
 	f.Helper()
 	f.waitCommitted(f.group, map[int32]int64{0: n})
 	r.stop()
 }
 
-// TestOneGroupsTroubleIsNotAnothers has two groups on one topic, and in turn one that is stopped, one that halts at a
-// poisoned event, and one whose database work hangs.
+// TestOneGroupsTroubleIsNotAnothers runs two groups on one topic. In turn one of them is stopped, halts at a poisoned
+// event, or hangs in the database.
 func TestOneGroupsTroubleIsNotAnothers(t *testing.T) {
 	cdctest.Long(t, "waits for retries")
 	t.Parallel()
@@ -344,7 +344,7 @@ func TestOneGroupsTroubleIsNotAnothers(t *testing.T) {
 			return err
 		}
 	})
-	goesOn := func(until int) {
+	continues := func(until int) {
 		t.Helper()
 		eventually(t, func() error {
 			if n := scan[int](f, `SELECT count(*)::int FROM others`); n != until {
@@ -359,7 +359,7 @@ func TestOneGroupsTroubleIsNotAnothers(t *testing.T) {
 
 	r.stop()
 	f.send(0, "k", ids[1:3]...)
-	goesOn(3)
+	continues(3)
 
 	f.fail(ids[2], inbox.Permanent(errors.New("poison")))
 	r = f.start(policy(inbox.Block))
@@ -370,7 +370,7 @@ func TestOneGroupsTroubleIsNotAnothers(t *testing.T) {
 		return nil
 	})
 	f.send(0, "k", ids[3:6]...)
-	goesOn(6)
+	continues(6)
 	f.waitEffects("", ids[:2]...)
 
 	f.fail(ids[2], nil)
@@ -383,7 +383,7 @@ func TestOneGroupsTroubleIsNotAnothers(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.send(0, "k", ids[6:]...)
-	goesOn(9)
+	continues(9)
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -17,23 +17,23 @@ import (
 	"github.com/walpost/walpost/cdc/header"
 )
 
-// maxHeaderBytes is what a header may have to be a column of text.
+// maxHeaderBytes is the longest header that is kept whole: more does not belong in a text column.
 const maxHeaderBytes = 255
 
-// maxKeyBytes is what a key may have to be in an index whole.
+// maxKeyBytes is the longest key that is indexed whole.
 const maxKeyBytes = 1024
 
 // An Event is one delivery of an outbox row.
 type Event struct {
-	// ID is what makes two deliveries the same event: the outbox row's id, in the record header "id", or "ce_id" of a
-	// CloudEvent. A UUID is in its canonical form, however it was written.
+	// ID identifies the event: deliveries with the same ID are the same event. It is the outbox row's id, from the
+	// record header "id", or "ce_id" of a CloudEvent. A UUID is converted to its canonical form.
 	ID   string
-	Type string // record header "type" or "ce_type"; may be empty where Config.Types is
+	Type string // record header "type" or "ce_type"; may be empty if Config.Types is empty
 
-	Key, Value []byte   // nil where the record has none; a value that is nil is a tombstone, and the handler's to understand
-	Headers    []Header // all of them, id and type included
+	Key, Value []byte   // nil if the record has none; a nil value is a tombstone, which the handler must interpret
+	Headers    []Header // all headers of the record, including id and type
 
-	// Topic, Partition and Offset say where this delivery came from, Time when Kafka got it.
+	// Topic, Partition and Offset are the place of this delivery. Time is the record's timestamp.
 	Topic     string
 	Partition int32
 	Offset    int64
@@ -42,14 +42,14 @@ type Event struct {
 	committed *[]func()
 }
 
-// A Header is one of a record's.
+// A Header is one header of a record.
 type Header struct {
 	Key   string `json:"key"`
 	Value []byte `json:"value"`
 }
 
-// Header is the value of the first header of that key, or "". What anybody may have written there is cut to what a log
-// and a column of text can take.
+// Header returns the value of the first header with that key, or "". Any producer may have written it, so it is cut to
+// a length and to characters that a log line and a text column can hold.
 func (e Event) Header(key string) string {
 	for _, h := range e.Headers {
 		if h.Key == key {
@@ -60,18 +60,17 @@ func (e Event) Header(key string) string {
 	return ""
 }
 
-// OnCommit has f called once the effect of the event is committed, and never when it is rolled back: for counters and
-// logs. f must not block.
+// OnCommit registers f to be called after the effect of the event is committed; after a rollback f is not called. It is
+// for counters and logs. f must not block.
 func (e Event) OnCommit(f func()) { *e.committed = append(*e.committed, f) }
 
-// A Handler makes the effect of an event, in tx and nowhere else, for it may be called again: when the transaction of
-// several events fails, each is tried alone. Within a partition it is called in order, one event at a time. An error
-// is of what may be over soon, and the event is tried again, for hours if it must; Permanent marks one that will not.
-// It must end when ctx does.
+// A Handler applies one event, through tx only: it may be called again for the same event, because a batch that fails
+// is applied again event by event. Calls for a partition are sequential and in order. An error is retried, for hours if
+// necessary, unless it is marked with Permanent. A Handler must return when ctx is done.
 type Handler func(ctx context.Context, tx pgx.Tx, ev Event) error
 
-// Permanent marks err as one that trying again will not help: Config.Policy says what becomes of the event. err's text
-// is recorded and shown to people, so it should name what is wrong and quote nothing of the event.
+// Permanent marks err as an error that no retry fixes; Config.Policy then decides how the consumer continues. err's
+// text is recorded and shown to operators, so it must name the cause and quote nothing of the event.
 func Permanent(err error) error { return &permanent{err} }
 
 type permanent struct{ error }
@@ -83,27 +82,27 @@ func isPermanent(err error) bool {
 	return errors.As(err, &p)
 }
 
-// A Policy says what becomes of an event that can never be applied.
+// A Policy decides how the consumer continues after an event that can never be applied.
 type Policy string
 
 const (
-	// Block halts its partition until a fixed program, a fixed database or an operator ends it.
+	// Block halts the partition until a new program, a repaired database or an operator makes it possible to continue.
 	Block Policy = "block"
-	// ParkKey sets the event aside, and then every later one of its key behind it, so that their order holds when they
-	// are redriven. A record without a key holds nothing.
+	// ParkKey parks the event and every later event of its key after it, so that their order holds when an operator
+	// redrives them. A record without a key holds no other event.
 	ParkKey Policy = "park_key"
-	// Skip sets the event aside and goes on, with later events of its key too.
+	// Skip parks the event and continues, also with later events of its key.
 	Skip Policy = "skip"
 )
 
-// A GapPolicy says what becomes of a partition whose next records left the topic before they were applied, by its
-// retention for example. The gap is recorded among what is parked either way.
+// A GapPolicy decides how the consumer continues when the next records of a partition left the topic before they were
+// applied, for example by retention. In both cases the gap is recorded among the parked events.
 type GapPolicy string
 
 const (
-	// Halt keeps the partition there until an operator gives the gap up or passes it, or a rebuild makes up for it.
+	// Halt stops the partition at the gap until an operator drops or passes the gap, or a rebuild closes it.
 	Halt GapPolicy = "halt"
-	// GoOn goes on behind the gap.
+	// GoOn continues after the gap.
 	GoOn GapPolicy = "go_on"
 )
 
@@ -122,7 +121,7 @@ func newEvent(r *kgo.Record) Event {
 	return ev
 }
 
-// plausible keeps what a producer may have written into what a table and JSON can hold.
+// plausible returns t, limited to the years that a timestamptz and JSON can hold. A producer may have written any time.
 func plausible(t time.Time) time.Time {
 	switch year := t.UTC().Year(); {
 	case year < 1:
@@ -134,7 +133,8 @@ func plausible(t time.Time) time.Time {
 	}
 }
 
-// name is the key of the header that comes first: what a relay says stands before what a row adds, be it a CloudEvent or not.
+// name returns key as the record spells it first: plain, or with the prefix of a CloudEvent. The relay writes its
+// headers before the headers that a row adds, so the first one is the relay's.
 func (ev Event) name(key string) string {
 	for _, h := range ev.Headers {
 		if h.Key == key || h.Key == header.CloudEvents+key {
@@ -144,7 +144,7 @@ func (ev Event) name(key string) string {
 	return key
 }
 
-// raw is the value of the first header of a name.
+// raw returns the value of the first header of a name.
 func (ev Event) raw(name string) []byte {
 	if i := slices.IndexFunc(ev.Headers, func(h Header) bool { return h.Key == ev.name(name) }); i >= 0 {
 		return ev.Headers[i].Value
@@ -152,7 +152,7 @@ func (ev Event) raw(name string) []byte {
 	return nil
 }
 
-// check refuses what cannot be told from other events, and types that nobody here knows.
+// check rejects an event whose id cannot be compared with other ids, and a type that this program does not know.
 func (ev Event) check(types []string, first, last int) error {
 	switch day := ev.day(); {
 	case ev.ID == "" && ev.Value == nil:
@@ -162,13 +162,13 @@ func (ev Event) check(types []string, first, last int) error {
 	case len(ev.raw(header.ID)) > maxHeaderBytes:
 		return fmt.Errorf("header id is longer than %d bytes", maxHeaderBytes)
 	case ev.Header(ev.name(header.ID)) != string(ev.raw(header.ID)):
-		return errors.New("header id is not UTF-8 text, so it cannot be told from others: an id is text, and a UUID is its 36 characters")
+		return errors.New("header id is not UTF-8 text, so the inbox cannot compare it: write an id as text, a UUID as its 36 characters")
 	case len(types) > 0 && ev.Type == "":
 		return errors.New("header type is missing")
 	case day > 0 && day < first:
-		return fmt.Errorf("its id is of %s, before what the inbox remembers: whether it was applied cannot be told", date(day))
+		return fmt.Errorf("its id is of %s, a day that the inbox has forgotten: it may have been applied already", date(day))
 	case day > last:
-		return fmt.Errorf("its id is of %s, which is to come", date(day))
+		return fmt.Errorf("its id is of %s, a day in the future", date(day))
 	}
 	return nil
 }
@@ -176,9 +176,9 @@ func (ev Event) check(types []string, first, last int) error {
 // firstDay is 2020-01-01: no UUIDv7 is older.
 const firstDay = 18262
 
-// day is the one of a UUIDv7's own time, counted from 1970 on, and 0 for every other id. An id that only looks like one,
-// a hash for example, has a time that cannot be: before 2020, or later than tomorrow. The table's constraint allows 0,
-// and the day that inbox_day in the schema finds in the id.
+// day returns the day in a UUIDv7, counted from 1970-01-01, and 0 for every other id. An id that only looks like a
+// UUIDv7, a hash for example, has an impossible time: before 2020, or later than tomorrow; its day is 0. The table's
+// constraint allows 0 and the day that inbox_day in the schema computes from the id.
 func (ev Event) day() int {
 	id, err := uuid.Parse(ev.ID)
 	if err != nil || id.Version() != 7 || id.Variant() != uuid.RFC4122 || id.String() != ev.ID {
@@ -194,7 +194,8 @@ func (ev Event) day() int {
 
 func date(day int) string { return time.Unix(int64(day)*24*60*60, 0).UTC().Format(time.DateOnly) }
 
-// heldKey is key as inbox_parked_keys has it: an index takes no key of kilobytes.
+// heldKey returns key as the table inbox_parked_keys stores it: a key that is too long for the index becomes its
+// SHA-256.
 func heldKey(key []byte) []byte {
 	if len(key) <= maxKeyBytes {
 		return key

@@ -15,7 +15,7 @@ import (
 	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
-// A service that keeps a sum. Each payment comes twice, and counts once.
+// A service keeps a sum. Each payment arrives twice and counts once.
 func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	brokers, pool, done := environment(ctx)
@@ -48,8 +48,8 @@ func Example() {
 	// Output: balance: 42
 }
 
-// A consumer of one's own, whose effects are made in transactions of database/sql: the inbox row comes first, and no row means that the
-// event was applied before. Its offset is committed to Kafka after the transaction.
+// A consumer written by hand applies its effects in transactions of database/sql. It inserts the inbox row first; if no
+// row was inserted, the event was applied before. It commits the offset to Kafka after the transaction.
 func Example_databaseSQL() {
 	ctx := context.Background()
 	brokers, pool, done := environment(ctx)
@@ -63,7 +63,7 @@ func Example_databaseSQL() {
 			return err
 		}
 		defer func() { _ = tx.Rollback() }()
-		id := string(r.Headers[0].Value) // the header id
+		id := string(r.Headers[0].Value) // the header "id"
 		marked, err := tx.ExecContext(ctx, `
 			INSERT INTO inbox (consumer, event_id, event_day, topic, partition, kafka_offset) VALUES ('accounting', $1, inbox_day($1), $2, $3, $4)
 			ON CONFLICT DO NOTHING`, id, r.Topic, r.Partition, r.Offset)
@@ -105,7 +105,7 @@ func Example_databaseSQL() {
 	// balance: 42
 }
 
-// environment is a database with an inbox and a topic with payments of 10, 10 again, and 32.
+// environment returns a database with an inbox, and a topic with payments of 10, 10 again, and 32.
 func environment(ctx context.Context) (brokers []string, pool *pgxpool.Pool, done func()) {
 	server, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{})
 	if err != nil {

@@ -12,12 +12,12 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// TestRecordsOfOtherProducers: what anybody may write to the topic is applied, or refused with a sentence and counted. It
-// never ends the consumer, holds nobody else up, and is never passed over in silence.
+// TestRecordsOfOtherProducers: a record that some other producer wrote is applied, or rejected with a reason and
+// counted. It never ends the consumer, delays no other record, and is never passed over silently.
 func TestRecordsOfOtherProducers(t *testing.T) {
 	t.Parallel()
 	var long []byte
-	for len(long) < 7000 { // more than an index takes
+	for len(long) < 7000 { // more than an index accepts
 		long = append(long, rand.Text()...)
 	}
 	h := func(key string, value []byte) kgo.RecordHeader { return kgo.RecordHeader{Key: key, Value: value} }
@@ -27,7 +27,7 @@ func TestRecordsOfOtherProducers(t *testing.T) {
 	cases := []struct {
 		name   string
 		record kgo.Record
-		id     string // it is applied under; "": refused
+		id     string // the id it is applied under; "": it is rejected
 		reason string
 	}{
 		{"nothing at all", kgo.Record{}, "", "header id is missing, and the value too: a tombstone that is no event"},
@@ -82,7 +82,7 @@ func TestRecordsOfOtherProducers(t *testing.T) {
 		t.Errorf("%d counted and %d recorded, want %d", n, len(list), len(cases)-len(applied))
 	}
 
-	// What waits behind the long key is free when what is before it is dropped.
+	// Dropping the first event of the long key frees the events that wait for it.
 	first, err := f.operator().Drop(t.Context(), inbox.DropOptions{IDs: []int64{list[len(list)-2].ID}})
 	if got := did(t, first, err); got != "dropped" {
 		t.Errorf("dropped: %s", got)

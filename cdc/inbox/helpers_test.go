@@ -26,8 +26,8 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// A fixture is a database with an inbox and a topic. A handler's effect is a row of the table effects; it fails for the
-// ids that are set to fail.
+// A fixture is a database with an inbox and a topic. The handler's effect is a row in the table effects. It fails for
+// the ids that fail has set.
 type fixture struct {
 	testing.TB
 	pool    *pgxpool.Pool
@@ -79,7 +79,7 @@ func scan[T any](f *fixture, sql string, args ...any) T {
 	return value
 }
 
-// effects are the ids of the applied events of a key, or of all, in the order of their effects.
+// effects returns the ids of the applied events of a key, or of all events, in the order of their effects.
 func (f *fixture) effects(key string) []string {
 	f.Helper()
 	rows, _ := f.pool.Query(f.Context(), `SELECT event_id FROM effects WHERE $1 IN ('', key) ORDER BY n`, key)
@@ -102,7 +102,7 @@ func (f *fixture) handle(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
 	return err
 }
 
-// fail has the handler fail for an event; nil fixes it.
+// fail makes the handler return err for an event; nil makes it succeed again.
 func (f *fixture) fail(id string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -211,7 +211,7 @@ func (r *running) count(t testing.TB, name string) (sum float64) {
 	return sum
 }
 
-// committed is the group's offset in each partition that has one.
+// committed returns the group's offset in each partition that has one.
 func (f *fixture) committed(group string) map[int32]int64 {
 	f.Helper()
 	offsets, err := kadm.NewClient(f.client).FetchOffsets(f.Context(), group)

@@ -26,8 +26,8 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// TestConsumerLogsIn: a consumer whose token Kafka refuses says so by the key's name, and goes on when the file is right. The operator's replay and
-// rebuild log in as it does.
+// TestConsumerLogsIn: a consumer whose token Kafka refuses names the configuration key in its error, and continues when
+// the file is right. The operator's replay and rebuild log in like the consumer.
 func TestConsumerLogsIn(t *testing.T) {
 	t.Parallel()
 	ca := cdctest.NewAuthority(t, "servers", time.Time{})
@@ -114,7 +114,8 @@ func TestConsumerLogsIn(t *testing.T) {
 	}
 }
 
-// TestConsumerWhoseTokenDoesNotCome says so from the first seconds on, and says nothing else as long as that lasts.
+// TestConsumerWhoseTokenDoesNotCome: while the token does not arrive, the consumer reports that from the first seconds
+// on, and reports nothing else.
 func TestConsumerWhoseTokenDoesNotCome(t *testing.T) {
 	t.Parallel()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
@@ -161,7 +162,7 @@ func TestConsumerWhoseTokenDoesNotCome(t *testing.T) {
 	if after := time.Since(began); after > 7*time.Second || !strings.Contains(r.log.String(), says+"yet: ") {
 		t.Errorf("after %s, the log:\n%s", after, r.log.String())
 	}
-	eventually(t, func() error { // over the endpoint's 8 s, twice
+	eventually(t, func() error { // longer than twice the endpoint's 8 s
 		if err := right(); err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +173,7 @@ func TestConsumerWhoseTokenDoesNotCome(t *testing.T) {
 	})
 	released()
 	eventually(t, func() error { return r.Ready(t.Context()) })
-	if n := strings.Count(r.log.String(), "in trouble"); n > 2 || strings.Contains(r.log.String(), "i/o timeout") {
+	if n := strings.Count(r.log.String(), "retrying until it works"); n > 2 || strings.Contains(r.log.String(), "i/o timeout") {
 		t.Errorf("the log has trouble %d times", n)
 	}
 }

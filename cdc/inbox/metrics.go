@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics of a Consumer.
+// Metrics are the Prometheus metrics of a Consumer.
 type Metrics struct {
 	types []string
 
@@ -21,8 +21,8 @@ type Metrics struct {
 	gone                             *prometheus.CounterVec
 }
 
-// NewMetrics registers the metrics with reg, once per registry, under names that begin with prefix. Events of other
-// types than those given are counted together.
+// NewMetrics registers the metrics with reg, once per registry, under names that begin with prefix. Events of types
+// that are not given are counted together, as "other".
 func NewMetrics(reg prometheus.Registerer, prefix string, types ...string) *Metrics {
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help})
@@ -47,15 +47,15 @@ func NewMetrics(reg prometheus.Registerer, prefix string, types ...string) *Metr
 		applied:      counterVec("_events_applied_total", "Events applied for the first time, by type.", "type", types...),
 		duplicates:   counter("_events_duplicate_total", "Deliveries of an event that was in the inbox already."),
 		skipped:      counter("_events_skipped_total", "Events of a type that is known and not handled."),
-		refused:      counterVec("_events_parked_total", "Events that cannot be applied and were set aside, by policy.", "policy", string(ParkKey), string(Skip)),
-		held:         counter("_events_held_total", "Events that were set aside behind a parked one of their key."),
-		retries:      counter("_retries_total", "Times an event could not be applied and was kept to be tried again."),
-		fenced:       counter("_fenced_total", "Transactions refused because another process had taken the partition."),
+		refused:      counterVec("_events_parked_total", "Events that cannot be applied and were parked, by policy.", "policy", string(ParkKey), string(Skip)),
+		held:         counter("_events_held_total", "Events that were parked because an earlier event of their key is parked."),
+		retries:      counter("_retries_total", "Times an event could not be applied and was left to be tried again."),
+		fenced:       counter("_fenced_total", "Transactions refused because another process had claimed the partition."),
 		partitions:   gauge("_consumer_partitions", "Partitions this process reads."),
 		blocked:      gauge("_partitions_blocked", "Partitions of this process that halt at an event which can never be applied."),
-		retrying:     gauge("_partitions_retrying", "Partitions of this process that wait to try an event again."),
+		retrying:     gauge("_partitions_retrying", "Partitions of this process that wait before they try an event again."),
 		parked:       gauge("_parked_events", "Events in the database that are parked and neither redriven nor dropped."),
-		parkedKeys:   gauge("_parked_keys", "Keys whose next events are parked as well."),
+		parkedKeys:   gauge("_parked_keys", "Keys that hold their later events, because one is parked."),
 		oldestParked: gauge("_oldest_parked_seconds", "How long the oldest parked event has been parked; 0 without one."),
 		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: prefix + "_consumer_lag", Help: "Records between the committed offset and the end of the log, by partition this process reads.",

@@ -12,16 +12,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// An Operator looks at what a consumer has set aside and decides about it, while the consumer runs or not. Each decision
-// is a row of inbox_decisions, in the transaction of what it does.
+// An Operator shows what a consumer parked or halts at, and changes it for a person, whether or not the consumer runs.
+// Each change writes a row of inbox_decisions in the same transaction.
 type Operator struct {
 	cfg     Config
 	effects *effects
 	by      string
 }
 
-// NewOperator works on the inbox of the Consumer that cfg would make; by is who is asked afterwards. Of cfg only Replay
-// needs Brokers.
+// NewOperator returns an Operator for the inbox of the Consumer that cfg describes. by is the person's name in the
+// recorded decisions. cfg.Brokers is needed for Replay and Rebuild only.
 func NewOperator(cfg Config, by string) *Operator {
 	cfg = cfg.withDefaults()
 	return &Operator{cfg, cfg.effects(), by}
@@ -30,30 +30,31 @@ func NewOperator(cfg Config, by string) *Operator {
 // Group returns the consumer group of the inbox.
 func (o *Operator) Group() string { return o.cfg.Group }
 
-// Parked is an event that was set aside.
+// Parked is a parked event, or a gap.
 type Parked struct {
-	ID        int64     `json:"id"` // of the parked row; smaller is earlier
+	ID        int64     `json:"id"` // of the row in inbox_parked; a smaller id was parked earlier
 	EventID   string    `json:"eventId,omitempty"`
 	Type      string    `json:"type,omitempty"`
 	Key       string    `json:"key,omitempty"`
 	Topic     string    `json:"topic"`
 	Partition int32     `json:"partition"`
 	Offset    int64     `json:"offset"`
-	HoldsKey  bool      `json:"holdsKey"` // later events of its key wait behind it
+	HoldsKey  bool      `json:"holdsKey"` // later events of its key wait for it
 	Reason    string    `json:"reason"`
 	ParkedAt  time.Time `json:"parkedAt"`
 	Status    string    `json:"status"` // parked, redriven or dropped
-	// EndOffset is behind the last of the records that left the topic before they were applied; Offset is the first one.
+	// EndOffset is 0 for an event. For a gap, Offset is the first record that left the topic before it was applied, and
+	// EndOffset is the offset after the last one.
 	EndOffset int64      `json:"endOffset,omitempty"`
 	Resolved  *time.Time `json:"resolvedAt,omitempty"`
 
-	// Only of Show: the record itself, absent where only its place is known.
+	// Only Show sets these: the record itself. They are absent if only the record's place is known.
 	Time    *time.Time `json:"time,omitempty"`
 	Headers []Header   `json:"headers,omitempty"`
 	Value   []byte     `json:"value,omitempty"`
 }
 
-// what names a parked event in a decision.
+// what returns the name of a parked event or gap for a recorded decision.
 func (p *Parked) what(id int64) string {
 	if p.EndOffset > 0 {
 		return fmt.Sprintf("parked gap %d (offsets %d to %d of %s/%d)", id, p.Offset, p.EndOffset-1, p.Topic, p.Partition)
@@ -67,7 +68,7 @@ func (p *Parked) fields(key *[]byte) []any {
 	return []any{&p.ID, &p.EventID, &p.Type, key, &p.Topic, &p.Partition, &p.Offset, &p.HoldsKey, &p.Reason, &p.ParkedAt, &p.Status, &p.EndOffset, &p.Resolved}
 }
 
-// text is what a record may hold, for people.
+// text returns b as text that people can read: record fields may hold any bytes.
 func text(b []byte) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(string(b), "\x00", "?"), "?")
 }
@@ -92,7 +93,7 @@ func (o *Operator) List(ctx context.Context, opts ListOptions) ([]Parked, error)
 // ErrUnknown is returned when there is no such parked event.
 var ErrUnknown = errors.New("there is no such parked event")
 
-// Show returns one parked event whole.
+// Show returns one parked event with its headers and value.
 func (o *Operator) Show(ctx context.Context, id int64) (Parked, error) {
 	p, _, err := o.load(ctx, o.cfg.Pool, id, "")
 	return p, err
@@ -121,24 +122,25 @@ func (o *Operator) load(ctx context.Context, db querier, id int64, lock string) 
 	return p, ev, nil
 }
 
-// Done says what was done about a parked event, or why nothing was.
+// Done is the result for one parked event: what was done, or why nothing was done.
 type Done struct {
 	Parked
 	Did string // applied, duplicate, dropped
-	Err error  // it stays
+	Err error  // why the event stays parked
 }
 
-// Redrive applies parked events, a transaction for each, through the inbox and under its own id; with the first
-// of a key go those that wait behind it, in order, until one cannot be applied. What would break the order of a key
-// stays, unless forced. The consumer waits for the one transaction of a dry run where it meets one of the keys. The error
-// is one of the database; what has been done by then is done.
+// Redrive applies parked events through the inbox and under their ids, in one transaction for each. After the first
+// event of a key it applies the events that wait for it, in order, until one cannot be applied. An event stays parked
+// if applying it would break the order of its key, unless opts.Force is set. The transaction of a dry run may lock
+// keys; the consumer waits for it where it needs one of these keys. An error comes from the database; events that were
+// redriven before it stay redriven.
 func (o *Operator) Redrive(ctx context.Context, opts RedriveOptions) (done []Done, err error) {
 	ids, err := o.chosen(ctx, opts.IDs, opts.All)
 	if err != nil {
 		return nil, err
 	}
 	err = o.rehearse(ctx, opts.DryRun, func(db beginner) error {
-		seen := map[int64]bool{} // it stood behind another one
+		seen := map[int64]bool{} // already redriven, because it waited for another event
 		for _, id := range ids {
 			for next := id; next != 0 && !seen[next]; {
 				seen[next] = true
@@ -159,7 +161,7 @@ type beginner interface {
 	Begin(context.Context) (pgx.Tx, error)
 }
 
-// rehearse gives do a transaction to begin its own in when nothing of it may stay.
+// rehearse calls do with the pool, or for a dry run with a transaction that it rolls back afterwards.
 func (o *Operator) rehearse(ctx context.Context, dryRun bool, do func(beginner) error) error {
 	if !dryRun {
 		return do(o.cfg.Pool)
@@ -172,7 +174,7 @@ func (o *Operator) rehearse(ctx context.Context, dryRun bool, do func(beginner) 
 	return do(tx)
 }
 
-// chosen is ids, or all that are parked.
+// chosen returns ids, or with all the ids of every parked event.
 func (o *Operator) chosen(ctx context.Context, ids []int64, all bool) ([]int64, error) {
 	if !all {
 		return ids, nil
@@ -185,14 +187,15 @@ func (o *Operator) chosen(ctx context.Context, ids []int64, all bool) ([]int64, 
 	return ids, nil
 }
 
-// refusal is why a parked event stays.
+// A refusal says why an event stays parked.
 type refusal struct{ error }
 
 func (r *refusal) Unwrap() error { return r.error }
 
 func stays(format string, args ...any) error { return &refusal{fmt.Errorf(format, args...)} }
 
-// redrive returns the next event of the key as well, if it waits behind this one and this one is out of the way.
+// redrive redrives one event. It also returns the next event of the key, if that one waits for this one and this one
+// was resolved.
 func (o *Operator) redrive(ctx context.Context, db beginner, id int64, force bool) (done Done, next int64, err error) {
 	var ev Event
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) (err error) {
@@ -220,7 +223,7 @@ func (o *Operator) redrive(ctx context.Context, db beginner, id int64, force boo
 		if force {
 			how += ", forced"
 		}
-		return o.decide(ctx, tx, "redrive", fmt.Sprintf("parked event %d (event %s at %s/%d/%d): %s", id, ev.ID, ev.Topic, ev.Partition, ev.Offset, how))
+		return o.recordDecision(ctx, tx, "redrive", fmt.Sprintf("parked event %d (event %s at %s/%d/%d): %s", id, ev.ID, ev.Topic, ev.Partition, ev.Offset, how))
 	})
 	var stay *refusal
 	if errors.As(err, &stay) {
@@ -235,12 +238,12 @@ func (o *Operator) redrive(ctx context.Context, db beginner, id int64, force boo
 	return done, next, err
 }
 
-// mark reports whether ev is not in the inbox yet. Where the inbox has no partition for it any more, the parked row alone
-// keeps it from being applied twice.
+// mark writes ev into the inbox and reports whether it was not there yet. If the inbox no longer has a partition for
+// ev's day, only the parked row prevents that ev is applied twice.
 func (o *Operator) mark(ctx context.Context, tx pgx.Tx, ev Event) (first bool, err error) {
 	var remembered bool
 	if err := tx.QueryRow(ctx, `SELECT $1 = 0 OR $1 BETWEEN first_day AND last_day FROM inbox_maintain($2, NULL)`, ev.day(), daysAhead).Scan(&remembered); err != nil {
-		return false, fmt.Errorf("make the inbox's partitions: %w", err)
+		return false, fmt.Errorf("create the inbox's partitions: %w", err)
 	}
 	if !remembered {
 		return true, nil
@@ -249,8 +252,8 @@ func (o *Operator) mark(ctx context.Context, tx pgx.Tx, ev Event) (first bool, e
 	return marked[ev.ID], err
 }
 
-// lock takes the row of the event's key, if there is one, and then the event: no consumer parks or applies an event of the
-// key meanwhile.
+// lock locks the row of the event's key, if it exists, and then the event. Until tx ends, no consumer parks or applies
+// an event of this key.
 func (o *Operator) lock(ctx context.Context, tx pgx.Tx, id int64) (Parked, Event, error) {
 	p, ev, err := o.load(ctx, tx, id, "")
 	if err != nil {
@@ -268,15 +271,16 @@ func (o *Operator) lock(ctx context.Context, tx pgx.Tx, id int64) (Parked, Event
 	return p, ev, nil
 }
 
-// mayBeRedriven refuses what cannot be applied or would come out of order, and returns the next parked event of the key.
+// mayBeRedriven returns an error if the event cannot be applied or would be applied out of order; otherwise it returns
+// the next parked event of the key.
 func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Event, force bool) (next int64, err error) {
 	switch {
 	case p.EndOffset > 0:
-		return 0, stays("these records are gone from the topic: make up for what they did, by a rebuild or by hand, and drop this")
+		return 0, stays("these records are gone from the topic: restore their effects by a rebuild or by hand, then drop this gap")
 	case p.Headers == nil:
 		return 0, stays("only its place is known: replay the topic from offset %d of partition %d", p.Offset, p.Partition)
 	case ev.ID == "":
-		return 0, stays("it has no id, so the inbox cannot tell it from a copy: drop it, and have it published with an id")
+		return 0, stays("it has no id, so the inbox cannot tell it from a copy: drop it, and publish it again with an id")
 	case len(o.cfg.Types) > 0 && !slices.Contains(o.cfg.Types, ev.Type):
 		return 0, stays("its type %s is still unknown to this program", ev.Type)
 	}
@@ -291,7 +295,8 @@ func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Ev
 		o.cfg.Consumer, ev.Topic, ev.Key, p.ID).Scan(&earlier, &next); err != nil {
 		return 0, fmt.Errorf("look for parked events of the same key: %w", err)
 	}
-	// What waited behind an event could be applied before it by force only; what did not wait, at any time.
+	// An event that waited for another one could be applied before it only by force. An event that did not wait could
+	// be applied at any time.
 	sql := `SELECT EXISTS (SELECT FROM inbox_parked WHERE consumer = $1 AND topic = $2 AND key = $3 AND id > $4 AND status = 'redriven')`
 	args := []any{o.cfg.Consumer, ev.Topic, ev.Key, p.ID}
 	if !p.HoldsKey {
@@ -306,14 +311,14 @@ func (o *Operator) mayBeRedriven(ctx context.Context, tx pgx.Tx, p Parked, ev Ev
 	case force:
 		return next, nil
 	case earlier != 0:
-		return 0, stays("parked event %d of the same key is before it", earlier)
+		return 0, stays("parked event %d of the same key comes first: redrive or drop that one", earlier)
 	case later:
-		return 0, stays("later events of its key were applied: out of order, only with --force")
+		return 0, stays("later events of its key were applied already: only --force applies it out of order")
 	}
 	return next, nil
 }
 
-// resolve ends the parking of an event, and of its key with the last one.
+// resolve gives a parked event its final status, and deletes the key's hold when this was the key's last parked event.
 func (o *Operator) resolve(ctx context.Context, tx pgx.Tx, p Parked, ev Event, status string) error {
 	if _, err := tx.Exec(ctx, `UPDATE inbox_parked SET status = $2, resolved_at = clock_timestamp() WHERE id = $1`, p.ID, status); err != nil {
 		return fmt.Errorf("resolve parked event %d: %w", p.ID, err)
@@ -327,8 +332,8 @@ func (o *Operator) resolve(ctx context.Context, tx pgx.Tx, p Parked, ev Event, s
 	return nil
 }
 
-// Drop gives parked events up: they will never be applied, whatever delivers them again. What waits behind them stays and
-// can be redriven.
+// Drop gives parked events up: they are never applied, even if they are delivered again. Events that wait for them stay
+// parked and can be redriven.
 func (o *Operator) Drop(ctx context.Context, opts DropOptions) (done []Done, err error) {
 	ids, err := o.chosen(ctx, opts.IDs, opts.All)
 	if err != nil {
@@ -368,7 +373,7 @@ func (o *Operator) drop(ctx context.Context, db beginner, id int64) (Done, error
 				return err
 			}
 		}
-		return o.decide(ctx, tx, "drop", p.what(id))
+		return o.recordDecision(ctx, tx, "drop", p.what(id))
 	})
 	var stay *refusal
 	if errors.As(err, &stay) {
@@ -377,19 +382,19 @@ func (o *Operator) drop(ctx context.Context, db beginner, id int64) (Done, error
 	return done, err
 }
 
-// giveUp moves the inbox over a gap, so that a partition that halts there goes on.
+// giveUp moves the partition's next offset past a gap, so that a partition that halts there continues.
 func (o *Operator) giveUp(ctx context.Context, tx pgx.Tx, p Parked) error {
 	if _, err := tx.Exec(ctx, `
 		UPDATE inbox_partitions SET next_offset = $5, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
 		       blocked_since = NULL, decision = NULL
 		WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND next_offset = $4 AND blocked_offset = $4`,
 		o.cfg.Group, p.Topic, p.Partition, p.Offset, p.EndOffset); err != nil {
-		return fmt.Errorf("give a gap up: %w", err)
+		return fmt.Errorf("drop a gap: %w", err)
 	}
 	return nil
 }
 
-// A Blocked partition halts at an event, or at records that are gone.
+// A Blocked partition halts at an event that cannot be applied, or at a gap.
 type Blocked struct {
 	Topic     string    `json:"topic"`
 	Partition int32     `json:"partition"`
@@ -397,10 +402,10 @@ type Blocked struct {
 	EventID   string    `json:"eventId,omitempty"`
 	Reason    string    `json:"reason"`
 	Since     time.Time `json:"since"`
-	Gap       bool      `json:"gap,omitempty"` // no event, but records that are gone
+	Gap       bool      `json:"gap,omitempty"` // it halts at a gap, not at an event
 }
 
-// Blocked returns the partitions of the consumer's group that halt.
+// Blocked returns the group's partitions that halt.
 func (o *Operator) Blocked(ctx context.Context) ([]Blocked, error) {
 	rows, _ := o.cfg.Pool.Query(ctx, `
 		SELECT topic, partition, blocked_offset, coalesce(blocked_event, ''), blocked_reason, blocked_since,
@@ -414,26 +419,26 @@ func (o *Operator) Blocked(ctx context.Context) ([]Blocked, error) {
 	return list, nil
 }
 
-// Pass has the event at which a partition halts parked, or skipped, instead. The consumer does it when it tries again,
-// within seconds.
+// Pass orders the consumer to park or skip the event at which a partition halts. The consumer does this at its next
+// try, within seconds.
 func (o *Operator) Pass(ctx context.Context, partition int32, offset int64, policy Policy) error {
 	if policy != ParkKey && policy != Skip {
-		return fmt.Errorf("a blocked event can be passed over with park_key or skip, not with %q", policy)
+		return fmt.Errorf("a blocked event can be passed with park_key or skip, not with %q", policy)
 	}
 	return pgx.BeginFunc(ctx, o.cfg.Pool, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `UPDATE inbox_partitions SET decision = $5
 			WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND blocked_offset = $4`, o.cfg.Group, o.cfg.Topic, partition, offset, policy)
 		switch {
 		case err != nil:
-			return fmt.Errorf("pass over an event: %w", err)
+			return fmt.Errorf("pass an event: %w", err)
 		case tag.RowsAffected() == 0:
-			return fmt.Errorf("partition %d of %s does not halt at offset %d: see what does", partition, o.cfg.Topic, offset)
+			return fmt.Errorf("partition %d of %s does not halt at offset %d: list the blocked partitions to see the offset", partition, o.cfg.Topic, offset)
 		}
-		return o.decide(ctx, tx, "pass", fmt.Sprintf("event at %s/%d/%d: %s", o.cfg.Topic, partition, offset, policy))
+		return o.recordDecision(ctx, tx, "pass", fmt.Sprintf("event at %s/%d/%d: %s", o.cfg.Topic, partition, offset, policy))
 	})
 }
 
-// A Decision is what an operator did.
+// A Decision is a recorded change that an operator made.
 type Decision struct {
 	At      time.Time `json:"at"`
 	Command string    `json:"command"`
@@ -441,7 +446,7 @@ type Decision struct {
 	What    string    `json:"what"`
 }
 
-// Decisions returns the last ones, newest first.
+// Decisions returns the latest decisions, newest first.
 func (o *Operator) Decisions(ctx context.Context, limit int) ([]Decision, error) {
 	rows, _ := o.cfg.Pool.Query(ctx, `SELECT at, command, by_whom, what FROM inbox_decisions WHERE consumer = $1 ORDER BY id DESC LIMIT $2`, o.cfg.Consumer, limit)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Decision])
@@ -451,7 +456,7 @@ func (o *Operator) Decisions(ctx context.Context, limit int) ([]Decision, error)
 	return list, nil
 }
 
-func (o *Operator) decide(ctx context.Context, tx pgx.Tx, command, what string) error {
+func (o *Operator) recordDecision(ctx context.Context, tx pgx.Tx, command, what string) error {
 	if _, err := tx.Exec(ctx, `INSERT INTO inbox_decisions (consumer, command, by_whom, what) VALUES ($1, $2, $3, $4)`,
 		o.cfg.Consumer, command, o.by, what); err != nil {
 		return fmt.Errorf("record the decision: %w", err)

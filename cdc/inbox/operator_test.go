@@ -15,7 +15,7 @@ import (
 
 func (f *fixture) operator() *inbox.Operator { return inbox.NewOperator(f.config(), "ada") }
 
-// parked has the ids of the parked rows by event, while all of them are as many as wanted.
+// parked waits until n rows are parked, and returns their row ids by event id.
 func (f *fixture) parked(n int) map[string]int64 {
 	f.Helper()
 	rows := map[string]int64{}
@@ -32,7 +32,7 @@ func (f *fixture) parked(n int) map[string]int64 {
 	return rows
 }
 
-// did is what was done about events, in words.
+// did returns the results for the events as text.
 func did(t *testing.T, events []inbox.Done, err error) string {
 	t.Helper()
 	if err != nil {
@@ -63,7 +63,7 @@ func TestRedriveAppliesAKeyInOrderOnceAndFreesIt(t *testing.T) {
 	f.waitEffects("a", ids[0])
 
 	events, err := o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{rows[ids[2]]}})
-	if got := did(t, events, err); !strings.Contains(got, "of the same key is before it") {
+	if got := did(t, events, err); !strings.Contains(got, "of the same key comes first: redrive or drop that one") {
 		t.Errorf("the second of the key: %s", got)
 	}
 	events, err = o.Redrive(ctx, inbox.RedriveOptions{All: true})
@@ -82,7 +82,7 @@ func TestRedriveAppliesAKeyInOrderOnceAndFreesIt(t *testing.T) {
 	if f.parked(4); len(f.effects("a")) != 1 {
 		t.Error("the dry run was none")
 	}
-	first := slices.Min([]int64{rows[ids[2]], rows[ids[3]]}) - 1 // of 1, whose copy has the other row
+	first := slices.Min([]int64{rows[ids[2]], rows[ids[3]]}) - 1 // the row of event 1; rows has only the row of its copy
 	events, err = o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{first}})
 	if got := did(t, events, err); got != "applied, applied, applied, duplicate" {
 		t.Errorf("redrive: %s", got)
@@ -90,7 +90,7 @@ func TestRedriveAppliesAKeyInOrderOnceAndFreesIt(t *testing.T) {
 	f.waitEffects("a", ids[:4]...)
 	f.parked(0)
 
-	// The key is free, and what was redriven is in the inbox.
+	// The key is free, and the redriven events are in the inbox.
 	f.send(0, "a", ids[2], ids[4])
 	f.waitEffects("a", ids[:5]...)
 	f.parked(0)
@@ -122,7 +122,7 @@ func TestRedriveOfASkippedEventRefusesToBreakTheOrder(t *testing.T) {
 	f.fail(ids[0], nil)
 	f.fail(ids[2], nil)
 	events, err := o.Redrive(ctx, inbox.RedriveOptions{All: true})
-	if got := did(t, events, err); got != "stays: later events of its key were applied: out of order, only with --force, applied" {
+	if got := did(t, events, err); got != "stays: later events of its key were applied already: only --force applies it out of order, applied" {
 		t.Errorf("got %s", got)
 	}
 	events, err = o.Redrive(ctx, inbox.RedriveOptions{IDs: []int64{rows[ids[0]]}, Force: true})
@@ -152,7 +152,7 @@ func TestDroppedEventIsNeverAppliedAndWhatWaitedIs(t *testing.T) {
 		t.Errorf("drop: %s", got)
 	}
 	f.fail(ids[0], nil)
-	f.send(0, "a", ids[0]) // again: it is given up, and its key still waits
+	f.send(0, "a", ids[0]) // once more: it was dropped, and its key is still held
 	f.send(0, "a", ids[2])
 	f.parked(2)
 	events, err = o.Redrive(ctx, inbox.RedriveOptions{All: true})
@@ -165,7 +165,8 @@ func TestDroppedEventIsNeverAppliedAndWhatWaitedIs(t *testing.T) {
 	}
 }
 
-// TestRedriveMeetsTheConsumer: a key is redriven while its next events come in; their order holds whoever is first.
+// TestRedriveMeetsTheConsumer: a key is redriven while its next events arrive. Their order holds, both if the redrive
+// and if the consumer is first.
 func TestRedriveMeetsTheConsumer(t *testing.T) {
 	cdctest.Long(t, "redrives under load")
 	t.Parallel()
@@ -245,7 +246,7 @@ func TestReplayCountsWhatIsNewAndMovesAnEmptyGroup(t *testing.T) {
 	o := f.operator()
 	ids := newIDs(10)
 	f.send(0, "a", ids[:3]...)
-	for sent := time.Now(); time.Since(sent) < 2*time.Millisecond; { // Kafka's times have no more
+	for sent := time.Now(); time.Since(sent) < 2*time.Millisecond; { // the timestamps of Kafka are in milliseconds
 		time.Sleep(time.Millisecond)
 	}
 	from := time.Now()
@@ -276,7 +277,7 @@ func TestReplayCountsWhatIsNewAndMovesAnEmptyGroup(t *testing.T) {
 		t.Errorf("with a running consumer: %v", err)
 	}
 	r.stop()
-	plan, err = o.Replay(t.Context(), inbox.ReplayOptions{Partitions: []int32{0}, Offset: 99}) // never forward
+	plan, err = o.Replay(t.Context(), inbox.ReplayOptions{Partitions: []int32{0}, Offset: 99}) // an offset is never moved forward
 	check(plan, err, "0: 6 to 6, 0 new, 0 skipped")
 	plan, err = o.Replay(t.Context(), inbox.ReplayOptions{From: from})
 	check(plan, err, both)
@@ -293,8 +294,8 @@ func TestReplayCountsWhatIsNewAndMovesAnEmptyGroup(t *testing.T) {
 	}
 }
 
-// TestCopyOverADaysBoundaryIsSeen: the day is the id's, not that of the delivery; and of a day that is forgotten nothing
-// is applied again.
+// TestCopyOverADaysBoundaryIsSeen: an event belongs to the day in its id, not to the day of its delivery. An event of a
+// forgotten day is not applied again.
 func TestCopyOverADaysBoundaryIsSeen(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -304,8 +305,8 @@ func TestCopyOverADaysBoundaryIsSeen(t *testing.T) {
 		return fmt.Sprintf("%08x-%04x-7%s", ms>>16, ms&0xffff, newID()[15:])
 	}
 	ids := []string{at(-40), at(-1), at(0), at(1), at(6), "0f0e0d0c-0000-4000-8000-000000000001", "42"}
-	tooFar, tooOld := at(30), "01000000-0000-7000-8000-000000000001" // no time of an event: undated
-	dueToday := newID()                                              // applied when its day had not come
+	tooFar, tooOld := at(30), "01000000-0000-7000-8000-000000000001" // their times are impossible, so they are undated
+	dueToday := newID()                                              // applied before its day arrived
 	f.exec(`INSERT INTO inbox VALUES ('test', $1, 0, 't', 0, 0)`, dueToday)
 	f.send(0, "a", ids...)
 	f.send(0, "a", ids...)
@@ -319,13 +320,13 @@ func TestCopyOverADaysBoundaryIsSeen(t *testing.T) {
 	}
 	r.stop()
 
-	// The retention passes: the day of the first is dropped with all before today.
+	// The retention passes: the first event's day is dropped with all days before today.
 	f.exec(`DROP TABLE inbox_before`)
 	f.send(0, "a", ids[0], ids[2])
 	f.start(policy(inbox.Skip))
 	f.waitCommitted(f.group, map[int32]int64{0: 21})
 	f.waitEffects("a", ids...)
-	want := []string{"before what the inbox remembers", "before what the inbox remembers"}
+	want := []string{"a day that the inbox has forgotten", "a day that the inbox has forgotten"}
 	list, err := f.operator().List(t.Context(), inbox.ListOptions{Limit: 10})
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%d are set aside: %v", len(list), err)
@@ -346,7 +347,7 @@ func TestNothingIsForgottenWhileTheTopicRemembers(t *testing.T) {
 	}{
 		{"longer than the topic", 8 * 24 * time.Hour, true},
 		{"as long as the topic", 7 * 24 * time.Hour, false},
-		{"for ever", 0, false},
+		{"no limit", 0, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, 1)

@@ -2,38 +2,38 @@ package inbox
 
 import "time"
 
-// ListOptions say which parked events List returns.
+// ListOptions select the parked events that List returns.
 type ListOptions struct {
-	All   bool  // the redriven and dropped too
-	After int64 // only those with a higher id
-	Limit int   // how many at most
+	All   bool  // also those that were redriven or dropped
+	After int64 // only events with a higher id
+	Limit int   // the most events to return
 }
 
-// RedriveOptions say which parked events Redrive applies, and how.
+// RedriveOptions select the parked events that Redrive applies.
 type RedriveOptions struct {
 	IDs    []int64
-	All    bool // every parked event, in place of IDs
-	Force  bool // also where this breaks the order of a key
-	DryRun bool // do it in one transaction and roll that back
+	All    bool // every parked event; IDs is ignored
+	Force  bool // also events whose redrive breaks the order of a key
+	DryRun bool // do everything in one transaction and roll it back
 }
 
-// DropOptions say which parked events Drop gives up.
+// DropOptions select the parked events that Drop gives up.
 type DropOptions struct {
 	IDs    []int64
-	All    bool // every parked event, in place of IDs
-	DryRun bool // do it in one transaction and roll that back
+	All    bool // every parked event; IDs is ignored
+	DryRun bool // do everything in one transaction and roll it back
 }
 
-// ReplayOptions say from where Replay gives a group its events once more.
+// ReplayOptions set where the group starts to read again.
 type ReplayOptions struct {
-	From       time.Time // what Kafka got from this time on; zero: Offset counts
-	Offset     int64     // of each partition
+	From       time.Time // records with this timestamp or later; zero: Offset is used
+	Offset     int64     // the offset in each partition
 	Partitions []int32   // only these; empty: all
-	DryRun     bool      // move nothing
+	DryRun     bool      // only compute the plan
 }
 
-// RebuildOptions say what Rebuild accepts and whom it keeps informed.
+// RebuildOptions set what Rebuild accepts and where it reports progress.
 type RebuildOptions struct {
-	Partial  bool                 // a topic that has lost its beginning too
-	Progress func(done, of int64) // optional; gets how many records of how many have been read
+	Partial  bool                 // also accept a topic that has lost its first records
+	Progress func(done, of int64) // optional; called with the records read so far and the total
 }

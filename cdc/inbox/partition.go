@@ -8,29 +8,29 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// A partition is one that this process owns. Its worker, a goroutine while there is something to do, applies what was
-// polled of it; only the worker uses claim and gap, and the assignment before the worker begins.
+// A partition is a partition of the topic that this process owns. Its worker is a goroutine that runs while there are
+// polled records to apply. Only the worker uses claim and gap; before the worker starts, only the assignment uses them.
 type partition struct {
 	claim claim
-	gap   *gap // records before the first that is polled, missing
+	gap   *gap // missing records before the first record that is polled
 
-	ctx      context.Context // of transactions; ends when the partition is gone
+	ctx      context.Context // of the worker's transactions; ends when the partition is given up
 	cancel   context.CancelFunc
-	stopping chan struct{} // closed: begin nothing more
+	stopping chan struct{} // closed when the worker must begin no further transaction
 	stopOnce sync.Once
 
 	mu     sync.Mutex
-	done   chan struct{} // closed when the worker is
+	done   chan struct{} // closed when the worker has ended
 	wake   chan<- struct{}
 	paused bool
-	record *kgo.Record // the last that is done and whose offset is not committed
+	record *kgo.Record // the last record that is done; its offset is not committed yet
 	now    state
 }
 
-// A state is what keeps a partition from going on.
+// A state says what keeps a partition from advancing.
 type state struct {
-	trouble error // transient: it is tried again and again
-	blocked error // permanent: it waits for a human
+	transient error // transient: the worker retries
+	blocked   error // permanent: the partition waits for an operator
 }
 
 func newPartition(c claim) *partition {
@@ -48,7 +48,7 @@ func (p *partition) start(work func()) {
 	p.done = done
 	p.mu.Unlock()
 	go func() {
-		<-before // closed already, unless records came of a partition that should be paused
+		<-before // closed already, unless records arrived for a partition that should be paused
 		work()
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -69,8 +69,9 @@ func (p *partition) idle() <-chan struct{} {
 	return p.done
 }
 
-// leave reports whether the worker is still at it, so that the partition must be paused; it will send on wake.
-func (p *partition) leave(wake chan<- struct{}) bool {
+// detach reports whether the worker is still running. If so, the partition counts as paused, and the worker sends on
+// wake when it ends.
+func (p *partition) detach(wake chan<- struct{}) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
@@ -88,8 +89,8 @@ func (p *partition) isPaused() bool {
 	return p.paused
 }
 
-// back reports whether the partition is paused and need not be any longer.
-func (p *partition) back() bool {
+// resumable reports whether the partition is paused and its worker has ended, so that it can be resumed.
+func (p *partition) resumable() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
@@ -102,7 +103,8 @@ func (p *partition) back() bool {
 	}
 }
 
-// stop returns when the worker is done: with the transaction in hand, if that ends within grace.
+// stop waits up to grace for the worker to finish its open transaction, then cancels it, and returns when the worker
+// has ended.
 func (p *partition) stop(grace time.Duration) {
 	p.stopOnce.Do(func() { close(p.stopping) })
 	timer := time.NewTimer(grace)
@@ -150,11 +152,11 @@ func (p *partition) state() state {
 	return p.now
 }
 
-// become reports whether s is another state than the one before.
-func (p *partition) become(s state) (changed bool) {
+// setState stores s and reports whether it differs from the state before.
+func (p *partition) setState(s state) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	changed = (s.trouble == nil) != (p.now.trouble == nil) || (s.blocked == nil) != (p.now.blocked == nil)
+	changed = (s.transient == nil) != (p.now.transient == nil) || (s.blocked == nil) != (p.now.blocked == nil)
 	p.now = s
 	return changed
 }

@@ -15,11 +15,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// positionTimeout is how long Kafka and the database may take to say where a partition goes on.
+// positionTimeout is how long Kafka and the database may take to answer where a partition resumes.
 const positionTimeout = 20 * time.Second
 
-// A gap is records that left the topic before they were applied: from is the first offset, to is behind the last one.
-// Some of these offsets may have been markers of transactions, or records that a compaction had removed.
+// A gap is a range of records that left the topic before they were applied: from is the first offset, to is the offset
+// after the last one. Some of these offsets may have been transaction markers, or records that a compaction had
+// removed.
 type gap struct{ from, to int64 }
 
 func (g gap) String() string {
@@ -29,21 +30,22 @@ func (g gap) String() string {
 	return fmt.Sprintf("the %d records at offsets %d to %d are gone from the topic and were never applied", g.to-g.from, g.from, g.to-1)
 }
 
-// A topic is what the broker says about the topic now.
+// A topic is the broker's current view of the topic.
 type topic struct {
-	id           [16]byte // zero on a broker that gives topics no ids
+	id           [16]byte // zero if the broker gives topics no ids
 	starts, ends map[int32]int64
 }
 
-// errMadeAgain ends a session whose client knows another topic of this name.
-var errMadeAgain = errors.New("the topic was deleted and made again")
+// errMadeAgain ends a session whose client knows an earlier topic of this name.
+var errMadeAgain = errors.New("the topic was deleted and created again")
 
-// needsNewSession reports whether err, of a poll, is one that this session's client never gets over.
+// needsNewSession reports whether err, from a poll, is an error that this session's client cannot recover from.
 func needsNewSession(err error) bool {
 	return errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.InconsistentTopicID) || errors.Is(err, kerr.OffsetOutOfRange)
 }
 
-// describe asks the broker itself: kadm may answer from the client's cache.
+// describe asks the broker directly for the topic's id and number of partitions: kadm may answer from the client's
+// cache.
 func (c *Consumer) describe(ctx context.Context) (id [16]byte, partitions int, err error) {
 	req := kmsg.NewPtrMetadataRequest()
 	asked := kmsg.NewMetadataRequestTopic()
@@ -62,8 +64,9 @@ func (c *Consumer) describe(ctx context.Context) (id [16]byte, partitions int, e
 	return resp.Topics[0].TopicID, len(resp.Topics[0].Partitions), nil
 }
 
-// within returns what ask returns, or the context's error once that has ended: a client that logs in waits for its password or its token, and
-// looks at no context meanwhile. ask ends when that comes, or does not come, or when the client is closed.
+// within returns ask's result, or ctx's error as soon as ctx ends. A client that is logging in waits for its password
+// or its token and does not observe a context meanwhile. In that case ask ends later: when the login succeeds or fails,
+// or when the client is closed.
 func within[T any](ctx context.Context, ask func() (T, error)) (T, error) {
 	type answer struct {
 		value T
@@ -83,7 +86,7 @@ func within[T any](ctx context.Context, ask func() (T, error)) (T, error) {
 	}
 }
 
-func (c *Consumer) look(ctx context.Context) (t topic, err error) {
+func (c *Consumer) readTopic(ctx context.Context) (t topic, err error) {
 	if t.id, _, err = c.describe(ctx); err != nil {
 		return t, err
 	}
@@ -108,10 +111,10 @@ func (c *Consumer) look(ctx context.Context) (t topic, err error) {
 	return t, nil
 }
 
-// positions returns where the partitions just assigned are read from. The inbox knows what was applied; the group's
-// offsets, which it is given, are believed where they are behind that, as after a replay. What differs is logged, and a
-// gap is handed to the partition's worker. It waits for Kafka and for the database, in the group, until the partitions are
-// taken away.
+// positions returns the offsets from which the partitions just assigned are read. The inbox knows which records were
+// applied. The group's offsets, in committed, count only where they are lower, as after a replay. Differences are
+// logged, and a gap is handed to the partition's worker. positions waits for Kafka and for the database until the
+// partitions are revoked; the process stays in its group meanwhile.
 func (c *Consumer) positions(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	assigned := committed[c.cfg.Topic]
 	for failures := 1; len(assigned) > 0; failures++ {
@@ -121,7 +124,7 @@ func (c *Consumer) positions(ctx context.Context, committed map[string]map[int32
 			break
 		}
 		if ctx.Err() == nil {
-			c.database.failed(c.log, fmt.Errorf("find where to go on: %w", err), 0)
+			c.database.failed(c.log, fmt.Errorf("find the offsets to resume at: %w", err), 0)
 		}
 		select {
 		case <-ctx.Done(): // they were revoked
@@ -138,12 +141,12 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 	owned := c.owned()
 	for id := range assigned {
 		if p := owned[id]; p != nil && p.claim.epoch == 0 {
-			if err := c.claim(ctx, p); err != nil { // before it is asked what the last owner applied
+			if err := c.claim(ctx, p); err != nil { // before its row is read: the last owner can apply nothing after the claim
 				return err
 			}
 		}
 	}
-	t, err := c.look(ctx)
+	t, err := c.readTopic(ctx)
 	if err != nil {
 		return c.cfg.why(ctx, err)
 	}
@@ -164,25 +167,25 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 		place, start, end, group := places[id], t.starts[id], t.ends[id], at.EpochOffset().Offset
 		switch made := place.id != t.id && place.id != [16]byte{} && t.id != [16]byte{}; {
 		case made || end < place.next:
-			begin := int64(0) // everything in a topic made again is new
+			begin := int64(0) // every record of a topic that was created again is new
 			if !made {
 				begin = start
 			}
-			if err := c.forgetOld(ctx, t, id, place, begin); err != nil {
+			if err := c.restart(ctx, t, id, place, begin); err != nil {
 				return err
 			}
 			place.next, group = begin, begin
 		case group < 0 && place.next > start:
-			log.Warn().Int64("offset", place.next).Msg("the group has no offset in Kafka, it has expired or was deleted: going on where the inbox is")
+			log.Warn().Int64("offset", place.next).Msg("the group has no offset in Kafka (it expired or was deleted): resuming at the inbox's offset")
 			group = place.next
 		case group < 0:
 			group = place.next
 		case group > place.next:
 			log.Warn().Int64("committed", group).Int64("offset", place.next).
-				Msg("the group's offset was moved past records that were not applied: going on where the inbox is")
+				Msg("the group's offset was moved past records that were not applied: resuming at the inbox's offset")
 			group = place.next
 		case group < place.next:
-			log.Info().Int64("offset", group).Int64("applied", place.next).Msg("the group's offset is behind the inbox: what was applied is skipped")
+			log.Info().Int64("offset", group).Int64("applied", place.next).Msg("the group's offset is lower than the inbox's: events that were applied already are skipped")
 		}
 		if place.next < start {
 			gaps[p] = gap{place.next, start}
@@ -191,7 +194,7 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 			assigned[id] = kgo.NewOffset().At(group)
 		}
 	}
-	for id, place := range places { // partitions that the topic had before it was made again
+	for id, place := range places { // partitions of the earlier topic that the new one does not have
 		if _, there := t.starts[id]; !there && place.id != t.id && place.id != [16]byte{} && t.id != [16]byte{} {
 			if err := c.vanished(ctx, t, id, place); err != nil {
 				return err
@@ -199,23 +202,24 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 		}
 	}
 	c.mu.Lock()
-	c.topicID = t.id // from here on the log's end is this topic's
+	c.topicID = t.id // from here on c.ends is about this topic
 	c.mu.Unlock()
-	for p, g := range gaps { // nothing can fail any more, and begin again
-		c.missed(p, g)
+	for p, g := range gaps { // last, because nothing after this can fail and repeat it
+		c.startAtGap(p, g)
 	}
 	return nil
 }
 
-// A place is what the inbox knows of a partition.
+// A place is the inbox's record of a partition.
 type place struct {
 	next int64
-	id   [16]byte // of the topic
+	id   [16]byte // the topic's id
 }
 
-// enroll makes the group's row of each partition that has none, so that what disappears later is missed. In a topic
-// that is new to the group a partition begins where the group is, or where the log does; a partition that was added
-// since begins at 0. The group's offset is believed of rows that an earlier version has left.
+// enroll inserts the group's row for each partition that has none, so that records that leave the topic later are
+// noticed. If the topic is new to the group, a partition begins at the group's offset, or else at the start of the log.
+// A partition that was added later begins at 0. For a row that an earlier version left without a topic id, the group's
+// offset is trusted.
 func (c *Consumer) enroll(ctx context.Context, t topic) error {
 	known, err := c.places(ctx)
 	if err != nil {
@@ -253,10 +257,10 @@ func (c *Consumer) enroll(ctx context.Context, t topic) error {
 		WHERE p.topic_id IS NULL RETURNING partition`, c.cfg.Group, c.cfg.Topic, missing, next, t.id)
 	added, err := pgx.CollectRows(rows, pgx.RowTo[int32])
 	if err != nil {
-		return fmt.Errorf("note the partitions of topic %s: %w", c.cfg.Topic, err)
+		return fmt.Errorf("record the partitions of topic %s: %w", c.cfg.Topic, err)
 	}
 	if len(known) > 0 && len(added) > 0 {
-		c.log.Warn().Ints32("added", added).Int("partitions", len(t.starts)).Msg("partitions were added to the topic: they are read from their beginning, " +
+		c.log.Warn().Ints32("added", added).Int("partitions", len(t.starts)).Msg("partitions were added to the topic; they are read from their beginning, " +
 			"and a key that moved to another partition may have its new events applied before its old ones")
 	}
 	return nil
@@ -272,14 +276,14 @@ func (c *Consumer) places(ctx context.Context) (map[int32]place, error) {
 		known[id] = p
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("ask the inbox where it is in topic %s: %w", c.cfg.Topic, err)
+		return nil, fmt.Errorf("read the inbox's offsets of topic %s: %w", c.cfg.Topic, err)
 	}
 	return known, nil
 }
 
-// forgetOld begins a partition again, whose topic was made again or lost its end, and says so. What the old log is known
-// to have held beyond the inbox is gone with it, and is recorded.
-func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, begin int64) error {
+// restart sets a partition back to begin after its topic was created again or the end of its log was lost, and logs
+// this. Records that the old log is known to have held after the inbox's offset are lost; they are recorded as a gap.
+func (c *Consumer) restart(ctx context.Context, t topic, id int32, old place, begin int64) error {
 	c.mu.Lock()
 	lost := gap{old.next, c.ends[id]}
 	delete(c.ends, id)
@@ -290,19 +294,19 @@ func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, 
 			UPDATE inbox_partitions SET next_offset = $4, topic_id = $5, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
 			       blocked_since = NULL, decision = NULL
 			WHERE consumer_group = $1 AND topic = $2 AND partition = $3`, c.cfg.Group, c.cfg.Topic, id, begin, t.id); err != nil {
-			return fmt.Errorf("begin topic %s again: %w", c.cfg.Topic, err)
+			return fmt.Errorf("restart topic %s: %w", c.cfg.Topic, err)
 		}
 		if lost.to <= lost.from {
 			return nil
 		}
-		return c.effects.gone(ctx, tx, c.cfg.Topic, id, lost)
+		return c.effects.recordGap(ctx, tx, c.cfg.Topic, id, lost)
 	})
 	if err != nil {
 		return err
 	}
-	what := "the topic was deleted and made again: it is read from its beginning, and the inbox skips what it knows; what the old one held behind this offset, if anything, was never applied"
+	what := "the topic was deleted and created again: it is read from its beginning, and events that the inbox knows are skipped; records that the old topic held at and after this offset, if any, were never applied"
 	if old.id == t.id || t.id == [16]byte{} {
-		what = "the log ends before what was applied, so it was cut off or is another one: it is read from its beginning, and the inbox skips what it knows"
+		what = "the log ends below the offset that was applied, so it was truncated or replaced: it is read from its beginning, and events that the inbox knows are skipped"
 	}
 	level := zerolog.WarnLevel
 	if lost.to > lost.from {
@@ -313,28 +317,29 @@ func (c *Consumer) forgetOld(ctx context.Context, t topic, id int32, old place, 
 	return nil
 }
 
-// vanished records what a partition that is no more is known to have held beyond the inbox. Of one that this process has not looked at the
-// row stays as it is: another process may know, and an event that it halts at was never applied.
+// vanished records a gap for a partition that no longer exists, if this process knows that its log went on after the
+// inbox's offset. If this process has not looked at the partition, its row stays unchanged: another process may know,
+// and an event at which the partition halts was never applied.
 func (c *Consumer) vanished(ctx context.Context, t topic, id int32, old place) error {
 	c.mu.Lock()
 	end, known := c.ends[id]
 	c.mu.Unlock()
 	switch {
 	case known && end > old.next:
-		return c.forgetOld(ctx, t, id, old, 0)
-	case known: // all of it was applied
+		return c.restart(ctx, t, id, old, 0)
+	case known: // all its records were applied
 		return nil
 	}
 	c.mu.Lock()
-	c.ends[id] = old.next // it is said once
+	c.ends[id] = old.next // so that the warning is logged once
 	c.mu.Unlock()
 	c.log.Warn().Int32("partition", id).Int64("applied", old.next).
-		Msg("the topic was deleted and made again with fewer partitions: what this one held behind this offset, if anything, was never applied")
+		Msg("the topic was deleted and created again with fewer partitions: records that this partition held at and after this offset, if any, were never applied")
 	return nil
 }
 
-// missed hands a gap to the partition's worker, which halts there or goes on.
-func (c *Consumer) missed(p *partition, g gap) {
+// startAtGap hands a gap to the partition's worker, which halts there or continues after it.
+func (c *Consumer) startAtGap(p *partition, g gap) {
 	id := p.claim.partition
 	c.mu.Lock()
 	n := g.to - max(g.from, c.counted[id])
@@ -345,29 +350,29 @@ func (c *Consumer) missed(p *partition, g gap) {
 	p.start(func() { c.work(p, nil) })
 }
 
-// pass goes over p's gap, which is recorded among what is parked, if the options or an operator say so. An operator who
-// has given the gap up, or has rebuilt what the events make, has moved the inbox to its end.
-func (c *Consumer) pass(ctx context.Context, p *partition) error {
+// passGap moves p past its gap, and records the gap among the parked events, if the configuration or an operator says
+// so. If an operator has dropped the gap, or has rebuilt the tables, the inbox's offset is at the gap's end already.
+func (c *Consumer) passGap(ctx context.Context, p *partition) error {
 	g := *p.gap
 	var next int64
 	if err := c.cfg.Pool.QueryRow(ctx, `SELECT next_offset FROM inbox_partitions WHERE consumer_group = $1 AND topic = $2 AND partition = $3`,
 		c.cfg.Group, c.cfg.Topic, p.claim.partition).Scan(&next); err != nil {
-		return fmt.Errorf("ask the inbox where it is in partition %d: %w", p.claim.partition, err)
+		return fmt.Errorf("read the inbox's offset of partition %d: %w", p.claim.partition, err)
 	}
 	if next >= g.to {
-		c.log.Info().Int32("partition", p.claim.partition).Int64("offset", next).Msg("going on behind a gap that an operator has given up, or that a rebuild has closed")
+		c.log.Info().Int32("partition", p.claim.partition).Int64("offset", next).Msg("continuing after a gap that an operator dropped or a rebuild closed")
 		p.gap = nil
 		return nil
 	}
-	level, what := zerolog.ErrorLevel, g.String()+": going on behind the gap, `parked list` shows it"
+	level, what := zerolog.ErrorLevel, g.String()+": continuing after the gap; `parked list` shows it"
 	if c.cfg.Gap == Halt {
-		level, what = zerolog.InfoLevel, "going on behind a gap that an operator has passed"
+		level, what = zerolog.InfoLevel, "continuing after a gap that an operator passed"
 		var decision Policy
 		if err := pgx.BeginTxFunc(ctx, c.cfg.Pool, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) (err error) {
 			if decision, err = p.claim.block(ctx, tx, Event{Offset: g.from}, g.String()); err != nil {
 				return err
 			}
-			return c.effects.gone(ctx, tx, c.cfg.Topic, p.claim.partition, g)
+			return c.effects.recordGap(ctx, tx, c.cfg.Topic, p.claim.partition, g)
 		}); err != nil {
 			return err
 		}
@@ -376,7 +381,7 @@ func (c *Consumer) pass(ctx context.Context, p *partition) error {
 		}
 	}
 	if err := c.transact(ctx, p, g.to, func(tx pgx.Tx) error {
-		return c.effects.gone(ctx, tx, c.cfg.Topic, p.claim.partition, g)
+		return c.effects.recordGap(ctx, tx, c.cfg.Topic, p.claim.partition, g)
 	}); err != nil {
 		return err
 	}
@@ -385,8 +390,8 @@ func (c *Consumer) pass(ctx context.Context, p *partition) error {
 	return nil
 }
 
-// gone records a gap, once.
-func (e *effects) gone(ctx context.Context, tx pgx.Tx, topic string, partition int32, g gap) error {
+// recordGap writes a gap among the parked events, once.
+func (e *effects) recordGap(ctx context.Context, tx pgx.Tx, topic string, partition int32, g gap) error {
 	tag, err := tx.Exec(ctx, `UPDATE inbox_parked SET end_offset = $5, reason = $6 WHERE consumer = $1 AND topic = $2 AND partition = $3
 		AND kafka_offset = $4 AND end_offset IS NOT NULL AND status = 'parked'`, e.consumer, topic, partition, g.from, g.to, g.String())
 	if err == nil && tag.RowsAffected() == 0 {

@@ -31,7 +31,7 @@ func (f *fixture) deleteRecords(partition int32, before int64) {
 	}
 }
 
-// moveGroup commits an offset in place of a group without members.
+// moveGroup commits an offset for a group that has no members.
 func (f *fixture) moveGroup(partition int32, at int64) {
 	f.Helper()
 	offsets := kadm.Offsets{}
@@ -41,7 +41,7 @@ func (f *fixture) moveGroup(partition int32, at int64) {
 	}
 }
 
-// remake deletes the topic and makes it again.
+// remake deletes the topic and creates it again.
 func (f *fixture) remake(partitions int) {
 	f.Helper()
 	if _, err := kadm.NewClient(f.client).DeleteTopic(f.Context(), f.topic); err != nil {
@@ -78,8 +78,8 @@ func (r *running) unready(t testing.TB, text string) {
 	})
 }
 
-// TestRecordsGoneBeforeTheyWereApplied: the log loses records while the consumer is away. It says so, counts and records
-// them, and halts until somebody decides, or goes on.
+// TestRecordsGoneBeforeTheyWereApplied: the log loses records while the consumer is away. The consumer logs, counts and
+// records the gap. It halts until an operator decides, or continues.
 func TestRecordsGoneBeforeTheyWereApplied(t *testing.T) {
 	const why = "the 3 records at offsets 1 to 3 are gone from the topic and were never applied"
 	for _, c := range []struct {
@@ -115,7 +115,7 @@ func TestRecordsGoneBeforeTheyWereApplied(t *testing.T) {
 			f.send(0, "a", ids[1:6]...)
 			f.deleteRecords(0, 4)
 			r = f.start(gapPolicy(c.gap))
-			f.send(1, "b", ids[6]) // goes on in any case
+			f.send(1, "b", ids[6]) // this partition continues in each case
 			f.waitEffects("b", ids[6])
 			row := f.parked(1)[""]
 			parked, err := f.operator().Show(t.Context(), row)
@@ -125,7 +125,7 @@ func TestRecordsGoneBeforeTheyWereApplied(t *testing.T) {
 			after := ids[4:6]
 			if c.decide != nil {
 				r.unready(t, "partition 0: "+why)
-				r.stop() // and it outlives the process
+				r.stop() // the halt survives a restart
 				r = f.start(gapPolicy(c.gap))
 				r.unready(t, "partition 0: "+why)
 				f.waitEffects("a", ids[0])
@@ -158,7 +158,7 @@ func TestRecordsGoneBeforeTheyWereApplied(t *testing.T) {
 				t.Errorf("said %d times", n)
 			}
 			r.stop()
-			r = f.start(gapPolicy(c.gap)) // and it is over
+			r = f.start(gapPolicy(c.gap)) // the next consumer does not see the gap again
 			f.send(0, "a", ids[6])
 			f.waitCommitted(f.group, map[int32]int64{0: 7, 1: 1})
 			if n := r.count(t, "test_records_gone_total"); n != 0 {
@@ -168,7 +168,7 @@ func TestRecordsGoneBeforeTheyWereApplied(t *testing.T) {
 	}
 }
 
-// TestRecordsGoneUnderARunningConsumer: it waits for an event while the log behind it goes away.
+// TestRecordsGoneUnderARunningConsumer: the consumer retries an event while the log after it is deleted.
 func TestRecordsGoneUnderARunningConsumer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -176,7 +176,7 @@ func TestRecordsGoneUnderARunningConsumer(t *testing.T) {
 	f.fail(ids[0], errors.New("not now"))
 	f.send(0, "a", ids[0])
 	r := f.start(gapPolicy(inbox.GoOn))
-	eventually(t, func() error { // longer than it has patience with a worker: it fetches no more
+	eventually(t, func() error { // longer than patience: the partition is paused and fetches nothing more
 		if f.tries(ids[0]) < 8 {
 			return errors.New("not tried often enough")
 		}
@@ -189,13 +189,13 @@ func TestRecordsGoneUnderARunningConsumer(t *testing.T) {
 	r.says(t, "gone from the topic")
 	f.send(0, "a", ids[4])
 	f.waitCommitted(f.group, map[int32]int64{0: 5})
-	// Of the two it may have had one already.
+	// The consumer may already have fetched one of the two.
 	if n := len(f.effects("a")) + int(r.count(t, "test_records_gone_total")); n != 5 {
 		t.Errorf("%d applied or missed, want 5", n)
 	}
 }
 
-// TestOffsetMovedByHand: the inbox knows where it is.
+// TestOffsetMovedByHand: after the group's offset was moved, the consumer resumes at the inbox's offset.
 func TestOffsetMovedByHand(t *testing.T) {
 	for _, c := range []struct {
 		name, says string
@@ -203,7 +203,7 @@ func TestOffsetMovedByHand(t *testing.T) {
 		skipped    int
 	}{
 		{"to the end", "past records that were not applied", func(f *fixture) { f.moveGroup(0, 4) }, 0},
-		{"to the start", "behind the inbox", func(f *fixture) { f.moveGroup(0, 0) }, 2},
+		{"to the start", "lower than the inbox", func(f *fixture) { f.moveGroup(0, 0) }, 2},
 		{"past the end", "past records that were not applied", func(f *fixture) { f.moveGroup(0, 99) }, 0},
 		{"away, as by expiry", "has no offset in Kafka", func(f *fixture) {
 			if _, err := kadm.NewClient(f.client).DeleteGroup(f.Context(), f.group); err != nil {
@@ -233,14 +233,14 @@ func TestOffsetMovedByHand(t *testing.T) {
 	}
 }
 
-// TestTopicMadeAgain: under a running consumer or one that is away, shorter or longer than it was. The new one is read
-// from its start, and what the inbox knows already is skipped.
+// TestTopicMadeAgain: the topic is created again under a running consumer, or under one that is away, shorter or longer
+// than before. The new topic is read from its start, and events that the inbox knows are skipped.
 func TestTopicMadeAgain(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		away        bool
 		first, then int // records in the old topic and in the new one
-		gone        int // of the new one, before it is read
+		gone        int // of the new topic, deleted before they are read
 	}{
 		{"while it runs, shorter", false, 4, 2, 0},
 		{"while it runs, longer", false, 2, 5, 0},
@@ -269,7 +269,7 @@ func TestTopicMadeAgain(t *testing.T) {
 			}
 			f.waitEffects("a", slices.Delete(ids, c.first, c.first+c.gone)...)
 			f.waitCommitted(f.group, map[int32]int64{0: int64(c.then) + 1})
-			r.says(t, "the topic was deleted and made again")
+			r.says(t, "the topic was deleted and created again")
 			eventually(t, func() error { return r.Ready(t.Context()) })
 			if n := r.count(t, "test_records_gone_total"); int(n) != c.gone {
 				t.Errorf("%v missed", n)
@@ -278,7 +278,7 @@ func TestTopicMadeAgain(t *testing.T) {
 	}
 }
 
-// TestTopicMadeAgainBeforeItWasRead: what the old topic was known to hold is missed with it.
+// TestTopicMadeAgainBeforeItWasRead: records that the old topic is known to have held count as missed.
 func TestTopicMadeAgainBeforeItWasRead(t *testing.T) {
 	for _, then := range []int{3, 1} { // partitions
 		t.Run(fmt.Sprint(then), func(t *testing.T) {
@@ -314,7 +314,8 @@ func TestTopicMadeAgainBeforeItWasRead(t *testing.T) {
 	}
 }
 
-// TestPartitionsAdded while it runs and while it is away: they are read from their beginning.
+// TestPartitionsAdded: partitions are added while the consumer runs and while it is away. They are read from their
+// beginning.
 func TestPartitionsAdded(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -345,7 +346,7 @@ func TestPartitionsAdded(t *testing.T) {
 	f.send(0, "b", ids[2])
 	r.unready(t, "not now")
 	add(2)
-	f.waitEffects("b", ids[1]) // the order of a key does not hold over a change of its partition
+	f.waitEffects("b", ids[1]) // the order of a key does not hold when the key changes its partition
 	r.says(t, "partitions were added to the topic")
 	f.fail(ids[2], nil)
 	f.waitEffects("b", ids[1], ids[2])
@@ -359,7 +360,7 @@ func TestPartitionsAdded(t *testing.T) {
 	r.stop()
 }
 
-// TestWhatIsNotAGap: records that are none of ours, transactions, and rows that an earlier release left.
+// TestWhatIsNotAGap: ignored records, transaction markers, and rows of an earlier release make no gap.
 func TestWhatIsNotAGap(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -395,7 +396,7 @@ func TestWhatIsNotAGap(t *testing.T) {
 	r.stopAfter(f, 9)
 	f.deleteRecords(0, 9)
 
-	f.exec(`UPDATE inbox_partitions SET topic_id = NULL, next_offset = 5`) // as it was left, with records of no interest behind it
+	f.exec(`UPDATE inbox_partitions SET topic_id = NULL, next_offset = 5`) // as the earlier release left it, with ignored records after it
 	f.send(0, "a", ids[6])
 	r = f.start(ignoring)
 	f.waitEffects("a", ids[0], ids[4], ids[6])
@@ -407,7 +408,7 @@ func TestWhatIsNotAGap(t *testing.T) {
 	}
 }
 
-// TestNewGroupOnAnOldTopicMissesNothing, and from then on it does.
+// TestNewGroupOnAnOldTopicMissesNothing: records deleted before the group existed are no gap; later ones are.
 func TestNewGroupOnAnOldTopicMissesNothing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 2)
@@ -420,13 +421,13 @@ func TestNewGroupOnAnOldTopicMissesNothing(t *testing.T) {
 	if n := scan[int](f, `SELECT count(*)::int FROM inbox_parked`); n != 0 {
 		t.Errorf("%d gaps are recorded", n)
 	}
-	f.send(1, "b", ids[4:]...) // nothing was ever read of this one
+	f.send(1, "b", ids[4:]...) // nothing of this partition was read yet
 	f.deleteRecords(1, 1)
 	f.start().unready(t, "partition 1: the record at offset 0 is gone from the topic and was never applied")
 }
 
-// TestGroupThatComesBackAfterLong: its offsets have expired, the topic has lost records, and the inbox has forgotten what
-// was applied. Nothing is applied twice, and what is missing is said.
+// TestGroupThatComesBackAfterLong: the group's offsets have expired, the topic has lost records, and the inbox has
+// forgotten the applied events. Nothing is applied twice, and the missing records are reported.
 func TestGroupThatComesBackAfterLong(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -444,7 +445,7 @@ func TestGroupThatComesBackAfterLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.send(0, "a", ids...)
-	// What was applied is still in the topic: it is not even read again.
+	// The applied records are still in the topic, but they are not even read again.
 	r := f.start(gapPolicy(inbox.GoOn), policy(inbox.Skip))
 	f.waitEffects("a", append(before, ids...)...)
 	r.stop()

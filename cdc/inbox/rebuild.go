@@ -12,17 +12,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Rebuilt is what a rebuild found on the topic.
+// Rebuilt counts what a rebuild found on the topic.
 type Rebuilt struct {
-	Applied    int  // events, each once
-	Duplicates int  // further copies of them
-	Aside      int  // parked, dropped, or behind a parked event of their key: they stay where they are
-	Refused    int  // cannot be applied: left to the consumer and its policy, unless it has passed them already
-	Others     int  // of types that are not handled, and records that cannot be read
-	Cut        bool // records are missing at the beginning
+	Applied    int  // events that were applied, each once
+	Duplicates int  // further copies of these events
+	Aside      int  // events that are parked, dropped, or wait for a parked event of their key: they are not applied
+	Rejected   int  // events that cannot be applied: the consumer and its policy handle them, unless it has passed them already
+	Others     int  // events of types that are not handled
+	Cut        bool // the topic has lost its first records
 }
 
-// ErrCut is returned when the topic no longer has the records it began with.
+// ErrCut is returned when the topic no longer has its first records.
 var ErrCut = errors.New("the topic no longer reaches back to its first event")
 
 // LockedGroup is a consumer group that applies nothing until a transaction ends.
@@ -32,25 +32,27 @@ type LockedGroup struct {
 	days     days
 }
 
-// LockGroup keeps the group's consumers, running or not, from applying anything until tx ends. They try again meanwhile.
+// LockGroup keeps the group's consumers from applying events until tx ends, also those that start meanwhile. They retry
+// until then.
 func (o *Operator) LockGroup(ctx context.Context, tx pgx.Tx) (*LockedGroup, error) {
-	h := &LockedGroup{operator: o, tx: tx}
-	// Not in tx, whose end others would wait for.
-	if err := o.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day FROM inbox_maintain($1, NULL)`, daysAhead).Scan(&h.days.first, &h.days.last); err != nil {
-		return nil, fmt.Errorf("make the inbox's partitions: %w", err)
+	g := &LockedGroup{operator: o, tx: tx}
+	// This runs outside tx, because other transactions would wait for the end of tx.
+	if err := o.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day FROM inbox_maintain($1, NULL)`, daysAhead).Scan(&g.days.first, &g.days.last); err != nil {
+		return nil, fmt.Errorf("create the inbox's partitions: %w", err)
 	}
 	if _, err := tx.Exec(ctx, `SELECT FROM inbox_partitions WHERE consumer_group = $1 AND topic = $2 ORDER BY partition FOR UPDATE`, o.cfg.Group, o.cfg.Topic); err != nil {
-		return nil, fmt.Errorf("hold the consumers of group %s: %w", o.cfg.Group, err)
+		return nil, fmt.Errorf("lock the consumers of group %s: %w", o.cfg.Group, err)
 	}
-	return h, nil
+	return g, nil
 }
 
-// Rebuild applies every event of the topic, from its beginning to its end as of now, in the transaction, whether or not
-// the inbox knows it, and marks it there, so that whoever reads it afterwards finds a duplicate. Before that, what Handle
-// writes must have been locked, against a redrive, and emptied; when the transaction rolls back, nothing has happened. The
-// error is ErrCut when records are missing at the beginning, unless opts allow it.
-func (h *LockedGroup) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error) {
-	o := h.operator
+// Rebuild applies every event of the topic in the transaction, from its beginning to its current end, whether or not
+// the inbox knows it. It marks each event in the inbox, so that a consumer that reads it later finds a duplicate.
+// Before this call, the caller must lock the tables that Handle writes (against a redrive) and empty them. If the
+// transaction rolls back, nothing has changed. The error is ErrCut if the topic has lost its first records, unless opts
+// allow that.
+func (g *LockedGroup) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt, error) {
+	o := g.operator
 	var done Rebuilt
 	from, to, err := o.extent(ctx)
 	if err != nil {
@@ -69,8 +71,8 @@ func (h *LockedGroup) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt
 		slices.Sort(cut)
 		return done, fmt.Errorf("%w: %s, %s", ErrCut, o.cfg.Topic, strings.Join(cut, ", "))
 	}
-	if _, err := h.tx.Exec(ctx, `CREATE TEMP TABLE inbox_rebuilt (event_id text PRIMARY KEY) ON COMMIT DROP`); err != nil {
-		return done, fmt.Errorf("make a table of what is rebuilt: %w", err)
+	if _, err := g.tx.Exec(ctx, `CREATE TEMP TABLE inbox_rebuilt (event_id text PRIMARY KEY) ON COMMIT DROP`); err != nil {
+		return done, fmt.Errorf("create the table of rebuilt events: %w", err)
 	}
 	err = o.read(ctx, from, to, func(_ int32, records []*kgo.Record) error {
 		var events []Event
@@ -82,14 +84,14 @@ func (h *LockedGroup) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt
 			switch known := len(o.cfg.Types) == 0 || slices.Contains(o.cfg.Types, ev.Type); {
 			case !known:
 				done.Others++
-			case ev.check(o.cfg.Types, 0, h.days.last) != nil:
-				done.Refused++
+			case ev.check(o.cfg.Types, 0, g.days.last) != nil:
+				done.Rejected++
 			default:
 				events = append(events, ev)
 			}
 		}
 		for batch := range slices.Chunk(events, o.cfg.Batch) {
-			if err := h.again(ctx, batch, &done); err != nil {
+			if err := g.applyNew(ctx, batch, &done); err != nil {
 				return err
 			}
 		}
@@ -102,32 +104,33 @@ func (h *LockedGroup) Rebuild(ctx context.Context, opts RebuildOptions) (Rebuilt
 	if err != nil {
 		return done, o.cfg.why(ctx, err)
 	}
-	if err := h.closeGaps(ctx, from); err != nil {
+	if err := g.closeGaps(ctx, from); err != nil {
 		return done, err
 	}
-	return done, o.decide(ctx, h.tx, "rebuild", fmt.Sprintf("from topic %s: %+v", o.cfg.Topic, done))
+	return done, o.recordDecision(ctx, g.tx, "rebuild", fmt.Sprintf("from topic %s: %+v", o.cfg.Topic, done))
 }
 
-// closeGaps ends the wait for records before from: what they did is not part of what was rebuilt, and whoever rebuilt it
-// knows.
-func (h *LockedGroup) closeGaps(ctx context.Context, from map[int32]int64) error {
-	cfg := h.operator.cfg
+// closeGaps moves the partitions past records below from, and drops the recorded gaps. The rebuilt tables do not
+// contain the effects of these records, and the operator who allowed that knows it.
+func (g *LockedGroup) closeGaps(ctx context.Context, from map[int32]int64) error {
+	cfg := g.operator.cfg
 	for p, start := range from {
-		if _, err := h.tx.Exec(ctx, `
+		if _, err := g.tx.Exec(ctx, `
 			UPDATE inbox_partitions SET next_offset = $4, blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
 			       blocked_since = NULL, decision = NULL
 			WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND next_offset < $4`, cfg.Group, cfg.Topic, p, start); err != nil {
 			return fmt.Errorf("close the gap of partition %d: %w", p, err)
 		}
 	}
-	if _, err := h.tx.Exec(ctx, `UPDATE inbox_parked SET status = 'dropped', resolved_at = clock_timestamp()
+	if _, err := g.tx.Exec(ctx, `UPDATE inbox_parked SET status = 'dropped', resolved_at = clock_timestamp()
 		WHERE consumer = $1 AND topic = $2 AND end_offset IS NOT NULL AND status = 'parked'`, cfg.Consumer, cfg.Topic); err != nil {
 		return fmt.Errorf("close the gaps of topic %s: %w", cfg.Topic, err)
 	}
 	return nil
 }
 
-// extent is where each partition of the topic begins and ends. Behind an open transaction it ends for us.
+// extent returns the first offset and the end of each partition. The end is the last stable offset: records after the
+// start of an open transaction do not count.
 func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err error) {
 	client, err := o.cfg.client()
 	if err != nil {
@@ -157,10 +160,10 @@ func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err er
 	return from, to, nil
 }
 
-// again applies what is neither set aside nor applied in this rebuild.
-func (h *LockedGroup) again(ctx context.Context, events []Event, done *Rebuilt) error {
-	effects := h.operator.effects
-	aside, err := h.aside(ctx, events)
+// applyNew applies the events that are neither parked nor held nor applied earlier in this rebuild.
+func (g *LockedGroup) applyNew(ctx context.Context, events []Event, done *Rebuilt) error {
+	effects := g.operator.effects
+	aside, err := g.aside(ctx, events)
 	if err != nil {
 		return err
 	}
@@ -170,8 +173,8 @@ func (h *LockedGroup) again(ctx context.Context, events []Event, done *Rebuilt) 
 			ids = append(ids, ev.ID)
 		}
 	}
-	rows, _ := h.tx.Query(ctx, `INSERT INTO inbox_rebuilt SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING event_id`, ids)
-	first, err := set(rows, "note what is rebuilt")
+	rows, _ := g.tx.Query(ctx, `INSERT INTO inbox_rebuilt SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING event_id`, ids)
+	first, err := set(rows, "record the rebuilt events")
 	if err != nil {
 		return err
 	}
@@ -191,12 +194,12 @@ func (h *LockedGroup) again(ctx context.Context, events []Event, done *Rebuilt) 
 		return nil
 	}
 	apply := func(events ...Event) error {
-		return pgx.BeginFunc(ctx, h.tx, func(tx pgx.Tx) error {
-			remembered := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { day := ev.day(); return 0 < day && day < h.days.first })
+		return pgx.BeginFunc(ctx, g.tx, func(tx pgx.Tx) error {
+			remembered := slices.DeleteFunc(slices.Clone(events), func(ev Event) bool { day := ev.day(); return 0 < day && day < g.days.first })
 			if _, err := effects.mark(ctx, tx, remembered); err != nil {
 				return err
 			}
-			return effects.make(ctx, tx, events)
+			return effects.callHandler(ctx, tx, events)
 		})
 	}
 	if err := apply(fresh...); err == nil {
@@ -208,7 +211,7 @@ func (h *LockedGroup) again(ctx context.Context, events []Event, done *Rebuilt) 
 		case err == nil:
 			done.Applied++
 		case isPermanent(err):
-			done.Refused++
+			done.Rejected++
 		default:
 			return err
 		}
@@ -216,14 +219,14 @@ func (h *LockedGroup) again(ctx context.Context, events []Event, done *Rebuilt) 
 	return nil
 }
 
-// aside returns which of the events a rebuild must leave alone.
-func (h *LockedGroup) aside(ctx context.Context, events []Event) (map[string]bool, error) {
+// aside returns the events that a rebuild must not apply: parked, dropped, or held by their key.
+func (g *LockedGroup) aside(ctx context.Context, events []Event) (map[string]bool, error) {
 	ids, days, keys := make([]string, len(events)), make([]int, len(events)), make([][]byte, len(events))
 	for i, ev := range events {
 		ids[i], days[i], keys[i] = ev.ID, ev.day(), heldKey(ev.Key)
 	}
-	cfg := h.operator.cfg
-	rows, _ := h.tx.Query(ctx, `
+	cfg := g.operator.cfg
+	rows, _ := g.tx.Query(ctx, `
 		SELECT event_id FROM unnest($3::text[], $4::integer[], $5::bytea[]) AS asked (event_id, event_day, key)
 		WHERE EXISTS (SELECT FROM inbox_parked p WHERE p.consumer = $1 AND p.event_id = asked.event_id AND p.status <> 'redriven')
 		OR EXISTS (SELECT FROM inbox_parked_keys k WHERE k.consumer = $1 AND k.topic = $2 AND k.key = asked.key)

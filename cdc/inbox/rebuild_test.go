@@ -16,7 +16,7 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// rebuild empties the effects and makes them anew. It calls locked when nobody else can write them any more.
+// rebuild empties the effects and rebuilds them. It calls locked as soon as no other transaction can write them.
 func (f *fixture) rebuild(ctx context.Context, partial bool, locked func(), progress func(done, of int64)) (done inbox.Rebuilt, err error) {
 	cfg := f.config()
 	cfg.Batch, cfg.Types = 7, []string{"Thing"}
@@ -43,7 +43,7 @@ func quiet(int64, int64) {}
 
 func nothing() {}
 
-// consumerWaits returns when somebody waits for a lock.
+// consumerWaits waits until a transaction waits for a lock.
 func (f *fixture) consumerWaits() {
 	f.Helper()
 	eventually(f, func() error {
@@ -54,8 +54,8 @@ func (f *fixture) consumerWaits() {
 	})
 }
 
-// TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn: what the inbox knew, what it never saw and copies, while a
-// consumer runs; what is set aside stays so.
+// TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn: a rebuild applies events that the inbox knew, events that it
+// never saw, and copies, while a consumer runs. Parked events stay parked.
 func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 2)
@@ -63,7 +63,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 	poison := ids[3]
 	f.fail(poison, inbox.Permanent(errors.New("broken")))
 	f.send(0, "a", ids[0], ids[1], ids[0])
-	f.send(0, "p", poison, ids[4]) // ids[4] waits behind it
+	f.send(0, "p", poison, ids[4]) // ids[4] waits for it
 	f.send(1, "b", ids[5:10]...)
 	f.send(1, "b", old)
 	f.produce(record(1, "b", "Other", ids[10]))
@@ -85,7 +85,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 	}
 	done, err := f.rebuild(t.Context(), false, func() {
 		f.send(0, "a", ids[15])
-		f.consumerWaits() // with this event, which the rebuild finds as well
+		f.consumerWaits() // it waits to apply this event, which the rebuild reads too
 	}, quiet)
 	if want := (inbox.Rebuilt{Applied: 9, Duplicates: 1, Aside: 2, Others: 1}); err != nil || done != want {
 		t.Errorf("rebuilt %+v (%v), want %+v", done, err, want)
@@ -99,14 +99,15 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 		t.Error("the consumer and the rebuild waited for each other")
 	}
 
-	// What the consumer has not seen yet is applied by the rebuild and a duplicate afterwards; the rest is its own.
+	// An event that the consumer has not seen is applied by the rebuild, and is a duplicate for the consumer
+	// afterwards. The consumer applies the later ones.
 	r.stop()
 	f.send(0, "a", ids[11])
 	f.send(0, "p", ids[12])
 	f.fail(ids[13], inbox.Permanent(errors.New("broken")))
 	f.send(1, "b", ids[13])
 	done, err = f.rebuild(t.Context(), false, nothing, quiet)
-	if want := (inbox.Rebuilt{Applied: 10, Duplicates: 1, Aside: 3, Refused: 1, Others: 1}); err != nil || done != want {
+	if want := (inbox.Rebuilt{Applied: 10, Duplicates: 1, Aside: 3, Rejected: 1, Others: 1}); err != nil || done != want {
 		t.Errorf("rebuilt %+v (%v), want %+v", done, err, want)
 	}
 	check("a", ids[0], ids[1], ids[15], ids[11])
@@ -120,7 +121,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 	}
 	check("p", poison, ids[4], ids[12])
 
-	// What was dropped stays so, though it could be applied now.
+	// A dropped event stays dropped, although it could be applied now.
 	f.fail(ids[13], nil)
 	set := f.parked(2)
 	if _, err := f.operator().Drop(t.Context(), inbox.DropOptions{IDs: []int64{set[ids[13]]}}); err != nil {
@@ -133,12 +134,12 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("b", append(ids[5:10:10], old, ids[14])...)
-	if got := scan[string](f, `SELECT what FROM inbox_decisions WHERE command = 'rebuild' ORDER BY id DESC LIMIT 1`); !strings.Contains(got, "Applied:14 Duplicates:1 Aside:1 Refused:0 Others:1 Cut:false") {
+	if got := scan[string](f, `SELECT what FROM inbox_decisions WHERE command = 'rebuild' ORDER BY id DESC LIMIT 1`); !strings.Contains(got, "Applied:14 Duplicates:1 Aside:1 Rejected:0 Others:1 Cut:false") {
 		t.Errorf("recorded: %s", got)
 	}
 }
 
-// TestRebuildHoldsTheConsumerAndLeavesNothingWhenItIsKilled ends the rebuild's session in the middle.
+// TestRebuildHoldsTheConsumerAndLeavesNothingWhenItIsKilled: the server ends the rebuild's session in the middle.
 func TestRebuildHoldsTheConsumerAndLeavesNothingWhenItIsKilled(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -187,7 +188,7 @@ func TestRebuildRefusesATopicThatHasLostItsBeginning(t *testing.T) {
 	}
 }
 
-// TestRebuildReadsCommittedTransactionsOnly, and ends at their markers.
+// TestRebuildReadsCommittedTransactionsOnly: it reads only committed transactions, and ends at a transaction marker.
 func TestRebuildReadsCommittedTransactionsOnly(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)

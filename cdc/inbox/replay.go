@@ -15,29 +15,29 @@ import (
 )
 
 const (
-	// replayStall is how long the log may give nothing while it is read.
+	// replayStall is how long a read of the log waits for the next record.
 	replayStall = 30 * time.Second
 	// askWithin is how long Kafka may take to answer about offsets and groups.
 	askWithin = 30 * time.Second
 )
 
-// A Rewind is what a consumer group gets once more of one partition: the records from From up to Committed.
+// A Rewind is the plan for one partition: the group reads the records from From up to Committed again.
 type Rewind struct {
 	Partition       int32
 	From, Committed int64
-	LogStart        int64 // when above what was asked for, the records before are gone
+	LogStart        int64 // if it is above the requested offset, the records below are gone
 
-	New        int // events that are not in the inbox: these will be applied
-	Duplicates int // events that are: these will be skipped
-	Parked     int // events that are parked and stay so
-	Others     int // of types that are not handled, and records that cannot be read
+	New        int // events that are not in the inbox: they will be applied
+	Duplicates int // events that are in the inbox: they will be skipped
+	Parked     int // events that are parked and stay parked
+	Others     int // events of types that are not handled, and records without an id
 }
 
-// ErrGroupBusy is returned when the group has members: their offsets cannot be moved.
+// ErrGroupBusy is returned when the group has members: Kafka does not move the offsets of such a group.
 var ErrGroupBusy = errors.New("the group has running consumers")
 
-// Replay moves the group's offsets back and returns what that brings. Offsets are only ever moved back, never over
-// records that were not consumed yet.
+// Replay moves the group's offsets back, and returns for each partition which events the group gets again. It never
+// moves an offset forward over records that were not consumed yet.
 func (o *Operator) Replay(ctx context.Context, opts ReplayOptions) ([]Rewind, error) {
 	client, err := o.cfg.client()
 	if err != nil {
@@ -96,13 +96,13 @@ func (o *Operator) plan(ctx context.Context, admin *kadm.Client, opts ReplayOpti
 		plan = append(plan, r)
 	})
 	if len(plan) == 0 {
-		return nil, fmt.Errorf("group %s has committed nothing there on topic %s: there is nothing to replay", o.cfg.Group, o.cfg.Topic)
+		return nil, fmt.Errorf("group %s has committed no offset in these partitions of topic %s: there is nothing to replay", o.cfg.Group, o.cfg.Topic)
 	}
 	slices.SortFunc(plan, func(a, b Rewind) int { return int(a.Partition - b.Partition) })
 	return plan, nil
 }
 
-// count reads what would come again and asks the inbox about it.
+// count reads the records that would arrive again, and counts them by their state in the inbox.
 func (o *Operator) count(ctx context.Context, plan []Rewind) error {
 	of, from, to := map[int32]*Rewind{}, map[int32]int64{}, map[int32]int64{}
 	for i := range plan {
@@ -112,8 +112,8 @@ func (o *Operator) count(ctx context.Context, plan []Rewind) error {
 	return o.read(ctx, from, to, func(partition int32, records []*kgo.Record) error { return o.classify(ctx, of[partition], records) })
 }
 
-// read gives each the topic's committed records, transactions' ends among them, from and up to these offsets, in the order
-// of each partition.
+// read calls each with the topic's committed records from these offsets up to these offsets, in the order of each
+// partition. Transaction markers are among the records.
 func (o *Operator) read(ctx context.Context, from, to map[int32]int64, each func(partition int32, records []*kgo.Record) error) error {
 	open, offsets := map[int32]bool{}, map[int32]kgo.Offset{}
 	for p := range to {
@@ -137,7 +137,7 @@ func (o *Operator) read(ctx context.Context, from, to map[int32]int64, each func
 		err := polled.Err()
 		cancel()
 		if err != nil {
-			return fmt.Errorf("read topic %s, partitions %v not to their end: %w", o.cfg.Topic, slices.Sorted(maps.Keys(open)), err)
+			return fmt.Errorf("read topic %s, partitions %v were not read to their end: %w", o.cfg.Topic, slices.Sorted(maps.Keys(open)), err)
 		}
 		var failed error
 		fetches.EachPartition(func(f kgo.FetchTopicPartition) {
@@ -204,7 +204,7 @@ func (o *Operator) parked(ctx context.Context, events []Event) (map[string]bool,
 	return set(rows, "look for parked events")
 }
 
-// rewind moves the offsets, and records it if they were moved.
+// rewind moves the offsets, and records the decision if they were moved.
 func (o *Operator) rewind(ctx context.Context, admin *kadm.Client, plan []Rewind) error {
 	groups, err := admin.DescribeGroups(ctx, o.cfg.Group)
 	if err == nil {
@@ -225,15 +225,15 @@ func (o *Operator) rewind(ctx context.Context, admin *kadm.Client, plan []Rewind
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	return pgx.BeginFunc(ctx, o.cfg.Pool, func(tx pgx.Tx) error {
-		if err := o.decide(ctx, tx, "replay", what); err != nil {
+		if err := o.recordDecision(ctx, tx, "replay", what); err != nil {
 			return err
 		}
-		moved, err := admin.CommitOffsets(ctx, o.cfg.Group, offsets) // refused, if somebody has joined since
+		moved, err := admin.CommitOffsets(ctx, o.cfg.Group, offsets) // Kafka refuses this if a consumer has joined meanwhile
 		if err == nil {
 			err = moved.Error()
 		}
 		if err != nil {
-			return fmt.Errorf("move the offsets of group %s (have its consumers been started again? stop them): %w", o.cfg.Group, err)
+			return fmt.Errorf("move the offsets of group %s (if its consumers were started again, stop them): %w", o.cfg.Group, err)
 		}
 		return nil
 	})

@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	daysAhead           = 7 // days for which there are partitions before they come
+	daysAhead           = 7 // partitions are created this many days ahead
 	maintenanceInterval = time.Hour
 	maintenanceRetry    = time.Minute
 )
 
-// days are those the inbox can remember: events of other days it refuses.
+// days are the first and the last day that the inbox can remember: it rejects events of other days.
 type days struct{ first, last int }
 
-// knownDays makes the days to come, if they are not known yet.
+// knownDays returns the days for which the inbox has partitions. It creates the partitions if it does not know yet.
 func (c *Consumer) knownDays(ctx context.Context) (days, error) {
 	c.mu.Lock()
 	known := c.days
@@ -32,16 +32,16 @@ func (c *Consumer) knownDays(ctx context.Context) (days, error) {
 	return c.makeDays(ctx, nil)
 }
 
-// makeDays makes the days to come and, unless keep is nil, drops those that are older than so many.
+// makeDays creates the partitions for the days to come. Unless keep is nil, it drops partitions older than keep days.
 func (c *Consumer) makeDays(ctx context.Context, keep *int) (days, error) {
 	var d days
 	var dropped int
 	if err := c.cfg.Pool.QueryRow(ctx, `SELECT first_day, last_day, dropped FROM inbox_maintain($1, $2)`, daysAhead, keep).
 		Scan(&d.first, &d.last, &dropped); err != nil {
-		return days{}, fmt.Errorf("make the inbox's partitions: %w", err)
+		return days{}, fmt.Errorf("create the inbox's partitions: %w", err)
 	}
 	if dropped > 0 {
-		c.log.Info().Int("partitions", dropped).Str("first_day", date(d.first)).Msg("inbox partitions older than the retention dropped")
+		c.log.Info().Int("partitions", dropped).Str("first_day", date(d.first)).Msg("dropped inbox partitions that were older than the retention")
 	}
 	c.mu.Lock()
 	c.days = d
@@ -59,7 +59,7 @@ func (c *Consumer) maintain(ctx context.Context) {
 		}
 		if err != nil && ctx.Err() == nil {
 			wait = maintenanceRetry
-			c.log.Debug().Err(err).Msg("inbox not maintained, trying again")
+			c.log.Debug().Err(err).Msg("could not create or drop inbox partitions, trying again")
 		}
 		select {
 		case <-ctx.Done():
@@ -69,8 +69,8 @@ func (c *Consumer) maintain(ctx context.Context) {
 	}
 }
 
-// keep is how many days the inbox keeps, nil for all: the topic must forget an event before the inbox does. What keeps the
-// inbox from forgetting is logged when it is first seen, and when it is another.
+// keep returns the number of days that the inbox keeps, or nil if it keeps all: the topic must forget an event before
+// the inbox does. The reason for keeping all is logged when it is first found, and when it changes.
 func (c *Consumer) keep(ctx context.Context) (*int, error) {
 	if c.cfg.Retention == 0 {
 		return nil, nil
@@ -88,19 +88,20 @@ func (c *Consumer) keep(ctx context.Context) (*int, error) {
 	}
 	why := remembers(found.Configs, c.cfg.Retention, err)
 	if why == "" {
-		c.told = ""
+		c.keepReason = ""
 		days := int(c.cfg.Retention.Hours()) / 24
 		return &days, nil
 	}
-	if why != c.told {
-		c.told = why
+	if why != c.keepReason {
+		c.keepReason = why
 		c.log.Info().Msg("the inbox forgets nothing: " + why)
 	}
 	return nil, nil
 }
 
-// remembers says why the inbox must keep all, with a way out, or "" when the topic forgets its records before the inbox
-// does. Retention by size alone forgets nothing in a quiet topic, and compaction keeps the last record of each key.
+// remembers returns "" if the topic forgets its records before the inbox does. Otherwise it returns why the inbox must
+// keep everything, with a remedy. Retention by size alone forgets nothing in a quiet topic, and compaction keeps the
+// last record of each key.
 func remembers(configs []kadm.Config, inbox time.Duration, denied error) string {
 	if denied != nil {
 		return "the topic's configuration may not be read, so how long it keeps its records is not known: " +
@@ -115,22 +116,22 @@ func remembers(configs []kadm.Config, inbox time.Duration, denied error) string 
 		return ""
 	}
 	if policy := setting("cleanup.policy"); policy != "" && !strings.Contains(policy, "delete") {
-		return "the topic is compacted and keeps the last record of each key for ever"
+		return "the topic is compacted, so it always keeps the last record of each key"
 	}
 	ms, err := strconv.ParseInt(setting("retention.ms"), 10, 64)
 	switch {
 	case err != nil:
 		return "the broker does not say how long the topic keeps its records (retention.ms): set the inbox's retention to 0"
 	case ms < 0:
-		return "the topic keeps its records for ever"
+		return "the topic never deletes its records"
 	case ms >= inbox.Milliseconds():
-		return fmt.Sprintf("the topic keeps its records for %s, and the inbox would for %s: to have it forget, make the inbox's retention longer than the topic's, or retention.ms shorter",
+		return fmt.Sprintf("the topic keeps its records for %s, and the inbox would for %s: make the inbox's retention longer than the topic's, or the topic's retention.ms shorter",
 			duration(ms), duration(inbox.Milliseconds()))
 	}
 	return ""
 }
 
-// duration is a time in the largest unit that divides it.
+// duration returns a time in the largest unit that divides it.
 func duration(ms int64) string {
 	const day = 24 * 60 * 60 * 1000
 	switch {

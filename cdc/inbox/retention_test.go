@@ -12,20 +12,20 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// TestWhyTheInboxForgetsNothing: each kind of retention, in words that a person can follow.
+// TestWhyTheInboxForgetsNothing: for each kind of retention the reason is a sentence that a person understands.
 func TestWhyTheInboxForgetsNothing(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		settings map[string]string
 		denied   error
-		want     string // "": it forgets
+		want     string // "": the inbox forgets
 	}{
 		{"shorter", map[string]string{"retention.ms": "604800000", "cleanup.policy": "delete"}, nil, ""},
-		{"as long", map[string]string{"retention.ms": "2592000000"}, nil, "the topic keeps its records for 30 days, and the inbox would for 30 days: to have it forget, make the inbox's retention longer"},
+		{"as long", map[string]string{"retention.ms": "2592000000"}, nil, "the topic keeps its records for 30 days, and the inbox would for 30 days: make the inbox's retention longer"},
 		{"not in days", map[string]string{"retention.ms": "2595600000"}, nil, "for 721 hours"},
-		{"for ever", map[string]string{"retention.ms": "-1", "cleanup.policy": "delete"}, nil, "the topic keeps its records for ever"},
+		{"no limit", map[string]string{"retention.ms": "-1", "cleanup.policy": "delete"}, nil, "the topic never deletes its records"},
 		{"longest", map[string]string{"retention.ms": "9223372036854775807"}, nil, "for 9223372036854775807 ms"},
-		{"by bytes, and for ever", map[string]string{"retention.ms": "-1", "retention.bytes": "1000"}, nil, "the topic keeps its records for ever"},
+		{"by bytes, without a time limit", map[string]string{"retention.ms": "-1", "retention.bytes": "1000"}, nil, "the topic never deletes its records"},
 		{"by bytes and time", map[string]string{"retention.ms": "604800000", "retention.bytes": "1000"}, nil, ""},
 		{"compacted", map[string]string{"retention.ms": "604800000", "cleanup.policy": "compact", "delete.retention.ms": "86400000"}, nil, "the topic is compacted"},
 		{"compacted and deleted", map[string]string{"retention.ms": "604800000", "cleanup.policy": "compact,delete"}, nil, ""},
@@ -46,7 +46,7 @@ func TestWhyTheInboxForgetsNothing(t *testing.T) {
 	}
 }
 
-// TestTimesOfOtherProducersCanBeShown: a record's time is its producer's, and JSON has four digits for a year.
+// TestTimesOfOtherProducersCanBeShown: a producer sets the time of a record, and JSON has four digits for a year.
 func TestTimesOfOtherProducersCanBeShown(t *testing.T) {
 	for _, at := range []time.Time{time.Unix(-1e11, 0), time.Unix(1e12, 0), time.Now()} {
 		if _, err := json.Marshal(newEvent(&kgo.Record{Timestamp: at}).Time); err != nil {

@@ -15,34 +15,35 @@ import (
 )
 
 const (
-	eventTimeout = 5 * time.Second  // the transaction of one event
-	batchTimeout = 20 * time.Second // of several
+	eventTimeout = 5 * time.Second  // for the transaction of one event
+	batchTimeout = 20 * time.Second // for the transaction of several events
 	minBackoff   = 50 * time.Millisecond
 	maxBackoff   = 5 * time.Second
-	blockRetry   = 5 * time.Second // an event that blocks is tried again: what it needs may be there now
+	blockRetry   = 5 * time.Second // how often a blocked event is tried again: the row it needs may exist now
 )
 
-// A transaction holds its partition's row, for which the next owner waits. The server ends one whose process is frozen.
+// A transaction locks its partition's row, and the next owner waits for it. The server ends the transaction of a frozen
+// process.
 var begin = fmt.Sprintf("BEGIN; SET LOCAL idle_in_transaction_session_timeout = %d", eventTimeout.Milliseconds())
 
-// errIsolate is returned when the transaction of several events failed.
+// errIsolate is returned when the transaction of several events failed, so that they must be tried one by one.
 var errIsolate = errors.New("one of several events")
 
-// blockedError is returned when the partition waits for a human.
+// blockedError is returned when the partition waits for an operator.
 type blockedError struct{ error }
 
 func (b *blockedError) Unwrap() error { return b.error }
 
-// backoff is a random time that doubles on average with each failure.
+// backoff returns a random time that doubles on average with each failure.
 func backoff(failures int) time.Duration {
 	most := min(maxBackoff, minBackoff<<min(failures, 16))
 	return most/2 + rand.N(most/2)
 }
 
-// work applies the records in order. It returns when they are done, however long that takes, or p stops.
+// work applies the records in order. It returns when all are done, regardless of how long that takes, or when p stops.
 func (c *Consumer) work(p *partition, records []*kgo.Record) {
 	limit, failures := c.cfg.Batch, 0
-	var alone int64 // records below are applied one by one
+	var alone int64 // records below this offset are applied one by one
 	for (len(records) > 0 || p.gap != nil) && !p.isStopping() {
 		done, err := c.step(p, records, limit)
 		if err == nil {
@@ -53,7 +54,7 @@ func (c *Consumer) work(p *partition, records []*kgo.Record) {
 				}
 			}
 			records, failures = records[done:], 0
-			if p.become(state{}) {
+			if p.setState(state{}) {
 				c.measureStates()
 			}
 			continue
@@ -79,17 +80,17 @@ func (c *Consumer) work(p *partition, records []*kgo.Record) {
 }
 
 func (c *Consumer) failed(p *partition, records []*kgo.Record, err error) {
-	goesOn := "when the event can be applied, or when an operator passes it over"
+	continues := "when the event can be applied, or when an operator passes it"
 	if p.gap != nil {
 		err = fmt.Errorf("partition %d: %w", p.claim.partition, err)
-		goesOn = "when an operator gives the records up (`parked list`, `parked drop`), or when what they make is rebuilt"
+		continues = "when an operator drops the gap (`parked list`, `parked drop`), or when the tables are rebuilt from the topic"
 	} else {
 		err = fmt.Errorf("partition %d, offset %d: %w", p.claim.partition, records[0].Offset, err)
 	}
 	var blocked *blockedError
 	if errors.As(err, &blocked) {
-		if p.become(state{blocked: err}) {
-			c.log.Error().Err(err).Msg("partition blocked: it goes on " + goesOn)
+		if p.setState(state{blocked: err}) {
+			c.log.Error().Err(err).Msg("partition blocked: it continues " + continues)
 		}
 		c.measureStates()
 		return
@@ -100,21 +101,21 @@ func (c *Consumer) failed(p *partition, records []*kgo.Record, err error) {
 	}
 	c.cfg.Metrics.retries.Inc()
 	c.mu.Lock()
-	c.days = days{} // perhaps it was another day's
+	c.days = days{} // the failure may come from a change of day
 	c.mu.Unlock()
-	p.become(state{trouble: err})
+	p.setState(state{transient: err})
 	c.database.failed(c.log, err, 0)
 	c.measureStates()
 }
 
-// step does up to limit records in one transaction, at least one, and returns how many.
+// step processes at least one and up to limit records in one transaction, and returns their number.
 func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, error) {
 	c.slots <- struct{}{}
 	defer func() { <-c.slots }()
 	ctx, cancel := context.WithTimeout(p.ctx, batchTimeout)
 	defer cancel()
 	if p.claim.epoch == 0 {
-		// Who slept through a rebalance must not take the partition from its owner.
+		// A process that slept through a rebalance must not take the partition from its owner.
 		if err := c.isMember(ctx); err != nil {
 			return 0, err
 		}
@@ -123,7 +124,7 @@ func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, er
 		}
 	}
 	if p.gap != nil {
-		return 0, c.pass(ctx, p)
+		return 0, c.passGap(ctx, p)
 	}
 	days, err := c.knownDays(ctx)
 	if err != nil {
@@ -131,7 +132,7 @@ func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, er
 	}
 
 	var events []Event
-	var refused error
+	var rejected error
 	done, skipped := 0, 0
 	for ; done < len(records) && len(events) < limit; done++ {
 		if records[done].Attrs.IsControl() {
@@ -141,24 +142,24 @@ func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, er
 		known := len(c.cfg.Types) == 0 || slices.Contains(c.cfg.Types, ev.Type)
 		if !known && slices.Contains(c.cfg.Ignore, ev.Type) {
 			skipped++
-			c.log.Debug().Int32("partition", ev.Partition).Int64("offset", ev.Offset).Str("event_id", ev.ID).Str("type", ev.Type).Msg("event skipped: none of ours")
+			c.log.Debug().Int32("partition", ev.Partition).Int64("offset", ev.Offset).Str("event_id", ev.ID).Str("type", ev.Type).Msg("event skipped: its type is ignored")
 			continue
 		}
 		policy := c.cfg.Policy
-		refused = ev.check(c.cfg.Types, days.first, days.last)
-		if refused == nil && !known {
-			refused, policy = errors.New("unknown type "+ev.Type), Skip
+		rejected = ev.check(c.cfg.Types, days.first, days.last)
+		if rejected == nil && !known {
+			rejected, policy = errors.New("unknown type "+ev.Type), Skip
 		}
-		if refused != nil && len(events) > 0 {
-			break // first what is before it
+		if rejected != nil && len(events) > 0 {
+			break // first the events before it
 		}
-		if refused != nil {
+		if rejected != nil {
 			c.cfg.Metrics.skipped.Add(float64(skipped))
-			return done + 1, c.refuse(ctx, p, ev, refused, policy)
+			return done + 1, c.reject(ctx, p, ev, rejected, policy)
 		}
 		events = append(events, ev)
 	}
-	if len(events) == 0 { // the inbox knows that these are none of ours, so that they are not missed when they are gone
+	if len(events) == 0 { // advance past them, so that they are no gap when they leave the topic
 		err := c.transact(ctx, p, records[done-1].Offset+1, func(pgx.Tx) error { return nil })
 		if err == nil {
 			c.cfg.Metrics.skipped.Add(float64(skipped))
@@ -184,12 +185,13 @@ func (c *Consumer) step(p *partition, records []*kgo.Record, limit int) (int, er
 		c.log.Debug().Err(err).Int32("partition", p.claim.partition).Int("events", len(events)).Msg("a batch failed: its events are tried one by one")
 		err = errIsolate
 	case isPermanent(err):
-		err = c.refuse(ctx, p, events[0], err, c.cfg.Policy)
+		err = c.reject(ctx, p, events[0], err, c.cfg.Policy)
 	}
 	return done, err
 }
 
-// transact commits do's work together with the position behind it, if the partition is ours.
+// transact commits do's work and the partition's next offset in one transaction, if this process still owns the
+// partition.
 func (c *Consumer) transact(ctx context.Context, p *partition, next int64, do func(pgx.Tx) error) error {
 	return pgx.BeginTxFunc(ctx, c.cfg.Pool, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) error {
 		if err := p.claim.advance(ctx, tx, next); err != nil {
@@ -199,8 +201,8 @@ func (c *Consumer) transact(ctx context.Context, p *partition, next int64, do fu
 	})
 }
 
-// refuse does with an event that can never be applied what the policy says.
-func (c *Consumer) refuse(ctx context.Context, p *partition, ev Event, why error, policy Policy) error {
+// reject handles an event that can never be applied, by policy: it blocks the partition or parks the event.
+func (c *Consumer) reject(ctx context.Context, p *partition, ev Event, why error, policy Policy) error {
 	reason := reasonOf(why)
 	if policy == Block {
 		decision, err := p.claim.block(ctx, c.cfg.Pool, ev, reason)
@@ -213,7 +215,7 @@ func (c *Consumer) refuse(ctx context.Context, p *partition, ev Event, why error
 		policy = decision
 	}
 	if err := c.transact(ctx, p, ev.Offset+1, func(tx pgx.Tx) error {
-		return c.effects.refuse(ctx, tx, ev, reason, policy)
+		return c.effects.parkEvent(ctx, tx, ev, reason, policy)
 	}); err != nil {
 		return err
 	}
@@ -223,7 +225,7 @@ func (c *Consumer) refuse(ctx context.Context, p *partition, ev Event, why error
 	return nil
 }
 
-// reasonOf is what the handler said, without the places it was passed through.
+// reasonOf returns the handler's text, without the texts that wrap it.
 func reasonOf(err error) string {
 	var p *permanent
 	if errors.As(err, &p) {
@@ -243,7 +245,7 @@ func (c *Consumer) observe(events []Event, out outcome) {
 	c.cfg.Metrics.held.Add(float64(out.held))
 	if n := out.duplicates + out.held; n > 0 {
 		c.log.Debug().Int32("partition", events[0].Partition).Int64("offset", events[0].Offset).Int("events", len(events)).
-			Int("duplicates", out.duplicates).Int("held", out.held).Msg("events not applied: in the inbox already, or behind a parked one")
+			Int("duplicates", out.duplicates).Int("held", out.held).Msg("events not applied: they are in the inbox already, or an earlier event of their key is parked")
 	}
 }
 
@@ -251,7 +253,8 @@ func (c *Consumer) claim(ctx context.Context, p *partition) error {
 	return p.claim.take(ctx, c.cfg.Pool, owner())
 }
 
-// isMember asks the group whether it knows this process. Every other error than its no is left to the claim.
+// isMember asks the group whether it knows this process, and returns an error if not. It ignores other error codes in the
+// answer: the claim decides then.
 func (c *Consumer) isMember(ctx context.Context) error {
 	req := kmsg.NewPtrHeartbeatRequest()
 	req.Group = c.cfg.Group
@@ -262,7 +265,7 @@ func (c *Consumer) isMember(ctx context.Context) error {
 	}
 	switch err := kerr.ErrorForCode(resp.ErrorCode); {
 	case errors.Is(err, kerr.UnknownMemberID), errors.Is(err, kerr.IllegalGeneration):
-		return fmt.Errorf("the group has gone on without this process: %w", err)
+		return fmt.Errorf("the group continues without this process: %w", err)
 	default:
 		return nil
 	}

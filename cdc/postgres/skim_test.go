@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// pgoutput is a CopyData frame around a message.
+// pgoutput returns a CopyData frame around a message.
 func pgoutput(message ...byte) []byte {
 	body := append([]byte{'w'}, make([]byte, 24)...)
 	return frameOf('d', append(body, message...))
@@ -23,7 +23,7 @@ func frameOf(typ byte, body []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{typ}, uint32(len(body)+4)), body...)
 }
 
-// change is a message of one column of n bytes, for relation oid.
+// change returns a message of one column of n bytes, for relation oid.
 func change(kind byte, oid uint32, n int) []byte {
 	m := binary.BigEndian.AppendUint32([]byte{kind}, oid)
 	m = append(m, 'N', 0, 1, 't')
@@ -31,14 +31,14 @@ func change(kind byte, oid uint32, n int) []byte {
 	return pgoutput(append(m, bytes.Repeat([]byte{'x'}, n)...)...)
 }
 
-// emitted is a CopyData frame around a message of pg_logical_emit_message.
+// emitted returns a CopyData frame around a message of pg_logical_emit_message.
 func emitted(flags byte, prefix string, content []byte) []byte {
 	m := binary.BigEndian.AppendUint64([]byte{'M', flags}, 7)
 	m = append(append(m, prefix...), 0)
 	return pgoutput(append(binary.BigEndian.AppendUint32(m, uint32(len(content))), content...)...)
 }
 
-// skimmer is a stream of the outbox, relation 7, beside relation 9.
+// skimmer returns a stream of the outbox, relation 7, next to relation 9.
 func skimmer(t *testing.T) (*stream, net.Conn) {
 	t.Helper()
 	cfg := defaults()
@@ -51,7 +51,8 @@ func skimmer(t *testing.T) (*stream, net.Conn) {
 	return newStream(d.cfg, client, d), server
 }
 
-// take reads what comes in pieces of n bytes, but in larger ones where nothing is decided, until the stream ends, and says which kinds of messages there were.
+// take reads the stream to its end, in pieces of n bytes and in larger ones where no decision depends on the size,
+// and returns the kinds of its messages.
 func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds []cdc.MessageKind, err error) {
 	t.Helper()
 	go func() {
@@ -92,8 +93,8 @@ func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds [
 	}
 }
 
-// TestForeignMessagesAreSkimmedOver: whatever their kind and size, and however the network cuts them, they are counted, held in no
-// memory, and the outbox's rows before and behind them come.
+// TestForeignMessagesAreSkimmedOver: messages of any kind and size, however the network cuts them, are counted and
+// take no memory, and the outbox's rows before and after them arrive.
 func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 	t.Parallel()
 	const large = 3 << 20 // three times a row's limit
@@ -128,7 +129,8 @@ func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 	}
 }
 
-// TestForeignAgreesWithTheDecoder: what is skimmed over is Other when it is decoded, however little of it was seen.
+// TestForeignAgreesWithTheDecoder: a message that is skipped unread would be Other if it were decoded, however few
+// bytes of it were seen.
 func TestForeignAgreesWithTheDecoder(t *testing.T) {
 	t.Parallel()
 	for name, rec := range recordings(t) {
@@ -154,8 +156,8 @@ func TestForeignAgreesWithTheDecoder(t *testing.T) {
 	}
 }
 
-// TestLargeMessagesThatAreNotForeign: a row of the outbox comes whole up to its limit and is a wedge above it, an unknown relation halts,
-// and what ends inside a message that is skimmed over is a lost connection.
+// TestLargeMessagesThatAreNotForeign: an outbox row arrives whole up to its limit and is an UndecodableError above
+// it; an unknown relation halts; and a stream that ends inside a skipped message is a lost connection.
 func TestLargeMessagesThatAreNotForeign(t *testing.T) {
 	t.Parallel()
 	var wedge *cdc.UndecodableError
@@ -180,7 +182,8 @@ func TestLargeMessagesThatAreNotForeign(t *testing.T) {
 	}
 }
 
-// TestOnlyTheRoutineSaysThatThePublicationIsMissing: SQLSTATE 55000 and 42704 say it of a standby, a server that stops and a slot too.
+// TestOnlyTheRoutineSaysThatThePublicationIsMissing: SQLSTATE 55000 and 42704 are also used for a standby, a server
+// that stops and a slot.
 func TestOnlyTheRoutineSaysThatThePublicationIsMissing(t *testing.T) {
 	t.Parallel()
 	body := func(code, routine, context string) []byte {

@@ -2,17 +2,18 @@ package postgres
 
 import "net"
 
-// socket is the replication connection below TLS. It reads ahead, because TLS asks for one small record after the other.
+// socket is the replication connection below TLS. It reads ahead, because TLS asks for one small record after the
+// other.
 type socket struct {
 	net.Conn
 	kernel
 
-	received int // bytes, since it is there
+	received int // total bytes received
 	buf      []byte
 	r, w     int
 }
 
-// buffered says that bytes were received and not yet read.
+// buffered reports whether received bytes are not read yet.
 func (s *socket) buffered() bool { return s.r < s.w }
 
 func (s *socket) Read(p []byte) (int, error) {

@@ -47,7 +47,7 @@ func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logge
 
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	out, log, err := once(t, whole, io.Discard, "--log-level", "debug")
+	out, log, err := once(t, allParts, io.Discard, "--log-level", "debug")
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, out, log)
 	}
@@ -95,10 +95,10 @@ func TestOnce(t *testing.T) {
 		"OrderConfirmed 1: no stock moved",
 		"OrderCreated 1: no stock moved",
 		"OrderPaid 2: TEA-100 5 → 5 (shortage)",
-		"StockRejected 1: order 100004 is rejected, 39.00 EUR go back",
+		"StockRejected 1: order 100004 is rejected, 39.00 EUR are refunded",
 		"OrderRejected 1: no stock moved",
 		"OrderCancelled 1: MUG-200 2 → 4 (returned)",
-		"StockReleased 1: order 100003 is cancelled, 24.00 EUR go back",
+		"StockReleased 1: order 100003 is cancelled, 24.00 EUR are refunded",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("shown:\n%s\nwanted:\n%s\nall of it:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), out)
@@ -134,7 +134,7 @@ func parse(t *testing.T, text string) (lsn cdc.LSN) {
 func TestARelayThatDropsARow(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
-	with := whole
+	with := allParts
 	with.patience = 8 * time.Second
 	with.relay = func(cfg config.Config, o pipeline.Options) (*pipeline.Pipeline, error) {
 		client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Kafka.Brokers...))
@@ -149,7 +149,7 @@ func TestARelayThatDropsARow(t *testing.T) {
 		return pipeline.New(cfg, o)
 	}
 	out, _, err := once(t, with, io.Discard)
-	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {
+	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed but did not arrive from Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {
 		t.Errorf("got %v, having shown:\n%s", err, out)
 	}
 }
@@ -168,7 +168,7 @@ func (m *misled) OnProduceRecordBuffered(r *kgo.Record) {
 func TestInventoryIsOff(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
-	with := whole
+	with := allParts
 	with.patience = 8 * time.Second
 	with.consume = func(_ *inbox.Consumer, ctx context.Context) error {
 		<-ctx.Done()
@@ -189,14 +189,14 @@ func TestStockThatIsNotAsTheOrdersSay(t *testing.T) {
 		if m := regexp.MustCompile(`PUT (\S+/MUG-200) `).FindSubmatch(shown); m != nil {
 			url = string(m[1])
 		}
-		if bytes.Contains(shown, []byte("third one is cancelled")) {
+		if bytes.Contains(shown, []byte("third order is cancelled")) {
 			if err := put(t.Context(), url, `{"available": 1}`); err != nil {
 				t.Error(err)
 			}
 		}
 		return len(shown), nil
 	})
-	out, _, err := once(t, whole, thief)
+	out, _, err := once(t, allParts, thief)
 	if err == nil || err.Error() != "the stock of MUG-200 is 3 and should be 4: 5 before, 1 in confirmed orders" {
 		t.Errorf("got %v, having shown:\n%s", err, out)
 	}
@@ -299,11 +299,11 @@ func TestExitCode(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	good := spawn(t, "--once")
-	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased as the orders say.\n") {
+	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased by exactly the items of the confirmed orders.\n") {
 		t.Errorf("exit code %d; it said:\n%s\n%s", code, good.out.String(), good.err.String())
 	}
 	late := spawn(t, "--once", "--timeout", "100ms")
-	if code := late.ends(); code != 1 || !strings.Contains(late.err.String(), "--timeout: 100ms are over") {
+	if code := late.ends(); code != 1 || !strings.Contains(late.err.String(), "--timeout: 100ms have passed") {
 		t.Errorf("exit code %d; it said:\n%s\n%s", code, late.out.String(), late.err.String())
 	}
 	for _, c := range []*child{good, late} {
@@ -386,7 +386,7 @@ func TestSIGKILLLeavesNoServer(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	demo := spawn(t)
-	demo.says("An order comes over HTTP")
+	demo.says("An order is placed over HTTP")
 	if len(demo.processes()) == 0 {
 		t.Fatal("no server is seen while it runs")
 	}

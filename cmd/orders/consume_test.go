@@ -157,8 +157,8 @@ func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 	list, err := c.command("parked", "list")
 	for _, want := range []string{
 		`^group orders\n`, `StockReserved +` + nobody.String() + ` .*order ` + nobody.String() + ` does not exist here`, `not JSON, at byte 8`,
-		`an earlier event of its key is parked`, `unknown type StockMelted`, `schemaVersion is 7 and not 1`, `short must be of StockRejected`,
-		`short\[0\] is no sku that is short`, `items is a string of the wrong kind`, created.String() + ` .* is created and cannot become confirmed`,
+		`an earlier event of its key is parked`, `unknown type StockMelted`, `schemaVersion is 7 and not 1`, `short is missing in StockRejected, or present in another type`,
+		`short\[0\] has no valid sku with less available`, `items is a string of the wrong kind`, created.String() + ` .* is created and cannot become confirmed`,
 	} {
 		if err != nil || !regexp.MustCompile(want).MatchString(list) {
 			t.Errorf("no %q in the list (%v):\n%s", want, err, list)

@@ -162,7 +162,7 @@ func TestRetrySaysHowFarItIs(t *testing.T) {
 	}
 	out, err := c.command("mail", "retry", "--limit", "210")
 	if err != nil || out != "100 of 210 re-published\n200 of 210 re-published\n210 of 210 re-published\n"+
-		"210 of 230 that FAILED are PENDING again; what fails once more: orders mail list --status FAILED\n" {
+		"210 of 230 that FAILED are PENDING again; to see those that fail again: orders mail list --status FAILED\n" {
 		t.Errorf("%v:\n%s", err, out)
 	}
 }

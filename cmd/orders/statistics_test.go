@@ -144,7 +144,7 @@ func TestStatisticsAreShownAndRebuiltByCommand(t *testing.T) {
 	}
 	// The first events are gone with their topic: the new one begins with another order.
 	c.env["ORDERS_TOPIC"], c.env["ORDERS_GROUP_PREFIX"] = c.topic, "other."
-	if got, err = c.command("statistics", "rebuild", "--partial"); err != nil || !strings.Contains(got, "the topic has lost its beginning") {
+	if got, err = c.command("statistics", "rebuild", "--partial"); err != nil || !strings.Contains(got, "the topic has lost its first events") {
 		t.Errorf("%s (%v)", got, err)
 	}
 	if got, err = c.command("statistics", "show"); err != nil || !strings.Contains(got, "since "+day+" only") {

@@ -278,7 +278,7 @@ func (s *testbed) consume(t testing.TB, group, last string) error {
 	go func() { ended <- consumer.Run(ctx) }()
 	cdctest.Eventually(t, 30*time.Second, func() error {
 		for line := range strings.Lines(log.String()) {
-			if strings.Contains(line, "in trouble") {
+			if strings.Contains(line, "retrying until it works") {
 				err = errors.New(line)
 				return nil
 			}

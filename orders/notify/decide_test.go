@@ -190,7 +190,7 @@ func TestEventsThatCannotBeToldAreNamedAndQuoteNothing(t *testing.T) {
 		"not UTF-8":              {poisoned("{\"a\": \"\xff\"}"), "not UTF-8"},
 		"too large":              {poisoned(`{"a": "` + strings.Repeat("s3cret", 1<<18) + `"}`), "more than"},
 		"another type":           {unknown, "the type is none of"},
-		"another id":             {elsewhere, "eventId is not that of the header"},
+		"another id":             {elsewhere, "eventId differs from the header"},
 		"a version of tomorrow":  {good(map[string]any{"schemaVersion": 2}), "schemaVersion is 2"},
 		"an amount as a number":  {good(map[string]any{"totalAmount": 44.8}), "totalAmount"},
 		"an amount that is none": {good(map[string]any{"totalAmount": "s3cret"}), "not the JSON of an event"},

@@ -49,7 +49,7 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 		"another version":         {saga.StockReserved, `{"schemaVersion": 2}`, "schemaVersion is 2 and not 1"},
 		"no version":              {saga.StockReserved, `{"schemaVersion": null}`, "schemaVersion is missing"},
 		"another type":            {saga.StockReserved, `{"eventType": "StockReleased"}`, "eventType"},
-		"another id":              {saga.StockReserved, `{"eventId": "0198c0de-0000-7000-8000-00000000dead"}`, "eventId is not that of the header id"},
+		"another id":              {saga.StockReserved, `{"eventId": "0198c0de-0000-7000-8000-00000000dead"}`, "eventId differs from the header id"},
 		"no uuid":                 {saga.StockReserved, `{"orderId": "secret"}`, "not the JSON of an event"},
 		"no order":                {saga.StockReserved, `{"orderId": null}`, "orderId is missing"},
 		"no cause":                {saga.StockReserved, `{"causedBy": null}`, "causedBy is missing"},

@@ -315,7 +315,7 @@ func TestStatisticsEqualACountOverTheOrders(t *testing.T) {
 		t.Fatal(err)
 	}
 	done, err := s.rebuild(t.Context(), false, quiet)
-	if err != nil || done.Refused+done.Aside > 0 || done.Duplicates == 0 {
+	if err != nil || done.Rejected+done.Aside > 0 || done.Duplicates == 0 {
 		t.Errorf("rebuilt: %+v (%v)", done, err)
 	}
 	s.mustEqual()
@@ -391,7 +391,7 @@ func TestATopicWithoutItsBeginningIsRefusedUnlessPartial(t *testing.T) {
 	}
 	refuse("begins at offset")
 	done, err := s.rebuild(t.Context(), true, quiet)
-	if n := scan[int](s, `SELECT sum(orders)::int FROM statistics`); err != nil || n == 0 || n >= whole || done.Refused != 0 || !done.Cut {
+	if n := scan[int](s, `SELECT sum(orders)::int FROM statistics`); err != nil || n == 0 || n >= whole || done.Rejected != 0 || !done.Cut {
 		t.Errorf("partial: %+v (%v), %d of %d orders' lines", done, err, n, whole)
 	}
 	if want := scan[string](s, `SELECT min(day)::text FROM statistics`); since() != want {
@@ -477,7 +477,7 @@ func TestWhatCannotBeCountedIsPermanent(t *testing.T) {
 		{"OrderPaid", "items[0].sku is not", line("sku", "a\x00")},
 		{"OrderPaid", "items[0].quantity is not", line("quantity", 0)},
 		{"OrderPaid", "items[0].unitPrice is missing", line("unitPrice", nil)},
-		{"OrderPaid", "was counted by another OrderPaid", set("orderId", order)},
+		{"OrderPaid", "was counted already, from another OrderPaid", set("orderId", order)},
 		{"OrderCancelled", "wasPaid is missing", func(f map[string]any) { v1(f); f["wasPaid"] = nil }},
 		{"OrderCancelled", "was never counted as paid", v1},
 		{"OrderRejected", "or is returned already", func(f map[string]any) { v1(f); f["orderId"] = order }},

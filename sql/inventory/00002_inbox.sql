@@ -1,7 +1,7 @@
 -- +goose Up
 
--- The inbox in partitions, and what stands around it. TestMigrationIsTheSchema keeps it equal to cdc/inbox/schema; what was in the old
--- tables stays: applied events in the inbox, malformed ones among the parked.
+-- The inbox with partitions, and the tables that belong to it. TestMigrationIsTheSchema keeps them equal to
+-- cdc/inbox/schema. The rows of the old tables are kept: applied events in the inbox, malformed ones among the parked.
 
 ALTER TABLE inbox RENAME TO inbox_unpartitioned;
 ALTER INDEX inbox_pkey RENAME TO inbox_unpartitioned_pkey;
@@ -30,11 +30,13 @@ COMMENT ON TABLE inbox IS 'Events whose effect is in this database, one row in t
 COMMENT ON COLUMN inbox.event_day IS 'Follows from event_id alone: copies of an event meet in one partition, whenever they come, and the primary key holds across all.';
 COMMENT ON COLUMN inbox.key_hash IS 'Of the record''s key; says whether later events of a key were applied.';
 
--- Ids without a time, which are deleted one by one, and everything up to today, which is dropped as one.
+-- Ids without a time are in inbox_undated and are deleted row by row. inbox_before has every day up to today, and is
+-- dropped as a whole.
 CREATE TABLE inbox_undated PARTITION OF inbox FOR VALUES FROM (MINVALUE) TO (1);
 CREATE INDEX inbox_undated_by_time ON inbox_undated (processed_at);
 
--- One row for each partition of a topic that a group has read. Every transaction of an owner updates it where the epoch is its own.
+-- One row for each partition of a topic that a group has read. Each transaction of its owner updates the row if the
+-- epoch is still the owner's.
 CREATE TABLE inbox_partitions (
     consumer_group text NOT NULL,
     topic          text NOT NULL,
@@ -53,7 +55,7 @@ CREATE TABLE inbox_partitions (
 COMMENT ON COLUMN inbox_partitions.next_offset IS 'Behind the last event that is in the database. The group''s own offset, in Kafka, follows.';
 COMMENT ON COLUMN inbox_partitions.decision IS 'What an operator wants done with the record at blocked_offset.';
 
--- Records that could not be applied, whole, and those that wait behind one of their key.
+-- Records that could not be applied, kept whole, and events that wait for an earlier parked event of their key.
 CREATE TABLE inbox_parked (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     consumer     text NOT NULL CHECK (octet_length(consumer) BETWEEN 1 AND 255),
@@ -77,7 +79,7 @@ CREATE UNIQUE INDEX inbox_parked_place ON inbox_parked (consumer, topic, partiti
 CREATE INDEX inbox_parked_open ON inbox_parked (consumer, topic, key, id) WHERE status = 'parked';
 COMMENT ON COLUMN inbox_parked.holds_key IS 'Later events of the key wait behind it (park_key). Otherwise they were applied before it (skip).';
 
--- Keys whose next events must wait. Who parks or applies an event of the key holds its row.
+-- Keys whose next events must wait. A transaction that parks or applies an event of the key locks the key's row.
 CREATE TABLE inbox_parked_keys (
     consumer text NOT NULL,
     topic    text NOT NULL,
@@ -85,7 +87,7 @@ CREATE TABLE inbox_parked_keys (
     PRIMARY KEY (consumer, topic, key)
 );
 
--- What operators did to an inbox.
+-- Changes that operators made to an inbox.
 CREATE TABLE inbox_decisions (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at       timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -95,7 +97,8 @@ CREATE TABLE inbox_decisions (
     what     text NOT NULL
 );
 
--- Runs with its owner's rights: a service may not make or drop tables otherwise. keep, in days, NULL: drop nothing.
+-- It runs with its owner's rights, because a service may not create or drop tables. keep is in days; NULL drops
+-- nothing.
 -- +goose StatementBegin
 CREATE FUNCTION inbox_maintain(ahead integer, keep integer) RETURNS TABLE (first_day integer, last_day integer, dropped integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp SET lock_timeout = '2s' AS $$
@@ -137,7 +140,7 @@ $$;
 -- +goose StatementEnd
 REVOKE ALL ON FUNCTION inbox_maintain FROM PUBLIC;
 
--- The first partition takes every day up to today's, and any day that is there already.
+-- The first partition has every day up to today, and every later day that already has rows.
 -- +goose StatementBegin
 DO $$
 BEGIN

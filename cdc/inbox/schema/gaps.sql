@@ -1,4 +1,5 @@
--- What is compared with the broker when a group gets a partition, and gaps: records that left the topic before they were applied.
+-- Columns to compare with the broker when a group is assigned a partition, and for gaps: records that left the topic
+-- before they were applied.
 ALTER TABLE inbox_partitions ADD COLUMN topic_id uuid;
 COMMENT ON COLUMN inbox_partitions.topic_id IS 'The topic that next_offset counts in. Kafka gives a topic that is made again another one.';
 ALTER TABLE inbox_parked ADD COLUMN end_offset bigint;

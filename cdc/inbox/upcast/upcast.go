@@ -1,8 +1,9 @@
-// Package upcast reads an event of any version a consumer knows as if it had been written in the newest.
+// Package upcast reads an event of any version that a consumer knows as if it had been written in the newest version.
 //
-// An event says its version in the field schemaVersion. A consumer keeps one decoder, for the newest version, and one Step
-// from each version to the next; an event of version 1 goes through all of them, one of the newest through none. So the
-// consumer learns a version before the producer writes it, and reads what is on the topic of older ones for ever.
+// An event has its version in the field schemaVersion. A consumer has one decoder, for the newest version, and one Step
+// from each version to the next. An event of version 1 passes through all steps, an event of the newest version through
+// none. So a consumer learns a version before the producer writes it, and can always read the older events on the
+// topic.
 package upcast
 
 import (
@@ -13,18 +14,18 @@ import (
 	"unicode/utf8"
 )
 
-// maxBytes is wider than any event and narrower than what could hurt.
+// maxBytes is far larger than any event, and small enough to decode safely.
 const maxBytes = 1 << 20
 
-// A Step makes the fields of an event of one version those of the next. schemaVersion is not its business.
+// A Step converts the fields of an event from one version to the next. It leaves schemaVersion alone.
 type Step func(fields map[string]json.RawMessage) error
 
-// Steps are, by event type, the one from version 1 to 2, then from 2 to 3, and so on. The newest version is one more than
-// there are steps; a type without any has version 1 alone.
+// Steps has, for each event type, the steps from version 1 to 2, from 2 to 3, and so on. The newest version is the
+// number of steps plus one; a type without steps has version 1 only.
 type Steps map[string][]Step
 
-// Decode reads the JSON of an event into the struct of its newest version. Fields the struct does not have are ignored. An
-// error says what is wrong and quotes nothing of the event; another try would find the same.
+// Decode reads the JSON of an event into the struct of its newest version. Fields that the struct does not have are
+// ignored. An error names the mistake and quotes nothing of the event; another try would fail in the same way.
 func (s Steps) Decode(eventType string, value []byte, into any) error {
 	switch {
 	case len(value) == 0:
@@ -79,7 +80,7 @@ func raise(value []byte, version int, steps []Step) ([]byte, error) {
 	return raised, nil
 }
 
-// describe says what encoding/json found without its quotations from the text, which may be anybody's data.
+// describe returns encoding/json's finding without its quotations of the text, which may contain anybody's data.
 func describe(err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError

@@ -17,7 +17,7 @@ func rowsPast(s *trial) {
 	s.wantHaltAfterEach(setup{},
 		breakage{"a child", exec(child), []string{"tables that inherit from it (public.outbox_c)"}},
 		breakage{"a rule", exec(`CREATE RULE away AS ON INSERT TO outbox DO INSTEAD NOTHING`), []string{"rules on public.outbox"}},
-		breakage{"a trigger", exec(`CREATE TABLE outbox_old (LIKE outbox); ` + trigger), []string{"sends rows elsewhere"}})
+		breakage{"a trigger", exec(`CREATE TABLE outbox_old (LIKE outbox); ` + trigger), []string{"sends rows to another table"}})
 
 	// It comes while the relay streams, and the publication is changed while that is fixed.
 	s.prepare(setup{quiet: true, env: map[string]string{"WALPOST_SOURCE_CHECK_INTERVAL": "100ms"}})

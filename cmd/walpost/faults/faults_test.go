@@ -183,16 +183,26 @@ func readTable(t *testing.T) map[string]map[config.Delivery]cell {
 
 const tableHead = `# The fault table
 
-What happens to rows, order, duplicates and positions under each fault, and the command that tries it again. The cells are
-results of the tests' own run: ` + "`go test ./cmd/walpost/faults -run TestFaults -update`" + ` writes them, one line of it alone with the line's
-command and ` + "`-update`" + `. In both modes every run checks: nothing committed is missing, nothing else is there, payloads are byte
-for byte what was committed, first appearances follow PostgreSQL's own commit order per partition and per key, and at any instant
-everything at or below ` + "`confirmed_flush_lsn`" + ` is in Kafka. At-least-once: what comes twice is a contiguous replay. Exactly-once: a
-read_committed consumer sees nothing twice. *Back after* is how long, from the end of the fault, until everything committed
-by then was delivered and confirmed (at-least-once / exactly-once); – where a person decides.
+For the reader who asks what a fault does to the events. Each line is a fault: what happens to rows, order, duplicates and positions, the result
+in both modes of ` + "`delivery`" + `, the time until rows flow again, and the command that repeats it. The tests write this page from their
+own run, on a real PostgreSQL, and fail while a cell is red.
 
-A fault keeps its number. The matrix of faults that the project began with ends at 46. Faults that were found later begin at 50, and those
-of other kinds of outbox (partitions, polling) at 70; what lies between is free.
+In both modes every run checks that
+
+- nothing committed is missing in Kafka, nothing else is in Kafka, and payloads are byte for byte the committed ones;
+- the first appearances of events follow PostgreSQL's own commit order, per partition and per key;
+- at any instant everything at or below ` + "`confirmed_flush_lsn`" + ` is in Kafka;
+- with at-least-once, events that come twice are one contiguous run; with exactly-once, a read_committed consumer sees no event twice.
+
+For that, each run compares the topics with a ledger that is written in the events' own transactions, and with the order in which PostgreSQL
+decodes the commits. *Back after* is the time from the end of the fault until everything committed by then was delivered and confirmed
+(at-least-once / exactly-once). It is – where a person decides.
+
+` + "`go test ./cmd/walpost/faults -run TestFaults -update`" + ` writes all lines, a line's command with ` + "`-update`" + ` writes that line. ` + "`go test ./...`" + `
+runs the faults that are not slow, each in one mode; ` + "`.ci/run faults`" + ` runs all.
+
+A fault keeps its number. The first faults of the project end at 46. Faults that were found later begin at 50, those of other kinds of outbox
+(partitions, polling) at 70. The numbers between are free.
 
 | fault | at-least-once | exactly-once | back after | command |
 |---|---|---|---|---|

@@ -147,7 +147,7 @@ func tailLost(s *trial) {
 	r = s.SpawnRelay()
 	s.startWriter(cdctest.WriterConfig{Rate: 60})
 	s.waitUntilStreaming(r)
-	r.WaitForLog(20*time.Second, "took back what was committed")
+	r.WaitForLog(20*time.Second, "took back the commits in")
 	s.waitForCommits(200)
 	s.WaitForSlot(time.Minute, "confirmed_flush_lsn >= '"+s.faultEndLSN+"'")
 	s.recovery = time.Since(s.faultEnded)

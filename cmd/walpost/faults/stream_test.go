@@ -173,7 +173,7 @@ func (s *trial) startLaggingStandby(slot string) *pgconn.PgConn {
 
 // synchronousStandby is fault 56.
 func synchronousStandby(s *trial) {
-	const setting, every, can = "synchronous_standby_names", "every commit on this server waits", "commits on this server can have to wait"
+	const setting, every, can = "synchronous_standby_names", "every commit on this server waits", "commits on this server may have to wait"
 	s.prepare(setup{server: true, kfake: 1, load: cdctest.WriterConfig{Rate: 20}})
 	r := s.startStreaming()
 	s.waitUntilDelivered()
@@ -442,7 +442,7 @@ func standbyRestarts(s *trial) {
 	s.startLoad(cdctest.WriterConfig{Rate: 20})
 	r := s.startStreaming()
 	s.waitUntilDelivered()
-	for names, what := range map[string]string{"ANY 1 (*)": "can have to wait", "ANY 2 (*)": "every commit", "FIRST 1 (sb1)": "by nothing"} {
+	for names, what := range map[string]string{"ANY 1 (*)": "may have to wait", "ANY 2 (*)": "every commit", "FIRST 1 (sb1)": "by nothing"} {
 		s.setServerSetting("synchronous_standby_names", names)
 		s.wantStatus(what)
 		s.waitUntilDelivered()

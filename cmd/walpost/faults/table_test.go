@@ -30,7 +30,7 @@ var faults = []fault{
 	{39, "server_limits", "wal_sender_timeout 0 and 500 ms, max_wal_senders used up, login refused: named, tried again, nothing twice", serverLimits, "", false},
 	{40, "keepalive_storm", "PostgreSQL wants to stop and asks thousands of times a second while Kafka blocks: little CPU, and the connection is given back after queue_timeout", storm, "", false},
 	{41, "older_state", "a state record of the first version is read and gone on from, nothing twice; one of a newer version is refused (18)", oldState, "", false},
-	{42, "soak", "two relays, and one random fault after the other on them, PostgreSQL and both networks; for as long as asked with `WALPOST_CHAOS=10m go test ./cmd/walpost -run TestChaos -timeout 0`, which prints its seed: all of the above", soak, "", false},
+	{42, "soak", "two relays, and one random fault after the other on them, PostgreSQL and both networks; for as long as asked with `WALPOST_CHAOS=10m go test ./cmd/walpost/faults -run TestChaos -timeout 0`, which prints its seed: all of the above", soak, "", false},
 	{22, "failover", "a standby with a slot that lags is promoted after it has received everything: rows its slot sends again are known by their position; nothing twice in either mode", failedOver, "", true},
 	{23, "failover_losing_the_tail", "a standby is promoted that lacks what was already published: those events are phantoms, counted and told; new commits at the same LSNs are published, nothing else twice", tailLost, "", true},
 	{24, "split_brain", "the old primary lives on after a promotion and the relay looks at it: halt, nothing published, nothing confirmed", splitBrain, "", false},

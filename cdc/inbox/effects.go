@@ -11,18 +11,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// errFenced is returned when the partition has another owner in the database.
-var errFenced = errors.New("another process has taken the partition")
+// errFenced is returned when the database has a later owner of the partition.
+var errFenced = errors.New("another process has claimed the partition")
 
-// A claim is the right to apply a partition's events, as long as the database knows no later one.
+// A claim is the right to apply a partition's events. It ends when the partition's row has a higher epoch.
 type claim struct {
 	group, topic string
 	partition    int32
 	epoch        int64
 }
 
-// take makes c the latest claim. It waits for a transaction of the owner before, which is applied or not when it
-// returns, and can be nothing else any more.
+// take raises the epoch and so makes c the latest claim. It waits for an open transaction of the owner before. When
+// take returns, that transaction is committed or rolled back, and the old owner can commit no other.
 func (c *claim) take(ctx context.Context, db querier, owner string) error {
 	err := db.QueryRow(ctx, `
 		INSERT INTO inbox_partitions AS p (consumer_group, topic, partition, owner) VALUES ($1, $2, $3, $4)
@@ -35,7 +35,8 @@ func (c *claim) take(ctx context.Context, db querier, owner string) error {
 	return nil
 }
 
-// advance says in tx that everything below next is done, or returns errFenced. A replay does not take it back.
+// advance records in tx that every record below next is done, or returns errFenced. A replay does not lower the
+// recorded offset.
 func (c *claim) advance(ctx context.Context, tx pgx.Tx, next int64) error {
 	tag, err := tx.Exec(ctx, `
 		UPDATE inbox_partitions SET next_offset = greatest(next_offset, $5), blocked_offset = NULL, blocked_event = NULL, blocked_reason = NULL,
@@ -50,7 +51,7 @@ func (c *claim) advance(ctx context.Context, tx pgx.Tx, next int64) error {
 	return nil
 }
 
-// block records that the partition halts at ev, and returns what an operator has decided about it, if anything.
+// block records that the partition halts at ev, and returns the operator's decision about it, or "".
 func (c *claim) block(ctx context.Context, db querier, ev Event, reason string) (decision Policy, err error) {
 	err = db.QueryRow(ctx, `
 		UPDATE inbox_partitions SET
@@ -73,21 +74,21 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// effects is what a consumer does with events in a transaction.
+// effects writes a consumer's inbox rows and calls its handler in a transaction.
 type effects struct {
 	consumer    string
 	handle      Handler
 	handleBatch func(context.Context, pgx.Tx, []Event) error
 }
 
-// outcome is what became of events.
+// outcome counts what happened to the events of a transaction.
 type outcome struct {
 	applied          []Event
 	duplicates, held int
 }
 
-// apply marks the events in the inbox and makes the effects of those that are not in it yet. Events of a parked key go
-// behind those that wait there.
+// apply marks the events in the inbox and calls the handler for those that were not in it. Events of a parked key are
+// parked after the events that are parked already.
 func (e *effects) apply(ctx context.Context, tx pgx.Tx, events []Event) (outcome, error) {
 	var out outcome
 	parked, err := e.parkedKeys(ctx, tx, events)
@@ -120,16 +121,16 @@ func (e *effects) apply(ctx context.Context, tx pgx.Tx, events []Event) (outcome
 	for _, ev := range events {
 		if first[ev.ID] {
 			delete(first, ev.ID) // a copy later in the batch is a duplicate
-			*ev.committed = nil  // of an attempt before
+			*ev.committed = nil  // callbacks of an earlier attempt
 			out.applied = append(out.applied, ev)
 		}
 	}
 	out.duplicates += len(events) - len(out.applied)
-	return out, e.make(ctx, tx, out.applied)
+	return out, e.callHandler(ctx, tx, out.applied)
 }
 
-// make makes the effects of events.
-func (e *effects) make(ctx context.Context, tx pgx.Tx, events []Event) error {
+// callHandler calls the handler for the events.
+func (e *effects) callHandler(ctx context.Context, tx pgx.Tx, events []Event) error {
 	if e.handleBatch != nil && len(events) > 1 {
 		if err := e.handleBatch(ctx, tx, events); err != nil {
 			return fmt.Errorf("apply %d events: %w", len(events), err)
@@ -144,8 +145,8 @@ func (e *effects) make(ctx context.Context, tx pgx.Tx, events []Event) error {
 	return nil
 }
 
-// mark puts the events into the inbox and returns the ids that were not in it. It waits for whoever else is about to. An id
-// whose day had not come when it was applied is among the undated.
+// mark inserts the events into the inbox and returns the ids that were not in it. It waits for other transactions that
+// insert the same event. An id whose day had not arrived when its event was applied is found among the undated.
 func (e *effects) mark(ctx context.Context, tx pgx.Tx, events []Event) (map[string]bool, error) {
 	ids, days, offsets, hashes := make([]string, len(events)), make([]int, len(events)), make([]int64, len(events)), make([]*int32, len(events))
 	topics, partitions := make([]string, len(events)), make([]int32, len(events))
@@ -179,8 +180,8 @@ func (e *effects) seen(ctx context.Context, db interface {
 	return set(rows, "look for events in the inbox")
 }
 
-// parkedKeys returns the events' keys that are parked, and keeps them so until tx ends: a redrive that would free one
-// waits, or is done.
+// parkedKeys returns the events' keys that are parked, and locks them until tx ends: a redrive that would free one of
+// them has ended, or waits.
 func (e *effects) parkedKeys(ctx context.Context, tx pgx.Tx, events []Event) (map[string]bool, error) {
 	var keys [][]byte
 	var topic string
@@ -206,8 +207,9 @@ func set(rows pgx.Rows, what string) (map[string]bool, error) {
 	return found, nil
 }
 
-// refuse sets ev aside for good reason: in front of its key's next events, or of nothing.
-func (e *effects) refuse(ctx context.Context, tx pgx.Tx, ev Event, reason string, policy Policy) error {
+// parkEvent parks ev because it cannot be applied. With ParkKey, or if the key is parked already, later events of its
+// key wait for it.
+func (e *effects) parkEvent(ctx context.Context, tx pgx.Tx, ev Event, reason string, policy Policy) error {
 	parked, err := e.parkedKeys(ctx, tx, []Event{ev})
 	if err != nil {
 		return err
@@ -222,7 +224,7 @@ func (e *effects) refuse(ctx context.Context, tx pgx.Tx, ev Event, reason string
 	return e.park(ctx, tx, ev, reason, holds)
 }
 
-// park keeps ev whole. The same record again changes nothing.
+// park writes the whole record of ev into inbox_parked. A second call for the same record changes nothing.
 func (e *effects) park(ctx context.Context, tx pgx.Tx, ev Event, reason string, holds bool) error {
 	headers, err := json.Marshal(ev.Headers)
 	if err == nil {
