@@ -20,7 +20,7 @@ const (
 	countLimit  = 100_000 // records that are read back per partition
 )
 
-var errTopicsUnknown = errors.New("the topics are not known before the rows are: the template asks for the event type")
+var errTopicsUnknown = errors.New("only the rows decide the topics: the template has {event_type}")
 
 // CountFrom reads each partition back from its end, in growing steps, until it finds a row before lsn: within a
 // partition rows are in the order of their commits.

@@ -206,7 +206,7 @@ func (r *Redriver) Resolve(ctx context.Context, records []cdc.Record, keys []str
 		all = append(all, cdc.Record{Row: &cdc.Row{}, Topic: r.p.sink.cfg.DeadLetterTopic(), Key: []byte(key)})
 	}
 	if err := r.p.Publish(ctx, all, nil); err != nil {
-		return fmt.Errorf("%w: what counts, `walpost dlq list` tells", err)
+		return fmt.Errorf("%w: `walpost dlq list` shows which dead letters are unresolved", err)
 	}
 	copy(records, all)
 	return nil

@@ -129,7 +129,7 @@ func (d *decoder) foreign(head []byte) (bool, error) {
 		return false, errTruncated
 	}
 	if head[0] != pglogrepl.XLogDataByteID {
-		return false, fmt.Errorf("a message %q of more than %d bytes in the replication stream", head[0], gulp)
+		return false, fmt.Errorf("a message %q of more than %d bytes in the replication stream", head[0], readChunk)
 	}
 	r := cursor{b: head}
 	r.skip(25)

@@ -51,7 +51,7 @@ func classify(doing string, err error) error {
 	case pgerrcode.ObjectInUse:
 		return fmt.Errorf("%s: %w", said, cdc.ErrSlotInUse)
 	case pgerrcode.InsufficientPrivilege:
-		return &cdc.HaltError{Found: said, Means: "the role of the relay's connection lacks the right", Run: "grant it the right that PostgreSQL names, or connect as a role that has it"}
+		return &cdc.HaltError{Found: said, Means: "the role of this connection lacks the right", Run: "grant it the right that PostgreSQL names, or connect as a role that has it"}
 	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		return fmt.Errorf("%s: %s", said, transactionPooler)
 	case pgerrcode.InternalError, pgerrcode.CharacterNotInRepertoire, pgerrcode.UntranslatableCharacter, pgerrcode.UndefinedObject, pgerrcode.ProgramLimitExceeded:
@@ -131,7 +131,7 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner // without user and database, which are in the URL
 	}
-	return fmt.Errorf("%s: there is no connection to PostgreSQL at %s: %s", l.Key, at, strings.Join(strings.Fields(err.Error()), " "))
+	return fmt.Errorf("%s: cannot connect to PostgreSQL at %s: %s", l.Key, at, strings.Join(strings.Fields(err.Error()), " "))
 }
 
 // denied returns what the server's refusal of a connection means, and what to do, for the URL that was used.

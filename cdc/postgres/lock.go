@@ -50,7 +50,7 @@ func (s *Source) pollers(ctx context.Context, conn *pgx.Conn, oid uint32) ([]str
 	if pid == 0 || err != nil {
 		return nil, err
 	}
-	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop that one, or this one", s.cfg.Table, pid)}, nil
+	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop the other relay, or this one", s.cfg.Table, pid)}, nil
 }
 
 func poller(ctx context.Context, conn *pgx.Conn, oid uint32) (pid int32, err error) {
@@ -103,6 +103,6 @@ func (o *OpenTable) Poll(ctx context.Context, options PollOptions) error {
 	return &cdc.HaltError{
 		Found: fmt.Sprintf("source.kind: a relay streams %s from the WAL (slot %s, pid %d)", o.Name, slot, pid),
 		Means: "each row would be published twice",
-		Run:   "stop that one, or this one",
+		Run:   "stop the other relay, or this one",
 	}
 }

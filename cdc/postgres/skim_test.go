@@ -70,7 +70,7 @@ func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds [
 	}()
 	for {
 		_, lost := s.Fill(time.Now().Add(10 * time.Second))
-		if len(s.buf) > int(s.cfg.MaxRowBytes)+gulp {
+		if len(s.buf) > int(s.cfg.MaxRowBytes)+readChunk {
 			t.Fatalf("the buffer has grown to %d bytes", len(s.buf))
 		}
 		for {
@@ -110,7 +110,7 @@ func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 		"a prefix that is longer than the buffer":    emitted(1, string(content), nil),
 		"a message without a transaction":            emitted(0, "other", content),
 		"one that fits a row's limit":                change('I', 9, 900<<10),
-		"one byte more than the buffer":              change('I', 9, gulp-40),
+		"one byte more than the buffer":              change('I', 9, readChunk-40),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -121,7 +121,7 @@ func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 				if want := []cdc.MessageKind{cdc.Insert, cdc.Other, cdc.Other, cdc.Insert, cdc.Other, cdc.Insert}; err != nil || !slices.Equal(kinds, want) {
 					t.Errorf("in pieces of %d bytes: %v, %v; want %v", n, kinds, err, want)
 				}
-				if len(s.buf) > gulp {
+				if len(s.buf) > readChunk {
 					t.Errorf("in pieces of %d bytes: the buffer has grown to %d bytes", n, len(s.buf))
 				}
 			}
@@ -160,17 +160,17 @@ func TestForeignAgreesWithTheDecoder(t *testing.T) {
 // it; an unknown relation halts; and a stream that ends inside a skipped message is a lost connection.
 func TestLargeMessagesThatAreNotForeign(t *testing.T) {
 	t.Parallel()
-	var wedge *cdc.UndecodableError
+	var undecodable *cdc.UndecodableError
 	var halt *cdc.HaltError
 	for name, c := range map[string]struct {
 		wire  []byte
 		check func(kinds []cdc.MessageKind, err error) bool
 	}{
 		"a row at the limit":  {change('I', 7, 1<<20), func(k []cdc.MessageKind, err error) bool { return err == nil && len(k) == 1 && k[0] == cdc.Insert }},
-		"a row above it":      {change('I', 7, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &wedge) }},
+		"a row above it":      {change('I', 7, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &undecodable) }},
 		"an unknown relation": {change('I', 8, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &halt) }},
 		"the end inside a foreign one": {change('I', 9, 2<<20)[:1<<20], func(k []cdc.MessageKind, err error) bool {
-			return err != nil && !errors.As(err, &wedge) && !errors.As(err, &halt)
+			return err != nil && !errors.As(err, &undecodable) && !errors.As(err, &halt)
 		}},
 	} {
 		for _, n := range []int{999, 1 << 20} {
@@ -209,9 +209,9 @@ func TestOnlyTheRoutineSaysThatThePublicationIsMissing(t *testing.T) {
 	if err := classify("stream", errorResponse(body("42704", "get_publication_oid", at))); !latched(err) {
 		t.Errorf("a publication that is missing in the WAL: %v, want a latched halt", err)
 	}
-	var wedge *cdc.UndecodableError
-	if err := classify("stream", errorResponse(body("42704", "typenameType", at))); !errors.As(err, &wedge) {
-		t.Errorf("something else that is missing in the WAL: %v, want a wedge", err)
+	var undecodable *cdc.UndecodableError
+	if err := classify("stream", errorResponse(body("42704", "typenameType", at))); !errors.As(err, &undecodable) {
+		t.Errorf("something else that is missing in the WAL: %v, want an UndecodableError", err)
 	}
 	var halt *cdc.HaltError
 	for code, routine := range map[string]string{

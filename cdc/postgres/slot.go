@@ -284,7 +284,7 @@ func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, pas
 		err = classify("decode what waits in the slot", err)
 		return errors.As(err, new(*cdc.UndecodableError)), err
 	}
-	if wedged, err := fails(end); !wedged {
+	if undecodable, err := fails(end); !undecodable {
 		if err == nil {
 			err = errors.New("PostgreSQL can decode everything that waits in the slot: there is no transaction to skip; name an LSN")
 		}
@@ -294,8 +294,8 @@ func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, pas
 	low, high := from/recordAlign, end/recordAlign+1
 	for low+1 < high {
 		middle := (low + high) / 2
-		switch wedged, err := fails(middle * recordAlign); {
-		case wedged:
+		switch undecodable, err := fails(middle * recordAlign); {
+		case undecodable:
 			high = middle
 		case err != nil:
 			return 0, 0, err

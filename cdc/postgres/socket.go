@@ -18,13 +18,13 @@ func (s *socket) buffered() bool { return s.r < s.w }
 
 func (s *socket) Read(p []byte) (int, error) {
 	if s.r == s.w {
-		if len(p) >= gulp/4 {
+		if len(p) >= readChunk/4 {
 			n, err := s.receive(p)
 			s.received += n
 			return n, err
 		}
 		if s.buf == nil {
-			s.buf = make([]byte, gulp)
+			s.buf = make([]byte, readChunk)
 		}
 		n, err := s.receive(s.buf)
 		s.received += n

@@ -108,7 +108,7 @@ func (s *socket) mark(fd uintptr, bytes int) {
 // (runtime.netpoll).
 func (s *socket) rest(d time.Duration) {
 	if s.raw != nil && !s.high {
-		_ = s.raw.Control(func(fd uintptr) { s.mark(fd, gulp/2) })
+		_ = s.raw.Control(func(fd uintptr) { s.mark(fd, readChunk/2) })
 	}
 	if s.timer == nil {
 		time.Sleep(d)

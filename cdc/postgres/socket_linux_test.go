@@ -63,7 +63,7 @@ func TestOneByteWakes(t *testing.T) {
 					client, server = encrypted(t, s, server)
 				}
 				s.keepShut()
-				p := make([]byte, gulp)
+				p := make([]byte, readChunk)
 				for i := range 3 {
 					_ = client.SetReadDeadline(time.Now().Add(10 * time.Second))
 					s.rest(time.Millisecond)
@@ -149,7 +149,7 @@ func TestReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = server.Close()
-	_, err := s.Read(make([]byte, gulp))
+	_, err := s.Read(make([]byte, readChunk))
 	if !errors.Is(err, unix.ECONNRESET) || !strings.Contains(err.Error(), s.RemoteAddr().String()) {
 		t.Errorf("the server reset it: %v", err)
 	}
@@ -176,7 +176,7 @@ func TestWindowIsKeptShut(t *testing.T) {
 		_, err := server.Write(sent)
 		ended <- err
 	}()
-	p := make([]byte, gulp)
+	p := make([]byte, readChunk)
 	got, largest := 0, 0
 	read := func() {
 		s.rest(time.Millisecond)

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	gulp         = 256 << 10 // most bytes that one Fill reads from the socket
+	readChunk    = 256 << 10 // most bytes that one Fill reads from the socket
 	writeTimeout = 10 * time.Second
 	closeTimeout = time.Second
 )
@@ -126,7 +126,7 @@ func parseHistory(text string) (past []cdc.PastTimeline) {
 }
 
 func newStream(cfg config.Source, conn net.Conn, d *decoder) *stream {
-	s := &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, gulp)}
+	s := &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, readChunk)}
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = t.NetConn()
 	}
@@ -251,24 +251,24 @@ func (s *stream) makeRoom() error {
 			return fmt.Errorf("a frame of %d bytes in the replication stream", need)
 		}
 	}
-	if need > gulp && s.buf[s.r] == 'd' {
+	if need > readChunk && s.buf[s.r] == 'd' {
 		head := s.buf[s.r+5 : s.w]
 		switch foreign, err := s.decoder.foreign(head); {
 		case errors.Is(err, errTruncated):
-			need = gulp // its first bytes are still to come
+			need = readChunk // its first bytes are still to come
 		case err != nil:
 			return err
 		case foreign:
 			s.skim, s.skimmed = need, true
 			s.drop()
 			need = 0
-		case need > int(s.cfg.MaxRowBytes)+gulp && len(head) >= gulp/2:
+		case need > int(s.cfg.MaxRowBytes)+readChunk && len(head) >= readChunk/2:
 			return s.decoder.tooLarge(head, need)
-		case need > int(s.cfg.MaxRowBytes)+gulp:
-			need = gulp // its first columns are enough to name the row
+		case need > int(s.cfg.MaxRowBytes)+readChunk:
+			need = readChunk // its first columns are enough to name the row
 		}
 	}
-	size := max(gulp, need)
+	size := max(readChunk, need)
 	if size == len(s.buf) && s.r == 0 {
 		return nil
 	}

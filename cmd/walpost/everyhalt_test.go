@@ -23,7 +23,7 @@ var elsewhere = map[string]string{
 	"the table cannot be polled like this, and nothing is lost | , and the relay": "TestPollingBadInput",
 	"a relay streams %s from the WAL":                                             "TestFromPollingToTheWAL",
 	"the stream has a row of relation %d before its description":                  "no server does that: the decoder's tests",
-	"the role of the relay's connection lacks the right":                          "PostgreSQL names the right that is missing: what to run depends on it",
+	"the role of this connection lacks the right":                                 "PostgreSQL names the right that is missing: what to run depends on it",
 	"every later row waits in the slot; nothing is lost":                          "a row that PostgreSQL cannot decode, from 15 on",
 	"may never have been streamed, or not whole":                                  "changed and changed back, and others there",
 }
