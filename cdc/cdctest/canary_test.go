@@ -12,8 +12,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// forms are the ways in which a program may write the word: plain, in base64 at each of three offsets, in hex, percent-encoded whole, and
-// as bytes.
+// forms are the ways in which a program may write the word: plain, in base64 at each of three offsets, in hex,
+// percent-encoded whole, and as bytes.
 func forms() (all []string) {
 	word := []byte(cdctest.Canary)
 	all = append(all, cdctest.Canary)

@@ -12,7 +12,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestSamplerSeesWhatWasConfirmedTooEarly plays a relay that confirms: first what it has published, then what it has not.
+// TestSamplerSeesWhatWasConfirmedTooEarly plays a relay that confirms: first what it has published, then what it has
+// not.
 func TestSamplerSeesWhatWasConfirmedTooEarly(t *testing.T) {
 	url := cdctest.Database(t)
 	cdctest.CreateOutbox(t, url, "outbox")

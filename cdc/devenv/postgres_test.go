@@ -144,7 +144,8 @@ func TestRestartKeepsPortAndData(t *testing.T) {
 	}
 }
 
-// A killed server's pid file says ready, and its children may keep a new one from starting for a moment: Start says so, or the server is up.
+// A killed server's pid file says ready, and its children may keep a new one from starting for a moment: Start says so,
+// or the server is up.
 func TestKilledServerIsUpWhenStartSaysSo(t *testing.T) {
 	cdctest.Long(t, "starts and stops servers")
 	server, _ := start(t, devenv.PostgresConfig{})
