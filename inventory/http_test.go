@@ -16,13 +16,13 @@ import (
 	"github.com/walpost/walpost/inventory"
 )
 
-// ask returns the answer's status and body, which must be JSON of the right media type.
+// ask makes a request and returns the answer's status and body, which must be JSON of the right media type.
 func ask(t *testing.T, f *fixture, method, path, body string) (int, map[string]any) {
 	t.Helper()
 	return askAs(t, f, "application/json; charset=utf-8", method, path, body)
 }
 
-// askAs is ask for a body of another media type.
+// askAs does the same as ask, for a body of another media type.
 func askAs(t *testing.T, f *fixture, kind, method, path, body string) (int, map[string]any) {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -95,7 +95,7 @@ func TestStockOverHTTP(t *testing.T) {
 	if items := got["items"].([]any); len(items) != 1 || items[0].(map[string]any)["orderId"] != order || items[0].(map[string]any)["requested"] != 2.0 {
 		t.Errorf("shortages %v", got)
 	}
-	// cup has a history, and no stock
+	// cup has movements but no stock.
 	if status, _ := ask(t, f, "GET", "/stock/cup/movements", ""); status != 200 {
 		t.Errorf("%d", status)
 	}

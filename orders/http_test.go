@@ -173,7 +173,7 @@ func TestNoOtherArrowsThanTheDiagrams(t *testing.T) {
 			if is := scan[string](s, `SELECT status FROM orders WHERE id = $1`, id); (err == nil) != legal || orders.Status(is) != want || !legal && !errors.As(err, new(*orders.StateError)) {
 				t.Errorf("%s a %s order: %v, it is %s", step, from, err, is)
 			}
-			// psql knows the same arrows.
+			// The SQL functions allow the same changes.
 			if step == "confirm" || step == "reject" || legal {
 				continue
 			}
@@ -238,7 +238,7 @@ func TestListIsPagedFromTheNewest(t *testing.T) {
 			}
 			break
 		}
-		s.place() // a new order moves no page
+		s.place() // a new order must not shift a page
 		path = "/orders?limit=2&after=" + p.Next
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -249,7 +249,7 @@ func TestListIsPagedFromTheNewest(t *testing.T) {
 	}
 }
 
-// Every request that is refused gets a problem of its status and sentence, and leaves the database as it was.
+// Every rejected request gets a problem with its status and sentence, and leaves the database unchanged.
 func TestRefusedRequestsGetAProblemAndChangeNothing(t *testing.T) {
 	s := open(t)
 	created, paid, cancelled := "/orders/"+s.place().String(), "/orders/"+s.place().String(), "/orders/"+s.place().String()

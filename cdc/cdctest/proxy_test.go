@@ -158,8 +158,8 @@ func TestProxyStallsAndSwallows(t *testing.T) {
 	}
 }
 
-// TestKafkaProxyIsTheOnlyWay has brokers whose addresses the client must never learn, and loses the answer to a request
-// that was carried out.
+// TestKafkaProxyIsTheOnlyWay: the client must never learn the brokers' addresses. The proxy loses the answer to a
+// request that was executed.
 func TestKafkaProxyIsTheOnlyWay(t *testing.T) {
 	cdctest.Long(t, "waits for connections that must not come")
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{Brokers: 3, SeedTopics: map[string]int{"t": 9}})

@@ -23,8 +23,8 @@ func (s *service) command(args ...string) (string, error) {
 	return out.String(), err
 }
 
-// TestParkedAndReplayedByCommand tells the story of an order whose payment cannot be read: its cancellation waits, other
-// orders go on, and an operator finds it, fixes it and replays.
+// TestParkedAndReplayedByCommand plays the story of an order whose payment cannot be read: its cancellation waits,
+// other orders continue, and an operator finds it, fixes it and replays.
 func TestParkedAndReplayedByCommand(t *testing.T) {
 	cdctest.Long(t, "is a story of many commands")
 	t.Parallel()
@@ -32,7 +32,7 @@ func TestParkedAndReplayedByCommand(t *testing.T) {
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {
 		t.Fatal(err)
 	}
-	// A check that refuses what a release has forgotten, to be fixed.
+	// A CHECK that a release has forgotten rejects the row; it is fixed later.
 	if _, err := s.conn.Exec(t.Context(), `ALTER TABLE stock_movements ADD CONSTRAINT never_3 CHECK (change <> -3)`); err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func (s *shop) become(order uuid.UUID, state orders.Status) {
 	s.exec(s.owner, `ALTER TABLE orders ENABLE TRIGGER USER`)
 }
 
-// Decision and content, for each kind of notification, state of the order when it is decided, and setting of the customer.
+// Status and content, for each kind of notification, state of the order at that time, and setting of the customer.
 func TestKindStateAndSettingsDecide(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -131,7 +131,7 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 	}
 }
 
-// The order service's own examples are read, every line of them.
+// The order service's own examples are read completely.
 func TestTheExamplesOfTheOrderServiceAreTold(t *testing.T) {
 	t.Parallel()
 	s := open(t)

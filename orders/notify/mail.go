@@ -159,7 +159,7 @@ func (m *Mail) prepare(ctx context.Context, n *task) error {
 	return nil
 }
 
-// deliver opens a session with the server for this mail. The server's 250 to the mail is success, whatever follows it.
+// deliver opens a session with the server for this mail. The server's 250 to the mail is success, also if an error follows.
 func (m *Mail) deliver(ctx context.Context, n *task) (string, error) {
 	msg, err := m.message(n)
 	if err != nil {

@@ -22,12 +22,12 @@ import (
 	"github.com/walpost/walpost/orders/notify"
 )
 
-// epoch is before all.
+// epoch is earlier than every notification.
 var epoch = time.Unix(0, 0)
 
 const secret = "of sixteen bytes: " + cdctest.Canary
 
-// partner is a webhook's receiver. It keeps what it took.
+// partner receives webhooks and keeps the accepted ones.
 type partner struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -35,7 +35,7 @@ type partner struct {
 	bodies []string
 }
 
-// startPartner answers the nth request with answer.
+// startPartner starts a partner that answers the nth request with answer.
 func startPartner(t *testing.T, answer func(n int, w http.ResponseWriter)) *partner {
 	t.Helper()
 	p := &partner{}

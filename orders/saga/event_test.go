@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/orders/saga"
 )
 
-// examples are the ones of the service that writes the events.
+// examples are the examples of the service that writes the events.
 const examples = "../../inventory/testdata/"
 
 func TestDecodeReadsWhatInventoryWrites(t *testing.T) {

@@ -30,7 +30,7 @@ func order(kind, language string) render.Mail {
 	return m
 }
 
-// The goldens are read by people: go test ./orders/notify/render -update, and look at them.
+// People review the goldens: run go test ./orders/notify/render -update, and look at them.
 func TestMailsAreAsTheGoldensShow(t *testing.T) {
 	templates, err := render.Parse(render.BuiltIn())
 	if err != nil {
