@@ -78,7 +78,8 @@ func TestStateRecordIsReadBackAndReadable(t *testing.T) {
 	}
 }
 
-// TestNewestStateIgnoresAFrozenRelay: what a replaced relay still writes under its old epoch does not count, however far.
+// TestNewestStateIgnoresAFrozenRelay: a record that a replaced relay writes under its old epoch does not count, even
+// if it covers more.
 func TestNewestStateIgnoresAFrozenRelay(t *testing.T) {
 	old := &State{Epoch: 3, Covered: 900}
 	first := &State{Epoch: 4, Covered: 500}

@@ -13,32 +13,34 @@ import (
 	"github.com/walpost/walpost/cdc/header"
 )
 
-// DeadLetter is a row that could not be published, as it stands in the dead letter topic until it is redriven or dropped,
-// which is a tombstone under its key. The record's value is the whole row, so that redrive can make from it what the row
-// would have become; its headers say why, for those who look.
+// DeadLetter is a row that could not be published, as the dead letter topic keeps it until an operator redrives or
+// drops it: a tombstone under its key then ends it. The record's value is the whole row, so that redrive can make the
+// record that the row would have become. Its headers give the reason to people who read the topic.
 type DeadLetter struct {
 	Row     Row
 	Class   Class
 	Reason  string
-	Topic   string // where the row would have gone; empty when that was not known
-	HeldFor string // key of the dead letter it waits behind; empty when it was itself refused
+	Topic   string // the row's topic; empty if it was not known
+	HeldFor string // key of the dead letter that this row waits for; empty if the row itself was rejected
 	Source  string // the pipeline
-	Server  string // the history that the row's position is of: system id and timeline; empty where an older walpost did not note it
-	Time    time.Time
+	// system id and timeline that the row's position belongs to; empty if an older walpost did not record them
+	Server string
+	Time   time.Time
 }
 
-// maxShown bounds what headers and key repeat of the row; the value has all of it.
+// maxShown limits how much of the row's columns headers and key repeat; the value has all of it.
 const maxShown = 1 << 10
 
 func cut(b []byte) []byte { return b[:min(len(b), maxShown)] }
 
-// Key is <commit LSN>/<ordinal>/<event id>: the same in a replay, so that a repeat takes the first one's place.
+// Key returns <commit LSN>/<ordinal>/<event id>. It is the same when the row is delivered again, so that a repeat
+// replaces the first record.
 func (d *DeadLetter) Key() string {
 	return fmt.Sprintf("%s/%d/%s", d.Row.Commit, d.Row.Ordinal, cut(d.Row.ID))
 }
 
-// Holds are the identities of the order that a row is part of: its key within its topic, and within its aggregate type,
-// which stays what it is when kafka.topic or kafka.rename change. A row without a key is part of none.
+// Holds returns the names of the orders that a row is part of: its key within its topic, and its key within its
+// aggregate type, which does not change when kafka.topic or kafka.rename change. A row without a key is part of none.
 func (d *DeadLetter) Holds() []string { return holds(d.Topic, d.Row.AggregateType, d.Row.AggregateID) }
 
 func holds(topic string, aggregateType, key []byte) (of []string) {
@@ -51,7 +53,7 @@ func holds(topic string, aggregateType, key []byte) (of []string) {
 	return append(of, "type "+string(cut(aggregateType))+" "+string(cut(key)))
 }
 
-// The names of a dead letter's headers, beside those of cdc/header.
+// The names of a dead letter's headers, in addition to those of cdc/header.
 const (
 	headerReason        = "reason"
 	headerClass         = "class"
@@ -63,7 +65,7 @@ const (
 	headerServer        = "server"
 )
 
-// record makes rec the dead letter of a row, for the topic.
+// record turns rec into the row's dead letter in topic.
 func (d *DeadLetter) record(topic string, rec *Record) error {
 	value, err := d.Value()
 	if err != nil {
@@ -91,7 +93,7 @@ func (d *DeadLetter) record(topic string, rec *Record) error {
 	return nil
 }
 
-// deadLetterVersion is the version of the value that this program writes, and the newest it reads.
+// deadLetterVersion is the version of the value that this program writes, and the newest that it reads.
 const deadLetterVersion = 1
 
 // deadLetterJSON is the value: position and transaction of the row, and its columns, each null, text, or bytes.
@@ -110,7 +112,7 @@ type deadLetterJSON struct {
 	CreatedAt     column    `json:"created_at"`
 }
 
-// Value is the whole row, as JSON.
+// Value returns the whole row as JSON.
 func (d *DeadLetter) Value() ([]byte, error) {
 	r := &d.Row
 	value, err := encodeJSON(deadLetterJSON{
@@ -123,7 +125,7 @@ func (d *DeadLetter) Value() ([]byte, error) {
 	return value, nil
 }
 
-// encodeJSON does not escape HTML, which would make six bytes of one.
+// encodeJSON encodes v without escaping HTML: an escape takes six bytes for one.
 func encodeJSON(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -132,8 +134,9 @@ func encodeJSON(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }
 
-// column is a column's bytes: a JSON string where they are UTF-8, else {"base64": …}. It never takes more than twice the
-// room, which the topic's limit counts on: text that would (control characters) is bytes too.
+// column is a column's bytes: a JSON string if they are UTF-8, else {"base64": …}. It never takes more than twice the
+// bytes, and the topic's limit relies on that: text that would take more (control characters) is encoded as bytes
+// too.
 type column []byte
 
 func (c column) MarshalJSON() ([]byte, error) {
@@ -173,7 +176,7 @@ func (c *column) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ParseDeadLetter reads a record of the dead letter topic.
+// ParseDeadLetter returns the dead letter in a record of the dead letter topic.
 func ParseDeadLetter(headers []Header, value []byte) (*DeadLetter, error) {
 	var j deadLetterJSON
 	if err := json.Unmarshal(value, &j); err != nil {
@@ -215,7 +218,7 @@ func ParseDeadLetter(headers []Header, value []byte) (*DeadLetter, error) {
 	return d, nil
 }
 
-// holdsOf is Holds of a record whose headers alone were read.
+// holdsOf returns the same as Holds, from a record's headers alone.
 func holdsOf(headers []Header) []string {
 	var topic string
 	var aggregateType, key []byte

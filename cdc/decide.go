@@ -6,28 +6,28 @@ import (
 	"strings"
 )
 
-// errSlotRead keeps a decision from being taken under a relay's hands.
-var errSlotRead = errors.New("the slot is being read: stop the relay, and run this again")
+// errSlotRead is returned by a decision while a relay reads the slot: the relay would overwrite it.
+var errSlotRead = errors.New("the slot is in use: stop the relay, and run this again")
 
-// free makes sure that there is a slot and that nobody reads it. adopt is the command that makes one.
+// free returns an error unless the slot exists and no process reads it. adopt is the command that creates a slot.
 func free(f *Facts, adopt string) error {
 	switch how, lost := f.Slot.lost(); {
 	case !f.Slot.Exists:
-		return fmt.Errorf("slot %q does not exist: `%s` begins with a new one", f.Slot.Name, adopt)
+		return fmt.Errorf("slot %q does not exist: run `%s` to start with a new one", f.Slot.Name, adopt)
 	case lost:
-		return fmt.Errorf("slot %q is lost (%s): `%s` begins with a new one", f.Slot.Name, how, adopt)
+		return fmt.Errorf("slot %q is lost (%s): run `%s` to start with a new one", f.Slot.Name, how, adopt)
 	case f.Slot.Active:
 		return errSlotRead
 	}
 	return nil
 }
 
-// SkipTo is the record with which everything committed before to counts as given up, for `walpost skip`. It refuses what would
-// not do what it says. A latched halt ends with it when what it put at risk lies before to and nothing else speaks against;
-// otherwise it stays.
+// SkipTo returns the state record that gives up every undelivered commit before to, for `walpost skip`. It returns an
+// error if writing that record would not have this effect. A latched halt ends with it if everything that the halt
+// put at risk lies before to and the fingerprint is unchanged; otherwise the halt stays.
 func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
 	plain := st
-	if st != nil { // a latched halt is what this is for
+	if st != nil { // identify would refuse a latched halt, which is what skip is for
 		without := *st
 		without.Halt, plain = nil, &without
 	}
@@ -39,15 +39,15 @@ func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
 	}
 	switch {
 	case st.Timeline != f.Timeline:
-		return nil, fmt.Errorf("the state record is of timeline %d, the server is on timeline %d: LSNs have changed their meaning: start the relay once, it follows the failover", st.Timeline, f.Timeline)
+		return nil, fmt.Errorf("the state record is of timeline %d, the server is on timeline %d: an LSN means something else there: start the relay once, it follows the failover, then run this again", st.Timeline, f.Timeline)
 	case st.Halt != nil && st.Halt.Latched && st.Halt.History:
-		return nil, errors.New("this server has another history than the state record: there is nothing to step over; `walpost adopt` goes on from its slot")
+		return nil, errors.New("this server has another history than the state record, and skip cannot step over that: run `walpost adopt`, which continues from the server's slot")
 	case to < st.Covered:
-		return nil, fmt.Errorf("%s lies before %s, up to which everything is delivered: name a later LSN", to, st.Covered)
+		return nil, fmt.Errorf("everything up to %[2]s is delivered, and %[1]s is before that: name a later LSN", to, st.Covered)
 	case to < f.Slot.ConfirmedFlush:
-		return nil, fmt.Errorf("%s lies before %s, which slot %q has confirmed: name a later LSN, or `walpost adopt`", to, f.Slot.ConfirmedFlush, f.Slot.Name)
+		return nil, fmt.Errorf("slot %[3]q has confirmed %[2]s, and %[1]s is before that: name a later LSN, or run `walpost adopt`", to, f.Slot.ConfirmedFlush, f.Slot.Name)
 	case to > f.WALEnd:
-		return nil, fmt.Errorf("%s lies behind the end of the WAL, %s: PostgreSQL would take it and silently lose every row until then", to, f.WALEnd)
+		return nil, fmt.Errorf("%s is after the end of the WAL, %s: PostgreSQL would accept it and silently lose every row until then: name an earlier LSN", to, f.WALEnd)
 	}
 	next := *st
 	next.Version, next.Slot, next.Configured = StateVersion, f.Slot.Name, f.Configured
@@ -59,22 +59,22 @@ func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
 	return &next, nil
 }
 
-// Adoption is what `walpost adopt` found and accepts.
+// Adoption describes what `walpost adopt` accepts.
 type Adoption struct {
 	State *State // the record to write
-	// Accepts says what is accepted, a line each.
+	// Accepts lists what is accepted, a line each.
 	Accepts []string
-	// Gap is what is left behind: commits whose rows may be missing in Kafka.
+	// Gap is the range that is given up: commits whose rows may be missing in Kafka.
 	Gap Range
-	// Replay is the command that publishes what lies in the gap.
+	// Replay is the command that publishes the rows in the gap.
 	Replay string
-	// Advance is where the slot has to be moved to; zero when it stays.
+	// Advance is the LSN to which the slot must be moved; zero if it stays.
 	Advance LSN
 }
 
 const createSlot = "walpost adopt --create-slot"
 
-// adoptServer is the command that accepts a new server.
+// adoptServer returns the command that accepts a new server.
 func adoptServer(f *Facts) string {
 	if f.Slot.Lost() {
 		return "walpost adopt --new-server --create-slot"
@@ -82,21 +82,22 @@ func adoptServer(f *Facts) string {
 	return "walpost adopt --new-server"
 }
 
-// NewServer returns an error where this server cannot take the place of the one that the record is of.
+// NewServer returns an error if this server cannot replace the one in the state record.
 func NewServer(pipeline string, st *State, f *Facts) error {
 	switch {
 	case st == nil:
-		return fmt.Errorf("pipeline %q has no state record, and so none of another server: run this without --new-server", pipeline)
+		return fmt.Errorf("pipeline %q has no state record, so there is no other server to replace: run this without --new-server", pipeline)
 	case st.Pipeline != pipeline, st.Phase == PhaseCreating:
 		return identify(pipeline, st, f)
 	case st.SystemID == f.SystemID:
-		return fmt.Errorf("the state record is of this very PostgreSQL, with system id %s: no new server is to be adopted: run this without --new-server, or correct source.url", st.SystemID)
+		return fmt.Errorf("the state record is of this same PostgreSQL, with system id %s: run this without --new-server, or correct source.url", st.SystemID)
 	}
 	return nil
 }
 
-// Adopt is the record that accepts slot, publication, table and timeline as they are now and, where newServer says so, another PostgreSQL
-// in place of the one that the record is of. It refuses what no decision fixes.
+// Adopt returns the record that accepts slot, publication, table and timeline as they are now and, if newServer is
+// true, another PostgreSQL in place of the one in the record. It returns an error if the problem is one that no
+// decision fixes.
 func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, error) {
 	command := createSlot
 	switch {
@@ -112,7 +113,7 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 		return nil, err
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
-		return nil, fmt.Errorf("rows would be hidden as it is: fix it first: %s", strings.Join(problems, "; "))
+		return nil, fmt.Errorf("rows would stay hidden: fix this first: %s", strings.Join(problems, "; "))
 	}
 	a := &Adoption{}
 	accept := func(format string, args ...any) { a.Accepts = append(a.Accepts, fmt.Sprintf(format, args...)) }
@@ -131,19 +132,19 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 			accept("the configuration: %s", how)
 		}
 		if st.copied() {
-			accept("the Kafka cluster %s in place of %s: rows that were delivered there and not copied are missing here: a replay from before the copy was complete publishes them", st.ReadFrom, st.Cluster)
+			accept("Kafka cluster %s in place of %s: rows that were delivered there and not copied are missing here: a replay that starts before the copy was complete publishes them", st.ReadFrom, st.Cluster)
 			next.Cluster = st.ReadFrom
 		}
 	}
 	switch {
 	case st == nil:
-		accept("slot %q without a state record: what was committed before %s counts as delivered", slot.Name, slot.ConfirmedFlush)
+		accept("slot %q without a state record: every commit before %s counts as delivered", slot.Name, slot.ConfirmedFlush)
 		fromSlot()
 	case newServer:
 		accept("the PostgreSQL with system id %s, from %s on, in place of the one with system id %s", f.SystemID, slot.ConfirmedFlush, st.SystemID)
-		accept("that the old server is read no more: its WAL was delivered up to %s, as of %s; a row that is committed there later is never published", st.Covered, clock(st.Current()))
+		accept("that the old server is no longer read: its WAL was delivered up to %s, as of %s; a row that is committed there later is never published", st.Covered, clock(st.Current()))
 		if last := max(st.Covered, st.CommitLSN); slot.ConfirmedFlush < last {
-			accept("that the header lsn goes back, from %s to %s: a consumer that drops what has a lower lsn than before would drop every new event", last, slot.ConfirmedFlush)
+			accept("that the header lsn goes back, from %s to %s: a consumer that drops records with a lower lsn than before would drop every new event", last, slot.ConfirmedFlush)
 		}
 		next.SystemID, next.Timeline, next.Open, next.Phantoms = f.SystemID, f.Timeline, nil, nil
 		fromSlot()
@@ -151,7 +152,7 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 		other := st.Timeline > f.Timeline || !known(st, &f) || shared(st, &f) > f.WALEnd || (st.Halt != nil && st.Halt.History)
 		switch {
 		case other:
-			accept("a server with another history (its timeline is %d, its WAL ends at %s): that rows up to %s were delivered is forgotten, and what it holds behind %s is published, some of it perhaps again",
+			accept("a server with another history (its timeline is %d, its WAL ends at %s): that rows up to %s were delivered is forgotten, and its rows after %s are published, some of them perhaps again",
 				f.Timeline, f.WALEnd, st.Covered, slot.ConfirmedFlush)
 			next.Timeline = f.Timeline
 			fromSlot()
@@ -161,7 +162,7 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 			next.failover(f.Timeline, end)
 		}
 		if slot.ConfirmedFlush > next.Covered {
-			accept("slot %q where it stands, %s: the state record covers %s", slot.Name, slot.ConfirmedFlush, next.Covered)
+			accept("slot %q at its position, %s: the state record covers %s", slot.Name, slot.ConfirmedFlush, next.Covered)
 			a.Gap = Range{next.Covered, slot.ConfirmedFlush}
 			fromSlot()
 		}
@@ -172,7 +173,7 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 			}
 		}
 		if publicationOf(st.Fingerprint) != publicationOf(f.Fingerprint) {
-			accept("that rows from before this publication can never be streamed: the slot is moved to the end of the WAL, %s", f.WALEnd)
+			accept("that rows older than this publication can never be streamed: the slot is moved to the end of the WAL, %s", f.WALEnd)
 			a.Gap.From = min(a.Gap.From, next.Covered)
 			a.Advance = f.WALEnd
 			next.Covered, next.Skipped = f.WALEnd, f.WALEnd
@@ -180,7 +181,8 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 	}
 	if st != nil && st.Halt != nil && st.Halt.Latched {
 		accept("the halt that was latched at %s: %s", clock(st.Halt.At), st.Halt.Found)
-		if a.Gap.IsZero() && !st.Halt.Risk.IsZero() { // what hid rows is gone without a trace, and may have hidden them until now
+		// the cause that hid rows left no trace, and may have hidden them until now
+		if a.Gap.IsZero() && !st.Halt.Risk.IsZero() {
 			a.Gap = Range{st.Halt.Risk.From, f.WALEnd}
 			if newServer {
 				a.Gap = st.Halt.Risk // of the old server
@@ -203,7 +205,7 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 	return a, nil
 }
 
-// publicationOf is the publication's OID in a fingerprint.
+// publicationOf returns the publication's OID in a fingerprint.
 func publicationOf(fingerprint string) string {
 	oid, _, _ := strings.Cut(fingerprint, "/")
 	return oid

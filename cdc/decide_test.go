@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// TestSkipTo goes exactly as far as it says, and refuses the rest.
+// TestSkipTo checks that skip gives up everything before its LSN and nothing else, and returns an error if it could
+// not.
 func TestSkipTo(t *testing.T) {
 	latched := func(r Range, history bool) *HaltRecord {
 		return (&HaltError{Found: "f", Means: "m", Run: "r", Risk: r, Latch: true, History: history}).record(time.Now())
@@ -20,13 +21,13 @@ func TestSkipTo(t *testing.T) {
 		"forward":                              {0x140, func(*State, *Facts) {}, "", false},
 		"to where it is":                       {0x100, func(*State, *Facts) {}, "", false},
 		"to the end of the WAL":                {0x150, func(*State, *Facts) {}, "", false},
-		"beyond it":                            {0x151, func(*State, *Facts) {}, "behind the end of the WAL", false},
-		"backward":                             {0xFF, func(*State, *Facts) {}, "up to which everything is delivered", false},
+		"beyond it":                            {0x151, func(*State, *Facts) {}, "after the end of the WAL", false},
+		"backward":                             {0xFF, func(*State, *Facts) {}, "is delivered, and 0/FF is before that", false},
 		"before the slot":                      {0x110, func(_ *State, f *Facts) { f.Slot.ConfirmedFlush = 0x120 }, "has confirmed", false},
 		"while a relay reads":                  {0x140, func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", false},
 		"without a slot":                       {0x140, func(_ *State, f *Facts) { f.Slot.Exists = false }, "does not exist", false},
 		"another database":                     {0x140, func(_ *State, f *Facts) { f.SystemID = "8" }, "another database", false},
-		"across a failover":                    {0x140, func(s *State, _ *Facts) { s.Timeline = 2 }, "LSNs have changed their meaning", false},
+		"across a failover":                    {0x140, func(s *State, _ *Facts) { s.Timeline = 2 }, "an LSN means something else there", false},
 		"a halt that is not latched":           {0x140, func(s *State, _ *Facts) { s.Halt = (&HaltError{}).record(time.Now()) }, "", false},
 		"over what a halt put at risk":         {0x140, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", false},
 		"over a part of it":                    {0x13F, func(s *State, _ *Facts) { s.Halt = latched(Range{0x100, 0x140}, false) }, "", true},
@@ -54,7 +55,8 @@ func TestSkipTo(t *testing.T) {
 	}
 }
 
-// TestAdopt keeps what is still true, and begins at the slot where it is not.
+// TestAdopt checks that adopt keeps the facts of the record that are still true, and starts at the slot if they are
+// not.
 func TestAdopt(t *testing.T) {
 	recreated := "publication 9/9 entry 1/1 table 1 public.outbox"
 	known := "publication 7/9 entry 1/1 table 1 public.outbox"
@@ -71,7 +73,7 @@ func TestAdopt(t *testing.T) {
 		"only what was changed":       {func(_ *State, f *Facts) { f.Fingerprint = "f/2" }, "", 0x100, Position{0xF0, 2}, Range{0x90, 0x150}, 0},
 		"a slot that went ahead":      {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush = 0x130 }, "", 0x130, Position{}, Range{0x100, 0x130}, 0},
 		"both":                        {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.Fingerprint = 0x130, "f/2" }, "", 0x130, Position{}, Range{0x90, 0x150}, 0},
-		"a publication made anew":     {func(s *State, f *Facts) { s.Fingerprint, f.Fingerprint = known, recreated }, "", 0x150, Position{0xF0, 2}, Range{0x90, 0x150}, 0x150},
+		"a publication created again": {func(s *State, f *Facts) { s.Fingerprint, f.Fingerprint = known, recreated }, "", 0x150, Position{0xF0, 2}, Range{0x90, 0x150}, 0x150},
 		"a failover":                  {func(s *State, f *Facts) { s.Timeline, f.Slot.ConfirmedFlush = 2, 0x10 }, "", 0x80, Position{}, Range{}, 0},
 		"a failover, slot made there": {func(s *State, f *Facts) { s.Timeline, f.Slot.ConfirmedFlush = 2, 0x90 }, "", 0x90, Position{}, Range{0x80, 0x90}, 0},
 		"a stale primary":             {func(s *State, f *Facts) { s.Timeline, f.Slot.ConfirmedFlush = 9, 0x60 }, "", 0x60, Position{}, Range{}, 0},
@@ -88,7 +90,7 @@ func TestAdopt(t *testing.T) {
 		"an unfinished init":    {func(s *State, _ *Facts) { s.Phase = PhaseCreating }, "did not finish", 0, Position{}, Range{}, 0},
 		"a slot that is lost":   {func(_ *State, f *Facts) { f.Slot.WALStatus = "lost" }, "--create-slot", 0, Position{}, Range{}, 0},
 		"a slot that is read":   {func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", 0, Position{}, Range{}, 0},
-		"what still hides rows": {func(_ *State, f *Facts) { f.Fingerprint, f.Hidden = "f/2", []string{"no"} }, "fix it first: no", 0, Position{}, Range{}, 0},
+		"what still hides rows": {func(_ *State, f *Facts) { f.Fingerprint, f.Hidden = "f/2", []string{"no"} }, "fix this first: no", 0, Position{}, Range{}, 0},
 	} {
 		st, f := agreeing()
 		f.WALEnd = 0x150
@@ -108,7 +110,7 @@ func TestAdopt(t *testing.T) {
 		if next.Covered != c.covered || next.Last() != c.last || a.Gap != c.gap || a.Advance != c.advance {
 			t.Errorf("%s: covered %s, last %v, gap %s, advance %s", name, next.Covered, next.Last(), a.Gap, a.Advance)
 		}
-		// The relay goes on from it, once the slot is where it was moved to.
+		// The relay continues from the adopted record, once the slot has been moved.
 		if f.Slot.ConfirmedFlush = max(f.Slot.ConfirmedFlush, a.Advance); next.Epoch != st.Epoch+1 || next.Halt != nil {
 			t.Errorf("%s: %+v", name, next)
 		}
@@ -122,40 +124,40 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-// TestAdoptNewServer begins at the slot of a server whose positions have nothing to do with the record's, keeps what is true on any server,
-// and refuses what is no new server.
+// TestAdoptNewServer: adopt starts at the slot of a server whose positions have nothing to do with the record's,
+// keeps the facts that are true on any server, and returns an error if the server is not a new one.
 func TestAdoptNewServer(t *testing.T) {
 	const other = "publication 9/9 entry 1/1 table 1 public.outbox"
 	halt := (&HaltError{Found: "f", Latch: true, Risk: Range{0x90, 0x100}}).record(time.Now())
 	for name, c := range map[string]struct {
 		change  func(*State, *Facts)
 		says    string   // an error
-		accepts []string // what is said of it, beside the new server itself
+		accepts []string // the accepted lines, besides the new server itself
 		gap     Range
 	}{
-		"a slot that pg_upgrade brought, ahead": {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x480, 0x500 }, "", []string{"read no more"}, Range{}},
-		"a new slot, behind what was delivered": {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x40, 0x50 }, "", []string{"read no more", "the header lsn goes back, from 0/100 to 0/40"}, Range{}},
-		"an earlier timeline":                   {func(_ *State, f *Facts) { f.Timeline, f.History = 1, nil }, "", []string{"read no more"}, Range{}},
-		"a later timeline, with a history":      {func(_ *State, f *Facts) { f.Timeline = 5 }, "", []string{"read no more"}, Range{}},
-		"a publication that was restored":       {func(_ *State, f *Facts) { f.Fingerprint = other }, "", []string{"read no more"}, Range{}},
-		"another slot, another table":           {func(s *State, f *Facts) { s.Slot, s.Configured.Table, f.Configured.Table = "t", "public.a", "public.b" }, "", []string{`slot "s" instead of "t"`, `source.table is "public.b"`, "read no more"}, Range{}},
-		"a halt that the old server left":       {func(s *State, f *Facts) { s.Halt, f.WALEnd = halt, 0x500 }, "", []string{"read no more", "the halt that was latched"}, Range{0x90, 0x100}},
+		"a slot that pg_upgrade brought, ahead": {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x480, 0x500 }, "", []string{"is no longer read"}, Range{}},
+		"a new slot, behind what was delivered": {func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x40, 0x50 }, "", []string{"is no longer read", "the header lsn goes back, from 0/100 to 0/40"}, Range{}},
+		"an earlier timeline":                   {func(_ *State, f *Facts) { f.Timeline, f.History = 1, nil }, "", []string{"is no longer read"}, Range{}},
+		"a later timeline, with a history":      {func(_ *State, f *Facts) { f.Timeline = 5 }, "", []string{"is no longer read"}, Range{}},
+		"a publication that was restored":       {func(_ *State, f *Facts) { f.Fingerprint = other }, "", []string{"is no longer read"}, Range{}},
+		"another slot, another table":           {func(s *State, f *Facts) { s.Slot, s.Configured.Table, f.Configured.Table = "t", "public.a", "public.b" }, "", []string{`slot "s" instead of "t"`, `source.table is "public.b"`, "is no longer read"}, Range{}},
+		"a halt that the old server left":       {func(s *State, f *Facts) { s.Halt, f.WALEnd = halt, 0x500 }, "", []string{"is no longer read", "the halt that was latched"}, Range{0x90, 0x100}},
 		"another history of the old server": {func(s *State, _ *Facts) {
 			s.Halt = (&HaltError{Found: "f", Latch: true, History: true}).record(time.Now())
-		}, "", []string{"read no more", "the halt that was latched"}, Range{}},
+		}, "", []string{"is no longer read", "the halt that was latched"}, Range{}},
 		"phantoms and transactions of the old": {func(s *State, _ *Facts) {
 			s.Phantoms, s.Open = &Phantoms{Rows: 3}, map[string]time.Time{"7": time.Now()}
-		}, "", []string{"read no more"}, Range{}},
-		"a server that is at the same position":     {func(*State, *Facts) {}, "", []string{"read no more"}, Range{}},
-		"the same server":                           {func(s *State, f *Facts) { f.SystemID = s.SystemID }, "of this very PostgreSQL", nil, Range{}},
-		"a clone of the same server":                {func(s *State, f *Facts) { f.SystemID, f.Timeline = s.SystemID, 4 }, "of this very PostgreSQL", nil, Range{}},
+		}, "", []string{"is no longer read"}, Range{}},
+		"a server that is at the same position":     {func(*State, *Facts) {}, "", []string{"is no longer read"}, Range{}},
+		"the same server":                           {func(s *State, f *Facts) { f.SystemID = s.SystemID }, "of this same PostgreSQL", nil, Range{}},
+		"a clone of the same server":                {func(s *State, f *Facts) { f.SystemID, f.Timeline = s.SystemID, 4 }, "of this same PostgreSQL", nil, Range{}},
 		"the record of another pipeline":            {func(s *State, _ *Facts) { s.Pipeline = "q" }, "belongs to pipeline", nil, Range{}},
 		"an unfinished init":                        {func(s *State, _ *Facts) { s.Phase = PhaseCreating }, "did not finish", nil, Range{}},
 		"no slot":                                   {func(_ *State, f *Facts) { f.Slot = SlotFacts{Name: "s"} }, "`walpost adopt --new-server --create-slot`", nil, Range{}},
 		"a slot that is lost":                       {func(_ *State, f *Facts) { f.Slot.WALStatus = "lost" }, "`walpost adopt --new-server --create-slot`", nil, Range{}},
-		"a slot that somebody reads":                {func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", nil, Range{}},
-		"rows that the new server hides":            {func(_ *State, f *Facts) { f.Hidden = []string{"no"} }, "fix it first: no", nil, Range{}},
-		"columns that the new server does not have": {func(_ *State, f *Facts) { f.Unfit = []string{"no"} }, "fix it first: no", nil, Range{}},
+		"a slot that a relay reads":                 {func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", nil, Range{}},
+		"rows that the new server hides":            {func(_ *State, f *Facts) { f.Hidden = []string{"no"} }, "fix this first: no", nil, Range{}},
+		"columns that the new server does not have": {func(_ *State, f *Facts) { f.Unfit = []string{"no"} }, "fix this first: no", nil, Range{}},
 	} {
 		st, f := agreeing()
 		f.SystemID = "8"
@@ -191,7 +193,8 @@ func TestAdoptNewServer(t *testing.T) {
 		if st.SystemID != "7" || st.Epoch != before.Epoch {
 			t.Errorf("%s: the old record was changed", name)
 		}
-		// The relay goes on from it, and delivers the first row behind the slot, with any LSN.
+		// The relay continues from the adopted record, and delivers the first row after the slot's position, with any
+		// LSN.
 		if next, err = Reconcile("p", next, f); err != nil {
 			t.Errorf("%s: adopted, it halts: %v", name, err)
 			continue
@@ -203,10 +206,10 @@ func TestAdoptNewServer(t *testing.T) {
 		if deliver, err := tr.row(&Row{}); !deliver || err != nil {
 			t.Errorf("%s: the first row of the new server: deliver %t, %v", name, deliver, err)
 		}
-		// A relay that still reads the old server is refused, and so is the flag a second time.
+		// A relay that still reads the old server halts, and adopting a second time returns an error.
 		old, f := agreeing()
 		if _, err := Reconcile("p", next, f); err == nil || !strings.Contains(err.Error(), "the state record is of the PostgreSQL with system id 8") {
-			t.Errorf("%s: the old server goes on: %v", name, err)
+			t.Errorf("%s: the old server is still accepted: %v", name, err)
 		}
 		if f.SystemID = "8"; old.SystemID == f.SystemID {
 			t.Fatal("the table is wrong")

@@ -6,34 +6,39 @@ import (
 	"time"
 )
 
-// ErrSlotInUse is returned when another process holds the replication slot (SQLSTATE 55006): stand by and try again.
+// ErrSlotInUse is returned when another process holds the replication slot (SQLSTATE 55006). The relay stands by and
+// tries again.
 var ErrSlotInUse = errors.New("the replication slot is in use by another process")
 
-// ErrTableInUse is returned when another process polls the outbox table: stand by and try again.
+// ErrTableInUse is returned when another process polls the outbox table. The relay stands by and tries again.
 var ErrTableInUse = errors.New("the outbox table is polled by another process")
 
-// ErrUndelivered is wrapped by the error of a session that was stopped and could not deliver everything that it had received.
+// ErrUndelivered is wrapped by the error of a session that was stopped and could not deliver everything that it had
+// received.
 var ErrUndelivered = errors.New("not all that was received is delivered")
 
-// errFormerSession says that nobody else has the slot: the server holds it for a session of this relay that has ended.
+// errFormerSession is returned when the server still holds the slot for an ended session of this relay, and no other
+// process has it.
 var errFormerSession = errors.New("the slot is still held by this relay's former session")
 
-// errQueueFull ends a session whose queue has been full for too long: Kafka is away, and an open replication connection
-// that confirms nothing keeps PostgreSQL from stopping.
-var errQueueFull = errors.New("kafka has not taken a window for too long: the replication connection was given back and will be opened again when kafka answers; the slot keeps the WAL meanwhile")
+// errQueueFull ends a session whose queue has been full for too long. Kafka is away, and an open replication
+// connection that confirms nothing keeps PostgreSQL from stopping.
+var errQueueFull = errors.New("kafka has not taken a window for too long: the relay closed the replication connection and opens it again when Kafka answers; the slot keeps the WAL meanwhile")
 
-// HaltError is a condition that no retry fixes. Its text is what an operator reads: what was found, what it means, what to run.
+// HaltError is a condition that no retry fixes. Operators read its text: what was found, what that means, what to
+// run.
 type HaltError struct {
 	Found string // what was found
-	Means string // what it means, what is at risk
-	Run   string // what to do
+	Means string // the consequence, and what is at risk
+	Run   string // the command or action that ends the halt
 
-	// Risk is the range of commits whose rows may be missing in Kafka; zero when there are none.
+	// Risk is the range of commits whose rows may be missing in Kafka; zero if there are none.
 	Risk Range
-	// Latch says that rows may be hidden from here on without another trace: the halt is written into the state record and
-	// ends only by an operator's command.
+	// Latch is true if rows may be hidden from now on and nothing else would show it. The halt is written into the
+	// state record, and only an operator's command ends it.
 	Latch bool
-	// History says that the server's history is not the one that the state record tells of: its positions mean nothing there.
+	// History is true if the server's history is not the one in the state record: the record's positions mean nothing
+	// there.
 	History bool
 }
 
@@ -44,7 +49,7 @@ func (h *HaltError) Error() string {
 	return fmt.Sprintf("%s: %s, LSN range %s; %s", h.Found, h.Means, h.Risk, h.Run)
 }
 
-// Parts are the parts of the text, each by what it is, for those who show them apart.
+// Parts returns the parts of the text, each with its name, for output that shows them on separate lines.
 func (h *HaltError) Parts() [][2]string {
 	means := h.Means
 	if !h.Risk.IsZero() {
@@ -53,30 +58,31 @@ func (h *HaltError) Parts() [][2]string {
 	return [][2]string{{"found", h.Found}, {"means", means}, {"run", h.Run}}
 }
 
-// record is the halt as it is written into the state record.
+// record returns the halt in the form in which the state record keeps it.
 func (h *HaltError) record(at time.Time) *HaltRecord {
 	return &HaltRecord{Found: h.Found, Means: h.Means, Run: h.Run, Risk: h.Risk, History: h.History, Latched: h.Latch, At: at.UTC()}
 }
 
-// Halt is the halt that was recorded.
+// Halt returns the recorded halt as an error.
 func (r *HaltRecord) Halt() *HaltError {
 	return &HaltError{Found: r.Found, Means: r.Means, Run: r.Run, Risk: r.Risk, History: r.History, Latch: r.Latched}
 }
 
-// UndecodableError is a Source's error for a change that will come again and again and can never be taken. The engine knows which
-// transaction it belongs to, and makes it a [HaltError] that names the way past it.
+// UndecodableError is a Source's error for a change that can never be decoded and would come again at every attempt.
+// The engine knows the transaction of the change, and turns the error into a [HaltError] that names the command to
+// step over it.
 type UndecodableError struct {
 	Found string // what was found
-	Fix   string // what fixes it, where something does; empty otherwise
+	Fix   string // the action that fixes it; empty if there is none
 }
 
 func (w *UndecodableError) Error() string { return w.Found }
 
-// Class says in one word why a row was refused: a metric's label.
+// Class is the reason for which a row was rejected, in one word: a metric's label.
 type Class string
 
-// The classes. ByKafka is what only the broker could find, ForOrder a row that is held behind an earlier one of its key,
-// ByHandler what a handler in the process did not take.
+// The classes. ByKafka: only the broker could find the cause. ForOrder: the row is held because an earlier row of its
+// key is a dead letter. ByHandler: a handler in the process did not take the row.
 const (
 	BadType    Class = "type"
 	BadTopic   Class = "topic"
@@ -90,21 +96,21 @@ const (
 	ByHandler  Class = "handler"
 )
 
-// Classes are those that dead letters can have.
+// Classes lists the classes that dead letters can have.
 var Classes = []Class{BadType, BadTopic, BadID, BadKey, BadPayload, BadHeaders, TooLarge, ByKafka, ForOrder}
 
-// RejectedError says of a row that it can never be published as it is. The engine decides what follows: a [HaltError], or a
-// [DeadLetter]. It is good as long as its row.
+// RejectedError is the error for a row that can never be published as it is. The engine turns it into a [HaltError]
+// or a [DeadLetter]. It is valid as long as its row.
 type RejectedError struct {
 	Row    *Row
 	Class  Class
-	Topic  string // where the row would have gone; empty when that is not known
+	Topic  string // the row's topic; empty if it is not known
 	Reason string // for people; never payload or key
 
-	heldFor string // key of the dead letter that a row ForOrder waits behind
+	heldFor string // key of the dead letter that a row ForOrder waits for
 }
 
-// Reject makes a RejectedError.
+// Reject returns a RejectedError.
 func Reject(row *Row, class Class, topic, format string, args ...any) error {
 	return &RejectedError{Row: row, Class: class, Topic: topic, Reason: fmt.Sprintf(format, args...)}
 }
@@ -116,14 +122,15 @@ func (r *RejectedError) Error() string {
 func (r *RejectedError) halt() *HaltError {
 	return &HaltError{
 		Found: r.Error(),
-		Means: "nothing behind it is published before this is decided, and nothing is lost",
-		Run: "remove what refuses it (the topic's limit, kafka.aggregate_types, the writer's check) and the relay goes on by itself; " +
-			"or set poison.policy: dead_letter, which puts such rows aside; or " + giveUp(r.Row.Commit),
+		Means: "no later row is published until you decide; nothing is lost",
+		Run: "fix the cause (the topic's limit, kafka.aggregate_types, the writer's check) and the relay resumes by itself; " +
+			"or set poison.policy: dead_letter, which moves such rows to the dead letter topic; or " + giveUp(r.Row.Commit),
 	}
 }
 
-// giveUp names the command that steps over the transaction whose commit record begins at commit, and no other. A commit record is
-// longer than eight bytes, and PostgreSQL sends a transaction iff its commit record begins at or behind the slot's position.
+// giveUp returns the command that steps over the transaction whose commit record begins at commit, and over no other.
+// A commit record is longer than eight bytes, and PostgreSQL sends a transaction if and only if its commit record
+// begins at or after the slot's position.
 func giveUp(commit LSN) string {
-	return fmt.Sprintf("`walpost skip --to %s` gives up what is left of this one transaction, whose rows can be written to the outbox again", commit+8)
+	return fmt.Sprintf("`walpost skip --to %s` gives up the rest of this one transaction; you can write its rows to the outbox again", commit+8)
 }

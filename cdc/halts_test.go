@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// set changes what the server says of itself.
+// set changes the facts that the server reports.
 func (s *server) set(change func(*Facts)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -27,8 +27,8 @@ func (s *server) confirmed() (max LSN) {
 	return max
 }
 
-// TestChangeIsWatchedAndLatched changes the publication while the relay streams. It halts within the interval, and goes on
-// halting when the change is undone, until an operator's record says otherwise.
+// TestChangeIsWatchedAndLatched changes the publication while the relay streams. The relay halts within the interval,
+// and stays halted after the change is undone, until an operator's record ends the halt.
 func TestChangeIsWatchedAndLatched(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.send(commit(20, 30, 2)...)
@@ -55,7 +55,7 @@ func TestChangeIsWatchedAndLatched(t *testing.T) {
 			t.Errorf("undone, it is %s: %v", role, again)
 		}
 		if s.opens() < opened+8 || b.now() != st {
-			t.Errorf("%d sessions in five minutes; a latched halt is looked at and not written again", s.opens()-opened)
+			t.Errorf("%d sessions in five minutes; a latched halt must be checked, and not written again", s.opens()-opened)
 		}
 		decided := *st
 		decided.Epoch, decided.Halt = st.Epoch+1, nil
@@ -71,7 +71,7 @@ func TestChangeIsWatchedAndLatched(t *testing.T) {
 	})
 }
 
-// TestHaltOfTheStreamNamesWhatIsAtRisk: the stream cannot tell since when rows were hidden, the last look can.
+// TestHaltOfTheStreamNamesWhatIsAtRisk: the stream does not know since when rows were hidden, but the last look does.
 func TestHaltOfTheStreamNamesWhatIsAtRisk(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.set(func(f *Facts) { f.WALEnd = 1<<40 + 50 })
@@ -91,7 +91,8 @@ func TestHaltOfTheStreamNamesWhatIsAtRisk(t *testing.T) {
 	})
 }
 
-// TestHaltIsNotWrittenWithAClientThatFailed: a window fails while the halt waits to be written. The next session latches it.
+// TestHaltIsNotWrittenWithAClientThatFailed: a window fails while the halt waits to be written. The next session
+// latches the halt.
 func TestHaltIsNotWrittenWithAClientThatFailed(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		stall := make(chan struct{})
@@ -116,7 +117,7 @@ func TestHaltIsNotWrittenWithAClientThatFailed(t *testing.T) {
 	})
 }
 
-// TestChangeFoundAtAStartIsLatched: what was changed while nobody looked.
+// TestChangeFoundAtAStartIsLatched: publication and table were changed while no relay ran.
 func TestChangeFoundAtAStartIsLatched(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.set(func(f *Facts) { f.Slot.ConfirmedFlush = 500 })
@@ -136,8 +137,8 @@ func TestChangeFoundAtAStartIsLatched(t *testing.T) {
 	})
 }
 
-// TestChangeFoundAtAStartIsLatchedWithoutTheStream: the server has ended the stream, which the second status update finds out, while Kafka
-// takes its time.
+// TestChangeFoundAtAStartIsLatchedWithoutTheStream: the server has ended the stream, which the session notices only
+// at its second status update, while Kafka is slow.
 func TestChangeFoundAtAStartIsLatchedWithoutTheStream(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.set(func(f *Facts) { f.Slot.ConfirmedFlush = 500 })
@@ -155,7 +156,8 @@ func TestChangeFoundAtAStartIsLatchedWithoutTheStream(t *testing.T) {
 	})
 }
 
-// TestHaltThatIsNotLatchedEndsWithItsCause, and leaves no trace.
+// TestHaltThatIsNotLatchedEndsWithItsCause checks that such a halt ends by itself and leaves no trace in the state
+// record.
 func TestHaltThatIsNotLatchedEndsWithItsCause(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.set(func(f *Facts) { f.Unfit = []string{"a column is gone"} })
@@ -164,7 +166,7 @@ func TestHaltThatIsNotLatchedEndsWithItsCause(t *testing.T) {
 			t.Fatalf("role %s, %v", role, err)
 		}
 		if st := b.now(); st.Halt == nil || st.Halt.Latched {
-			t.Errorf("the state record does not tell of it: %+v", st)
+			t.Errorf("the state record does not have the halt: %+v", st)
 		}
 		s.set(func(f *Facts) { f.Unfit = nil })
 		time.Sleep(31 * time.Second)
@@ -174,7 +176,7 @@ func TestHaltThatIsNotLatchedEndsWithItsCause(t *testing.T) {
 	})
 }
 
-// TestBlindWatcherIsNoHalt: that nobody can look is told once, and rows go on.
+// TestBlindWatcherIsNoHalt: a failed look at the server is reported once, and rows continue.
 func TestBlindWatcherIsNoHalt(t *testing.T) {
 	var told []string
 	observe = Observer{Watching: func(err error) { told = append(told, text(err)) }}
@@ -203,7 +205,8 @@ func TestBlindWatcherIsNoHalt(t *testing.T) {
 	})
 }
 
-// TestNothingIsConfirmedBeforeTheHistoryIsKnown: a slot that has moved does not send again what gives a restored snapshot away.
+// TestNothingIsConfirmedBeforeTheHistoryIsKnown: a slot that has moved would not send again the transactions that
+// show a restored snapshot.
 func TestNothingIsConfirmedBeforeTheHistoryIsKnown(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.send(commit(20, 30, 1)...)
@@ -219,12 +222,12 @@ func TestNothingIsConfirmedBeforeTheHistoryIsKnown(t *testing.T) {
 		s.facts.Slot.ConfirmedFlush = 15 // the snapshot's
 		s.mu.Unlock()
 		time.Sleep(5 * time.Second)
-		s.send(Message{Kind: Keepalive, LSN: 18}) // still on the way to what was delivered
+		s.send(Message{Kind: Keepalive, LSN: 18}) // before everything delivered has come again
 		time.Sleep(5 * time.Second)
 		if s.confirmed() != 0 {
 			t.Errorf("confirmed %s before the stream had passed what was delivered", s.confirmed())
 		}
-		s.send(commit(40, 50, 1)...) // and not the one at 20
+		s.send(commit(40, 50, 1)...) // but not the transaction at 20
 		time.Sleep(5 * time.Second)
 		role, err := relay.Role()
 		if role != Halted || !strings.Contains(err.Error(), "another history") || !b.now().Halt.History {
@@ -236,7 +239,8 @@ func TestNothingIsConfirmedBeforeTheHistoryIsKnown(t *testing.T) {
 	})
 }
 
-// TestFailoverCountsPhantomsAndGoesOn on the new timeline, where LSNs are used again.
+// TestFailoverCountsPhantomsAndGoesOn checks the phantoms, and that the relay continues on the new timeline, where
+// LSNs are used again.
 func TestFailoverCountsPhantomsAndGoesOn(t *testing.T) {
 	var told *Phantoms
 	observe = Observer{Phantoms: func(p *Phantoms) { told = p }}
@@ -262,7 +266,7 @@ func TestFailoverCountsPhantomsAndGoesOn(t *testing.T) {
 	})
 }
 
-// TestWedgeNamesTheWayPastIt: the transaction is known from its Begin.
+// TestWedgeNamesTheWayPastIt: the halt names the transaction, which is known from its Begin.
 func TestWedgeNamesTheWayPastIt(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.send(append(commit(0x20, 0x30, 1), commit(0x30, 0x50, 3)[:2]...)...)
@@ -279,16 +283,16 @@ func TestWedgeNamesTheWayPastIt(t *testing.T) {
 	})
 }
 
-// TestServerThatEndsTheStreamAtOnceIsHeard: it cannot decode the first thing it has to send, and the slot is free again before
-// the session has begun. Nobody came in between, so this session says what it is.
+// TestServerThatEndsTheStreamAtOnceIsHeard: the server cannot decode the first change, and the slot is free again
+// before the session has begun. No other relay took the slot in between, so this session must report the halt.
 func TestServerThatEndsTheStreamAtOnceIsHeard(t *testing.T) {
 	for _, came := range []bool{false, true} {
 		bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
-			s.set(func(f *Facts) { f.PID = 5 }) // and nobody has the slot
+			s.set(func(f *Facts) { f.PID = 5 }) // no process has the slot
 			s.mu.Lock()
 			s.first = &UndecodableError{Found: "cannot decode"}
 			s.mu.Unlock()
-			if came { // another relay, and it is gone already
+			if came { // another relay took the slot and left it again
 				b.mu.Lock()
 				b.onState = func() {
 					st := *b.state
@@ -310,8 +314,8 @@ func TestServerThatEndsTheStreamAtOnceIsHeard(t *testing.T) {
 	}
 }
 
-// TestWhatCameWithTheStartIsHeard: a server that cannot decode the first thing may say so in one packet with its answer to
-// START_REPLICATION, and then nothing for ever.
+// TestWhatCameWithTheStartIsHeard: a server that cannot decode the first change may send its error in one packet with
+// its answer to START_REPLICATION, and then send nothing more.
 func TestWhatCameWithTheStartIsHeard(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.fail(errors.New("connection reset"))
@@ -326,7 +330,7 @@ func TestWhatCameWithTheStartIsHeard(t *testing.T) {
 	})
 }
 
-// TestNotesAreToldAtEachSession: what halts nothing is found at a look like everything else.
+// TestNotesAreToldAtEachSession: each session reports the notes, which halt nothing.
 func TestNotesAreToldAtEachSession(t *testing.T) {
 	var told []string
 	observe = Observer{Noted: func(notes []string) { told = append(told, strings.Join(notes, ",")) }}

@@ -5,24 +5,28 @@ import (
 	"time"
 )
 
-const lagLooks = 64 // that are remembered; of more, every second is forgotten, and only every second of those to come is taken
+// lagLooks is the number of looks that are remembered. When there are more, every second one is forgotten, and from then
+// on only every second new one is kept.
+const lagLooks = 64
 
-// Lag knows at what time a position was the end of the WAL. It is told of looks at the server, with the server's clock.
+// Lag records at what time, by the server's clock, a position was the end of the WAL. Each look at the server adds
+// one.
 type Lag struct {
 	mu      sync.Mutex
-	ends    []walEnd // that were not covered yet, in order
+	ends    []walEnd // not covered yet, in order
 	every   int      // one look in this many is remembered
 	looks   int
 	current time.Time
 }
 
 const (
-	walPage  = 8192    // of the WAL, as PostgreSQL is built everywhere
-	halfDone = 1 << 20 // no record that is not complete is larger, but for a message or a row that is just being written
+	walPage  = 8192    // of the WAL, with PostgreSQL's usual build
+	halfDone = 1 << 20 // an incomplete record is never larger, except a message or a row that is just being written
 )
 
-// reached says that covered is the end of the WAL as far as anybody can read it. Beside an open transaction the server flushes whole pages:
-// the last of them ends inside a record of which nothing can be sent before its rest is flushed, half a minute later.
+// reached reports whether covered is the end of the WAL as far as a reader can get. While a transaction is open the
+// server flushes whole pages: the last page ends inside a record, and the server can send nothing of that record
+// before its rest is flushed, half a minute later.
 func reached(covered, end LSN) bool {
 	return covered >= end || end%walPage == 0 && end-covered < halfDone
 }
@@ -32,7 +36,7 @@ type walEnd struct {
 	at  time.Time
 }
 
-// Look remembers where the WAL ended.
+// Look records where the WAL ended at a time.
 func (l *Lag) Look(end LSN, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -51,8 +55,8 @@ func (l *Lag) Look(end LSN, at time.Time) {
 	}
 }
 
-// Behind is for how long what lies behind confirmed has waited, when the WAL ends at end; current is the newest time up to which all is
-// delivered. False when that is not known.
+// Behind returns how long the WAL after confirmed has waited, if the WAL ends at end; current is the newest time up
+// to which everything is delivered. It returns false if that is not known.
 func Behind(confirmed, end LSN, current, now time.Time) (time.Duration, bool) {
 	if reached(confirmed, end) {
 		return 0, true
@@ -60,7 +64,8 @@ func Behind(confirmed, end LSN, current, now time.Time) (time.Duration, bool) {
 	return max(now.Sub(current), 0), !current.IsZero()
 }
 
-// Current is the last time at which the WAL ended at or before covered: what was written until then is delivered. Zero when no look says so.
+// Current returns the last time at which the WAL ended at or before covered: everything written until then is
+// delivered. It returns zero if no look found such an end.
 func (l *Lag) Current(covered LSN) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -70,7 +75,8 @@ func (l *Lag) Current(covered LSN) time.Time {
 	return l.current
 }
 
-// Current is the newest time, by the server's clock, of which the record knows that all that was written until then is delivered.
+// Current returns the newest time, by the server's clock, up to which everything written is delivered according to
+// the record.
 func (s *State) Current() time.Time {
 	at := s.CurrentAt
 	if s.Checked > 0 && s.Checked <= s.Covered && s.CheckedAt.After(at) {

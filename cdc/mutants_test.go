@@ -15,7 +15,7 @@ import (
 type mutant struct {
 	name string
 	file string
-	was  string // must stand in the file once
+	was  string // must occur in the file exactly once
 	is   string
 	seed uint64
 }
@@ -32,7 +32,7 @@ var mutants = []mutant{
 	{"writes down a window before it is durable", "publisher.go", "\tif once { // the record", "\tif true { // the record", 110},
 	{"leaves the state record out of the transaction", "publisher.go", "due || records == nil || p.cfg.ExactlyOnce {", "due || records == nil {", 10},
 	{"goes on after a failed window", "publisher.go", "\t\t\tp.shrink()\n\t\t\treturn err\n", "\t\t\tp.shrink()\n\t\t\treturn nil\n", 1},
-	{"forgets a dead letter", "poison.go", "\trec.Row, rec.Refused = row, refused\n", "\trec.Row, rec.Refused = row, refused\n\trec.Topic = \"\"\n", 1},
+	{"forgets a dead letter", "poison.go", "\trec.Row, rec.Rejected = row, rejected\n", "\trec.Row, rec.Rejected = row, rejected\n\trec.Topic = \"\"\n", 1},
 	{"stops without writing down what it did", "publisher.go", "if due || (draining && p.checkpointer.moved()) {", "if due {", 10},
 	{"lets covered go back", "checkpointer.go", "c.next.Covered = max(c.next.Covered, covered)", "c.next.Covered = covered", 2},
 	{"fences before it owns the slot", "session.go", "\tif err := s.stream.Start(ctx); err != nil {", "\tif p, err := r.sink.Open(ctx); err == nil {\n\t\tp.Close()\n\t}\n\tif err := s.stream.Start(ctx); err != nil {", 1},
@@ -47,8 +47,8 @@ var mutants = []mutant{
 	{"ignores what happened to the publication", "reconcile.go", "if !same(st.Fingerprint, f.Fingerprint) && !unknown(st, f) {", "if false {", 36},
 }
 
-// adapterMutants are mistakes below the engine, where the simulated Kafka stands in for the real client; the test that finds
-// each runs against a real protocol.
+// adapterMutants are mistakes in the adapter, which the simulated Kafka replaces in the engine's histories. The test
+// that finds each one uses the real protocol.
 var adapterMutants = []struct {
 	mutant
 	test string
@@ -58,8 +58,8 @@ var adapterMutants = []struct {
 	{mutant{"does not fence", "kafka/publisher.go", "producer, _, err := p.client.ProducerID(ctx)", "producer, err := int64(1), ctx.Err()", 0}, "TestFrozenRelayIsFenced"},
 }
 
-// TestMutants builds the engine with each mistake in it, and runs the history that finds it. A mutant that survives is a
-// promise nobody checks.
+// TestMutants builds the engine with each mistake in it, and runs the history that finds it. If a mutant survives, no
+// test checks the promise that it breaks.
 func TestMutants(t *testing.T) {
 	if testing.Short() {
 		t.Skip("not with -short: it builds the engine with each mistake")
@@ -68,7 +68,8 @@ func TestMutants(t *testing.T) {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			search := os.Getenv("WALPOST_MUTANT_SEARCH") != ""
-			seeds := 5_000 // nearly always the first: which of two goroutines that are both ready goes first is up to the scheduler
+			// nearly always the first finds it: if two goroutines are ready, the scheduler decides which runs first
+			seeds := 5_000
 			if search {
 				m.seed, seeds = 1, 20_000
 			}

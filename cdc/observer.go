@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// Role is what a relay is doing, in one word.
+// Role is the present activity of a relay, in one word.
 type Role string
 
-// The roles. Streaming is the only ready one but Standby, which is ready to take over.
+// The roles. A relay is ready while it is Streaming, and in Standby, where it is ready to take over.
 const (
 	Starting  Role = "starting"
 	Standby   Role = "standby"
@@ -18,45 +18,48 @@ const (
 	Stopped   Role = "stopped"
 )
 
-// Roles are all of them.
+// Roles lists all roles.
 var Roles = []Role{Starting, Standby, Streaming, Retrying, Halted, Stopped}
 
-// Observer is told facts; logging and metrics subscribe. Functions that are nil are not called. They are called on the
-// relay's goroutines and must not block.
+// Observer receives facts from a relay; logging and metrics subscribe to it. Nil functions are not called. The
+// functions are called on the relay's goroutines and must not block.
 type Observer struct {
-	// Role is called at each change; err says why, where there is a reason.
+	// Role is called at each change; err is the cause, if there is one.
 	Role func(role Role, err error)
-	// Connected is called when the replication connection is there, with what it runs over.
+	// Connected is called when the replication connection is open, with a description of the wire.
 	Connected func(wire string)
-	// Noted is called when a session begins, with what halts nothing and is worth a word.
+	// Noted is called when a session begins, with notes that an operator should know and that halt nothing.
 	Noted func(notes []string)
-	// Received counts what a gulp held: rows to deliver, rows that were durable already, other messages, bytes.
+	// Received counts what one read held: rows to deliver, rows that were durable already, other messages, bytes.
 	Received func(rows, dropped, others, bytes int)
 	// Published is called when a window is durable, dead letters included, with the time since its first row came.
 	Published func(records []Record, took time.Duration)
-	// DeadLettered is called for each record of a durable window that is a dead letter, and for each row of a polled table that fails.
+	// DeadLettered is called for each dead letter of a durable window, and for each row of a polled table that fails.
 	DeadLettered func(r *Record)
 	// Covered is called when a state record is durable.
 	Covered func(st *State)
 	// Confirmed is called when an LSN was sent to the server.
 	Confirmed func(lsn LSN)
-	// Stalled is called when Kafka has not taken a window for a while, and again with false when it has.
+	// Stalled is called with true when Kafka has not taken a window for a while, and with false when it has.
 	Stalled func(stalled bool, since time.Duration)
-	// Phantoms is called when a failover was found to have taken back rows that are published.
+	// Phantoms is called when a failover has taken back rows that were published.
 	Phantoms func(p *Phantoms)
-	// Stuck is called when rows may be waiting and nothing moves, with the cause, and with nil when that is over.
+	// Stuck is called with the cause when rows may be waiting and nothing moves, and with nil when that is over.
 	Stuck func(s *StallError)
-	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when they do not any more.
+	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when
+	// they no longer wait.
 	CommitsWait func(err error)
-	// Current is called at each look at the server, with its time up to which all that was written is delivered; zero when none is known.
+	// Current is called at each look at the server, with the server's time up to which everything written is
+	// delivered; zero if it is not known.
 	Current func(at time.Time)
-	// Hurried is called when wal_sender_timeout is so short that status updates are sent more often than source.status_interval says.
+	// Hurried is called when wal_sender_timeout is so short that status updates are sent more often than
+	// source.status_interval says.
 	Hurried func(timeout, interval time.Duration)
-	// Watching is called when publication and table cannot be looked at, and with nil when they can again.
+	// Watching is called when publication and table cannot be checked, and with nil when they can again.
 	Watching func(err error)
 }
 
-// Tee returns an observer that tells several, in order. Each of its functions can be called.
+// Tee returns an observer that passes each fact to several observers, in order. All of its functions can be called.
 func Tee(observers ...Observer) Observer {
 	var all Observer
 	tells := reflect.ValueOf(&all).Elem()
@@ -67,7 +70,7 @@ func Tee(observers ...Observer) Observer {
 				hear = append(hear, f)
 			}
 		}
-		if len(hear) == 1 { // what is told at each read costs nothing more
+		if len(hear) == 1 { // no reflection for calls that are made at each read
 			tells.Field(i).Set(hear[0])
 			continue
 		}

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestTeeTellsEachObserverEverything, also beside one that has no functions.
+// TestTeeTellsEachObserverEverything checks that each observer gets all facts, also next to one that has no
+// functions.
 func TestTeeTellsEachObserverEverything(t *testing.T) {
 	told := map[string]int{}
 	var all Observer

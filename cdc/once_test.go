@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// onceBroker checks what a Kafka transaction must hold.
+// onceBroker checks the content of each Kafka transaction.
 type onceBroker struct {
 	broker
 	t       *testing.T
 	ends    time.Time
-	slow    func(bytes int) error // what a window of so many bytes meets
-	largest []int                 // bytes of each window that was tried
+	slow    func(bytes int) error // called with the bytes of each window; its error fails the window
+	largest []int                 // bytes of each attempted window
 }
 
 func (b *onceBroker) Open(context.Context) (Publisher, error) { return b, nil }
@@ -81,7 +81,8 @@ func TestEachTransactionHoldsItsStateRecordAndLeavesRoom(t *testing.T) {
 	})
 }
 
-// TestWindowsShrinkOnASlowWire: a window that takes longer than its transaction may would otherwise fail for ever.
+// TestWindowsShrinkOnASlowWire: without shrinking, a window that takes longer than its transaction may last would
+// fail every time.
 func TestWindowsShrinkOnASlowWire(t *testing.T) {
 	once(t, func(s *server, b *onceBroker) {
 		b.slow = func(bytes int) error {
@@ -96,7 +97,7 @@ func TestWindowsShrinkOnASlowWire(t *testing.T) {
 				big[i].Row.Payload = make([]byte, 20<<10)
 			}
 		}
-		for range 4 { // the server sends again what was not confirmed
+		for range 4 { // the server sends again everything that was not confirmed
 			s.send(big...)
 			time.Sleep(time.Minute)
 			s.mu.Lock()
@@ -109,8 +110,9 @@ func TestWindowsShrinkOnASlowWire(t *testing.T) {
 	})
 }
 
-// TestRelayThatLostTheSlotDoesNotJudge: frozen between reading the state and comparing it, it wakes up after another relay has
-// taken over and moved both. What it would see is a slot ahead of the state, and it would stop its successor.
+// TestRelayThatLostTheSlotDoesNotJudge: the relay is frozen after it has read the state and before it compares it,
+// and wakes up after another relay has taken over and moved both. It would see a slot ahead of the state, and its
+// halt would stop its successor.
 func TestRelayThatLostTheSlotDoesNotJudge(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		s.set(func(f *Facts) { f.Slot.ActivePID, f.Slot.ConfirmedFlush = 99, 500 })

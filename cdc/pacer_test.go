@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// TestPacer is the pacer's table: what it does after reads of these sizes, of a sender whose full read is 64 KiB.
+// TestPacer is the pacer's table: the pause after reads of these sizes, from a sender whose full read is 64 KiB.
 func TestPacer(t *testing.T) {
 	const window = 64 << 10
 	reads := func(bytes ...int) func(*pacer) {
 		return func(p *pacer) {
 			for _, n := range bytes {
-				p.took(n, 0, 2, 1, time.Now())
+				p.observe(n, 0, 2, 1, time.Now())
 			}
 		}
 	}
@@ -43,16 +43,16 @@ func TestPacer(t *testing.T) {
 		{name: "slowly, once it was too short", does: []func(*pacer){again(100, window), reads(window/3, window)}, atLeast: shortestPause * 7 / 5, atMost: shortestPause*3/2 - 1, busy: true},
 		{name: "7/8 is full", does: []func(*pacer){again(100, window), reads(window / 8 * 7)}, atLeast: shortestPause, atMost: shortestPause, busy: true},
 		{name: "less is not", does: []func(*pacer){again(100, window), reads(window/8*7 - 1)}, atLeast: shortestPause * 3 / 2, atMost: shortestPause * 3 / 2, busy: true},
-		{name: "but half is, with more behind it", does: []func(*pacer){again(100, window), func(p *pacer) { p.took(window/2, muchMore, 2, 1, time.Now()) }}, atLeast: shortestPause, atMost: shortestPause, busy: true},
-		{name: "and not with a little", does: []func(*pacer){again(100, window), func(p *pacer) { p.took(window/2, muchMore-1, 2, 1, time.Now()) }}, atLeast: shortestPause * 3 / 2, atMost: shortestPause * 3 / 2, busy: true},
+		{name: "but half is, with more behind it", does: []func(*pacer){again(100, window), func(p *pacer) { p.observe(window/2, muchMore, 2, 1, time.Now()) }}, atLeast: shortestPause, atMost: shortestPause, busy: true},
+		{name: "and not with a little", does: []func(*pacer){again(100, window), func(p *pacer) { p.observe(window/2, muchMore-1, 2, 1, time.Now()) }}, atLeast: shortestPause * 3 / 2, atMost: shortestPause * 3 / 2, busy: true},
 		{name: "one short read does not end it", does: []func(*pacer){again(100, window), reads(100)}, atMost: longestPause / 10, busy: true},
 		{name: "short reads: quiet again", does: []func(*pacer){again(100, window), again(20, 100)}, atLeast: longestPause, atMost: longestPause},
 		{name: "a read of several windows changes nothing", does: []func(*pacer){again(100, window), reads(4*window, window*15/16)}, atLeast: shortestPause, atMost: shortestPause, busy: true},
 		{name: "unknown window: half of the largest is full", does: []func(*pacer){unknown, again(100, 4*window), again(20, 2*window)}, atLeast: shortestPause, atMost: shortestPause, busy: true},
 		{name: "unknown window: less is not", does: []func(*pacer){unknown, again(100, 4*window), reads(window)}, atLeast: shortestPause * 3 / 2, atMost: shortestPause * 3 / 2, busy: true},
 		{name: "unknown window that becomes smaller: full is less", does: []func(*pacer){unknown, again(100, 4*window), again(1000, window)}, atLeast: shortestPause, atMost: shortestPause, busy: true, cramped: true},
-		{name: "within one message: no rest at all", does: []func(*pacer){func(p *pacer) { p.took(window, 0, 0, 0, time.Now()) }}, atMost: 0},
-		{name: "within one message: nothing is learnt", does: []func(*pacer){func(p *pacer) { p.took(window, 0, 0, 0, time.Now()) }, reads(10)}, atLeast: longestPause, atMost: longestPause},
+		{name: "within one message: no rest at all", does: []func(*pacer){func(p *pacer) { p.observe(window, 0, 0, 0, time.Now()) }}, atMost: 0},
+		{name: "within one message: nothing is learnt", does: []func(*pacer){func(p *pacer) { p.observe(window, 0, 0, 0, time.Now()) }, reads(10)}, atLeast: longestPause, atMost: longestPause},
 		{name: "the window takes less: learnt", does: []func(*pacer){again(8, 36<<10)}, atLeast: longestPause * 8 / 10, atMost: longestPause * 9 / 10, busy: true},
 		{name: "a live load of as much: not learnt", does: []func(*pacer){again(20, 0), func(p *pacer) {
 			for range 10 {
@@ -65,7 +65,7 @@ func TestPacer(t *testing.T) {
 		{name: "held up always: busy all the same", does: []func(*pacer){(*pacer).heldUp, reads(window), (*pacer).heldUp, reads(window), (*pacer).heldUp}, atMost: 0, busy: true},
 		{name: "full, but long after the read before: not cramped", does: []func(*pacer){again(100, window), func(p *pacer) {
 			for i := range 2 * tightReads {
-				p.took(window, 0, 2, 1, time.Now().Add(time.Duration(i)*time.Millisecond))
+				p.observe(window, 0, 2, 1, time.Now().Add(time.Duration(i)*time.Millisecond))
 			}
 		}}, atMost: shortestPause, busy: true},
 		{name: "always full, hardly any rest: cramped", does: []func(*pacer){again(100+tightReads, window)}, atMost: shortestPause, busy: true, cramped: true},
@@ -96,23 +96,23 @@ func TestPacer(t *testing.T) {
 	}
 }
 
-// TestQuietPacer: after a silence the first row goes at once, and within the pace it waits.
+// TestQuietPacer: after a silence the first row is read at once; within the pace the reader rests.
 func TestQuietPacer(t *testing.T) {
 	for _, pace := range []time.Duration{0, longestPause, time.Second} {
 		p, now := pacer{pace: pace, window: 64 << 10}, time.Now()
-		p.took(100, 0, 3, 1, now)
+		p.observe(100, 0, 3, 1, now)
 		if d := p.rest(now.Add(2 * time.Second)); d > 0 {
 			t.Errorf("pace %s: after a silence it rests %s", pace, d)
 		}
 		if d := p.rest(now.Add(pace / 2)); d != pace-pace/2 {
 			t.Errorf("pace %s: within the pace it rests %s", pace, d)
 		}
-		p.took(40, 0, 1, 0, now.Add(2*time.Second)) // a Begin in an earlier packet
+		p.observe(40, 0, 1, 0, now.Add(2*time.Second)) // a Begin in an earlier packet
 		if d := p.rest(now.Add(2 * time.Second)); d > 0 {
 			t.Errorf("pace %s: a read without rows held the next one back for %s", pace, d)
 		}
 		for range 60 {
-			p.took(64<<10, 0, 100, 100, now)
+			p.observe(64<<10, 0, 100, 100, now)
 		}
 		if d := p.rest(now); d > longestPause/4 {
 			t.Errorf("pace %s: it rests %s beside a sender that has more", pace, d)
@@ -120,18 +120,20 @@ func TestQuietPacer(t *testing.T) {
 	}
 }
 
-// wire is a model of a sender and a receive window, as the kernel has them. While the window is open, a message costs the sender open
-// and is received at once; while it is closed, it costs shut and waits in the sender's queue, which goes out when the window opens.
+// wire is a model of a sender and a receive window, as the kernel has them. While the window is open, a message costs
+// the sender open and is received at once. While it is closed, a message costs shut and waits in the sender's queue,
+// which is sent when the window opens.
 type wire struct {
 	message    int // bytes
 	work       time.Duration
 	open, shut time.Duration // system time of one send
 	window     int
-	segment    int // bytes that the sender's queue sends on as one, or not at all; 1: it is split as needed
-	refills    int // windows that the sender's queue sends on while the reader copies, at most
+	// bytes of a segment in the sender's queue, which the kernel sends whole or not at all; 1: split as needed
+	segment    int
+	refills    int // most windows that the sender's queue sends while the reader copies
 	queueLimit int
-	late       func() time.Duration           // by which a pause is longer than asked
-	rate       func(at time.Duration) float64 // messages a second that are written; nil: a backlog
+	late       func() time.Duration           // how much longer a pause is than requested
+	rate       func(at time.Duration) float64 // messages written per second; nil: a backlog
 
 	now, sender       time.Duration
 	received, queued  int // bytes
@@ -147,7 +149,7 @@ func newWire(message, window int, work, late time.Duration) *wire {
 	}
 }
 
-// until lets the sender work until then.
+// until advances the sender to a time.
 func (w *wire) until(then time.Duration) {
 	for w.sender < then {
 		if w.rate != nil {
@@ -175,7 +177,7 @@ func (w *wire) until(then time.Duration) {
 	}
 }
 
-// sendOn takes from the sender's queue what an empty window lets through.
+// sendOn moves from the sender's queue into the empty window as much as fits.
 func (w *wire) sendOn() (bytes int) {
 	if bytes = w.queued; bytes > w.window {
 		bytes = w.window / w.segment * w.segment
@@ -184,7 +186,7 @@ func (w *wire) sendOn() (bytes int) {
 	return bytes
 }
 
-// run lets a pacer read for so long. Decoding costs 70 ns a message.
+// run reads with a pacer for d. Decoding costs 70 ns a message.
 func (w *wire) run(p *pacer, d time.Duration) {
 	start := time.Unix(0, 0)
 	for end := w.now + d; w.now < end; {
@@ -204,13 +206,14 @@ func (w *wire) run(p *pacer, d time.Duration) {
 		w.received = w.sendOn()
 		messages := n / w.message
 		w.now += time.Duration(messages)*70*time.Nanosecond + 5*time.Microsecond
-		p.took(n, w.received, messages, messages, start.Add(w.now))
+		p.observe(n, w.received, messages, messages, start.Add(w.now))
 	}
 }
 
-// TestPacerKeepsTheWindowShut: for every sender, size of message and of window, and however late a pause ends, a backlog comes at nearly
-// the rate of a sender that never meets an open window. Where the pacer does not know the window, or a read has several windows and
-// empties the sender's queue, it comes no slower than to a reader that does not rest.
+// TestPacerKeepsTheWindowShut: for every sender, message size and window size, and for pauses that end late, a
+// backlog arrives at nearly the rate of a sender that never meets an open window. If the pacer does not know the
+// window, or if a read has several windows and empties the sender's queue, it is not slower than a reader that does
+// not rest.
 func TestPacerKeepsTheWindowShut(t *testing.T) {
 	if testing.Short() {
 		t.Skip("not with -short: seconds of arithmetic")
@@ -226,21 +229,23 @@ func TestPacerKeepsTheWindowShut(t *testing.T) {
 								w := newWire(message, window, work+time.Duration(3*message), late)
 								w.refills, w.segment = refills, segment
 								p := pacer{pace: 2 * time.Millisecond, window: known}
-								w.run(&p, 200*time.Millisecond) // until it has learnt
+								w.run(&p, 200*time.Millisecond) // until the pacer has learned
 								w.sent, w.opened = 0, 0
 								w.run(&p, time.Second)
 								messages := time.Duration(window / message)
 								if messages*(w.work+w.shut) < shortestPause+late {
 									continue // no reader is that fast
 								}
-								if known == 0 || refills > 0 || messages*(w.work+w.open) > longestPause || w.work > 4*w.open { // what a send costs hardly counts
+								// the cost of a send hardly counts
+								if known == 0 || refills > 0 || messages*(w.work+w.open) > longestPause || w.work > 4*w.open {
 									if least := 0.95 / (w.work + w.open).Seconds(); w.sent < least {
 										t.Errorf("%s: %.0f messages/s, a plain reader has %.0f", name, w.sent, least)
 									}
 									continue
 								}
 								part := 0.8
-								if segment > window/2 { // one alone is let through: half of what the sender has room for
+								// one segment alone gets through: half of what the sender has room for
+								if segment > window/2 {
 									part = 0.65
 								}
 								if best := 1 / (w.work + w.shut).Seconds(); w.sent < part*best || w.opened > 0.3*w.sent {
@@ -255,15 +260,15 @@ func TestPacerKeepsTheWindowShut(t *testing.T) {
 	}
 }
 
-// TestPacerCarriesLiveLoad: a stream that does not fill the window is read once in the pace, one that comes faster is read in time, and
-// one that changes between the two is quiet again soon.
+// TestPacerCarriesLiveLoad: a stream that does not fill the window is read once per pace, a faster stream is read in
+// time, and a stream that changes between the two becomes quiet again soon.
 func TestPacerCarriesLiveLoad(t *testing.T) {
 	const pace = 2 * time.Millisecond
 	steady := func(rate float64) func(time.Duration) float64 { return func(time.Duration) float64 { return rate } }
 	for _, c := range []struct {
 		name string
 		rate func(time.Duration) float64 // of messages of 250 bytes
-		rest time.Duration               // at most
+		rest time.Duration               // the longest rest
 	}{
 		{"100 rows a second", steady(300), pace},
 		{"1,000", steady(3000), pace},

@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// suspect is of records that Kafka refused although Check had let them through (a broker's own policy, a limit that we
-// may not read). Of a window it is not certain which one it was, and an innocent row must never be put aside. So it
-// outlives the session: the next one publishes the same rows one at a time, each with the state record of the one
-// before, and knows.
+// suspect isolates a record that Kafka rejected although Check had accepted it (a broker's own policy, or a limit
+// that the relay may not read). A rejected window does not say which record was at fault, and no innocent row may
+// become a dead letter. So the next session sends the window's rows one at a time, each with the state record of the
+// row before. suspect therefore outlives the session.
 type suspect struct {
-	until Position // rows up to here go one at a time
-	row   Position // this is the one
+	until Position // rows up to here are sent one at a time
+	row   Position // the row that Kafka rejected when it was sent alone
 	why   string
 }
 
-// prepare makes the row's record: what the row asks for or, where it can never be published and the policy says so, its
-// dead letter.
+// prepare makes the row's record. If the row can never be published, it makes the row's dead letter or returns a
+// halt, as the policy says.
 func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
 	err := p.route.Route(row, rec)
 	if err == nil {
@@ -33,23 +33,23 @@ func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
 	if err == nil {
 		return nil
 	}
-	var refused *RejectedError
-	if !errors.As(err, &refused) {
+	var rejected *RejectedError
+	if !errors.As(err, &rejected) {
 		return err
 	}
 	if p.cfg.DeadLetters == "" {
-		return refused.halt()
+		return rejected.halt()
 	}
 	d := DeadLetter{
-		Row: *row, Class: refused.Class, Reason: refused.Reason, Topic: refused.Topic, HeldFor: refused.heldFor,
+		Row: *row, Class: rejected.Class, Reason: rejected.Reason, Topic: rejected.Topic, HeldFor: rejected.heldFor,
 		Source: p.cfg.Pipeline, Server: p.server, Time: time.Now(),
 	}
 	if err := d.record(p.cfg.DeadLetters, rec); err != nil {
 		return err
 	}
-	rec.Row, rec.Refused = row, refused
+	rec.Row, rec.Rejected = row, rejected
 	if err := p.client.Check(ctx, rec); err != nil {
-		return deadLetterHalt(refused, err)
+		return deadLetterHalt(rejected, err)
 	}
 	if p.cfg.HoldKey {
 		p.holds.add(d.Key(), d.Holds())
@@ -57,63 +57,63 @@ func (p *publisher) prepare(ctx context.Context, row *Row, rec *Record) error {
 	return nil
 }
 
-func deadLetterHalt(refused *RejectedError, err error) error {
+func deadLetterHalt(rejected *RejectedError, err error) error {
 	var again *RejectedError
 	if !errors.As(err, &again) {
 		return err
 	}
-	halt := refused.halt()
+	halt := rejected.halt()
 	halt.Found += "; and the dead letter topic cannot take it either: " + again.Reason
-	halt.Run = "remove what refuses the row (the topic's limit, kafka.aggregate_types), or raise max.message.bytes of the dead letter topic, and the relay goes on by itself; or " + giveUp(refused.Row.Commit)
+	halt.Run = "fix the cause (the topic's limit, kafka.aggregate_types), or raise max.message.bytes of the dead letter topic, and the relay resumes by itself; or " + giveUp(rejected.Row.Commit)
 	return halt
 }
 
-// refusedByKafka follows a record that Kafka would not take after Check had let it through. records are the window that
-// was produced.
-func (p *publisher) refusedByKafka(refused *RejectedError, records []Record) error {
+// rejectedByKafka decides what follows when Kafka has rejected a record that Check had accepted. records is the
+// window that was produced.
+func (p *publisher) rejectedByKafka(rejected *RejectedError, records []Record) error {
 	first, last := &records[0], &records[len(records)-1]
 	if len(records) > 1 {
 		p.memory.suspect = suspect{until: last.Row.Position}
-		return fmt.Errorf("start over, one row at a time, to find out which it is: %w", errors.New(refused.Error()))
+		return fmt.Errorf("kafka rejected one record of the window: the relay starts again and sends the rows one at a time, to find out which: %w", errors.New(rejected.Error()))
 	}
 	switch {
-	case first.Refused != nil:
-		return deadLetterHalt(first.Refused, refused)
+	case first.Rejected != nil:
+		return deadLetterHalt(first.Rejected, rejected)
 	case p.cfg.DeadLetters == "":
-		return refused.halt()
+		return rejected.halt()
 	}
-	p.memory.suspect.row, p.memory.suspect.why = first.Row.Position, refused.Reason
-	return fmt.Errorf("start over, with this row put aside: %w", errors.New(refused.Error()))
+	p.memory.suspect.row, p.memory.suspect.why = first.Row.Position, rejected.Reason
+	return fmt.Errorf("kafka rejected this row: the relay starts again and makes it a dead letter: %w", errors.New(rejected.Error()))
 }
 
 const (
 	maxUnresolved = 100_000   // dead letters that hold_key keeps in memory
-	rereadAfter   = time.Hour // well under the 24 h for which Kafka keeps a tombstone (delete.retention.ms)
+	rereadAfter   = time.Hour // well below the 24 h for which Kafka keeps a tombstone (delete.retention.ms)
 )
 
-// keyHolds knows which keys have an unresolved dead letter, of one session. It is read from the dead letter topic
-// before the first row, and again, from where that stopped, before rows are held, once a window.
+// keyHolds knows the keys that have an unresolved dead letter. It belongs to one session, and is read from the dead
+// letter topic before the first row. Before it holds a row it reads on to the topic's end, at most once a window.
 //
-// The order of a key survives a redrive beside a running relay. A redrive publishes a key's dead letters in order and
-// resolves them in one Kafka transaction, and only what is committed is read here. So a key is found free only when all
-// that it held stands in its partition; what is published after that stands behind it. A row that is held while a
-// redrive is under way came after that redrive looked: it is not part of it, stays unresolved, and by itself holds what
-// follows.
+// The order of a key survives a redrive that runs next to the relay. A redrive publishes a key's dead letters in
+// order and resolves them in one Kafka transaction, and keyHolds reads only what is committed. So a key is found free
+// only when all records that it held are in its partition; every later record comes after them. A row that is held
+// during a redrive came after the redrive had read the topic: it is not part of that redrive, stays unresolved, and
+// itself holds the rows after it.
 type keyHolds struct {
-	next    int64               // offset of the dead letter topic
-	since   time.Time           // when it was read from its beginning
-	fresh   bool                // it was read for this window
-	entries map[string][]string // unresolved dead letters by key, with their identities (see holds)
-	keys    map[string]*keyHold // by identity
+	next    int64               // offset in the dead letter topic from which to read on
+	since   time.Time           // when the topic was last read from its beginning
+	fresh   bool                // the topic was read for this window
+	entries map[string][]string // names of the orders (see holds) of each unresolved dead letter, by its key
+	keys    map[string]*keyHold // by name of an order
 }
 
-// keyHold is of one identity: how many dead letters, and the last of them.
+// keyHold counts the dead letters of one order, and keeps the key of the last.
 type keyHold struct {
 	n    int
 	last string
 }
 
-// begin is called before each window.
+// begin prepares for a window: it reads the topic again if the last full read is too old.
 func (h *keyHolds) begin(ctx context.Context, pub Publisher) error {
 	h.fresh = false
 	if time.Since(h.since) < rereadAfter {
@@ -123,7 +123,7 @@ func (h *keyHolds) begin(ctx context.Context, pub Publisher) error {
 	return h.read(ctx, pub)
 }
 
-// check refuses a row that waits behind an unresolved dead letter of its key.
+// check rejects a row that must wait for an unresolved dead letter of its key.
 func (h *keyHolds) check(ctx context.Context, pub Publisher, row *Row, topic string) error {
 	behind := h.behind(row, topic)
 	if behind != "" && !h.fresh {
@@ -138,7 +138,8 @@ func (h *keyHolds) check(ctx context.Context, pub Publisher, row *Row, topic str
 	return &RejectedError{Row: row, Class: ForOrder, Topic: topic, Reason: "held: dead letter " + behind + " of the same key is unresolved", heldFor: behind}
 }
 
-// behind is the dead letter that the row would overtake. Its own, of an earlier delivery, counts: it stays where it is.
+// behind returns the key of the dead letter that the row would overtake. The row's own dead letter, of an earlier
+// delivery, counts too: it stays a dead letter.
 func (h *keyHolds) behind(row *Row, topic string) string {
 	if len(h.keys) == 0 {
 		return ""
@@ -157,14 +158,14 @@ func (h *keyHolds) read(ctx context.Context, pub Publisher) error {
 		return err
 	}
 	if next < h.next {
-		return errors.New("the dead letter topic was made again: start over, to read it from its beginning")
+		return errors.New("the dead letter topic was created again: the relay starts again and reads it from its beginning")
 	}
 	h.next, h.fresh = next, true
 	if len(h.entries) > maxUnresolved {
 		return &HaltError{
 			Found: fmt.Sprintf("%d dead letters are unresolved, and poison.hold_key keeps at most %d in memory", len(h.entries), maxUnresolved),
-			Means: "nothing more is published, and nothing is lost",
-			Run:   "fix the cause, then `walpost dlq redrive --all` or `walpost dlq drop`",
+			Means: "nothing more is published; nothing is lost",
+			Run:   "fix the cause, then run `walpost dlq redrive --all` or `walpost dlq drop`",
 		}
 	}
 	return nil

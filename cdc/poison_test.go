@@ -14,14 +14,14 @@ import (
 	"time"
 )
 
-// shelf is a broker with a dead letter topic, and with a policy of its own that Check does not know.
+// shelf is a broker with a dead letter topic, and with a policy that Check does not know.
 type shelf struct {
 	*broker
 	log       []shelved // the dead letter topic
-	reads     []int64   // offsets that were asked for
-	order     []string  // ids as they became durable, dead letters in brackets
-	policy    string    // id of a row that Kafka refuses after it was produced
-	tooNarrow bool      // the dead letter topic refuses too
+	reads     []int64   // requested offsets
+	order     []string  // ids in the order in which they became durable, dead letters in brackets
+	policy    string    // id of a row that Kafka rejects after it was produced
+	tooNarrow bool      // the dead letter topic rejects rows too
 	onPublish func(records []Record)
 }
 
@@ -34,7 +34,7 @@ type shelved struct {
 func (b *shelf) Open(context.Context) (Publisher, error) { return b, nil }
 
 func (b *shelf) Check(ctx context.Context, r *Record) error {
-	if r.Refused != nil {
+	if r.Rejected != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.tooNarrow {
@@ -64,9 +64,10 @@ func (b *shelf) Publish(ctx context.Context, records []Record, st *State) error 
 	}
 	b.mu.Lock()
 	for i := range records {
-		if string(records[i].Row.ID) == b.policy && records[i].Refused == nil {
+		if string(records[i].Row.ID) == b.policy && records[i].Rejected == nil {
 			defer b.mu.Unlock()
-			return Reject(records[0].Row, ByKafka, "t", "kafka refuses its record: POLICY_VIOLATION") // the batch's first is named
+			// the batch's first record is named
+			return Reject(records[0].Row, ByKafka, "t", "kafka rejects its record: POLICY_VIOLATION")
 		}
 	}
 	b.mu.Unlock()
@@ -77,7 +78,7 @@ func (b *shelf) Publish(ctx context.Context, records []Record, st *State) error 
 	defer b.mu.Unlock()
 	for i := range records {
 		r := &records[i]
-		if r.Refused == nil {
+		if r.Rejected == nil {
 			b.order = append(b.order, string(r.Row.ID))
 			continue
 		}
@@ -91,7 +92,7 @@ func (b *shelf) Publish(ctx context.Context, records []Record, st *State) error 
 	return nil
 }
 
-// set does f under the lock.
+// set calls f under the lock.
 func (b *shelf) set(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -104,7 +105,7 @@ func (b *shelf) said() string {
 	return fmt.Sprint(b.order)
 }
 
-// resolve is a redrive's tombstone.
+// resolve writes a redrive's tombstone.
 func (b *shelf) resolve(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -117,7 +118,7 @@ func (b *shelf) resolve(id string) {
 	}
 }
 
-// keyed routes by what the test wrote into the row.
+// keyed is a route by the text that the test wrote into the row.
 type keyed struct{}
 
 func (keyed) NextWindow() {}
@@ -127,7 +128,7 @@ func (keyed) Route(row *Row, rec *Record) error {
 	return nil
 }
 
-// tx is a transaction of rows with ids and keys: "a:k" is row a of key k.
+// tx returns a transaction of rows with ids and keys: "a:k" is row a of key k.
 func tx(begin, end LSN, rows ...string) []Message {
 	m := []Message{{Kind: Begin, LSN: begin, Row: Row{XID: uint32(begin)}}}
 	for _, r := range rows {
@@ -137,8 +138,7 @@ func tx(begin, end LSN, rows ...string) []Message {
 	return append(m, Message{Kind: Commit, LSN: end})
 }
 
-// poisonBubble relays in virtual time with a policy.
-// poisonPolicy is what a relay does with poison: no topic is halt.
+// poisonPolicy is the poison policy of a relay; without a topic it halts.
 type poisonPolicy struct {
 	topic   string
 	holdKey bool
@@ -167,7 +167,7 @@ var (
 	held2 = poisonPolicy{"walpost.dlq.p", true}
 )
 
-// TestPoisonRowByPolicy: what becomes of a row that is refused, and of the rows around it.
+// TestPoisonRowByPolicy checks what each policy does with a rejected row, and with the rows around it.
 func TestPoisonRowByPolicy(t *testing.T) {
 	rows := append(tx(20, 30, "a:k", "bad:k", "b:k", "c:j"), tx(30, 40, "d:k", "e:j")...)
 	for name, c := range map[string]struct {
@@ -181,7 +181,7 @@ func TestPoisonRowByPolicy(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var told []string
-			o := Observer{DeadLettered: func(r *Record) { told = append(told, string(r.Row.ID)+" "+string(r.Refused.Class)) }}
+			o := Observer{DeadLettered: func(r *Record) { told = append(told, string(r.Row.ID)+" "+string(r.Rejected.Class)) }}
 			poisonBubble(t, c.policy, o, func(s *server, b *shelf, relay *Relay) {
 				b.setRefuse("bad")
 				s.send(rows...)
@@ -201,17 +201,17 @@ func TestPoisonRowByPolicy(t *testing.T) {
 					t.Errorf("role %s (%v), covered %s", role, err, b.now().Covered)
 				}
 				if want := "[bad size]"; !c.held && fmt.Sprint(told) != want {
-					t.Errorf("told of %v, want %s", told, want)
+					t.Errorf("reported %v, want %s", told, want)
 				}
 				if want := "[bad size b held d held]"; c.held && fmt.Sprint(told) != want {
-					t.Errorf("told of %v, want %s", told, want)
+					t.Errorf("reported %v, want %s", told, want)
 				}
 			})
 		})
 	}
 }
 
-// TestDeadLetterIsDurableBeforeTheAck is I1 for rows that are put aside: while the window with the dead letter is on its way
+// TestDeadLetterIsDurableBeforeTheAck is I1 for dead letters: while the window with the dead letter is on its way,
 // nothing of it is in the state record or confirmed.
 func TestDeadLetterIsDurableBeforeTheAck(t *testing.T) {
 	poisonBubble(t, aside, Observer{}, func(s *server, b *shelf, _ *Relay) {
@@ -239,7 +239,7 @@ func TestDeadLetterIsDurableBeforeTheAck(t *testing.T) {
 	})
 }
 
-// TestDeadLetterTopicThatCannotTakeItHalts and names both reasons.
+// TestDeadLetterTopicThatCannotTakeItHalts checks that the halt has both reasons.
 func TestDeadLetterTopicThatCannotTakeItHalts(t *testing.T) {
 	poisonBubble(t, aside, Observer{}, func(s *server, b *shelf, relay *Relay) {
 		b.set(func() { b.tooNarrow = true })
@@ -256,18 +256,19 @@ func TestDeadLetterTopicThatCannotTakeItHalts(t *testing.T) {
 	})
 }
 
-// TestRedriveFreesTheKeyWithoutRestart goes through the races of a redrive beside a running relay: the order of the key holds.
+// TestRedriveFreesTheKeyWithoutRestart checks the races of a redrive that runs next to the relay: the order of the
+// key holds.
 func TestRedriveFreesTheKeyWithoutRestart(t *testing.T) {
 	poisonBubble(t, held2, Observer{}, func(s *server, b *shelf, _ *Relay) {
 		b.setRefuse("bad")
 		s.send(tx(20, 30, "bad:k", "b:k")...)
 		time.Sleep(time.Second)
-		// The redrive has looked and found bad and b; before it commits the relay holds one more.
+		// The redrive has read the topic and found bad and b. Before it commits, the relay holds one more row.
 		s.send(tx(30, 40, "c:k")...)
 		time.Sleep(time.Second)
 		b.resolve("bad")
 		b.resolve("b")
-		s.send(tx(40, 50, "d:k")...) // c came after the redrive looked: it still holds the key
+		s.send(tx(40, 50, "d:k")...) // c came after the redrive had read the topic: it still holds the key
 		time.Sleep(time.Second)
 		b.resolve("c")
 		b.resolve("d")
@@ -278,7 +279,7 @@ func TestRedriveFreesTheKeyWithoutRestart(t *testing.T) {
 		}
 		var before, after int
 		b.set(func() { before = len(b.reads) })
-		for i := range LSN(20) { // no key is held: nothing is asked
+		for i := range LSN(20) { // no key is held: the topic is not read
 			s.send(tx(100+10*i, 110+10*i, "x:k")...)
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -288,7 +289,8 @@ func TestRedriveFreesTheKeyWithoutRestart(t *testing.T) {
 	})
 }
 
-// TestRedriveDuringTheWindowOfAHeldRow commits the redrive between the relay's look and its write.
+// TestRedriveDuringTheWindowOfAHeldRow commits the redrive after the relay has read the dead letter topic and before
+// it writes.
 func TestRedriveDuringTheWindowOfAHeldRow(t *testing.T) {
 	poisonBubble(t, held2, Observer{}, func(s *server, b *shelf, _ *Relay) {
 		b.setRefuse("bad")
@@ -312,8 +314,8 @@ func TestRedriveDuringTheWindowOfAHeldRow(t *testing.T) {
 	})
 }
 
-// TestHeldKeysOutliveTheSession: the next session, and any later process, reads them from the topic. A tombstone that Kafka has
-// taken away since is found missing within an hour.
+// TestHeldKeysOutliveTheSession: the next session, and any later process, reads the held keys from the topic. A
+// session notices within an hour that Kafka has removed a dead letter and its tombstone.
 func TestHeldKeysOutliveTheSession(t *testing.T) {
 	poisonBubble(t, held2, Observer{}, func(s *server, b *shelf, _ *Relay) {
 		b.setRefuse("bad")
@@ -327,10 +329,10 @@ func TestHeldKeysOutliveTheSession(t *testing.T) {
 			t.Errorf("durable: %s, want %s", got, want)
 		}
 		b.mu.Lock()
-		b.log = []shelved{{key: "compacted"}, {key: "away"}} // resolved long ago, and the tombstones are gone too
+		b.log = []shelved{{key: "compacted"}, {key: "away"}} // resolved long ago; the tombstones are gone too
 		b.mu.Unlock()
 		opened := s.opens()
-		for range 2 * 60 * 12 { // two hours of a session that goes on
+		for range 2 * 60 * 12 { // two hours of one session
 			s.send(Message{Kind: Keepalive, LSN: 40})
 			time.Sleep(5 * time.Second)
 		}
@@ -345,8 +347,8 @@ func TestHeldKeysOutliveTheSession(t *testing.T) {
 	})
 }
 
-// TestRefusedAfterProduce: Kafka refuses a batch, not a row. The innocent rows around it are published, each once by the state
-// record of the one before; the one is found and goes by policy.
+// TestRefusedAfterProduce: Kafka rejects a batch, not a row. The innocent rows around the rejected one are published,
+// each once according to the state record of the row before. The rejected row is found and treated by the policy.
 func TestRefusedAfterProduce(t *testing.T) {
 	for name, c := range map[string]struct {
 		policy poisonPolicy
@@ -360,7 +362,7 @@ func TestRefusedAfterProduce(t *testing.T) {
 				b.set(func() { b.policy = "bad" })
 				rows := append(tx(20, 30, "a:k", "b:k", "bad:k", "c:k"), tx(30, 40, "d:k")...)
 				seen := 0
-				for range 60 { // the server sends again in each session what was not confirmed
+				for range 60 { // in each session the server sends again everything that was not confirmed
 					if n := s.opens(); n > seen {
 						seen = n
 						s.mu.Lock()
@@ -387,8 +389,8 @@ func TestRefusedAfterProduce(t *testing.T) {
 	}
 }
 
-// TestDeadLetterIsTheWholeRow: NULL, empty, bytes that are no text, control characters, a megabyte; nothing is lost and nothing
-// takes more than twice its room.
+// TestDeadLetterIsTheWholeRow: NULL, empty, bytes that are no text, control characters, a megabyte: nothing is lost,
+// and no value takes more than twice its bytes.
 func TestDeadLetterIsTheWholeRow(t *testing.T) {
 	for name, row := range map[string]Row{
 		"everything NULL": {},
@@ -425,7 +427,7 @@ func TestDeadLetterIsTheWholeRow(t *testing.T) {
 	}
 }
 
-// TestGiantKeyIsCutWhereItIsRepeated: in key and headers, not in the value.
+// TestGiantKeyIsCutWhereItIsRepeated: it is cut in key and headers, not in the value.
 func TestGiantKeyIsCutWhereItIsRepeated(t *testing.T) {
 	d := DeadLetter{Row: Row{ID: bytes.Repeat([]byte("i"), 1<<20), AggregateID: bytes.Repeat([]byte("k"), 1<<20)}}
 	var rec Record
@@ -444,7 +446,8 @@ func TestGiantKeyIsCutWhereItIsRepeated(t *testing.T) {
 	}
 }
 
-// FuzzDeadLetter: what is read does not panic, and what was read is written and read again as it is.
+// FuzzDeadLetter: reading does not panic, and a dead letter that was read is the same after it is written and read
+// again.
 func FuzzDeadLetter(f *testing.F) {
 	f.Add([]byte(`{"version":1,"lsn":"0/1","seq":1,"payload":{"base64":"AP8="},"id":null,"headers":"{}"}`), "reason", []byte("x"))
 	f.Add([]byte(`{"version":1,"lsn":"0/1","commit_time":"2026-11-22T08:00:00Z","payload":""}`), "dead_lettered_at", []byte("2026-11-22T08:00:00Z"))
@@ -456,7 +459,7 @@ func FuzzDeadLetter(f *testing.F) {
 		}
 		var rec Record
 		if err := d.record("dead", &rec); err != nil {
-			return // a year that JSON does not take
+			return // a year that JSON cannot represent
 		}
 		again, err := ParseDeadLetter(rec.Headers, rec.Value)
 		if err != nil {

@@ -13,8 +13,8 @@ import (
 // LSN is a position in the WAL, in bytes. Comparable only within one server (system id) and one timeline history.
 type LSN = pglogrepl.LSN
 
-// Position is the place of a row in the order of commits. LSNs alone are not unique: the rows of one COPY share one, and a
-// row's own LSN is not monotone across transactions.
+// Position is a row's place in the order of commits. An LSN alone is not unique: the rows of one COPY share one, and
+// a row's LSN is not monotone across transactions.
 type Position struct {
 	// Commit is the start of the transaction's commit record (Begin.FinalLSN).
 	Commit LSN
@@ -22,7 +22,7 @@ type Position struct {
 	Ordinal uint32
 }
 
-// Compare returns -1, 0 or 1 as p stands before, at or behind q.
+// Compare returns -1, 0 or 1 if p is before, equal to or after q.
 func (p Position) Compare(q Position) int {
 	switch {
 	case p.Commit < q.Commit, p.Commit == q.Commit && p.Ordinal < q.Ordinal:
@@ -33,12 +33,12 @@ func (p Position) Compare(q Position) int {
 	return 1
 }
 
-// Range is the commits whose end lies in (From, To].
+// Range is the set of commits whose end lies in (From, To].
 type Range struct{ From, To LSN }
 
 func (r Range) String() string { return fmt.Sprintf("(%s, %s]", r.From, r.To) }
 
-// IsZero reports that there is no range.
+// IsZero reports whether there is no range.
 func (r Range) IsZero() bool { return r == Range{} }
 
 // MarshalJSON writes LSNs as PostgreSQL does.
@@ -67,7 +67,7 @@ type lsnText LSN
 // MarshalText writes the LSN as PostgreSQL does.
 func (l lsnText) MarshalText() ([]byte, error) { return []byte(LSN(l).String()), nil }
 
-// UnmarshalText reads an LSN.
+// UnmarshalText reads an LSN from PostgreSQL's notation.
 func (l *lsnText) UnmarshalText(b []byte) error {
 	lsn, err := ParseLSN(string(b))
 	*l = lsnText(lsn)
@@ -76,7 +76,8 @@ func (l *lsnText) UnmarshalText(b []byte) error {
 
 var lsnPattern = regexp.MustCompile(`^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$`)
 
-// ParseLSN reads an LSN as PostgreSQL writes it, and nothing that only resembles one: pglogrepl's own takes 0/12GARBAGE.
+// ParseLSN returns the LSN in PostgreSQL's notation, and an error for text that only resembles one: pglogrepl's own
+// parser accepts 0/12GARBAGE.
 func ParseLSN(text string) (LSN, error) {
 	if !lsnPattern.MatchString(text) {
 		return 0, fmt.Errorf("%q is not an LSN: write it as PostgreSQL does, 0/16B3748 for example", text)

@@ -10,13 +10,14 @@ import (
 )
 
 const (
-	busyAge  = 5 * time.Millisecond // a busy relay's window goes when it is full or this old
-	stallLog = 5 * time.Second      // Kafka has not answered for this long: say so
+	busyAge  = 5 * time.Millisecond // a busy relay publishes its window when it is full or this old
+	stallLog = 5 * time.Second      // report it if Kafka has not answered for this long
 
 	minWindowBytes = 64 << 10
 
-	// transactionGap passes between the end of one Kafka transaction and the beginning of the next: the broker is still
-	// writing the first one's markers, and would answer an earlier one only after its own retry of 20 ms.
+	// transactionGap is the time between the end of one Kafka transaction and the beginning of the next: the broker
+	// is still writing the first one's markers, and would answer an earlier beginning only after its own retry of 20
+	// ms.
 	transactionGap = 5 * time.Millisecond
 )
 
@@ -31,12 +32,12 @@ type publisher struct {
 	route    Route
 	memory   *memory // suspect and windowBytes
 
-	server       string // of the session, as dead letters note it
+	server       string // system id and timeline of the session's server, for dead letters
 	checkpointer *checkpointer
 	opened       LSN      // covered of the session's first record
-	holds        keyHolds // keys that wait for a dead letter
-	delivered    bool     // a window was made durable
-	failed       bool     // a window or a state record was not, and the client must not be used again
+	holds        keyHolds // keys whose rows wait because of a dead letter
+	delivered    bool     // at least one window is durable
+	failed       bool     // a window or a state record failed; the client must not be used again
 }
 
 func newPublisher(s *session, q *queue, sh *exchange, cfg *Options, o *Observer, route Route, m *memory) *publisher {
@@ -103,7 +104,7 @@ func (p *publisher) run(ctx context.Context, drain <-chan struct{}) error {
 	}
 }
 
-// rest is how long to let Kafka finish the last transaction.
+// rest returns how long to wait until Kafka has finished the last transaction.
 func (p *publisher) rest(now time.Time) time.Duration {
 	if !p.cfg.ExactlyOnce {
 		return 0
@@ -111,11 +112,11 @@ func (p *publisher) rest(now time.Time) time.Duration {
 	return p.checkpointer.wrote.Add(transactionGap).Sub(now)
 }
 
-// deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same window,
-// or ends it: then what stands before that row is published, nothing behind it is.
+// deliver makes one window durable. A row that can never be published goes to the dead letter topic in the same
+// window, or ends the window: then the rows before it are published, and no later row is.
 func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) error {
 	rows, covered := w.Rows, w.covered
-	var refused error
+	var rejected error
 	p.route.NextWindow()
 	if p.cfg.HoldKey && len(rows) > 0 {
 		if err := p.holds.begin(ctx, p.client); err != nil {
@@ -124,7 +125,7 @@ func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) er
 	}
 	for i := range w.Rows {
 		if err := p.prepare(ctx, &w.Rows[i], &records[i]); err != nil {
-			refused, rows, covered = err, w.Rows[:i], w.Rows[i].prior
+			rejected, rows, covered = err, w.Rows[:i], w.Rows[i].prior
 			break
 		}
 	}
@@ -144,24 +145,24 @@ func (p *publisher) deliver(ctx context.Context, w *Window, records []Record) er
 	if err := p.publishRows(ctx, rows, records, covered, w.since); err != nil {
 		return err
 	}
-	if refused != nil && p.checkpointer.moved() {
+	if rejected != nil && p.checkpointer.moved() {
 		if err := p.write(ctx, nil); err != nil {
 			return err
 		}
 	}
-	return refused
+	return rejected
 }
 
-// publishRows makes rows durable, if there are any, and counts them and what is covered with them as done.
+// publishRows makes rows durable, if there are any, and then counts them, and covered with them, as done.
 func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Record, covered LSN, since time.Time) error {
 	once := p.cfg.ExactlyOnce
-	if once { // the record tells of the very rows it goes with
+	if once { // the record covers the rows of the same transaction
 		p.checkpointer.done(rows, covered, time.Now())
 	}
 	if len(rows) > 0 {
 		err := p.write(ctx, records)
-		if refused := (*RejectedError)(nil); errors.As(err, &refused) {
-			return p.refusedByKafka(refused, records)
+		if rejected := (*RejectedError)(nil); errors.As(err, &rejected) {
+			return p.rejectedByKafka(rejected, records)
 		}
 		if err != nil {
 			p.shrink()
@@ -171,7 +172,7 @@ func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Recor
 		p.shared.motion.published.Add(int64(len(records)))
 		p.observer.Published(records, time.Since(since))
 		for i := range records {
-			if records[i].Refused != nil {
+			if records[i].Rejected != nil {
 				p.observer.DeadLettered(&records[i])
 			}
 		}
@@ -182,15 +183,15 @@ func (p *publisher) publishRows(ctx context.Context, rows []Row, records []Recor
 	return nil
 }
 
-// shrink halves the windows of the next session when this one could not even make its first durable: on a slow wire a
-// window may take longer than its transaction may last, and would fail for ever.
+// shrink halves the windows of the next session if this session made no window durable. On a slow wire a window can
+// take longer than its transaction may last; without this it would fail every time.
 func (p *publisher) shrink() {
 	if !p.delivered {
 		p.memory.windowBytes = max(p.memory.windowBytes/2, minWindowBytes)
 	}
 }
 
-// write publishes records, with the state record where one is due: exactly once, that is always.
+// write publishes records, and the state record if one is due. In exactly-once one is always due.
 func (p *publisher) write(ctx context.Context, records []Record) error {
 	var st *State
 	now := time.Now()
@@ -215,7 +216,8 @@ func (p *publisher) write(ctx context.Context, records []Record) error {
 			return err
 		}
 		p.checkpointer.written(st, time.Now())
-		if st.Covered > p.opened { // else the reader confirms it, once the stream has passed what was delivered before
+		// otherwise the reader confirms it, after the stream has passed what was delivered earlier
+		if st.Covered > p.opened {
 			p.shared.confirmed.Store(uint64(st.Covered))
 		}
 		p.shared.place.Store(&place{st.Covered, st.Last()})
@@ -224,28 +226,31 @@ func (p *publisher) write(ctx context.Context, records []Record) error {
 	return nil
 }
 
-// record is what to write of what is durable now.
+// record returns the state record for everything that is durable now.
 func (p *publisher) record(now time.Time) *State {
 	st := p.checkpointer.record(now)
 	if last := p.shared.looked.Load(); last != nil {
 		st.Checked, st.CheckedAt, st.Open = last.facts.WALEnd, last.facts.Time, last.open
 	}
 	if at := p.shared.lag.Current(st.Covered); !at.IsZero() {
-		st.CurrentAt = at // else the last session's stands: its position was current then, and nothing was delivered since
+		// otherwise the last session's value stays right: its position was current then, and nothing was delivered
+		// since
+		st.CurrentAt = at
 	}
 	return st
 }
 
-// stale says that a record is to be written again, for its time alone: WAL waits since a later time than the record
-// knows.
+// stale reports whether the state record should be written again only for its time: the position is current as of a
+// later time than the record says.
 func (p *publisher) stale() bool {
 	durable := &p.checkpointer.durable
 	return p.shared.lag.Current(durable.Covered).Sub(durable.CurrentAt) > 2*lookEvery
 }
 
-// writeHalt writes the halt that ended the session into its state record: for `walpost status`, and for the sessions to
-// come where it is latched. It writes nothing when the client has failed. When Kafka does not take it, the cause still
-// stands in slot, server and fingerprint, and is found again.
+// writeHalt writes the halt that ended the session into its state record, for `walpost status`, and for later
+// sessions if it is latched. It writes nothing if the client has failed. If Kafka does not take the record, nothing
+// is lost: the cause is still visible in the slot, the server and the fingerprint, and the next session finds it
+// again.
 func (p *publisher) writeHalt(ctx context.Context, halt *HaltError) error {
 	if p.failed {
 		return nil

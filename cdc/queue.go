@@ -5,23 +5,23 @@ import (
 	"time"
 )
 
-// queue is the one place where reader and publisher meet: the window that is being filled. The publisher takes it by
-// giving an empty one for it, so two windows are all the memory there is.
+// queue is the only place where reader and publisher meet: the window that is being filled. The publisher swaps it
+// for an empty one, so at most two windows exist.
 type queue struct {
 	mu      sync.Mutex
 	filling *Window
-	busy    bool // the reader's state: see pacer
-	blocked bool // the reader holds a row for which there is no room
+	busy    bool // the reader finds the stream busy: see pacer
+	blocked bool // the reader has a row for which the window has no room
 
-	wake chan struct{} // to the publisher: something came
-	room chan struct{} // to the reader: the window was taken
+	wake chan struct{} // tells the publisher that something came
+	room chan struct{} // tells the reader that the window was taken
 }
 
 func newQueue(w *Window) *queue {
 	return &queue{filling: w, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 }
 
-// fill lets f add to the filling window; f reports false when something did not fit.
+// fill calls f with the filling window; f returns false if something did not fit.
 func (q *queue) fill(busy bool, f func(*Window) (fits bool, err error)) (fits bool, err error) {
 	q.mu.Lock()
 	before := len(q.filling.Rows)
@@ -38,9 +38,9 @@ func (q *queue) fill(busy bool, f func(*Window) (fits bool, err error)) (fits bo
 	return fits, err
 }
 
-// take exchanges the filling window for the empty one, if it is time: an idle relay sends a single row at once, a quiet
-// one starts at most one window per pace, a busy one sends a window when it is full or age old, never small. Otherwise
-// it returns nil and how long to wait (zero: until woken).
+// take swaps the filling window for the empty one, if it is time. An idle relay sends a single row at once. A quiet
+// relay starts at most one window per pace. A busy relay sends a window when it is full or has reached age, never a
+// small one. Otherwise take returns nil and how long to wait (zero: until woken).
 func (q *queue) take(empty *Window, now, lastTaken time.Time, pace, age time.Duration, drain bool) (*Window, time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

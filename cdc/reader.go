@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	replyEvery = 10 * time.Millisecond // a server that wants to stop asks thousands of times a second
-	pingAfter  = 10 * time.Second      // of silence: ask for a sign of life
+	replyEvery = 10 * time.Millisecond // a server that wants to stop asks for a status thousands of times a second
+	pingAfter  = 10 * time.Second      // of silence: ask the server for an answer
 	deadAfter  = 60 * time.Second      // of silence: a huge commit answers a ping only every wal_sender_timeout/2
 )
 
-// reader takes rows off the replication connection into the queue, and tells the server what is confirmed. While it
-// runs it is the connection's only user.
+// reader reads rows from the replication connection into the queue, and tells the server which LSN is confirmed.
+// While it runs it is the connection's only user.
 type reader struct {
 	stream       Stream
 	queue        *queue
@@ -29,12 +29,13 @@ type reader struct {
 	tracker *tracker
 	pacer   pacer
 	msg     Message
-	waits   bool // msg is a row for which the window had no room
-	settled bool // the stream has passed what was delivered before: the state record's covered may be confirmed
+	waits   bool // msg is a row that did not fit into the window
+	// the stream has passed everything delivered by earlier sessions: the state record's covered may be confirmed
+	settled bool
 
 	lastStatus  time.Time
 	lastSent    LSN
-	replyWanted bool      // the server has asked since the last status update
+	replyWanted bool      // the server has asked for a status since the last status update
 	heard       time.Time // when bytes last came
 	pinged      time.Time
 	fullSince   time.Time
@@ -49,7 +50,7 @@ func newReader(s *session, q *queue, sh *exchange, cfg *Options, o *Observer) *r
 	}
 }
 
-// run takes rows until ctx ends, and then returns nil, or until the stream fails or the queue has been full for too
+// run reads rows until ctx ends, and then returns nil, or until the stream fails or the queue has been full for too
 // long.
 func (r *reader) run(ctx context.Context) error {
 	tick := time.NewTicker(r.interval)
@@ -57,7 +58,7 @@ func (r *reader) run(ctx context.Context) error {
 	if err := r.answer(true); err != nil {
 		return err
 	}
-	// What came with the answer to START_REPLICATION: if it ends with the server's error, nothing comes behind it.
+	// Decode what came with the answer to START_REPLICATION: if that ends with the server's error, nothing follows.
 	if _, _, err := r.decode(0); err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func (r *reader) run(ctx context.Context) error {
 		if r.waits {
 			err = r.waitForRoom(ctx, tick.C)
 		} else {
-			err = r.gulp()
+			err = r.read()
 		}
 		if err != nil {
 			return err
@@ -89,7 +90,7 @@ func (r *reader) answer(now bool) error {
 	}
 	silent := t.Sub(r.heard)
 	if silent > deadAfter && r.pinged.After(r.heard) && !r.waits && !r.stillBusy() {
-		return fmt.Errorf("the server has sent nothing for %s, not even an answer: connection given up", silent.Round(time.Second))
+		return fmt.Errorf("the server has sent nothing for %s, not even an answer to a ping: the relay closes the connection and connects again", silent.Round(time.Second))
 	}
 	ping := silent > pingAfter && !r.waits
 	if ping && !r.pinged.After(r.heard) {
@@ -99,7 +100,7 @@ func (r *reader) answer(now bool) error {
 	return r.send(confirmed, ping)
 }
 
-// status tells the server what may be confirmed.
+// status sends the LSN that may be confirmed to the server.
 func (r *reader) status() error { return r.send(LSN(r.shared.confirmed.Load()), false) }
 
 func (r *reader) send(confirmed LSN, ping bool) error {
@@ -113,8 +114,8 @@ func (r *reader) send(confirmed LSN, ping bool) error {
 	return nil
 }
 
-// gulp lets the socket fill, takes what is there and decodes it.
-func (r *reader) gulp() error {
+// read lets the socket fill, reads once and decodes what it read.
+func (r *reader) read() error {
 	if wait := r.pacer.rest(time.Now()); wait > 0 {
 		r.stream.Rest(wait)
 	}
@@ -122,12 +123,12 @@ func (r *reader) gulp() error {
 	if r.replyWanted {
 		deadline = r.lastStatus.Add(replyEvery)
 	}
-	if soon := time.Now().Add(time.Millisecond); deadline.Before(soon) { // it passed while the reader rested
+	if soon := time.Now().Add(time.Millisecond); deadline.Before(soon) { // the deadline passed while the reader rested
 		deadline = soon
 	}
 	n, err := r.stream.Fill(deadline)
 	if err != nil && n == 0 {
-		return r.wedged(err)
+		return r.undecodable(err)
 	}
 	now := time.Now()
 	var more, rows, messages int
@@ -145,7 +146,7 @@ func (r *reader) gulp() error {
 			return err
 		}
 	}
-	r.pacer.took(n, more, messages, rows, now)
+	r.pacer.observe(n, more, messages, rows, now)
 	if r.pacer.cramped() {
 		r.stream.OpenWindow()
 		r.pacer.opened()
@@ -153,7 +154,8 @@ func (r *reader) gulp() error {
 	return nil
 }
 
-// waitForRoom waits until the publisher has taken the full window, but never longer than the next status update.
+// waitForRoom waits until the publisher has taken the full window, but never longer than until the next status update
+// is due.
 func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 	if r.fullSince.IsZero() {
 		r.fullSince = time.Now()
@@ -174,7 +176,7 @@ func (r *reader) waitForRoom(ctx context.Context, tick <-chan time.Time) error {
 	return nil
 }
 
-// decode moves what was read into the queue, as far as there is room, and counts its rows and all its messages.
+// decode moves the messages that were read into the queue as far as there is room, and counts rows and messages.
 func (r *reader) decode(bytes int) (rows, messages int, err error) {
 	var dropped, others int
 	_, err = r.queue.fill(r.pacer.busy, func(w *Window) (bool, error) {
@@ -224,34 +226,35 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 	r.shared.motion.moves(r.tracker.seen, rows+dropped+others, bytes)
 	if err == nil && !r.settled && r.tracker.caughtUp() {
 		r.settled = true
-		r.shared.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have more already
+		r.shared.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have raised it already
 		err = r.answer(true)
 	}
-	return rows, messages, r.wedged(err)
+	return rows, messages, r.undecodable(err)
 }
 
-// stillBusy says that a server that has been silent for long is at work for this session, as the last look has it:
-// through a huge transaction it reads a ping only every half wal_sender_timeout.
+// stillBusy reports whether a server that has been silent for long works for this session, by the last look: during a
+// huge transaction a server reads a ping only every half wal_sender_timeout.
 func (r *reader) stillBusy() bool {
 	last := r.shared.looked.Load()
 	return last != nil && time.Since(last.at) < 2*(lookEvery+lookWithin) && last.facts.Slot.ActivePID == r.pid && last.facts.Walsender.busy()
 }
 
-// wedged makes a change that can never be taken a HaltError that names the way past it.
-func (r *reader) wedged(err error) error {
+// undecodable turns an UndecodableError into a HaltError whose Run gives up the transaction, and returns any other error
+// unchanged.
+func (r *reader) undecodable(err error) error {
 	var w *UndecodableError
 	if !errors.As(err, &w) {
 		return err
 	}
 	halt := &HaltError{
 		Found: w.Found,
-		Means: "everything behind it waits in the slot, nothing is lost",
-		Run:   "`walpost skip --to next` looks for the one transaction that cannot be decoded, and gives it up; its rows can be written to the outbox again",
+		Means: "every later row waits in the slot; nothing is lost",
+		Run:   "`walpost skip --to next` finds the one transaction that cannot be decoded, and gives it up; you can write its rows to the outbox again",
 	}
 	if r.tracker.open {
 		tx := r.tracker.tx
 		halt.Found = fmt.Sprintf("%s; it is in transaction %d, committed at %s", w.Found, tx.XID, tx.Commit)
-		halt.Means = "the transaction cannot be delivered whole, and everything behind it waits in the slot; nothing is lost"
+		halt.Means = "the transaction cannot be delivered whole, and every later row waits in the slot; nothing is lost"
 		halt.Run = giveUp(tx.Commit)
 	}
 	if w.Fix != "" {

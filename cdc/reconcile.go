@@ -7,27 +7,29 @@ import (
 	"time"
 )
 
-// Facts are what the server says of itself, read over SQL after the state record.
+// Facts is what the server reports of itself, read over SQL after the state record.
 type Facts struct {
 	Identity
 	Slot   SlotFacts
 	WALEnd LSN       // pg_current_wal_flush_lsn()
 	Time   time.Time // the server's clock
-	// Open are the ids of the database's transactions that had written something and had not ended before WALEnd was read.
+	// Open lists the ids of the database's transactions that had written something and had not ended before WALEnd
+	// was read.
 	Open []string
-	// Fingerprint identifies publication and table as they are now, and Configured is what the configuration calls them.
+	// Fingerprint identifies publication and table as they are now. Configured has the names that the configuration
+	// gives them.
 	Fingerprint string
 	Configured  Configured
-	// Hidden is what keeps rows of the outbox out of the stream, each with the way to fix it.
+	// Hidden lists the causes that keep outbox rows out of the stream, each with the way to fix it.
 	Hidden []string
-	// Standbys are the slots that rows of this one wait for, Walsender is who reads it on the server, and Commits says that commits wait for
-	// this relay; nil where they do not.
+	// Standbys are the slots that rows of this slot wait for. Walsender is the server process that reads this slot.
+	// Commits is not nil if commits wait for this relay.
 	Standbys  []StandbySlot
 	Walsender Walsender
 	Commits   *CommitWaitError
-	// Unfit is what is wrong with the table's columns: its rows come, and cannot be understood.
+	// Unfit lists what is wrong with the table's columns: its rows are streamed, but walpost cannot understand them.
 	Unfit []string
-	// Notes are what is worth a word and halts nothing.
+	// Notes lists what an operator should know and what halts nothing.
 	Notes []string
 }
 
@@ -36,16 +38,17 @@ type SlotFacts struct {
 	Name           string
 	Exists         bool
 	Active         bool
-	ActivePID      uint32 // who owns it; 0 where nobody does
+	ActivePID      uint32 // the process that owns the slot; 0 if there is none
 	ConfirmedFlush LSN
 	RestartLSN     LSN
 	WALStatus      string // reserved, extended, unreserved, lost
 	Invalidation   string // invalidation_reason, from 17 on
 	SafeWALSize    *int64 // bytes of WAL that may be written before the slot can be lost; nil without a limit
-	Patroni        string // what names the slot in Patroni's configuration, where Patroni drops it otherwise: up to 16
+	// the entry for this slot in Patroni's configuration, if Patroni drops the slot without it: up to 16
+	Patroni string
 }
 
-// lost says whether the slot can never be read again, and how the server puts it.
+// lost reports whether the slot can never be read again, and returns the server's words for it.
 func (s *SlotFacts) lost() (how string, lost bool) {
 	how = "wal_status " + s.WALStatus
 	if s.Invalidation != "" {
@@ -54,13 +57,14 @@ func (s *SlotFacts) lost() (how string, lost bool) {
 	return how, s.WALStatus == "lost" || s.Invalidation != ""
 }
 
-// Lost says that there is no slot, or one that can never be read again.
+// Lost reports whether the slot does not exist or can never be read again.
 func (s *SlotFacts) Lost() bool {
 	_, lost := s.lost()
 	return lost || !s.Exists
 }
 
-// branch is where a timeline ends in the server's history: what was published above it does not exist there.
+// branch returns the LSN at which a timeline ends in the server's history: rows published above it do not exist
+// there.
 func (f *Facts) branch(timeline int32) (end LSN, known bool) {
 	if timeline == f.Timeline {
 		return f.WALEnd, true
@@ -73,23 +77,23 @@ func (f *Facts) branch(timeline int32) (end LSN, known bool) {
 	return 0, false
 }
 
-// identify halts on what is certain even before the slot is owned: whose state and whose server this is, and that there is
-// a slot to own. None of it is ever latched: a relay that looks at the wrong server, a clone or an old primary must not stop
-// the one that looks at the right server, nor fence it, which opening the sink could.
+// identify returns a halt for what is certain before this session owns the slot: the state record belongs to another
+// pipeline or server, or there is no slot to own. It never latches: a relay that sees a wrong server, a clone or an
+// old primary must neither stop nor fence the relay that sees the right one, and opening the sink could fence it.
 func identify(pipeline string, st *State, f *Facts) error {
 	slot := f.Slot
 	switch {
 	case st == nil && !slot.Exists:
 		return &HaltError{
 			Found: fmt.Sprintf("no state record for pipeline %q, and no replication slot %q", pipeline, slot.Name),
-			Means: "the pipeline was not prepared yet; nothing is read or published",
-			Run:   "`walpost init` prepares it, once, with an administrator's rights",
+			Means: "the pipeline is not prepared yet; nothing is read or published",
+			Run:   "run `walpost init` once, with an administrator's rights",
 		}
 	case st == nil:
 		return &HaltError{
 			Found: fmt.Sprintf("no state record for pipeline %q, although replication slot %q exists", pipeline, slot.Name),
-			Means: "the state topic was deleted, or the slot is another pipeline's: nobody knows what has been delivered, and starting anyway could skip rows",
-			Run:   fmt.Sprintf("if the slot is this pipeline's, `walpost adopt` goes on from where it stands, %s; else name another under source.slot and run `walpost init`", slot.ConfirmedFlush),
+			Means: "the state topic was deleted, or the slot belongs to another pipeline: it is not known which rows were delivered, and a start could skip rows",
+			Run:   fmt.Sprintf("if the slot belongs to this pipeline, `walpost adopt` continues from its position, %s; else name another slot under source.slot and run `walpost init`", slot.ConfirmedFlush),
 		}
 	case st.Pipeline == pipeline && st.Phase == PhaseCreating:
 		return &HaltError{
@@ -105,20 +109,20 @@ func identify(pipeline string, st *State, f *Facts) error {
 	case st.Timeline > f.Timeline:
 		return &HaltError{
 			Found: fmt.Sprintf("the state record is of timeline %d, the server is on timeline %d", st.Timeline, f.Timeline),
-			Means: "a stale primary: a standby was promoted and rows up to " + st.Covered.String() + " came from there; what is written here is not part of that history",
-			Run:   "point source.url at the primary of today (target_session_attrs=read-write over all hosts finds no stale one that still takes writes), and stop this one; if this server is the one to live on, `walpost adopt`",
+			Means: "this server is a stale primary: a standby was promoted, and rows up to " + st.Covered.String() + " came from there; rows written here are not part of that history",
+			Run:   "point source.url at the present primary and stop this server (target_session_attrs=read-write over all hosts does not help while the stale one takes writes); to keep this server instead, run `walpost adopt`",
 		}
 	case !known(st, f):
 		return &HaltError{
 			Found: fmt.Sprintf("the state record is of timeline %d, which is not in the history of the server's timeline %d", st.Timeline, f.Timeline),
-			Means: "this server branched off elsewhere: rows up to " + st.Covered.String() + " were published from a branch it never had",
-			Run:   "point source.url at the server that descends from timeline " + fmt.Sprint(st.Timeline) + "; if this one is the one to live on, `walpost adopt`",
+			Means: "this server left the common history earlier: rows up to " + st.Covered.String() + " were published from a timeline it never had",
+			Run:   "point source.url at the server that descends from timeline " + fmt.Sprint(st.Timeline) + "; to keep this server instead, run `walpost adopt`",
 		}
 	case shared(st, f) > f.WALEnd:
 		return &HaltError{
-			Found:   fmt.Sprintf("the state record knows of what was committed up to %s, the server's WAL ends at %s", shared(st, f), f.WALEnd),
-			Means:   "a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered",
-			Run:     "point source.url at the right server; if the backup is the one to live on, `walpost adopt`",
+			Found:   fmt.Sprintf("the state record knows commits up to %s, the server's WAL ends at %s", shared(st, f), f.WALEnd),
+			Means:   "this is a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered, and would be skipped",
+			Run:     "point source.url at the right server; to keep the restored backup instead, run `walpost adopt`",
 			History: true,
 		}
 	case st.Halt != nil && st.Halt.Latched:
@@ -126,48 +130,48 @@ func identify(pipeline string, st *State, f *Facts) error {
 	case !slot.Exists:
 		halt := &HaltError{
 			Found: fmt.Sprintf("replication slot %q does not exist, and the state record says that rows up to %s were delivered", slot.Name, st.Covered),
-			Means: "the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one",
+			Means: "the slot was dropped, or this is a promoted standby without it: a new slot will not stream the rows committed since",
 			Risk:  Range{st.Covered, f.WALEnd},
-			Run:   "`walpost adopt --create-slot` begins with a new slot, then " + replay(st, f) + " publishes the rows between",
+			Run:   "`walpost adopt --create-slot` starts with a new slot, then " + replay(st, f) + " publishes the rows between",
 		}
 		if slot.Patroni != "" {
-			halt.Means = "Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one"
-			halt.Run = "name it with `patronictl edit-config`, slots: {" + slot.Patroni + "}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between"
+			halt.Means = "Patroni drops a slot that its configuration does not name, and a promoted standby does not have it: a new slot will not stream the rows committed since"
+			halt.Run = "name it with `patronictl edit-config`, slots: {" + slot.Patroni + "}, and Patroni creates it; then `walpost adopt` continues from it, and prints the `walpost replay` that publishes the rows between"
 		}
 		return halt
 	}
 	if how, lost := slot.lost(); lost {
 		return &HaltError{
-			Found: fmt.Sprintf("replication slot %q is lost (%s): the server no longer has the WAL behind %s", slot.Name, how, slot.ConfirmedFlush),
-			Means: "rows committed behind that LSN can no longer be streamed; the slot will not recover",
+			Found: fmt.Sprintf("replication slot %q is lost (%s): the server no longer has the WAL after %s", slot.Name, how, slot.ConfirmedFlush),
+			Means: "rows committed after that LSN can no longer be streamed; the slot will not recover",
 			Risk:  Range{st.Covered, f.WALEnd},
-			Run:   "raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` begins with a new slot, then " + replay(st, f) + " publishes the rows between",
+			Run:   "raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` starts with a new slot, then " + replay(st, f) + " publishes the rows between",
 		}
 	}
 	return nil
 }
 
-// Foreign returns a [HaltError] if the state record is of another pipeline, server, slot or configuration than the one that is asked about,
-// and nil if it may be gone on from as far as that goes.
+// Foreign returns a [HaltError] if the state record belongs to another pipeline, Kafka cluster, server, slot or
+// configuration than this one, and nil if it does not.
 func Foreign(pipeline string, st *State, f *Facts) error {
 	switch slot := f.Slot; {
 	case st.Pipeline != pipeline:
 		return &HaltError{
 			Found: fmt.Sprintf("the state record belongs to pipeline %q, this is %q", st.Pipeline, pipeline),
-			Means: "two pipelines share a state topic, or the name was changed; nothing is published",
-			Run:   "set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`",
+			Means: "two pipelines share a state topic, or the pipeline was renamed; nothing is published",
+			Run:   "set `pipeline` to the name that the topic was made for, or give this pipeline another name and run `walpost init`",
 		}
 	case st.copied():
 		return &HaltError{
-			Found: fmt.Sprintf("the state record was written to the Kafka cluster %s, and was read from the cluster %s", st.Cluster, st.ReadFrom),
-			Means: "this Kafka is a copy: what it lacks of the rows that the record counts as delivered nobody would notice",
-			Run:   "point kafka.brokers back at the cluster that the record is of; if this one takes its place, stop the relay there, let the copy catch up, and `walpost adopt` goes on with it",
+			Found: fmt.Sprintf("the state record was written to Kafka cluster %s, but was read from cluster %s", st.Cluster, st.ReadFrom),
+			Means: "this Kafka is a copy: rows that the record counts as delivered may be missing here, and nothing would report them",
+			Run:   "point kafka.brokers back at the record's cluster; if this cluster replaces it, stop the relay there, wait until the copy is complete, then `walpost adopt` continues here",
 		}
 	case st.SystemID != f.SystemID:
 		return &HaltError{
 			Found: fmt.Sprintf("the state record is of the PostgreSQL with system id %s, this server's is %s", st.SystemID, f.SystemID),
-			Means: "another database: its LSNs mean nothing to this state, and rows could be skipped",
-			Run:   "point source.url back at the right server; if this one takes its place, after an upgrade or a move, `" + adoptServer(f) + "` goes on with it; for another database use a new pipeline name and run `walpost init`",
+			Means: "this is another database: the record's LSNs mean nothing here, and rows could be skipped",
+			Run:   "point source.url back at the right server; if this server replaces it, after an upgrade or a move, `" + adoptServer(f) + "` continues with it; for another database use a new pipeline name and run `walpost init`",
 		}
 	case st.Slot != "" && st.Slot != slot.Name:
 		return &HaltError{
@@ -181,17 +185,17 @@ func Foreign(pipeline string, st *State, f *Facts) error {
 	return nil
 }
 
-// misnamed is the halt for a configuration that names another publication or table than the one this pipeline has read so far. It is
+// misnamed returns the halt for a configuration that names another publication or table than the state record. It is
 // not latched: nothing in the database has changed.
 func misnamed(st *State, f *Facts) *HaltError {
 	how, keys := st.Configured.differs(f.Configured)
 	halt := &HaltError{
 		Found: how,
-		Means: "the configuration names something else than this pipeline has read so far; nothing was read from it; if the former name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read",
-		Run:   fmt.Sprintf("correct %s, and the relay goes on by itself; if the change is meant, `walpost adopt` accepts it", strings.Join(keys, " and ")),
+		Means: "the configuration has changed and nothing was read under the new name; if the earlier name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read",
+		Run:   fmt.Sprintf("correct %s, and the relay resumes by itself; if you want the change, `walpost adopt` accepts it", strings.Join(keys, " and ")),
 	}
 	if st.Configured.Messages != "" {
-		halt.Run = "this walpost reads a table and no messages: let the one that wrote the record deliver those that wait in the slot, then `walpost adopt` goes on with the table"
+		halt.Run = "this walpost reads a table, not messages: run the older walpost that wrote the record until it has delivered the messages in the slot, then `walpost adopt` continues with the table"
 	}
 	if st.Halt != nil && st.Halt.Latched {
 		halt.Found += fmt.Sprintf("; and a halt was latched at %s, under the earlier names: %s", clock(st.Halt.At), st.Halt.Found)
@@ -204,8 +208,8 @@ func known(st *State, f *Facts) bool {
 	return known
 }
 
-// shared is how far the state knows the history that it has in common with the server: what it covers, or the commit record
-// of a row behind that.
+// shared returns the last LSN that the state record knows of the history that it shares with the server: what it
+// covers, or the commit record of a row after that.
 func shared(st *State, f *Facts) LSN {
 	known := st.Covered
 	if st.Ordinal > 0 {
@@ -217,9 +221,10 @@ func shared(st *State, f *Facts) LSN {
 	return known
 }
 
-// Reconcile compares the state record with the server and returns the record to go on from, or halts where going on could
-// lose or repeat silently. Everything in f was read after st. After a failover the record is of the new timeline, covers
-// what both histories share, and names in Phantoms the range that the failover took back.
+// Reconcile compares the state record with the server and returns the record to continue from. It returns a halt if
+// continuing could silently lose or repeat rows. Everything in f was read after st. After a failover the returned
+// record is of the new timeline, covers the history that both timelines share, and has the range that the failover
+// took back in Phantoms.
 func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 	if err := identify(pipeline, st, &f); err != nil {
 		return nil, err
@@ -232,10 +237,10 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 	slot := f.Slot
 	if slot.ConfirmedFlush > next.Covered {
 		return nil, &HaltError{
-			Found: fmt.Sprintf("slot %q has confirmed %s, the state record covers %s only", slot.Name, slot.ConfirmedFlush, next.Covered),
+			Found: fmt.Sprintf("slot %q has confirmed %s, the state record covers only %s", slot.Name, slot.ConfirmedFlush, next.Covered),
 			Means: "the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka",
 			Risk:  Range{next.Covered, slot.ConfirmedFlush}, Latch: true,
-			Run: "`walpost adopt` goes on from the slot, and " + replay(st, &f) + " publishes the rows between",
+			Run: "`walpost adopt` continues from the slot, and " + replay(st, &f) + " publishes the rows between",
 		}
 	}
 	if err := unchanged(&next, &f); err != nil {
@@ -246,8 +251,8 @@ func Reconcile(pipeline string, st *State, f Facts) (*State, error) {
 	return &next, nil
 }
 
-// failover takes the record to another timeline of which its own, up to end, is the past. New commits reuse the LSNs above
-// end: no position above it may drop a row.
+// failover moves the record to another timeline, whose past is the record's own timeline up to end. New commits reuse
+// the LSNs above end: no position above it may drop a row.
 func (s *State) failover(timeline int32, end LSN) {
 	if s.Covered > end || (s.CommitLSN >= end && s.Ordinal > 0) {
 		s.Phantoms = &Phantoms{Range: Range{end, max(s.Covered, s.CommitLSN)}, Timeline: s.Timeline, Rows: -1}
@@ -256,19 +261,19 @@ func (s *State) failover(timeline int32, end LSN) {
 	s.Covered, s.Skipped, s.Checked = min(s.Covered, end), min(s.Skipped, end), min(s.Checked, end)
 	if s.CommitLSN >= end {
 		s.CommitLSN, s.Ordinal, s.LastXID = 0, 0, 0
-		s.Skipped = s.Covered // rows below are delivered, and which was the last of them is not known any more
+		s.Skipped = s.Covered // rows below are delivered, and the last of them is no longer known
 	}
 }
 
-// unchanged compares publication and table with what the state record knows. It is asked at every start and at each look of a session.
+// unchanged compares publication and table with the state record. Every start and every look of a session calls it.
 func unchanged(st *State, f *Facts) error {
 	if !same(st.Fingerprint, f.Fingerprint) && !unknown(st, f) {
 		found := fmt.Sprintf("publication or table changed: the state record knows %s, the server has %s", st.Fingerprint, f.Fingerprint)
 		if was, _, rewritten := strings.Cut(st.Fingerprint, ToastMark); rewritten && same(was, f.Fingerprint) {
 			found += ": the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass)"
 		} else if writtenAgain(st.Fingerprint, f.Fingerprint) {
-			found += ": the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, " +
-				"and hides nothing; but it cannot be seen that nothing was changed and put back"
+			found += ": the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets the same values again does this, " +
+				"and hides nothing; but walpost cannot see whether a setting was changed and changed back"
 		}
 		fix := ""
 		if len(f.Hidden) > 0 {
@@ -279,46 +284,50 @@ func unchanged(st *State, f *Facts) error {
 			Found: found,
 			Means: "rows committed since " + clock(lastSeen(st)) + " may never have been streamed, or not whole",
 			Risk:  Range{st.checked(), f.WALEnd}, Latch: true,
-			Run: fix + "`walpost adopt` accepts what is there, and " + replay(st, f) + " publishes the rows of that time",
+			Run: fix + "`walpost adopt` accepts publication and table as they are now, and " + replay(st, f) + " publishes the rows of that time",
 		}
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
 		return &HaltError{
 			Found: strings.Join(problems, "; "),
-			Means: "rows of the outbox cannot be streamed or understood like this; nothing is lost yet",
-			Run:   "fix it and the relay goes on by itself",
+			Means: "walpost cannot read the rows of the outbox like this; nothing is lost yet",
+			Run:   "fix this, and the relay resumes by itself",
 		}
 	}
 	return nil
 }
 
-// unknown says that the record is an older walpost's, which did not look for what is found now or did not write down what was configured:
-// then it tells neither a detour that was always there from a new one, nor a wrong name from a table that is gone. Nothing new is hidden:
-// what is created again has another OID, and a table without detours has the fingerprint that is recorded.
+// unknown reports whether the record comes from an older walpost that did not check what is found now, or did not
+// write down the configuration. Such a record cannot tell an old detour from a new one, nor a wrong name from a table
+// that is gone. Nothing is newly hidden then: an object that is created again has another OID, and a table without
+// detours has the recorded fingerprint.
 func unknown(st *State, f *Facts) bool {
 	return st.Configured.IsZero() && len(f.Hidden) > 0 &&
 		(strings.HasPrefix(f.Fingerprint, st.Fingerprint) || strings.Contains(f.Fingerprint, "publication none") || strings.Contains(f.Fingerprint, "table none"))
 }
 
-// ToastMark begins the last part of the fingerprint of a table that a publication carries without naming it: its TOAST table, which
-// changes with a rewrite.
+// ToastMark begins the last part of the fingerprint of a table that a publication carries without naming it: the OID
+// of its TOAST table, which changes with a rewrite.
 const ToastMark = " toast "
 
-// same says whether a recorded fingerprint is the one that is there. A record of before there was a ToastMark has none.
+// same reports whether the recorded fingerprint is equal to the present one. A record from before ToastMark existed
+// has no such part.
 func same(recorded, now string) bool {
 	before, _, _ := strings.Cut(now, ToastMark)
 	return recorded == now || recorded == before
 }
 
-// writtenAgain reports whether two fingerprints differ only in the transaction that wrote the publication's row last. A catalog keeps no
-// former versions of a row that can be read, so one harmless change cannot be told from two of which the first hid rows.
+// writtenAgain reports whether two fingerprints differ only in the transaction that last wrote the publication's
+// catalog row. A catalog keeps no readable former versions of a row, so one harmless change cannot be told from two
+// changes of which the first hid rows.
 func writtenAgain(recorded, now string) bool {
 	was, entries, _ := strings.Cut(recorded, " entry ")
 	is, same, _ := strings.Cut(now, " entry ")
 	return was != is && entries != "" && entries == same && publicationOf(was) == publicationOf(is)
 }
 
-// checked is up to where publication and table were as the fingerprint says. A record of version 1 does not know.
+// checked returns the end of the WAL at the last check that found publication and table as in the fingerprint. A
+// record of version 1 does not have it.
 func (s *State) checked() LSN {
 	if s.Checked == 0 {
 		return s.Covered
@@ -326,11 +335,11 @@ func (s *State) checked() LSN {
 	return s.Checked
 }
 
-// mostOpen is how many open transactions a record keeps, the oldest.
+// mostOpen is the number of open transactions that a record keeps; it keeps the oldest.
 const mostOpen = 100
 
-// stillOpen returns, of the transactions that are open now, a time before which each had written nothing: the one that st knows, or that of
-// st's look, which has not seen it.
+// stillOpen returns, for each transaction that is open now, a time before which it had written nothing: the time in
+// st, or the time of st's last look if that look did not see the transaction.
 func stillOpen(st *State, f *Facts) map[string]time.Time {
 	if len(f.Open) == 0 {
 		return nil
@@ -351,9 +360,9 @@ func stillOpen(st *State, f *Facts) map[string]time.Time {
 	return open
 }
 
-// replay is the command for the rows that may be missing. It begins a minute early, because what was written before another
-// row may have been committed after it, and ends with the second that has not ended yet. A transaction that was open for longer than
-// that has its rows further back: a second command is for those.
+// replay returns the command that publishes the rows that may be missing. It begins a minute early, because a row may
+// be committed after a row that was written later. It ends with the second that has not ended yet. A transaction that
+// was open for more than a minute has older rows: a second command is for those.
 func replay(st *State, f *Facts) string {
 	seen := lastSeen(st).Add(-time.Minute)
 	command := fmt.Sprintf("`walpost replay --from %s --to %s`", clock(seen), clock(f.Time.Add(time.Second)))
@@ -363,7 +372,8 @@ func replay(st *State, f *Facts) string {
 	return command
 }
 
-// oldest is a time before which no transaction had written anything that was open at Checked, or seen where that is earlier.
+// oldest returns a time before which no transaction that was open at Checked had written anything, or seen if that is
+// earlier.
 func (s *State) oldest(seen time.Time) time.Time {
 	for _, since := range s.Open {
 		if since = since.Add(-time.Second); since.Before(seen) {
@@ -373,8 +383,8 @@ func (s *State) oldest(seen time.Time) time.Time {
 	return seen
 }
 
-// ReplayUntilNow returns the command that publishes the rows that may be missing, with those of transactions that were open across a
-// decision, once these have ended.
+// ReplayUntilNow returns the command that publishes the rows that may be missing. It also covers transactions that
+// were open across a decision, once they have ended.
 func ReplayUntilNow(st *State, f *Facts) string {
 	if st == nil {
 		st = &State{CheckedAt: f.Time}
@@ -382,12 +392,12 @@ func ReplayUntilNow(st *State, f *Facts) string {
 	return fmt.Sprintf("`walpost replay --from %s --to now`", clock(st.oldest(lastSeen(st).Add(-time.Minute))))
 }
 
-// InDoubt returns a time before which every row that was written is delivered, as far as the record tells.
+// InDoubt returns a time before which every row that was written is delivered, according to the record.
 func (s *State) InDoubt() time.Time {
 	return s.oldest(s.Current().Add(-time.Minute)).Truncate(time.Second)
 }
 
-// lastSeen is the server's time up to which nothing is in doubt.
+// lastSeen returns the server's time up to which nothing is in doubt.
 func lastSeen(st *State) time.Time {
 	switch {
 	case st.LastCommitTime.IsZero() && st.CheckedAt.IsZero():

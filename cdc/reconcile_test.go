@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// agreeing are a state record and a server that fit.
+// agreeing returns a state record and a server that agree.
 func agreeing() (*State, Facts) {
 	at := func(sec int64) time.Time { return time.Unix(1800000000+sec, 0).UTC() }
 	st := &State{
@@ -21,7 +21,8 @@ func agreeing() (*State, Facts) {
 	}
 }
 
-// TestReconcileTable is the table of the design, row by row: what halts, in which words, and whether it is latched.
+// TestReconcileTable is the table of the design, row by row: which comparison halts, with which text, and whether the
+// halt is latched.
 func TestReconcileTable(t *testing.T) {
 	const replay = "`walpost replay --from 2027-01-15T07:58:40Z --to 2027-01-15T08:01:01Z` publishes the rows"
 	for name, c := range map[string]struct {
@@ -29,14 +30,14 @@ func TestReconcileTable(t *testing.T) {
 		says             string
 		latched, history bool
 	}{
-		"no state": {nil, "no state record for pipeline \"p\", although replication slot \"s\" exists: the state topic was deleted, or the slot is another pipeline's: nobody knows what has been delivered, and starting anyway could skip rows; if the slot is this pipeline's, `walpost adopt` goes on from where it stands, 0/100; else name another under source.slot and run `walpost init`", false, false},
+		"no state": {nil, "no state record for pipeline \"p\", although replication slot \"s\" exists: the state topic was deleted, or the slot belongs to another pipeline: it is not known which rows were delivered, and a start could skip rows; if the slot belongs to this pipeline, `walpost adopt` continues from its position, 0/100; else name another slot under source.slot and run `walpost init`", false, false},
 		"init not finished": {
 			func(s *State, _ *Facts) { s.Phase = PhaseCreating },
 			"the state record of pipeline \"p\" says that `walpost init` did not finish: nothing has been published yet; run `walpost init` again", false, false,
 		},
 		"another pipeline": {
 			func(s *State, _ *Facts) { s.Pipeline = "q" },
-			"the state record belongs to pipeline \"q\", this is \"p\": two pipelines share a state topic, or the name was changed; nothing is published; set `pipeline` to the name the topic was made for, or give this pipeline a name of its own and run `walpost init`", false, false,
+			"the state record belongs to pipeline \"q\", this is \"p\": two pipelines share a state topic, or the pipeline was renamed; nothing is published; set `pipeline` to the name that the topic was made for, or give this pipeline another name and run `walpost init`", false, false,
 		},
 		"another slot": {
 			func(s *State, _ *Facts) { s.Slot = "t" },
@@ -46,83 +47,83 @@ func TestReconcileTable(t *testing.T) {
 			func(s *State, f *Facts) {
 				s.Configured, f.Configured = Configured{Publication: "w", Messages: "shop"}, Configured{Publication: "w", Table: "public.outbox"}
 			},
-			"source.table is \"public.outbox\", it was \"\", source.messages is \"\", it was \"shop\": the configuration names something else than this pipeline has read so far; nothing was read from it; if the former name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read; this walpost reads a table and no messages: let the one that wrote the record deliver those that wait in the slot, then `walpost adopt` goes on with the table", false, false,
+			"source.table is \"public.outbox\", it was \"\", source.messages is \"\", it was \"shop\": the configuration has changed and nothing was read under the new name; if the earlier name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read; this walpost reads a table, not messages: run the older walpost that wrote the record until it has delivered the messages in the slot, then `walpost adopt` continues with the table", false, false,
 		},
 		"another database": {
 			func(_ *State, f *Facts) { f.SystemID = "8" },
-			"the state record is of the PostgreSQL with system id 7, this server's is 8: another database: its LSNs mean nothing to this state, and rows could be skipped; point source.url back at the right server; if this one takes its place, after an upgrade or a move, `walpost adopt --new-server` goes on with it; for another database use a new pipeline name and run `walpost init`", false, false,
+			"the state record is of the PostgreSQL with system id 7, this server's is 8: this is another database: the record's LSNs mean nothing here, and rows could be skipped; point source.url back at the right server; if this server replaces it, after an upgrade or a move, `walpost adopt --new-server` continues with it; for another database use a new pipeline name and run `walpost init`", false, false,
 		},
 		"stale primary": {
 			func(s *State, _ *Facts) { s.Timeline = 4 },
-			"the state record is of timeline 4, the server is on timeline 3: a stale primary: a standby was promoted and rows up to 0/100 came from there; what is written here is not part of that history; point source.url at the primary of today (target_session_attrs=read-write over all hosts finds no stale one that still takes writes), and stop this one; if this server is the one to live on, `walpost adopt`", false, false,
+			"the state record is of timeline 4, the server is on timeline 3: this server is a stale primary: a standby was promoted, and rows up to 0/100 came from there; rows written here are not part of that history; point source.url at the present primary and stop this server (target_session_attrs=read-write over all hosts does not help while the stale one takes writes); to keep this server instead, run `walpost adopt`", false, false,
 		},
 		"diverged branch": {
 			func(s *State, f *Facts) { s.Timeline, f.History = 2, f.History[:1] },
-			"the state record is of timeline 2, which is not in the history of the server's timeline 3: this server branched off elsewhere: rows up to 0/100 were published from a branch it never had; point source.url at the server that descends from timeline 2; if this one is the one to live on, `walpost adopt`", false, false,
+			"the state record is of timeline 2, which is not in the history of the server's timeline 3: this server left the common history earlier: rows up to 0/100 were published from a timeline it never had; point source.url at the server that descends from timeline 2; to keep this server instead, run `walpost adopt`", false, false,
 		},
 		"state ahead of the server": {
 			func(_ *State, f *Facts) { f.WALEnd = 0xFF },
-			"the state record knows of what was committed up to 0/100, the server's WAL ends at 0/FF: a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered; point source.url at the right server; if the backup is the one to live on, `walpost adopt`", false, true,
+			"the state record knows commits up to 0/100, the server's WAL ends at 0/FF: this is a restored backup, a clone or the wrong server: new commits would reuse positions that count as delivered, and would be skipped; point source.url at the right server; to keep the restored backup instead, run `walpost adopt`", false, true,
 		},
 		"slot missing": {
 			func(_ *State, f *Facts) { f.Slot, f.WALEnd = SlotFacts{Name: "s"}, 0x150 },
-			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: the slot was dropped, or this is a promoted standby without it: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
+			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: the slot was dropped, or this is a promoted standby without it: a new slot will not stream the rows committed since, LSN range (0/100, 0/150]; `walpost adopt --create-slot` starts with a new slot, then " + replay + " between", false, false,
 		},
 		"slot missing, under Patroni": {
 			func(_ *State, f *Facts) {
 				f.Slot, f.WALEnd = SlotFacts{Name: "s", Patroni: "s: {type: logical}"}, 0x150
 			},
-			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: Patroni drops a slot that its configuration does not name, and a promoted standby has none of these: rows committed since will not be streamed by a new one, LSN range (0/100, 0/150]; name it with `patronictl edit-config`, slots: {s: {type: logical}}, and Patroni makes it; `walpost adopt` goes on from there, and prints the `walpost replay` that publishes the rows between", false, false,
+			"replication slot \"s\" does not exist, and the state record says that rows up to 0/100 were delivered: Patroni drops a slot that its configuration does not name, and a promoted standby does not have it: a new slot will not stream the rows committed since, LSN range (0/100, 0/150]; name it with `patronictl edit-config`, slots: {s: {type: logical}}, and Patroni creates it; then `walpost adopt` continues from it, and prints the `walpost replay` that publishes the rows between", false, false,
 		},
 		"slot lost": {
 			func(_ *State, f *Facts) { f.Slot.WALStatus, f.Slot.ConfirmedFlush, f.WALEnd = "lost", 0xA0, 0x150 },
-			"replication slot \"s\" is lost (wal_status lost): the server no longer has the WAL behind 0/A0: rows committed behind that LSN can no longer be streamed; the slot will not recover, LSN range (0/100, 0/150]; raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
+			"replication slot \"s\" is lost (wal_status lost): the server no longer has the WAL after 0/A0: rows committed after that LSN can no longer be streamed; the slot will not recover, LSN range (0/100, 0/150]; raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` starts with a new slot, then " + replay + " between", false, false,
 		},
 		"slot invalidated": {
 			func(_ *State, f *Facts) {
 				f.Slot.WALStatus, f.Slot.Invalidation, f.Slot.ConfirmedFlush, f.WALEnd = "unreserved", "idle_timeout", 0xA0, 0x150
 			},
-			"replication slot \"s\" is lost (wal_status unreserved, invalidation_reason idle_timeout): the server no longer has the WAL behind 0/A0: rows committed behind that LSN can no longer be streamed; the slot will not recover, LSN range (0/100, 0/150]; raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` begins with a new slot, then " + replay + " between", false, false,
+			"replication slot \"s\" is lost (wal_status unreserved, invalidation_reason idle_timeout): the server no longer has the WAL after 0/A0: rows committed after that LSN can no longer be streamed; the slot will not recover, LSN range (0/100, 0/150]; raise max_slot_wal_keep_size (idle_replication_slot_timeout); `walpost adopt --create-slot` starts with a new slot, then " + replay + " between", false, false,
 		},
 		"slot ahead of the state": {
 			func(_ *State, f *Facts) { f.Slot.ConfirmedFlush, f.WALEnd = 0x130, 0x150 },
-			"slot \"s\" has confirmed 0/130, the state record covers 0/100 only: the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka, LSN range (0/100, 0/130]; `walpost adopt` goes on from the slot, and " + replay + " between", true, false,
+			"slot \"s\" has confirmed 0/130, the state record covers only 0/100: the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka, LSN range (0/100, 0/130]; `walpost adopt` continues from the slot, and " + replay + " between", true, false,
 		},
 		"slot ahead of what two timelines share": {
 			func(s *State, f *Facts) { s.Timeline, f.Slot.ConfirmedFlush = 2, 0x81 },
-			"slot \"s\" has confirmed 0/81, the state record covers 0/80 only: the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka, LSN range (0/80, 0/81]; `walpost adopt` goes on from the slot, and " + replay + " between", true, false,
+			"slot \"s\" has confirmed 0/81, the state record covers only 0/80: the slot was re-created or advanced, or the state topic lost its tail: rows committed between the two may be missing in Kafka, LSN range (0/80, 0/81]; `walpost adopt` continues from the slot, and " + replay + " between", true, false,
 		},
 		"changed and changed back": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.WALEnd = "g", 0x150 },
-			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"the publication's row was written": {
 			func(s *State, f *Facts) {
 				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 5/701 entry 6/700 table 7 s.t", 0x150
 			},
-			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 5/701 entry 6/700 table 7 s.t: the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets again what is there does this, and hides nothing; but it cannot be seen that nothing was changed and put back: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 5/701 entry 6/700 table 7 s.t: the publication itself was written, by ALTER PUBLICATION … SET (…) or OWNER TO, and shows the rows now. A controller that sets the same values again does this, and hides nothing; but walpost cannot see whether a setting was changed and changed back: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"the publication is another one": {
 			func(s *State, f *Facts) {
 				s.Fingerprint, f.Fingerprint, f.WALEnd = "publication 5/700 entry 6/700 table 7 s.t", "publication 8/701 entry 6/700 table 7 s.t", 0x150
 			},
-			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 8/701 entry 6/700 table 7 s.t: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 8/701 entry 6/700 table 7 s.t: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"rows are hidden": {
 			func(_ *State, f *Facts) { f.Fingerprint, f.Hidden, f.WALEnd = "g", []string{"a", "b"}, 0x150 },
-			"publication or table changed: a; b: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; fix it, then `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+			"publication or table changed: a; b: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; fix it, then `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"changed, and the record is of version 1": {
 			func(s *State, f *Facts) { s.Checked, s.CheckedAt, f.Fingerprint = 0, time.Time{}, "g" },
-			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T08:00:00Z may never have been streamed, or not whole, LSN range (0/100, 0/100]; `walpost adopt` accepts what is there, and `walpost replay --from 2027-01-15T07:59:00Z --to 2027-01-15T08:01:01Z` publishes the rows of that time", true, false,
+			"publication or table changed: the state record knows f, the server has g: rows committed since 2027-01-15T08:00:00Z may never have been streamed, or not whole, LSN range (0/100, 0/100]; `walpost adopt` accepts publication and table as they are now, and `walpost replay --from 2027-01-15T07:59:00Z --to 2027-01-15T08:01:01Z` publishes the rows of that time", true, false,
 		},
 		"the table was rewritten": {
 			func(s *State, f *Facts) { s.Fingerprint, f.Fingerprint, f.WALEnd = "f toast 7", "f toast 8", 0x150 },
-			"publication or table changed: the state record knows f toast 7, the server has f toast 8: the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass): rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts what is there, and " + replay + " of that time", true, false,
+			"publication or table changed: the state record knows f toast 7, the server has f toast 8: the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass): rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"a column is missing": {
 			func(_ *State, f *Facts) { f.Unfit = []string{"no column"} },
-			"no column: rows of the outbox cannot be streamed or understood like this; nothing is lost yet; fix it and the relay goes on by itself", false, false,
+			"no column: walpost cannot read the rows of the outbox like this; nothing is lost yet; fix this, and the relay resumes by itself", false, false,
 		},
 		"latched": {func(s *State, _ *Facts) {
 			s.Halt = (&HaltError{Found: "f", Means: "m", Run: "r", Risk: Range{1, 2}, Latch: true}).record(time.Now())
@@ -165,7 +166,8 @@ func TestReconcileGoesOn(t *testing.T) {
 	}
 }
 
-// TestReconcileFollowsAFailover: what both histories share stays covered; above it no position may drop a row.
+// TestReconcileFollowsAFailover: the history that both timelines share stays covered; above it no position may drop a
+// row.
 func TestReconcileFollowsAFailover(t *testing.T) {
 	for name, c := range map[string]struct {
 		timeline        int32
@@ -197,9 +199,9 @@ func TestReconcileFollowsAFailover(t *testing.T) {
 		if (next.Phantoms == nil) != (c.phantoms == nil) || next.Phantoms != nil && *next.Phantoms != *c.phantoms {
 			t.Errorf("%s: phantoms %+v, want %+v", name, next.Phantoms, c.phantoms)
 		}
-		// A commit of the new timeline that begins exactly at the switch is delivered.
+		// The tracker delivers a commit of the new timeline that begins exactly at the switch.
 		tr := newTracker(next, f.Slot.ConfirmedFlush)
-		tr.awaited = false // its transaction has come
+		tr.awaited = false // its transaction has come again
 		if c.wantCovered == 0x80 {
 			if err := tr.begin(&Message{Kind: Begin, LSN: 0x80}); err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -211,8 +213,9 @@ func TestReconcileFollowsAFailover(t *testing.T) {
 	}
 }
 
-// TestOpenTransactionsAreFollowed keeps for each transaction that is open a time before which it had written nothing, from look to look
-// and from record to record, and prints a replay for rows that are older than the usual one reaches.
+// TestOpenTransactionsAreFollowed checks that each record keeps, for each transaction that is open, a time before
+// which it had written nothing, from look to look and from record to record, and that a second replay command is
+// printed for rows that the first does not reach.
 func TestOpenTransactionsAreFollowed(t *testing.T) {
 	st, f := agreeing()
 	st.LastCommitTime = time.Time{}
@@ -228,7 +231,7 @@ func TestOpenTransactionsAreFollowed(t *testing.T) {
 	}
 	minute := func(n int) time.Time { return first.Add(time.Duration(n) * time.Minute) }
 	look(minute(1), "10")       // began after the first look
-	look(minute(2), "10", "11") // 11 after the second
+	look(minute(2), "10", "11") // 11 began after the second look
 	look(minute(3), "11")       // 10 has ended
 	look(minute(9), "11", "12")
 	if len(st.Open) != 2 || !st.Open["11"].Equal(minute(1)) || !st.Open["12"].Equal(minute(3)) {

@@ -17,21 +17,21 @@ const (
 	backoffMax   = 10 * time.Second
 )
 
-// Options is what a Relay needs to know of its pipeline.
+// Options configures a Relay.
 type Options struct {
 	Pipeline    string
 	ExactlyOnce bool          // rows and state record in one Kafka transaction
 	WindowRows  int           // most rows in a window
 	WindowBytes int           // most bytes of rows in a window
-	Pace        time.Duration // a quiet relay starts at most one window and one read in this time
-	// DeadLetters is the topic for rows that can never be published; without one the relay halts at such a row.
+	Pace        time.Duration // shortest time between two windows, and between two reads, of a quiet relay
+	// DeadLetters is the topic for rows that can never be published. If it is empty, the relay halts at such a row.
 	DeadLetters string
-	HoldKey     bool // later rows of a key wait in DeadLetters while an earlier one is unresolved
+	HoldKey     bool // later rows of a key wait in DeadLetters while an earlier dead letter of that key is unresolved
 
 	StatusInterval  time.Duration // longest time between two status updates
-	CheckInterval   time.Duration // longest time between two looks at publication and table
-	QueueTimeout    time.Duration // the replication connection is given back when Kafka has taken nothing for so long
-	ShutdownTimeout time.Duration // how long the end waits for Kafka to take what was received
+	CheckInterval   time.Duration // longest time between two checks of publication and table
+	QueueTimeout    time.Duration // if Kafka takes no window for this long, the replication connection is closed
+	ShutdownTimeout time.Duration // how long a stopping relay waits until Kafka has taken the rows that it received
 }
 
 // Relay moves one pipeline's rows from its source to its sink.
@@ -46,23 +46,23 @@ type Relay struct {
 	memory   memory
 }
 
-// memory is what a relay has learned in former sessions. A relay that starts without it delivers and confirms the same,
-// and learns it again.
+// memory keeps what a relay learned in earlier sessions. A relay that starts without it delivers and confirms the
+// same rows, and learns it again.
 type memory struct {
-	server      string   // system id of the one that the rest was learned of
+	server      string   // system id of the server that the rest was learned from
 	suspect     suspect  // only the publisher uses it
-	windowBytes int      // size of the next windows: the publisher halves it after a session that could make none durable
+	windowBytes int      // size of the next windows: the publisher halves it after a session that made no window durable
 	troubles    troubles // the start of a session uses it, then its watcher
 }
 
-// begin forgets what is known by the positions of another server.
+// begin forgets what depends on the positions of another server.
 func (m *memory) begin(server string) {
 	if m.server != server {
 		m.server, m.suspect = server, suspect{}
 	}
 }
 
-// NewRelay makes a relay of a valid configuration. It holds nothing until Run.
+// NewRelay returns a relay for a valid configuration. It opens nothing before Run.
 func NewRelay(cfg Options, source Source, sink Sink, route Route, observer Observer) *Relay {
 	host, _ := os.Hostname()
 	r := &Relay{
@@ -74,10 +74,10 @@ func NewRelay(cfg Options, source Source, sink Sink, route Route, observer Obser
 	return r
 }
 
-// Supervisor runs one session after the other until its context ends, with a pause in between.
+// Supervisor runs one session after another until its context ends, with a pause in between.
 type Supervisor struct {
 	session func(context.Context) error
-	onRole  func(Role, error) // nil when nobody wants to know
+	onRole  func(Role, error) // may be nil
 	jitter  *rand.Rand        // of the backoff
 
 	mu   sync.Mutex
@@ -85,16 +85,18 @@ type Supervisor struct {
 	err  error
 }
 
-// NewSupervisor begins nothing until Run. A session ends with nil only when its context has ended and nothing is left
-// to do, and with ErrUndelivered when its context has ended and something is.
+// NewSupervisor returns a supervisor, which starts nothing before Run. The function session returns nil only if its
+// context has ended and everything it received is delivered, and ErrUndelivered if its context has ended and
+// something is not delivered.
 func NewSupervisor(observer Observer, session func(context.Context) error) *Supervisor {
 	return &Supervisor{session: session, onRole: observer.Role, role: Starting, jitter: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
 }
 
-// Run relays until ctx ends, through any number of sessions. It returns nil when everything that the last session
-// received was delivered, or when that session had failed before ctx ended. A halt is announced in any case. What was
-// delivered is confirmed, too, unless the connection was lost: then the server sends it again, and the state record knows
-// it. Run returns an error that wraps ErrUndelivered when a session was stopped and could not deliver all it had received.
+// Run runs sessions until ctx ends. It returns nil if everything that the last session received was delivered, or if
+// that session had failed before ctx ended. It reports a halt in any case. Delivered rows are confirmed too, unless
+// the connection was lost: then the server sends them again, and the next session recognizes them by the state
+// record. Run returns an error that wraps ErrUndelivered if a session was stopped and could not deliver all that it
+// had received.
 func (s *Supervisor) Run(ctx context.Context) error {
 	backoff := backoffMin
 	for {
@@ -102,7 +104,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		err := s.session(ctx)
 		var halt *HaltError
 		if errors.As(err, &halt) {
-			s.SetRole(Halted, halt) // also where the stop came while the session was closing
+			s.SetRole(Halted, halt) // also if the relay is stopped while the session closes
 		}
 		if ctx.Err() != nil {
 			if errors.Is(err, ErrUndelivered) {
@@ -139,15 +141,15 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 }
 
-// Role says what the relay is doing, and why where it is not streaming.
+// Role returns the relay's role, and the cause if it is not streaming.
 func (s *Supervisor) Role() (Role, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.role, s.err
 }
 
-// SetRole notes the role and its cause, and tells the observer unless both are as they were: a cause that repeats at every attempt is not
-// news.
+// SetRole records the role and its cause. It notifies the observer unless both are the same as before, so that a
+// cause that repeats at every attempt is reported once.
 func (s *Supervisor) SetRole(role Role, err error) {
 	s.mu.Lock()
 	same := s.role == role && text(s.err) == text(err)

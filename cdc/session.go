@@ -12,16 +12,16 @@ import (
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
-// session is one life of the replication connection, which owns the slot, and of the Kafka client that was opened after
-// it. Nothing survives it but the slot, the state record, and the relay's memory, which does not change what is
-// delivered or confirmed.
+// session is one replication connection, which owns the slot, and the Kafka client that was opened after it. Only the
+// slot, the state record and the relay's memory outlive it, and the memory does not change what is delivered or
+// confirmed.
 type session struct {
 	stream   Stream
 	id       Identity
 	interval time.Duration // between two status updates
 	client   Publisher
 	state    *State // the session's first record, which is durable
-	facts    Facts  // that the record was reconciled with
+	facts    Facts  // the facts that the record was reconciled with
 }
 
 func (s *session) close() {
@@ -31,7 +31,7 @@ func (s *session) close() {
 	_ = s.stream.Close()
 }
 
-// runSession runs a session from its first step to its end. It returns nil only when ctx ended and everything received
+// runSession runs one session from its first step to its end. It returns nil only if ctx ended and every received row
 // was delivered, and confirmed unless the connection was lost.
 func (r *Relay) runSession(ctx context.Context) error {
 	s, err := r.start(ctx)
@@ -42,17 +42,17 @@ func (r *Relay) runSession(ctx context.Context) error {
 	return r.stream(ctx, s)
 }
 
-// start runs the steps 1 to 6 of a session, the only recovery path there is. The session that it returns owns the slot,
-// and its state record is durable.
+// start runs steps 1 to 6 of a session. It is the only recovery path. The session that it returns owns the slot, and
+// its state record is durable.
 func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	troubles := &r.memory.troubles
-	// 1. Preflight over SQL, for early and clear errors. What is wrong with publication and table waits for step 6: it
-	// must be latched, which only the slot's owner may.
+	// 1. Preflight over SQL, for early and clear errors. Problems of publication and table wait for step 6: their
+	// halt must be latched, and only the slot's owner may latch.
 	table, err := r.source.Preflight(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// 2. A first, unfenced look at the state, and whose server this is. Kafka is asked first: while it is away no
+	// 2. A first, unfenced look at the state and at the server's identity. Kafka comes first: while Kafka is away no
 	// replication connection is opened.
 	seen, err := r.sink.Peek(ctx)
 	if err != nil {
@@ -75,23 +75,24 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	if err := identify(r.cfg.Pipeline, seen, &s.facts); err != nil {
 		return nil, err
 	}
-	// 3. Own the slot. Never start above 0/0: a start beyond the WAL's end is accepted silently and loses rows.
+	// 3. Own the slot. Always start at 0/0: PostgreSQL silently accepts a start beyond the end of the WAL and loses
+	// rows.
 	if err := s.stream.Start(ctx); err != nil {
 		return nil, r.notOwned(err, &s.facts.Slot)
 	}
 	troubles.pid = s.id.PID
 	troubles.commits(&s.facts)
 	s.interval = r.statusInterval(s.id.Timeout)
-	// The next steps wait for Kafka, perhaps for long. Meanwhile the server is answered with 0/0, which confirms
-	// nothing.
-	whole := ctx // where the connection is lost, a halt is latched all the same
+	// The next steps wait for Kafka, perhaps for a long time. Meanwhile the server gets status updates with 0/0,
+	// which confirms nothing.
+	whole := ctx // a halt is latched even if the connection is lost
 	ctx, stop := answering(ctx, s.interval, func() error { return s.stream.Status(0, false) })
 	defer func() {
 		if lost := stop(); lost != nil && (err == nil || errors.Is(err, context.Canceled)) {
 			err = lost
 		}
 	}()
-	// 4. A new client, never before the slot is owned.
+	// 4. A new client, never before this session owns the slot.
 	if s.client, err = r.sink.Open(ctx); err != nil {
 		return nil, err
 	}
@@ -130,8 +131,8 @@ func (r *Relay) start(ctx context.Context) (_ *session, err error) {
 	return s, nil
 }
 
-// stream runs step 7: reader, publisher and watcher work until one of them or ctx ends. It alone receives their errors,
-// and has the halt written.
+// stream runs step 7: reader, publisher and watcher work until one of them or ctx ends. Only this function receives
+// their errors, and it writes the halt.
 func (r *Relay) stream(ctx context.Context, s *session) error {
 	sh := newExchange(s.state)
 	q := newQueue(newWindow(r.cfg.WindowRows, r.memory.windowBytes))
@@ -141,12 +142,12 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	w.remember(&s.facts, s.state.Open)
 	r.SetRole(Streaming, nil)
 
-	// The publisher works on after the end of ctx, for at most shutdown_timeout: it delivers what was received.
+	// After ctx ends the publisher delivers what was received, for at most shutdown_timeout.
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(r.cfg.ShutdownTimeout, abandon) })()
-	// The reader ends when ctx ends, when the publisher ends, and when the watcher has found a change. The cause says
-	// which.
+	// The reader ends when ctx ends, when the publisher ends, or when the watcher has found a change. The cause of
+	// the context says which.
 	reading, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	defer context.AfterFunc(reading, s.stream.Interrupt)()
@@ -172,13 +173,13 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 	}
 	var halt *HaltError
 	if ctx.Err() == nil {
-		// Give the connection back at once and say why; the publisher may still wait for Kafka.
+		// Close the connection at once and report the cause; the publisher may still wait for Kafka.
 		_ = s.stream.Close()
 		if errors.As(ended, &halt) {
 			w.assess(ctx, halt)
 		}
 		select {
-		case <-drained: // the session ends now, and its error says it
+		case <-drained: // the session ends now, and its error has the cause
 		default:
 			if halt != nil {
 				r.SetRole(Halted, halt)
@@ -188,7 +189,7 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 		}
 	}
 	close(drain)
-	_, stopAnswering := answering(work, s.interval, rd.status) // which fails at once where the connection was given back
+	_, stopAnswering := answering(work, s.interval, rd.status) // it fails at once if the connection was closed above
 	<-drained
 	abandoned := failed != nil && work.Err() != nil
 	var unwritten error
@@ -196,20 +197,20 @@ func (r *Relay) stream(ctx context.Context, s *session) error {
 		unwritten = p.writeHalt(work, halt)
 	}
 	_ = stopAnswering()
-	_ = rd.status() // where the server is gone, the state record alone keeps rows from being repeated
+	_ = rd.status() // if the server is gone, only the state record keeps these rows from being repeated
 	stopWatching()
 	watcher.Wait()
 
 	switch {
 	case abandoned:
-		return fmt.Errorf("%w: kafka did not take it within shutdown_timeout (%s): it stays in the slot and is delivered after the next start", ErrUndelivered, r.cfg.ShutdownTimeout)
+		return fmt.Errorf("%w: Kafka did not take all of it within shutdown_timeout (%s): the rest stays in the slot and is delivered after the next start", ErrUndelivered, r.cfg.ShutdownTimeout)
 	case ctx.Err() != nil:
 		if err := errors.Join(failed, unwritten); err != nil {
 			return fmt.Errorf("%w: %w", ErrUndelivered, err)
 		}
 		return nil
 	case errors.Is(ended, failed):
-		failed = nil // it is said once
+		failed = nil // reported once, as ended
 	}
 	err := errors.Join(ended, failed, unwritten)
 	w.countFailure(err)
@@ -247,30 +248,32 @@ func answering(ctx context.Context, interval time.Duration, status func() error)
 	}
 }
 
-// notOwned returns the error of a session that could not start its stream: err, or, where a former session of this
-// relay still has the slot, one that says so.
+// notOwned returns the error of a session that could not start its stream: err, or errFormerSession if an earlier
+// session of this relay still has the slot.
 func (r *Relay) notOwned(err error, slot *SlotFacts) error {
 	if !errors.Is(err, ErrSlotInUse) {
 		return err
 	}
 	r.memory.troubles.rest()
 	if pid := slot.ActivePID; pid != 0 && pid == r.memory.troubles.pid {
-		return fmt.Errorf("%w, PID %d: it ends when the server finds its connection dead, or with SELECT pg_terminate_backend(%d)", errFormerSession, pid, pid)
+		return fmt.Errorf("%w, PID %d: wait until the server notices that the connection is dead, or run SELECT pg_terminate_backend(%d)", errFormerSession, pid, pid)
 	}
 	return err
 }
 
-// facts are of the server that the replication connection leads to: an address can change hands between two questions.
+// facts reads the facts from the server that the replication connection leads to. It compares the timelines, because
+// an address can move to another server between two queries.
 func (r *Relay) facts(ctx context.Context, id Identity) (Facts, error) {
 	f, err := r.source.Facts(ctx)
 	if err == nil && f.Timeline != id.Timeline {
-		err = fmt.Errorf("the server answered on timeline %d and then on timeline %d: a failover is under way", id.Timeline, f.Timeline)
+		err = fmt.Errorf("the server answered on timeline %d and then on timeline %d: a failover is under way, the relay tries again", id.Timeline, f.Timeline)
 	}
 	f.Identity = id
 	return f, err
 }
 
-// statusInterval returns source.status_interval, or less where the server would take the relay for gone before.
+// statusInterval returns source.status_interval, or less if the server's timeout is shorter: the server would close
+// the connection.
 func (r *Relay) statusInterval(timeout time.Duration) time.Duration {
 	configured := r.cfg.StatusInterval
 	if timeout <= 0 || configured <= timeout/2 {
@@ -280,11 +283,11 @@ func (r *Relay) statusInterval(timeout time.Duration) time.Duration {
 	return timeout / 2
 }
 
-// stillAlone is asked when the slot is no longer read by this session. It was stopped or cut off, and another relay may
-// have moved slot and state since: then it must not judge. Or the server cannot decode what comes first and has ended
-// the stream at once: then nobody has begun after it, and it has to say so.
+// stillAlone is called when this session no longer holds the slot. If another relay has taken over since, it may have
+// moved slot and state: this session ends without a verdict. If not, the server itself ended the stream, because it
+// cannot decode the first change, and this session must report that.
 func (r *Relay) stillAlone(ctx context.Context, s *session, st *State) (Facts, error) {
-	lost := errors.New("the slot was lost before the session had begun")
+	lost := errors.New("this session lost the slot before it could stream: the relay tries again")
 	if s.facts.Slot.ActivePID != 0 {
 		return s.facts, lost
 	}
@@ -302,15 +305,15 @@ func (r *Relay) stillAlone(ctx context.Context, s *session, st *State) (Facts, e
 	return facts, err
 }
 
-// claim makes the record this session's own.
+// claim raises the record's epoch and makes this session its owner.
 func (r *Relay) claim(st *State) {
 	st.Epoch, st.Instance, st.Time = st.Epoch+1, r.instance, time.Now().UTC()
 }
 
-// latch writes a halt that reconciling found into the state record, if it is one that must be latched. This session
-// owns the slot, and identify has made sure that it is on the right server; where the slot cannot be owned nothing is
-// latched, because another relay may rightly be at work, and what is found then (a slot missing or lost, a server that
-// is not ours) is found again from the same facts.
+// latch writes the halt that Reconcile returned into the state record, if that halt must be latched. It may: this
+// session owns the slot, and identify has checked that the server is the right one. A session that does not own the
+// slot latches nothing, because another relay may rightly be at work. A halt that such a session finds (the slot is
+// missing or lost, the server is not the record's) is found again from the same facts.
 func (r *Relay) latch(ctx context.Context, client Publisher, st *State, err error) error {
 	var halt *HaltError
 	if !errors.As(err, &halt) || !halt.Latch {
@@ -325,7 +328,7 @@ func (r *Relay) latch(ctx context.Context, client Publisher, st *State, err erro
 	return err
 }
 
-// countPhantoms finds out how many rows a failover took back.
+// countPhantoms counts the published rows that a failover took back.
 func (r *Relay) countPhantoms(ctx context.Context, client Publisher, st *State) error {
 	ph := st.Phantoms
 	if ph == nil {
@@ -340,18 +343,19 @@ func (r *Relay) countPhantoms(ctx context.Context, client Publisher, st *State) 
 	return ctx.Err()
 }
 
-// exchange holds what reader, publisher and watcher of a session tell each other, besides the rows in the queue.
+// exchange holds what reader, publisher and watcher of a session share, besides the rows in the queue.
 type exchange struct {
 	// confirmed is the LSN that may be confirmed: a state record with covered at or above it is durable. The publisher
 	// raises it with each state record. The reader sends it, and sets it to the covered of the session's first record
 	// once the stream has passed that.
 	confirmed atomic.Uint64
-	// looked is the last look that found publication and table unchanged. The watcher writes it, all read it.
+	// looked is the last look that found publication and table unchanged. The watcher writes it; reader, publisher
+	// and watcher read it.
 	looked  atomic.Pointer[look]
 	motion  motion                // reader and publisher write, the watcher reads
 	place   atomic.Pointer[place] // of the last durable state record: the publisher writes, the watcher reads
 	lag     Lag                   // the watcher writes, watcher and publisher read
-	refresh chan struct{}         // from the watcher to the publisher: write a state record, if that is stale
+	refresh chan struct{}         // the watcher asks the publisher for a new state record, if the last is stale
 }
 
 func newExchange(st *State) *exchange {

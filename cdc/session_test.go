@@ -13,7 +13,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// options are a relay's, as the defaults of the configuration have them.
+// options returns a relay's options with the defaults of the configuration.
 func options() Options {
 	return Options{
 		Pipeline: "p", WindowRows: 5000, WindowBytes: 4 << 20, Pace: 2 * time.Millisecond,
@@ -23,7 +23,8 @@ func options() Options {
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// server is a PostgreSQL for time and failure: it sends what it is told, and takes down every status update.
+// server is a PostgreSQL for tests of time and failure: it sends the messages that the test gives it, and records
+// every status update.
 type server struct {
 	mu       sync.Mutex
 	messages []Message
@@ -37,9 +38,9 @@ type server struct {
 	facts    Facts
 	factsErr error
 	first    error         // ends each stream at once
-	early    error         // came with the answer to Start: Next has it, and nothing more comes
+	early    error         // comes with the answer to Start: Next returns it, and nothing follows
 	closes   time.Duration // how long Close takes
-	onceOnly bool          // a connection takes one status update, and is gone
+	onceOnly bool          // a connection accepts one status update, and is then lost
 	onStatus func(confirmed LSN)
 }
 
@@ -148,7 +149,7 @@ func (s *server) Close() error {
 	return nil
 }
 
-// send lets messages arrive.
+// send makes messages arrive.
 func (s *server) send(messages ...Message) {
 	s.mu.Lock()
 	s.messages = append(s.messages, messages...)
@@ -175,7 +176,7 @@ func (s *server) isClosed() bool {
 	return s.closed
 }
 
-// commit is a transaction of n rows whose commit record stands at begin.
+// commit returns a transaction of n rows whose commit record begins at begin.
 func commit(begin, end LSN, n int) []Message {
 	m := []Message{{Kind: Begin, LSN: begin, Row: Row{XID: uint32(begin)}}}
 	for i := range n {
@@ -193,13 +194,13 @@ type broker struct {
 	windows int
 	stall   chan struct{} // Publish waits until it is closed
 	slow    time.Duration // how long Publish takes
-	fail    error         // of the next window
-	refuse  string        // id of a row that Check refuses
-	onState func()        // before the state is told
-	away    error         // Peek's
-	clients int           // that are open
-	failed  bool          // since it was opened
-	reused  bool          // after it had failed
+	fail    error         // error of the next window
+	refuse  string        // id of a row that Check rejects
+	onState func()        // called before State returns
+	away    error         // Peek's error
+	clients int           // number of open clients
+	failed  bool          // a window failed since the client was opened
+	reused  bool          // a client was used after it had failed
 }
 
 func (b *broker) Peek(context.Context) (*State, error) {
@@ -335,15 +336,15 @@ func (plainRoute) Route(row *Row, rec *Record) error {
 	return nil
 }
 
-// observe is what bubble's relay tells.
+// observe is the observer of bubble's relay.
 var observe Observer
 
-// bubble relays in virtual time, and fails the test when something was confirmed that is not durable.
+// bubble runs a relay in virtual time, and fails the test if an LSN was confirmed that is not durable.
 func bubble(t *testing.T, f func(s *server, b *broker, stop func() error, relay *Relay)) {
 	bubbleOf(t, 4, f)
 }
 
-// bubbleOf has windows of so many rows.
+// bubbleOf runs bubble with windows of rows rows.
 func bubbleOf(t *testing.T, rows int, f func(s *server, b *broker, stop func() error, relay *Relay)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer()
@@ -405,7 +406,8 @@ func TestQuietRelayKeepsThePace(t *testing.T) {
 	})
 }
 
-// TestNothingIsConfirmedBeforeReconciling: until the state was compared, updates carry 0/0, whatever Kafka does.
+// TestNothingIsConfirmedBeforeReconciling: until the state is compared, status updates carry 0/0, however long Kafka
+// takes.
 func TestNothingIsConfirmedBeforeReconciling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer()
@@ -432,7 +434,8 @@ func TestNothingIsConfirmedBeforeReconciling(t *testing.T) {
 	})
 }
 
-// TestLostConnectionEndsTheWaitForKafka: the connection is lost before the state was reconciled, and Kafka does not answer.
+// TestLostConnectionEndsTheWaitForKafka: the connection is lost before the state is reconciled, and Kafka does not
+// answer.
 func TestLostConnectionEndsTheWaitForKafka(t *testing.T) {
 	bubble(t, func(s *server, b *broker, stop func() error, relay *Relay) {
 		b.setStall(make(chan struct{}))
@@ -461,7 +464,7 @@ func TestBlockedKafkaStillAnswersTheServerAndGivesTheSlotBack(t *testing.T) {
 		s.send(commit(20, 30, 20)...)
 		time.Sleep(59 * time.Second)
 		if s.isClosed() {
-			t.Fatal("the connection was given back before queue_timeout")
+			t.Fatal("the connection was closed before queue_timeout")
 		}
 		s.mu.Lock()
 		last := began
@@ -480,7 +483,7 @@ func TestBlockedKafkaStillAnswersTheServerAndGivesTheSlotBack(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		if !s.isClosed() {
-			t.Fatal("the queue was full for a minute and the connection is still held")
+			t.Fatal("the queue was full for a minute and the connection is still open")
 		}
 		if role, err := relay.Role(); role != Retrying || !errors.Is(err, errQueueFull) {
 			t.Errorf("role %s, %v", role, err)
@@ -495,7 +498,7 @@ func TestBlockedKafkaStillAnswersTheServerAndGivesTheSlotBack(t *testing.T) {
 		b.setStall(nil)
 		close(stall)
 		time.Sleep(time.Minute)
-		s.send(commit(20, 30, 20)...) // the server sends it again: nothing of it was confirmed
+		s.send(commit(20, 30, 20)...) // the server sends it again, because nothing of it was confirmed
 		time.Sleep(time.Minute)
 		if len(b.list()) != 20 {
 			t.Errorf("%d rows after the outage, want each of 20 once: %s", len(b.list()), b.got())
@@ -517,8 +520,8 @@ func TestConfirmedFollowsTheStateRecord(t *testing.T) {
 	})
 }
 
-// TestStoppingServerIsLetGo: a server that wants to stop asks until everything is confirmed, and gets it in well under a
-// second, without a storm of answers.
+// TestStoppingServerIsLetGo: a server that wants to stop asks until everything is confirmed. It is confirmed in well
+// under a second, without a storm of answers.
 func TestStoppingServerIsLetGo(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, _ *Relay) {
 		time.Sleep(10*time.Second + 100*time.Millisecond) // between two ticks
@@ -548,13 +551,13 @@ func TestStoppingServerIsLetGo(t *testing.T) {
 
 func TestStopDrainsAndConfirms(t *testing.T) {
 	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
-		time.Sleep(time.Second / 2) // a second after the last one a state record is due at once
+		time.Sleep(time.Second / 2) // a second after the last state record, another one is due at once
 		s.send(commit(20, 30, 3)...)
 		synctest.Wait()
 		s.send(commit(30, 40, 3)[:3]...) // in the middle of a transaction
 		time.Sleep(time.Millisecond)
 		stall := make(chan struct{})
-		b.setStall(stall) // the last state record is not durable at once
+		b.setStall(stall) // the last state record does not become durable at once
 		time.AfterFunc(10*time.Millisecond, func() { close(stall) })
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -594,8 +597,8 @@ func TestStopWithKafkaAwayEndsInTimeAndSaysSo(t *testing.T) {
 	})
 }
 
-// TestStopDuringTheEndOfAFailedSessionSaysSo: the connection is given back, which takes a second, and only then is it seen that the
-// relay was asked to stop.
+// TestStopDuringTheEndOfAFailedSessionSaysSo: closing the connection takes a second, and only then the relay notices the
+// stop.
 func TestStopDuringTheEndOfAFailedSessionSaysSo(t *testing.T) {
 	bubble(t, func(s *server, b *broker, stop func() error, _ *Relay) {
 		s.mu.Lock()
@@ -629,7 +632,7 @@ func TestFailedWindowStartsOverFromTheState(t *testing.T) {
 			t.Fatalf("covered %s although the window failed", b.now().Covered)
 		}
 		time.Sleep(time.Second)
-		s.send(commit(20, 30, 2)...) // what a slot that went back sends again
+		s.send(commit(20, 30, 2)...) // a slot that went back sends this again
 		s.send(commit(30, 40, 2)...)
 		time.Sleep(2 * time.Second)
 		if b.got() != "[20.1 20.2 30.1 30.2]" {
@@ -641,7 +644,8 @@ func TestFailedWindowStartsOverFromTheState(t *testing.T) {
 	})
 }
 
-// TestRefusedRowStopsWhatIsBehindIt: the rows before it are durable and written down, nothing behind it is published.
+// TestRefusedRowStopsWhatIsBehindIt: the rows before the rejected one are durable and in the state record, and no
+// later row is published.
 func TestRefusedRowStopsWhatIsBehindIt(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		b.setRefuse("30.2")
@@ -665,7 +669,7 @@ func TestRefusedRowStopsWhatIsBehindIt(t *testing.T) {
 		s.send(append(commit(30, 40, 3), commit(40, 50, 1)...)...)
 		time.Sleep(time.Second)
 		if b.got() != "[20.1 30.1 30.2 30.3 40.1]" {
-			t.Errorf("after it could be taken: %s", b.got())
+			t.Errorf("after the cause was fixed: %s", b.got())
 		}
 	})
 }
@@ -696,7 +700,7 @@ func TestStandbyNeverOpensKafka(t *testing.T) {
 		time.Sleep(10500 * time.Millisecond)
 		synctest.Wait()
 		if fmt.Sprint(roles) != "[standby]" || b.now().Epoch != 0 {
-			t.Errorf("roles %v, epoch %d: standing by is said once and claims nothing", roles, b.now().Epoch)
+			t.Errorf("roles %v, epoch %d: a standby reports itself once and claims nothing", roles, b.now().Epoch)
 		}
 		if s.opens() < 8 {
 			t.Errorf("%d attempts in ten seconds", s.opens())
@@ -708,8 +712,9 @@ func TestStandbyNeverOpensKafka(t *testing.T) {
 	})
 }
 
-// TestStateWrittenForItsTimeConfirmsNothing: what the session's first record covers may be confirmed only once the stream has passed it, or
-// a slot on a server with another history would move past what gives that away.
+// TestStateWrittenForItsTimeConfirmsNothing: the covered LSN of the session's first record may be confirmed only
+// after the stream has passed it. Otherwise a slot on a server with another history would move beyond the
+// transactions that show it.
 func TestStateWrittenForItsTimeConfirmsNothing(t *testing.T) {
 	opts, observer := options(), Tee()
 	s := &session{client: &broker{}, state: &State{Covered: 100}}
@@ -730,7 +735,7 @@ func TestStateWrittenForItsTimeConfirmsNothing(t *testing.T) {
 	}
 }
 
-// TestStopWhileAFailedSessionEnds: why it failed is said already, and the stop is none of it.
+// TestStopWhileAFailedSessionEnds: the failure is reported already, and the stop is not part of it.
 func TestStopWhileAFailedSessionEnds(t *testing.T) {
 	for _, c := range []struct{ session, run error }{
 		{&HaltError{Found: "another history"}, nil},
@@ -758,8 +763,8 @@ func TestStopWhileAFailedSessionEnds(t *testing.T) {
 	}
 }
 
-// TestAnotherServerIsNotSuspected: a relay that lives on while another server takes the place of its own, at the same address, puts no row
-// aside for the position of one that Kafka refused on the old server.
+// TestAnotherServerIsNotSuspected: a relay keeps running while another server replaces its own at the same address.
+// It makes no row a dead letter because of the position of a row that Kafka rejected on the old server.
 func TestAnotherServerIsNotSuspected(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
 		time.Sleep(time.Second)
@@ -772,7 +777,7 @@ func TestAnotherServerIsNotSuspected(t *testing.T) {
 		if role, err := relay.Role(); role != Halted {
 			t.Fatalf("role %s, %v", role, err)
 		}
-		relay.memory.suspect = suspect{until: Position{50, 1}, row: Position{20, 1}, why: "it was refused on the old server"}
+		relay.memory.suspect = suspect{until: Position{50, 1}, row: Position{20, 1}, why: "it was rejected on the old server"}
 		b.mu.Lock()
 		b.state = &State{Version: StateVersion, Pipeline: "p", SystemID: "8", Timeline: 1, Covered: 10, Epoch: b.state.Epoch + 1}
 		windows := b.windows

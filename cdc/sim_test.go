@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// world is one history of a PostgreSQL, a Kafka and the relays between them, in virtual time. Everything that happens in it
-// follows from its seed: each call into the world takes a random time of its own, so no two things happen at once, and each
-// goroutine draws from a source of its own.
+// world is one history of a PostgreSQL, a Kafka and the relays between them, in virtual time. Everything in it
+// follows from its seed: each call into the world takes a random time that only it takes, so no two things happen at
+// once, and each goroutine draws from a separate source.
 type world struct {
 	mu          sync.Mutex
 	rng         *rand.Rand
@@ -21,10 +21,11 @@ type world struct {
 	pg    simPostgres
 	kafka simKafka
 
-	relays   []*simRelay
-	late     bool         // a relay published after another had taken over: at least once, a stale run may land out of order
-	unclean  bool         // a window failed or a relay was killed: what is in Kafka may be ahead of the state record
-	hostile  []string     // what somebody did behind the relay's back; from then on it may halt
+	relays []*simRelay
+	// a relay published after another had taken over: in at-least-once a stale run may arrive out of order
+	late     bool
+	unclean  bool         // a window failed or a relay was killed: Kafka may be ahead of the state record
+	hostile  []string     // hostile acts that the relay did not see; from the first on it may halt
 	phantoms map[int]bool // rows that a failover took back
 	violated []string
 }
@@ -45,18 +46,18 @@ func (w *world) violate(format string, args ...any) {
 
 func chance(rng *rand.Rand, percent int) bool { return rng.IntN(100) < percent }
 
-// branch is a source for one goroutine.
+// branch returns a random source for one goroutine.
 func branch(rng *rand.Rand) *rand.Rand { return rand.New(rand.NewPCG(rng.Uint64(), 3)) }
 
-// simTx is a committed transaction. Its number orders all that were ever committed, in whatever history.
+// simTx is a committed transaction. Its number gives its place among all transactions ever committed, in any history.
 type simTx struct {
 	start, end LSN
 	xid        uint32
 	at         time.Time
 	rows       []int // numbers, which order all rows ever committed
 	keys       []byte
-	hidden     bool // the publication did not carry the table at this place
-	excused    bool // somebody else moved the slot past it, or took it back with a backup
+	hidden     bool // the publication did not carry the table at this point
+	excused    bool // a hostile act moved the slot past it, or took it back with a backup
 }
 
 type simPostgres struct {
@@ -69,22 +70,22 @@ type simPostgres struct {
 	end         LSN
 	xid         uint32
 	rows        int
-	down        time.Time // not before then
+	down        time.Time // the server is down until then
 	slot        bool
 	confirmed   LSN
-	persisted   LSN // what a crash goes back to
+	persisted   LSN // the LSN that a crash goes back to
 	owner       *simStream
 	fingerprint int
 	hides       bool
-	sent        map[LSN]bool // what may be confirmed: ends of commits, and keepalives
-	checked     int          // in wal: confirmed and seen to be durable
+	sent        map[LSN]bool // LSNs that may be confirmed: ends of commits, and keepalives
+	checked     int          // index in wal: confirmed, and checked to be durable
 }
 
 func (p *simPostgres) identity(pid uint32) Identity {
 	return Identity{PID: pid, SystemID: p.id, Timeline: p.timeline, History: slices.Clone(p.past)}
 }
 
-// commit is called with mu held. Half of all commits begin exactly where the one before ended.
+// commit appends a transaction. mu must be held. Half of all commits begin exactly where the one before ended.
 func (w *world) commit(rows int) {
 	p := &w.pg
 	if chance(w.rng, 50) {
@@ -102,7 +103,7 @@ func (w *world) commit(rows int) {
 	w.arrive()
 }
 
-// arrive wakes whoever waits for WAL.
+// arrive wakes the streams that wait for WAL.
 func (w *world) arrive() {
 	if o := w.pg.owner; o != nil {
 		signal(o.arrived)
@@ -118,19 +119,19 @@ func (w *world) cut() {
 	}
 }
 
-// lose ends all connections: this server is no more.
+// lose ends all connections, because this server no longer exists.
 func (w *world) lose() {
 	w.cut()
 	w.pg.life++
 }
 
-// simRelay is one process.
+// simRelay is one relay process.
 type simRelay struct {
 	w      *world
 	relay  *Relay
 	cancel context.CancelFunc
 	ended  chan error
-	dead   bool      // killed: nothing it does has an effect
+	dead   bool      // killed: its calls have no effect
 	thaws  time.Time // frozen until then
 	owns   bool      // its present stream was started …
 	since  time.Time // … then
@@ -141,7 +142,8 @@ type simRelay struct {
 
 var errSimKilled = errors.New("killed")
 
-// enter is where a process touches the world: a frozen one waits, a killed one is no more.
+// enter waits while the process is frozen, and returns an error once it was killed. A process calls it whenever it
+// reaches into the world.
 func (r *simRelay) enter(rng *rand.Rand, upTo time.Duration) error {
 	time.Sleep(time.Duration(1 + rng.Int64N(int64(upTo))))
 	for {
@@ -214,7 +216,7 @@ type simStream struct {
 	cut     bool
 	at      int       // next transaction in the WAL
 	sent    LSN       // everything before it was sent
-	pending []Message // of a transaction under way
+	pending []Message // of the transaction that is being sent
 	buf     []Message // received
 }
 
@@ -238,12 +240,12 @@ func (s *simStream) Start(context.Context) error {
 		if s.at < 0 {
 			s.at = len(p.wal)
 		}
-		s.sent = p.confirmed - min(p.confirmed, LSN(s.rng.IntN(200))) // it reads again from restart_lsn
+		s.sent = p.confirmed - min(p.confirmed, LSN(s.rng.IntN(200))) // the walsender reads again from restart_lsn
 	}
 	return nil
 }
 
-// produce is called with mu held: what the walsender has to send, a few messages at a time.
+// produce appends what the walsender has to send, a few messages at a time. mu must be held.
 func (s *simStream) produce() {
 	w := s.relay.w
 	p := &w.pg
@@ -253,7 +255,7 @@ func (s *simStream) produce() {
 	}
 	for range 1 + s.rng.IntN(12) {
 		if chance(s.rng, 10) {
-			keepalive(s.sent) // inside a transaction it tells of what is before it
+			keepalive(s.sent) // inside a transaction its LSN is before the transaction
 		}
 		if len(s.pending) > 0 {
 			m := s.pending[0]
@@ -302,7 +304,7 @@ func (s *simStream) Fill(deadline time.Time) (int, error) {
 		s.produce()
 		n := 100 * (len(s.buf) - had)
 		if n > 0 && chance(s.rng, 30) {
-			n = smallestFull // a busy relay is as right as a quiet one
+			n = smallestFull // a busy relay must be as correct as a quiet one
 		}
 		w.mu.Unlock()
 		if n > 0 {
@@ -332,7 +334,7 @@ func (s *simStream) Next(m *Message) (bool, error) {
 	return true, nil
 }
 
-// Status is where a promise is broken, if one is: it moves the slot.
+// Status moves the slot, and checks the promises about confirming.
 func (s *simStream) Status(confirmed LSN, _ bool) error {
 	if err := s.relay.enter(s.rng, 100*time.Microsecond); err != nil {
 		return err
@@ -383,9 +385,9 @@ type simKafka struct {
 	logs    [3][]simRecord
 	records []simState
 	durable map[int]bool
-	last    Position  // of the rows that are durable
+	last    Position  // of the last durable row
 	down    time.Time // does not answer before then
-	fail    int       // so many of the next windows fail
+	fail    int       // number of the next windows that fail
 	epoch   int       // of the transactional id
 	open    []*simTxn
 }
@@ -415,7 +417,7 @@ func (k *simKafka) delivered(rows []int, last Position) {
 	}
 }
 
-// answers waits for Kafka as long as a session start does.
+// answers waits for Kafka, at most as long as a session's start does.
 func (r *simRelay) answers(ctx context.Context) error {
 	if err := r.enter(r.starts, 3*time.Millisecond); err != nil {
 		return err
@@ -449,7 +451,7 @@ func (r *simRelay) Peek(ctx context.Context) (*State, error) {
 	return r.w.kafka.newest(), nil
 }
 
-// newest is called with mu held.
+// newest returns the newest durable state record. mu must be held.
 func (k *simKafka) newest() *State {
 	var all []*State
 	for i := range k.records {
@@ -460,7 +462,7 @@ func (k *simKafka) newest() *State {
 	return NewestState(all)
 }
 
-// Open fences, in exactly-once.
+// Open returns a client, and in exactly-once fences the earlier one.
 func (r *simRelay) Open(ctx context.Context) (Publisher, error) {
 	if err := r.answers(ctx); err != nil {
 		return nil, err
@@ -489,9 +491,9 @@ type simPublisher struct {
 
 func (p *simPublisher) State(ctx context.Context) (*State, error) { return p.relay.Peek(ctx) }
 
-// Check refuses every thirteenth row, which goes to the dead letter topic.
+// Check rejects every thirteenth row, which becomes a dead letter.
 func (p *simPublisher) Check(_ context.Context, rec *Record) error {
-	if rec.Refused == nil && number(rec.Row)%13 == 0 {
+	if rec.Rejected == nil && number(rec.Row)%13 == 0 {
 		return Reject(rec.Row, BadPayload, rec.Topic, "the number is unlucky")
 	}
 	return nil
@@ -512,8 +514,8 @@ func number(row *Row) (n int) {
 
 func (p *simPublisher) Close() {}
 
-// Publish is durable, or fails in one of the ways a Kafka does: nothing arrived, a prefix per partition did, or everything did
-// and the answer was lost.
+// Publish succeeds, or fails in one of Kafka's ways: nothing arrived, a prefix per partition arrived, or everything
+// arrived and the answer was lost.
 func (p *simPublisher) Publish(ctx context.Context, records []Record, st *State) error {
 	r, w := p.relay, p.relay.w
 	if p.failed {
@@ -533,7 +535,7 @@ func (p *simPublisher) publish(ctx context.Context, records []Record, st *State)
 	r, w := p.relay, p.relay.w
 	patience := 24 * time.Hour
 	if w.exactlyOnce {
-		patience = 30 * time.Second // the transaction's
+		patience = 30 * time.Second // the transaction's timeout
 	}
 	if err := errors.Join(r.enter(p.rng, 4*time.Millisecond), r.reach(ctx, patience)); err != nil {
 		return err
@@ -566,7 +568,7 @@ func (p *simPublisher) publish(ctx context.Context, records []Record, st *State)
 		case "walpost.dlq.p":
 			part = 2
 		default:
-			continue // into nowhere
+			continue // the record is lost
 		}
 		if (how == 1 && chance(p.rng, 20)) || how == 2 {
 			stopped[part] = true
@@ -596,7 +598,7 @@ func (p *simPublisher) publish(ctx context.Context, records []Record, st *State)
 	}
 	w.mu.Unlock()
 
-	// EndTxn: a frozen relay may have been replaced since.
+	// EndTxn: another relay may have replaced a frozen one since.
 	if err := r.enter(p.rng, 3*time.Millisecond); err != nil {
 		return err
 	}
@@ -619,7 +621,7 @@ func (p *simPublisher) publish(ctx context.Context, records []Record, st *State)
 	return nil
 }
 
-// claim looks at a state record. It is called with mu held.
+// claim checks the epoch and covered of a state record. mu must be held.
 func (w *world) claim(r *simRelay, st *State) {
 	for i := range w.kafka.records {
 		other := &w.kafka.records[i]

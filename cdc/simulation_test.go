@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// act is one thing that happens in a history, so long after the one before.
+// act is one event of a history, at a time after the one before.
 type act struct {
 	after time.Duration
 	what  string
@@ -24,7 +24,8 @@ type act struct {
 
 func (a act) String() string { return fmt.Sprintf("%v %s(%d)", a.after, a.what, a.n) }
 
-// acts are what can happen, with how often. What others do behind the relay's back stands in hostile.
+// acts lists the possible events with their frequencies. hostile lists the acts of others that the relay does not
+// see.
 var acts = []struct {
 	what string
 	odds int
@@ -45,7 +46,7 @@ var acts = []struct {
 
 var hostile = []string{"advance", "re-create", "drop", "hide", "other server", "restore", "lose state"}
 
-// simHistory makes up what happens. One in four has something hostile in it.
+// simHistory returns a random history. One in four contains a hostile act.
 func simHistory(rng *rand.Rand) []act {
 	sum := 0
 	for _, a := range acts {
@@ -70,7 +71,7 @@ func simHistory(rng *rand.Rand) []act {
 	return h
 }
 
-// do lets it happen.
+// do carries out an act.
 func (w *world) do(t *testing.T, a act) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -114,10 +115,10 @@ func (w *world) do(t *testing.T, a act) {
 		if len(alive) > 0 {
 			r := alive[a.n%len(alive)]
 			r.thaws = time.Now().Add(time.Duration(a.n) * time.Second)
-			w.cutIf(r) // the server gave up on it
+			w.cutIf(r) // the server closed its connection
 		}
 	case "failover":
-		if len(w.hostile) == 0 { // it would take back what gives another history away
+		if len(w.hostile) == 0 { // it would undo the transactions that show another history
 			w.failover(a.n - 1)
 		}
 	default:
@@ -149,13 +150,13 @@ func (w *world) failover(lost int) {
 	p.timeline++
 	w.unclean = true
 	w.kafka.last = Position{}
-	p.sent[p.end] = true // what both histories share ends there
+	p.sent[p.end] = true // the end of the history that both timelines share
 	p.wal = slices.Clone(p.wal[:back])
 	p.confirmed = min(p.persisted, p.end)
 	p.persisted, p.checked = p.confirmed, 0
 }
 
-// tail is where the last n transactions begin in the WAL, but none of before the last promotion.
+// tail returns the index in the WAL of the last n transactions, but none from before the last promotion.
 func (p *simPostgres) tail(n int) int {
 	at := len(p.wal)
 	for ; n > 0 && at > 0 && (len(p.past) == 0 || p.wal[at-1].start >= p.past[len(p.past)-1].End); n-- {
@@ -164,7 +165,7 @@ func (p *simPostgres) tail(n int) int {
 	return at
 }
 
-// behindItsBack does what loses rows silently, unless somebody compares.
+// behindItsBack carries out a hostile act, which loses rows silently unless the relay compares.
 func (w *world) behindItsBack(a act) {
 	p := &w.pg
 	w.lose()
@@ -191,15 +192,15 @@ func (w *world) behindItsBack(a act) {
 		p.fingerprint++
 	case "other server":
 		p.id += "1"
-	case "restore": // a snapshot that has written past our position since
+	case "restore": // restores a snapshot that has since written beyond the relay's position
 		back := p.tail(2 * a.n)
 		if st := w.kafka.newest(); st.Ordinal == 0 && st.Skipped > 0 {
-			return // a failover took the last row back, and none came since: nothing is left to know this history by
+			return // a failover took the last row back, and none came since: nothing is left that shows this history
 		}
 		for _, tx := range p.wal[back:] {
 			tx.excused = true
 			for _, row := range tx.rows {
-				w.kafka.durable[row] = true // of the old history: nobody asks for them
+				w.kafka.durable[row] = true // rows of the old history, which are not checked
 			}
 		}
 		if back == len(p.wal) {
@@ -217,7 +218,7 @@ func (w *world) behindItsBack(a act) {
 	}
 }
 
-// start is called with mu held.
+// start starts a relay. mu must be held.
 func (w *world) start(t *testing.T) *simRelay {
 	cfg := options()
 	cfg.ExactlyOnce, cfg.DeadLetters = w.exactlyOnce, "walpost.dlq.p"
@@ -241,7 +242,7 @@ func (w *world) start(t *testing.T) *simRelay {
 		err := r.relay.Run(ctx)
 		w.mu.Lock()
 		if st := w.kafka.newest(); err == nil && !r.dead && !w.late && !w.unclean && len(w.hostile) == 0 && len(w.relays) == 1 && st.Last().Compare(w.kafka.last) < 0 {
-			w.violate("stopped when asked, and what it published last is not written down: %v, the state record says %v", w.kafka.last, st.Last())
+			w.violate("stopped when asked, and the last published row is not in the state record: %v, the state record says %v", w.kafka.last, st.Last())
 		}
 		r.dead = true
 		w.mu.Unlock()
@@ -250,7 +251,7 @@ func (w *world) start(t *testing.T) *simRelay {
 	return r
 }
 
-// simulate runs one history and says what was violated.
+// simulate runs one history and returns the violations.
 func simulate(t *testing.T, seed uint64, exactlyOnce bool, h []act) (violated []string) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(seed, exactlyOnce)
@@ -267,7 +268,7 @@ func simulate(t *testing.T, seed uint64, exactlyOnce bool, h []act) (violated []
 	return violated
 }
 
-// settle ends all faults, gives a fresh relay time, and asks what became of the rows.
+// settle ends all faults, gives a new relay time, and checks all rows.
 func (w *world) settle(t *testing.T) {
 	w.mu.Lock()
 	w.kafka.fail, w.kafka.down, w.pg.down = 0, time.Time{}, time.Time{}
@@ -307,7 +308,7 @@ func (w *world) settle(t *testing.T) {
 	w.order()
 }
 
-// missing names a row that is not in Kafka. It is called with mu held.
+// missing returns a sentence about a row that is not in Kafka. mu must be held.
 func (w *world) missing() string {
 	for _, tx := range w.pg.wal {
 		for _, row := range tx.rows {
@@ -319,8 +320,8 @@ func (w *world) missing() string {
 	return ""
 }
 
-// order checks I3 and I9; where somebody has lost the state topic's tail, repeats are all one can ask for. It is called with
-// mu held.
+// order checks I3 and I9. If the state topic has lost its tail, it can only check that repeats are runs. mu must be
+// held.
 func (w *world) order() {
 	if len(w.hostile) > 0 {
 		return
@@ -328,7 +329,7 @@ func (w *world) order() {
 	for part, log := range w.kafka.logs {
 		var firsts []int
 		at := map[int]int{}
-		last := -1 // the place of the last record among the firsts
+		last := -1 // index of the last record among the first appearances
 		for _, r := range log {
 			if !r.tx.durable() || w.phantoms[r.row] {
 				continue
@@ -337,7 +338,7 @@ func (w *world) order() {
 			switch {
 			case again && w.exactlyOnce:
 				w.violate("I9: row %d twice in partition %d", r.row, part)
-			case w.late: // at least once
+			case w.late: // in at-least-once
 			case again && place > last+1:
 				w.violate("I3: a replay in partition %d leaves out rows before %d", part, r.row)
 			case !again && last != len(firsts)-1:
@@ -355,7 +356,7 @@ func (w *world) order() {
 	}
 }
 
-// shrink takes out of a history what it does not need to fail.
+// shrink removes from a history the acts that it does not need to fail.
 func shrink(t *testing.T, seed uint64, exactlyOnce bool, h []act, violated []string) ([]act, []string) {
 	for size := len(h) / 2; size > 0; size /= 2 {
 		for at := 0; at+size <= len(h); {
@@ -370,9 +371,10 @@ func shrink(t *testing.T, seed uint64, exactlyOnce bool, h []act, violated []str
 	return h, violated
 }
 
-// TestSimulation runs WALPOST_SIM_SEEDS histories (2,000, or 200 with -short) in each mode, from WALPOST_SIM_SEED on (a random place).
+// TestSimulation runs WALPOST_SIM_SEEDS histories (2,000, or 200 with -short) in each mode, from seed
+// WALPOST_SIM_SEED on (default: random).
 func TestSimulation(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // what is runnable runs in the same order each time
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // goroutines that are ready run in the same order each time
 	seeds, first := 2000, rand.Uint64N(1<<40)
 	if testing.Short() {
 		seeds = 200

@@ -5,70 +5,71 @@ import (
 	"time"
 )
 
-// Source is where rows come from.
+// Source is the server that rows come from.
 type Source interface {
-	// Preflight checks over SQL what a session needs of the server and reports everything that is wrong together, as a
-	// Halt. It returns the OID of the outbox table, which Connect needs; 0 where there is none, as Facts
-	// say, too.
+	// Preflight checks over SQL what a session needs from the server and returns all problems together, as a
+	// HaltError. It returns the OID of the outbox table, which Connect needs; 0 if there is no table, which Facts
+	// then reports too.
 	Preflight(ctx context.Context) (table uint32, err error)
-	// Connect opens the replication connection for the inserts into the table, and identifies the server behind it.
+	// Connect opens the replication connection for the inserts into the table, and identifies the server at its other
+	// end.
 	Connect(ctx context.Context, table uint32) (Stream, Identity, error)
-	// Facts reads over SQL, now, what Reconcile compares with the state record, and of the Identity the timeline.
+	// Facts queries everything that Reconcile compares with the state record. Of Identity it sets only Timeline.
 	Facts(ctx context.Context) (Facts, error)
 }
 
-// Identity is the server's answer to IDENTIFY_SYSTEM, and which of its processes it is that will own the slot.
+// Identity is the server's answer to IDENTIFY_SYSTEM, and the process that will own the slot.
 type Identity struct {
 	PID      uint32
 	SystemID string
 	Timeline int32
-	// History is how the timelines before it ended, where there were any and the server still knows.
+	// History has the ends of the earlier timelines, if there were any and the server still knows them.
 	History []PastTimeline
-	// Window is how many bytes the server may send ahead of a reader that rests; 0: the kernel makes it larger and
-	// smaller.
+	// Window is the number of bytes that the server may send ahead of a resting reader; 0: the kernel adjusts it.
 	Window int
-	// Wire says over what the connection runs, as its round trip and its receive buffer, for the log.
+	// Wire describes the connection for the log, for example its round trip and its receive buffer.
 	Wire string
-	// Timeout is the connection's wal_sender_timeout: a relay that is silent for so long is taken for gone. 0: the
-	// server waits for ever.
+	// Timeout is the connection's wal_sender_timeout: the server closes the connection of a relay that is silent for
+	// this long. 0: never.
 	Timeout time.Duration
 }
 
-// PastTimeline is a timeline that the server has left, and where.
+// PastTimeline is a timeline that the server has left, and the LSN where it left it.
 type PastTimeline struct {
 	Timeline int32
 	End      LSN
 }
 
-// Stream is one replication connection. One goroutine at a time uses it, but for Interrupt.
+// Stream is one replication connection. Only one goroutine at a time may use it, except for Interrupt.
 type Stream interface {
-	// Start begins streaming at 0/0 and owns the slot from then on. ErrSlotInUse says that somebody else does.
+	// Start begins streaming at 0/0, and from then on owns the slot. It returns ErrSlotInUse if another process owns
+	// it.
 	Start(ctx context.Context) error
-	// Fill waits until the deadline for bytes and takes one gulp of them. It returns 0 and no error when there were
+	// Fill waits until the deadline for bytes and reads one chunk of them. It returns 0 and no error if there were
 	// none.
 	Fill(deadline time.Time) (int, error)
-	// Rest lets the time pass and the socket fill. What comes meanwhile does not wake the process, where the system can
+	// Rest waits for d while the socket fills. Bytes that arrive meanwhile do not wake the process, if the system can
 	// do that.
 	Rest(d time.Duration)
-	// Waiting is how many bytes the next Fill would find, as far as that is known.
+	// Waiting returns how many bytes the next Fill would find, as far as that is known.
 	Waiting() int
-	// OpenWindow lets the server send more than a gulp ahead, from now on.
+	// OpenWindow lets the server send more than one chunk ahead, from now on.
 	OpenWindow()
-	// Next decodes the next whole message of the gulp into m, or reports false when there is none left. The slices in m
-	// are valid until the next Fill.
+	// Next decodes the next whole message of the chunk into m, or returns false if there is none left. The slices in
+	// m are valid until the next Fill.
 	Next(m *Message) (bool, error)
-	// Status tells the server that everything up to confirmed is durable; ping asks for an answer. Zero confirms
-	// nothing.
+	// Status tells the server that everything up to confirmed is durable; ping asks the server for an answer. Zero
+	// confirms nothing.
 	Status(confirmed LSN, ping bool) error
 	// Interrupt makes the present or the next Fill return at once. Any goroutine may call it.
 	Interrupt()
 	Close() error
 }
 
-// MessageKind says which fields of a Message count.
+// MessageKind is the kind of a Message, which decides which of its fields are set.
 type MessageKind uint8
 
-// The kinds of messages. Other is everything a publication carries besides inserts into the outbox.
+// The kinds of messages. Other is everything that a publication carries besides inserts into the outbox.
 const (
 	Begin MessageKind = iota + 1
 	Insert
@@ -88,36 +89,40 @@ type Message struct {
 	Row Row
 }
 
-// Sink is where records go.
+// Sink is the Kafka that records go to.
 type Sink interface {
-	// Peek reads the state record without owning anything. It serves for an early look only.
+	// Peek reads the state record and owns nothing. It is only for an early look.
 	Peek(ctx context.Context) (*State, error)
-	// Open makes a new client. Never before the slot is owned: a fencing client would fence its rightful owner.
+	// Open returns a new client. Call it only after the session owns the slot: a fencing client would fence the
+	// slot's rightful owner.
 	Open(ctx context.Context) (Publisher, error)
 }
 
 // Publisher is one session's client.
 type Publisher interface {
-	// State reads the newest state record; nil when there is none.
+	// State returns the newest state record; nil if there is none.
 	State(ctx context.Context) (*State, error)
-	// Notes returns what is worth a word of the topics, beside the record of the former session.
+	// Notes returns what an operator should know about the topics, compared with the state record of the earlier
+	// session.
 	Notes(former *State) []string
-	// Check refuses with a RejectedError what can never be published, before anything is produced.
+	// Check returns a RejectedError for a record that can never be published, before anything is produced.
 	Check(ctx context.Context, r *Record) error
-	// DeadLetters hands over the records of the dead letter topic from an offset on to where the topic ends now, in
-	// order and committed only, and returns where to go on. headers are nil in a tombstone.
+	// DeadLetters calls each for every committed record of the dead letter topic, from the offset up to the topic's
+	// present end, in order, and returns the offset to continue from. headers are nil in a tombstone.
 	DeadLetters(ctx context.Context, from int64, each func(key string, headers []Header)) (next int64, err error)
-	// Publish returns when every record and the state record, if given, are durable, and sets each record's place.
-	// After an error, a prefix per partition is. It is a RejectedError when Kafka will not take a record, although Check let
-	// it through; whether it is that very one is certain only of a window of one.
+	// Publish returns when every record and the state record, if given, are durable, and sets the partition and
+	// offset of each record. After an error, a prefix per partition is durable. The error is a RejectedError if Kafka
+	// rejects a record although Check had accepted it; only for a window of one record it is certain that it is this
+	// record.
 	Publish(ctx context.Context, records []Record, st *State) error
-	// CountFrom counts the rows of this pipeline in Kafka whose commit begins at lsn or behind it; more when atLeast.
+	// CountFrom counts the rows of this pipeline in Kafka whose commit begins at or after lsn; there are more if
+	// atLeast.
 	CountFrom(ctx context.Context, lsn LSN) (rows int, atLeast bool, err error)
 	Close()
 }
 
-// Route turns a row into a record, or says with a RejectedError why it cannot. The record's slices stay valid until the
-// router's next window.
+// Route turns a row into a record, or returns a RejectedError with the reason why it cannot. The record's slices stay
+// valid until the router's next window.
 type Route interface {
 	NextWindow()
 	Route(row *Row, rec *Record) error

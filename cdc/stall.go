@@ -9,22 +9,23 @@ import (
 )
 
 const (
-	lookEvery    = 5 * time.Second
-	lookWithin   = 10 * time.Second
-	stallAfter   = 14 * time.Second // without motion: three looks, so that a stall is told within 30 s from the row's commit
-	sameFailures = 3                // sessions in a row that fail at one place: streaming alone is no progress any more
+	lookEvery  = 5 * time.Second
+	lookWithin = 10 * time.Second
+	// without motion: three looks, so that a stall is reported within 30 s of the row's commit
+	stallAfter   = 14 * time.Second
+	sameFailures = 3 // sessions in a row that fail at one place: then streaming alone counts as no progress
 )
 
-// motion is what moves while a session works. The reader writes what it has seen and received, the publisher the rest;
-// the watcher reads it.
+// motion counts what moves while a session works. The reader writes seen and received, the publisher the rest; the
+// watcher reads it.
 type motion struct {
 	seen      atomic.Uint64 // LSN that the stream has reached
-	received  atomic.Int64  // messages but keepalives, and gulps of a message that is skimmed over
+	received  atomic.Int64  // messages except keepalives, and reads of a message that is skipped unread
 	published atomic.Int64  // rows
 	stuck     atomic.Bool   // Kafka has not answered for stallLog
 }
 
-// moves notes what one gulp held. Of a message that is skimmed over nothing comes but bytes.
+// moves records one read. A message that is skipped unread yields only bytes.
 func (m *motion) moves(seen LSN, messages, bytes int) {
 	m.seen.Store(uint64(seen))
 	if messages == 0 && bytes > 1<<10 {
@@ -33,20 +34,20 @@ func (m *motion) moves(seen LSN, messages, bytes int) {
 	m.received.Add(int64(messages))
 }
 
-// moment is what had moved at one look.
+// moment is a copy of motion and covered at one look.
 type moment struct {
 	seen, covered       LSN
 	received, published int64
 }
 
-// detector finds a stall by positions alone.
+// detector finds a stall from positions alone.
 type detector struct {
 	last  moment
-	end   LSN       // of the WAL, at the first look that found last
-	since time.Time // of that look
+	end   LSN       // end of the WAL at the first look that found last
+	since time.Time // time of that look
 }
 
-// stalled says that nothing has moved for stallAfter although there was WAL that is not covered.
+// stalled reports whether nothing has moved for stallAfter although there was WAL that is not covered.
 func (d *detector) stalled(now time.Time, m moment, end LSN) bool {
 	if m != d.last || reached(m.covered, d.end) {
 		d.last, d.end, d.since = m, end, now
@@ -55,29 +56,29 @@ func (d *detector) stalled(now time.Time, m moment, end LSN) bool {
 	return now.Sub(d.since) >= stallAfter
 }
 
-// place is where a relay stands: what it has covered and delivered.
+// place is the position of a relay: what it has covered, and the last row it has delivered.
 type place struct {
 	covered LSN
 	row     Position
 }
 
-// troubles is what a relay has told of stalls and of commits that wait, across its sessions.
+// troubles remembers which stalls and waiting commits the relay has reported, across its sessions.
 type troubles struct {
-	observer *Observer
-	place    place // of the last session that failed behind the WAL's end
-	times    int   // how many have failed there
-	told     *StallError
-	toldAt   place
-	commit   string // what was told of commits that wait
-	pid      uint32 // of the last session's walsender
+	observer   *Observer
+	place      place // place of the last session that failed before it had reached the WAL's end
+	times      int   // number of sessions in a row that failed there
+	reported   *StallError
+	reportedAt place
+	commit     string // the last report of waiting commits
+	pid        uint32 // of the last session's walsender
 }
 
 // stall reports a stall once, and once when it is over.
 func (t *troubles) stall(s *StallError, at place) {
-	if s == nil && t.told == nil || s != nil && t.told != nil && s.Cause == t.told.Cause && s.of == t.told.of {
+	if s == nil && t.reported == nil || s != nil && t.reported != nil && s.Cause == t.reported.Cause && s.of == t.reported.of {
 		return
 	}
-	t.told, t.toldAt = s, at
+	t.reported, t.reportedAt = s, at
 	t.observer.Stuck(s)
 }
 
@@ -90,8 +91,8 @@ func (t *troubles) commits(f *Facts) {
 	}
 }
 
-// commitsAgain asks whether what was told of commits still holds, where no session can look: with Kafka away none
-// begins.
+// commitsAgain checks whether the last report of waiting commits is still true while no session can: with Kafka away
+// no session begins.
 func (t *troubles) commitsAgain(ctx context.Context, source Source) {
 	if t.commit == "" {
 		return
@@ -103,22 +104,22 @@ func (t *troubles) commitsAgain(ctx context.Context, source Source) {
 	}
 }
 
-// rest is for a relay that stands by: how rows flow is another's concern.
+// rest ends all reports when the relay becomes a standby: another relay watches the rows now.
 func (t *troubles) rest() {
 	t.stall(nil, place{})
 	t.commits(&Facts{})
 	t.times = 0
 }
 
-// look is what the watcher saw last, and when by this process's clock.
+// look is the watcher's last look at the server, and its time by this process's clock.
 type look struct {
 	facts Facts
 	open  map[string]time.Time // of State.Open
 	at    time.Time
 }
 
-// watcher looks at the server again and again while a session streams: at publication and table, of which a change that
-// hides rows ends the session, and at what tells a stall from silence.
+// watcher looks at the server again and again while a session streams. A change of publication or table that hides
+// rows ends the session. The positions tell it whether the stream has stalled or there is nothing to send.
 type watcher struct {
 	source   Source
 	shared   *exchange
@@ -132,8 +133,9 @@ func newWatcher(s *session, sh *exchange, cfg *Options, o *Observer, source Sour
 	return &watcher{source: source, shared: sh, observer: o, troubles: t, pid: s.id.PID, every: cfg.CheckInterval}
 }
 
-// run looks until ctx ends, and then returns nil, or until it finds a change that ends the session, and then returns
-// that. A look that fails ends nothing. st is the record that publication and table are compared with.
+// run looks at the server until ctx ends, and then returns nil, or until it finds a change that must end the session,
+// and then returns that error. A failed look ends nothing. st is the record that publication and table are compared
+// with.
 func (w *watcher) run(ctx context.Context, st State) error {
 	timer := time.NewTimer(min(time.Second, w.every))
 	defer timer.Stop()
@@ -158,9 +160,9 @@ func (w *watcher) run(ctx context.Context, st State) error {
 			w.observer.Watching(err)
 		}
 		if err != nil {
-			// Where the WAL ends is not known then: what moves at all is no stall.
+			// The end of the WAL is not known now: any motion at all means that there is no stall.
 			if sightless.stalled(time.Now(), w.moment(), math.MaxUint64) {
-				w.troubles.stall(&StallError{Cause: "blind", Found: "the server cannot be looked at, rows may be waiting, and nothing has moved for a while: " + err.Error()}, *w.shared.place.Load())
+				w.troubles.stall(&StallError{Cause: "blind", Found: "the relay cannot query the server, rows may be waiting, and nothing has moved for a while: " + err.Error()}, *w.shared.place.Load())
 			}
 			continue
 		}
@@ -174,13 +176,14 @@ func (w *watcher) run(ctx context.Context, st State) error {
 	}
 }
 
-// moment returns what has moved until now.
+// moment returns the present state of motion.
 func (w *watcher) moment() moment {
 	at := &w.shared.motion
 	return moment{seen: LSN(at.seen.Load()), received: at.received.Load(), published: at.published.Load()}
 }
 
-// remember keeps a look, and asks for a state record where the last one does not know until when all was delivered.
+// remember keeps a look, and asks for a new state record if the last one may not have the newest time up to which
+// everything is delivered.
 func (w *watcher) remember(f *Facts, open map[string]time.Time) {
 	w.shared.looked.Store(&look{*f, open, time.Now()})
 	w.shared.lag.Look(f.WALEnd, f.Time)
@@ -192,14 +195,14 @@ func (w *watcher) remember(f *Facts, open map[string]time.Time) {
 	}
 }
 
-// judge compares a look with those before and tells what it finds.
+// judge compares a look with the earlier ones and reports a stall, or its end.
 func (w *watcher) judge(d *detector, f *Facts, now time.Time) {
 	here, t := *w.shared.place.Load(), w.troubles
 	m := w.moment()
 	m.covered = here.covered
-	m.seen = min(m.seen, here.covered) // what is ahead of it is not delivered
+	m.seen = min(m.seen, here.covered) // what is ahead of covered is not delivered
 	if w.shared.motion.stuck.Load() {
-		m.received = -1 // the reader goes on until the queue is full
+		m.received = -1 // the reader continues until the queue is full
 	}
 	moved := !d.since.IsZero() && m != d.last
 	current := reached(m.covered, f.WALEnd)
@@ -208,16 +211,16 @@ func (w *watcher) judge(d *detector, f *Facts, now time.Time) {
 		t.times = 0
 	}
 	switch {
-	case t.times >= sameFailures: // told, and what comes is what came before
+	case t.times >= sameFailures: // reported already; a new session only repeats what failed
 	case stalled:
 		t.stall(w.cause(f, m.covered, d.end), here)
-	case t.told != nil && (moved || current || here != t.toldAt):
+	case t.reported != nil && (moved || current || here != t.reportedAt):
 		t.stall(nil, here)
 	}
 }
 
-// assess names the range that is at risk, for a halt of which the stream could not tell: since the last look that found
-// nothing.
+// assess sets the range at risk in a halt that the stream found without knowing it: everything since the last look
+// that found no change.
 func (w *watcher) assess(ctx context.Context, halt *HaltError) {
 	last := w.shared.looked.Load()
 	if !halt.Latch || !halt.Risk.IsZero() || last == nil {
@@ -230,8 +233,8 @@ func (w *watcher) assess(ctx context.Context, halt *HaltError) {
 	}
 }
 
-// countFailure counts a session that had streamed and failed, if it had not reached the WAL's end. Where several fail
-// at one place in a row, streaming is no sign of health.
+// countFailure counts a session that had streamed and then failed before it reached the WAL's end. If several fail at
+// one place in a row, streaming is no sign of health.
 func (w *watcher) countFailure(err error) {
 	t, here := w.troubles, *w.shared.place.Load()
 	if err == nil || errors.As(err, new(*HaltError)) || reached(here.covered, w.shared.looked.Load().facts.WALEnd) {

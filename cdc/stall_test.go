@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// heard is what a relay told of stalls and commits, with when.
+// heard records the reports of a relay about stalls and commits, with their times.
 type heard struct {
 	mu     sync.Mutex
 	stalls []string
@@ -29,7 +29,8 @@ func (h *heard) first() time.Time {
 	return h.at[0]
 }
 
-// listening is bubble with a server whose WAL ends where it says, and a relay that is heard. The stream has begun and is current.
+// listening runs bubble with a server that reports its WAL's end, and a relay whose reports are recorded. The stream
+// has begun and is current.
 func listening(t *testing.T, f func(s *server, b *broker, h *heard, relay *Relay)) {
 	t.Helper()
 	h := &heard{}
@@ -66,7 +67,8 @@ func listening(t *testing.T, f func(s *server, b *broker, h *heard, relay *Relay
 	})
 }
 
-// TestStallIsToldWithItsCause: once, within half a minute from the commit, whenever between two looks that is, and once when it is over.
+// TestStallIsToldWithItsCause: a stall is reported once, within half a minute of the commit, at any time between two
+// looks, and once when it is over.
 func TestStallIsToldWithItsCause(t *testing.T) {
 	for cause, is := range map[string]func(*Facts){
 		"silent":      func(*Facts) {},
@@ -81,7 +83,7 @@ func TestStallIsToldWithItsCause(t *testing.T) {
 				time.Sleep(after)
 				began := time.Now()
 				s.set(func(f *Facts) { f.WALEnd = 50; is(f) })
-				for range 8 { // as a walsender that waits goes on sending
+				for range 8 { // a waiting walsender continues to send
 					time.Sleep(5 * time.Second)
 					s.send(Message{Kind: Keepalive, LSN: 20})
 				}
@@ -101,7 +103,7 @@ func TestStallIsToldWithItsCause(t *testing.T) {
 	}
 }
 
-// TestStallIsNotOverWithItsSession: a new session that stands at the same place has not moved anything.
+// TestStallIsNotOverWithItsSession: a new session at the same place has moved nothing.
 func TestStallIsNotOverWithItsSession(t *testing.T) {
 	listening(t, func(s *server, _ *broker, h *heard, _ *Relay) {
 		s.set(func(f *Facts) { f.WALEnd = 50 })
@@ -114,7 +116,8 @@ func TestStallIsNotOverWithItsSession(t *testing.T) {
 	})
 }
 
-// TestWhatIsNoStall: a pause, rows of one huge transaction, somebody else's, and one message that comes in many gulps.
+// TestWhatIsNoStall: a pause is no stall, nor rows of one huge transaction, another application's transaction, or one
+// message that comes in many reads.
 func TestWhatIsNoStall(t *testing.T) {
 	for name, flows := range map[string]func(s *server, i int){
 		"rows of one transaction": func(s *server, i int) { s.send(Message{Kind: Insert, Row: Row{ID: fmt.Append(nil, i)}}) },
@@ -141,20 +144,20 @@ func TestWhatIsNoStall(t *testing.T) {
 	}
 	m := &motion{}
 	if m.moves(20, 0, 256<<10); m.received.Load() != 1 {
-		t.Error("a gulp of a message that is skimmed over is no motion")
+		t.Error("a read of a message that is skipped unread does not count as motion")
 	}
 	if m.moves(20, 0, 400); m.received.Load() != 1 {
-		t.Error("a keepalive and a warning are motion")
+		t.Error("a keepalive and a warning count as motion")
 	}
 }
 
-// TestKafkaThatTakesNothingIsAStall like the others.
+// TestKafkaThatTakesNothingIsAStall checks that a Kafka that takes nothing is reported like any other stall.
 func TestKafkaThatTakesNothingIsAStall(t *testing.T) {
 	listening(t, func(s *server, b *broker, h *heard, _ *Relay) {
 		stall := make(chan struct{})
 		b.setStall(stall)
 		s.set(func(f *Facts) { f.WALEnd = 1 << 30 })
-		for i := range LSN(40) { // the server goes on
+		for i := range LSN(40) { // the server continues to write
 			s.send(append(commit(40+20*i, 50+20*i, 0), Message{Kind: Other}, Message{Kind: Keepalive, LSN: 55 + 20*i})...)
 			if i == 0 {
 				s.send(commit(56, 57, 1)...)
@@ -173,7 +176,8 @@ func TestKafkaThatTakesNothingIsAStall(t *testing.T) {
 	})
 }
 
-// TestSilentServerIsGivenUpUnlessItIsAtWork: the last look says so; where it is old, or there is no such process, it counts for nothing.
+// TestSilentServerIsGivenUpUnlessItIsAtWork: the last look tells whether the server works. It does not count if it is
+// old, or if there is no such process.
 func TestSilentServerIsGivenUpUnlessItIsAtWork(t *testing.T) {
 	busy := Walsender{5, "IO", "ReorderBufferRead"}
 	for _, c := range []struct {
@@ -206,11 +210,11 @@ func TestSilentServerIsGivenUpUnlessItIsAtWork(t *testing.T) {
 	}
 }
 
-// TestTheSameFailureIsNotReady: sessions that stream and fail at one place are a stall from the third on, which names the error and the
-// count, until something is delivered; elsewhere, or with nothing waiting, they are not.
+// TestTheSameFailureIsNotReady: sessions that stream and fail at one place are a stall from the third on, whose text
+// has the error and the count, until something is delivered. Elsewhere, or if no rows wait, they are no stall.
 func TestTheSameFailureIsNotReady(t *testing.T) {
 	listening(t, func(s *server, _ *broker, h *heard, relay *Relay) {
-		for _, cut := range []error{errors.New("cut at once"), nil} { // nothing waits
+		for _, cut := range []error{errors.New("cut at once"), nil} { // no rows wait
 			s.mu.Lock()
 			s.first = cut
 			s.mu.Unlock()
@@ -221,7 +225,7 @@ func TestTheSameFailureIsNotReady(t *testing.T) {
 			t.Fatalf("told %q of an idle relay whose connection was cut", got)
 		}
 		s.set(func(f *Facts) { f.WALEnd = 1 << 30 })
-		for i := range LSN(5) { // it goes on between
+		for i := range LSN(5) { // the positions move in between
 			s.fail(errors.New("cut"))
 			time.Sleep(11 * time.Second)
 			s.send(commit(40+20*i, 50+20*i, 1)...)
@@ -233,12 +237,12 @@ func TestTheSameFailureIsNotReady(t *testing.T) {
 		for range 4 {
 			s.fail(errors.New("terminating connection due to transaction timeout"))
 			time.Sleep(11 * time.Second)
-			s.send(Message{Kind: Begin, LSN: 200}) // the transaction begins again and again
+			s.send(Message{Kind: Begin, LSN: 200}) // the same transaction begins again each time
 		}
 		if got := h.list(); fmt.Sprint(got) != "[failures failures]" {
 			t.Fatalf("told %q, want the third and the fourth failure", got)
 		}
-		if told := relay.memory.troubles.told.Error(); !strings.Contains(told, "4 times in a row at 0/82") || !strings.Contains(told, "transaction timeout") {
+		if told := relay.memory.troubles.reported.Error(); !strings.Contains(told, "4 times in a row at 0/82") || !strings.Contains(told, "transaction timeout") {
 			t.Errorf("told %q", told)
 		}
 		s.mu.Lock()
@@ -254,7 +258,7 @@ func TestTheSameFailureIsNotReady(t *testing.T) {
 	})
 }
 
-// TestFormerSessionIsNoOtherRelay: the slot is still held by the process of a session that has ended.
+// TestFormerSessionIsNoOtherRelay: the process of an ended session of this relay still holds the slot.
 func TestFormerSessionIsNoOtherRelay(t *testing.T) {
 	listening(t, func(s *server, _ *broker, _ *heard, relay *Relay) {
 		s.mu.Lock()
@@ -273,7 +277,7 @@ func TestFormerSessionIsNoOtherRelay(t *testing.T) {
 	})
 }
 
-// TestCommitsThatWaitAreTold at each change, and not again.
+// TestCommitsThatWaitAreTold checks that a report comes at each change, and no other.
 func TestCommitsThatWaitAreTold(t *testing.T) {
 	listening(t, func(s *server, _ *broker, h *heard, _ *Relay) {
 		for _, w := range []*CommitWaitError{{Names: "*", Surely: true}, {Names: "ANY 1 (*)"}, nil} {
@@ -308,10 +312,12 @@ func TestCommitsAreAskedForWhileKafkaIsAway(t *testing.T) {
 	})
 }
 
-// TestStateRecordKnowsUntilWhenAllWasDelivered: also when nothing was written for long, and then something that does not come.
+// TestStateRecordKnowsUntilWhenAllWasDelivered: also after a long time without writes, when then something is written
+// that does not arrive.
 func TestStateRecordKnowsUntilWhenAllWasDelivered(t *testing.T) {
 	listening(t, func(s *server, b *broker, _ *heard, _ *Relay) {
-		clock := func(f *Facts) { f.Time, f.Walsender = time.Now(), Walsender{PID: 5} } // and is not given up
+		// so that the walsender is not taken for dead
+		clock := func(f *Facts) { f.Time, f.Walsender = time.Now(), Walsender{PID: 5} }
 		for range 60 {
 			s.set(clock)
 			time.Sleep(time.Minute)
@@ -333,7 +339,8 @@ func TestStateRecordKnowsUntilWhenAllWasDelivered(t *testing.T) {
 	})
 }
 
-// TestPageThatEndsInsideARecordIsTheEnd, as it is beside an open transaction; behind a whole record, or far away, something waits.
+// TestPageThatEndsInsideARecordIsTheEnd: the WAL ends like that while a transaction is open. After a whole record, or
+// far away, something waits.
 func TestPageThatEndsInsideARecordIsTheEnd(t *testing.T) {
 	for _, c := range []struct {
 		covered, end LSN
@@ -353,7 +360,7 @@ func TestPageThatEndsInsideARecordIsTheEnd(t *testing.T) {
 	}
 }
 
-// TestLagIsNeverZeroWhileSomethingIsStuck, and is not known rather than wrong.
+// TestLagIsNeverZeroWhileSomethingIsStuck: the lag is unknown rather than wrong.
 func TestLagIsNeverZeroWhileSomethingIsStuck(t *testing.T) {
 	began := time.Unix(1_000_000, 0)
 	at := func(seconds int) time.Time { return began.Add(time.Duration(seconds) * time.Second) }
@@ -364,7 +371,7 @@ func TestLagIsNeverZeroWhileSomethingIsStuck(t *testing.T) {
 	if d, known := Behind(20, 20, time.Time{}, at(0)); d != 0 || !known {
 		t.Error("all is confirmed, and the lag is", d, known)
 	}
-	for i := range 1000 { // a busy server, of which nothing was confirmed for long
+	for i := range 1000 { // a busy server, of which nothing was confirmed for a long time
 		l.Look(LSN(100+i), at(i))
 	}
 	if got := l.Current(99); !got.IsZero() {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// StateVersion is the version of the state record that this program writes, and the newest it reads. Version 1 had no slot,
-// halt, skipped, checked and phantoms.
+// StateVersion is the version of the state record that this program writes, and the newest that it reads. Version 1
+// had no slot, halt, skipped, checked and phantoms.
 const StateVersion = 2
 
 // PhaseCreating marks the record that `walpost init` writes before it creates the slot.
@@ -24,59 +24,65 @@ type State struct {
 	SystemID string `json:"system_id"`
 	Timeline int32  `json:"timeline"`
 	// Covered is the end of the last commit, or the last keepalive in order, whose rows are all durable. No LSN is
-	// confirmed to the server before a record with Covered at or above it is durable. Never decreases within a timeline.
+	// confirmed to the server before a record with Covered at or above it is durable. It never decreases within a
+	// timeline.
 	Covered LSN `json:"covered"`
 	// CommitLSN and Ordinal are the position of the last durable row.
 	CommitLSN      LSN       `json:"commit_lsn"`
 	Ordinal        uint32    `json:"ordinal"`
 	LastXID        uint32    `json:"last_xid"`
 	LastCommitTime time.Time `json:"last_commit_time"`
-	// Skipped is where an operator's decision began anew: commits below it that are not durable were given up knowingly.
+	// Skipped is the LSN at which an operator's decision made the pipeline continue: commits below it that are not
+	// durable were given up knowingly.
 	Skipped LSN `json:"skipped"`
-	// Fingerprint identifies publication and table. It changes even when a change of the publication was undone; what leads rows
-	// past the stream stands in it as long as it is there. Checked and CheckedAt are the end of the WAL and the server's time when
-	// they were last seen like this: no row was hidden before.
+	// Fingerprint identifies publication and table. It changes even if a change of the publication was undone. A
+	// detour that leads rows past the stream is in it for as long as the detour exists. Checked and CheckedAt are the
+	// end of the WAL and the server's time when both were last seen like this: no row was hidden before.
 	Fingerprint string    `json:"fingerprint"`
 	Checked     LSN       `json:"checked"`
 	CheckedAt   time.Time `json:"checked_at,omitzero"`
-	// Configured is what the configuration named when Fingerprint was taken. A record that an older walpost wrote does not have it.
+	// Configured has the names in the configuration when Fingerprint was taken. The record of an older walpost does
+	// not have it.
 	Configured Configured `json:"configured,omitzero"`
-	// Open are the transactions that were open at Checked, by their ids, each with a time before which it had written nothing. Rows of
-	// theirs can be older than CheckedAt, and hidden all the same.
+	// Open has the ids of the transactions that were open at Checked, each with a time before which the transaction
+	// had written nothing. Their rows can be older than CheckedAt and hidden nevertheless.
 	Open map[string]time.Time `json:"open,omitempty"`
-	// CurrentAt is the server's time at which the WAL was last seen to end at or before Covered: what was written until then is delivered.
+	// CurrentAt is the server's time at which the WAL was last seen to end at or before Covered: everything written
+	// until then is delivered.
 	CurrentAt time.Time `json:"current_at,omitzero"`
-	// Instance names the process, Epoch its session. Readers take the highest epoch, then the highest Covered in it: a
-	// relay that was frozen and replaced writes under its own old epoch only.
+	// Instance names the process, Epoch its session. Readers take the highest epoch, then the highest Covered in it:
+	// a relay that was frozen and replaced writes only under its old epoch.
 	Instance string    `json:"instance"`
 	Epoch    int64     `json:"epoch"`
 	Time     time.Time `json:"time"`
 	Phase    string    `json:"phase,omitempty"`
-	// Walpost is the version of the program that wrote the record, and Cluster the id of the Kafka that it wrote it to; empty where nobody
-	// knows. ReadFrom is the id of the Kafka that it was read from: another one is a copy.
+	// Walpost is the version of the program that wrote the record, and Cluster the id of the Kafka that it was
+	// written to; empty if not known. ReadFrom is the id of the Kafka that it was read from: if the two differ, this
+	// Kafka is a copy.
 	Walpost  string `json:"walpost,omitempty"`
 	Cluster  string `json:"kafka_cluster,omitempty"`
 	ReadFrom string `json:"-"`
-	// Partitions is how many the topics of the configuration had when the session began.
+	// Partitions has the number of partitions of each configured topic when the session began.
 	Partitions map[string]int `json:"partitions,omitempty"`
-	// Halt is why the last session ended, where it ended in a halt.
+	// Halt is the halt that ended the last session, if a halt ended it.
 	Halt *HaltRecord `json:"halt,omitempty"`
-	// Phantoms are what the last failover took back.
+	// Phantoms describes the rows that the last failover took back.
 	Phantoms *Phantoms `json:"phantoms,omitempty"`
 }
 
-// Configured is what a configuration names in the database. A name that differs from the state record's is an error of the
-// configuration, and no change of the database.
+// Configured has the names that a configuration uses for objects of the database. A name that differs from the state
+// record's is an error of the configuration, not a change of the database.
 type Configured struct {
 	Publication string `json:"publication"`
 	Table       string `json:"table,omitempty"`
-	Messages    string `json:"messages,omitempty"` // the prefix of those that an older walpost read instead of a table
+	// the prefix of the messages that an older walpost read instead of a table
+	Messages string `json:"messages,omitempty"`
 }
 
-// IsZero reports that nobody knows what was configured.
+// IsZero reports whether the record does not have the configured names.
 func (c Configured) IsZero() bool { return c == Configured{} }
 
-// differs says which keys have another value in now, with both values, and which keys those are.
+// differs returns the configuration keys that have another value in now, and a sentence with both values of each.
 func (c Configured) differs(now Configured) (how string, keys []string) {
 	var said []string
 	for _, key := range []struct{ name, then, now string }{
@@ -92,7 +98,7 @@ func (c Configured) differs(now Configured) (how string, keys []string) {
 	return strings.Join(said, ", "), keys
 }
 
-// HaltRecord is a [HaltError] as it stands in the state record. One that is latched ends only by an operator's command.
+// HaltRecord is a [HaltError] as the state record keeps it. A latched one is ended only by an operator's command.
 type HaltRecord struct {
 	Found   string    `json:"found"`
 	Means   string    `json:"means"`
@@ -103,11 +109,13 @@ type HaltRecord struct {
 	At      time.Time `json:"at"`
 }
 
-// Phantoms are rows that were published and then taken back by a failover: the new primary never had their commits.
+// Phantoms describes rows that were published and then taken back by a failover: the new primary never had their
+// commits.
 type Phantoms struct {
 	Range    Range `json:"range"`    // of their commits, on the old timeline
 	Timeline int32 `json:"timeline"` // the old one
-	// Rows is how many of them were found in Kafka; more when AtLeast, and -1 when nobody could count them.
+	// Rows is how many of them were found in Kafka; there are more if AtLeast, and it is -1 if they could not be
+	// counted.
 	Rows    int       `json:"rows"`
 	AtLeast bool      `json:"at_least,omitempty"`
 	At      time.Time `json:"at"`
@@ -121,26 +129,27 @@ func (p *Phantoms) String() string {
 	case p.AtLeast:
 		rows = "at least " + rows
 	}
-	return fmt.Sprintf("a failover from timeline %d took back what was committed in %s: %s that were published no longer exist in the database", p.Timeline, p.Range, rows)
+	return fmt.Sprintf("a failover from timeline %d took back the commits in %s: %s that were published no longer exist in the database", p.Timeline, p.Range, rows)
 }
 
-// Decision is what an operator's command did, a record of its own beside the state: key decision/<time>.
+// Decision records what an operator's command changed. It is a separate record in the state topic, with the key
+// decision/<time>.
 type Decision struct {
 	Time    time.Time `json:"time"`
 	Command string    `json:"command"`
 	By      string    `json:"by"`
 	What    string    `json:"what"`
-	From    string    `json:"from,omitempty"` // an LSN or a time, as the command takes it
+	From    string    `json:"from,omitempty"` // an LSN or a time, in the command's notation
 	To      string    `json:"to,omitempty"`
 }
 
 // DecisionPrefix begins the keys of decisions in the state topic.
 const DecisionPrefix = "decision/"
 
-// Key is the record's key.
+// Key returns the record's key.
 func (d *Decision) Key() string { return DecisionPrefix + d.Time.UTC().Format(time.RFC3339Nano) }
 
-// stateJSON carries LSNs in PostgreSQL's own notation: people read this record.
+// stateJSON has LSNs in PostgreSQL's notation: people read this record.
 type stateJSON struct {
 	plainState
 	Covered   lsnText `json:"covered"`
@@ -152,21 +161,22 @@ type stateJSON struct {
 // plainState is State without its methods, so that encoding it does not recurse.
 type plainState State
 
-// copied says that the record was read from another Kafka than it was written to.
+// copied reports whether the record was read from another Kafka cluster than it was written to.
 func (s *State) copied() bool { return s.Cluster != "" && s.ReadFrom != "" && s.Cluster != s.ReadFrom }
 
-// Last is the position of the last durable row.
+// Last returns the position of the last durable row.
 func (s *State) Last() Position { return Position{s.CommitLSN, s.Ordinal} }
 
-// Key is the record's key: one per session, so that no session overwrites another's.
+// Key returns the record's key: each session has another, so that no session overwrites another's record.
 func (s *State) Key() string { return fmt.Sprintf("%d/%s", s.Epoch, s.Instance) }
 
-// newer says whether s is to be believed before t.
+// newer reports whether s wins over t.
 func (s *State) newer(t *State) bool {
 	return t == nil || s.Epoch > t.Epoch || (s.Epoch == t.Epoch && (s.Covered > t.Covered || (s.Covered == t.Covered && s.Last().Compare(t.Last()) >= 0)))
 }
 
-// NewestState returns the state that holds: the highest epoch, then the highest covered in it. Nil when there is none.
+// NewestState returns the state that is valid: the highest epoch, then the highest covered in it. It returns nil if
+// there is none.
 func NewestState(states []*State) *State {
 	var best *State
 	for _, s := range states {
@@ -182,7 +192,7 @@ func (s State) MarshalJSON() ([]byte, error) {
 	return json.Marshal(stateJSON{plainState(s), lsnText(s.Covered), lsnText(s.CommitLSN), lsnText(s.Skipped), lsnText(s.Checked)})
 }
 
-// UnmarshalJSON refuses a record that this program cannot read.
+// UnmarshalJSON reads a record, and returns an error for a record of a newer version.
 func (s *State) UnmarshalJSON(b []byte) error {
 	var v struct {
 		Version int    `json:"version"`
@@ -192,7 +202,7 @@ func (s *State) UnmarshalJSON(b []byte) error {
 		return fmt.Errorf("read state record: %w", err)
 	}
 	if v.Version < 1 {
-		return errors.New("read state record: it has no version, as all records of walpost have: somebody else wrote it")
+		return errors.New("read state record: it has no version, so walpost did not write it: find out which program writes to the state topic, and stop it")
 	}
 	if v.Version > StateVersion {
 		return fmt.Errorf("read state record: version %d, this walpost reads up to %d: run walpost %s, which wrote it, or a newer one", v.Version, StateVersion, cmp.Or(v.Walpost, "in the newer version"))

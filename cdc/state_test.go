@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// golden are state records as each version wrote them, and what they mean.
+// golden returns state records as each version wrote them, with their meaning.
 func golden() map[string]State {
 	at := func(s string) time.Time {
 		t, _ := time.Parse(time.RFC3339Nano, s)
@@ -27,8 +27,8 @@ func golden() map[string]State {
 	return map[string]State{"testdata/state-v1.json": v1, "testdata/state-v2.json": v2}
 }
 
-// TestGoldenStateRecords: records of earlier versions are read for ever, this version's does not change without a new number,
-// and a newer one is refused in words.
+// TestGoldenStateRecords: records of earlier versions are always read, this version's format does not change without
+// a new number, and a newer version gets a clear error.
 func TestGoldenStateRecords(t *testing.T) {
 	for file, want := range golden() {
 		text, err := os.ReadFile(file)

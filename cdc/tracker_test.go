@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// history is a stream as PostgreSQL sends it: transactions of one to three rows whose commits stand back to back, so that
-// one's EndLSN is the next one's CommitLSN, with keepalives between some.
+// history returns a stream as PostgreSQL sends it: transactions of one to three rows whose commits follow each other
+// directly, so that the EndLSN of one is the CommitLSN of the next, with keepalives between some.
 func history() (messages []Message) {
 	lsn := LSN(1000)
 	for tx := range 6 {
@@ -20,19 +20,20 @@ func history() (messages []Message) {
 		lsn += 48
 		messages = append(messages, Message{Kind: Commit, LSN: lsn})
 		if tx%2 == 1 {
-			lsn += 100 // other tables' WAL
+			lsn += 100 // WAL of other tables
 			messages = append(messages, Message{Kind: Keepalive, LSN: lsn})
 		}
 	}
 	return messages
 }
 
-// deliverAll runs messages through a tracker and returns the rows to deliver and the state once all of them are durable.
+// deliverAll runs messages through a tracker and returns the rows to deliver and the state once all of them are
+// durable.
 func deliverAll(t *testing.T, messages []Message, st State) (rows []string, after State) {
 	t.Helper()
 	var slot LSN
 	if len(messages) > 0 {
-		slot = messages[0].LSN // where a slot stands that sends these
+		slot = messages[0].LSN // position of a slot that sends these messages
 	}
 	tr := newTracker(&st, slot)
 	p := newCheckpointer(&st, time.Now())
@@ -63,8 +64,9 @@ func deliverAll(t *testing.T, messages []Message, st State) (rows []string, afte
 	return rows, p.next
 }
 
-// TestEveryCutDeliversEachRowOnce ends a session behind every message, with everything before it durable and written down,
-// and starts the next one from there, with the slot at that place or at any earlier one, as after a crash of PostgreSQL.
+// TestEveryCutDeliversEachRowOnce ends a session after every message, with everything before it durable and in the
+// state record, and starts the next one from there, with the slot at that place or at any earlier one, as after a
+// crash of PostgreSQL.
 func TestEveryCutDeliversEachRowOnce(t *testing.T) {
 	messages := history()
 	all, _ := deliverAll(t, messages, State{})
@@ -73,7 +75,7 @@ func TestEveryCutDeliversEachRowOnce(t *testing.T) {
 	}
 	for cut := range len(messages) + 1 {
 		first, st := deliverAll(t, messages[:cut], State{})
-		// The server sends transactions whose commit begins at or behind the slot's position; any position up to
+		// The server sends transactions whose commit begins at or after the slot's position; any position up to
 		// covered is possible.
 		for start := 0; start < len(messages); start++ {
 			if messages[start].Kind != Begin || messages[start].LSN > st.Covered && start > 0 && messages[start].LSN > lastEnd(messages[:cut]) {
@@ -117,9 +119,9 @@ func TestAnotherHistoryHalts(t *testing.T) {
 	}
 }
 
-// TestRestoredSnapshotIsSeen has a server that was restored from a snapshot, same timeline, and has written past what was
-// delivered. The slot went back with it. Whatever it sends, the tracker halts before a row is taken for a delivered one, and is
-// not caught up before, so that nothing is confirmed.
+// TestRestoredSnapshotIsSeen has a server that was restored from a snapshot, on the same timeline, and has written
+// beyond the delivered position. The slot went back with it. In every case the tracker halts before a row is taken
+// for a delivered one, and is not caught up before that, so that nothing is confirmed.
 func TestRestoredSnapshotIsSeen(t *testing.T) {
 	st := &State{Covered: 200, CommitLSN: 100, Ordinal: 1, LastXID: 7, Skipped: 10}
 	tx := func(lsn LSN, xid uint32, rows int) (m []Message) {
@@ -211,8 +213,8 @@ func TestKeepaliveInsideATransactionCoversNothing(t *testing.T) {
 	}
 }
 
-// TestNothingIsCoveredWhileTheHistoryIsInDoubt: what stands between covered and the last row's transaction moves nothing, or
-// the slot could pass the place that gives another history away.
+// TestNothingIsCoveredWhileTheHistoryIsInDoubt: commits between covered and the last row's transaction raise nothing.
+// Otherwise the slot could pass the transactions that show another history.
 func TestNothingIsCoveredWhileTheHistoryIsInDoubt(t *testing.T) {
 	tr := newTracker(&State{Covered: 200, CommitLSN: 300, Ordinal: 1, LastXID: 7}, 150)
 	begin := func(lsn LSN, xid uint32) error {

@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// Transaction is one that is open on the server. A prepared one has a name and no process.
+// Transaction is an open transaction of the server. A prepared one has a name and no process.
 type Transaction struct {
 	PID      int32   `json:"pid,omitempty"`
 	Prepared string  `json:"prepared,omitempty"`
-	Seconds  float64 `json:"open_seconds"` // 0 where the server does not show it
+	Seconds  float64 `json:"open_seconds"` // 0 if the server does not show it
 }
 
 func (t Transaction) String() string {

@@ -2,12 +2,12 @@ package cdc
 
 import "time"
 
-// Row is one insert into the outbox. Byte slices are in PostgreSQL's text output; nil means NULL or an unmapped column.
+// Row is one insert into the outbox. Byte slices hold PostgreSQL's text output; nil means NULL or an unmapped column.
 type Row struct {
 	Position
 	XID        uint32
 	CommitTime time.Time // the server's clock, not monotone across commits
-	prior      LSN       // what was covered before this row came
+	prior      LSN       // covered before this row came
 
 	ID            []byte
 	AggregateType []byte
@@ -28,7 +28,7 @@ type Header struct {
 	Value []byte
 }
 
-// Record is what becomes of a [Row] in Kafka. The slices live as long as the row's window.
+// Record is the Kafka record of a [Row]. Its slices are valid as long as the row's window.
 type Record struct {
 	Row     *Row
 	Topic   string
@@ -36,25 +36,26 @@ type Record struct {
 	Value   []byte
 	Headers []Header
 
-	// Refused is why the record is a dead letter; nil for one that is what its row asks for.
-	Refused *RejectedError
+	// Rejected is the reason why the record is a dead letter; nil for an ordinary record.
+	Rejected *RejectedError
 
-	// Partition and Offset are set by Publish.
+	// Publish sets Partition and Offset.
 	Partition int32
 	Offset    int64
 }
 
-// Window is what is published and becomes durable as one: rows in commit order, copied into one slab, and the position
-// that is covered once they are durable.
+// Window is a set of rows that are published and become durable together: rows in commit order, copied into one slab,
+// and the position that is covered once they are durable.
 type Window struct {
 	Rows []Row
 	slab []byte
 
-	// covered is the last commit end or in-order keepalive in the window; zero when there is none.
+	// covered is the last commit end or in-order keepalive in the window; zero if there is none.
 	covered LSN
-	// asked says that the server wants a reply to a keepalive in this window (it is waiting to stop, or suspects us dead).
+	// asked is true if the server wants a reply to a keepalive in this window (it waits to stop, or suspects that the
+	// relay is dead).
 	asked bool
-	// since is when the first row came; zero in a window without rows.
+	// since is the time at which the first row came; zero in a window without rows.
 	since time.Time
 
 	maxRows, maxBytes int
@@ -64,7 +65,8 @@ func newWindow(maxRows, maxBytes int) *Window {
 	return &Window{Rows: make([]Row, 0, maxRows), slab: make([]byte, 0, maxBytes), maxRows: maxRows, maxBytes: maxBytes}
 }
 
-// add copies the row, or reports false when the window has no room for it. An empty window takes a row of any size.
+// add copies the row into the window, or returns false if the window has no room for it. An empty window takes a row
+// of any size.
 func (w *Window) add(r *Row) bool {
 	n := r.size()
 	if len(w.Rows) == w.maxRows || (len(w.Rows) > 0 && len(w.slab)+n > cap(w.slab)) {
@@ -80,7 +82,7 @@ func (w *Window) add(r *Row) bool {
 	return true
 }
 
-// copy never reallocates: add has made room.
+// copy appends b to the slab. It never reallocates: add has made room.
 func (w *Window) copy(b []byte) []byte {
 	if b == nil {
 		return nil
@@ -96,7 +98,7 @@ func (w *Window) empty() bool { return len(w.Rows) == 0 && w.covered == 0 && !w.
 
 func (w *Window) reset() {
 	if cap(w.slab) > w.maxBytes {
-		w.slab = make([]byte, 0, w.maxBytes) // one oversized row must not stay in memory for ever
+		w.slab = make([]byte, 0, w.maxBytes) // one oversized row must not keep its memory
 	}
 	clear(w.Rows)
 	*w = Window{Rows: w.Rows[:0], slab: w.slab[:0], maxRows: w.maxRows, maxBytes: w.maxBytes}

@@ -11,8 +11,8 @@ func row(i, size int) *Row {
 	return &Row{ID: fmt.Appendf(nil, "%d", i), Payload: bytes.Repeat([]byte{byte('a' + i%26)}, size)}
 }
 
-// TestWindowKeepsItsRowsAndItsSize fills windows with rows of many sizes; what was added stays what it was, and memory stays
-// what was configured once an oversized row is gone.
+// TestWindowKeepsItsRowsAndItsSize fills windows with rows of many sizes: the rows keep their content, and the memory
+// returns to the configured size once an oversized row is gone.
 func TestWindowKeepsItsRowsAndItsSize(t *testing.T) {
 	const maxRows, maxBytes = 10, 1 << 10
 	w := newWindow(maxRows, maxBytes)
@@ -36,7 +36,7 @@ func TestWindowKeepsItsRowsAndItsSize(t *testing.T) {
 		w.reset()
 	}
 	if !w.add(row(0, 10*maxBytes)) {
-		t.Error("an empty window refused an oversized row")
+		t.Error("an empty window did not take an oversized row")
 	}
 	if w.add(row(1, 1)) {
 		t.Error("a window with an oversized row took another")

@@ -1,5 +1,5 @@
-// Package config is what people write about a pipeline: the keys and their defaults, the rules they must keep, and
-// their reading from a YAML file and the environment.
+// Package config holds the configuration of a pipeline: the keys, their defaults and rules. It reads them from a YAML
+// file and the environment.
 package config
 
 import (
@@ -15,38 +15,39 @@ import (
 )
 
 // Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
-// path in capitals (WALPOST_SOURCE_URL); the environment wins. HTTP, Pprof and ShutdownTimeout are those of the process.
+// path in capitals (WALPOST_SOURCE_URL); the environment wins. HTTP, Pprof and ShutdownTimeout belong to the process: all
+// its pipelines have the same.
 type Config struct {
-	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is called walpost.state. and this name"`
+	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is walpost.state.<pipeline>"`
 	Source          Source        `yaml:"source"`
 	Kafka           Kafka         `yaml:"kafka"`
 	Poison          Poison        `yaml:"poison"`
 	Cleanup         Cleanup       `yaml:"cleanup"`
-	Delivery        Delivery      `yaml:"delivery" doc:"at_least_once: a crash repeats what lies behind the state record, and consumers deduplicate by the header id; exactly_once: rows and state record in one Kafka transaction, and a read_committed consumer sees each row once"`
+	Delivery        Delivery      `yaml:"delivery" doc:"at_least_once: after a crash, rows that are newer than the state record are published again, and consumers drop repeats by the header id; exactly_once: a Kafka transaction holds the rows and the state record, and a read_committed consumer sees each row once"`
 	Window          Window        `yaml:"window"`
-	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the replication connection is given back until Kafka answers, so that PostgreSQL can be stopped"`
-	ShutdownTimeout time.Duration `yaml:"shutdown_timeout" doc:"how long SIGTERM waits for Kafka to take what was received"`
-	HTTP            string        `yaml:"http" doc:"address of /livez, /readyz, /metrics and /status"`
-	Pprof           string        `yaml:"pprof" doc:"address of Go's profiles, on loopback only: 127.0.0.1:6060; empty: none"`
+	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the relay closes the replication connection until Kafka answers, so that PostgreSQL can shut down meanwhile"`
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout" doc:"how long the relay waits after SIGTERM for Kafka to take the rows that it has received"`
+	HTTP            string        `yaml:"http" doc:"address that serves /livez, /readyz, /metrics and /status"`
+	Pprof           string        `yaml:"pprof" doc:"address that serves Go's profiles, on loopback only: 127.0.0.1:6060; empty: no profiles"`
 
-	several bool // it is one of several pipelines in a file
+	several bool // the file lists this one among several pipelines
 }
 
-// Source is where the outbox is.
+// Source says where the outbox is, and how its rows are read.
 type Source struct {
-	Kind           Kind          `yaml:"kind" doc:"wal: logical replication; polling: the table is asked, where logical replication is not to be had"`
-	URL            string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders?sslmode=verify-full&sslrootcert=/etc/walpost/ca.crt; other hosts than this machine need an sslmode; certificates and passwords are read again at each connection: cdc/identity/README.md"`
-	Slot           string        `yaml:"slot" doc:"replication slot; made by walpost init, never by the relay"`
-	Publication    string        `yaml:"publication" doc:"publication that carries the outbox's inserts"`
+	Kind           Kind          `yaml:"kind" doc:"wal: the relay reads rows from the WAL by logical replication; polling: it queries the table, for servers without logical replication"`
+	URL            string        `yaml:"url" secret:"yes" doc:"URL of PostgreSQL with the relay's role (LOGIN, REPLICATION), required: postgres://walpost@host:5432/orders?sslmode=verify-full&sslrootcert=/etc/walpost/ca.crt; a host other than this machine needs an sslmode; the relay reads certificates and passwords again for each connection: cdc/identity/README.md"`
+	Slot           string        `yaml:"slot" doc:"name of the replication slot; walpost init creates it, the relay never does"`
+	Publication    string        `yaml:"publication" doc:"name of the publication that contains the outbox table's inserts"`
 	Table          string        `yaml:"table" doc:"outbox table, schema.name"`
 	Columns        Columns       `yaml:"columns"`
-	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, also while Kafka does not answer; under half of the server's wal_sender_timeout"`
-	CheckInterval  time.Duration `yaml:"check_interval" doc:"longest time between two looks at publication and table while streaming (it looks every 5s, for stalls too): a change that hides rows halts the relay"`
-	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"a row larger than this is never read into memory: it halts the relay, or, polled, is refused; what is not the outbox's may have any size"`
+	StatusInterval time.Duration `yaml:"status_interval" doc:"longest time between two status updates to the server, also while Kafka does not answer; must be under half of the server's wal_sender_timeout"`
+	CheckInterval  time.Duration `yaml:"check_interval" doc:"longest time between two checks of publication and table while the relay streams (it checks every 5s, for stalls too); a change that hides rows halts the relay"`
+	MaxRowBytes    ByteSize      `yaml:"max_row_bytes" doc:"largest row; a larger one is not read into memory: it halts the relay, or, with polling, is rejected; rows of other tables may have any size"`
 	Polling        Polling       `yaml:"polling"`
 }
 
-// Kind is how rows are read from the table.
+// Kind is how the relay reads rows.
 type Kind string
 
 // The two kinds of source.
@@ -55,52 +56,52 @@ const (
 	KindPolling Kind = "polling"
 )
 
-// Columns names the columns of the outbox table; other columns are ignored. One column may serve several purposes.
+// Columns names the columns of the outbox table. The relay ignores other columns. Several keys may name the same column.
 type Columns struct {
 	ID            string `yaml:"id" doc:"uuid, text, an integer, numeric or bytea (its hex digits)"`
-	AggregateType string `yaml:"aggregate_type" doc:"text or an enum; chooses the topic. =order: every row is of the type order, and no column is read"`
-	AggregateID   string `yaml:"aggregate_id" doc:"text, uuid, an integer, numeric or bytea (its bytes); the record's key. -: no record has a key, which needs kafka.null_key: publish"`
-	EventType     string `yaml:"event_type" doc:"text or an enum; the header type. =OrderPlaced: every row is of that type; -: no record has the header"`
-	Payload       string `yaml:"payload" doc:"jsonb, json, text or bytea; the record's value (jsonb as PostgreSQL renders it, the others byte for byte)"`
-	Headers       string `yaml:"headers" doc:"jsonb, json or text; the row's own record headers: a JSON object, or an array of pairs, [{\"key\": \"a\", \"value\": \"b\"}] or [[\"a\", \"b\"]]. Empty: headers, if the table has it and its type fits; -: none"`
-	CreatedAt     string `yaml:"created_at" doc:"timestamptz or timestamp; the header created_at. Empty: created_at, if the table has it and its type fits; -: none"`
-	CreatedAtZone string `yaml:"created_at_zone" doc:"the time zone that a created_at of type timestamp is of, Europe/Berlin for example, which walpost replay, cleanup and where need. Empty: UTC, if every default of the database says so; else they refuse"`
+	AggregateType string `yaml:"aggregate_type" doc:"text or an enum; it chooses the topic. =order: every row has the type order, and no column is read"`
+	AggregateID   string `yaml:"aggregate_id" doc:"text, uuid, an integer, numeric or bytea (its bytes); it is the record's key. -: no record has a key; that needs kafka.null_key: publish"`
+	EventType     string `yaml:"event_type" doc:"text or an enum; it is the header type. =OrderPlaced: every row has that type; -: no record has the header"`
+	Payload       string `yaml:"payload" doc:"jsonb, json, text or bytea; it is the record's value (jsonb as PostgreSQL prints it, the others byte for byte)"`
+	Headers       string `yaml:"headers" doc:"jsonb, json or text; further record headers of the row: a JSON object, or an array of pairs, [{\"key\": \"a\", \"value\": \"b\"}] or [[\"a\", \"b\"]]. Empty: the column headers, if the table has it and its type fits; -: no column"`
+	CreatedAt     string `yaml:"created_at" doc:"timestamptz or timestamp; it is the header created_at. Empty: the column created_at, if the table has it and its type fits; -: no column"`
+	CreatedAtZone string `yaml:"created_at_zone" doc:"time zone of a created_at of type timestamp, Europe/Berlin for example; walpost replay, cleanup and where need it. Empty: UTC, if every default of the database is UTC; otherwise these commands refuse"`
 }
 
-// None is written where a column could be named, and says that there is none.
+// None, in place of a column's name, means that the table has no such column.
 const None = "-"
 
-// AnyType is the aggregate type that stands for every one.
+// AnyType, in place of the aggregate types, allows every type.
 const AnyType = "*"
 
-// Constant returns the word that a value =word puts in the place of a column.
+// Constant returns the word of a value =word, which replaces a column.
 func Constant(value string) (word string, ok bool) { return strings.CutPrefix(value, "=") }
 
-// Kafka is where records go.
+// Kafka says which cluster and topics the records go to, and what they look like.
 type Kafka struct {
 	Brokers         []string `yaml:"brokers" doc:"seed brokers, host:port, required"`
 	identity.Kafka  `yaml:",inline"`
-	Topic           string            `yaml:"topic" doc:"template over {aggregate_type} and {event_type}; with {event_type} the order per key holds per topic only"`
-	AggregateTypes  []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row of another one is poison. [\"*\"]: every one, for tables whose rows name their topic"`
-	Rename          map[string]string `yaml:"rename" doc:"what stands in the topic for an aggregate or event type: {order: orders, OrderCreated: created}"`
-	Headers         Headers           `yaml:"headers" doc:"walpost: id, type, lsn, seq, source, created_at; or cloudevents: ce_id, ce_type and the others of a CloudEvent 1.0 in binary mode"`
+	Topic           string            `yaml:"topic" doc:"template of the topic's name, with {aggregate_type} and {event_type}; with {event_type}, the order of a key holds within each topic only"`
+	AggregateTypes  []string          `yaml:"aggregate_types" doc:"the aggregate types that may be published, required; a row with another type is a poison row. [\"*\"]: every type, for tables whose rows name their topic"`
+	Rename          map[string]string `yaml:"rename" doc:"names to use in the topic in place of an aggregate or event type: {order: orders, OrderCreated: created}"`
+	Headers         Headers           `yaml:"headers" doc:"walpost: each record has the headers id, type, lsn, seq, source and created_at; cloudevents: ce_id, ce_type and the others of a CloudEvent 1.0 in binary mode"`
 	CloudEvents     CloudEvents       `yaml:"cloudevents"`
-	Payload         Payload           `yaml:"payload" doc:"any, or json: a payload that is not valid JSON is poison"`
-	NullKey         NullKey           `yaml:"null_key" doc:"a row whose aggregate_id is NULL or empty: refuse: it is poison; publish: its record has no key. Records without a key go to any partition, in no order"`
-	NullPayload     NullPayload       `yaml:"null_payload" doc:"a row whose payload is NULL: refuse: it is poison; tombstone: its record has no value, which deletes its key from a compacted topic"`
-	Partitions      int               `yaml:"partitions" doc:"partitions of the topics that walpost init creates"`
-	Replication     int               `yaml:"replication" doc:"replicas of the topics that walpost init creates; 0: as many as the brokers' default"`
-	Retention       time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: for ever"`
-	Compression     Compression       `yaml:"compression" doc:"none, gzip, snappy, lz4 or zstd"`
-	MaxRequestBytes ByteSize          `yaml:"max_request_bytes" doc:"most bytes of a request to a broker, and so of a record: its socket.request.max.bytes, or what the service takes before it closes the connection"`
-	// TransactionTimeout is what read_committed consumers of a relay that died, and that nothing replaces, wait for.
-	TransactionTimeout time.Duration `yaml:"transaction_timeout" doc:"exactly_once: a transaction that is not ended after this long is aborted by the broker; a window that takes longer is sent again in smaller ones"`
+	Payload         Payload           `yaml:"payload" doc:"any: a payload may hold anything; json: a payload that is not valid JSON makes a poison row"`
+	NullKey         NullKey           `yaml:"null_key" doc:"for a row whose aggregate_id is NULL or empty: refuse: it is a poison row; publish: its record has no key. Records without a key go to any partition, in no order"`
+	NullPayload     NullPayload       `yaml:"null_payload" doc:"for a row whose payload is NULL: refuse: it is a poison row; tombstone: its record has no value, which deletes its key from a compacted topic"`
+	Partitions      int               `yaml:"partitions" doc:"number of partitions of the topics that walpost init creates"`
+	Replication     int               `yaml:"replication" doc:"number of replicas of the topics that walpost init creates; 0: the brokers' default"`
+	Retention       time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: unlimited"`
+	Compression     Compression       `yaml:"compression" doc:"compression of the records: none, gzip, snappy, lz4 or zstd"`
+	MaxRequestBytes ByteSize          `yaml:"max_request_bytes" doc:"largest request to a broker, and so the largest record: the broker's socket.request.max.bytes, or the size at which the service closes the connection"`
+	// TransactionTimeout bounds how long read_committed consumers stall when a relay dies in a transaction and no other takes over.
+	TransactionTimeout time.Duration `yaml:"transaction_timeout" doc:"exactly_once: the broker aborts a transaction that has not ended after this long; the relay sends a window that takes longer again, in smaller ones"`
 }
 
-// CloudEvents is what a CloudEvent says beyond its row.
+// CloudEvents holds the attributes of a CloudEvent that no row has.
 type CloudEvents struct {
-	Source      string `yaml:"source" doc:"ce_source, a URI; empty: walpost: and the pipeline's name"`
-	ContentType string `yaml:"content_type" doc:"the header content-type, of the payload; empty: none"`
+	Source      string `yaml:"source" doc:"the header ce_source, a URI; empty: walpost:<pipeline>"`
+	ContentType string `yaml:"content_type" doc:"the header content-type, the media type of the payload; empty: no such header"`
 }
 
 // Headers is the set of headers that each record has.
@@ -112,7 +113,7 @@ const (
 	HeadersCloudEvents Headers = "cloudevents"
 )
 
-// Payload is what a row's payload may hold.
+// Payload is the format that each row's payload must have.
 type Payload string
 
 // The two kinds of payload.
@@ -121,25 +122,25 @@ const (
 	PayloadJSON Payload = "json"
 )
 
-// NullKey is what becomes of a row without a key.
+// NullKey is what the relay does with a row without a key.
 type NullKey string
 
-// The two ways.
+// The two choices.
 const (
 	RefuseKey  NullKey = "refuse"
 	PublishKey NullKey = "publish"
 )
 
-// NullPayload is what becomes of a row without a payload.
+// NullPayload is what the relay does with a row without a payload.
 type NullPayload string
 
-// The two ways.
+// The two choices.
 const (
 	RefusePayload NullPayload = "refuse"
 	Tombstone     NullPayload = "tombstone"
 )
 
-// Compression is how batches of records are compressed.
+// Compression is the compression of batches of records.
 type Compression string
 
 // The kinds of compression.
@@ -151,7 +152,7 @@ const (
 	Zstd         Compression = "zstd"
 )
 
-// EventSource returns the source that a pipeline's records name.
+// EventSource returns the value of the header source, or ce_source, of a pipeline's records.
 func (k *Kafka) EventSource(pipeline string) string {
 	if k.Headers != HeadersCloudEvents {
 		return pipeline
@@ -159,18 +160,18 @@ func (k *Kafka) EventSource(pipeline string) string {
 	return cmp.Or(k.CloudEvents.Source, "walpost:"+pipeline)
 }
 
-// Poison is what becomes of rows that can never be published.
+// Poison says what the relay does with rows that can never be published.
 type Poison struct {
-	Policy  Policy `yaml:"policy" doc:"a row that can never be published: halt, or dead_letter: it goes, whole and with the reason, to the dead letter topic, and the rest goes on"`
-	Topic   string `yaml:"topic" doc:"the dead letter topic; empty: walpost.dlq. and the pipeline's name"`
-	HoldKey bool   `yaml:"hold_key" doc:"hold later rows of a key back too, in the dead letter topic, while an earlier one is unresolved; otherwise they are published before it. A row without a key holds none back, and is not held"`
+	Policy  Policy `yaml:"policy" doc:"for a row that can never be published: halt: the relay halts; dead_letter: the relay writes the whole row with the reason to the dead letter topic, and publishes the other rows"`
+	Topic   string `yaml:"topic" doc:"the dead letter topic; empty: walpost.dlq.<pipeline>"`
+	HoldKey bool   `yaml:"hold_key" doc:"true: while a dead letter is unresolved, later rows of its key are kept in the dead letter topic too; false: they are published before it. A row without a key holds no other, and is never held"`
 }
 
-// Cleanup is what becomes of rows that were delivered.
+// Cleanup says when delivered rows are deleted.
 type Cleanup struct {
-	Retention time.Duration `yaml:"retention" doc:"rows younger than this (created_at; polling: processed_at) stay in the table, for walpost replay and walpost where; what is not confirmed, or polled and pending or failed, stays in any case"`
-	Every     time.Duration `yaml:"every" doc:"how often the relay deletes older rows, or drops their partitions and makes those of the days to come; 0: never, that is left to walpost cleanup"`
-	URL       string        `yaml:"url" secret:"yes" doc:"PostgreSQL, as who may do so: the owner, if the table is partitioned; empty: source.url, whose role walpost init gives what a plain table needs"`
+	Retention time.Duration `yaml:"retention" doc:"younger rows than this (created_at; polling: processed_at) stay in the table, for walpost replay and walpost where; rows that are not confirmed stay in any case, and with polling those that are pending or failed"`
+	Every     time.Duration `yaml:"every" doc:"how often the relay deletes older rows; in a partitioned table it drops old partitions and creates those of the next days; 0: never, run walpost cleanup instead"`
+	URL       string        `yaml:"url" secret:"yes" doc:"URL of PostgreSQL with a role that may delete the rows; if the table is partitioned, with its owner; empty: source.url, whose role gets the rights for a plain table from walpost init"`
 }
 
 // CleanupURL returns the URL of the connection that cleans up, and the key that holds it.
@@ -190,14 +191,14 @@ const (
 	PolicyDeadLetter Policy = "dead_letter"
 )
 
-// Window bounds what is published as one. Two windows are all the row memory the relay uses.
+// Window bounds the rows that become durable together. The relay holds the rows of two windows in memory at most.
 type Window struct {
-	Rows  int           `yaml:"rows" doc:"most rows in a window"`
-	Bytes ByteSize      `yaml:"bytes" doc:"most bytes of rows in a window"`
-	Pace  time.Duration `yaml:"pace" doc:"a quiet relay starts at most one window and one read in this time; after a silence the first row goes at once"`
+	Rows  int           `yaml:"rows" doc:"largest number of rows in a window"`
+	Bytes ByteSize      `yaml:"bytes" doc:"largest number of bytes of the rows in a window"`
+	Pace  time.Duration `yaml:"pace" doc:"a relay with little to do starts at most one window and one read in this time; after a silence it publishes the first row at once"`
 }
 
-// Delivery is the promise to consumers.
+// Delivery is how often a consumer may see a row.
 type Delivery string
 
 // The two promises.
@@ -225,7 +226,7 @@ func (b *ByteSize) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 0 || n > (1<<62)/factor {
-		return fmt.Errorf("%q is no size", text)
+		return fmt.Errorf("%q is not a size: write 1048576, 64KiB or 4MiB", text)
 	}
 	*b = ByteSize(n * factor)
 	return nil
@@ -240,18 +241,18 @@ func (b ByteSize) String() string {
 	return strconv.FormatInt(int64(b), 10)
 }
 
-// Polling is how the outbox table is asked for what is pending. A batch is at most window.rows and window.bytes.
+// Polling says how the relay queries the outbox table for pending rows. A batch is at most window.rows and window.bytes.
 type Polling struct {
-	Interval     time.Duration  `yaml:"interval" doc:"polling: how often the table is asked while little comes"`
-	Order        Order          `yaml:"order" doc:"polling: key: one relay at a time, rows of a key in the order of their insertion (a row without a key waits for no other, and none waits for it); none: any number of relays share the rows, in no order"`
-	AfterPublish AfterPublish   `yaml:"after_publish" doc:"polling: mark a row that was published, or delete it"`
-	Attempts     int            `yaml:"attempts" doc:"polling: so often a row is tried that is itself at fault, before it is set to failed; Kafka being away is no attempt"`
+	Interval     time.Duration  `yaml:"interval" doc:"polling: how often the relay queries the table while few rows arrive"`
+	Order        Order          `yaml:"order" doc:"polling: key: one relay at a time publishes, rows of a key in the order of their insertion (a row without a key waits for no other, and none waits for it); none: any number of relays share the rows, in no order"`
+	AfterPublish AfterPublish   `yaml:"after_publish" doc:"polling: mark: the relay marks a row that it has published; delete: it deletes the row"`
+	Attempts     int            `yaml:"attempts" doc:"polling: number of attempts to publish a row that is rejected; after the last one its status is failed; an outage of Kafka does not count"`
 	Backoff      time.Duration  `yaml:"backoff" doc:"polling: time before the second attempt, doubled for each further one, up to 1m"`
 	Words        Words          `yaml:"words"`
 	Columns      PollingColumns `yaml:"columns"`
 }
 
-// Order is the order in which polled rows are published.
+// Order is the order in which the relay publishes polled rows.
 type Order string
 
 // The two orders.
@@ -260,10 +261,10 @@ const (
 	OrderNone Order = "none"
 )
 
-// AfterPublish is what becomes of a polled row that was published.
+// AfterPublish is what the relay does with a polled row that it has published.
 type AfterPublish string
 
-// The two ways.
+// The two choices.
 const (
 	MarkRow   AfterPublish = "mark"
 	DeleteRow AfterPublish = "delete"
@@ -271,27 +272,28 @@ const (
 
 // Words are the values of the status column.
 type Words struct {
-	Pending string `yaml:"pending" doc:"polling: status of a row that is to be published, the column's default"`
+	Pending string `yaml:"pending" doc:"polling: status of a row that is not published yet; it is the column's default"`
 	Sent    string `yaml:"sent" doc:"polling: status of a row that was published"`
-	Failed  string `yaml:"failed" doc:"polling: status of a row that was refused so often; it holds later rows of its key back until walpost dlq redrive or drop"`
+	Failed  string `yaml:"failed" doc:"polling: status of a row that was rejected at every attempt; later rows of its key wait until walpost dlq redrive or walpost dlq drop"`
 	Dropped string `yaml:"dropped" doc:"polling: status of a row that walpost dlq drop gave up"`
 }
 
-// All returns the words, each after its key.
+// All returns the words, each as a pair of key and word.
 func (w *Words) All() [][2]string {
 	return [][2]string{{"pending", w.Pending}, {"sent", w.Sent}, {"failed", w.Failed}, {"dropped", w.Dropped}}
 }
 
-// PollingColumns names the columns that polling needs beside those of the event.
+// PollingColumns names the columns that polling needs in addition to those of the event.
 type PollingColumns struct {
-	Transaction string `yaml:"transaction" doc:"polling: xid8, DEFAULT pg_current_xact_id(), before position in the table: a number is drawn by a transaction that can be seen"`
-	Position    string `yaml:"position" doc:"polling: bigint identity, the order of the rows"`
-	Status      string `yaml:"status" doc:"polling: text, DEFAULT source.polling.words.pending"`
-	ProcessedAt string `yaml:"processed_at" doc:"polling: timestamptz, when the row was published, failed or dropped"`
-	RetryCount  string `yaml:"retry_count" doc:"polling: integer, how often the row was refused"`
-	LastError   string `yaml:"last_error" doc:"polling: text, why"`
+	Transaction string `yaml:"transaction" doc:"polling: column of type xid8, DEFAULT pg_current_xact_id(); it must come before position in the table, so that a transaction has an id that others can see before it draws a position"`
+	Position    string `yaml:"position" doc:"polling: column of type bigint, an identity; the order of the rows"`
+	Status      string `yaml:"status" doc:"polling: column of type text, DEFAULT source.polling.words.pending"`
+	ProcessedAt string `yaml:"processed_at" doc:"polling: column of type timestamptz; when the row was published, failed or dropped"`
+	RetryCount  string `yaml:"retry_count" doc:"polling: column of type integer; how often the row was rejected"`
+	LastError   string `yaml:"last_error" doc:"polling: column of type text; why the row was rejected last"`
 }
 
+// all returns the columns, each as a pair of key and name.
 func (c *PollingColumns) all() [][2]string {
 	return [][2]string{
 		{"transaction", c.Transaction},
@@ -354,7 +356,7 @@ func (c *Config) topics() []string {
 // AnyType reports whether every aggregate type may be published.
 func (k *Kafka) AnyType() bool { return slices.Contains(k.AggregateTypes, AnyType) }
 
-// inTopic returns what stands in the topic for an aggregate type.
+// inTopic returns the name of an aggregate type in the topic.
 func (k *Kafka) inTopic(aggregateType string) string {
 	if renamed, ok := k.Rename[aggregateType]; ok {
 		return renamed
@@ -382,7 +384,7 @@ func (c *Config) DeadLetterTopic() string {
 	return "walpost.dlq." + c.Pipeline
 }
 
-// Reference returns the table of all keys, as Markdown for the README.
+// Reference returns the table of all keys, as Markdown for cdc/CONFIGURATION.md.
 func Reference() string {
 	var b strings.Builder
 	b.WriteString("| key | default | what it is |\n|---|---|---|\n")
@@ -397,6 +399,6 @@ func Reference() string {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", strings.Join(path, "."), def, cmp.Or(tag.Get("doc"), tag.Get("help")))
 	})
-	fmt.Fprintf(&b, "| `pipelines` |  | several pipelines in one process: a list of what stands above, but for http and shutdown_timeout; keys beside it are the defaults of all of them |\n")
+	fmt.Fprintf(&b, "| `pipelines` |  | several pipelines in one process: a list, each entry with the keys above except http, pprof and shutdown_timeout; keys next to it are the defaults of all entries |\n")
 	return b.String()
 }

@@ -16,13 +16,14 @@ import (
 	"github.com/walpost/walpost/cdc/identity"
 )
 
-// document is a configuration file: one pipeline's keys, or the keys that several have in common, and these.
+// document is a configuration file. It has the keys of one pipeline, or a list of pipelines and the keys that they have in
+// common.
 type document struct {
 	Config    `yaml:",inline"`
 	Pipelines []entry `yaml:"pipelines"`
 }
 
-// entry decodes the keys of one of several pipelines, over the common ones once they are known.
+// entry decodes the keys of one of several pipelines. It is called after the common keys are known, and overrides them.
 type entry func(any) error
 
 // UnmarshalYAML keeps the decoder for later.
@@ -31,10 +32,10 @@ func (e *entry) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// Load reads the YAML file (none if path is empty), then the environment, and validates. It returns a Config for each
-// pipeline that the key pipelines lists, or one, where there is no such key. Of several, each takes what it does not
-// set from the top level, and its own variables are called by its name: WALPOST_ORDERS_SOURCE_URL. Everything that is
-// wrong is reported together, each with pipeline, key and what to write instead.
+// Load reads the YAML file (none if path is empty), then the environment, and validates the result. It returns a Config for
+// each pipeline that the key pipelines lists, or one Config if there is no such key. A pipeline of several takes the keys
+// that it does not set from the top level, and its own variables contain its name: WALPOST_ORDERS_SOURCE_URL. The error
+// contains every mistake, each with the pipeline, the key and what to write instead.
 func Load(path string, getenv func(string) string) ([]Config, error) {
 	var text []byte
 	if path != "" {
@@ -69,10 +70,10 @@ func parse(text []byte, getenv func(string) string) ([]Config, error) {
 		cfg.several = true
 		cfgs = append(cfgs, cfg)
 	}
-	if parser != nil && !wrong { // it stops at the first mistake, and does not always say where
+	if parser != nil && !wrong { // the parser stops at the first mistake, and its error does not always name the place
 		errs = append(errs, unreadable(parser))
 	}
-	// What could not be read has its default or zero value, about which there is nothing to say.
+	// A key that could not be read has its default or zero value. Validate would report that value as a second mistake.
 	switch {
 	case len(errs) > 0:
 	case doc.Pipelines == nil:
@@ -83,6 +84,7 @@ func parse(text []byte, getenv func(string) string) ([]Config, error) {
 	return cfgs, errors.Join(errs...)
 }
 
+// readEnvironment sets the keys whose variables, with the prefix, have a value.
 func readEnvironment(cfg *Config, prefix string, getenv func(string) string) (errs []error) {
 	eachKey(reflect.ValueOf(cfg).Elem(), nil, func(path []string, v reflect.Value, tag reflect.StructTag) {
 		name := envName(prefix, path)
@@ -106,8 +108,8 @@ func readEnvironment(cfg *Config, prefix string, getenv func(string) string) (er
 	return errs
 }
 
-// Commands returns a text in which each walpost command in backquotes is one that can be run as it stands: of several
-// pipelines it names this one.
+// Commands returns the text with commands that can be copied and run: if the file has several pipelines, each walpost
+// command in backquotes names this one.
 func (c *Config) Commands(text string) string {
 	if !c.several {
 		return text
@@ -115,21 +117,22 @@ func (c *Config) Commands(text string) string {
 	return strings.ReplaceAll(text, "`walpost ", "`walpost -p "+c.Pipeline+" ")
 }
 
-// Variable is the name of the variable that only this one of several pipelines reads for the key:
+// Variable returns the name of the variable that only this one of several pipelines reads for the key:
 // WALPOST_ORDERS_ADMIN_URL.
 func (c *Config) Variable(key string) string { return c.environment() + key }
 
+// environment returns the prefix of the variables that only this one of several pipelines reads: WALPOST_ORDERS_.
 func (c *Config) environment() string {
 	return environment + strings.ToUpper(strings.ReplaceAll(c.Pipeline, "-", "_")) + "_"
 }
 
-// together says what is wrong with each of several pipelines and with all of them in one process.
+// together returns the mistakes of each of several pipelines, and the conflicts between them in one process.
 func (d *document) together(cfgs []Config) (errs []error) {
 	if len(cfgs) == 0 {
 		errs = append(errs, errors.New("pipelines: list at least one"))
 	}
 	if d.Pipeline != "" {
-		errs = append(errs, fmt.Errorf("pipeline: %q: each pipeline has its own name, under pipelines", d.Pipeline))
+		errs = append(errs, fmt.Errorf("pipeline: %q: each pipeline needs its own name: write it in the list under pipelines", d.Pipeline))
 	}
 	variables := map[string]string{}
 	eachKey(reflect.ValueOf(&d.Config).Elem(), nil, func(path []string, _ reflect.Value, _ reflect.StructTag) {
@@ -146,24 +149,24 @@ func (d *document) together(cfgs []Config) (errs []error) {
 			}
 		}
 		if c.HTTP != d.HTTP {
-			bad("http: the process has one address: write it beside pipelines, not in one of them")
+			bad("http: the process has one address: write it at the top level, not in one of the pipelines")
 		}
 		if c.Pprof != d.Pprof {
-			bad("pprof: the process has one address: write it beside pipelines, not in one of them")
+			bad("pprof: the process has one address: write it at the top level, not in one of the pipelines")
 		}
 		if c.ShutdownTimeout != d.ShutdownTimeout {
-			bad("shutdown_timeout: it is the process's: write it beside pipelines, not in one of them")
+			bad("shutdown_timeout: the process has one: write it at the top level, not in one of the pipelines")
 		}
 		for j := range i {
 			c.beside(&cfgs[j], bad)
 		}
 		if slices.ContainsFunc(cfgs[:i], func(o Config) bool { return o.Pipeline == c.Pipeline }) {
-			continue // their variables are the same, of course
+			continue // two pipelines of one name read the same variables; beside has reported the name
 		}
 		eachKey(reflect.ValueOf(c).Elem(), nil, func(path []string, _ reflect.Value, _ reflect.StructTag) {
 			variable := envName(c.environment(), path)
 			if of := variables[variable]; of != "" {
-				bad("pipeline: the variable %s is read by %s already: give this one another name", variable, of)
+				bad("pipeline: %[2]s already reads the variable %[1]s: give this pipeline another name", variable, of)
 			}
 			variables[variable] = name
 		})
@@ -171,7 +174,7 @@ func (d *document) together(cfgs []Config) (errs []error) {
 	return errs
 }
 
-// label names one of several pipelines to people.
+// label returns the text that names one of several pipelines in errors: pipeline orders, or pipelines[1] without a name.
 func (c *Config) label(i int) string {
 	if c.Pipeline == "" {
 		return "pipelines[" + strconv.Itoa(i) + "]"
@@ -179,41 +182,41 @@ func (c *Config) label(i int) string {
 	return "pipeline " + c.Pipeline
 }
 
-// beside says what two pipelines must not share.
+// beside reports with bad everything that two pipelines share and must not share.
 func (c *Config) beside(o *Config, bad func(format string, args ...any)) {
 	if c.Pipeline == o.Pipeline && c.Pipeline != "" {
-		bad("pipeline: there are two of this name, and with it of the state topic %s: give each its own", c.StateTopic())
+		bad("pipeline: two pipelines have this name and would share the state topic %s: give each its own name", c.StateTopic())
 	}
 	servers, database := c.Source.at()
 	theirs, theirDatabase := o.Source.at()
 	sameServer := overlap(servers, theirs)
 	if sameServer && c.Source.Slot == o.Source.Slot {
-		bad("source.slot: %q is read by pipeline %s on the same server: a slot's name is the server's, whatever the database: give each its own", c.Source.Slot, o.Pipeline)
+		bad("source.slot: pipeline %[2]s reads %[1]q on the same server, and a slot's name is unique on a server, across its databases: give each pipeline its own slot", c.Source.Slot, o.Pipeline)
 	}
 	if !overlap(c.Kafka.Brokers, o.Kafka.Brokers) {
 		return
 	}
 	for _, topic := range c.topics() {
 		if sameServer && database == theirDatabase && c.Source.Table == o.Source.Table && slices.Contains(o.topics(), topic) {
-			bad("kafka.topic: pipeline %s publishes %s to %s already: each row would be there twice", o.Pipeline, c.Source.Table, topic)
+			bad("kafka.topic: pipeline %s already publishes %s to %s, so each row would be there twice: choose another topic, or remove one of the two", o.Pipeline, c.Source.Table, topic)
 		}
 		if topic == o.DeadLetterTopic() {
-			bad("kafka.topic: %s is where pipeline %s puts its dead letters", topic, o.Pipeline)
+			bad("kafka.topic: %s is the dead letter topic of pipeline %s: choose another topic", topic, o.Pipeline)
 		}
 	}
 	if c.DeadLetterTopic() == o.DeadLetterTopic() && c.Pipeline != o.Pipeline {
-		bad("poison.topic: %q is that of pipeline %s: give each its own, or leave it empty", c.DeadLetterTopic(), o.Pipeline)
+		bad("poison.topic: pipeline %[2]s has %[1]q too: give each pipeline its own topic, or leave the key empty", c.DeadLetterTopic(), o.Pipeline)
 	}
 	if slices.Contains(o.topics(), c.DeadLetterTopic()) {
-		bad("poison.topic: %q is where pipeline %s publishes: dead letters need one of their own", c.DeadLetterTopic(), o.Pipeline)
+		bad("poison.topic: pipeline %[2]s publishes to %[1]q: choose a topic for dead letters alone", c.DeadLetterTopic(), o.Pipeline)
 	}
 }
 
-// at is where the URL says the outbox is: all of its servers, as host:port, and the database.
+// at returns the place of the outbox that the URL names: all servers, as host:port, and the database.
 func (s *Source) at() (servers []string, database string) {
 	cfg, err := identity.NewPostgres("source.url", s.URL, zerolog.Nop()).Target()
 	if s.URL == "" || err != nil {
-		return nil, "" // which Validate says
+		return nil, "" // Validate reports it
 	}
 	at := func(host string, port uint16) {
 		servers = append(servers, net.JoinHostPort(strings.ToLower(host), strconv.Itoa(int(port))))
@@ -225,17 +228,19 @@ func (s *Source) at() (servers []string, database string) {
 	return servers, cfg.Database
 }
 
+// overlap reports whether the two lists have an entry in common.
 func overlap(a, b []string) bool {
 	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }
 
 const environment = "WALPOST_"
 
+// envName returns the name of the variable for the key at path.
 func envName(prefix string, path []string) string {
 	return prefix + strings.ToUpper(strings.Join(path, "_"))
 }
 
-// eachKey visits the leaves of the configuration.
+// eachKey calls f for each key that holds a value, and for none that holds other keys.
 func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Value, tag reflect.StructTag)) {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)

@@ -57,31 +57,31 @@ func TestPipelinesMistakesAreNamed(t *testing.T) {
 		base + "pipelines: orders":                   {"pipelines: write a list"},
 		base + "pipelines: [orders, " + a + "]":      {"pipelines[0]: orders: write the keys"},
 		base + "pipelines: [~]":                      {"pipelines[0]: pipeline:"},
-		base + "pipeline: x\npipelines: [" + a + "]": {`pipeline: "x": each pipeline has its own name`},
+		base + "pipeline: x\npipelines: [" + a + "]": {`pipeline: "x": each pipeline needs its own name`},
 		base + "pipelines: [" + a + ", {pipeline: b, sourc: {}, kafka: {sasl: x}, source: {slott: x}, window: {rows: many}}]\nshutdown: 1": {
-			"pipeline b: kafka.sasl: it holds other keys", "pipeline b: sourc: there is no such key", "pipeline b: source.slott: there is no such key", "pipeline b: window.rows: many", "shutdown: there is no such key",
+			"pipeline b: kafka.sasl: this key has no value", "pipeline b: sourc: there is no such key", "pipeline b: source.slott: there is no such key", "pipeline b: window.rows: many", "shutdown: there is no such key",
 		},
 		base + "pipelines: [{pipeline: a}, {pipeline: b, window: {rows: -1}}]": {
 			"pipeline a: source.url: missing: write postgres://walpost@host:5432/database?sslmode=verify-full, or set WALPOST_A_SOURCE_URL", "pipeline b: source.url", "pipeline b: window.rows: -1",
 		},
 		base + "pipelines: [" + a + ", " + a + "]": {
-			"pipeline a: pipeline: there are two of this name, and with it of the state topic walpost.state.a", `pipeline a: source.slot: "a" is read by pipeline a on the same server`,
-			"pipeline a: kafka.topic: pipeline a publishes public.outbox to outbox.event.order already",
+			"pipeline a: pipeline: two pipelines have this name and would share the state topic walpost.state.a", `pipeline a: source.slot: pipeline a reads "a" on the same server`,
+			"pipeline a: kafka.topic: pipeline a already publishes public.outbox to outbox.event.order",
 		},
-		base + "pipelines: [" + a + ", {pipeline: b, source: {url: 'postgres://v@x:1,H/two?sslmode=disable', slot: a}}]": {`pipeline b: source.slot: "a" is read by pipeline a on the same server`},
-		base + "pipelines: [" + a + ", {pipeline: b, source: {url: 'postgres://v@h/one?sslmode=disable', slot: b}}]":     {"pipeline b: kafka.topic: pipeline a publishes public.outbox to outbox.event.order already"},
-		base + "poison: {policy: dead_letter, topic: aside}\npipelines: [" + a + ", " + b + "]":                          {`pipeline b: poison.topic: "aside" is that of pipeline a`},
+		base + "pipelines: [" + a + ", {pipeline: b, source: {url: 'postgres://v@x:1,H/two?sslmode=disable', slot: a}}]": {`pipeline b: source.slot: pipeline a reads "a" on the same server`},
+		base + "pipelines: [" + a + ", {pipeline: b, source: {url: 'postgres://v@h/one?sslmode=disable', slot: b}}]":     {"pipeline b: kafka.topic: pipeline a already publishes public.outbox to outbox.event.order"},
+		base + "poison: {policy: dead_letter, topic: aside}\npipelines: [" + a + ", " + b + "]":                          {`pipeline b: poison.topic: pipeline a has "aside" too`},
 		base + "pipelines: [" + a + ", {pipeline: b, poison: {topic: outbox.event.order}, kafka: {topic: x}, source: {url: 'postgres://u@h/two?sslmode=disable', slot: b}}]": {
-			`pipeline b: poison.topic: "outbox.event.order" is where pipeline a publishes`,
+			`pipeline b: poison.topic: pipeline a publishes to "outbox.event.order"`,
 		},
 		base + "pipelines: [{pipeline: a, poison: {topic: x}, source: {url: 'postgres://u@h/one?sslmode=disable', slot: a}}, {pipeline: b, kafka: {topic: x}, source: {url: 'postgres://u@h/two?sslmode=disable', slot: b}}]": {
-			"pipeline b: kafka.topic: x is where pipeline a puts its dead letters",
+			"pipeline b: kafka.topic: x is the dead letter topic of pipeline a",
 		},
 		base + "pipelines: [" + a + ", {pipeline: b, http: ':1', shutdown_timeout: 1s, source: {url: 'postgres://u@h/two?sslmode=disable', slot: b}}]": {
-			"pipeline b: http: the process has one", "pipeline b: shutdown_timeout: it is the process's",
+			"pipeline b: http: the process has one", "pipeline b: shutdown_timeout: the process has one",
 		},
 		base + "pipelines: [{pipeline: a-b, source: {url: 'postgres://u@h/one?sslmode=disable', slot: a}}, {pipeline: a_b, source: {url: 'postgres://u@h/two?sslmode=disable', slot: b}}]": {
-			"pipeline a_b: pipeline: the variable WALPOST_A_B_SOURCE_URL is read by pipeline a-b already",
+			"pipeline a_b: pipeline: pipeline a-b already reads the variable WALPOST_A_B_SOURCE_URL",
 		},
 	} {
 		_, err := parse([]byte(text), noEnv)

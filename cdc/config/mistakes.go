@@ -15,8 +15,8 @@ import (
 	"github.com/walpost/walpost/cdc/misspelt"
 )
 
-// mistakes names every key of the file that does not exist and every value of the wrong kind. For bad syntax it is the parser's own
-// error.
+// mistakes returns an error for every key of the file that does not exist and every value of the wrong kind. For wrong syntax it
+// returns the parser's error.
 func mistakes(text []byte) []error {
 	var file, more any
 	documents := yaml.NewDecoder(bytes.NewReader(text))
@@ -27,28 +27,28 @@ func mistakes(text []byte) []error {
 		return nil
 	}
 	if documents.Decode(&more) == nil && more != nil {
-		return []error{errors.New("configuration: there is more than one document (---) in the file: write one")}
+		return []error{errors.New("configuration: the file has more than one document (---): write one")}
 	}
 	top, ok := file.(map[string]any)
 	if !ok {
-		return []error{errors.New("configuration: the file holds no keys: write keys and their values, pipeline: orders and the others")}
+		return []error{errors.New("configuration: the file has no keys: write keys and their values, pipeline: orders for example")}
 	}
 	entries, list := top["pipelines"].([]any)
 	several := top["pipelines"] != nil
 	delete(top, "pipelines")
 	errs := wrongKeys(top, "")
 	if several && !list {
-		errs = append(errs, errors.New("pipelines: write a list, an entry for each: - pipeline: orders, and its other keys"))
+		errs = append(errs, errors.New("pipelines: write a list with an entry for each pipeline: - pipeline: orders, and its other keys"))
 	}
 	for i, e := range entries {
 		if e == nil {
-			continue // its keys are missing, which Validate says
+			continue // Validate reports the missing keys
 		}
 		keys, ok := e.(map[string]any)
 		name, _ := keys["pipeline"].(string)
 		label := (&Config{Pipeline: name}).label(i)
 		if !ok {
-			errs = append(errs, fmt.Errorf("%s: %s: write the keys of a pipeline, pipeline: and the others", label, shown(e)))
+			errs = append(errs, fmt.Errorf("%s: %s: write the keys of a pipeline, pipeline: orders for example", label, shown(e)))
 			continue
 		}
 		errs = append(errs, wrongKeys(keys, label+": ")...)
@@ -56,6 +56,7 @@ func mistakes(text []byte) []error {
 	return errs
 }
 
+// wrongKeys returns an error for every unknown key and every value of the wrong kind, each with the label before it.
 func wrongKeys(keys map[string]any, label string) (errs []error) {
 	var cfg Config
 	var known []string
@@ -68,7 +69,7 @@ func wrongKeys(keys map[string]any, label string) (errs []error) {
 			if !ok {
 				if parent := strings.Join(path[:i], "."); value != nil && !flat[parent] {
 					flat[parent] = true
-					errs = append(errs, fmt.Errorf("%s%s: it holds other keys: write these below it", label, parent))
+					errs = append(errs, fmt.Errorf("%s%s: this key has no value, it holds other keys: write those below it", label, parent))
 				}
 				return
 			}
@@ -88,7 +89,7 @@ func wrongKeys(keys map[string]any, label string) (errs []error) {
 	return append(errs, unknownKeys(keys, label, "", known)...)
 }
 
-// decode reads a value. The parser would take 1.5 for the whole number 1.
+// decode reads a value into v. It rejects 1.5 for a whole number, which the parser would read as 1.
 func decode(text []byte, v reflect.Value) error {
 	var value any
 	if err := yaml.Unmarshal(text, &value); err != nil {
@@ -100,7 +101,7 @@ func decode(text []byte, v reflect.Value) error {
 	return yaml.UnmarshalWithOptions(text, v.Addr().Interface(), yaml.Strict())
 }
 
-// wrongValue says of a value that v does not take, and what to write instead.
+// wrongValue returns the text of the error about a value that v does not take, with what to write instead.
 func wrongValue(value any, v reflect.Value, tag reflect.StructTag) string {
 	said := shown(value)
 	example := strings.Trim(said, `"`)
@@ -113,22 +114,22 @@ func wrongValue(value any, v reflect.Value, tag reflect.StructTag) string {
 	}
 	switch v.Interface().(type) {
 	case time.Duration:
-		return said + " is no duration: write 5ms, 2s or 1m"
+		return said + " is not a duration: write 5ms, 2s or 1m"
 	case ByteSize:
-		return said + " is no size: write 1048576, 64KiB or 4MiB"
+		return said + " is not a size: write 1048576, 64KiB or 4MiB"
 	case bool:
 		return said + " is neither true nor false: write one of them"
 	case int:
-		return said + " is no whole number: write 3, for example"
+		return said + " is not a whole number: write 3, for example"
 	case []string:
-		return fmt.Sprintf("%s is no list of names: write [%s]", said, example)
+		return fmt.Sprintf("%s is not a list of names: write [%s]", said, example)
 	case map[string]string:
-		return said + " holds no pairs of names: write {order: orders}"
+		return said + " does not hold pairs of names: write {order: orders}"
 	}
 	return said + " is more than one value: write one"
 }
 
-// shown is a value as it can stand in the file, on one line and short.
+// shown returns a value as the file would have it, on one line and cut to 60 characters.
 func shown(value any) string {
 	b, err := yaml.MarshalWithOptions(value, yaml.Flow(true))
 	if err != nil {
@@ -141,7 +142,8 @@ func shown(value any) string {
 	return said
 }
 
-// unknownKeys looks only into keys that hold others: a rename map's keys are the user's.
+// unknownKeys returns an error for every key that does not exist. It looks only into keys that hold other keys of the
+// configuration: the keys of kafka.rename are the user's.
 func unknownKeys(keys map[string]any, label, prefix string, known []string) (errs []error) {
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		path := prefix + key
@@ -158,7 +160,8 @@ func unknownKeys(keys map[string]any, label, prefix string, known []string) (err
 	return errs
 }
 
-// instead says which key may be meant: one that is written nearly so, or the only one that is called so and stands elsewhere.
+// instead returns the hint which key may be meant: one with nearly the same name, or the only one with this name in another
+// place.
 func instead(path string, known []string) string {
 	meant := misspelt.Nearest(path, known)
 	if meant == "" {
@@ -182,12 +185,13 @@ func instead(path string, known []string) string {
 		}
 	}
 	if meant == "" {
-		return "see the configuration reference in the README"
+		return "cdc/CONFIGURATION.md lists every key"
 	}
 	return "did you mean " + meant + "?"
 }
 
-// unreadable reduces the parser's error to one line: position, and what is wrong there. What stands there may be a secret.
+// unreadable reduces the parser's error to one line: the position and the mistake. It leaves out the text at the position, which
+// may be a secret.
 func unreadable(err error) error {
 	var ye yaml.Error
 	if !errors.As(err, &ye) || ye.GetToken() == nil {
@@ -198,14 +202,15 @@ func unreadable(err error) error {
 	case strings.HasPrefix(message, "mapping key"):
 		message = "this key is there already: write it once"
 	case !errors.As(err, new(*yaml.SyntaxError)):
-		message = "this cannot be read here: write keys and their values, key: value"
+		message = "the text here is not a key or a value: write keys and their values, key: value"
 	}
 	return fmt.Errorf("configuration line %d: %s", ye.GetToken().Position.Line, message)
 }
 
-// Strays looks at the names of an environment. flags are those that the program reads beside the keys of the pipelines. A name that is
-// nearly one that is read is in the error, with the right one. unknown are others that begin with WALPOST_, among them those of a
-// pipeline that is not in cfgs, and without what Kubernetes sets in every container for a Service that is called so.
+// Strays checks the names of an environment's variables. flags are the names that the program reads in addition to those of the keys
+// of the pipelines. The error contains each name that is nearly one of those that the program reads, with the right name. unknown are
+// the other names that begin with WALPOST_, including those of a pipeline that is not in cfgs. It leaves out the variables that
+// Kubernetes sets in every container for a Service named walpost.
 func Strays(names, flags []string, cfgs []Config) (unknown []string, err error) {
 	var keys []string
 	known := slices.Clone(flags)
@@ -229,7 +234,7 @@ func Strays(names, flags []string, cfgs []Config) (unknown []string, err error) 
 	return misspelt.Variables(names, environment, known, func(name string) bool { return anotherPipelines(name, keys) })
 }
 
-// anotherPipelines says that the name is WALPOST_, a pipeline's name and a key.
+// anotherPipelines reports whether the name consists of WALPOST_, a pipeline's name and a key.
 func anotherPipelines(name string, keys []string) bool {
 	return slices.ContainsFunc(keys, func(key string) bool {
 		pipeline := strings.TrimSuffix(strings.TrimPrefix(name, environment), "_"+key)

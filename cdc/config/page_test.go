@@ -31,3 +31,20 @@ func TestBlocksToCopyAreRight(t *testing.T) {
 		}
 	}
 }
+
+// TestBlocksOfThePageAreRight loads each block of CONFIGURATION.md that is a whole configuration file.
+func TestBlocksOfThePageAreRight(t *testing.T) {
+	page, err := os.ReadFile("../CONFIGURATION.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(page), -1)
+	if len(blocks) < 2 {
+		t.Errorf("only %d blocks were found", len(blocks))
+	}
+	for _, block := range blocks {
+		if _, err := parse([]byte(block[1]), noEnv); err != nil {
+			t.Errorf("%v\n%s", err, block[1])
+		}
+	}
+}

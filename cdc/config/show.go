@@ -7,7 +7,7 @@ import (
 	"github.com/walpost/walpost/cdc/identity"
 )
 
-// A configuration shows no secret in fmt with any verb, a panic, JSON, YAML or a log.
+// The methods of this file keep secrets out of everything that prints a configuration: fmt with any verb, a panic, JSON, YAML and logs.
 
 // Format writes c without its secrets.
 func (c Config) Format(f fmt.State, verb rune) {

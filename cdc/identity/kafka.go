@@ -10,33 +10,34 @@ import (
 	"strings"
 )
 
-// Kafka is how a client proves to Kafka who it is, and whom it trusts. The same struct is keys of a configuration and flags of a command.
+// Kafka says how a client proves its identity to Kafka, and which servers it trusts. The same struct defines keys of a configuration and
+// flags of a command.
 type Kafka struct {
 	TLS           bool   `yaml:"tls" name:"tls" env:"TLS" help:"connect with TLS"`
-	TLSCAFile     string `yaml:"tls_ca_file" name:"tls-ca-file" env:"TLS_CA_FILE" placeholder:"FILE" help:"certificates of the authorities that may vouch for Kafka (PEM); empty: the system's"`
-	TLSCertFile   string `yaml:"tls_cert_file" name:"tls-cert-file" env:"TLS_CERT_FILE" placeholder:"FILE" help:"client certificate, and the chain behind it (PEM)"`
-	TLSKeyFile    string `yaml:"tls_key_file" name:"tls-key-file" env:"TLS_KEY_FILE" placeholder:"FILE" help:"key of the client certificate (PEM, without a passphrase)"`
-	TLSServerName string `yaml:"tls_server_name" name:"tls-server-name" env:"TLS_SERVER_NAME" placeholder:"NAME" help:"name that the certificate of each broker must have; empty: the broker's address"`
+	TLSCAFile     string `yaml:"tls_ca_file" name:"tls-ca-file" env:"TLS_CA_FILE" placeholder:"FILE" help:"file with the certificates of the authorities that sign Kafka's certificates (PEM); empty: the system's authorities"`
+	TLSCertFile   string `yaml:"tls_cert_file" name:"tls-cert-file" env:"TLS_CERT_FILE" placeholder:"FILE" help:"file with the client certificate, followed by its chain (PEM)"`
+	TLSKeyFile    string `yaml:"tls_key_file" name:"tls-key-file" env:"TLS_KEY_FILE" placeholder:"FILE" help:"file with the key of the client certificate (PEM, without a passphrase)"`
+	TLSServerName string `yaml:"tls_server_name" name:"tls-server-name" env:"TLS_SERVER_NAME" placeholder:"NAME" help:"name that each broker's certificate must have; empty: the broker's address"`
 	SASL          SASL   `yaml:"sasl" embed:"" prefix:"sasl-" envprefix:"SASL_"`
 }
 
-// SASL is how to log in to Kafka.
+// SASL says how a client logs in to Kafka.
 type SASL struct {
-	Mechanism        Mechanism `yaml:"mechanism" name:"mechanism" env:"MECHANISM" placeholder:"NAME" help:"plain, scram-sha-256, scram-sha-512, oauthbearer or aws-msk-iam; empty: no login"`
+	Mechanism        Mechanism `yaml:"mechanism" name:"mechanism" env:"MECHANISM" placeholder:"NAME" help:"mechanism of the login: plain, scram-sha-256, scram-sha-512, oauthbearer or aws-msk-iam; empty: no login"`
 	Username         string    `yaml:"username" name:"username" env:"USERNAME" placeholder:"NAME" help:"plain, scram: user of the login"`
-	Password         Secret    `yaml:"password" secret:"yes" name:"password" env:"PASSWORD" placeholder:"WORD" help:"plain, scram: password of the login; better in a file"`
+	Password         Secret    `yaml:"password" secret:"yes" name:"password" env:"PASSWORD" placeholder:"WORD" help:"plain, scram: password of the login; a file is safer"`
 	PasswordFile     string    `yaml:"password_file" name:"password-file" env:"PASSWORD_FILE" placeholder:"FILE" help:"file that holds the password, read again at each login"`
 	PasswordCommand  string    `yaml:"password_command" name:"password-command" env:"PASSWORD_COMMAND" placeholder:"COMMAND" help:"command that prints the password, run again at each login, without a shell"`
 	TokenFile        string    `yaml:"token_file" name:"token-file" env:"TOKEN_FILE" placeholder:"FILE" help:"oauthbearer: file that holds the token, read again at each login"`
 	TokenCommand     string    `yaml:"token_command" name:"token-command" env:"TOKEN_COMMAND" placeholder:"COMMAND" help:"oauthbearer: command that prints the token, run again at each login, without a shell"`
-	TokenURL         string    `yaml:"token_url" name:"token-url" env:"TOKEN_URL" placeholder:"URL" help:"oauthbearer: endpoint that gives a token for client_id and its secret (client credentials)"`
-	TokenCAFile      string    `yaml:"token_ca_file" name:"token-ca-file" env:"TOKEN_CA_FILE" placeholder:"FILE" help:"certificates of the authorities that may vouch for token_url (PEM); empty: the system's"`
-	ClientID         string    `yaml:"client_id" name:"client-id" env:"CLIENT_ID" placeholder:"ID" help:"token_url: who asks for the token"`
-	ClientSecret     Secret    `yaml:"client_secret" secret:"yes" name:"client-secret" env:"CLIENT_SECRET" placeholder:"WORD" help:"token_url: secret of client_id; better in a file"`
+	TokenURL         string    `yaml:"token_url" name:"token-url" env:"TOKEN_URL" placeholder:"URL" help:"oauthbearer: endpoint that returns a token for client_id and its secret (client credentials)"`
+	TokenCAFile      string    `yaml:"token_ca_file" name:"token-ca-file" env:"TOKEN_CA_FILE" placeholder:"FILE" help:"token_url: file with the certificates of the authorities that sign its certificate (PEM); empty: the system's authorities"`
+	ClientID         string    `yaml:"client_id" name:"client-id" env:"CLIENT_ID" placeholder:"ID" help:"token_url: id of the client that requests the token"`
+	ClientSecret     Secret    `yaml:"client_secret" secret:"yes" name:"client-secret" env:"CLIENT_SECRET" placeholder:"WORD" help:"token_url: secret of client_id; a file is safer"`
 	ClientSecretFile string    `yaml:"client_secret_file" name:"client-secret-file" env:"CLIENT_SECRET_FILE" placeholder:"FILE" help:"file that holds the secret, read again for each token"`
-	Scope            string    `yaml:"scope" name:"scope" env:"SCOPE" placeholder:"SCOPE" help:"token_url: scopes to ask for, separated by spaces"`
-	Extensions       string    `yaml:"extensions" name:"extensions" env:"EXTENSIONS" placeholder:"PAIRS" help:"oauthbearer: what the service wants beside the token, logicalCluster=lkc-1,identityPoolId=pool-1"`
-	Region           string    `yaml:"region" name:"region" env:"REGION" placeholder:"REGION" help:"aws-msk-iam: the cluster's region; empty: the one in the broker's name, or AWS_REGION"`
+	Scope            string    `yaml:"scope" name:"scope" env:"SCOPE" placeholder:"SCOPE" help:"token_url: scopes to request, separated by spaces"`
+	Extensions       string    `yaml:"extensions" name:"extensions" env:"EXTENSIONS" placeholder:"PAIRS" help:"oauthbearer: pairs that the service needs in addition to the token, logicalCluster=lkc-1,identityPoolId=pool-1 for example"`
+	Region           string    `yaml:"region" name:"region" env:"REGION" placeholder:"REGION" help:"aws-msk-iam: region of the cluster; empty: the region in the broker's name, or AWS_REGION"`
 }
 
 // Mechanism is a SASL mechanism.

@@ -50,14 +50,14 @@ func TestRefusedAdoptionChangesNothing(t *testing.T) {
 		}
 	}
 	exec("ALTER PUBLICATION walpost DROP TABLE outbox")
-	refused("fix it first", pipeline.AdoptOptions{CreateSlot: true})
+	refused("fix this first", pipeline.AdoptOptions{CreateSlot: true})
 	exec("ALTER PUBLICATION walpost ADD TABLE outbox")
 	hides := func(step pipeline.Step) {
 		if strings.HasPrefix(step.What, "slot") && strings.Contains(step.What, "create") {
 			exec("ALTER PUBLICATION walpost DROP TABLE outbox")
 		}
 	}
-	refused("fix it first", pipeline.AdoptOptions{CreateSlot: true, Progress: hides})
+	refused("fix this first", pipeline.AdoptOptions{CreateSlot: true, Progress: hides})
 	exec("ALTER PUBLICATION walpost ADD TABLE outbox")
 	refused("does not exist", pipeline.AdoptOptions{})
 	if err := admin.Delete(t.Context(), s.cfg.StateTopic()); err != nil {

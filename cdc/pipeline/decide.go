@@ -52,7 +52,7 @@ func (w wal) decide(ctx context.Context, o decideOptions) (*decision, error) {
 func (d *decision) read(ctx context.Context) (err error) {
 	d.survey, err = readAll(ctx, d.source, func(ctx context.Context, before *cdc.Facts) (_ *cdc.State, err error) {
 		if before.Slot.Active {
-			return nil, errors.New("the slot is being read: stop the relay, and run this again")
+			return nil, errors.New("the slot is in use: stop the relay, and run this again")
 		}
 		if d.dryRun {
 			return d.kafka.State(ctx)

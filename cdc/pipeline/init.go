@@ -238,7 +238,7 @@ func (w wal) vacant(ctx context.Context, s *setup) error {
 	case err != nil:
 		return err
 	case seen.State == nil && seen.Facts.Slot.Exists:
-		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it. It is of another pipeline, or the state topic is gone: choose another source.slot; or, if it was made for this pipeline and nobody else reads it, `walpost adopt` goes on from where it stands, and loses nothing", name, w.cfg.Pipeline)
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it. It is of another pipeline, or the state topic is gone: choose another source.slot; or, if it was made for this pipeline and nobody else reads it, `walpost adopt` continues from its position, and loses nothing", name, w.cfg.Pipeline)
 	case s.newServer:
 		return cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts)
 	case seen.State != nil && seen.State.Phase != cdc.PhaseCreating:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -88,6 +90,35 @@ func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
 	want := "1 rows have failed and hold 1 keys back: `walpost dlq list` says why"
 	if st.Backlog == nil || st.Backlog.Pending != 3 || !slices.Contains(st.Blocked, want) || st.Slot != nil {
 		t.Errorf("%+v", st)
+	}
+}
+
+// TestStatusHasAHaltInItsParts, in that of a running relay and in one without, and so has a pipeline that is one of several.
+func TestStatusHasAHaltInItsParts(t *testing.T) {
+	halt := &cdc.HaltError{Found: "f", Means: "m", Run: "run `walpost adopt`", Risk: cdc.Range{From: 1, To: 2}}
+	halted := fmt.Errorf("look: %w", halt)
+	m := newMetrics("orders", watched{}, prometheus.NewRegistry())
+	m.observer().Role(cdc.Halted, halted)
+	asked := Status{}
+	asked.blocked(halted)
+	want := []Blocker{{Found: "look: f", Means: "m, LSN range (0/1, 0/2]", Run: "run `walpost adopt`"}}
+	for who, st := range map[string]Status{"a running relay": m.status(), "walpost status": asked} {
+		if !slices.Equal(st.BlockedBy, want) || !slices.Equal(st.Blocked, []string{halted.Error()}) || st.Verdict != NeedsSomeone {
+			t.Errorf("%s: %+v", who, st)
+		}
+	}
+
+	file := filepath.Join(t.TempDir(), "walpost.yaml")
+	text := "kafka: {brokers: ['k:9092'], aggregate_types: [a]}\nsource: {url: 'postgres://u@127.0.0.1/d'}\npipelines: [{pipeline: a}, {pipeline: b, source: {slot: b}, kafka: {topic: b}}]"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfgs, err := config.Load(file, func(string) string { return "" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := blocker(runnable(&cfgs[0], fmt.Errorf("look: %w", halt))); got.Found != "look: f" || got.Run != "run `walpost -p a adopt`" {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -58,9 +58,9 @@ func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Obser
 		DeadLettered: func(r *cdc.Record) {
 			log.Warn().Bytes("event_id", r.Row.ID).Func(func(e *zerolog.Event) {
 				if r.Row.Ordinal > 0 { // of the WAL
-					e.Stringer("lsn", r.Row.Commit).Uint32("seq", r.Row.Ordinal).Str("topic", r.Refused.Topic)
+					e.Stringer("lsn", r.Row.Commit).Uint32("seq", r.Row.Ordinal).Str("topic", r.Rejected.Topic)
 				}
-			}).Str("class", string(r.Refused.Class)).Str("reason", r.Refused.Reason).Msg("dead letter: the row was put aside")
+			}).Str("class", string(r.Rejected.Class)).Str("reason", r.Rejected.Reason).Msg("dead letter: the row was put aside")
 		},
 		Covered: func(st *cdc.State) {
 			log.Debug().Stringer("lsn", st.Covered).Int64("epoch", st.Epoch).Msg("state record is durable")

@@ -24,7 +24,8 @@ type metrics struct {
 	asked *asked
 
 	mu    sync.Mutex
-	known Status // what the relay said
+	known Status // the relay's part of the status
+	cause error  // of the role, where the relay does not stream; known.Reason is its text
 }
 
 // newMetrics registers the metrics.
@@ -41,33 +42,33 @@ func newMetrics(pipeline string, of watched, reg prometheus.Registerer) *metrics
 		return m
 	}
 	c := &metrics{
-		received:  counter("walpost_rows_received_total", "Rows of the outbox that were read from the WAL, or, polled, from the table, and had to be delivered."),
-		dropped:   counter("walpost_rows_dropped_total", "Rows the server sent again although they are durable in Kafka; not published twice."),
-		others:    counter("walpost_other_messages_total", "Messages in the publication that are no inserts into the outbox; ignored."),
-		bytes:     counter("walpost_received_bytes_total", "Bytes read from the replication connection, or, polled, of the rows."),
-		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka, as dead letters too."),
+		received:  counter("walpost_rows_received_total", "Outbox rows that the relay read from the WAL, or with polling from the table, and has to deliver."),
+		dropped:   counter("walpost_rows_dropped_total", "Rows that the server sent again although they are durable in Kafka; the relay does not publish them twice."),
+		others:    counter("walpost_other_messages_total", "Messages of the publication that are not inserts into the outbox; the relay ignores them."),
+		bytes:     counter("walpost_received_bytes_total", "Bytes that the relay read from the replication connection; with polling, the bytes of the rows."),
+		published: counter("walpost_rows_published_total", "Rows that are durable in Kafka, including dead letters."),
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "walpost_dead_letters_total", Help: "Rows that were put aside, by class of the reason: into the dead letter topic, or, polled, as failed.", ConstLabels: labels,
+			Name: "walpost_dead_letters_total", Help: "Rows that became dead letters, or with polling failed, by class of the reason.", ConstLabels: labels,
 		}, []string{"class"}),
 		windows: counter("walpost_windows_total", "Windows that are durable in Kafka."),
-		halts:   counter("walpost_halts_total", "Times the relay halted and asked for a human."),
-		retries: counter("walpost_retries_total", "Times a session ended and was started over."),
+		halts:   counter("walpost_halts_total", "Times the relay halted; it then waits for an operator."),
+		retries: counter("walpost_retries_total", "Times a session ended with an error and the relay started the next one."),
 		windowSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "walpost_window_seconds", Help: "Time from a window's first row to its being durable.", ConstLabels: labels,
+			Name: "walpost_window_seconds", Help: "Time from the arrival of a window's first row until the window is durable, in seconds.", ConstLabels: labels,
 			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
 		covered:           gauge("walpost_covered_lsn", "LSN in the state record: everything at or below it is durable in Kafka."),
-		confirmed:         gauge("walpost_confirmed_lsn", "LSN last confirmed to the slot."),
+		confirmed:         gauge("walpost_confirmed_lsn", "LSN that the relay confirmed to the slot last."),
 		stalled:           gauge("walpost_kafka_stalled", "1 while Kafka has not answered for 5 s."),
-		stuck:             gauge("walpost_stalled", "1 while rows may be waiting and nothing moves; /status and the log name the cause."),
-		synchronous:       gauge("walpost_synchronous_standby", "1 while commits of the whole server wait for this relay, or can, because synchronous_standby_names matches it."),
-		streaming:         gauge("walpost_streaming", "1 while this process owns the slot and streams, 0 while it starts, stands by, retries or is halted."),
-		lastCommit:        gauge("walpost_last_commit_timestamp_seconds", "Commit time, on the server's clock, of the last durable row."),
+		stuck:             gauge("walpost_stalled", "1 while rows may be waiting and no position moves; /status and the log name the cause."),
+		synchronous:       gauge("walpost_synchronous_standby", "1 while commits of the whole server wait for this relay, or may wait, because synchronous_standby_names matches it."),
+		streaming:         gauge("walpost_streaming", "1 while this process owns the slot and streams; 0 while it starts, stands by, retries or is halted."),
+		lastCommit:        gauge("walpost_last_commit_timestamp_seconds", "Commit time of the last durable row, on the server's clock, in seconds since 1970."),
 		cleanedRows:       counter("walpost_cleanup_rows_total", "Rows that cleanup.every has deleted from the outbox."),
 		cleanedPartitions: counter("walpost_cleanup_partitions_total", "Partitions of the outbox that cleanup.every has dropped."),
-		refused:           gauge("walpost_cleanup_refused", "1 while cleanup.every was refused, or failed, the last time, so that the outbox grows; the log says why."),
+		refused:           gauge("walpost_cleanup_refused", "1 if the last cleanup of cleanup.every was refused or failed, so that the outbox grows; the log says why."),
 		roles: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "walpost_role", Help: "1 for what the relay is doing, 0 for the other roles.", ConstLabels: labels,
+			Name: "walpost_role", Help: "1 for the role of the relay, 0 for the other roles.", ConstLabels: labels,
 		}, []string{"role"}),
 		asked: newAsked(labels, of),
 		known: Status{Pipeline: pipeline, Role: cdc.Starting, Since: time.Now().UTC()},
@@ -109,7 +110,7 @@ func (c *metrics) observer() cdc.Observer {
 			c.enter(role)
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			c.known.Role, c.known.Reason, c.known.Since = role, "", time.Now().UTC()
+			c.known.Role, c.known.Reason, c.known.Since, c.cause = role, "", time.Now().UTC(), err
 			if err != nil {
 				c.known.Reason = err.Error()
 			}
@@ -128,7 +129,7 @@ func (c *metrics) observer() cdc.Observer {
 			defer c.mu.Unlock()
 			c.known.Published += int64(len(records))
 		},
-		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Refused.Class)).Inc() },
+		DeadLettered: func(r *cdc.Record) { c.deadLetters.WithLabelValues(string(r.Rejected.Class)).Inc() },
 		Covered: func(st *cdc.State) {
 			c.covered.Set(float64(st.Covered))
 			c.asked.knows(st.Current())
@@ -212,17 +213,17 @@ const heldTooLong = time.Minute
 // status returns what the relay said, and what PostgreSQL and Kafka say now.
 func (c *metrics) status() Status {
 	c.mu.Lock()
-	s := c.known
+	s, cause := c.known, c.cause
 	c.mu.Unlock()
 	s.Blocked = []string{}
-	switch s.Role {
-	case cdc.Streaming, cdc.Standby:
+	switch {
+	case s.Role == cdc.Streaming || s.Role == cdc.Standby:
 		s.Verdict = Flows
-	case cdc.Halted:
-		s.blockedBy(s.Reason)
+	case s.Role == cdc.Halted && cause != nil:
+		s.halted(cause)
 	default: // until it streams, or halts
-		if s.Verdict = CannotTell; s.Reason != "" {
-			s.add(s.Reason)
+		if s.Verdict = CannotTell; cause != nil {
+			s.add(cause)
 		}
 	}
 	if s.KafkaStalled {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -137,10 +138,18 @@ func (p *Pipeline) register(with prometheus.Registerer) error {
 	return nil
 }
 
-// runnable returns the error with commands that name the pipeline.
+// runnable returns the error with commands that name the pipeline. A halt stays a halt, with its parts.
 func runnable(cfg *config.Config, err error) error {
 	if err == nil {
 		return nil
+	}
+	var halt *cdc.HaltError
+	if errors.As(err, &halt) {
+		if before, whole := strings.CutSuffix(err.Error(), halt.Error()); whole {
+			named := *halt
+			named.Found, named.Means, named.Run = cfg.Commands(halt.Found), cfg.Commands(halt.Means), cfg.Commands(halt.Run)
+			return fmt.Errorf("%s%w", cfg.Commands(before), &named)
+		}
 	}
 	return errors.New(cfg.Commands(err.Error()))
 }

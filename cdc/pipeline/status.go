@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/walpost/walpost/cdc"
@@ -54,12 +55,20 @@ type Status struct {
 	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
 	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
 	Backlog     *polling.Backlog `json:"backlog,omitempty"`                 // of a polled table
-	Notes       []string         `json:"notes,omitempty"`                   // what halts nothing and is worth a word
-	Blocked     []string         `json:"blocked"`                           // what keeps rows from flowing, each with what to do
+	Notes       []string         `json:"notes,omitempty"`                   // facts to know that do not stop the relay
+	Blocked     []string         `json:"blocked"`                           // the causes that keep rows from flowing, each with what to do
+	BlockedBy   []Blocker        `json:"blocked_by,omitempty"`              // the same causes, each in its parts
 }
 
-// kafkaAway is said where rows wait for Kafka, and nothing says why.
-const kafkaAway = "kafka does not answer: its brokers' logs say why"
+// Blocker is a cause that keeps rows from flowing. A halt has all three parts; another cause is one sentence, in Found.
+type Blocker struct {
+	Found string `json:"found"`
+	Means string `json:"means,omitempty"` // what is at risk
+	Run   string `json:"run,omitempty"`   // what to do
+}
+
+// kafkaAway is the cause of rows that wait for Kafka, where the client knows no better one.
+const kafkaAway = "kafka does not answer: look into its brokers' logs"
 
 // Slot is the replication slot.
 type Slot struct {
@@ -90,9 +99,9 @@ func (s *Status) blocked(err error) bool {
 	case err == nil:
 		return false
 	case errors.As(err, new(*cdc.HaltError)):
-		s.blockedBy(err.Error())
+		s.halted(err)
 	default:
-		s.add(err.Error())
+		s.add(err)
 		if s.Verdict == Flows {
 			s.Verdict = CannotTell
 		}
@@ -100,18 +109,39 @@ func (s *Status) blocked(err error) bool {
 	return true
 }
 
-// blockedBy adds what is known to keep rows from flowing.
+// halted adds the cause of a halt.
+func (s *Status) halted(err error) {
+	s.add(err)
+	s.Verdict = NeedsSomeone
+}
+
+// blockedBy adds a cause that keeps rows from flowing; "" is none.
 func (s *Status) blockedBy(why string) {
 	if why != "" {
-		s.add(why)
-		s.Verdict = NeedsSomeone
+		s.halted(errors.New(why))
 	}
 }
 
-func (s *Status) add(why string) {
-	if !slices.Contains(s.Blocked, why) {
-		s.Blocked = append(s.Blocked, why)
+// add adds a cause once.
+func (s *Status) add(err error) {
+	if !slices.Contains(s.Blocked, err.Error()) {
+		s.Blocked = append(s.Blocked, err.Error())
+		s.BlockedBy = append(s.BlockedBy, blocker(err))
 	}
+}
+
+// blocker returns an error in its parts, if it is a halt. An error that holds more than one halt stays one sentence.
+func blocker(err error) Blocker {
+	var halt *cdc.HaltError
+	if !errors.As(err, &halt) {
+		return Blocker{Found: err.Error()}
+	}
+	before, whole := strings.CutSuffix(err.Error(), halt.Error())
+	if !whole || strings.Contains(before, "\n") {
+		return Blocker{Found: err.Error()}
+	}
+	parts := halt.Parts()
+	return Blocker{Found: before + parts[0][1], Means: parts[1][1], Run: parts[2][1]}
 }
 
 // puts fills in how many rows were put aside, and are dead letters.

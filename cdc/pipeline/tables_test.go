@@ -17,7 +17,7 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-var pageTable = regexp.MustCompile("(?s)\n## ([^\n]+)\n\n[^\n]+\n\n```sql\n(.*?)\n```\n\n```yaml\n(.*?)\n```\n\n```text\n(.*?)\n```\n")
+var pageTable = regexp.MustCompile("(?s)\n### ([^\n]+)\n\n[^\n]+\n\n```sql\n(.*?)\n```\n\n```yaml\n(.*?)\n```\n\n```text\n(.*?)\n```\n")
 
 // TestTablesOfThePage makes each table of the page, relays a row with the page's configuration, and compares the record with the page's.
 func TestTablesOfThePage(t *testing.T) {

@@ -98,5 +98,5 @@ func classify(t *postgres.OpenTable, doing string, err error) error {
 	default:
 		return err
 	}
-	return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: run + ", and the relay goes on by itself"}
+	return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: run + ", and the relay resumes by itself"}
 }

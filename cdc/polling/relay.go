@@ -269,7 +269,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 		switch {
 		case errors.As(err, &why) && len(taken) > 1:
 			r.single = taken[len(taken)-1]
-			return false, fmt.Errorf("start over, one row at a time, to find out which it is: %w", errors.New(why.Error()))
+			return false, fmt.Errorf("kafka rejected one record of the window: the relay starts again and sends the rows one at a time, to find out which: %w", errors.New(why.Error()))
 		case errors.As(err, &why):
 			// The row is known, and the delivery is spent: what is marked counts, and then the session ends.
 			r.spent = fmt.Errorf("start over behind a row that was refused: %w", errors.New(why.Error()))
@@ -300,7 +300,7 @@ func (r *Relay) mark(ctx context.Context, t *table, q querier, published []int64
 	for _, it := range refused {
 		r.due[it.position] = time.Now().Add(r.backoff(it.retries + 1))
 		if t.fails(it.item) {
-			r.observer.DeadLettered(&cdc.Record{Row: &it.row, Refused: it.why})
+			r.observer.DeadLettered(&cdc.Record{Row: &it.row, Rejected: it.why})
 		}
 	}
 	return nil

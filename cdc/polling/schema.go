@@ -43,7 +43,7 @@ func (o *Outbox) Plan(ctx context.Context, admin *postgres.Admin) ([]postgres.St
 	case len(has.sql) > 0:
 		plan.Table.What = fmt.Sprintf("table %s: add what polling needs; it is locked meanwhile, and rows that are in it are pending then", name)
 	default:
-		plan.Table.What = fmt.Sprintf("table %s: there, with the columns and indexes that polling needs", name)
+		plan.Table.What = fmt.Sprintf("table %s: exists, with the columns and indexes that polling needs", name)
 	}
 	return admin.PlanTable(ctx, plan)
 }

@@ -528,7 +528,7 @@ func TestStrayVariables(t *testing.T) {
 		{"migrate", "INVENTORY_READER_DATABASE_URI", "environment INVENTORY_READER_DATABASE_URI: there is no such variable: did you mean INVENTORY_READER_DATABASE_URL?", ""},
 		{"serve", "INVENTORY_COLOUR", "", "nothing reads INVENTORY_COLOUR: `inventory COMMAND --help` names the variables of a command"},
 		{"serve", "INVENTORY_SERVICE_HOST INVENTORY_SERVICE_PORT INVENTORY_PORT_8082_TCP INVENTORY_ADMIN_DATABASE_URL ORDERS_HTPP WALPOST_KAFKA_BROKER INVENTORY_TEST_MAIN", "", ""},
-		{"version", "INVENTORY_HTTPS INVENTORY_COLOUR", "", ""},
+		{"--version", "INVENTORY_HTTPS INVENTORY_COLOUR", "", ""},
 	} {
 		var environ []string
 		for name := range strings.FieldsSeq(c.names) {

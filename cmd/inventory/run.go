@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
@@ -33,11 +34,12 @@ type cli struct {
 	LogLevel    string `env:"LOG_LEVEL" default:"info" help:"trace, debug, info, warn or error. At debug there is a line per event."`
 	LogFormat   string `env:"LOG_FORMAT" help:"json or console; console on a terminal when not given."`
 
+	Version kong.VersionFlag `help:"Print the version and exit."`
+
 	Serve   serveCmd   `cmd:"" default:"withargs" help:"Consume events and serve HTTP (the default)."`
 	Parked  parkedCmd  `cmd:"" help:"Show events that could not be applied; redrive, drop or pass them."`
 	Replay  replayCmd  `cmd:"" help:"Move the consumer group back to a time or an offset, so that it reads the events again; the inbox skips those that were applied."`
 	Migrate migrateCmd `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights."`
-	Version versionCmd `cmd:"" help:"Print the version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Check a running server; exit code 0 or 1. For the health check of a container."`
 }
@@ -88,8 +90,6 @@ type serveCmd struct {
 	Pprof string `name:"pprof" env:"INVENTORY_PPROF" placeholder:"HOST:PORT" help:"Address for Go's profiles, on loopback only, as in 127.0.0.1:6062; empty: none."`
 }
 
-type versionCmd struct{}
-
 type migrateCmd struct {
 	AdminURL string `name:"admin-database-url" env:"INVENTORY_ADMIN_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that may create tables and roles."`
 
@@ -118,12 +118,6 @@ const databaseURL = "--database-url (INVENTORY_DATABASE_URL)"
 type process struct {
 	cli            *cli
 	stdout, stderr io.Writer
-}
-
-// Run prints the version.
-func (*versionCmd) Run(p *process) error {
-	_, err := fmt.Fprintln(p.stdout, "inventory", app.Version())
-	return err
 }
 
 // Run brings the database to the newest schema.

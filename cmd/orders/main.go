@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
@@ -34,6 +35,8 @@ type cli struct {
 	LogLevel    string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
 	LogFormat   string `env:"LOG_FORMAT" placeholder:"FORMAT" help:"json or console; the default is console on a terminal and json elsewhere."`
 
+	Version kong.VersionFlag `help:"Print the version and exit."`
+
 	Serve      serveCmd      `cmd:"" default:"withargs" help:"Serve HTTP until a signal arrives (the default)."`
 	Consume    consumeCmd    `cmd:"" help:"Consume events from Kafka until a signal arrives: the stock's answers to paid orders, the notifications of customers and partners, and the statistics."`
 	Mail       mailCmd       `cmd:"" help:"Show the mails about orders, and send failed ones again."`
@@ -42,7 +45,6 @@ type cli struct {
 	Replay     replayCmd     `cmd:"" help:"Move a consumer group back to a time or an offset, so that it reads the events again; the inbox skips those that were applied."`
 	Statistics statisticsCmd `cmd:"" help:"Show or rebuild the sales statistics, per day and product."`
 	Migrate    migrateCmd    `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
-	Version    versionCmd    `cmd:"" help:"Print the build's version."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Check a running server; exit code 0 or 1. For the health check of a container."`
 }
@@ -57,8 +59,6 @@ type serveCmd struct {
 type migrateCmd struct {
 	AdminDatabaseURL string `name:"admin-database-url" env:"ORDERS_ADMIN_DATABASE_URL" placeholder:"URL" help:"The orders database, with a role that may create tables and roles."`
 }
-
-type versionCmd struct{}
 
 // databaseURL names the flag and the variable for the URL of the orders database.
 const databaseURL = "--database-url (ORDERS_DATABASE_URL)"
@@ -88,12 +88,6 @@ func run(ctx context.Context, args, names []string, getenv func(string) string, 
 	}
 	command.BindTo(ctx, (*context.Context)(nil))
 	return command.Run(&process{cli: &c, names: names, getenv: getenv, stdout: stdout, stderr: stderr})
-}
-
-// Run prints the version.
-func (*versionCmd) Run(p *process) error {
-	_, err := fmt.Fprintln(p.stdout, "orders", app.Version())
-	return err
 }
 
 // Run brings the database to the newest schema.

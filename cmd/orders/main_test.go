@@ -71,7 +71,7 @@ func TestMigrateSaysWhatItDid(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	var out bytes.Buffer
-	if err := watched(t.Context(), []string{"version"}, getenv(nil), &out, io.Discard); err != nil || !strings.HasPrefix(out.String(), "orders ") {
+	if err := watched(t.Context(), []string{"--version"}, getenv(nil), &out, io.Discard); err != nil || !strings.HasPrefix(out.String(), "orders ") {
 		t.Errorf("got %q, %v", out.String(), err)
 	}
 }
@@ -317,9 +317,9 @@ func TestStrayVariables(t *testing.T) {
 		{"mail list", []string{"ORDERS_SMTP_URI"}, "environment ORDERS_SMTP_URI: there is no such variable: did you mean ORDERS_SMTP_URL?", ""},
 		{"serve", []string{"ORDERS_COLOUR", "ORDERS_SHAPE"}, "", "nothing reads ORDERS_COLOUR, ORDERS_SHAPE: `orders COMMAND --help` names the variables of a command"},
 		{"serve", append(kubernetes, "PATH", "ORDERS_SMTP_URL", "ORDERS_ADMIN_DATABASE_URL", "ORDERS_KAFKA_SASL_EXTENSIONS", "INVENTORY_HTP", "WALPOST_KAFKA_BROKER", "ORDERS_TEST_MAIN"), "", ""},
-		{"version", []string{"ORDERS_HTTPS", "ORDERS_COLOUR"}, "", ""},
+		{"--version", []string{"ORDERS_HTTPS", "ORDERS_COLOUR"}, "", ""},
 		{"serve --relay", []string{"WALPOST_KAFKA_BROKER", "WALPOST_ADMIN_URL", "WALPOST_READ_URL", "LOG_FORMAT"}, "environment WALPOST_KAFKA_BROKER: there is no such variable: did you mean WALPOST_KAFKA_BROKERS?", ""},
-		{"serve --relay", []string{"WALPOST_COLOUR"}, "", "nothing reads WALPOST_COLOUR: the variables of keys are in the configuration reference in the README"},
+		{"serve --relay", []string{"WALPOST_COLOUR"}, "", "nothing reads WALPOST_COLOUR: cdc/CONFIGURATION.md names the variable of each key"},
 	} {
 		environ := []string{"ORDERS_DATABASE_ULR="} // an empty variable counts as not set
 		for _, name := range c.names {

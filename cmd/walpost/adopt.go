@@ -8,12 +8,12 @@ import (
 )
 
 type adoptCmd struct {
-	NewServer  bool          `help:"Accept that another PostgreSQL takes the place of the one that the state record is of: after a major upgrade, or a move."`
-	LeftBehind bool          `help:"With --new-server: go on although rows of the table are neither in Kafka nor in the slot."`
-	AdminURL   string        `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"With --new-server: PostgreSQL, as somebody who may read the outbox table: its newest rows are looked for in Kafka."`
-	CreateSlot bool          `help:"Make the slot again, where it is missing or lost."`
-	Wait       time.Duration `default:"1m" help:"How long to wait for transactions that are open: rows that they wrote may be hidden, and can be replayed only once they have ended."`
-	DryRun     bool          `help:"Say what would be accepted and left behind, and do nothing."`
+	NewServer  bool          `help:"Accept that another PostgreSQL server replaces the one in the state record, after a major upgrade or a move."`
+	LeftBehind bool          `help:"With --new-server: accept the new server although rows of the table are neither in Kafka nor in the slot."`
+	AdminURL   string        `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"With --new-server: connect to PostgreSQL with this URL, as a role that may read the outbox table, and look for its newest rows in Kafka."`
+	CreateSlot bool          `help:"Create the slot again, if it is missing or lost."`
+	Wait       time.Duration `default:"1m" help:"Wait this long for open transactions to end. Rows that they wrote may be hidden, and walpost replay can publish them only after the transaction has ended."`
+	DryRun     bool          `help:"Print what would be accepted and which rows may be missing, and change nothing."`
 }
 
 func (c *adoptCmd) Run(p *process) error {
@@ -35,35 +35,36 @@ func (c *adoptCmd) Run(p *process) error {
 	return err
 }
 
+// adopts prints what adopt accepts, and which rows may be missing in Kafka.
 func (p *process) adopts(a pipeline.Adoption) {
 	for _, accepted := range a.Accepts {
 		p.say("adopt %s", accepted)
 	}
 	for _, looked := range a.Looked {
-		p.say("looked: %s", looked)
+		p.say("compared with Kafka: %s", looked)
 	}
 	if !a.Gap.IsZero() {
-		p.say("left behind: rows committed in %s may be missing in Kafka; %s publishes what the table still holds of them", a.Gap, a.Replay)
+		p.say("left behind: rows committed in %s may be missing in Kafka; %s publishes those that are still in the table", a.Gap, a.Replay)
 		p.stillOpen(a.Open, a.ReplayOpen)
 	}
 }
 
-// stillOpen names transactions that were open across a decision, and what to run once they have ended.
+// stillOpen prints the transactions that were open during a decision, and the command to run after they have ended.
 func (p *process) stillOpen(open []cdc.Transaction, replay string) {
 	if len(open) == 0 {
 		return
 	}
 	for _, t := range open {
-		p.say("still open: %s: rows that it wrote before now may be missing, too (%s)", t, t.End())
+		p.say("still open: %s: rows that it wrote before now may also be missing (%s)", t, t.End())
 	}
-	p.say("once they have ended, run %s", replay)
+	p.say("after they have ended, run %s", replay)
 }
 
-// goOn says how to go on after a decision.
+// goOn prints the next step after a decision.
 func (p *process) goOn(dryRun bool) {
 	if dryRun {
 		p.say("nothing was changed (--dry-run)")
 		return
 	}
-	p.say("done: start the relay; one that is halted goes on by itself within 30 s")
+	p.say("done: start the relay; a halted relay resumes by itself within 30 s")
 }

@@ -67,13 +67,13 @@ func TestAnotherKafka(t *testing.T) {
 	// A copy that is complete, and then rows that it does not get.
 	copyTopics(t, first, second, "walpost.state."+s.Name, s.Topic)
 	to(second)
-	halts("the state record was written to the Kafka cluster first, and was read from the cluster second")
+	halts("the state record was written to Kafka cluster first, but was read from cluster second")
 	s.MustRefuse("point kafka.brokers back", "init")
 	s.MustRefuse("point kafka.brokers back", "skip", "--to", "0/1")
 	to(first)
 	deliver(10, 20)
 	to(second)
-	halts("and was read from the cluster second")
+	halts("but was read from cluster second")
 	out := s.MustRun("adopt")
 	for _, text := range []string{"the Kafka cluster second in place of first", "the state record covers", "may be missing in Kafka"} {
 		if !strings.Contains(out, text) {
@@ -96,7 +96,7 @@ func TestAnotherKafka(t *testing.T) {
 	// An empty cluster: the slot says where to go on.
 	to(third)
 	says("no state record for pipeline")
-	s.MustRefuse("`walpost adopt` goes on from where it stands", "init")
+	s.MustRefuse("`walpost adopt` continues from its position", "init")
 	s.MustRun("adopt")
 	s.MustRun("init")
 	deliver(5, 5)

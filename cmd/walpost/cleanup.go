@@ -9,9 +9,9 @@ import (
 )
 
 type cleanupCmd struct {
-	AdminURL  string         `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as somebody who may delete from the outbox, or owns it where it is partitioned; without it cleanup.url, or source.url."`
-	Retention *time.Duration `placeholder:"DURATION" help:"Instead of cleanup.retention: 24h."`
-	DryRun    bool           `help:"Say what would be deleted, and delete nothing."`
+	AdminURL  string         `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, as a role that may delete from the outbox table, or that owns it, if it is partitioned. The default is cleanup.url, or source.url where that is empty."`
+	Retention *time.Duration `placeholder:"DURATION" help:"Use this retention instead of cleanup.retention: 24h, for example."`
+	DryRun    bool           `help:"Print what would be deleted, and delete nothing."`
 }
 
 func (c *cleanupCmd) Run(p *process) error {
@@ -38,7 +38,7 @@ func (c *cleanupCmd) Run(p *process) error {
 	for _, part := range []struct {
 		what  string
 		names []string
-	}{{"made", done.Made}, {"dropped", done.Dropped}, {"kept, in use or not all of it delivered", done.Kept}} {
+	}{{"created", done.Made}, {"dropped", done.Dropped}, {"kept, because they are in use or hold undelivered rows", done.Kept}} {
 		if len(part.names) > 0 {
 			said += fmt.Sprintf("; partitions%s %s: %s", would, part.what, strings.Join(part.names, ", "))
 		}

@@ -126,7 +126,7 @@ func TestPolledPartitionsAreCleanedUp(t *testing.T) {
 	r := s.StartRelay()
 	s.WaitUntilPolled()
 	out := s.MustRun("cleanup", "--retention", "1h")
-	for _, want := range []string{"partitions dropped: outbox_3", "delivered: outbox_2", "partitions made: public.outbox_" + today.AddDate(0, 0, 1).Format("20060102")} {
+	for _, want := range []string{"partitions dropped: outbox_3", "undelivered rows: outbox_2", "partitions created: public.outbox_" + today.AddDate(0, 0, 1).Format("20060102")} {
 		if !strings.Contains(out, want) {
 			t.Errorf("cleanup does not say %q: %s", want, out)
 		}
@@ -316,13 +316,13 @@ func TestPartitionsByDay(t *testing.T) {
 	if has := s.Query(partitions); strings.Contains(has, day(3)) || !strings.Contains(has, day(2)) || !strings.Contains(has, day(1)) {
 		t.Errorf("left are %s; want all but %s:\n%s", has, day(3), out)
 	}
-	if !strings.Contains(out, "30 rows") || !strings.Contains(out, "dropped: "+day(3)) || !strings.Contains(out, "kept, in use or not all of it delivered: "+day(2)) || !strings.Contains(out, "made: ") {
+	if !strings.Contains(out, "30 rows") || !strings.Contains(out, "dropped: "+day(3)) || !strings.Contains(out, "kept, because they are in use or hold undelivered rows: "+day(2)) || !strings.Contains(out, "created: ") {
 		t.Errorf("cleanup says %s", out)
 	}
 	if _, err := late.Exec(t.Context(), "COMMIT; BEGIN; SELECT count(*) FROM "+day(2)); err != nil {
 		t.Fatal(err)
 	}
-	if out := s.MustRun("cleanup", "--retention", "24h"); !strings.Contains(out, "kept, in use") { // somebody reads it
+	if out := s.MustRun("cleanup", "--retention", "24h"); !strings.Contains(out, "kept, because they are in use") { // somebody reads it
 		t.Errorf("cleanup says %s", out)
 	}
 	if _, err := late.Exec(t.Context(), "COMMIT"); err != nil {

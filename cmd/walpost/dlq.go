@@ -14,29 +14,29 @@ import (
 
 type dlqCmd struct {
 	List    dlqListCmd    `cmd:"" help:"List the unresolved dead letters, in the order of their rows."`
-	Show    dlqShowCmd    `cmd:"" help:"Show one dead letter whole, as JSON, with its row."`
-	Redrive dlqRedriveCmd `cmd:"" help:"Publish dead letters after all, with their id and key, under today's configuration. What waits behind one for its key's order goes with it."`
-	Drop    dlqDropCmd    `cmd:"" help:"Give dead letters up: their rows will never be published."`
+	Show    dlqShowCmd    `cmd:"" help:"Show one dead letter as JSON, with its whole row."`
+	Redrive dlqRedriveCmd `cmd:"" help:"Publish dead letters with their id and key, under today's configuration, after you have fixed the cause. Rows that a key hold keeps waiting for a dead letter are published with it."`
+	Drop    dlqDropCmd    `cmd:"" help:"Drop dead letters: their rows will never be published."`
 }
 
 type dlqListCmd struct {
-	JSON bool `name:"json" help:"As JSON, one dead letter a line."`
+	JSON bool `name:"json" help:"Print JSON, one dead letter a line."`
 }
 
 type dlqShowCmd struct {
-	ID string `arg:"" help:"Event id, or the dead letter's key (<lsn>/<seq>/<event id>)."`
+	ID string `arg:"" help:"Show the dead letter with this event id or key (<lsn>/<seq>/<event id>)."`
 }
 
-// chosen is what redrive and drop have in common.
+// chosen are the arguments that redrive and drop have in common: which dead letters they act on.
 type chosen struct {
-	IDs    []string `arg:"" optional:"" name:"id" help:"Event ids, or keys of dead letters (<lsn>/<seq>/<event id>)."`
-	All    bool     `help:"All that are unresolved."`
-	DryRun bool     `help:"Say what would be done, and do nothing."`
+	IDs    []string `arg:"" optional:"" name:"id" help:"Act on the dead letters with these event ids or keys (<lsn>/<seq>/<event id>)."`
+	All    bool     `help:"Act on all unresolved dead letters."`
+	DryRun bool     `help:"Print what would be done, and change nothing."`
 }
 
 func (c *chosen) check() error {
 	if (len(c.IDs) == 0) != c.All {
-		return errors.New("name dead letters by event id or key, or say --all: `walpost dlq list` shows them")
+		return errors.New("name dead letters by event id or key, or write --all: `walpost dlq list` shows them")
 	}
 	return nil
 }
@@ -45,7 +45,7 @@ type dlqRedriveCmd struct{ chosen }
 
 type dlqDropCmd struct {
 	chosen
-	Yes bool `help:"Do not ask."`
+	Yes bool `help:"Do not ask for confirmation."`
 }
 
 func (c *dlqListCmd) Run(p *process) error {
@@ -114,13 +114,13 @@ func (c *dlqRedriveCmd) Run(p *process) error {
 			p.say("would be redriven %s", app.Line(m.EventID))
 		case polled:
 		case c.DryRun:
-			p.say("would go %s to %s", app.Line(m.Key), m.Topic)
+			p.say("would be redriven %s to %s", app.Line(m.Key), m.Topic)
 		default:
 			p.say("redriven %s to %s, partition %d, offset %d", app.Line(m.Key), m.Topic, m.Partition, m.Offset)
 		}
 	}})
 	if polled && len(done) > 0 && !c.DryRun {
-		p.say("redriven: %d rows; what waits behind them follows", len(done))
+		p.say("redriven: %d rows; the relay publishes them, and then the later rows of their keys", len(done))
 	}
 	return err
 }
@@ -139,7 +139,7 @@ func (c *dlqDropCmd) Run(p *process) error {
 		if c.Yes {
 			return nil
 		}
-		return p.confirm(cfg.Pipeline, "nothing was dropped", "This gives up %d dead letters: their rows will never be published.", len(letters))
+		return p.confirm(cfg.Pipeline, "nothing was dropped", "This drops %d dead letters: their rows will never be published.", len(letters))
 	}})
 	for _, d := range done.Letters {
 		switch {
@@ -147,7 +147,7 @@ func (c *dlqDropCmd) Run(p *process) error {
 			p.say("would be dropped %s", app.Line(d.EventID))
 		case polled:
 		case c.DryRun:
-			p.say("would drop %s", app.Line(d.Key))
+			p.say("would be dropped %s", app.Line(d.Key))
 		default:
 			p.say("dropped %s", app.Line(d.Key))
 		}
@@ -156,10 +156,10 @@ func (c *dlqDropCmd) Run(p *process) error {
 		return err
 	}
 	if polled && len(done.Letters) > 0 {
-		p.say("dropped: %d rows; what waits behind them follows", len(done.Letters))
+		p.say("dropped: %d rows; the relay now publishes the later rows of their keys", len(done.Letters))
 	}
 	if done.Waiting > 0 {
-		p.say("%d dead letters were held behind what was dropped: `walpost dlq redrive` publishes them and frees their keys", done.Waiting)
+		p.say("%d dead letters were held because an earlier one of their key was unresolved, and that one is dropped now: `walpost dlq redrive` publishes them and ends the key holds", done.Waiting)
 	}
 	return nil
 }

@@ -99,7 +99,7 @@ func TestDLQRedrive(t *testing.T) {
 	if out, err := s.Run("dlq", "redrive", event(4)); err == nil || !strings.Contains(err.Error(), event(1)+" of the same key") {
 		t.Errorf("redrive of a later one of a key: %v\n%s", err, out)
 	}
-	if out := s.MustRun("dlq", "redrive", "--dry-run", "--all"); strings.Count(out, "would go") != 3 || s.countUnresolved() != "1 3 4" {
+	if out := s.MustRun("dlq", "redrive", "--dry-run", "--all"); strings.Count(out, "would be redriven") != 3 || s.countUnresolved() != "1 3 4" {
 		t.Errorf("a dry run did something: %s\n%s", s.countUnresolved(), out)
 	}
 	out := s.MustRun("dlq", "redrive", shown.Key)
@@ -164,7 +164,7 @@ func TestDLQDrop(t *testing.T) {
 	if out, err := s.Run("dlq", "drop", event(1)); err == nil || !strings.Contains(out, "never be published") || s.countUnresolved() != "1 2 3 4" {
 		t.Errorf("drop did not ask: %v\n%s", err, out)
 	}
-	if out := s.MustRun("dlq", "drop", "--dry-run", event(1)); !strings.Contains(out, "would drop") || s.countUnresolved() != "1 2 3 4" {
+	if out := s.MustRun("dlq", "drop", "--dry-run", event(1)); !strings.Contains(out, "would be dropped") || s.countUnresolved() != "1 2 3 4" {
 		t.Errorf("%s", out)
 	}
 	if out := s.MustRun("dlq", "drop", "--yes", event(1)); !strings.Contains(out, "dlq redrive") {

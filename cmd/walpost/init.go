@@ -9,12 +9,12 @@ import (
 )
 
 type initCmd struct {
-	AdminURL       string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator (superuser, or a role that may create roles, publications and slots), in the database of source.url. For one pipeline among several: WALPOST_<PIPELINE>_ADMIN_URL."`
-	PartitionByDay bool   `help:"Where there is no outbox table, make one with a partition for each day, which walpost cleanup makes ahead and drops whole."`
-	NewServer      bool   `help:"Prepare a PostgreSQL that takes the place of the one that the state record is of; walpost adopt --new-server then goes on from it."`
-	DryRun         bool   `help:"Show what would be done, with its SQL, and do nothing."`
-	Remove         bool   `help:"Take slot and state record away again, and publication and role where nobody else uses them."`
-	Yes            bool   `help:"Do not ask before --remove."`
+	AdminURL       string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, to the database of source.url, as an administrator: a superuser, or a role that may create roles, publications and slots. WALPOST_<PIPELINE>_ADMIN_URL sets it for one pipeline among several."`
+	PartitionByDay bool   `help:"If there is no outbox table, create one with a partition for each day. walpost cleanup then creates the next days' partitions and drops old ones whole."`
+	NewServer      bool   `help:"Prepare a PostgreSQL server that replaces the one in the state record. Run walpost adopt --new-server after it."`
+	DryRun         bool   `help:"Print each step with its SQL, and change nothing."`
+	Remove         bool   `help:"Remove the slot and the state record, and the publication and the role if no other pipeline uses them."`
+	Yes            bool   `help:"Do not ask for confirmation before --remove."`
 }
 
 func (c *initCmd) Run(p *process) error {
@@ -56,11 +56,11 @@ func (c *initCmd) remove(p *process, url string) error {
 		return err
 	}
 	if !c.Yes && !c.DryRun {
-		drops := fmt.Sprintf("slot %s, the state record, and publication and role where nobody else uses them", cfg.Source.Slot)
+		drops := fmt.Sprintf("the slot %s and the state record, and the publication and the role if no other pipeline uses them,", cfg.Source.Slot)
 		if cfg.Source.Kind == config.KindPolling {
-			drops = "the role, where nobody else uses it"
+			drops = "the role, if no other pipeline uses it,"
 		}
-		if err := p.confirm(cfg.Pipeline, "nothing was removed", "This drops %s of pipeline %s. Rows not delivered yet will not be published.", drops, cfg.Pipeline); err != nil {
+		if err := p.confirm(cfg.Pipeline, "nothing was removed", "This removes %s of pipeline %s. Rows that are not delivered yet will never be published.", drops, cfg.Pipeline); err != nil {
 			return err
 		}
 	}

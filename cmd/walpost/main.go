@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/alecthomas/kong"
 	"github.com/walpost/walpost/cdc/config"
 	_ "github.com/walpost/walpost/cdc/identity/aws" // aws-msk-iam
 	"github.com/walpost/walpost/cdc/pipeline"
@@ -20,43 +21,42 @@ import (
 func main() { app.Main(runAmong(os.Environ())) }
 
 type cli struct {
-	Config    string `short:"c" env:"WALPOST_CONFIG" help:"Configuration, a YAML file. Every key can be set in the environment too: WALPOST_SOURCE_URL; of one pipeline among several, WALPOST_ORDERS_SOURCE_URL."`
-	Pipeline  string `short:"p" placeholder:"NAME" help:"Of several pipelines, this one only."`
-	LogLevel  string `default:"info" env:"LOG_LEVEL" help:"trace, debug, info, warn or error."`
-	LogFormat string `env:"LOG_FORMAT" help:"json or console; by default console on a terminal."`
+	Config    string `short:"c" env:"WALPOST_CONFIG" help:"Read the configuration from this YAML file. A variable of the environment can set every key: WALPOST_SOURCE_URL sets source.url, and WALPOST_ORDERS_SOURCE_URL sets it for the pipeline orders, one of several."`
+	Pipeline  string `short:"p" placeholder:"NAME" help:"Act on this pipeline only, where the file has several."`
+	LogLevel  string `default:"info" env:"LOG_LEVEL" help:"Write log lines of this level and above: trace, debug, info, warn or error."`
+	LogFormat string `env:"LOG_FORMAT" help:"Write the log as json or console. The default is console on a terminal, and json elsewhere."`
 
-	Relay   relayCmd   `cmd:"" help:"Relay the outbox, of every pipeline, until asked to stop."`
-	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka, once, with an administrator's rights: role, table, publication, slot, topics, first state record."`
-	Status  statusCmd  `cmd:"" help:"Say how slot and state record stand, and what blocks."`
-	Dlq     dlqCmd     `cmd:"" help:"Rows that could not be published (poison.policy: dead_letter): look at them, publish them after all, or give them up."`
-	Skip    skipCmd    `cmd:"" help:"Give up what was committed before an LSN and cannot be delivered. The relay must be halted or stopped."`
-	Adopt   adoptCmd   `cmd:"" help:"Accept slot, publication, table and timeline as they are now, after a halt that was latched or with a slot that is not ours. The relay must be halted or stopped."`
-	Replay  replayCmd  `cmd:"" help:"Publish the rows of a time again that the outbox table still holds, marked by the header replay: after a gap."`
-	Cleanup cleanupCmd `cmd:"" help:"Delete from the outbox table what is confirmed and older than the retention; of a partitioned one, drop and make partitions."`
-	Where   whereCmd   `cmd:"" help:"Was this event published? Where, or why not. Takes an event id or a key (order id)."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Version kong.VersionFlag `help:"Print the version and exit."`
 
-	MigrateSource migrateSourceCmd `cmd:"" help:"From polling to the WAL, without loss or gap: make the slot, and wait until the poller, which runs on, has published what is older. With the configuration that is to be: source.kind: wal."`
+	Relay   relayCmd   `cmd:"" help:"Relay the outbox of every pipeline until SIGTERM or SIGINT."`
+	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka once, with an administrator's rights: create the role, table, publication, slot, topics and the first state record."`
+	Status  statusCmd  `cmd:"" help:"Show the slot, the state record and the lag, and what blocks the pipeline. Exit code 0: rows flow; 1: you have to act; 2: PostgreSQL or Kafka did not answer."`
+	Dlq     dlqCmd     `cmd:"" help:"List, show, redrive or drop dead letters: rows that could not be published (poison.policy: dead_letter; with polling, failed rows)."`
+	Skip    skipCmd    `cmd:"" help:"Give up the undelivered commits before an LSN. The relay must be halted or stopped."`
+	Adopt   adoptCmd   `cmd:"" help:"Accept the slot, publication, table and timeline as they are now, after a latched halt or when another slot has replaced the pipeline's. The relay must be halted or stopped."`
+	Replay  replayCmd  `cmd:"" help:"Publish the rows of a time range again, with the header replay, to fill a gap. Only rows that are still in the outbox table can be published."`
+	Cleanup cleanupCmd `cmd:"" help:"Delete the outbox rows that are confirmed and older than the retention. In a partitioned table, drop old partitions and create those of the next days."`
+	Where   whereCmd   `cmd:"" help:"Find an event by its id, or all events of a key (order id): show where each was published, or why not."`
 
-	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
+	MigrateSource migrateSourceCmd `cmd:"" help:"Move a polled pipeline to the WAL without a gap: create the slot, then wait until the running poller has published everything older. Run it with the new configuration (source.kind: wal)."`
+
+	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running process whether it is ready, for the health check of a container. Exit code 0: it is; 1: it is not."`
 }
 
-type versionCmd struct{}
-
-// process is what a command gets.
+// process holds the inputs and outputs of the one command that this process runs.
 type process struct {
 	ctx            context.Context
 	cli            *cli
-	names, flags   []string // of all variables in the environment, and of those that flags read
+	names, flags   []string // the names of all variables in the environment, and of those that flags read
 	getenv         func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	warn func(string)   // hears what is worth a word and no error
+	warn func(string)   // prints a warning
 	one  *config.Config // the pipeline that the command acts on, once that is known
 }
 
-// sentences lets the commands that a command prints name the pipeline that it acts on.
+// sentences writes text in which each walpost command in backquotes names the pipeline, where the file has several.
 type sentences struct {
 	io.Writer
 	cfg *config.Config
@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return runAmong(nil)(ctx, args, getenv, stdout, stderr)
 }
 
-// runAmong is run with the environment, name=value each.
+// runAmong returns run for a process whose environment is environ, each entry name=value.
 func runAmong(environ []string) app.Run { return app.Among(environ, runCommand) }
 
 func runCommand(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -80,7 +80,7 @@ func runCommand(ctx context.Context, args, names []string, getenv func(string) s
 	if err != nil || command == nil {
 		return err
 	}
-	command.BindTo(ctx, (*context.Context)(nil)) // for commands of app
+	command.BindTo(ctx, (*context.Context)(nil)) // for the commands of package app
 	p := &process{ctx: ctx, cli: &c, names: names, flags: app.Variables(command), getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr}
 	p.warn = func(said string) { fmt.Fprintln(stderr, "walpost: warning:", said) }
 	if err = command.Run(p); err != nil && p.one != nil && p.one.Commands(err.Error()) != err.Error() {
@@ -89,23 +89,23 @@ func runCommand(ctx context.Context, args, names []string, getenv func(string) s
 	return err
 }
 
-// configs are those of all pipelines, or of the one that --pipeline names.
+// configs returns the configurations of all pipelines, or of the one that --pipeline names.
 func (p *process) configs() ([]config.Config, error) {
 	cfgs, err := config.Load(p.cli.Config, p.getenv)
 	unknown, strays := config.Strays(p.names, p.flags, cfgs)
-	app.Unread(unknown, "the variables of keys are in the configuration reference in the README", p.warn)
-	p.names = nil // it is said once
+	app.Unread(unknown, "cdc/CONFIGURATION.md names the variable of each key", p.warn)
+	p.names = nil // warn once
 	if err = errors.Join(err, strays); err != nil || p.cli.Pipeline == "" {
 		return cfgs, err
 	}
 	i := slices.IndexFunc(cfgs, func(c config.Config) bool { return c.Pipeline == p.cli.Pipeline })
 	if i < 0 {
-		return nil, fmt.Errorf("--pipeline %s: there is no such pipeline: %s", p.cli.Pipeline, names(cfgs))
+		return nil, fmt.Errorf("--pipeline %s: there is no such pipeline: name one of %s", p.cli.Pipeline, names(cfgs))
 	}
 	return cfgs[i : i+1], nil
 }
 
-// config is for commands that act on one pipeline.
+// config returns the configuration of the one pipeline that the command acts on.
 func (p *process) config() (config.Config, error) {
 	if p.one != nil {
 		return *p.one, nil
@@ -115,13 +115,13 @@ func (p *process) config() (config.Config, error) {
 		return config.Config{}, err
 	}
 	if len(cfgs) > 1 {
-		return config.Config{}, fmt.Errorf("--pipeline: say which: %s", names(cfgs))
+		return config.Config{}, fmt.Errorf("--pipeline: missing: name one of %s", names(cfgs))
 	}
 	p.one, p.stdout = &cfgs[0], sentences{p.stdout, &cfgs[0]}
 	return cfgs[0], nil
 }
 
-// pipeline is for commands that act on one pipeline.
+// pipeline returns the one pipeline that the command acts on.
 func (p *process) pipeline() (*pipeline.Pipeline, error) {
 	cfg, err := p.config()
 	if err != nil {
@@ -138,21 +138,16 @@ func names(cfgs []config.Config) string {
 	return strings.Join(all, ", ")
 }
 
-// ownURL is what the pipeline's own variable has for the key, or else the flag.
+// ownURL returns the value of the pipeline's own variable for the key, or the flag where that variable is empty.
 func (p *process) ownURL(cfg config.Config, key, flag string) string {
 	return cmp.Or(p.getenv(cfg.Variable(key)), flag)
 }
 
-// adminURL is the administrator's for a pipeline.
+// adminURL returns the URL with an administrator's rights for a pipeline, and an error that contains need where there is none.
 func (p *process) adminURL(cfg config.Config, flag, need string) (string, error) {
 	url := p.ownURL(cfg, "ADMIN_URL", flag)
 	if url == "" {
-		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s, postgres://postgres@host:5432/database?sslmode=verify-full", need)
+		return "", fmt.Errorf("--admin-url (WALPOST_ADMIN_URL): missing: %s: write postgres://postgres@host:5432/database?sslmode=verify-full", need)
 	}
 	return url, nil
-}
-
-func (*versionCmd) Run(p *process) error {
-	fmt.Fprintln(p.stdout, "walpost", app.Version())
-	return nil
 }

@@ -3,7 +3,7 @@ package main
 import "github.com/walpost/walpost/cdc/pipeline"
 
 type migrateSourceCmd struct {
-	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as an administrator, as for init."`
+	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, as an administrator, as init does."`
 }
 
 func (c *migrateSourceCmd) Run(p *process) error {
@@ -22,6 +22,6 @@ func (c *migrateSourceCmd) Run(p *process) error {
 	if _, err := pl.MigrateSource(p.ctx, pipeline.MigrateOptions{AdminURL: url, Progress: steps(p.stdout)}); err != nil {
 		return err
 	}
-	p.say("the poller has published everything that is older than the slot: stop it, and start `walpost relay` with source.kind: wal; what the poller has published since then comes twice")
+	p.say("the poller has published everything that is older than the slot: stop it, and start `walpost relay` with source.kind: wal; rows that the poller publishes after the slot was created arrive twice")
 	return nil
 }

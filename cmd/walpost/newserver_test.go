@@ -67,8 +67,8 @@ func TestNewServer(t *testing.T) {
 				t.Fatal(err)
 			}
 			moved.MustRefuse("another database", "adopt", "--create-slot")
-			s.MustRefuse("of this very PostgreSQL", "adopt", "--new-server")
-			s.MustRefuse("of this very PostgreSQL", "init", "--new-server")
+			s.MustRefuse("of this same PostgreSQL", "adopt", "--new-server")
+			s.MustRefuse("of this same PostgreSQL", "init", "--new-server")
 			old.MustBeUndisturbed() // nobody was fenced by what was refused
 			if err := old.Stop(); err != nil {
 				t.Fatal(err)

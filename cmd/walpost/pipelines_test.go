@@ -117,9 +117,9 @@ func TestPipelinesKeepToThemselves(t *testing.T) {
 		t.Errorf("status of both:\n%s", text)
 	}
 	for _, args := range [][]string{{"skip", "--to", "0/1"}, {"adopt"}, {"dlq", "list"}, {"where", "x"}, {"init", "--remove", "--yes"}, {"replay", "--from", "x", "--to", "y"}} {
-		all.MustRefuse("--pipeline: say which: "+a.Name+", "+b.Name, args...)
+		all.MustRefuse("--pipeline: missing: name one of "+a.Name+", "+b.Name, args...)
 	}
-	all.MustRefuse("there is no such pipeline: "+a.Name+", "+b.Name, "status", "--pipeline", "c")
+	all.MustRefuse("there is no such pipeline: name one of "+a.Name+", "+b.Name, "status", "--pipeline", "c")
 	command := all.findCommands(haltSentence(r), "-p "+b.Name+" adopt") // as it is printed, by status as by the log
 	if text := all.Status(); !strings.Contains(text, "`walpost "+strings.Join(command, " ")+"`") {
 		t.Errorf("status does not print walpost %s:\n%s", strings.Join(command, " "), text)

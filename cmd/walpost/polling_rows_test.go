@@ -104,7 +104,7 @@ func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
 	}
 	came("[1 2 3] [1] [1]")
 	const states = `SELECT string_agg(concat_ws(' ', aggregate_id || event_type, status, retry_count, substr(last_error, 1, 25)), ', ' ORDER BY position) FROM outbox WHERE aggregate_id < 'k'`
-	const failed = "a1 SENT 0, b1 SENT 0, a2 SENT 0, bunwanted FAILED 2 kafka refuses its record , a3 SENT 0, b3 PENDING 0, c1 SENT 0"
+	const failed = "a1 SENT 0, b1 SENT 0, a2 SENT 0, bunwanted FAILED 2 kafka rejects its record , a3 SENT 0, b3 PENDING 0, c1 SENT 0"
 	cdctest.Eventually(t, 40*time.Second, func() error {
 		if got := s.Query(states); got != failed {
 			return fmt.Errorf("recorded is %s, want %s", got, failed)
@@ -122,7 +122,7 @@ func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
 	}
 	s.MustRun("dlq", "drop", "--all", "--yes")
 	came("[1 2 3] [1 3] [1]")
-	if n := strings.Count(r.Log.String(), "one row at a time"); n != 1 {
+	if n := strings.Count(r.Log.String(), "the rows one at a time"); n != 1 {
 		t.Errorf("it looked for the row %d times", n)
 	}
 }
@@ -386,8 +386,8 @@ func TestWherePolled(t *testing.T) {
 	}{
 		first:  {pipeline.IsPublished, "  in the table: SENT since 20"},
 		second: {pipeline.IsDeadLettered, "FAILED since 20"},
-		third:  {pipeline.NotYet, "it waits behind event " + second},
-		fourth: {pipeline.NotYet, "it waits behind event " + second},
+		third:  {pipeline.NotYet, "it waits for the earlier event " + second},
+		fourth: {pipeline.NotYet, "it waits for the earlier event " + second},
 	} {
 		if got := answers(s.where(id)); fmt.Sprint(got) != fmt.Sprintf("[%s]", want.answer) {
 			t.Errorf("%s: %v, want %s", id, got, want.answer)
@@ -414,7 +414,7 @@ func TestWherePolled(t *testing.T) {
 	if got := answers(s.where(first)); fmt.Sprint(got) != "[published]" {
 		t.Errorf("without its row: %v", got)
 	}
-	if out := s.MustRun("where", uuid.Must(uuid.NewV7()).String()); !strings.Contains(out, "neither in the table nor") {
+	if out := s.MustRun("where", uuid.Must(uuid.NewV7()).String()); !strings.Contains(out, "the table has no such event or key") {
 		t.Errorf("of nobody:\n%s", out)
 	}
 	for _, args := range [][]string{{"skip", "--to", "0/1"}, {"adopt"}} {
@@ -441,7 +441,7 @@ func TestReplayPolled(t *testing.T) {
 	s.InsertRows(2)
 	hour := func(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339) }
 	out := s.MustRun("replay", "--from", hour(-time.Hour), "--to", hour(time.Hour))
-	if !strings.Contains(out, "so does what is pending") || !strings.Contains(out, "5 rows were published again") {
+	if !strings.Contains(out, "so do pending rows") || !strings.Contains(out, "5 rows were published again") {
 		t.Errorf("replay:\n%s", out)
 	}
 	again := 0
@@ -464,7 +464,7 @@ func TestARefusedRowIsShownWhileItIsTriedAgain(t *testing.T) {
 	s.Exec(e2e.RefusedRow("k", "Refused"))
 	r := s.StartRelay()
 	cdctest.Eventually(t, 20*time.Second, func() error {
-		if status := s.Status(); !strings.Contains(status, "; 1 were refused and are tried again") {
+		if status := s.Status(); !strings.Contains(status, "; 1 were rejected and are tried again") {
 			return fmt.Errorf("status says\n%s", status)
 		}
 		return nil

@@ -15,7 +15,7 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 	t.Parallel()
 	s := newPolledStory(t)
 	s.MustRun("init")
-	if again := s.MustRun("init"); !strings.Contains(again, "there, with the columns and indexes that polling needs") || strings.Contains(again, "CREATE INDEX") {
+	if again := s.MustRun("init"); !strings.Contains(again, "exists, with the columns and indexes that polling needs") || strings.Contains(again, "CREATE INDEX") {
 		t.Errorf("a second init is not content:\n%s", again)
 	}
 	r := s.StartRelay()
@@ -229,8 +229,8 @@ func TestPollingBadInput(t *testing.T) {
 		"WALPOST_DELIVERY":                           {"exactly_once", "delivery: exactly_once needs source.kind: wal"},
 		"WALPOST_SOURCE_KIND":                        {"poll", "source.kind: \"poll\": write wal or polling"},
 		"WALPOST_SOURCE_POLLING_ORDER":               {"id", "source.polling.order: \"id\": write key or none"},
-		"WALPOST_SOURCE_POLLING_WORDS_SENT":          {"PENDING", "source.polling.words.sent: \"PENDING\" stands for another of them already"},
-		"WALPOST_SOURCE_POLLING_COLUMNS_RETRY_COUNT": {"status", "source.polling.columns.retry_count: \"status\" stands for another"},
+		"WALPOST_SOURCE_POLLING_WORDS_SENT":          {"PENDING", "source.polling.words.sent: another of these keys has the value \"PENDING\" too"},
+		"WALPOST_SOURCE_POLLING_COLUMNS_RETRY_COUNT": {"status", "source.polling.columns.retry_count: another of these keys has the value \"status\" too"},
 	} {
 		before, had := s.Env[key]
 		s.Env[key] = want[0]
@@ -285,7 +285,7 @@ func TestFromPollingToTheWAL(t *testing.T) {
 		t.Errorf("migrate-source:\n%s", out)
 	}
 	early := s.StartRelay()
-	early.WaitForLog(20*time.Second, "and each row would be published twice: stop that one, or this one")
+	early.WaitForLog(20*time.Second, "and each row would be published twice: stop the other relay, or this one")
 	if err := early.Stop(); err != nil {
 		t.Error(err)
 	}

@@ -13,9 +13,9 @@ import (
 // say prints a line for people.
 func (p *process) say(format string, args ...any) { fmt.Fprintf(p.stdout, format+"\n", args...) }
 
-// confirm asks for the pipeline's name, and returns the error otherwise unless that is the answer.
+// confirm asks the operator to type the pipeline's name. It returns an error with the text otherwise for any other answer.
 func (p *process) confirm(name, otherwise, what string, args ...any) error {
-	fmt.Fprintf(p.stdout, what+" Type the pipeline's name to go on: ", args...)
+	fmt.Fprintf(p.stdout, what+" Type the pipeline's name to continue: ", args...)
 	answer, _ := bufio.NewReader(p.stdin).ReadString('\n')
 	if strings.TrimSpace(answer) != name {
 		return errors.New(otherwise)
@@ -23,7 +23,7 @@ func (p *process) confirm(name, otherwise, what string, args ...any) error {
 	return nil
 }
 
-// steps prints each step when it begins, with its SQL.
+// steps returns a Progress that prints each step with its SQL when the step begins.
 func steps(out io.Writer) pipeline.Progress {
 	return func(s pipeline.Step) {
 		fmt.Fprintln(out, s.What)
@@ -33,6 +33,7 @@ func steps(out io.Writer) pipeline.Progress {
 	}
 }
 
+// size returns a number of bytes for people: 12 MiB.
 func size(n int64) string {
 	switch {
 	case n >= 10<<20:

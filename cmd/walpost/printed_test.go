@@ -83,7 +83,7 @@ var provokedHalts = []provoked{
 	}, run: []string{"init"}},
 	{name: "another server takes the place", found: "the state record is of the PostgreSQL with system id", change: each(record(func(st *cdc.State) { st.SystemID = "7" }), insert(3)), run: []string{"adopt --new-server"}},
 	{name: "another server takes the place, without the slot", found: "the state record is of the PostgreSQL with system id", change: each(record(func(st *cdc.State) { st.SystemID = "7" }), onSlot(dropSlot)), run: []string{"adopt --new-server --create-slot"}},
-	{name: "a copied state topic", found: "the state record was written to the Kafka cluster", change: func(s *testbed) {
+	{name: "a copied state topic", found: "the state record was written to Kafka cluster", change: func(s *testbed) {
 		s.InsertRows(3)
 		st := s.StateRecord()
 		st.Epoch, st.Cluster = st.Epoch+1, "another"
@@ -99,9 +99,9 @@ var provokedHalts = []provoked{
 		s.Exec(dropSlot, s.Slot())
 		s.Env["WALPOST_SOURCE_SLOT"] += "_b"
 	}, run: []string{"adopt"}},
-	{name: "publication renamed", found: "the configuration names something else", change: each(sqls("ALTER PUBLICATION walpost RENAME TO orders"), setting("WALPOST_SOURCE_PUBLICATION", "orders"), insert(3)), run: []string{"adopt"}},
+	{name: "publication renamed", found: "the configuration has changed and nothing was read under the new name", change: each(sqls("ALTER PUBLICATION walpost RENAME TO orders"), setting("WALPOST_SOURCE_PUBLICATION", "orders"), insert(3)), run: []string{"adopt"}},
 	{name: "stale primary", found: "the state record is of timeline %d, the server is on timeline %d", change: record(func(st *cdc.State) { st.Timeline = 7 }), run: []string{"adopt"}},
-	{name: "state ahead of the server", found: "the state record knows of what was committed up to", change: each(record(func(st *cdc.State) { st.Covered += 1 << 40 }), insert(3)), run: []string{"adopt"}},
+	{name: "state ahead of the server", found: "the state record knows commits up to", change: each(record(func(st *cdc.State) { st.Covered += 1 << 40 }), insert(3)), run: []string{"adopt"}},
 	{name: "slot missing", found: "replication slot %q does not exist", change: each(insert(3), onSlot(dropSlot)), run: []string{"adopt --create-slot", "replay"}},
 	{name: "slot missing, and rows came since", found: "replication slot %q does not exist", change: each(onSlot(dropSlot), insert(3)), run: []string{"adopt --create-slot", "replay"}},
 	{
@@ -134,9 +134,9 @@ var provokedHalts = []provoked{
 	{name: "table replaced", found: "publication or table changed", change: sqls("ALTER TABLE outbox RENAME TO outbox_old", "CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", aRow), fix: sqls("ALTER PUBLICATION walpost SET TABLE outbox"), run: []string{"adopt", "replay"}},
 	{name: "table renamed under a relay", found: "publication or table changed", live: sqls("ALTER TABLE outbox RENAME TO outbox_old", aRowOf("outbox_old")), fix: sqls("ALTER TABLE outbox_old RENAME TO outbox"), run: []string{"adopt", "replay"}},
 	{name: "table replaced before its rows were read", found: "publication or table changed", change: sqls(aRow, "ALTER TABLE outbox RENAME TO outbox_old", aRowOf("outbox_old"), "CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", "INSERT INTO outbox SELECT * FROM outbox_old"), fix: sqls("ALTER PUBLICATION walpost SET TABLE outbox"), run: []string{"adopt", "replay"}},
-	{name: "a column of another name", found: "rows of the outbox cannot be streamed or understood", change: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "body"), fix: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "payload")},
+	{name: "a column of another name", found: "walpost cannot read the rows of the outbox like this", change: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "body"), fix: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "payload")},
 	{name: "role without rights", found: "the relay cannot stream like this", change: func(s *testbed) { s.Exec("ALTER ROLE relay_" + s.Slot() + " NOREPLICATION") }, fix: func(s *testbed) { s.Exec("ALTER ROLE relay_" + s.Slot() + " REPLICATION") }},
-	{name: "role dropped", found: "the server does not let the relay's role in from here", change: func(s *testbed) { s.Exec("DROP ROLE relay_" + s.Slot()) }, run: []string{"init"}},
+	{name: "role dropped", found: "the server does not accept the relay's role from this host", change: func(s *testbed) { s.Exec("DROP ROLE relay_" + s.Slot()) }, run: []string{"init"}},
 	{name: "topic missing", found: "topic %s does not exist", change: each(func(s *testbed) { s.deleteTopic(s.Topic) }, insert(3)), run: []string{"init"}, lost: 20}, // deleted with the topic
 	{name: "dead letter topic missing", found: "the dead letter topic %s does not exist", change: each(setting("WALPOST_POISON_POLICY", "dead_letter"), insert(3)), run: []string{"init"}},
 	{name: "a row too large for us", found: "outbox row %q cannot be read", live: func(s *testbed) {
@@ -158,7 +158,7 @@ var provokedHalts = []provoked{
 		s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', chr(200))`)
 		s.insertTextRows(3)
 	}, run: []string{"skip --to"}, lost: 1},
-	{name: "a branch that the server never had", found: "this server branched off elsewhere", change: each(record(func(st *cdc.State) { st.Timeline = 0 }), insert(3)), run: []string{"adopt"}},
+	{name: "a branch that the server never had", found: "this server left the common history earlier", change: each(record(func(st *cdc.State) { st.Timeline = 0 }), insert(3)), run: []string{"adopt"}},
 	{name: "the record of another pipeline, and a new one", found: "the state record belongs to pipeline", change: record(func(st *cdc.State) { st.Pipeline = "other" }), fix: func(s *testbed) {
 		s.Env["WALPOST_PIPELINE"] += "-new"
 		s.Env["WALPOST_SOURCE_SLOT"] += "_new"
@@ -178,7 +178,7 @@ var provokedHalts = []provoked{
 		cdctest.CreateTopic(s.T, s.Brokers, "walpost.dlq."+s.Name, 2)
 	}, fix: func(s *testbed) { s.deleteTopic("walpost.dlq." + s.Name) }, run: []string{"init"}},
 	{name: "somebody else's record in the state topic", found: "the delivered position is not certain", change: each(insert(3), func(s *testbed) { s.produceRecord("walpost.state."+s.Name, "hello") }), fix: func(s *testbed) { s.deleteTopic("walpost.state." + s.Name) }, run: []string{"adopt"}},
-	{name: "a parameter that nobody knows", found: "take it out of the URL", change: func(s *testbed) { s.Env["WALPOST_SOURCE_URL"] += "&schema=public" }, fix: func(s *testbed) {
+	{name: "a parameter that nobody knows", found: "remove it from the URL", change: func(s *testbed) { s.Env["WALPOST_SOURCE_URL"] += "&schema=public" }, fix: func(s *testbed) {
 		s.Env["WALPOST_SOURCE_URL"] = strings.TrimSuffix(s.Env["WALPOST_SOURCE_URL"], "&schema=public")
 	}},
 	{name: "a parameter with a wrong value", found: "correct it in the URL", change: func(s *testbed) { s.Env["WALPOST_SOURCE_URL"] += "&work_mem=much" }, fix: func(s *testbed) {

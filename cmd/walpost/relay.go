@@ -31,10 +31,10 @@ func (*relayCmd) Run(p *process) error {
 		return err
 	}
 	if p.getenv("GOMEMLIMIT") == "" {
-		// What lives is a few windows' worth; without a limit the collector lets twice that pile up.
+		// The live heap is a few windows. Without a limit the garbage collector lets the heap grow to twice that.
 		debug.SetMemoryLimit(memoryLimit(cfgs))
 	}
-	address := cfgs[0].HTTP // the same in all
+	address := cfgs[0].HTTP // all pipelines have the same one
 	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("http: cannot listen on %s: %w: choose a free address", address, err)
@@ -52,7 +52,7 @@ func (*relayCmd) Run(p *process) error {
 	app.OpsRoutes(mux, reg, relays.Ready)
 	relays.Routes(mux)
 
-	// The relays drain first; only then does the operator's page go away.
+	// The relays drain first; /status and /readyz answer until they have.
 	serving, done := context.WithCancel(context.WithoutCancel(p.ctx))
 	group, ctx := errgroup.WithContext(p.ctx)
 	group.Go(func() error {
@@ -64,6 +64,7 @@ func (*relayCmd) Run(p *process) error {
 	return group.Wait()
 }
 
+// memoryLimit returns the soft limit of the heap: 16 MiB for the process, and per pipeline 8 MiB and six windows.
 func memoryLimit(cfgs []config.Config) int64 {
 	limit := int64(16 << 20)
 	for i := range cfgs {

@@ -28,11 +28,11 @@ func TestRenamedPipeline(t *testing.T) {
 		s.InsertRows(5) // wait in the slot
 		s.Name += "-new"
 		s.Env["WALPOST_PIPELINE"], s.Env["WALPOST_DELIVERY"] = s.Name, delivery
-		s.MustRefuse("`walpost adopt` goes on from where it stands", "init")
+		s.MustRefuse("`walpost adopt` continues from its position", "init")
 		if _, err := s.Sink().Peek(t.Context()); err != nil {
 			t.Errorf("init refused, and has made something: %v", err)
 		}
-		if out := s.MustRun("adopt"); !strings.Contains(out, "without a state record: what was committed before") {
+		if out := s.MustRun("adopt"); !strings.Contains(out, "without a state record: every commit before") {
 			t.Errorf("adopt:\n%s", out)
 		}
 		s.MustRun("init")

@@ -10,10 +10,10 @@ import (
 )
 
 type replayCmd struct {
-	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"PostgreSQL, as somebody who may read the outbox table: the relay's role may not."`
-	From     string `required:"" placeholder:"TIME" help:"Rows created at or after this time (created_at): 2026-11-22T08:00:00Z."`
-	To       string `required:"" placeholder:"TIME" help:"Rows created before this time; or now."`
-	DryRun   bool   `help:"Say how many rows there are, and publish nothing."`
+	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, as a role that may read the outbox table. The relay's role may not."`
+	From     string `required:"" placeholder:"TIME" help:"Publish rows that were created (created_at) at or after this time: 2026-11-22T08:00:00Z."`
+	To       string `required:"" placeholder:"TIME" help:"Publish rows that were created before this time, or now."`
+	DryRun   bool   `help:"Print the number of rows, and publish nothing."`
 }
 
 func (c *replayCmd) Run(p *process) error {
@@ -49,7 +49,7 @@ func (c *replayCmd) Run(p *process) error {
 			p.say("refused: row %q: %s", refused.EventID, refused.Reason)
 		}
 		if r.Published == 0 {
-			p.say("nothing was published: where rows of that time are missing in Kafka, they have been deleted from the table, or its created_at says another time")
+			p.say("nothing was published: if rows of that time are missing in Kafka, they were deleted from the table, or their created_at is another time")
 			break
 		}
 		p.say("%d rows were published again, the last one created at %s", r.Published, r.Last)
@@ -57,7 +57,7 @@ func (c *replayCmd) Run(p *process) error {
 	return err
 }
 
-// times returns the times that the command names.
+// times returns the times of --from and --to.
 func (c *replayCmd) times(now time.Time) (from, to time.Time, err error) {
 	from, err = time.Parse(time.RFC3339, c.From)
 	if to = now.Add(time.Minute).UTC().Truncate(time.Second); c.To != "now" { // the writers' clocks may be ahead
@@ -74,16 +74,16 @@ func (c *replayCmd) times(now time.Time) (from, to time.Time, err error) {
 	return from, to, err
 }
 
-// found says how many rows there are, and how many of them were delivered before, as far as the state record can tell.
+// found prints how many rows the time range has, and how many of them were delivered before, as far as the state record shows it.
 func (*replayCmd) found(p *process, cfg config.Config, o pipeline.ReplayOptions, r pipeline.Replayed) {
 	p.say("%d rows were created from %s to %s and are still in %s", r.Rows, o.From.UTC().Format(time.RFC3339), o.To.UTC().Format(time.RFC3339), cfg.Source.Table)
 	switch {
 	case cfg.Source.Kind == config.KindPolling:
-		p.say("what was published before comes twice, and so does what is pending, which the relay publishes in its turn: consumers tell by the header id")
+		p.say("rows that were published before arrive twice, and so do pending rows, which the relay publishes as well: consumers drop repeats by the header id")
 	case r.Delivered.IsZero():
-		p.say("nothing tells how many of them were published before; those come twice, consumers tell by the header id")
+		p.say("it is not known how many of them were published before; those arrive twice, and consumers drop repeats by the header id")
 	default:
-		p.say("%d of them were created before the last row that was delivered (committed %s): whatever of these is not in a gap comes twice, consumers tell by the header id",
+		p.say("%d of them were created before the last row that was delivered (committed %s): those that are not in a gap arrive twice, and consumers drop repeats by the header id",
 			r.Before, r.Delivered.UTC().Format(time.RFC3339))
 	}
 }

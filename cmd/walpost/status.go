@@ -13,7 +13,7 @@ import (
 )
 
 type statusCmd struct {
-	JSON bool `name:"json" help:"As JSON: one pipeline's, or a list of them."`
+	JSON bool `name:"json" help:"Print JSON: one object, or a list of them where the file has several pipelines."`
 }
 
 func (c *statusCmd) Run(p *process) error {
@@ -43,7 +43,7 @@ func (c *statusCmd) Run(p *process) error {
 	return outcome(all)
 }
 
-// outcome returns the exit code of a status: that of the pipeline whose verdict is the worst.
+// outcome returns the exit code of the worst verdict: 0 rows flow, 2 cannot tell, 1 somebody is needed.
 func outcome(all pipeline.Statuses) error {
 	code := app.ExitError(0)
 	for _, s := range all {
@@ -60,19 +60,19 @@ func outcome(all pipeline.Statuses) error {
 	return code
 }
 
-// limit says how much more WAL the server keeps for the slot, and how long that lasts; "" where there is no limit.
+// limit returns how much more WAL the server keeps for the slot, and how long that lasts; "" where there is no limit.
 func limit(s *pipeline.Status) string {
 	switch {
 	case s.Slot.SafeWALSize == nil:
 		return ""
 	case s.SlotSeconds == nil:
-		return fmt.Sprintf("%s more of WAL, and the slot can be lost", size(*s.Slot.SafeWALSize))
+		return fmt.Sprintf("the slot can be lost after %s more of WAL", size(*s.Slot.SafeWALSize))
 	}
 	left := time.Duration(*s.SlotSeconds * float64(time.Second)).Round(time.Minute)
-	return fmt.Sprintf("%s more of WAL, in %s at %s an hour, and the slot can be lost", size(*s.Slot.SafeWALSize), left, size(*s.WALPerHour))
+	return fmt.Sprintf("the slot can be lost after %s more of WAL, which takes %s at %s an hour", size(*s.Slot.SafeWALSize), left, size(*s.WALPerHour))
 }
 
-// status prints how a pipeline stands.
+// status prints the status of one pipeline, a line for each fact. A halt takes three lines: blocked, means and run.
 func status(out io.Writer, s pipeline.Status) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(out, "%-10s %s\n", name, fmt.Sprintf(format, args...))
@@ -86,15 +86,15 @@ func status(out io.Writer, s pipeline.Status) {
 			oldest = fmt.Sprintf(", the oldest for %.3g s", b.OldestSeconds)
 		}
 		if b.Refused > 0 {
-			oldest += fmt.Sprintf("; %d were refused and are tried again", b.Refused)
+			oldest += fmt.Sprintf("; %d were rejected and are tried again", b.Refused)
 		}
 		if b.HeldKeys > 0 {
-			held = fmt.Sprintf(", keys held back: %d", b.HeldKeys)
+			held = fmt.Sprintf(", held keys: %d", b.HeldKeys)
 		}
 		row("pending", "%s rows%s", polling.Count(b.Pending), oldest)
 		row("failed", "%s rows%s", polling.Count(b.Failed), held)
 	case s.Slot == nil:
-		row("pending", "not seen")
+		row("pending", "unknown: the table could not be read")
 	case s.Slot.Exists != nil && *s.Slot.Exists:
 		active := "not active"
 		if s.Slot.Active {
@@ -106,12 +106,14 @@ func status(out io.Writer, s pipeline.Status) {
 			seconds = fmt.Sprintf("%.3g s", *s.LagSeconds)
 		}
 		row("lag", "%s and %s behind the end of the WAL at %s", size(*s.LagBytes), seconds, s.WALEnd)
-		row("retained", "%s of WAL is kept for the slot, from %s", size(*s.RetainedBytes), s.Slot.RestartLSN)
+		row("retained", "the server keeps %s of WAL for the slot, from %s", size(*s.RetainedBytes), s.Slot.RestartLSN)
 		if l := limit(&s); l != "" {
 			row("limit", "%s", l)
 		}
+	case s.Slot.Exists != nil:
+		row("slot", "%s: does not exist", s.Slot.Name)
 	default:
-		row("slot", "%s: not seen", s.Slot.Name)
+		row("slot", "%s: unknown: PostgreSQL did not answer", s.Slot.Name)
 	}
 	switch {
 	case s.Slot == nil:
@@ -119,7 +121,7 @@ func status(out io.Writer, s pipeline.Status) {
 		row("state", "covered %s, last row %s/%d, epoch %d by %s, %s", s.State.Covered, s.State.CommitLSN, s.State.Ordinal,
 			s.State.Epoch, s.State.Instance, s.State.Time.Format(time.RFC3339))
 	default:
-		row("state", "no record seen")
+		row("state", "no record, or Kafka did not answer")
 	}
 	if s.DeadLetters != nil {
 		row("poison", "%d unresolved dead letters (`walpost dlq list`)", *s.DeadLetters)
@@ -136,7 +138,11 @@ func status(out io.Writer, s pipeline.Status) {
 	if len(s.Blocked) == 0 {
 		row("blocked", "by nothing")
 	}
-	for _, b := range s.Blocked {
-		row("blocked", "%s", strings.ReplaceAll(b, "\n", "; "))
+	for _, b := range s.BlockedBy {
+		for _, part := range [][2]string{{"blocked", b.Found}, {"means", b.Means}, {"run", b.Run}} {
+			if part[1] != "" {
+				row(part[0], "%s", strings.ReplaceAll(part[1], "\n", "; "))
+			}
+		}
 	}
 }

@@ -6,7 +6,21 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/pipeline"
 )
+
+// TestStatusPrintsAHaltInLines: an operator sees what was found, what it means and what to run, each on its own line.
+func TestStatusPrintsAHaltInLines(t *testing.T) {
+	var out strings.Builder
+	status(&out, pipeline.Status{
+		Pipeline: "orders", Blocked: []string{"the slot is lost: rows are missing; run `walpost adopt`", "b\nc"},
+		BlockedBy: []pipeline.Blocker{{Found: "the slot is lost", Means: "rows are missing", Run: "run `walpost adopt`"}, {Found: "b\nc"}},
+	})
+	want := "blocked    the slot is lost\nmeans      rows are missing\nrun        run `walpost adopt`\nblocked    b; c\n"
+	if !strings.HasSuffix(out.String(), want) {
+		t.Errorf("walpost status prints\n%s\nwant it to end with\n%s", &out, want)
+	}
+}
 
 // TestStatusBesideABusyRelay asks again and again while slot and state record move: it must never see one behind the
 // other and tell an operator to begin again.

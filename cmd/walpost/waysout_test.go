@@ -139,9 +139,9 @@ func TestSkipRefusesToGuess(t *testing.T) {
 	}
 	s.MustRefuse("is not an LSN", "skip", "--to", "16B3748")
 	s.MustRefuse("is not an LSN", "skip", "--to", end()+"x")
-	s.MustRefuse("up to which everything is delivered", "skip", "--to", "0/1")
-	s.MustRefuse("up to which everything is delivered", "skip", "--to", "0/0") // which is no other word for next
-	s.MustRefuse("behind the end of the WAL", "skip", "--to", "FFFF/0")
+	s.MustRefuse("is delivered, and 0/1 is before that", "skip", "--to", "0/1")
+	s.MustRefuse("is delivered, and 0/0 is before that", "skip", "--to", "0/0") // which is no other word for next
+	s.MustRefuse("after the end of the WAL", "skip", "--to", "FFFF/0")
 	s.InsertRows(5)
 	to := end()
 	if out := s.DryRun("skip", "--to", to); !strings.Contains(out, "5 outbox rows of 1 transactions") {
@@ -193,7 +193,7 @@ func TestAdoptRefuses(t *testing.T) {
 	s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
 	s.MustRefuse("--create-slot", "adopt")
 	s.Exec("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", s.Slot())
-	s.MustRefuse("a logical one of pgoutput is needed", "adopt")
+	s.MustRefuse("a logical slot of pgoutput is needed", "adopt")
 }
 
 // TestRefusedLeavesNothingBehind: what is refused has made neither slot nor role, publication or topic.
@@ -228,8 +228,8 @@ func TestRefusedLeavesNothingBehind(t *testing.T) {
 			s.Exec("DROP PUBLICATION walpost")
 			s.Exec("DROP ROLE relay_" + s.Slot())
 		}, []string{"init"}, "nobody knows what was delivered"},
-		"init with a wrong slot":         {func(s *testbed) { s.Env["WALPOST_SOURCE_SLOT"] += "_b"; s.Exec("DROP PUBLICATION walpost") }, []string{"init"}, "is of slot"},
-		"skip behind the end of the WAL": {func(*testbed) {}, []string{"skip", "--to", "FFFF/0"}, "behind the end of the WAL"},
+		"init with a wrong slot":        {func(s *testbed) { s.Env["WALPOST_SOURCE_SLOT"] += "_b"; s.Exec("DROP PUBLICATION walpost") }, []string{"init"}, "is of slot"},
+		"skip after the end of the WAL": {func(*testbed) {}, []string{"skip", "--to", "FFFF/0"}, "after the end of the WAL"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

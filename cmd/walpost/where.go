@@ -11,10 +11,10 @@ import (
 )
 
 type whereCmd struct {
-	ID      string        `arg:"" help:"Event id, or the key of events (order id)."`
-	ReadURL string        `name:"read-url" env:"WALPOST_READ_URL" help:"PostgreSQL, as a role that may SELECT from the outbox: the relay's own may not. Otherwise WALPOST_ADMIN_URL, or source.url."`
-	Since   time.Duration `help:"How far back to look on the topics, 24h for example. Otherwise since the event was written."`
-	JSON    bool          `name:"json" help:"As JSON."`
+	ID      string        `arg:"" help:"Find the event with this id, or the events with this key (order id)."`
+	ReadURL string        `name:"read-url" env:"WALPOST_READ_URL" help:"Connect to PostgreSQL with this URL, as a role that may SELECT from the outbox table. The relay's role may not. The default is WALPOST_ADMIN_URL, or source.url where that is empty."`
+	Since   time.Duration `help:"Read the topics back to this long ago, 24h for example. The default is the time when the event was written."`
+	JSON    bool          `name:"json" help:"Print JSON."`
 }
 
 func (c *whereCmd) Run(p *process) error {
@@ -45,16 +45,16 @@ func (c *whereCmd) Run(p *process) error {
 	return enc.Encode(t)
 }
 
-// trace prints what has become of events.
+// trace prints where the events are.
 func (p *process) trace(t *pipeline.Trace) {
 	for _, e := range t.Events {
 		if e.Answer == pipeline.Unknown && t.WALEnd == "" {
-			p.say("%s: not found\n  neither in the table nor an event or a key on its topics since then", app.Line(e.EventID))
+			p.say("%s: not found\n  the table has no such event or key, and neither have its topics since then", app.Line(e.EventID))
 			continue
 		}
 		if e.Answer == pipeline.Unknown {
 			p.say("%s: not found", app.Line(e.EventID))
-			p.say("  neither an event nor a key on the outbox's topics since then, nor a dead letter; the slot is %s behind the end of the WAL (%s)", size(t.Behind), t.WALEnd)
+			p.say("  the outbox's topics have no such event or key since then, and no dead letter has it; the slot is %s behind the end of the WAL (%s)", size(t.Behind), t.WALEnd)
 			continue
 		}
 		p.say("event %s, %s of key %s", app.Line(e.EventID), app.Line(e.Type), app.Line(e.Key))
@@ -76,7 +76,7 @@ func (p *process) trace(t *pipeline.Trace) {
 			p.say("  %s: topic %s, partition %d, offset %d; %s%s", how, at.Topic, at.Partition, at.Offset, position, at.Time.Format(time.RFC3339Nano))
 		}
 		if e.Times > 1 {
-			p.say("  %d times: consumers tell repeats by the header id", e.Times)
+			p.say("  %d times: consumers drop repeats by the header id", e.Times)
 		}
 		if d := e.DeadLetter; d != nil {
 			p.say("  dead-lettered: %s; since %s (`walpost dlq show %s`)", app.Line(d.Reason), d.Time.Format(time.RFC3339), app.Line(d.Key))
@@ -84,15 +84,15 @@ func (p *process) trace(t *pipeline.Trace) {
 		if r := e.Row; r != nil {
 			p.say("  in the table: %s%s%s", r.Status, since(r.ProcessedAt), tried(r))
 			if r.Behind != "" {
-				p.say("  it waits behind event %s of its key (`walpost where %s`)", app.Line(r.Behind), app.Line(r.Behind))
+				p.say("  it waits for the earlier event %s of its key (`walpost where %s`)", app.Line(r.Behind), app.Line(r.Behind))
 			}
 			continue
 		}
 		switch e.Answer {
 		case pipeline.NotYet:
-			p.say("  not yet: everything up to %s is delivered, and the row was committed at most %s behind it (`walpost status` says what blocks)", t.Confirmed, size(t.Behind))
+			p.say("  not yet: everything up to %s is delivered, and the row was committed after it, within the next %s of WAL (`walpost status` shows what blocks)", t.Confirmed, size(t.Behind))
 		case pipeline.Gone:
-			p.say("  not there: everything up to %s is delivered, its commit too; the topic's retention took it, or it was written before the slot was made or stepped over with `walpost skip`", t.Confirmed)
+			p.say("  not in Kafka: everything up to %s is delivered, and its commit is at or below that: the topic's retention deleted the record, the row was written before the slot was created, or `walpost skip` gave it up", t.Confirmed)
 		}
 	}
 	for _, n := range t.Notes {
@@ -112,5 +112,5 @@ func tried(r *polling.RowStatus) string {
 	if r.RetryCount == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", refused %d times, last: %s", r.RetryCount, app.Line(r.LastError))
+	return fmt.Sprintf(", rejected %d times, last: %s", r.RetryCount, app.Line(r.LastError))
 }

@@ -1,6 +1,6 @@
 -- The rights of the inventory service, with their reasons. sql.Migrate first revokes all rights, and replaces :service
 -- with the role's quoted name. A table on the page of cdc/identity is generated from this file: go test
--- ./cmd/internal/policy -run Readme -update
+-- ./cmd/internal/policy -run Generated -update
 GRANT SELECT, INSERT, UPDATE ON stock, products TO :service; -- keeps the stock, and names and pictures of products
 GRANT INSERT ON outbox TO :service; -- writes events
 GRANT SELECT, INSERT ON stock_movements, inbox, inbox_decisions TO :service; -- applies each event once; records operators' decisions

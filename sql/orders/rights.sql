@@ -1,6 +1,6 @@
 -- The rights of the order service, with their reasons. sql.Migrate first revokes all rights, and replaces :service with
 -- the role's quoted name. A table on the page of cdc/identity is generated from this file: go test
--- ./cmd/internal/policy -run Readme -update
+-- ./cmd/internal/policy -run Generated -update
 GRANT SELECT, INSERT ON orders, order_lines, idempotency_keys TO :service; -- takes orders, each request once
 GRANT UPDATE (status, paid_at, confirmed_at, rejected_at, shipped_at, completed_at, cancelled_at, tracking_code) ON orders TO :service; -- changes them
 GRANT UPDATE (order_id, status, answer) ON idempotency_keys TO :service; -- stores the answer to a request

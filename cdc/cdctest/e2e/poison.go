@@ -75,7 +75,7 @@ var Poisons = []Poison{
 	{"type not listed", "aggregate_type", "'invoice'", cdc.BadType, false, "kafka.aggregate_types"},
 	{"type NULL", "aggregate_type", "NULL", cdc.BadType, false, "kafka.aggregate_types"},
 	{"illegal topic", "event_type", "'a b'", cdc.BadTopic, true, "does not allow"},
-	{"the dead letter topic itself", "event_type", "'dead'", cdc.BadTopic, true, "that is the dead letter topic"},
+	{"the dead letter topic itself", "event_type", "'dead'", cdc.BadTopic, true, "which is the dead letter topic"},
 	{"id NULL", "id", "NULL", cdc.BadID, true, "id is NULL"},
 	{"key NULL", "aggregate_id", "NULL", cdc.BadKey, false, "aggregate_id is empty"},
 	{"key empty", "aggregate_id", "''", cdc.BadKey, false, "aggregate_id is empty"},

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 
 	"github.com/walpost/walpost/cdc/identity"
+	"github.com/walpost/walpost/cdc/version"
 )
 
 const (
@@ -68,16 +68,9 @@ func sign(ctx context.Context, credentials sdk.Credentials, host, region string,
 	if err != nil {
 		return nil, fmt.Errorf("sign the login: %w", err)
 	}
-	said := map[string]string{"version": "2020_10_22", "host": host, "user-agent": "walpost/" + version()}
+	said := map[string]string{"version": "2020_10_22", "host": host, "user-agent": "walpost/" + version.Number}
 	for key, values := range u.Query() {
 		said[strings.ToLower(key)] = values[0]
 	}
 	return json.Marshal(said)
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return strings.Trim(info.Main.Version, "()")
-	}
-	return "unknown"
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"unicode/utf8"
@@ -16,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/walpost/walpost/cdc/misspelt"
+	"github.com/walpost/walpost/cdc/version"
 )
 
 // Run is a whole process as a function: tests call it with an environment and outputs of their own. It returns nil when it did
@@ -112,7 +112,7 @@ func sentences(err error) []string {
 }
 
 // Parse reads args into cli, a pointer to a struct with kong's tags. A flag that args do not set takes the value getenv has for
-// its env tag, where there is one. The context is nil when help was asked for and has been printed.
+// its env tag, where there is one. The context is nil when args ask for help or the version, which is then printed.
 func Parse(name, description string, cli any, args []string, getenv func(string) string, stdout, stderr io.Writer) (*kong.Context, error) {
 	helped := false
 	environment := kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
@@ -123,7 +123,7 @@ func Parse(name, description string, cli any, args []string, getenv func(string)
 		}
 		return nil, nil
 	})
-	parser, err := kong.New(cli, kong.Name(name), kong.Description(description), kong.Writers(stdout, stderr),
+	parser, err := kong.New(cli, kong.Name(name), kong.Description(description), kong.Writers(stdout, stderr), kong.Vars{"version": name + " " + version.Build()},
 		kong.Resolvers(environment), kong.UsageOnError(), kong.Exit(func(int) { helped = true }))
 	if err != nil {
 		return nil, fmt.Errorf("describe the command line: %w", err)
@@ -153,9 +153,9 @@ func Among(environ []string, run func(ctx context.Context, args, names []string,
 }
 
 // Strays returns an error about variables whose name is nearly one that a command of the program reads. It warns of others that begin with
-// the prefix. Commands that are asked about the program alone answer in any environment.
+// the prefix. healthcheck answers in any environment.
 func Strays(command *kong.Context, prefix string, names []string, warn func(string)) error {
-	if name := command.Selected().Name; name == "version" || name == "healthcheck" {
+	if command.Selected().Name == "healthcheck" {
 		return nil
 	}
 	unknown, err := misspelt.Variables(names, prefix, Variables(command), nil)
@@ -179,25 +179,4 @@ func Variables(command *kong.Context) (names []string) {
 		return next(nil)
 	})
 	return names
-}
-
-// version is set by docker/build.
-var version string
-
-// Version names the build: as docker/build called it, or the module's version where the toolchain knows one and the revision it was built from.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	if version != "" {
-		return version + " " + info.GoVersion
-	}
-	version := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && !strings.Contains(version, s.Value[:min(12, len(s.Value))]) {
-			version += " " + s.Value
-		}
-	}
-	return version + " " + info.GoVersion
 }

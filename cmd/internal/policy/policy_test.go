@@ -22,7 +22,7 @@ type pkg struct {
 	Imports, Deps        []string
 }
 
-// packages are all of the module's, by import path without the module.
+// packages returns all packages of the module, by import path without the module.
 func packages(t *testing.T) map[string]pkg {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-deps=false", "-json=ImportPath,Doc,Dir,Imports,Deps", module+"...")
@@ -46,7 +46,8 @@ func packages(t *testing.T) map[string]pkg {
 	return all
 }
 
-// TestWhoMayImportWhom is the direction of the data: cmd → adapters → cdc; the services know neither each other nor the engine.
+// TestWhoMayImportWhom checks that imports follow the direction of the data: cmd → adapters → cdc. The services know
+// neither each other nor the engine.
 func TestWhoMayImportWhom(t *testing.T) {
 	all := packages(t)
 	kafka := "github.com/twmb/franz-go"
@@ -79,8 +80,8 @@ func TestWhoMayImportWhom(t *testing.T) {
 		}
 		for _, forbidden := range never {
 			for _, imported := range p.Imports {
-				if imported == module+"cdc/internal/failpoint" || imported == module+"cdc/inbox/schema" || imported == module+"cdc/pglimit" || imported == module+"cdc/header" || imported == module+"cdc/identity" || imported == module+"cdc/misspelt" {
-					continue // empty in what people run; a text; leaves: limits, names, who connects, what was meant
+				if imported == module+"cdc/internal/failpoint" || imported == module+"cdc/inbox/schema" || imported == module+"cdc/pglimit" || imported == module+"cdc/header" || imported == module+"cdc/identity" || imported == module+"cdc/misspelt" || imported == module+"cdc/version" {
+					continue // failpoints, which released programs do not have; a text; packages that import nothing of ours
 				}
 				if imported == forbidden || strings.HasPrefix(imported, strings.TrimSuffix(forbidden, "/")+"/") {
 					t.Errorf("%s imports %s", who, imported)
@@ -97,7 +98,8 @@ func TestWhoMayImportWhom(t *testing.T) {
 	}
 }
 
-// TestWhoEmbedsARelay: of the services only orders may, at the very top. Nothing below a command knows the whole relay.
+// TestWhoEmbedsARelay checks that of the services only orders embeds a relay, in its command. No package below a
+// command knows the whole relay.
 func TestWhoEmbedsARelay(t *testing.T) {
 	var who []string
 	for path, p := range packages(t) {
@@ -111,7 +113,8 @@ func TestWhoEmbedsARelay(t *testing.T) {
 	}
 }
 
-// TestProductionBinariesCarryNoTestCode: what starts servers for tests must not be in what people deploy.
+// TestProductionBinariesCarryNoTestCode checks that the programs that people deploy hold no code that starts servers
+// for tests.
 func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 	all := packages(t)
 	for _, binary := range []string{"cmd/walpost", "cmd/orders", "cmd/inventory"} {
@@ -137,7 +140,8 @@ func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 	}
 }
 
-// TestProductionBinariesHaveNoFailpoints looks for their names, and finds them where they were built in.
+// TestProductionBinariesHaveNoFailpoints looks for the names of failpoints in each program, and finds them only in one
+// built with their tag.
 func TestProductionBinariesHaveNoFailpoints(t *testing.T) {
 	cdctest.Long(t, "builds every binary")
 	for _, c := range []struct {
@@ -173,7 +177,7 @@ func TestEveryPackageSaysItsOneIdea(t *testing.T) {
 	}
 }
 
-// TestTopLevel is the user's own list, and what tools insist on.
+// TestTopLevel checks that the top level holds the folders of the project, and the files that tools expect there.
 func TestTopLevel(t *testing.T) {
 	root := filepath.Join("..", "..", "..")
 	out, err := exec.Command("git", "-C", root, "ls-files").Output()

@@ -120,7 +120,7 @@ func describe(ctx context.Context, program, version string) (*bom, error) {
 	}
 	name := filepath.Base(program)
 	b := &bom{Format: "CycloneDX", Spec: "1.6", Version: 1, Metadata: metadata{component{
-		Type: "application", Ref: name, Name: name, Version: version, Purl: "pkg:golang/" + self + "@" + version + "#cmd/" + name,
+		Type: "application", Ref: name, Name: name, Version: version, Purl: "pkg:golang/" + self + "@" + strings.ReplaceAll(version, "+", "%2B") + "#cmd/" + name,
 		Hashes: []hash{{"SHA-256", sum}}, Licenses: []license{{"Apache-2.0"}},
 	}}}
 	all := dependency{Ref: name}

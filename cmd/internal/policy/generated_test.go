@@ -30,7 +30,7 @@ import (
 
 var update = flag.Bool("update", false, "write the generated parts of pages")
 
-// catalogue is a registry that only takes down what is registered.
+// catalogue is a registry that only lists the metrics that are registered.
 type catalogue struct {
 	rows   []string
 	labels map[string][]string // by metric
@@ -64,7 +64,7 @@ func (c *catalogue) MustRegister(collectors ...prometheus.Collector) {
 
 func (c *catalogue) Unregister(prometheus.Collector) bool { return false }
 
-// metrics are those of all processes.
+// metrics returns the metrics of all processes.
 func metrics(t *testing.T) (c catalogue) {
 	t.Helper()
 	cfg := config.Default()
@@ -90,7 +90,7 @@ func (c *catalogue) table() string {
 	return "| metric | what it is |\n|---|---|\n" + strings.Join(c.rows, "")
 }
 
-// identityTable are the settings of Kafka, as keys and as flags.
+// identityTable returns the settings of Kafka, as keys and as flags.
 func identityTable(v reflect.Type, key, flag string) string {
 	var b strings.Builder
 	for field := range v.Fields() {
@@ -106,7 +106,7 @@ func identityTable(v reflect.Type, key, flag string) string {
 
 var granted = regexp.MustCompile(`^(GRANT .+ TO ):service; -- (.+)$`)
 
-// servicesTable are the rights of the services' roles, as migrate grants them.
+// servicesTable returns the rights of the services' roles, as migrate grants them.
 func servicesTable(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
@@ -133,21 +133,41 @@ func servicesTable(t *testing.T) string {
 	return b.String()
 }
 
-// TestReadmeIsGeneratedFromTheCode keeps the references in the pages in step: go test ./cmd/internal/policy -run Readme -update
-func TestReadmeIsGeneratedFromTheCode(t *testing.T) {
+// TestGeneratedPartsOfPages compares the generated parts of pages with the code: go test ./cmd/internal/policy -run
+// Generated -update
+func TestGeneratedPartsOfPages(t *testing.T) {
 	all := metrics(t)
-	readme := inStep(t, "README.md", map[string]string{"configuration": config.Reference(), "metrics": all.table()})
+	inStep(t, "cdc/CONFIGURATION.md", map[string]string{"configuration": config.Reference()})
+	inStep(t, "cdc/METRICS.md", map[string]string{"metrics": all.table()})
 	inStep(t, "cdc/identity/README.md", map[string]string{
 		"kafka":    "| key | flag | what it is |\n|---|---|---|\n" + identityTable(reflect.TypeFor[identity.Kafka](), "kafka.", "--kafka-"),
 		"services": servicesTable(t),
 	})
-	if ddl := strings.ReplaceAll(postgres.TableDDL(config.Default().Source), `"`, ""); !strings.Contains(readme, strings.Replace(ddl, "public.outbox", "outbox", 1)) {
-		t.Errorf("the table in README.md is not the one that init makes:\n%s", ddl)
+	ddl := strings.ReplaceAll(postgres.TableDDL(config.Default().Source), `"`, "")
+	inStep(t, "cdc/postgres/TABLES.md", map[string]string{"table": "```sql\n" + strings.Replace(ddl, "public.outbox", "outbox", 1) + ";\n```\n"})
+	wholeFile(t, "cdc/config/example.yaml", config.Example())
+}
+
+// wholeFile compares a generated file with the text that it must hold, or writes it.
+func wholeFile(t *testing.T, file, want string) {
+	t.Helper()
+	path := filepath.Join("..", "..", "..", file)
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != want {
+		t.Errorf("%s is not the code's: run this test with -update", file)
 	}
 }
 
-// inStep compares the generated parts of a page with what they must be, or writes them, and returns the page.
-func inStep(t *testing.T, page string, parts map[string]string) string {
+// inStep compares the generated parts of a page with the texts that they must hold, or writes them.
+func inStep(t *testing.T, page string, parts map[string]string) {
 	t.Helper()
 	path := filepath.Join("..", "..", "..", page)
 	b, err := os.ReadFile(path)
@@ -162,7 +182,7 @@ func inStep(t *testing.T, page string, parts map[string]string) string {
 			t.Fatalf("%s has no part for %s", page, name)
 		}
 		if have != want && !*update {
-			t.Errorf("the %s reference in %s is not the code's: run this test with -update", name, page)
+			t.Errorf("the part %s of %s is not the code's: run this test with -update", name, page)
 		}
 		text = before + "<!-- generated: " + name + " -->\n" + want + "<!-- end -->" + after
 	}
@@ -171,5 +191,4 @@ func inStep(t *testing.T, page string, parts map[string]string) string {
 			t.Fatal(err)
 		}
 	}
-	return text
 }
