@@ -178,7 +178,7 @@ func (f *fixture) waitBlocked() {
 			return err
 		}
 		if waiting == 0 {
-			return errors.New("nobody waits for a lock")
+			return errors.New("no session waits for a lock")
 		}
 		return nil
 	})

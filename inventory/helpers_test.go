@@ -389,7 +389,7 @@ func (f *fixture) wantAnswersMatchMovements() {
 			WHERE aggregate_type = 'stock' AND id::text = payload->>'eventId' AND event_type = payload->>'eventType' AND aggregate_id = payload->>'orderId'
 		)
 		SELECT count(*) FROM ((TABLE moved EXCEPT ALL TABLE told) UNION ALL (TABLE told EXCEPT ALL TABLE moved)) AS torn`).Scan(&torn); err != nil || torn > 0 {
-		f.Errorf("%d lines moved and not told, or told and not moved: %v", torn, err)
+		f.Errorf("%d movements without an answer, or answers without a movement: %v", torn, err)
 	}
 }
 

@@ -145,7 +145,7 @@ func TestCancellationGivesBackOnlyWhatWasTaken(t *testing.T) {
 	}
 	_, err := f.apply(cancelled(never, true, item("tea", 2))) // its payment never arrived
 	if err == nil || !strings.Contains(err.Error(), never+" does not exist here") {
-		t.Errorf("the cancellation of an order nobody knows: %v", err)
+		t.Errorf("the cancellation of an unknown order: %v", err)
 	}
 	f.wantStock(map[string]int64{"tea": 10})
 }

@@ -40,10 +40,10 @@ func TestAnOrderWhoseEventIsRefusedFailsWhole(t *testing.T) {
 	for _, c := range []struct{ path, body string }{{"/orders", goodOf("refused")}, {path + "/pay", ""}, {path + "/cancel", ""}} {
 		got := s.do(500, "POST", c.path, c.body, "Idempotency-Key", "k")
 		if strings.Contains(got.body, "outbox") || strings.Contains(got.body, "SQLSTATE") {
-			t.Errorf("the client is told what is the operator's: %s", got.body)
+			t.Errorf("the client sees the operator's details: %s", got.body)
 		}
 		if s.fingerprint() != before {
-			t.Fatalf("POST %s has left something behind", c.path)
+			t.Fatalf("POST %s has changed the database", c.path)
 		}
 	}
 	for _, statement := range []string{

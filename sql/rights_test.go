@@ -48,7 +48,7 @@ func TestMigrateNeedsNoMore(t *testing.T) {
 		}
 		switch err := m.migrate(); {
 		case err == nil:
-			t.Errorf("nobody misses %s", right)
+			t.Errorf("%s is superfluous: the work succeeds without it", right)
 		case !strings.Contains(strings.ReplaceAll(err.Error(), `"`, ""), m.names.Replace(right)):
 			t.Errorf("without %s: %v", right, err)
 		default:

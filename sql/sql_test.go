@@ -109,7 +109,7 @@ func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
 				t.Errorf("the first migration ran %d times:\n%s", n, said)
 			}
 			if strings.Contains(said, "s3cret") {
-				t.Errorf("the password is in what it said:\n%s", said)
+				t.Errorf("the password is in what output:\n%s", said)
 			}
 		})
 	}

@@ -88,7 +88,7 @@ func TestCheckAcceptsWhatARelayMayDo(t *testing.T) {
 		"a replay that was killed and begun again": {
 			slices.Concat(others, its[:500], its[400:450], its[420:]), 50 + 80, 2,
 		},
-		"a replay that goes on where the killed one stopped": {
+		"a replay that continues where the killed one stopped": {
 			slices.Concat(others, its[:500], its[400:450], its[450:]), 100, 1,
 		},
 		"everything twice": {slices.Concat(records, records), len(records), partitions},

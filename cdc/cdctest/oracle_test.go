@@ -108,7 +108,7 @@ func TestCheckReportsWhatTheOracleDenies(t *testing.T) {
 		"rows of a commit in another order":   func(l *cdctest.Ledger, _ []*kgo.Record) { slices.Reverse(many(l.Commits).IDs) },
 		"a commit the oracle does not know":   func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits = slices.Delete(l.Commits, 5, 6) },
 		"an event that was never in a ledger": func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits[5].IDs[0] = uuid.New() },
-		"an LSN behind the commit's end": func(l *cdctest.Ledger, r []*kgo.Record) {
+		"an LSN after the commit's end": func(l *cdctest.Ledger, r []*kgo.Record) {
 			r[len(r)-1].Headers[2].Value = []byte(l.Commits[len(l.Commits)-1].End.String())
 		},
 	} {

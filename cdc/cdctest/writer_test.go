@@ -55,7 +55,7 @@ func verify(t *testing.T, url, table string, ledger cdctest.Ledger) {
 		slices.Sort(got)
 		for i, seq := range got {
 			if seq != int64(i+1) {
-				t.Fatalf("key %s: number %d stands at place %d", key, seq, i+1)
+				t.Fatalf("key %s: number %d is at place %d", key, seq, i+1)
 			}
 		}
 	}

@@ -301,11 +301,11 @@ func TestExitCode(t *testing.T) {
 	t.Parallel()
 	good := spawn(t, "--once")
 	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased by exactly the items of the confirmed orders.\n") {
-		t.Errorf("exit code %d; it said:\n%s\n%s", code, good.out.String(), good.err.String())
+		t.Errorf("exit code %d; output:\n%s\n%s", code, good.out.String(), good.err.String())
 	}
 	late := spawn(t, "--once", "--timeout", "100ms")
 	if code := late.ends(); code != 1 || !strings.Contains(late.err.String(), "--timeout: 100ms have passed") {
-		t.Errorf("exit code %d; it said:\n%s\n%s", code, late.out.String(), late.err.String())
+		t.Errorf("exit code %d; output:\n%s\n%s", code, late.out.String(), late.err.String())
 	}
 	for _, c := range []*child{good, late} {
 		if left := append(c.folders(), c.processes()...); len(left) > 0 {
@@ -336,7 +336,7 @@ func TestCtrlCLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			if code := demo.ends(); code != c.code || (code == 0) != (demo.err.String() == "") {
-				t.Errorf("exit code %d, wanted %d; it said: %s", code, c.code, demo.err.String())
+				t.Errorf("exit code %d, wanted %d; output: %s", code, c.code, demo.err.String())
 			}
 			if left := append(demo.folders(), demo.processes()...); len(left) > 0 {
 				t.Errorf("it leaves %v", left)

@@ -210,7 +210,7 @@ func (r *race) check(order uuid.UUID, sku string, start int64, played []string) 
 	}
 	want, ok := legal[status+" "+strings.Join(heard, " ")]
 	if !ok || available != start-want.taken || balance != want.due || due != want.due || ok && (start >= 2) != (heard[0] == "StockReserved") {
-		r.Errorf("%s: order %s, stock %d of %d, balance %s of %s, the stock said %v", strings.Join(played, ", "), status, available, start, balance, due, heard)
+		r.Errorf("%s: order %s, stock %d of %d, balance %s of %s, the stock answered %v", strings.Join(played, ", "), status, available, start, balance, due, heard)
 	}
 	var history int
 	if err := r.ordersOwner.QueryRow(r.Context(), `SELECT count(*) FROM order_history WHERE order_id = $1 AND what = ANY($2)`, order, heard).Scan(&history); err != nil || history != len(heard) {
@@ -301,7 +301,7 @@ func TestCancelAndAnswerAtTheSameInstant(t *testing.T) {
 					var n int
 					err := r.ordersOwner.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
 					if err == nil && n == 0 {
-						err = errors.New("nobody waits")
+						err = errors.New("no session waits")
 					}
 					return err
 				})

@@ -444,7 +444,7 @@ func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 		{"half a login", nil, map[string]string{"INVENTORY_KAFKA_TLS_CERT_FILE": "/c", "INVENTORY_KAFKA_SASL_MECHANISM": "plain", "INVENTORY_KAFKA_SASL_PASSWORD": "secret"}, []string{
 			"--kafka-tls-cert-file (INVENTORY_KAFKA_TLS_CERT_FILE): it is for connections with TLS: set --kafka-tls (INVENTORY_KAFKA_TLS) too", "--kafka-sasl-username (INVENTORY_KAFKA_SASL_USERNAME): missing",
 		}},
-		{"a Kafka that nobody knows", []string{"replay", "--offset", "0", "--kafka-tls"}, map[string]string{"INVENTORY_KAFKA_BROKERS": stranger.Listener.Addr().String()}, []string{
+		{"a Kafka with an unknown certificate", []string{"replay", "--offset", "0", "--kafka-tls"}, map[string]string{"INVENTORY_KAFKA_BROKERS": stranger.Listener.Addr().String()}, []string{
 			"has a certificate of an authority that this machine does not know (made by O=Acme Co): name the file with its certificate in --kafka-tls-ca-file (INVENTORY_KAFKA_TLS_CA_FILE)",
 		}},
 		{"migrate without URLs", []string{"migrate"}, map[string]string{"INVENTORY_DATABASE_URL": ""}, []string{"INVENTORY_DATABASE_URL", "INVENTORY_ADMIN_DATABASE_URL"}},

@@ -57,7 +57,7 @@ func TestParkedAndReplayedByCommand(t *testing.T) {
 		return nil
 	})
 	if n := s.number(`SELECT available FROM stock`); n != 6 {
-		t.Errorf("%d in stock: the third event stands behind nothing", n)
+		t.Errorf("%d in stock: no event is before the third", n)
 	}
 
 	list, err := s.command("parked", "list")
@@ -107,7 +107,7 @@ func TestParkedAndReplayedByCommand(t *testing.T) {
 		t.Errorf("drop: %s (%v)", out, err)
 	}
 	if _, err := s.command("parked", "pass", "0", "5"); err == nil || !strings.Contains(err.Error(), "inventory parked list") {
-		t.Errorf("pass of what is not blocked: %v", err)
+		t.Errorf("pass of a partition that is not blocked: %v", err)
 	}
 	if out, err := s.command("parked", "decisions"); err != nil || strings.Count(out, "\n") != 4 || strings.Count(out, "redrive: ") != 2 {
 		t.Errorf("decisions: %s (%v)", out, err)

@@ -222,6 +222,6 @@ func TestConsumeNamesEveryMistakeAtOnce(t *testing.T) {
 	defer stranger.Close()
 	c.env = map[string]string{"ORDERS_DATABASE_URL": "postgres://orders_service:secret@127.0.0.1:1/orders", "ORDERS_KAFKA_BROKERS": stranger.Listener.Addr().String(), "ORDERS_KAFKA_TLS": "true"}
 	if _, err := c.command("replay", "--group", "statistics", "--offset", "0"); err == nil || !strings.Contains(err.Error(), "name the file with its certificate in --kafka-tls-ca-file (ORDERS_KAFKA_TLS_CA_FILE)") {
-		t.Errorf("a Kafka that nobody knows: %v", err)
+		t.Errorf("a Kafka with an unknown certificate: %v", err)
 	}
 }

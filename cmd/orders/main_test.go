@@ -65,7 +65,7 @@ func TestMigrateSaysWhatItDid(t *testing.T) {
 		}
 	}
 	if strings.Contains(again, "applied") || !strings.Contains(again, "is at version ") {
-		t.Errorf("the second time it said:\n%s", again)
+		t.Errorf("the second run printed:\n%s", again)
 	}
 }
 

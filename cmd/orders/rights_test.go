@@ -299,11 +299,11 @@ func TestLeastRights(t *testing.T) {
 	}
 	w.waitUntilIdle()
 	if n := w.number(`SELECT count(*) FROM orders WHERE id = ANY($1) AND status IN ('created', 'paid')`, w.answered); n > 0 || len(w.answered) < 50 {
-		t.Errorf("%d of %d orders have not heard what the stock answered", n, len(w.answered))
+		t.Errorf("%d of %d orders have not received the stock's answer", n, len(w.answered))
 	}
 	if n := w.number(`SELECT count(*) FROM order_history h WHERE what IN ('OrderConfirmed', 'OrderRejected', 'OrderShipped')
 		AND 2 <> (SELECT count(*) FROM notifications n WHERE n.event_id = h.event_id AND status = 'SENT')`); n > 0 {
-		t.Errorf("of %d events mail or webhook was not told", n)
+		t.Errorf("for %d events a mail or webhook was not sent", n)
 	}
 	w.receivers.mu.Lock()
 	defer w.receivers.mu.Unlock()

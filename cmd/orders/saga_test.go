@@ -317,7 +317,7 @@ func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 				s.program("mail").owner(), s.program("webhook").owner()); err != nil {
 				return err
 			}
-			return fmt.Errorf("%d events of which mail or webhook was not told", n)
+			return fmt.Errorf("%d events without a sent mail or webhook", n)
 		}
 		if n := s.number(s.orders, `
 			WITH want AS (
@@ -377,7 +377,7 @@ func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 		s.none(s.orders, channel+"s that arrived again without an attempt of unknown end", `SELECT greatest(0, $2 - (
 			SELECT count(*) FROM notification_attempts a JOIN notifications n ON n.id = notification_id WHERE channel = $1 AND outcome IS NULL))`, channel, again[channel])
 	}
-	t.Logf("%d kills: %v; told again: %v", rounds, byStatus, again)
+	t.Logf("%d kills: %v; sent twice: %v", rounds, byStatus, again)
 	for _, status := range []string{"confirmed", "rejected", "cancelled", "shipped"} {
 		if byStatus[status] == 0 {
 			t.Errorf("no order is %s: the load shows less than it should", status)

@@ -106,7 +106,7 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 				}
 				if suppressed {
 					n := s.one("mail", order)
-					reason := map[bool]string{true: "the order is cancelled already", false: "the customer does not want to be told when an order is " + c.kind}[name != "this one off"]
+					reason := map[bool]string{true: "the order is cancelled already", false: "the customer does not want a notification when an order is " + c.kind}[name != "this one off"]
 					if n.Status != notify.Suppressed || n.Reason != reason || n.EndedAt == nil {
 						t.Errorf("%s: %+v, want it suppressed for %q", what, n, reason)
 					}
@@ -124,7 +124,7 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 		}
 	}
 	if n := scan[int](s, `SELECT count(*)::int FROM notification_attempts a JOIN notifications n ON n.id = notification_id WHERE status <> 'SENT'`); n != 0 {
-		t.Errorf("%d attempts to send what is suppressed", n)
+		t.Errorf("%d attempts to send a suppressed notification", n)
 	}
 	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 1000}); done != 0 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
@@ -200,7 +200,7 @@ func TestEventsThatCannotBeToldAreNamedAndQuoteNothing(t *testing.T) {
 		"a number with a break":  {good(map[string]any{"orderNumber": "1\r\nBcc: s3cret"}), "orderNumber"},
 		"a code with a break":    {good(map[string]any{"trackingCode": "1\r\ns3cret"}), "trackingCode"},
 		"no currency":            {good(map[string]any{"currency": "s3cret"}), "currency"},
-		"nobody's order":         {good(map[string]any{"orderId": uuid.NewString()}), "does not exist here"},
+		"an unknown order":       {good(map[string]any{"orderId": uuid.NewString()}), "does not exist here"},
 		"no order":               {good(map[string]any{"orderId": nil}), "orderId is missing"},
 	} {
 		t.Run(name, func(t *testing.T) {

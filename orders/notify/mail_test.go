@@ -161,9 +161,9 @@ func TestWhatServersDo(t *testing.T) {
 				return nil
 			}
 		}), nil, notify.Sent, "deferred deferred sent", "250", 1},
-		"is busy for ever":            {real(func(m *mailServer) { m.data = func(letter) error { return no(452, "disk full") } }), nil, notify.Failed, five, "452", 0},
+		"is always busy":              {real(func(m *mailServer) { m.data = func(letter) error { return no(452, "disk full") } }), nil, notify.Failed, five, "452", 0},
 		"drops the connection, once":  {real(func(m *mailServer) { m.breaks = func(n int) bool { return n == 1 } }), nil, notify.Sent, "deferred sent", "250", 1},
-		"is not there":                {func(t *testing.T) *mailServer { return &mailServer{url: nobody(t)} }, nil, notify.Failed, five, "refused", 0},
+		"does not exist":              {func(t *testing.T) *mailServer { return &mailServer{url: nobody(t)} }, nil, notify.Failed, five, "refused", 0},
 		"stalls":                      {stalls(""), nil, notify.Failed, five, "timeout", 0},
 		"stalls after the greeting":   {stalls("220 hello\r\n"), nil, notify.Failed, five, "timeout", 0},
 		"greets with a refusal":       {says("554 not you\r\n"), nil, notify.Failed, five, "not you", 0},
@@ -175,7 +175,7 @@ func TestWhatServersDo(t *testing.T) {
 		"answers everything with 250": {says(strings.Repeat("250 fine\r\n", 100)), nil, notify.Failed, five, "250", 0},
 		"hangs up after the 250":      {talks(map[string]string{"DATA": "354 go on", ".": "250 queued", "QUIT": ""}), nil, notify.Sent, "sent", "250 queued", 0},
 		"knows no code":               {talks(map[string]string{"DATA": "354 go on", ".": "999 whatever"}), nil, notify.Failed, five, "999", 0},
-		"goes on where it should end": {talks(map[string]string{"DATA": "250 go on"}), nil, notify.Failed, five, "250", 0},
+		"continues after the end":     {talks(map[string]string{"DATA": "250 go on"}), nil, notify.Failed, five, "250", 0},
 		"wants another password": {
 			real(func(m *mailServer) { m.login = "shop:right" }), func(u string) string { return as("shop", "wr0ng@pass", u, "required") },
 			notify.Failed, five, "not ***, that is shop", 0,
@@ -447,7 +447,7 @@ func TestTheDatabaseGoesAwayBehindTheServersAnswer(t *testing.T) {
 	<-gone
 	cdctest.Eventually(t, time.Minute, func() error { // the sender has tried
 		if n := scan[int](s, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND query = 'rollback'`); n == 0 {
-			return errors.New("nobody has tried to write it down")
+			return errors.New("the sender has not tried to store the outcome")
 		}
 		return nil
 	})
@@ -466,7 +466,7 @@ func TestWithTheCatalogAwayMailsWaitAndAreNeverHalfFilled(t *testing.T) {
 	s.send(s.channel(server.url))
 	cdctest.Eventually(t, time.Minute, func() error {
 		if n := s.one("mail", order); !strings.Contains(n.Reason, "ORDERS_CATALOG_URL") {
-			return fmt.Errorf("it does not say what it waits for: %+v", n)
+			return fmt.Errorf("it does not give the reason why it waits: %+v", n)
 		}
 		return nil
 	})
@@ -585,7 +585,7 @@ func TestWhatFailedIsRepublishedByItself(t *testing.T) {
 	}
 	stop()
 	if n := s.one("mail", old); n.Status != notify.Failed || n.Republished != 0 {
-		t.Errorf("what is too old: %+v", n)
+		t.Errorf("too old: %+v", n)
 	}
 	if n := len(server.all()); n != 2 {
 		t.Errorf("%d mails arrived, want 2", n)

@@ -207,7 +207,7 @@ func TestChannelsNameEveryMistakeAtOnceAndNoSecret(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ url, from, want string }{
 		{"", "", "is missing"},
-		{"smtp://shop:s3cret%zz@host", "shop@shop.example", "is no URL"},
+		{"smtp://shop:s3cret%zz@host", "shop@shop.example", "is not a URL"},
 		{"http://shop:s3cret@host", "shop@shop.example", "neither smtp:// nor smtps://"},
 		{"smtp://:587", "shop@shop.example", "names no host"},
 		{"smtp://host:0", "shop@shop.example", "port"},

@@ -160,7 +160,7 @@ func TestWhatAnAnswerMayFind(t *testing.T) {
 		}
 	}
 	if err := s.apply(answer(saga.StockReserved, uuid.New())); err == nil || !strings.Contains(err.Error(), "does not exist here") {
-		t.Errorf("for an order nobody knows: %v", err)
+		t.Errorf("for an unknown order: %v", err)
 	}
 }
 
@@ -186,7 +186,7 @@ func TestAnOrderInHandHoldsUpNobodyWhoWritesAboutIt(t *testing.T) {
 			_, err := s.pool.Exec(ctx, `SET lock_timeout = '20s'; INSERT INTO order_history (order_id, what) VALUES ('`+id.String()+`', 'test')`)
 			return err
 		}); err != nil {
-			t.Errorf("%s holds the order, and nobody can write about it: %v", name, err)
+			t.Errorf("%s locks the order, and rows about it cannot be written: %v", name, err)
 		}
 	}
 }
@@ -210,7 +210,7 @@ func TestAnAnswerThatIsFasterThanTheCommitWaits(t *testing.T) {
 			var waits int
 			err := s.owner.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waits)
 			if err == nil && waits == 0 {
-				err = errors.New("nobody waits for the order")
+				err = errors.New("no session waits for the order")
 			}
 			return err
 		})

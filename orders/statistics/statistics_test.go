@@ -316,7 +316,7 @@ func TestStatisticsEqualACountOverTheOrders(t *testing.T) {
 		t.Fatal(err)
 	}
 	done, err := s.rebuild(t.Context(), false, quiet)
-	if err != nil || done.Rejected+done.Aside > 0 || done.Duplicates == 0 {
+	if err != nil || done.Rejected+done.Excluded > 0 || done.Duplicates == 0 {
 		t.Errorf("rebuilt: %+v (%v)", done, err)
 	}
 	s.mustEqual()
@@ -427,7 +427,7 @@ func TestATopicWithoutItsBeginningIsRefusedUnlessPartial(t *testing.T) {
 	}
 	s.publish()
 	if done, err := s.rebuild(t.Context(), true, quiet); err != nil || done.Cut || since() != "" {
-		t.Errorf("a whole topic, with leave to be cut: %+v (%v), since %q", done, err, since())
+		t.Errorf("a whole topic, with --partial: %+v (%v), since %q", done, err, since())
 	}
 	s.mustEqual()
 
@@ -499,7 +499,7 @@ func TestWhatCannotBeCountedIsPermanent(t *testing.T) {
 		t.Errorf("%d rows differ from a count over the orders", n)
 	}
 	done, err := s.rebuild(t.Context(), false, quiet)
-	if err != nil || done.Aside != 14 || scan[int](s, difference) != 0 {
+	if err != nil || done.Excluded != 14 || scan[int](s, difference) != 0 {
 		t.Errorf("rebuilt: %+v (%v)", done, err)
 	}
 }
