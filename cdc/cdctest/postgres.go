@@ -28,8 +28,8 @@ var shared struct {
 	err    error
 }
 
-// Main is the body of a package's TestMain. It runs the tests, stops the shared server, and fails the run if a
-// goroutine is left or if a Log contains the Canary. Without the flag -parallel it runs six tests at a time, because
+// Main runs the tests of a package, as the body of its TestMain. It stops the shared server afterwards, and fails the
+// run if a goroutine is left or if a Log contains the Canary. Without the flag -parallel it runs six tests at a time, because
 // they mostly wait; in the long form, whose programs have the race detector, it runs four. Main does not return.
 func Main(m *testing.M) {
 	flag.Parse()
