@@ -29,7 +29,7 @@ func Count(n int64) string {
 // Backlog is what waits in a polled table. Its counts end at CountsTo.
 type Backlog struct {
 	Pending  int64 `json:"pending"`
-	Refused  int64 `json:"refused"` // of those pending: they are tried again
+	Rejected  int64 `json:"refused"` // of those pending: they are tried again
 	Failed   int64 `json:"failed"`
 	HeldKeys int64 `json:"held_keys"` // keys that wait for a failed row
 	// OldestSeconds is for how long the oldest pending row has been there, where the table has created_at.
@@ -92,7 +92,7 @@ func (o *Outbox) Backlog(ctx context.Context) (b Backlog, err error) {
 		       coalesce((SELECT {age} FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1), 0)::float8,
 		       coalesce((SELECT {age} FROM (SELECT * FROM {table} WHERE {status} = {pending} ORDER BY {position} LIMIT 1000) o WHERE {retry_count} = 0
 		                 AND NOT EXISTS (SELECT FROM {table} f WHERE {holds} AND {same}) ORDER BY {position} LIMIT 1), 0)::float8`))).
-		Scan(&b.Pending, &b.Refused, &b.Failed, &b.HeldKeys, &b.OldestSeconds, &waits)
+		Scan(&b.Pending, &b.Rejected, &b.Failed, &b.HeldKeys, &b.OldestSeconds, &waits)
 	switch {
 	case err != nil:
 		return b, classify(t, "count the outbox", err)

@@ -106,7 +106,7 @@ func TestFailedRowHoldsItsKey(t *testing.T) {
 				t.Errorf("failed rows: %s", n)
 			}
 			r.WaitForLog(15*time.Second, `"class":"headers"`)
-			r.WaitForLog(15*time.Second, "dead letter: the row was put aside")
+			r.WaitForLog(15*time.Second, "the row became a dead letter")
 			if metrics := r.Get(t, "/metrics"); !strings.Contains(metrics, `walpost_dead_letters_total{class="headers",pipeline="`+s.Name+`"} 2`) {
 				t.Error("the metrics do not count the two rows that failed")
 			}
