@@ -155,8 +155,8 @@ func TestEnvironmentWins(t *testing.T) {
 	}
 }
 
-// TestWrongKindsOfValues: for a wrong value, in the file, at one of several pipelines or in the environment, the error names the
-// key, and does not name types of Go.
+// TestWrongKindsOfValues: for a wrong value, in the file, at one of several pipelines or in the environment, the error
+// names the key, and does not name types of Go.
 func TestWrongKindsOfValues(t *testing.T) {
 	inside := regexp.MustCompile(`Go |struct|unmarshal|int64|float64|interface|time\.Duration|config\.|sequence|mapping|implemented|overflow`)
 	var cfg Config
@@ -193,7 +193,8 @@ func TestWrongKindsOfValues(t *testing.T) {
 	})
 }
 
-// TestStrays: a name that is nearly one of ours is an error with the right name. Other unknown names are reported, except those of Kubernetes.
+// TestStrays: a name that is nearly one of ours is an error with the right name. Other unknown names are reported,
+// except those of Kubernetes.
 func TestStrays(t *testing.T) {
 	cfgs, err := parse([]byte(twoPipelines), noEnv)
 	if err != nil {
@@ -246,7 +247,8 @@ func TestLegalTopic(t *testing.T) {
 	}
 }
 
-// FuzzConfig: Load does not panic, and an accepted configuration is valid, and still valid after it is written and read again.
+// FuzzConfig: Load does not panic, and an accepted configuration is valid, and still valid after it is written and read
+// again.
 func FuzzConfig(f *testing.F) {
 	f.Add(goodConfig)
 	f.Add("window: {bytes: 4MiB, pace: 1ms}\nkafka:\n  rename: {a: b}\n")

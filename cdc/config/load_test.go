@@ -21,8 +21,8 @@ pipelines:
   kafka: {aggregate_types: [stock], brokers: ["c:3"]}
 `
 
-// TestPipelinesTakeWhatTheyDoNotSay: a pipeline takes the keys that it does not set from the top level, and the variables with its name override
-// both.
+// TestPipelinesTakeWhatTheyDoNotSay: a pipeline takes the keys that it does not set from the top level, and the
+// variables with its name override both.
 func TestPipelinesTakeWhatTheyDoNotSay(t *testing.T) {
 	env := map[string]string{
 		"WALPOST_KAFKA_COMPRESSION": "zstd", "WALPOST_DELIVERY": "exactly_once",

@@ -14,7 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// TestPolledRowsWithoutAKey: rows without a key are published although another one was rejected, and a generated column is read.
+// TestPolledRowsWithoutAKey: rows without a key are published although another one was rejected, and a generated column
+// is read.
 func TestPolledRowsWithoutAKey(t *testing.T) {
 	cfg := config.Default()
 	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = cdctest.Name(t, "keyless"), config.KindPolling, cdctest.Database(t)
@@ -49,8 +50,8 @@ func TestPolledRowsWithoutAKey(t *testing.T) {
 	}
 }
 
-// TestDeadLettersWithoutKeys: a dead letter without a key holds no other row. Redrive publishes the same record as the relay would, also for
-// columns that are constants or missing.
+// TestDeadLettersWithoutKeys: a dead letter without a key holds no other row. Redrive publishes the same record as the
+// relay would, also for columns that are constants or missing.
 func TestDeadLettersWithoutKeys(t *testing.T) {
 	url, brokers := cdctest.Database(t), cdctest.Kafka(t)
 	conn, err := pgx.Connect(t.Context(), url)

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	replayRows  = 1000 // most rows in a window of a replay
+	replayRows   = 1000 // most rows in a window of a replay
 	rejectedMost = 20   // most rejected rows that Replayed names
 )
 
@@ -32,12 +32,12 @@ type Replayed struct {
 	Rows int64 // number of rows of this time that are still in the table
 	// Delivered is the commit time of the last row that was delivered before the replay, if it is known. Before is the number
 	// of rows that were created before it: those that are not in a gap arrive twice.
-	Delivered time.Time
-	Before    int64
-	Published int64
-	Last      string    // created_at of the last row that was published
-	Rejected   int       // number of rows that were rejected
-	Rejections  []Rejection // the first of them
+	Delivered  time.Time
+	Before     int64
+	Published  int64
+	Last       string      // created_at of the last row that was published
+	Rejected   int         // number of rows that were rejected
+	Rejections []Rejection // the first of them
 }
 
 // Rejection is a row that was rejected.

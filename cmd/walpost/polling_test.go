@@ -15,7 +15,7 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 	t.Parallel()
 	s := newPolledStory(t)
 	s.MustRun("init")
-	if again := s.MustRun("init"); !strings.Contains(again, "there, with the columns and indexes that polling needs") || strings.Contains(again, "CREATE INDEX") {
+	if again := s.MustRun("init"); !strings.Contains(again, "exists, with the columns and indexes for polling") || strings.Contains(again, "CREATE INDEX") {
 		t.Errorf("a second init is not content:\n%s", again)
 	}
 	r := s.StartRelay()
@@ -251,7 +251,7 @@ func TestPollingBadInput(t *testing.T) {
 	says(`source.table: public.outbox has no index for polling: let ` + "`walpost init`" + ` make it, or run it yourself: CREATE INDEX ON "public"."outbox" ("position") WHERE "status" = 'PENDING'`)
 	s.MustRun("init")
 	s.Env["WALPOST_SOURCE_POLLING_WORDS_PENDING"] = "NEW"
-	says(`new rows have the status 'PENDING'::text, and "NEW" would never be found: set that word, or ALTER TABLE "public"."outbox" ALTER "status" SET DEFAULT 'NEW'`)
+	says(`new rows have the status 'PENDING'::text, and the relay looks for "NEW": write the rows' word in the configuration, or run ALTER TABLE "public"."outbox" ALTER "status" SET DEFAULT 'NEW'`)
 	delete(s.Env, "WALPOST_SOURCE_POLLING_WORDS_PENDING")
 	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_status_word`)
 	s.InsertRows(1)
@@ -261,7 +261,7 @@ func TestPollingBadInput(t *testing.T) {
 	s.Exec(`ALTER TABLE outbox DROP COLUMN transaction_id`)
 	says(`source.polling.columns.transaction: the table has no column "transaction_id"`)
 	s.Exec(`ALTER TABLE outbox ADD COLUMN transaction_id xid8 DEFAULT pg_current_xact_id()`)
-	says(`column "transaction_id" must stand before "position" in the table`)
+	says(`column "transaction_id" must come before "position" in the table`)
 	s.Exec(`ALTER TABLE outbox DROP COLUMN transaction_id, DROP COLUMN position, DROP COLUMN retry_count`)
 	s.MustRun("init")
 	s.Exec(`ALTER SEQUENCE outbox_position_seq CACHE 10`)
