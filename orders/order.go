@@ -20,6 +20,7 @@ const (
 // Status is the state of an order.
 type Status string
 
+// The states of an order. doc.go has a diagram of them.
 const (
 	Created   Status = "created"
 	Paid      Status = "paid"

@@ -22,6 +22,7 @@ var files embed.FS
 // Database names one of the two schemas. It is also the name of the schema's folder.
 type Database string
 
+// The databases of the two services.
 const (
 	Orders    Database = "orders"
 	Inventory Database = "inventory"

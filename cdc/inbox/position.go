@@ -36,8 +36,8 @@ type topic struct {
 	starts, ends map[int32]int64
 }
 
-// errMadeAgain ends a session whose client knows an earlier topic of this name.
-var errMadeAgain = errors.New("the topic was deleted and created again")
+// errCreatedAgain ends a session whose client knows an earlier topic of this name.
+var errCreatedAgain = errors.New("the topic was deleted and created again")
 
 // needsNewSession reports whether err, from a poll, is an error that this session's client cannot recover from.
 func needsNewSession(err error) bool {

@@ -163,7 +163,7 @@ func unfit(problems []string) error {
 	return &cdc.HaltError{
 		Found: strings.Join(problems, "; "),
 		Means: "the relay cannot stream like this; nothing is lost",
-		Run:   "fix this, and the relay resumes by itself",
+		Run:   "fix this, and the relay resumes by itself; after a change of its configuration, restart it",
 	}
 }
 

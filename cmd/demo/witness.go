@@ -464,7 +464,7 @@ func until(ctx context.Context, try func() error) error {
 	}
 }
 
-// ended returns why ctx ended: context.Canceled after a stop that was asked for, and after a deadline its cause.
+// ended returns why ctx ended: context.Canceled after a requested stop, and after a deadline its cause.
 func ended(ctx context.Context) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return ctx.Err()

@@ -58,8 +58,8 @@ func (r *statisticsRebuild) Run(ctx context.Context, p *process) error {
 		if done.Cut {
 			fmt.Fprintln(p.stdout, "the topic has lost its first events, so orders paid before are not counted: `orders statistics show` prints the first counted day")
 		}
-		if n := done.Aside + done.Rejected; n > 0 {
-			fmt.Fprintf(p.stdout, "%d events were left out: %d are parked or dropped (orders parked list --group %s), %d cannot be counted\n", n, done.Aside, statistics.Group, done.Rejected)
+		if n := done.Excluded + done.Rejected; n > 0 {
+			fmt.Fprintf(p.stdout, "%d events were left out: %d are parked or dropped (orders parked list --group %s), %d cannot be counted\n", n, done.Excluded, statistics.Group, done.Rejected)
 		}
 		return nil
 	})

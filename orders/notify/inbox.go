@@ -60,7 +60,7 @@ const badAddress = "the recipient is not one plain e-mail address"
 func initialStatus(channel, kind string, state orders.Status, set Settings, address string) (status, reason string) {
 	switch {
 	case !set.Kinds[kind]:
-		return Suppressed, "the customer does not want to be told when an order is " + kind
+		return Suppressed, "the customer does not want a notification when an order is " + kind
 	case kind == "confirmed" && state == orders.Cancelled:
 		return Suppressed, "the order is cancelled already"
 	case channel == ChannelMail && !orders.PlainEmail(address):

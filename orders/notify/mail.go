@@ -75,7 +75,7 @@ func NewMail(cfg MailConfig) (*Mail, error) {
 func (m *Mail) server(text string) error {
 	u, err := url.Parse(text)
 	if err != nil { // the error of url.Parse quotes the whole URL, with the password
-		return errors.New("is no URL (a password's special characters are written as in %40)")
+		return errors.New("is not a URL (a password's special characters are written as in %40)")
 	}
 	m.implicit = u.Scheme == "smtps"
 	m.host, m.port, m.user = u.Hostname(), u.Port(), u.User.Username()
@@ -159,7 +159,7 @@ func (m *Mail) prepare(ctx context.Context, n *task) error {
 	return nil
 }
 
-// deliver opens a session with the server for this mail. The server's 250 to the mail is success, whatever follows it.
+// deliver opens a session with the server for this mail. The server's 250 to the mail is success, also if an error follows.
 func (m *Mail) deliver(ctx context.Context, n *task) (string, error) {
 	msg, err := m.message(n)
 	if err != nil {

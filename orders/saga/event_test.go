@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/orders/saga"
 )
 
-// examples are the ones of the service that writes the events.
+// examples are the examples of the service that writes the events.
 const examples = "../../inventory/testdata/"
 
 func TestDecodeReadsWhatInventoryWrites(t *testing.T) {
@@ -42,7 +42,7 @@ func TestDecodeReadsWhatInventoryWrites(t *testing.T) {
 
 func TestDecodeNamesWhatIsWrong(t *testing.T) {
 	for name, c := range map[string]struct{ eventType, change, err string }{
-		"fields nobody knows yet": {saga.StockReserved, `{"warehouse": "north"}`, ""},
+		"unknown fields":          {saga.StockReserved, `{"warehouse": "north"}`, ""},
 		"no JSON":                 {saga.StockReserved, `secret`, "not JSON, at byte"},
 		"nothing":                 {saga.StockReserved, ``, "the value is empty"},
 		"an array":                {saga.StockReserved, `[]`, "a JSON array where an object belongs"},

@@ -90,7 +90,7 @@ func count(ctx context.Context, tx pgx.Tx, records []inbox.Event) error {
 		return inbox.Permanent(fmt.Errorf("order %s was never counted as paid, or is returned already", back[0]))
 	}
 	if err := results.Close(); err != nil {
-		return fmt.Errorf("count what was sold: %w", err)
+		return fmt.Errorf("count the sales: %w", err)
 	}
 	return nil
 }
