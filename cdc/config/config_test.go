@@ -155,8 +155,8 @@ func TestEnvironmentWins(t *testing.T) {
 	}
 }
 
-// TestWrongKindsOfValues: whatever stands at a key, in the file, at one of several pipelines or in the environment, the error names the
-// key, and speaks of keys and values, not of how the program holds them.
+// TestWrongKindsOfValues: for a wrong value, in the file, at one of several pipelines or in the environment, the error
+// names the key, and does not name types of Go.
 func TestWrongKindsOfValues(t *testing.T) {
 	inside := regexp.MustCompile(`Go |struct|unmarshal|int64|float64|interface|time\.Duration|config\.|sequence|mapping|implemented|overflow`)
 	var cfg Config
@@ -193,7 +193,8 @@ func TestWrongKindsOfValues(t *testing.T) {
 	})
 }
 
-// TestStrays: a variable that is nearly ours is an error with the right one. Others of ours are told, but for those of Kubernetes.
+// TestStrays: a name that is nearly one of ours is an error with the right name. Other unknown names are reported,
+// except those of Kubernetes.
 func TestStrays(t *testing.T) {
 	cfgs, err := parse([]byte(twoPipelines), noEnv)
 	if err != nil {
@@ -246,7 +247,8 @@ func TestLegalTopic(t *testing.T) {
 	}
 }
 
-// FuzzConfig: no panic, and what is accepted is valid and stays valid when it is read again.
+// FuzzConfig: Load does not panic, and an accepted configuration is valid, and still valid after it is written and read
+// again.
 func FuzzConfig(f *testing.F) {
 	f.Add(goodConfig)
 	f.Add("window: {bytes: 4MiB, pace: 1ms}\nkafka:\n  rename: {a: b}\n")
@@ -269,7 +271,7 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// TestCleanupRules: what is wrong with each key of the section is told, all together.
+// TestCleanupRules: the error has the mistakes of all keys of the section.
 func TestCleanupRules(t *testing.T) {
 	cfg := Default()
 	cfg.Cleanup.Every, cfg.Cleanup.URL, cfg.Cleanup.Retention = time.Millisecond, "x://", -1
@@ -281,7 +283,7 @@ func TestCleanupRules(t *testing.T) {
 	}
 }
 
-// What PostgreSQL never knows is found without a connection, in each URL of the configuration.
+// A mistake in a URL that no server could accept is found without a connection, in each URL of the configuration.
 func TestAURLForAnotherProgram(t *testing.T) {
 	for parameter, whose := range map[string]string{"pool_max_conns=5": "pgx's pool", "default_query_exec_mode=exec": "pgx", "replication=database": "walpost, which sets it"} {
 		cfg := Default()

@@ -21,8 +21,8 @@ pipelines:
   kafka: {aggregate_types: [stock], brokers: ["c:3"]}
 `
 
-// TestPipelinesTakeWhatTheyDoNotSay: each has the top level's keys under its own, and the variables of its name over
-// both.
+// TestPipelinesTakeWhatTheyDoNotSay: a pipeline takes the keys that it does not set from the top level, and the
+// variables with its name override both.
 func TestPipelinesTakeWhatTheyDoNotSay(t *testing.T) {
 	env := map[string]string{
 		"WALPOST_KAFKA_COMPRESSION": "zstd", "WALPOST_DELIVERY": "exactly_once",
@@ -48,7 +48,7 @@ func TestPipelinesTakeWhatTheyDoNotSay(t *testing.T) {
 	}
 }
 
-// TestPipelinesMistakesAreNamed: everything that is wrong with any of them is told at once, with its pipeline and path.
+// TestPipelinesMistakesAreNamed: the error has the mistakes of all pipelines, each with its pipeline and key.
 func TestPipelinesMistakesAreNamed(t *testing.T) {
 	const base = "kafka: {brokers: ['k:1'], aggregate_types: [order]}\n"
 	a, b := "{pipeline: a, source: {url: 'postgres://u@h/one?sslmode=disable', slot: a}}", "{pipeline: b, source: {url: 'postgres://u@h/two?sslmode=disable', slot: b}}"

@@ -19,7 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc/identity"
 )
 
-// secretive returns a configuration with a secret wherever one can stand, in the forms of URLs that people write.
+// secretive returns a configuration with a secret in every place that can hold one, in the forms of URLs that people write.
 func secretive(t *testing.T) (all []config.Config) {
 	t.Helper()
 	for _, address := range []string{
@@ -96,7 +96,7 @@ func crash(mode string, cfg config.Config) {
 	<-done
 }
 
-// TestAPanicShowsNoSecret: in a goroutine, with the configuration among the arguments and as the value, and every goroutine's stack.
+// TestAPanicShowsNoSecret: not in a goroutine with the configuration among the arguments or as the value, and not in any goroutine's stack.
 func TestAPanicShowsNoSecret(t *testing.T) {
 	for _, mode := range []string{"value", "pointer", "text", "error"} {
 		cmd := exec.Command(os.Args[0], "-test.run", "TestNothingPrintsASecretOfAConfiguration")

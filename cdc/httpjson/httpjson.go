@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// A Handler answers, or returns the error that says why not.
+// A Handler answers a request, or returns the reason why it cannot.
 type Handler func(http.ResponseWriter, *http.Request) error
 
-// A ProblemError is an error that a client may know.
+// A ProblemError is an error whose status and detail the client may see.
 type ProblemError struct {
 	Status int
 	Detail string
@@ -23,14 +23,14 @@ type ProblemError struct {
 
 func (p ProblemError) Error() string { return p.Detail }
 
-// A Service is what the handlers of one service have in common.
+// A Service has the limits and the error answer that the handlers of one service have in common.
 type Service struct {
-	Timeout time.Duration                                   // of a request; under the server's write timeout, which would end it without an answer
-	MaxBody int64                                           // of a request, in bytes; reading more is an *http.MaxBytesError
-	Refuse  func(http.ResponseWriter, *http.Request, error) // answers with what a client may know of a handler's error
+	Timeout time.Duration                                   // longest time for a request; must be under the server's write timeout, which would end it without an answer
+	MaxBody int64                                           // largest body of a request in bytes; to read more is an *http.MaxBytesError
+	Refuse  func(http.ResponseWriter, *http.Request, error) // answers with those parts of a handler's error that the client may see
 }
 
-// Handler returns h for a mux.
+// Handler returns h as an http.Handler with the service's limits.
 func (s Service) Handler(h Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), s.Timeout)
@@ -43,7 +43,7 @@ func (s Service) Handler(h Handler) http.Handler {
 	})
 }
 
-// Handle adds handlers to mux, by path and method. Other methods of a path are a Problem.
+// Handle adds handlers to mux, by path and method. Other methods of a path are answered with a ProblemError.
 func (s Service) Handle(mux *http.ServeMux, paths map[string]map[string]Handler) {
 	for path, methods := range paths {
 		var allowed []string
@@ -64,7 +64,7 @@ type TrailingError struct{ error }
 
 func (e *TrailingError) Unwrap() error { return e.error }
 
-// Decode reads exactly one JSON object without fields unknown to into.
+// Decode reads exactly one JSON object into into. A field that into does not have is an error.
 func Decode(body io.Reader, into any) error {
 	decoder := json.NewDecoder(body)
 	decoder.DisallowUnknownFields()
@@ -81,7 +81,7 @@ func Decode(body io.Reader, into any) error {
 	}
 }
 
-// Answer answers 200 with v.
+// Answer writes v as JSON with the status 200.
 func Answer(w http.ResponseWriter, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
@@ -91,7 +91,7 @@ func Answer(w http.ResponseWriter, v any) error {
 	return nil
 }
 
-// Write answers with a body of that media type. It fails when the client is gone, and then nobody is left to tell.
+// Write writes an answer with a body of the media type kind. It ignores errors of the connection, because the client is gone then.
 func Write(w http.ResponseWriter, status int, kind string, body []byte) {
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("X-Content-Type-Options", "nosniff")

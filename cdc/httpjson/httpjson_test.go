@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/httpjson"
 )
 
-// TestRequestEndsWithItsTimeout: the handler hears of it, and the refusal is still answered.
+// TestRequestEndsWithItsTimeout: the handler's context ends, and the client still gets the error answer.
 func TestRequestEndsWithItsTimeout(t *testing.T) {
 	service := httpjson.Service{Timeout: time.Millisecond, Refuse: func(w http.ResponseWriter, r *http.Request, err error) {
 		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(r.Context().Err(), context.DeadlineExceeded) {

@@ -1,4 +1,4 @@
-// Package misspelt finds names that nobody reads, and those that were meant.
+// Package misspelt finds names that the program does not read, and suggests the names that were meant.
 package misspelt
 
 import (
@@ -8,14 +8,15 @@ import (
 	"strings"
 )
 
-// Variables looks at the names of an environment. A name that is nearly one of the known is in the error, with the right one. unknown are
-// others that begin with the prefix, but for what Kubernetes sets in every container for a Service that is called so. others says that a name
-// belongs to something else, unless it differs from a known one in capitals and _ alone; nil: none does.
+// Variables checks the names of an environment's variables. The error contains each name that is nearly a known one,
+// with the right name. unknown are the other names that begin with the prefix, except the variables that Kubernetes
+// sets in every container for a Service of that name. others reports whether a name belongs to something else, which
+// counts unless the name differs from a known one only in capitals and _; it may be nil.
 func Variables(names []string, prefix string, known []string, others func(name string) bool) (unknown []string, err error) {
 	var errs []error
 	for _, name := range names {
 		ours := strings.HasPrefix(strings.ToUpper(name), prefix)
-		tests := strings.HasPrefix(name, prefix+"TEST_") // the test suite's, which its programs inherit
+		tests := strings.HasPrefix(name, prefix+"TEST_") // variables of the test suite, which its programs inherit
 		if !ours && !strings.HasPrefix(name, "LOG_") || tests || slices.Contains(known, name) || ofService(name, names) {
 			continue
 		}
@@ -30,7 +31,7 @@ func Variables(names []string, prefix string, known []string, others func(name s
 	return unknown, errors.Join(errs...)
 }
 
-// ofService says that Kubernetes has set the variable for a Service.
+// ofService reports whether Kubernetes has set the variable for a Service.
 func ofService(name string, names []string) bool {
 	for _, host := range names {
 		service, ok := strings.CutSuffix(host, "_SERVICE_HOST")
@@ -42,8 +43,8 @@ func ofService(name string, names []string) bool {
 	return false
 }
 
-// Nearest returns the name that differs least from the one that is written, in two letters at most, in fewer of a short one; empty where
-// none does. Capitals, - and _ make no difference.
+// Nearest returns the name that differs least from written: in at most two letters, and in fewer for a short name;
+// empty if there is none. Capitals, - and _ make no difference.
 func Nearest(written string, names []string) (meant string) {
 	written = plain(written)
 	most := min(2, len(written)/4)
@@ -55,13 +56,14 @@ func Nearest(written string, names []string) (meant string) {
 	return meant
 }
 
+// plain returns the name in small letters, without - and _.
 func plain(name string) string {
 	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
 }
 
-// distance is how many letters of a must be changed, added or left out for b.
+// distance returns how many letters of a must be changed, added or removed to get b.
 func distance(a, b string) int {
-	row := make([]int, len(b)+1) // of what is looked at of a so far, to each beginning of b
+	row := make([]int, len(b)+1) // distances from the letters of a so far to each beginning of b
 	for j := range row {
 		row[j] = j
 	}

@@ -20,8 +20,8 @@ import (
 // events is the service's outbox.
 const events outbox.Table = "outbox"
 
-// A change and its event in one transaction. pgx.BeginFunc commits when its function returns nil and rolls back otherwise, so there
-// is no third way.
+// A change and its event in one transaction. pgx.BeginFunc commits if its function returns nil and rolls back otherwise, so both are
+// written or neither is.
 func ExampleTable_Append() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -44,7 +44,7 @@ func ExampleTable_Append() {
 		})
 	}
 	fmt.Println("sent:", send("p-1", "Lisbon"))
-	fmt.Println("sent:", send("", "Porto") != nil) // an event without a key is refused, and the parcel with it
+	fmt.Println("sent:", send("", "Porto") != nil) // the event has no key: neither event nor parcel is written
 
 	var parcels, written int
 	var payload string
@@ -85,7 +85,7 @@ func ExampleTable_AppendSQL() {
 		return tx.Commit()
 	}
 	fmt.Println("sent:", send("p-1", "Lisbon"))
-	fmt.Println("refused:", errors.Is(send("", "Porto"), outbox.ErrRefused)) // an event without a key, and the parcel with it
+	fmt.Println("refused:", errors.Is(send("", "Porto"), outbox.ErrRefused)) // the event has no key: neither event nor parcel is written
 
 	var parcels, written int
 	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM parcels), count(*) FROM outbox`).Scan(&parcels, &written)
@@ -96,7 +96,7 @@ func ExampleTable_AppendSQL() {
 	// 1 1 <nil>
 }
 
-// database has an outbox, and parcels.
+// database starts a database with an outbox and a table of parcels.
 func database(ctx context.Context) (url string, done func()) {
 	server, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{})
 	if err != nil {

@@ -1,4 +1,5 @@
-// Package outbox writes events where a service writes its state: in the same transaction, as a row that walpost relays to Kafka.
+// Package outbox writes an event in the transaction in which a service writes its state. The event is a row that
+// walpost relays to Kafka.
 //
 //	CREATE TABLE outbox (
 //	    id             uuid PRIMARY KEY,                 -- minted once; consumers deduplicate by it
@@ -10,11 +11,13 @@
 //	    created_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 //	);
 //
-// The table's CHECKs (sql/orders/00002_outbox.sql) are the contract; Append says the same in words and before the round trip. A row
-// is never changed. A writer needs INSERT and no other right: nothing is read back.
+// The table's CHECKs (sql/orders/00002_outbox.sql) are the contract. Append checks the same rules before the round
+// trip, and its errors are sentences. A row is never changed. A writer needs the right to INSERT and no other, because
+// Append reads nothing back.
 //
-// A service names its Table once. Append takes a transaction of pgx, AppendSQL one of database/sql (and of what is built on it: sqlx.Tx
-// embeds it). A pool or a connection is neither, so that a forgotten transaction does not compile.
+// A service names its Table once. Append takes a transaction of pgx, AppendSQL one of database/sql (or of a library
+// that embeds it, as sqlx.Tx does). A pool or a connection is neither, so code that forgets the transaction does not
+// compile.
 package outbox
 
 import (
@@ -33,8 +36,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// The most the table's CHECKs take, in bytes as PostgreSQL stores them. A payload has at most 900,000 bytes as jsonb, which only PostgreSQL
-// knows exactly (it puts a space behind each colon and comma, and writes 1e3 as 1000): a payload near its limit is refused by the CHECK.
+// The limits of the table's CHECKs, in bytes as PostgreSQL stores them. A payload has at most 900,000 bytes as jsonb.
+// Only PostgreSQL knows this size exactly (it puts a space after each colon and comma, and writes 1e3 as 1000), so only
+// the CHECK rejects a payload near its limit.
 const (
 	maxAggregateType = 100
 	maxAggregateID   = 1024
@@ -42,33 +46,36 @@ const (
 	maxHeaders       = 16_384
 )
 
-// ErrRefused is returned when an event can never be written as it is. The transaction it was for must be rolled back.
+// ErrRefused is wrapped by the error for an event that can never be written without a change. Roll the transaction
+// back.
 var ErrRefused = errors.New("outbox: event refused")
 
 var aggregateType = regexp.MustCompile(`^[A-Za-z0-9._-]{1,100}$`)
 
 // Event is one row of the outbox.
 type Event struct {
-	ID            uuid.UUID         // must be set, and stay the same when a transaction is tried again
+	ID            uuid.UUID         // must be set, and must stay the same when the transaction is tried again
 	AggregateType string            // such as "order"
 	AggregateID   string            // such as the order's id
 	Type          string            // in the past tense, such as "OrderPaid"
 	Payload       json.RawMessage   // a JSON object
-	Headers       map[string]string // become headers of the Kafka record, beside walpost's own; may be nil
+	Headers       map[string]string // further headers of the Kafka record, in addition to walpost's; may be nil
 }
 
-// NewEvent mints the event's id, a UUIDv7, so that the payload can name it.
+// NewEvent returns an event with a new id, a UUIDv7, so that the payload can contain the id.
 func NewEvent(aggregateType, aggregateID, eventType string) Event {
 	return Event{ID: uuid.Must(uuid.NewV7()), AggregateType: aggregateType, AggregateID: aggregateID, Type: eventType}
 }
 
-// A Table is an outbox by its name, with or without its schema: "outbox", "billing.outbox_events". It is the relay's source.table.
+// A Table is the name of an outbox table, with or without its schema: "outbox", "billing.outbox_events". It is the
+// relay's source.table.
 type Table string
 
+// quoted returns the name as SQL.
 func (t Table) quoted() string { return pgx.Identifier(strings.Split(string(t), ".")).Sanitize() }
 
-// Append writes the event in tx: it happens when tx commits and never otherwise. After any error tx must be rolled back; an error
-// that is ErrRefused will come again for the same event.
+// Append writes the event in tx: the event exists if tx commits, and not otherwise. After any error tx must be rolled
+// back. An error that wraps ErrRefused comes again for the same event.
 func (t Table) Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	var batch pgx.Batch
 	if err := t.Queue(&batch, ev); err != nil {
@@ -77,8 +84,8 @@ func (t Table) Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	return appended(ev, tx.SendBatch(ctx, &batch).Close())
 }
 
-// AppendSQL is Append for a transaction of database/sql. What only the table's CHECKs can know is ErrRefused with the driver
-// pgx/v5/stdlib; another driver's error is wrapped as it is.
+// AppendSQL does what Append does, for a transaction of database/sql. A violation that only the table's CHECKs find
+// wraps ErrRefused with the driver pgx/v5/stdlib. An error of another driver is wrapped unchanged.
 func (t Table) AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
 	headers, err := ev.check()
 	if err != nil {
@@ -90,15 +97,15 @@ func (t Table) AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
 	return appended(ev, err)
 }
 
-// appended is what PostgreSQL said to the event.
+// appended returns the error of an insert, with ErrRefused if the same event would fail again.
 func appended(ev Event, err error) error {
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 		switch pgErr.Code {
 		case pgerrcode.CheckViolation:
-			if pgErr.ConstraintName == "" { // it will do when there is one
-				return fmt.Errorf("append event %s of type %q: the outbox has no partition for now: `walpost cleanup` makes those of the days to come, and a DEFAULT partition takes what has none", ev.ID, ev.Type)
+			if pgErr.ConstraintName == "" { // the event can be written after a partition is created
+				return fmt.Errorf("append event %s of type %q: the outbox has no partition for the present time: `walpost cleanup` creates those of the next days, and a DEFAULT partition takes rows that have none", ev.ID, ev.Type)
 			}
-			// its detail holds the row, so it is not repeated
+			// pgErr.Detail holds the row, so leave it out
 			return fmt.Errorf("%w: event %s of type %q violates %s of the outbox", ErrRefused, ev.ID, ev.Type, pgErr.ConstraintName)
 		case pgerrcode.UntranslatableCharacter, pgerrcode.NumericValueOutOfRange: // \u0000, or a number larger than numeric
 			return fmt.Errorf("%w: event %s of type %q: payload cannot be stored as jsonb: %s", ErrRefused, ev.ID, ev.Type, pgErr.Message)
@@ -110,8 +117,9 @@ func appended(ev Event, err error) error {
 	return nil
 }
 
-// Queue is Append for several events, in their order, and without a round trip of its own: one statement of a batch that is sent in a
-// transaction. What PostgreSQL refuses ends the batch with PostgreSQL's error.
+// Queue adds one statement to a batch that writes several events in their order. The caller sends the batch in a
+// transaction, so the events cost no extra round trip. If PostgreSQL refuses an event, the batch ends with PostgreSQL's
+// error.
 func (t Table) Queue(batch *pgx.Batch, events ...Event) error {
 	n := len(events)
 	ids, kinds, aggregates, types, payloads, headers := make([]uuid.UUID, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
@@ -129,7 +137,7 @@ func (t Table) Queue(batch *pgx.Batch, events ...Event) error {
 	return nil
 }
 
-// check returns the headers as PostgreSQL will take them, and everything that is wrong with the event.
+// check returns the headers as JSON, or an error with everything that is wrong with the event.
 func (ev Event) check() (headers string, err error) {
 	var errs []error
 	wrong := func(ok bool, sentence string, args ...any) {
@@ -150,14 +158,17 @@ func (ev Event) check() (headers string, err error) {
 	return headers, nil
 }
 
+// isText reports whether s is text of 1 to most bytes that PostgreSQL can store.
 func isText(s string, most int) bool {
 	return s != "" && len(s) <= most && utf8.ValidString(s) && !strings.ContainsRune(s, 0)
 }
 
+// isObject reports whether the payload is a JSON object in UTF-8.
 func isObject(payload json.RawMessage) bool {
 	return json.Valid(payload) && utf8.Valid(payload) && strings.HasPrefix(strings.TrimLeft(string(payload), " \t\r\n"), "{")
 }
 
+// encodeHeaders returns the headers as JSON, and reports whether PostgreSQL can store them.
 func encodeHeaders(headers map[string]string) (string, bool) {
 	size := len("{}")
 	for k, v := range headers {
@@ -176,7 +187,7 @@ func encodeHeaders(headers map[string]string) (string, bool) {
 	return string(text), err == nil && size <= maxHeaders
 }
 
-// jsonbSize is how many bytes PostgreSQL writes for a JSON string.
+// jsonbSize returns the number of bytes that PostgreSQL writes for a JSON string.
 func jsonbSize(s string) int {
 	size := len(s) + 2
 	for _, r := range s {

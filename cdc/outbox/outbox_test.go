@@ -24,7 +24,7 @@ const table outbox.Table = "outbox"
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// service returns connections of the owner and of a role with the rights of a service.
+// service returns a connection of the owner and one of a role with the rights of a service.
 func service(t testing.TB) (owner, conn *pgx.Conn) {
 	t.Helper()
 	admin := cdctest.Database(t)
@@ -94,7 +94,7 @@ func TestNewEventMintsAUUIDv7(t *testing.T) {
 	}
 }
 
-// appendSQL appends in a transaction that is rolled back.
+// appendSQL appends an event in a transaction, and rolls the transaction back.
 func appendSQL(t *testing.T, db *sql.DB, ev outbox.Event) error {
 	t.Helper()
 	tx, err := db.BeginTx(t.Context(), nil)
@@ -112,14 +112,14 @@ func text(err error) string {
 	return err.Error()
 }
 
-// Each limit once at its edge, where Go and the table's CHECK must both say yes, and once behind it, where both must say no.
+// Each limit is tested at its edge, where Go and the table's CHECK must both accept, and one beyond it, where both must refuse.
 func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 	_, conn := service(t)
 	db := stdlib.OpenDB(*conn.Config())
 	defer func() { _ = db.Close() }()
 	escapes := "\"\\\b\f\n\r\t\x01é\u2028</"
 	header := func(bytes int) map[string]string {
-		// {"k": "v", "…": ""}, with what JSON writes longer than it is
+		// {"k": "v", "…": ""}, with characters that are longer as JSON
 		rest := bytes - len(`{"a": "", "k": ""}`) - len(`\"\\\b\f\n\r\t\u0001é`+"\u2028</")
 		return map[string]string{"k": escapes + strings.Repeat("x", rest), "a": ""}
 	}
@@ -127,7 +127,7 @@ func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 		name string
 		set  func(*outbox.Event)
 		ok   bool
-		says string // of Go's own check; empty where only the database can know
+		says string // the error of Go's check; empty if only the database can find the mistake
 	}{
 		{"as it should be", func(*outbox.Event) {}, true, ""},
 		{"longest aggregate type", func(e *outbox.Event) { e.AggregateType = strings.Repeat("a", 100) }, true, ""},
@@ -184,7 +184,7 @@ func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 			}
 			_, err = tx.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, headers) VALUES ($1, $2, $3, $4, $5, $6)`,
 				ev.ID, ev.AggregateType, ev.AggregateID, ev.Type, string(ev.Payload), string(headers))
-			if err == nil && c.name != "header not UTF-8" { // which encoding/json fixes
+			if err == nil && c.name != "header not UTF-8" { // encoding/json replaces the wrong bytes
 				t.Error("Append refuses what the table takes")
 			}
 		})
@@ -212,7 +212,7 @@ func TestAppendTellsAnEventApartThatIsRefusedFromADatabaseThatIsGone(t *testing.
 	}
 }
 
-// TestAppendWhereNoPartitionIs is not the event's fault: it can be tried again.
+// TestAppendWhereNoPartitionIs: a missing partition is not the event's fault, so the error is not ErrRefused.
 func TestAppendWhereNoPartitionIs(t *testing.T) {
 	conn, err := pgx.Connect(t.Context(), cdctest.Database(t))
 	if err != nil {
@@ -224,12 +224,12 @@ func TestAppendWhereNoPartitionIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return table.Append(t.Context(), tx, good()) })
-	if err == nil || errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), "no partition for now: `walpost cleanup`") {
+	if err == nil || errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), "no partition for the present time: `walpost cleanup`") {
 		t.Errorf("append: %v", err)
 	}
 }
 
-// TestTableIsQuoted writes to a table whose schema and name SQL would read otherwise.
+// TestTableIsQuoted writes to a table whose schema and name need quotes in SQL.
 func TestTableIsQuoted(t *testing.T) {
 	conn, err := pgx.Connect(t.Context(), cdctest.Database(t))
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 // tcpUserTimeout is TCP_USER_TIMEOUT of tcp(7), which package syscall does not name on every architecture.
 const tcpUserTimeout = 0x12
 
-// setGoneAfter makes the kernel end a connection whose peer has not acknowledged anything for so long. A peer that vanishes without a
-// word is noticed otherwise after a quarter of an hour.
+// setGoneAfter makes the kernel end a connection whose peer has acknowledged nothing for the time d. Without it the kernel notices a
+// vanished peer only after a quarter of an hour.
 func setGoneAfter(conn net.Conn, d time.Duration) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {

@@ -7,5 +7,5 @@ import (
 	"time"
 )
 
-// setGoneAfter does nothing where there is no TCP_USER_TIMEOUT: the keepalive alone notices.
+// setGoneAfter does nothing on systems without TCP_USER_TIMEOUT. There only the keepalive notices a vanished peer.
 func setGoneAfter(net.Conn, time.Duration) {}

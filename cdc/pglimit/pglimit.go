@@ -1,7 +1,7 @@
-// Package pglimit gives connections to PostgreSQL limits, so that none of them waits for ever: for a host that does not answer, for a
-// peer that is gone without a word, for a question that nobody answers.
+// Package pglimit sets time limits on connections to PostgreSQL, so that none of them waits without end for a host that does not answer,
+// a peer that has vanished, or a query without an answer.
 //
-// It is a leaf that the relay, the services and the migrations share.
+// The relay, the services and the migrations use it. It imports no other package of this module.
 package pglimit
 
 import (
@@ -19,16 +19,17 @@ import (
 )
 
 const (
-	// Connect is how long one address has to accept and to let in; a lower connect_timeout of the URL holds. It is no shorter than the
-	// longest pause between two sessions of a relay: one that hung on an address that nobody has tries the next at once.
+	// Connect is the longest time for one address to accept a connection and to log in; a lower connect_timeout of the URL wins. It is
+	// at least the longest pause between two sessions of a relay, so a relay that waited for an address without a host tries the next
+	// address at once.
 	Connect = 10 * time.Second
-	// resolve is how long a name has to become addresses.
+	// resolve is the longest time to resolve a name.
 	resolve = 5 * time.Second
-	// gone is how long the peer's TCP may be silent while something of ours is on the way to it.
+	// gone is how long the peer may acknowledge nothing while bytes are on the way to it.
 	gone = 30 * time.Second
 )
 
-// Set limits connecting, and lets the kernel notice a peer that is gone.
+// Set limits the time to connect, and lets the kernel end a connection whose peer has vanished.
 func Set(cfg *pgconn.Config) {
 	if cfg.ConnectTimeout <= 0 || cfg.ConnectTimeout > Connect {
 		cfg.ConnectTimeout = Connect
@@ -50,8 +51,8 @@ func Set(cfg *pgconn.Config) {
 	}
 }
 
-// Queries is a tracer of pgx that gives every query without a deadline one, so that a server that is frozen or gone ends it. What may
-// take longer sets a deadline itself.
+// Queries is a tracer of pgx that sets a deadline for every query without one, so that no query waits without end for a server that is
+// frozen or gone. A caller whose query may take longer sets its own deadline.
 type Queries struct{ Within time.Duration }
 
 var (
@@ -66,7 +67,7 @@ func (q Queries) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQu
 	return q.limited(ctx)
 }
 
-// TraceQueryEnd is called when the rows are closed, too.
+// TraceQueryEnd releases the deadline. pgx calls it also when the rows are closed.
 func (Queries) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) { over(ctx) }
 
 // TraceBatchStart returns the context that the batch then uses.
@@ -77,9 +78,10 @@ func (q Queries) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBa
 // TraceBatchQuery does nothing: the batch has one limit.
 func (Queries) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 
-// TraceBatchEnd is called when the batch's results are closed.
+// TraceBatchEnd releases the deadline. pgx calls it when the batch's results are closed.
 func (Queries) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchEndData) { over(ctx) }
 
+// limited returns the context with a deadline.
 func (q Queries) limited(ctx context.Context) context.Context {
 	if _, limited := ctx.Deadline(); limited {
 		return ctx
@@ -88,6 +90,7 @@ func (q Queries) limited(ctx context.Context) context.Context {
 	return context.WithValue(ctx, limitKey{}, cancel)
 }
 
+// over releases the deadline that limited has set.
 func over(ctx context.Context) {
 	if cancel, ok := ctx.Value(limitKey{}).(context.CancelFunc); ok {
 		cancel()
@@ -97,8 +100,8 @@ func over(ctx context.Context) {
 // option is a setting in the URL's options: -c name=value or --name=value.
 var option = regexp.MustCompile(`(?:-c\s*|--)([A-Za-z_][A-Za-z0-9_.-]*)=`)
 
-// Parameter is the name in the URL that a refused connection is about, or nothing. A name is not translated, whatever language the
-// server's message is in.
+// Parameter returns the parameter of the URL for which the server refused the connection; empty if it is another reason. It looks for
+// the parameter's name in the server's message, because a name is the same in every language.
 func Parameter(cfg *pgconn.Config, pg *pgconn.PgError) (name string) {
 	if !slices.Contains([]string{
 		pgerrcode.UndefinedObject, pgerrcode.InvalidParameterValue, pgerrcode.InsufficientPrivilege, pgerrcode.CantChangeRuntimeParam, pgerrcode.ProtocolViolation,
@@ -119,7 +122,7 @@ func Parameter(cfg *pgconn.Config, pg *pgconn.PgError) (name string) {
 	})
 	slices.Sort(names)
 	for _, n := range names {
-		// A setting's own name counts before that of the parameter which holds it.
+		// Prefer the name of a setting over options, the parameter that contains it.
 		if slices.ContainsFunc(said, func(word string) bool { return strings.EqualFold(strings.TrimRight(word, "."), n) }) && (name == "" || name == "options") {
 			name = n
 		}

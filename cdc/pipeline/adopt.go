@@ -11,34 +11,34 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// AdoptOptions is how to accept what is there.
+// AdoptOptions are the options of Adopt.
 type AdoptOptions struct {
-	NewServer  bool          // another PostgreSQL takes the place of the one that the record is of
-	LeftBehind bool          // with NewServer: rows may be neither in Kafka nor in the slot
-	AdminURL   string        // with NewServer: PostgreSQL, as somebody who may read the outbox; empty: rows are not looked for
-	CreateSlot bool          // make the slot first, where it is missing or lost
-	Wait       time.Duration // for transactions that are open: rows that they wrote may be hidden
+	NewServer  bool          // another PostgreSQL server replaces the one in the state record
+	LeftBehind bool          // with NewServer: adopt although rows are neither in Kafka nor in the slot
+	AdminURL   string        // with NewServer: URL of a role that may read the outbox; empty: Adopt does not look for its rows in Kafka
+	CreateSlot bool          // create the slot first, if it is missing or lost
+	Wait       time.Duration // how long to wait for open transactions to end: rows that they wrote may be hidden
 	DryRun     bool
-	Decided    func(Adoption) // hears what Adopt accepts before it acts; may be nil
+	Decided    func(Adoption) // is called with the adoption before Adopt changes anything; may be nil
 	Progress   Progress
 }
 
-// Adoption is what Adopt accepted, or would accept in a dry run.
+// Adoption says what Adopt accepted, or would accept in a dry run.
 type Adoption struct {
 	Accepts []string
-	Looked  []string // at a new server: what was looked at, and what could not be
-	// Gap are the commits of which rows may be missing in Kafka. Replay is the command that publishes what the table
-	// still holds of them.
+	Looked  []string // with a new server: the results of the look for its rows in Kafka
+	// Gap are the commits whose rows may be missing in Kafka. Replay is the command that publishes those of them that are
+	// still in the table.
 	Gap    cdc.Range
 	Replay string
-	// Open are transactions whose rows may be missing, too. ReplayOpen is what to run once they have ended.
+	// Open are transactions whose rows may also be missing. ReplayOpen is the command to run after they have ended.
 	Open       []cdc.Transaction
 	ReplayOpen string
 }
 
-// Adopt accepts slot, publication, table and timeline as they are, and a new server where it is told to: it writes a state record that
-// knows them, and moves the slot where that is needed. It runs with the relay's own rights. It returns what it accepted, after an error
-// too. What it refuses it refuses before it changes anything.
+// Adopt accepts the slot, publication, table and timeline as they are now, and with o.NewServer a new server: it writes a state record
+// with them, and moves the slot if that is needed. It runs with the relay's rights. It returns what it accepted, also with an error. All
+// checks come before the first change, so a refused adoption changes nothing.
 func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, err error) {
 	d, err := p.kind.decide(ctx, decideOptions{o.Wait, o.DryRun, o.Progress})
 	if err != nil {
@@ -79,7 +79,7 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, er
 		return done, err
 	}
 	if !a.Gap.IsZero() && !o.NewServer {
-		// What an open transaction has written may be hidden although it commits behind the gap.
+		// Rows that an open transaction has written may be hidden, although it commits after the gap.
 		if done.Open, err = d.writers(ctx); err != nil {
 			return done, err
 		}
@@ -89,7 +89,7 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, er
 	}
 	if a.Advance != 0 && len(done.Open) > 0 && !o.DryRun {
 		t := done.Open[0]
-		return done, fmt.Errorf("nothing was changed: %s was open before the publication was made, and PostgreSQL could not decode it: end it (%s), and run `walpost adopt` again", t, t.End())
+		return done, fmt.Errorf("nothing was changed: %s was open before the publication was created, and PostgreSQL could not decode it: end it (%s), and run `walpost adopt` again", t, t.End())
 	}
 	if a.Advance != 0 {
 		if err := d.movable(); err != nil {
@@ -108,7 +108,7 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, er
 	if o.DryRun {
 		return done, nil
 	}
-	written = true // or it may be
+	written = true // an error of write does not prove the opposite
 	if err := d.write(ctx, a.State, "adopt", what, a.Gap.From, a.Gap.To); err != nil {
 		return done, err
 	}
@@ -118,13 +118,13 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, er
 	return done, nil
 }
 
-// look reads both sides, and fences nobody.
+// look reads both sides and fences no relay.
 func (d *decision) look(ctx context.Context) (err error) {
 	d.survey, err = readAll(ctx, d.source, func(ctx context.Context, _ *cdc.Facts) (*cdc.State, error) { return d.kafka.State(ctx) })
 	return err
 }
 
-// adoptable returns the error of an adoption that would be refused.
+// adoptable returns an error if the adoption would be refused.
 func (d *decision) adoptable(o AdoptOptions) error {
 	f := d.Facts
 	if d.State != nil && d.State.SystemID != f.SystemID && !o.NewServer {
@@ -132,7 +132,7 @@ func (d *decision) adoptable(o AdoptOptions) error {
 	}
 	if o.CreateSlot {
 		if !f.Slot.Lost() {
-			return fmt.Errorf("slot %q exists and can be read: run this without --create-slot", f.Slot.Name)
+			return fmt.Errorf("slot %q exists and is not lost: run this without --create-slot", f.Slot.Name)
 		}
 		f.Slot = madeSlot(&f)
 	}
@@ -140,12 +140,12 @@ func (d *decision) adoptable(o AdoptOptions) error {
 	return err
 }
 
-// madeSlot is the slot as it will be when it is made.
+// madeSlot returns the slot as it will be after it is created.
 func madeSlot(f *cdc.Facts) cdc.SlotFacts {
 	return cdc.SlotFacts{Name: f.Slot.Name, Exists: true, ConfirmedFlush: f.WALEnd, WALStatus: "reserved"}
 }
 
-// stateTopic makes the state topic where it is gone: a pipeline without a record is one that can be adopted.
+// stateTopic creates the state topic if it is gone: a pipeline without a state record can be adopted.
 func (d *decision) stateTopic(ctx context.Context) error {
 	plan := d.kafka.Topics()[0]
 	missing, _, err := d.kafka.Missing(ctx, plan)
@@ -159,7 +159,7 @@ func (d *decision) stateTopic(ctx context.Context) error {
 	return create(ctx, d.kafka, plan, d.progress.step)
 }
 
-// createSlot makes the slot, which is missing or lost.
+// createSlot creates the slot, which is missing or lost.
 func (d *decision) createSlot(ctx context.Context) error {
 	slot := d.Facts.Slot
 	if slot.Exists {
@@ -184,7 +184,7 @@ func (d *decision) createSlot(ctx context.Context) error {
 	return nil
 }
 
-// takeBack drops the slot that was made for an adoption that failed: nobody would read it, and it would keep WAL.
+// takeBack drops the slot that was created for an adoption that failed: no relay would read it, and it would keep WAL.
 func (d *decision) takeBack(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freeWithin)
 	defer cancel()

@@ -13,8 +13,8 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// TestRefusedAdoptionChangesNothing: neither a state topic nor a slot is left by an adoption that is refused before it has begun, nor a
-// slot by one that is refused when it has made it.
+// TestRefusedAdoptionChangesNothing: an adoption that is refused at its start leaves neither a state topic nor a slot. One that is refused
+// after it has created the slot leaves no slot.
 func TestRefusedAdoptionChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

@@ -15,7 +15,7 @@ import (
 	"github.com/walpost/walpost/cdc/polling"
 )
 
-// hanging is a server and a table that answer at once, or only when the question is given up.
+// hanging is a server and a table that answer at once, or hang until the caller gives up.
 type hanging struct {
 	facts cdc.Facts
 	hangs bool
@@ -36,7 +36,7 @@ func (h *hanging) Backlog(ctx context.Context) (polling.Backlog, error) {
 	return polling.Backlog{Pending: 3}, h.wait(ctx)
 }
 
-// TestProbesAnswerWhileTheDatabaseHangs, with what was seen last, and ask no more often for all who ask.
+// TestProbesAnswerWhileTheDatabaseHangs: they answer with the last look, and all of them together query the database once.
 func TestProbesAnswerWhileTheDatabaseHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &hanging{}
@@ -61,7 +61,7 @@ func TestProbesAnswerWhileTheDatabaseHangs(t *testing.T) {
 			t.Errorf("twenty answers took %s, want %s at most", took, most)
 		}
 		if n := h.asked.Load(); n != 2 {
-			t.Errorf("the table was asked %d times, want twice", n)
+			t.Errorf("the table was queried %d times, want twice", n)
 		}
 		time.Sleep(askWithin)
 		if err := m.ready(); !errors.Is(err, context.DeadlineExceeded) {
@@ -76,7 +76,7 @@ func TestProbesAnswerWhileTheDatabaseHangs(t *testing.T) {
 	})
 }
 
-// TestFirstProbeWaitsForNoDatabase: it hangs from the start.
+// TestFirstProbeWaitsForNoDatabase: a probe answers although the database hangs from the start.
 func TestFirstProbeWaitsForNoDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMetrics("orders", watched{table: &hanging{hangs: true}}, prometheus.NewRegistry())
@@ -89,7 +89,7 @@ func TestFirstProbeWaitsForNoDatabase(t *testing.T) {
 	})
 }
 
-// TestVerdict is what a status comes to: the worst that was found.
+// TestVerdict: the verdict is that of the worst cause.
 func TestVerdict(t *testing.T) {
 	unasked, halt := errors.New("connection refused"), &cdc.HaltError{Found: "slot lost"}
 	for name, c := range map[string]struct {
@@ -116,7 +116,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// TestRateOfTheWAL is that of the last hour or two, of one server.
+// TestRateOfTheWAL: the rate is over the last one to two hours of one server.
 func TestRateOfTheWAL(t *testing.T) {
 	began := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
 	var r rate

@@ -16,8 +16,8 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// TestEndsOfCertificatesAreAnnounced: the metric has the end of each client certificate, Kafka's and both of PostgreSQL's, and the log has a
-// line for each, once. They are read before a server is asked, so that none is there.
+// TestEndsOfCertificatesAreAnnounced: the metric has the end of each client certificate, Kafka's and both of PostgreSQL's, and the log has
+// one line for each. The certificates are read before the client connects, so the test needs no server.
 func TestEndsOfCertificatesAreAnnounced(t *testing.T) {
 	ours, until := cdctest.NewAuthority(t, "ours", time.Time{}), time.Now().Add(48*time.Hour).Truncate(time.Second)
 	shown := func(name string) (cdctest.Pair, string) {

@@ -9,14 +9,14 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// CleanupOptions is how to clean up.
+// CleanupOptions are the options of Cleanup.
 type CleanupOptions struct {
-	AdminURL string // PostgreSQL, as somebody who may delete; empty: cleanup.url, or source.url
+	AdminURL string // URL of a role that may delete rows; empty: cleanup.url, or source.url
 	DryRun   bool
 }
 
-// Cleanup takes rows out of the outbox that are delivered and older than cleanup.retention. After an error it returns
-// what it has done.
+// Cleanup deletes outbox rows that are delivered and older than cleanup.retention. With an error it returns the rows and
+// partitions that it deleted before the error.
 func (p *Pipeline) Cleanup(ctx context.Context, o CleanupOptions) (postgres.Cleaned, error) {
 	if err := p.kind.gap(ctx); err != nil {
 		return postgres.Cleaned{}, err
@@ -28,13 +28,14 @@ func (p *Pipeline) Cleanup(ctx context.Context, o CleanupOptions) (postgres.Clea
 	return p.clean(ctx, who, o.DryRun)
 }
 
-// cleaner returns who cleans up by the configuration.
+// cleaner returns the role that cleans up according to the configuration.
 func (p *Pipeline) cleaner() postgres.CleanerOptions {
 	o := postgres.CleanerOptions{Marks: p.kind.marks()}
 	o.Key, o.URL = p.cfg.CleanupURL()
 	return o
 }
 
+// clean deletes old delivered rows once.
 func (p *Pipeline) clean(ctx context.Context, who postgres.CleanerOptions, dryRun bool) (postgres.Cleaned, error) {
 	cleaner, err := p.source.Cleaner(ctx, who)
 	if err != nil {
@@ -44,13 +45,13 @@ func (p *Pipeline) clean(ctx context.Context, who postgres.CleanerOptions, dryRu
 	return cleaner.Clean(ctx, p.cfg.Cleanup.Retention, dryRun)
 }
 
-// keepSmall cleans up every cleanup.every while the relay streams, which says that there is no gap to be replayed.
+// keepSmall cleans up every cleanup.every while the relay streams: then no gap needs a replay of rows that it would delete.
 func (p *Pipeline) keepSmall(ctx context.Context) {
 	log := p.log.With().Str("pipeline", p.cfg.Pipeline).Str("table", p.cfg.Source.Table).Logger()
 	tick := time.NewTicker(p.cfg.Cleanup.Every)
 	defer tick.Stop()
 	said := ""
-	// What would refuse every time is told at the start, and not only when it is time to clean up.
+	// A cause that would make every cleanup fail is reported at the start, and not only when the first cleanup is due.
 	who := p.cleaner()
 	if cleaner, err := p.source.Cleaner(ctx, who); err == nil {
 		cleaner.Close(context.WithoutCancel(ctx))
@@ -66,7 +67,7 @@ func (p *Pipeline) keepSmall(ctx context.Context) {
 			return
 		}
 		if role, _ := p.Role(); role != cdc.Streaming {
-			p.metrics.cleaned(0, 0, nil) // who streams knows
+			p.metrics.cleaned(0, 0, nil) // the relay that streams reports it
 			continue
 		}
 		done, err := p.clean(ctx, who, false)

@@ -16,42 +16,42 @@ import (
 
 const (
 	askEvery  = 5 * time.Second
-	askWithin = 3 * time.Second // for an answer, after which the next question may be asked
-	// answerWithin is how long a probe or a scrape waits for a look, before it gets the last one: a probe's own limit is
-	// often a second, and an answer costs the same whether the database hangs or not.
+	askWithin = 3 * time.Second // longest wait for an answer of PostgreSQL or Kafka
+	// answerWithin is how long a probe or a scrape waits for a new look before it gets the last one. It is short because a
+	// probe's timeout is often a second, and the answer must not take longer when the database hangs.
 	answerWithin = 80 * time.Millisecond
 )
 
-// watched is what Status and metrics ask beside the relay. What a pipeline has not is nil.
+// watched are the sources that Status and metrics query, in addition to the relay. Those that a pipeline does not have are nil.
 type watched struct {
 	slot  string
-	facts interface { // how the slot stands
+	facts interface { // the server and its slot
 		Facts(ctx context.Context) (cdc.Facts, error)
 	}
-	table interface { // how a polled table stands
+	table interface { // a polled table
 		Backlog(ctx context.Context) (polling.Backlog, error)
 	}
-	kafka interface { // whether it answers, and has the topics
+	kafka interface { // Kafka and its topics
 		Ready(ctx context.Context) (kafka.Partitions, error)
 	}
-	letters interface { // how many dead letters are unresolved
+	letters interface { // the unresolved dead letters
 		Count(ctx context.Context) (int, error)
 	}
 	login     login
 	certified []certified
 }
 
-// login is how Kafka lets clients in.
+// login knows whether Kafka accepts the client's login.
 type login interface {
-	Trouble() error // why it does not
+	Trouble() error // why Kafka does not accept it
 }
 
-// certified shows client certificates.
+// certified knows the client certificates in use.
 type certified interface {
-	Certificates() map[string]time.Time // when those in use expire, by their keys
+	Certificates() map[string]time.Time // times when they expire, by their keys
 }
 
-// away says why rows wait for Kafka.
+// away returns the reason why rows wait for Kafka.
 func away(l login) string {
 	if l != nil {
 		if err := l.Trouble(); err != nil {
@@ -61,9 +61,9 @@ func away(l login) string {
 	return kafkaAway
 }
 
-// asked is what PostgreSQL and Kafka know and the relay does not, or not while it is halted. They are asked when
-// somebody wants to know, by one look at a time that all share: a probe and a scrape get what was seen last, and wait for
-// neither a database that hangs nor a table that is large. A metric that could not be asked is left out.
+// asked collects the facts that PostgreSQL and Kafka know and the relay does not, or not while it is halted. It queries them
+// only for a probe, a scrape or a status. All callers share one look at a time: a probe or a scrape gets the last look and
+// does not wait for a database that hangs or a table that is large. A metric without an answer is absent.
 type asked struct {
 	lag, seconds, retained, lost, safe, left, unresolved *prometheus.Desc
 	pending, oldest, failed, heldKeys, horizon, expires  *prometheus.Desc
@@ -71,15 +71,15 @@ type asked struct {
 	watched
 
 	looks     cdc.Lag
-	delivered atomic.Pointer[time.Time] // up to when all is delivered, as the relay knows
+	delivered atomic.Pointer[time.Time] // time up to which the relay has delivered everything
 
 	mu      sync.Mutex
 	last    *look
-	looking chan struct{} // closed when the look under way has ended; nil without one
+	looking chan struct{} // closed when the running look ends; nil if none runs
 	wal     rate
 }
 
-// look is what PostgreSQL and Kafka said, and why a question got no answer.
+// look has the answers of PostgreSQL and Kafka at one time, and the errors of questions without an answer.
 type look struct {
 	at        time.Time
 	facts     cdc.Facts
@@ -90,6 +90,7 @@ type look struct {
 	factsErr, backlogErr, kafkaErr, lettersErr error
 }
 
+// newAsked returns the collector of the metrics that come from PostgreSQL and Kafka.
 func newAsked(labels prometheus.Labels, of watched) *asked {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, labels) }
 	return &asked{
@@ -127,7 +128,8 @@ func (a *asked) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// seen returns the newest look, nil before the first. If that is older than fresh, it waits for another one, up to so long.
+// seen returns the newest look, nil before the first. If it is older than fresh, seen starts a new one and waits for it, for
+// at most within.
 func (a *asked) seen(fresh, within time.Duration) *look {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -161,14 +163,14 @@ func (a *asked) seen(fresh, within time.Duration) *look {
 	return a.last
 }
 
-// knows takes down up to when all is delivered, as a session says.
+// knows records the time up to which a session has delivered everything.
 func (a *asked) knows(at time.Time) {
 	if last := a.delivered.Load(); last == nil || at.After(*last) {
 		a.delivered.Store(&at)
 	}
 }
 
-// behind is for how long what is not confirmed has waited. It is known of a relay too that does not stream.
+// behind returns the age of the oldest WAL that is not confirmed. It is known also while the relay does not stream.
 func (a *asked) behind(f *cdc.Facts) (time.Duration, bool) {
 	at := a.looks.Current(f.Slot.ConfirmedFlush)
 	if relay := a.delivered.Load(); relay != nil && relay.After(at) {
@@ -177,7 +179,7 @@ func (a *asked) behind(f *cdc.Facts) (time.Duration, bool) {
 	return cdc.Behind(f.Slot.ConfirmedFlush, f.WALEnd, at, f.Time)
 }
 
-// ask asks all of them at once.
+// ask queries all sources at once.
 func (a *asked) ask() *look {
 	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
 	defer cancel()
@@ -202,6 +204,7 @@ func (a *asked) ask() *look {
 	return l
 }
 
+// metrics returns the metrics of a look.
 func (a *asked) metrics(l *look) (metrics []prometheus.Metric) {
 	if l == nil {
 		return nil
@@ -242,7 +245,7 @@ func (a *asked) metrics(l *look) (metrics []prometheus.Metric) {
 	return metrics
 }
 
-// rate is how fast the server writes WAL, over the last hour or two, or since it was seen first.
+// rate measures how fast the server writes WAL, over the last one to two hours, or since the first look.
 type rate struct{ from, mid walEnd }
 
 type walEnd struct {
@@ -251,11 +254,11 @@ type walEnd struct {
 }
 
 const (
-	rateAfter = 10 * time.Second // over less it says nothing
+	rateAfter = 10 * time.Second // a rate over less time would be too inexact
 	rateOver  = time.Hour
 )
 
-// saw takes down where the WAL ended and returns the rate in bytes a second; 0 while it is not known.
+// saw records the end of the WAL and returns the rate in bytes a second; 0 while it is not known.
 func (r *rate) saw(end cdc.LSN, at time.Time) float64 {
 	now := walEnd{end, at}
 	if r.from.at.IsZero() || end < r.from.lsn { // the first time, or another server

@@ -15,7 +15,7 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// DeadLetter is a row that could not be published: in the dead letter topic, or failed in a polled table.
+// DeadLetter is a row that could not be published. It is in the dead letter topic, or is a failed row of a polled table.
 type DeadLetter struct {
 	Key           string          `json:"key"`
 	EventID       string          `json:"event_id"`
@@ -26,7 +26,7 @@ type DeadLetter struct {
 	AggregateType string          `json:"aggregate_type"`
 	AggregateID   string          `json:"aggregate_id"`
 	EventType     string          `json:"event_type"`
-	Topic         string          `json:"topic,omitempty"` // where it would have gone
+	Topic         string          `json:"topic,omitempty"` // the topic to which it would have gone
 	Class         cdc.Class       `json:"class,omitempty"`
 	Reason        string          `json:"reason"`
 	HeldFor       string          `json:"held_for,omitempty"`
@@ -36,6 +36,7 @@ type DeadLetter struct {
 	Row           json.RawMessage `json:"row,omitempty"`
 }
 
+// deadLetter returns an entry of the dead letter topic without its row.
 func deadLetter(e *kafka.Entry) DeadLetter {
 	if e.Letter == nil {
 		return DeadLetter{Key: e.Key, Bytes: len(e.Value), Error: e.Err.Error()}
@@ -52,7 +53,7 @@ func deadLetter(e *kafka.Entry) DeadLetter {
 	}
 }
 
-// DeadLetters returns what is unresolved, in the order of the rows.
+// DeadLetters returns the unresolved dead letters in the order of their rows.
 func (p *Pipeline) DeadLetters(ctx context.Context) ([]DeadLetter, error) {
 	entries, err := p.kind.letters(ctx)
 	letters := make([]DeadLetter, len(entries))
@@ -62,7 +63,7 @@ func (p *Pipeline) DeadLetters(ctx context.Context) ([]DeadLetter, error) {
 	return letters, err
 }
 
-// DeadLetter returns one that is unresolved, by its event id or key, with its row.
+// DeadLetter returns the unresolved dead letter with this event id or key, with its row.
 func (p *Pipeline) DeadLetter(ctx context.Context, id string) (DeadLetter, error) {
 	entries, err := p.kind.letters(ctx)
 	if err != nil {
@@ -83,8 +84,8 @@ func (p *Pipeline) DeadLetter(ctx context.Context, id string) (DeadLetter, error
 	return d, nil
 }
 
-// choose finds dead letters by event id or, where no event has that id, by key; no ids are all. What is not there, or
-// twice, is an error, all of them together.
+// choose finds dead letters by event id or, if no event has that id, by key. Without ids it returns all of them. The error
+// contains every id that no dead letter has, or more than one.
 func choose(entries []kafka.Entry, ids []string) (map[string]bool, error) {
 	byID := map[string][]string{}
 	for i := range entries {
@@ -118,40 +119,40 @@ func choose(entries []kafka.Entry, ids []string) (map[string]bool, error) {
 	return chosen, errors.Join(errs...)
 }
 
-// RedriveOptions is which dead letters to publish after all.
+// RedriveOptions are the options of Redrive.
 type RedriveOptions struct {
-	IDs    []string // event ids or keys; none are all
+	IDs    []string // event ids or keys; empty: all dead letters
 	DryRun bool
-	// Progress hears of each dead letter that was published, or stays.
+	// Progress is called for each dead letter after it was published or rejected again. It may be nil.
 	Progress func(Moved)
 }
 
-// Moved is what became of a dead letter, or would become of it in a dry run.
+// Moved is the result of a redrive for one dead letter; in a dry run, the expected result.
 type Moved struct {
 	Key       string
 	EventID   string
 	Topic     string // where it was published; empty for a row of a polled table, which its relay publishes
 	Partition int32
 	Offset    int64
-	Stays     string // why it was not published; empty where it was
+	Stays     string // why it was not published; empty if it was
 }
 
-// Redrive publishes dead letters after all, in the order of their rows; what was held behind one goes with it. It
-// returns what became of each. One that is refused again stays, and so does what stands behind it: that is an error in
-// the end. Of a polled table, failed rows are pending again.
+// Redrive publishes dead letters in the order of their rows, with those that were held for one of them. It returns the
+// result for each. A dead letter that is rejected again stays, and so do the later ones of its key; then Redrive returns an
+// error after the others are published. With polling, it makes failed rows pending again.
 func (p *Pipeline) Redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 	return p.kind.redrive(ctx, o)
 }
 
-// DropOptions is which dead letters to give up.
+// DropOptions are the options of Drop.
 type DropOptions struct {
-	IDs    []string // event ids or keys; none are all
+	IDs    []string // event ids or keys; empty: all dead letters
 	DryRun bool
-	// Confirm hears what Drop gives up before it does; an error keeps that from happening. It may be nil.
+	// Confirm is called with the dead letters before Drop gives them up. After an error Drop changes nothing. It may be nil.
 	Confirm func([]DeadLetter) error
 }
 
-// confirm asks o.Confirm, and reports whether to go on.
+// confirm calls o.Confirm, and reports whether to drop the dead letters.
 func (o *DropOptions) confirm(letters []DeadLetter) (bool, error) {
 	if o.DryRun || len(letters) == 0 {
 		return false, nil
@@ -163,13 +164,13 @@ func (o *DropOptions) confirm(letters []DeadLetter) (bool, error) {
 	return err == nil, err
 }
 
-// Dropped is what Drop gave up, or would give up in a dry run.
+// Dropped are the dead letters that Drop gave up, or would give up in a dry run.
 type Dropped struct {
 	Letters []DeadLetter
-	Waiting int // dead letters that were held behind these: a redrive publishes them
+	Waiting int // number of dead letters that were held for these: a redrive publishes them
 }
 
-// Drop gives dead letters up: their rows will never be published. After an error it returns those that are given up.
+// Drop gives dead letters up: their rows will never be published. With an error it returns those that it gave up before the error.
 func (p *Pipeline) Drop(ctx context.Context, o DropOptions) (Dropped, error) {
 	return p.kind.drop(ctx, o)
 }
@@ -178,8 +179,8 @@ func (w wal) letters(ctx context.Context) ([]kafka.Entry, error) { return w.sink
 
 func (w wal) whole(context.Context, *kafka.Entry) error { return nil }
 
-// selectInOrder returns what to redrive, in order: what was chosen, and what was held behind it. It refuses what stands
-// behind another of its key that stays.
+// selectInOrder returns the dead letters to redrive, in order: the chosen ones, and those that were held for them. It returns
+// an error for a chosen one that comes after another one of its key that is not redriven.
 func selectInOrder(entries []kafka.Entry, chosen map[string]bool, all bool) (selected []*kafka.Entry, err error) {
 	order := cdc.NewKeyOrder()
 	var errs []error
@@ -191,7 +192,7 @@ func selectInOrder(entries []kafka.Entry, chosen map[string]bool, all bool) (sel
 		case d == nil:
 		case order.Behind(d) != "":
 			if chosen[e.Key] {
-				errs = append(errs, fmt.Errorf("%s stands behind %s of the same key, which stays: redrive or drop that one too", e.Key, order.Behind(d)))
+				errs = append(errs, fmt.Errorf("%s comes after %s of the same key, which would stay a dead letter: redrive or drop that one too", e.Key, order.Behind(d)))
 			}
 			order.Mark(d, false)
 		case chosen[e.Key] || order.Follows(d):
@@ -204,12 +205,12 @@ func selectInOrder(entries []kafka.Entry, chosen map[string]bool, all bool) (sel
 	return selected, errors.Join(errs...)
 }
 
-const redriveBytes = 8 << 20 // of one transaction, where more than one row goes
+const redriveBytes = 8 << 20 // largest transaction with more than one row
 
-// redrive passes each dead letter through route and check again. Record and tombstone are in one Kafka transaction, so
-// that a read_committed reader sees an event either as a dead letter or as published.
+// redrive routes and checks each dead letter again. The record and the dead letter's tombstone are in one Kafka transaction,
+// so a read_committed consumer sees an event either as a dead letter or as published.
 func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
-	client, err := w.sink.Redrive(ctx, o.DryRun) // before anything is read: another redrive is fenced from here on
+	client, err := w.sink.Redrive(ctx, o.DryRun) // before the first read, because it fences another redrive
 	if err != nil {
 		return nil, err
 	}
@@ -241,11 +242,12 @@ func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 		}
 	}
 	if stay > 0 {
-		return r.done, fmt.Errorf("%d dead letters stay: fix what refuses them (the topic's limit, kafka.aggregate_types, kafka.rename) and redrive again, or give them up with `walpost dlq drop`", stay)
+		return r.done, fmt.Errorf("%d dead letters stay: fix the cause (the topic's limit, kafka.aggregate_types, kafka.rename) and redrive them again, or give them up with `walpost dlq drop`", stay)
 	}
 	return r.done, nil
 }
 
+// redrive is one call of Redrive for a pipeline from the WAL.
 type redrive struct {
 	RedriveOptions
 	client *kafka.Redriver
@@ -254,7 +256,7 @@ type redrive struct {
 	done   []Moved
 }
 
-// window publishes the first of the dead letters in one transaction, and returns how many it has dealt with.
+// window publishes the first dead letters of selected in one transaction, and returns how many it has published or rejected.
 func (r *redrive) window(ctx context.Context, selected []*kafka.Entry) (n int, err error) {
 	var records []cdc.Record
 	var going []*kafka.Entry
@@ -287,21 +289,22 @@ func (r *redrive) window(ctx context.Context, selected []*kafka.Entry) (n int, e
 	return n, nil
 }
 
-// record returns the dead letter's record, or why it stays.
+// record returns the dead letter's record, or the reason why it stays a dead letter.
 func (r *redrive) record(ctx context.Context, e *kafka.Entry) (rec cdc.Record, stays string, err error) {
 	if behind := r.order.Behind(e.Letter); behind != "" {
-		return rec, "it stands behind " + behind + " of the same key", nil
+		return rec, "it comes after " + behind + " of the same key, which stays too", nil
 	}
 	if err = r.router.Route(&e.Letter.Row, &rec); err == nil {
 		rec.Headers = append(rec.Headers, cdc.Header{Key: header.Redriven, Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
 		err = r.client.Check(ctx, &rec)
 	}
 	if refused := (*cdc.RejectedError)(nil); errors.As(err, &refused) {
-		return rec, "still refused: " + refused.Reason, nil
+		return rec, "still rejected: " + refused.Reason, nil
 	}
 	return rec, "", err
 }
 
+// moved adds the result for a dead letter.
 func (r *redrive) moved(e *kafka.Entry, m Moved) {
 	m.Key, m.EventID = e.Key, string(e.Letter.Row.ID)
 	r.done = append(r.done, m)

@@ -13,15 +13,15 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// decideOptions are what decisions over positions have in common.
+// decideOptions are the options that decisions about positions have in common.
 type decideOptions struct {
-	wait     time.Duration // for transactions that are open across the decision
+	wait     time.Duration // how long to wait for transactions that are open during the decision
 	dryRun   bool
 	progress Progress
 }
 
-// decision is a change of state record and slot by an operator, while the relay is halted or stopped. It reads state
-// and server the way a session's start does, in the same order, and writes down what it did.
+// decision is an operator's change of the state record and the slot, while the relay is halted or stopped. It reads the
+// record and the server in the order of a session's start, and writes down what it did.
 type decision struct {
 	survey
 	*Pipeline
@@ -31,7 +31,7 @@ type decision struct {
 	pub   cdc.Publisher // nil in a dry run
 }
 
-// decide opens both sides with the relay's own rights.
+// decide opens PostgreSQL and Kafka with the relay's rights.
 func (w wal) decide(ctx context.Context, o decideOptions) (*decision, error) {
 	if _, err := w.source.Preflight(ctx); err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func (w wal) decide(ctx context.Context, o decideOptions) (*decision, error) {
 	return d, nil
 }
 
-// read reads both sides, the state record after fencing the relay. A dry run fences nobody.
+// read reads both sides. It fences the relay before it reads the state record. A dry run does not fence.
 func (d *decision) read(ctx context.Context) (err error) {
 	d.survey, err = readAll(ctx, d.source, func(ctx context.Context, before *cdc.Facts) (_ *cdc.State, err error) {
 		if before.Slot.Active {
@@ -75,7 +75,7 @@ func (d *decision) close(ctx context.Context) {
 	}
 }
 
-// write makes the state record durable, and the decision that led to it.
+// write makes the state record durable, and writes the decision down.
 func (d *decision) write(ctx context.Context, st *cdc.State, command, what string, from, to cdc.LSN) error {
 	if err := d.pub.Publish(ctx, nil, st); err != nil {
 		return fmt.Errorf("write the state record: %w", err)
@@ -87,23 +87,23 @@ func (d *decision) write(ctx context.Context, st *cdc.State, command, what strin
 	return d.note(ctx, command, what, from.String(), to.String())
 }
 
-// movable returns an error while PostgreSQL would not move the slot: from 17 on it first waits for the standbys of
-// synchronized_standby_slots.
+// movable returns an error while PostgreSQL would not move the slot: PostgreSQL 17 and later first wait for the standby
+// servers of synchronized_standby_slots.
 func (d *decision) movable() error {
 	if away := d.Facts.StandbysAway(); away != "" {
-		return fmt.Errorf("nothing was changed: the slot cannot be moved now: %s; then run this again", away)
+		return fmt.Errorf("nothing was changed: PostgreSQL cannot move the slot now: %s; then run this again", away)
 	}
 	return nil
 }
 
-// freeWithin is how long a look at the slot that was broken off may hold it: PostgreSQL ends it when it next asks for
-// interrupts.
+// freeWithin is how long a cancelled query may keep the slot in use: PostgreSQL ends such a query only when it next checks
+// for interrupts.
 const freeWithin = 10 * time.Second
 
-// advance moves the slot, which is free or was a moment ago.
+// advance moves the slot. If the slot is in use, it tries again for freeWithin.
 func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
 	slot := d.cfg.Source.Slot
-	d.progress.step("slot %s: move it to %s (PostgreSQL reads the WAL up to there, and may wait for its standbys)", slot, to)
+	d.progress.step("slot %s: move it to %s (PostgreSQL reads the WAL up to this LSN, and may wait for its standby servers)", slot, to)
 	err := d.pg.Advance(ctx, to)
 	for deadline := time.Now().Add(freeWithin); errors.Is(err, cdc.ErrSlotInUse) && time.Now().Before(deadline) && ctx.Err() == nil; {
 		time.Sleep(askEach)
@@ -111,27 +111,27 @@ func (d *decision) advance(ctx context.Context, to cdc.LSN) error {
 	}
 	if err != nil && ctx.Err() == nil && d.again(ctx, d.source) == nil {
 		if behind := d.Facts.StandbysBehind(to); behind != "" {
-			return fmt.Errorf("the state record is written, the slot is not moved: %s; then run this again (%w)", behind, err)
+			return fmt.Errorf("the state record is written, but the slot is not moved: %s; then run this again (%w)", behind, err)
 		}
 	}
 	if errors.Is(err, cdc.ErrSlotInUse) {
-		return fmt.Errorf("the state record is written, the slot is not moved: a relay took it meanwhile: stop the relay, and run this again: %w", err)
+		return fmt.Errorf("the state record is written, but the slot is not moved: a relay took it meanwhile: stop the relay, and run this again: %w", err)
 	}
 	if err != nil {
-		return fmt.Errorf("the state record is written, the slot is not moved: run this again: %w", err)
+		return fmt.Errorf("the state record is written, but the slot is not moved: run this again: %w", err)
 	}
 	d.progress.step("slot %s: moved to %s", slot, to)
 	return nil
 }
 
 const (
-	askEach  = 200 * time.Millisecond // between two looks at what a verb waits for
-	sayEvery = 2 * time.Second        // between two steps of progress
+	askEach  = 200 * time.Millisecond // time between two queries while a verb waits
+	sayEvery = 2 * time.Second        // time between two reports of progress
 )
 
-// writers waits until every transaction has ended that has written something and is open now: rows that it wrote while
-// rows were hidden come with its commit or never, and can be replayed only after it. Then it looks at the server again.
-// It returns those that are still open after d.wait, the oldest first. A dry run does not wait.
+// writers waits until every open transaction that has written something has ended. The rows that such a transaction wrote
+// while rows were hidden can be replayed only after its commit. Then writers reads the server's facts again. It returns the
+// transactions that are still open after d.wait, the oldest first. A dry run does not wait.
 func (d *decision) writers(ctx context.Context) (open []cdc.Transaction, err error) {
 	var first map[string]cdc.Transaction
 	for deadline, told := time.Now().Add(d.wait), (time.Time{}); ; {
@@ -159,7 +159,7 @@ func (d *decision) writers(ctx context.Context) (open []cdc.Transaction, err err
 		}
 		if time.Since(told) > sayEvery {
 			told = time.Now()
-			d.progress.step("waits for %s: rows that it wrote may be hidden, and are seen once it has ended (%s)", open[0], open[0].End())
+			d.progress.step("waits for %s: rows that it wrote may be hidden until it has ended (%s)", open[0], open[0].End())
 		}
 		select {
 		case <-time.After(askEach):

@@ -1,5 +1,5 @@
-// Package pipeline is one outbox on its way to one Kafka: a [Pipeline] runs, and people operate it. What `walpost` does, any process can
-// do.
+// Package pipeline runs and operates a pipeline: one outbox on its way to one Kafka. The command walpost uses only this package, so any
+// other Go process can do the same.
 //
 //	cfg := config.Default() // or config.Load(path, os.Getenv)
 //	…
@@ -7,17 +7,17 @@
 //	_, err = p.Init(ctx, pipeline.InitOptions{AdminURL: url}) // once, with an administrator's rights
 //	err = p.Run(ctx)                                         // until ctx ends, through every outage
 //
-// Run logs to the logger it is given and registers its metrics with the registerer it is given. It touches nothing of the process: no
-// signal, no global, no listener, no exit. When ctx ends, Run delivers and confirms what it has received, within
-// [config.Config].ShutdownTimeout. A process that dies loses nothing: what is not confirmed stays in the slot, and the next relay
-// delivers it.
+// Run logs to the logger of the [Options] and registers its metrics with their registerer. It changes nothing else in the process: it
+// handles no signal, sets no global, opens no listener and does not exit. When ctx ends, Run delivers and confirms the rows that it has
+// received, within [config.Config].ShutdownTimeout. A process that dies loses nothing: rows that are not confirmed stay in the slot, and
+// the next relay delivers them.
 //
-// Any number of processes may run the same pipeline: the slot is the lock. One streams, the others stand by, and look once a second
-// whether it is free.
+// Any number of processes may run the same pipeline, because the slot is the lock. One streams. The others stand by and check once a
+// second whether the slot is free.
 //
 // An operator's verbs are methods: Init, Remove, Status, Where, Adopt, Skip, Replay, DeadLetters, Redrive, Drop, Cleanup and
-// MigrateSource. Each takes its options and returns a value; none prints. Those that can take long call a [Progress].
+// MigrateSource. Each takes its options and returns a value; none prints. Verbs that can take long call a [Progress].
 //
-// A service that takes requests does not wait for its relay: while Kafka is away, events wait in the outbox. So Ready is for a probe of the
-// relay alone.
+// A service that takes requests does not depend on its relay: while Kafka is away, events wait in the outbox. Use Ready for a probe of
+// the relay only, not for a probe of the service.
 package pipeline

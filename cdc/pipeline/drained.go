@@ -12,16 +12,16 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// mostChecked is how many rows of a new server's table are looked for in Kafka.
+// mostChecked is the largest number of a new server's rows that an adoption looks for in Kafka.
 const mostChecked = 100_000
 
-// drained looks in Kafka for the newest rows of a new server's table, which the old server may not have delivered. It returns what it
-// found and what it could not look at, a line each, and an error where rows are neither in Kafka nor in the slot.
+// drained looks in Kafka for the newest rows of a new server's table, which the relay may not have delivered from the old server. It
+// returns what it found and what it could not check, a line each. It returns an error if rows are neither in Kafka nor in the slot.
 func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, err error) {
 	since := d.State.InDoubt()
 	whether := fmt.Sprintf("it is not known whether %s has rows, written since %s, that the old server did not deliver", d.cfg.Source.Table, since.UTC().Format(time.RFC3339))
 	if o.AdminURL == "" {
-		return []string{whether + ": --admin-url names somebody who may look"}, nil
+		return []string{whether + ": give --admin-url with a role that may read the table"}, nil
 	}
 	admin, err := d.source.Admin(ctx, o.AdminURL)
 	if err != nil {
@@ -40,11 +40,11 @@ func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, 
 		}
 		return nil
 	}); errors.Is(err, enough) {
-		said = append(said, fmt.Sprintf("%s, beyond the first %d, which were looked for", whether, mostChecked))
+		said = append(said, fmt.Sprintf("%s: only the first %d rows were checked", whether, mostChecked))
 	} else if err != nil {
 		return nil, err
 	}
-	var waiting []string // asked for behind the table, so that what has come meanwhile is not missed
+	var waiting []string // read after the table, so that no row that was written meanwhile is missed
 	if !d.Facts.Slot.Lost() {
 		if err := d.pg.EachWaiting(ctx, func(id string) { waiting = append(waiting, id) }); err != nil {
 			return nil, err
@@ -62,7 +62,7 @@ func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, 
 		there[id] = true
 	}
 	if len(waiting) > 0 {
-		said = append(said, fmt.Sprintf("%d rows wait in slot %s and are published; %d of them are in Kafka already, and come twice", len(waiting), d.cfg.Source.Slot, twice))
+		said = append(said, fmt.Sprintf("%d rows wait in slot %s, and the relay will publish them; %d of them are in Kafka already, and arrive twice", len(waiting), d.cfg.Source.Slot, twice))
 	}
 	missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return there[id] })
 	if len(missing) == 0 {
@@ -75,13 +75,13 @@ func (d *decision) drained(ctx context.Context, o AdoptOptions) (said []string, 
 	}
 	made := ""
 	if d.Facts.Slot.Lost() {
-		made = fmt.Sprintf("; where writers are at work on this server already, make the slot first: %s, and leave --create-slot out", d.pg.CreateSlotSQL())
+		made = fmt.Sprintf("; if services write to this server already, create the slot first: %s, and leave --create-slot out", d.pg.CreateSlotSQL())
 	}
-	return nil, fmt.Errorf("nothing was changed: %s: the old server was not drained. Point source.url at it and run the relay until `walpost status` says that the lag is 0 B; where it is gone, %s publishes these rows from the table; then run this again%s. If they are not wanted, --left-behind goes on without them",
+	return nil, fmt.Errorf("nothing was changed: %s: the old server was not drained. Point source.url at it and run the relay until `walpost status` shows a lag of 0 B; if the old server is gone, %s publishes these rows from the table; then run this again%s. If you do not need these rows, --left-behind adopts the server without them",
 		found, replay, made)
 }
 
-// known returns which of the events are published, or dead letters.
+// known returns those of the ids whose events are published or dead letters.
 func (d *decision) known(ctx context.Context, ids []string, since time.Time) (map[string]bool, error) {
 	wanted, there := make(map[string]bool, len(ids)), map[string]bool{}
 	if len(ids) == 0 {

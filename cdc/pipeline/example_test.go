@@ -52,7 +52,7 @@ func Example() {
 	// <nil>
 }
 
-// environment is what a service is started with: a database and a Kafka.
+// environment starts a database and a Kafka, and returns the environment of a service.
 func environment(ctx context.Context) (getenv func(string) string, done func()) {
 	server, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{})
 	if err != nil {
@@ -76,7 +76,7 @@ func environment(ctx context.Context) (getenv func(string) string, done func()) 
 	}
 }
 
-// place is what the service does: a change and its event in one transaction.
+// place does the work of the service: it writes a change and its event in one transaction.
 func place(ctx context.Context, url, order string) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -93,7 +93,7 @@ func place(ctx context.Context, url, order string) {
 	}
 }
 
-// receive is the first record of a topic, as somebody who consumes it sees it.
+// receive returns the first record of a topic, as a consumer sees it.
 func receive(ctx context.Context, brokers, topic string) string {
 	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...), kgo.ConsumeTopics(topic))
 	if err != nil {

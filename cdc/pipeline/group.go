@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// Group is the pipelines of a process. None knows of another.
+// Group holds the pipelines of a process. They are independent of each other.
 type Group []*Pipeline
 
 // NewGroup makes a pipeline of each configuration.
@@ -23,7 +23,7 @@ func NewGroup(cfgs []config.Config, o Options) (g Group, err error) {
 		}
 		g = append(g, p)
 	}
-	for _, p := range g { // once all of them are there
+	for _, p := range g { // only after all of them are valid, so that an error leaves nothing registered
 		if err := p.register(o.Registerer); err != nil {
 			return nil, err
 		}
@@ -31,7 +31,7 @@ func NewGroup(cfgs []config.Config, o Options) (g Group, err error) {
 	return g, nil
 }
 
-// Run runs all of them until ctx ends. It returns when all have drained, with what each had to say.
+// Run runs all pipelines until ctx ends. It returns after all have drained, with their errors joined.
 func (g Group) Run(ctx context.Context) error {
 	return g.each(func(i int) error { return g[i].Run(ctx) })
 }
@@ -41,7 +41,7 @@ func (g Group) Ready(ctx context.Context) error {
 	return g.each(func(i int) error { return g[i].Ready(ctx) })
 }
 
-// each calls f for all of them at once, and joins the errors; of several pipelines each names its own.
+// each calls f for all pipelines at once, and joins the errors. If there are several pipelines, each error names its own.
 func (g Group) each(f func(i int) error) error {
 	errs := make([]error, len(g))
 	var calls sync.WaitGroup
@@ -56,7 +56,7 @@ func (g Group) each(f func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-// Status returns how each of them stands.
+// Status returns the status of each pipeline.
 func (g Group) Status(ctx context.Context) Statuses {
 	all := make(Statuses, len(g))
 	_ = g.each(func(i int) error { all[i] = g[i].Status(ctx); return nil })
@@ -66,7 +66,7 @@ func (g Group) Status(ctx context.Context) Statuses {
 // Statuses are those of several pipelines.
 type Statuses []Status
 
-// MarshalJSON writes the one pipeline's status, or a list of them.
+// MarshalJSON writes one status as an object, and several as a list.
 func (s Statuses) MarshalJSON() ([]byte, error) {
 	if len(s) == 1 {
 		return json.Marshal(s[0])
@@ -74,7 +74,7 @@ func (s Statuses) MarshalJSON() ([]byte, error) {
 	return json.Marshal([]Status(s))
 }
 
-// Routes adds GET /status.
+// Routes adds GET /status to mux.
 func (g Group) Routes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -14,17 +14,17 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// InitOptions is how to prepare a pipeline.
+// InitOptions are the options of Init.
 type InitOptions struct {
-	AdminURL       string // PostgreSQL, as an administrator, in the database of source.url
-	PartitionByDay bool   // a table that is to be made has a partition for each day
-	NewServer      bool   // another PostgreSQL is to take the place of the one that the state record is of: slot and record are Adopt's
+	AdminURL       string // URL of an administrator, in the database of source.url
+	PartitionByDay bool   // create the table, if it does not exist, with a partition for each day
+	NewServer      bool   // prepare a server that replaces the one in the state record; slot and state record are left to Adopt
 	DryRun         bool
 	Progress       Progress
 }
 
-// Init prepares PostgreSQL and Kafka for the pipeline: role, table, publication, topics, slot, first state record. What
-// is there already is left as it is. It returns its steps; a dry run returns those that it would take.
+// Init prepares PostgreSQL and Kafka for the pipeline: it creates the role, table, publication, topics, slot and first state
+// record. It does not change those that exist. It returns its steps; a dry run returns the steps that it would take.
 func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 	s, err := p.open(ctx, o.AdminURL, o.DryRun, o.Progress)
 	if err != nil {
@@ -43,7 +43,7 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 		if tries == 1 || !errors.Is(err, postgres.ErrMadeMeanwhile) {
 			break
 		}
-		s.step("another init makes the same at this moment: look again")
+		s.step("another init has created the same things at this moment: check again")
 	}
 	if err == nil && !o.DryRun {
 		var warning string
@@ -58,7 +58,7 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 	}
 	if err == nil && len(p.patterns) > 0 {
 		one := strings.NewReplacer("{event_type}", "EVENT_TYPE", "{aggregate_type}", "AGGREGATE_TYPE").Replace(p.patterns[0])
-		s.step("topics %s: only the rows say which these are (kafka.rename may list event types): make each before its first row, which halts the relay otherwise: %s",
+		s.step("topics %s: their names depend on the event types of the rows (kafka.rename may list these): create each before its first row, which would halt the relay: %s",
 			strings.Join(p.patterns, ", "), p.sink.CreateCommand(one))
 	}
 	if err == nil {
@@ -70,7 +70,7 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 	return s.steps, err
 }
 
-// prepare makes role, table and publication, and gives the rights that are needed.
+// prepare creates role, table and publication, and grants the rights.
 func (p *Pipeline) prepare(ctx context.Context, s *setup, byDay bool) error {
 	steps, err := p.kind.plan(ctx, s, byDay)
 	if err == nil && p.cfg.Cleanup.URL != "" {
@@ -84,7 +84,7 @@ func (p *Pipeline) prepare(ctx context.Context, s *setup, byDay bool) error {
 	return s.do(ctx, steps...)
 }
 
-// advise says what is left to do for those who write events.
+// advise adds a step with the rights that the writers of events still need.
 func (s *setup) advise(ctx context.Context) error {
 	advice, err := s.pg.Advice(ctx)
 	if advice != "" {
@@ -93,15 +93,15 @@ func (s *setup) advise(ctx context.Context) error {
 	return err
 }
 
-// RemoveOptions is how to remove what Init made.
+// RemoveOptions are the options of Remove.
 type RemoveOptions struct {
-	AdminURL string
+	AdminURL string // URL of an administrator
 	DryRun   bool
 	Progress Progress
 }
 
-// Remove takes slot and state record away, and publication and role where nobody else uses them; of a polled pipeline
-// there is the role alone. The outbox table and its topics stay. The relay must be stopped. It returns its steps.
+// Remove removes the slot and the state topic, and the publication and the role if no other pipeline uses them. A polled
+// pipeline has only the role. The outbox table and its topics stay. The relay must be stopped. Remove returns its steps.
 func (p *Pipeline) Remove(ctx context.Context, o RemoveOptions) ([]Step, error) {
 	s, err := p.open(ctx, o.AdminURL, o.DryRun, o.Progress)
 	if err != nil {
@@ -112,7 +112,7 @@ func (p *Pipeline) Remove(ctx context.Context, o RemoveOptions) ([]Step, error) 
 	if err == nil {
 		err = p.kind.owned(ctx, s)
 	}
-	if err == nil { // what PostgreSQL may refuse comes first, all of it together
+	if err == nil { // these steps come first, in one transaction, because PostgreSQL may refuse them
 		err = s.do(ctx, steps...)
 	}
 	if err == nil {
@@ -121,7 +121,7 @@ func (p *Pipeline) Remove(ctx context.Context, o RemoveOptions) ([]Step, error) 
 	return s.steps, err
 }
 
-// setup is both sides of a pipeline, opened with an administrator's rights, and the steps that it has taken.
+// setup holds the connections to PostgreSQL and Kafka, opened with an administrator's rights, and the steps taken so far.
 type setup struct {
 	pg       *postgres.Admin
 	kafka    *kafka.Admin
@@ -129,9 +129,10 @@ type setup struct {
 	progress Progress
 	steps    []Step
 
-	newServer bool // the state record may be another server's
+	newServer bool // the state record may belong to another server
 }
 
+// open connects to both sides. Unless it is a dry run, it waits until no other init works on the database.
 func (p *Pipeline) open(ctx context.Context, adminURL string, dryRun bool, progress Progress) (*setup, error) {
 	pg, err := p.source.Admin(ctx, adminURL)
 	if err != nil {
@@ -155,7 +156,7 @@ func (s *setup) close(ctx context.Context) {
 	}
 }
 
-// add notes a step that begins.
+// add adds a step and reports it as begun.
 func (s *setup) add(step Step) {
 	s.steps = append(s.steps, step)
 	if s.progress != nil {
@@ -163,9 +164,10 @@ func (s *setup) add(step Step) {
 	}
 }
 
+// step adds a step without SQL.
 func (s *setup) step(what string, args ...any) { s.add(Step{What: fmt.Sprintf(what, args...)}) }
 
-// do takes the steps together, unless this is a dry run.
+// do runs the steps in one transaction, unless this is a dry run.
 func (s *setup) do(ctx context.Context, steps ...postgres.Step) error {
 	for _, step := range steps {
 		s.add(Step{step.What, step.SQL})
@@ -176,16 +178,17 @@ func (s *setup) do(ctx context.Context, steps ...postgres.Step) error {
 	return s.pg.Do(ctx, steps...)
 }
 
+// topic creates a topic, or compares an existing one with the plan.
 func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
 	missing, drift, err := s.kafka.Missing(ctx, plan)
 	switch {
 	case err != nil:
 		return err
 	case !missing && len(drift) == 0:
-		s.step("topic %s: there, as configured", plan.Name)
+		s.step("topic %s: exists, as configured", plan.Name)
 		return nil
 	case !missing:
-		s.step("topic %s: there, but it has %s; left as it is", plan.Name, strings.Join(drift, ", "))
+		s.step("topic %s: exists, but it has %s; not changed", plan.Name, strings.Join(drift, ", "))
 		return nil
 	}
 	s.step("topic %s: create it with %s", plan.Name, plan)
@@ -195,24 +198,25 @@ func (s *setup) topic(ctx context.Context, plan kafka.TopicPlan) error {
 	return create(ctx, s.kafka, plan, s.step)
 }
 
-// create makes a topic, and says so where its tuning was refused.
+// create creates a topic, and reports a step if Kafka refused its settings.
 func create(ctx context.Context, admin *kafka.Admin, plan kafka.TopicPlan, step func(string, ...any)) error {
 	refused, err := admin.Create(ctx, plan)
 	if err == nil && refused != "" {
-		step("topic %s: created with the service's own settings in place of %s, which it refused (%s): it grows larger before it is compacted, and nothing else differs",
+		step("topic %s: created with the service's settings in place of %s, which it refused (%s): the topic grows larger before it is compacted; nothing else differs",
 			plan.Name, strings.Join(slices.Sorted(maps.Keys(plan.Tuning)), " and "), refused)
 	}
 	return err
 }
 
+// state reads the state record.
 func (s *setup) state(ctx context.Context, _ *cdc.Facts) (*cdc.State, error) {
 	return s.kafka.State(ctx)
 }
 
-// createSlot makes the slot.
+// createSlot creates the slot.
 func (s *setup) createSlot(ctx context.Context, name string) error {
 	s.add(Step{
-		What: fmt.Sprintf("slot %s: create it (PostgreSQL waits for the transactions that are running)", name),
+		What: fmt.Sprintf("slot %s: create it (PostgreSQL waits until the open transactions have ended)", name),
 		SQL:  []string{s.pg.CreateSlotSQL()},
 	})
 	if s.dryRun {
@@ -229,8 +233,8 @@ func (w wal) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, e
 	return steps, w.vacant(ctx, s)
 }
 
-// vacant returns an error if slot or state record belong to something else. It is asked before anything is made, so
-// that what is refused leaves nothing behind.
+// vacant returns an error if the slot or the state record belongs to another pipeline. It is called before the first
+// change, so a refused init changes nothing.
 func (w wal) vacant(ctx context.Context, s *setup) error {
 	seen, err := readAll(ctx, s.pg, s.state)
 	name := w.cfg.Source.Slot
@@ -238,21 +242,21 @@ func (w wal) vacant(ctx context.Context, s *setup) error {
 	case err != nil:
 		return err
 	case seen.State == nil && seen.Facts.Slot.Exists:
-		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: nobody knows what was delivered from it. It is of another pipeline, or the state topic is gone: choose another source.slot; or, if it was made for this pipeline and nobody else reads it, `walpost adopt` continues from its position, and loses nothing", name, w.cfg.Pipeline)
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record, so it is not known which of its rows were delivered. The slot belongs to another pipeline, or the state topic is gone: choose another source.slot; or, if the slot was created for this pipeline and nothing else reads it, `walpost adopt` continues from its position, and loses nothing", name, w.cfg.Pipeline)
 	case s.newServer:
 		return cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts)
 	case seen.State != nil && seen.State.Phase != cdc.PhaseCreating:
 		err := cdc.Foreign(w.cfg.Pipeline, seen.State, &seen.Facts)
 		if err != nil && cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts) == nil {
-			err = fmt.Errorf("%w; where this one takes its place and lacks role or publication, `walpost init --new-server` makes them first", err)
+			err = fmt.Errorf("%w; if this server replaces it and has no role or publication yet, `walpost init --new-server` creates them first", err)
 		}
 		return err
 	}
 	return nil
 }
 
-// begin makes the slot and the first state record. A record that says `creating` stands while it happens: found by the
-// next run, that run drops the slot nobody has read yet, and repeats.
+// begin creates the slot and the first state record. Before the slot it writes a record with the phase `creating`. If the next
+// run finds this record, it drops the slot, which no relay has read yet, and begins again.
 func (w wal) begin(ctx context.Context, s *setup) error {
 	name := w.cfg.Source.Slot
 	seen, err := readAll(ctx, s.pg, s.state)
@@ -265,14 +269,14 @@ func (w wal) begin(ctx context.Context, s *setup) error {
 		if facts.Slot.Lost() {
 			how = " --create-slot"
 		}
-		s.step("slot and state record: `walpost adopt --new-server%s` takes this server for the one of the record; stop the writers first, and let the relay deliver what is on the old one", how)
+		s.step("slot and state record: `walpost adopt --new-server%s` accepts this server in place of the one in the record; before that, stop the writers and let the relay deliver all rows of the old one", how)
 		return nil
 	}
 	if st != nil && st.Phase != cdc.PhaseCreating {
 		if _, err := cdc.Reconcile(w.cfg.Pipeline, st, seen.Facts); err != nil {
 			return err
 		}
-		s.step("slot %s: there, and the state record covers %s", name, st.Covered)
+		s.step("slot %s: exists, and the state record covers %s", name, st.Covered)
 		s.warn(facts)
 		return nil
 	}
@@ -311,45 +315,45 @@ func (w wal) begin(ctx context.Context, s *setup) error {
 	rows, err := s.pg.RowsBefore(ctx)
 	switch {
 	case errors.Is(err, postgres.ErrUnseen):
-		s.step("how many rows were in %s before the slot, which does not have them, cannot be told: %v", w.cfg.Source.Table, err)
+		s.step("rows that were in %s before the slot was created will not be published from it; their number is unknown: %v", w.cfg.Source.Table, err)
 		return nil
 	case err != nil:
 		return err
 	case rows > 0:
-		s.step("%d rows were in %s before the slot, which does not have them: they will not be published from it", rows, w.cfg.Source.Table)
+		s.step("%d rows were in %s before the slot was created: they will not be published from it", rows, w.cfg.Source.Table)
 	}
 	s.warn(facts)
 	return nil
 }
 
-// warn says what the server's settings will make rows or commits wait for.
+// warn adds a warning for each setting of the server that will make rows or commits wait, or lose the slot.
 func (s *setup) warn(f *cdc.Facts) {
 	if away := f.StandbysAway(); away != "" {
 		s.step("warning: %s", away)
 	}
 	if entry := f.Slot.Patroni; entry != "" {
-		s.step("warning: Patroni runs this server, and drops a slot that its configuration does not name: before the relay is stopped, name it with `patronictl edit-config`, slots: {%s}", entry)
+		s.step("warning: Patroni runs this server, and drops a slot that its configuration does not name: before you stop the relay, name the slot with `patronictl edit-config`, slots: {%s}", entry)
 	}
 	if err := f.CommitsWait(); err != nil {
 		s.step("warning: while the relay runs, %s", err)
 	}
 }
 
-// owned returns an error where slot or state record are another pipeline's, so that a wrong name in the configuration
-// removes nothing.
+// owned returns an error if the slot or the state record belongs to another pipeline, so that a wrong name in the
+// configuration removes nothing.
 func (w wal) owned(ctx context.Context, s *setup) error {
 	seen, err := readAll(ctx, s.pg, s.state)
 	slot := w.cfg.Source.Slot
 	var halt *cdc.HaltError
 	switch {
-	case errors.As(err, &halt), err == nil && seen.State == nil && !seen.Facts.Slot.Exists: // a spoiled topic is removed, too
+	case errors.As(err, &halt), err == nil && seen.State == nil && !seen.Facts.Slot.Exists: // a damaged state topic may be removed
 		return nil
 	case err != nil:
 		return err
 	case seen.Facts.Slot.Active:
-		return fmt.Errorf("slot %q is being read: stop the relay first", slot)
+		return fmt.Errorf("a relay reads slot %q: stop it first", slot)
 	case seen.State == nil:
-		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: it may be another pipeline's: look who reads it, and drop it yourself (SELECT pg_drop_replication_slot('%s'))", slot, w.cfg.Pipeline, slot)
+		return fmt.Errorf("slot %q exists, and pipeline %q has no state record: the slot may belong to another pipeline: find out what reads it, and drop it yourself (SELECT pg_drop_replication_slot('%s'))", slot, w.cfg.Pipeline, slot)
 	case seen.State.Phase == cdc.PhaseCreating:
 		return nil
 	}
@@ -357,7 +361,7 @@ func (w wal) owned(ctx context.Context, s *setup) error {
 }
 
 func (w wal) end(ctx context.Context, s *setup) error {
-	s.step("slot %s: drop it, and with it the WAL it keeps", w.cfg.Source.Slot)
+	s.step("slot %s: drop it, with the WAL that it keeps", w.cfg.Source.Slot)
 	if !s.dryRun {
 		if err := s.pg.DropSlot(ctx); err != nil {
 			return err

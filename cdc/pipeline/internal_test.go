@@ -21,7 +21,7 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// TestDeadLettersAreChosenByIDThenByKey: the keys of failed rows are their positions, which a bigint id is often the same as.
+// TestDeadLettersAreChosenByIDThenByKey: the keys of failed rows are their positions, and a bigint id often equals another row's position.
 func TestDeadLettersAreChosenByIDThenByKey(t *testing.T) {
 	entry := func(key, id string) kafka.Entry {
 		return kafka.Entry{Key: key, Letter: &cdc.DeadLetter{Row: cdc.Row{ID: []byte(id)}}}
@@ -42,7 +42,7 @@ func TestDeadLettersAreChosenByIDThenByKey(t *testing.T) {
 	}
 }
 
-// TestGroupRegistersAllOrNone: a process that tries again with another configuration finds its registry as it was.
+// TestGroupRegistersAllOrNone: after an error the registry is unchanged, so that a process can try another configuration.
 func TestGroupRegistersAllOrNone(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	good := config.Default()
@@ -57,7 +57,7 @@ func TestGroupRegistersAllOrNone(t *testing.T) {
 	}
 }
 
-// failing is a server that says where the slot stands, and not who it is.
+// failing is a server that answers for its facts, but not for its identity.
 type failing struct{ standing }
 
 var errNameless = errors.New("no walsender is free")
@@ -66,7 +66,7 @@ func (failing) Identify(context.Context, int32) (cdc.Identity, error) {
 	return cdc.Identity{}, errNameless
 }
 
-// TestSurveyKeepsWhatItHasRead: who the server is may need a replication connection, of which there may be none left.
+// TestSurveyKeepsWhatItHasRead: to read the server's identity may need a replication connection, and all may be in use.
 func TestSurveyKeepsWhatItHasRead(t *testing.T) {
 	server := failing{standing{WALEnd: 500, Slot: cdc.SlotFacts{Exists: true, ConfirmedFlush: 200}}}
 	record := func(context.Context, *cdc.Facts) (*cdc.State, error) { return &cdc.State{Covered: 300}, nil }
@@ -82,7 +82,7 @@ type backlog polling.Backlog
 
 func (b backlog) Backlog(context.Context) (polling.Backlog, error) { return polling.Backlog(b), nil }
 
-// TestStatusOfARunningPollerSaysWhatBlocks, as `walpost status` does.
+// TestStatusOfARunningPollerSaysWhatBlocks: GET /status has the same causes as `walpost status`.
 func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
 	m := newMetrics("orders", watched{table: backlog{Pending: 3, Failed: 1, HeldKeys: 1}}, prometheus.NewRegistry())
 	m.observer().Role(cdc.Streaming, nil)
@@ -93,7 +93,7 @@ func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
 	}
 }
 
-// TestStatusHasAHaltInItsParts, in that of a running relay and in one without, and so has a pipeline that is one of several.
+// TestStatusHasAHaltInItsParts: the status has a halt's parts with and without a running relay, and also for one of several pipelines.
 func TestStatusHasAHaltInItsParts(t *testing.T) {
 	halt := &cdc.HaltError{Found: "f", Means: "m", Run: "run `walpost adopt`", Risk: cdc.Range{From: 1, To: 2}}
 	halted := fmt.Errorf("look: %w", halt)
@@ -122,7 +122,6 @@ func TestStatusHasAHaltInItsParts(t *testing.T) {
 	}
 }
 
-// TestNotesAreLoggedOnce, however many sessions find them.
 // TestWhereOfATimeToCome: a writer's clock is ahead.
 func TestWhereOfATimeToCome(t *testing.T) {
 	ahead, before := time.Now().Add(time.Hour), time.Now().Add(-time.Hour)
@@ -134,6 +133,7 @@ func TestWhereOfATimeToCome(t *testing.T) {
 	}
 }
 
+// TestHaltIsLoggedInItsParts: a log line has a field for each part.
 func TestHaltIsLoggedInItsParts(t *testing.T) {
 	var out strings.Builder
 	logger(config.Config{}, zerolog.New(&out), func() string { return kafkaAway }).Role(cdc.Halted, fmt.Errorf("look: %w", &cdc.HaltError{Found: "f", Means: "m", Run: "r", Risk: cdc.Range{From: 1, To: 2}}))
@@ -142,6 +142,7 @@ func TestHaltIsLoggedInItsParts(t *testing.T) {
 	}
 }
 
+// TestNotesAreLoggedOnce: a note is logged once, although each session finds it again.
 func TestNotesAreLoggedOnce(t *testing.T) {
 	var out strings.Builder
 	o := logger(config.Default(), zerolog.New(&out), func() string { return kafkaAway })

@@ -14,7 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// TestPolledRowsWithoutAKey are published in spite of one that was refused, and a generated column is read.
+// TestPolledRowsWithoutAKey: rows without a key are published although another one was rejected, and a generated column
+// is read.
 func TestPolledRowsWithoutAKey(t *testing.T) {
 	cfg := config.Default()
 	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = cdctest.Name(t, "keyless"), config.KindPolling, cdctest.Database(t)
@@ -30,7 +31,7 @@ func TestPolledRowsWithoutAKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, err := pipeline.New(cfg, pipeline.Options{})
-	for range 2 { // what the first made, the second finds
+	for range 2 { // the second one finds the table that the first one created
 		if err == nil {
 			_, err = p.Init(t.Context(), pipeline.InitOptions{AdminURL: cfg.Source.URL})
 		}
@@ -49,8 +50,8 @@ func TestPolledRowsWithoutAKey(t *testing.T) {
 	}
 }
 
-// TestDeadLettersWithoutKeys hold back no other row without a key, and of columns that are constants, or are not there, redrive makes what the
-// relay would have published.
+// TestDeadLettersWithoutKeys: a dead letter without a key holds no other row. Redrive publishes the same record as the
+// relay would, also for columns that are constants or missing.
 func TestDeadLettersWithoutKeys(t *testing.T) {
 	url, brokers := cdctest.Database(t), cdctest.Kafka(t)
 	conn, err := pgx.Connect(t.Context(), url)

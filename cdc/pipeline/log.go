@@ -11,16 +11,16 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// logger returns an observer that writes one line per change of state at info and above, and one per row at debug.
-// Never payload or key.
+// logger returns an observer that writes one line for each change of state at level info and above, and one for each row at
+// level debug. It never writes payload or key.
 func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Observer {
 	of, name := "slot", cfg.Source.Slot
 	if cfg.Source.Kind == config.KindPolling {
 		of, name = "table", cfg.Source.Table
 	}
 	log = log.With().Str("pipeline", cfg.Pipeline).Str(of, name).Logger()
-	var wire string    // what the connection runs over
-	var noted []string // which one session after the other would say again
+	var wire string    // transport of the replication connection
+	var noted []string // notes of the last session, which the next one would repeat
 	o := cdc.Observer{
 		Connected: func(over string) { wire = over },
 		Noted: func(notes []string) {
@@ -60,7 +60,7 @@ func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Obser
 				if r.Row.Ordinal > 0 { // of the WAL
 					e.Stringer("lsn", r.Row.Commit).Uint32("seq", r.Row.Ordinal).Str("topic", r.Rejected.Topic)
 				}
-			}).Str("class", string(r.Rejected.Class)).Str("reason", r.Rejected.Reason).Msg("dead letter: the row was put aside")
+			}).Str("class", string(r.Rejected.Class)).Str("reason", r.Rejected.Reason).Msg("the row became a dead letter")
 		},
 		Covered: func(st *cdc.State) {
 			log.Debug().Stringer("lsn", st.Covered).Int64("epoch", st.Epoch).Msg("state record is durable")
@@ -95,10 +95,10 @@ func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Obser
 		},
 		Watching: func(err error) {
 			if err != nil {
-				log.Warn().Err(err).Msg("publication and table cannot be looked at; rows go on")
+				log.Warn().Err(err).Msg("cannot check publication and table; the relay continues")
 				return
 			}
-			log.Info().Msg("publication and table are looked at again")
+			log.Info().Msg("publication and table are checked again")
 		},
 	}
 	if log.GetLevel() <= zerolog.DebugLevel {

@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// metrics are what an observer hears of one relay, for Prometheus and for Status.
+// metrics keeps the numbers and the state of one relay, as an observer gets them, for Prometheus and for Status.
 type metrics struct {
 	received, dropped, others, bytes, published, windows, halts, retries prometheus.Counter
 	deadLetters                                                          *prometheus.CounterVec
@@ -81,20 +81,21 @@ func newMetrics(pipeline string, of watched, reg prometheus.Registerer) *metrics
 	return c
 }
 
-// cleaned counts what a cleanup took out of the outbox. err says why it did not, or not all.
+// cleaned counts the rows and partitions that a cleanup deleted. err is the cleanup's error.
 func (c *metrics) cleaned(rows int64, partitions int, err error) {
 	c.cleanedRows.Add(float64(rows))
 	c.cleanedPartitions.Add(float64(partitions))
 	c.refused.Set(number(err != nil))
 }
 
+// enter sets the metric of the role.
 func (c *metrics) enter(role cdc.Role) {
 	for _, r := range cdc.Roles {
 		c.roles.WithLabelValues(string(r)).Set(number(r == role))
 	}
 }
 
-// observer returns what hears of the relay.
+// observer returns the observer that updates the metrics.
 func (c *metrics) observer() cdc.Observer {
 	return cdc.Observer{
 		Role: func(role cdc.Role, err error) {
@@ -172,7 +173,7 @@ func (c *metrics) observer() cdc.Observer {
 	}
 }
 
-// ready returns nil while the relay streams, or stands by to take over; otherwise an error that says why not.
+// ready returns nil while the relay streams, or stands by to take over; otherwise it returns the reason.
 func (c *metrics) ready() error {
 	c.mu.Lock()
 	s := c.known
@@ -207,10 +208,10 @@ func (c *metrics) ready() error {
 
 var errNoAnswer = errors.New("PostgreSQL and Kafka have not answered yet: ask again")
 
-// heldTooLong is when rows that wait for an open transaction are somebody's concern.
+// heldTooLong is how long rows may wait for an open transaction before the relay is not ready.
 const heldTooLong = time.Minute
 
-// status returns what the relay said, and what PostgreSQL and Kafka say now.
+// status returns the relay's state and the present answers of PostgreSQL and Kafka.
 func (c *metrics) status() Status {
 	c.mu.Lock()
 	s, cause := c.known, c.cause
@@ -231,7 +232,7 @@ func (c *metrics) status() Status {
 	}
 	s.blockedBy(s.Stalled)
 	s.blockedBy(s.CommitsWait)
-	l := c.asked.seen(0, askWithin+answerWithin) // so that what does not answer is told, not what did before
+	l := c.asked.seen(0, askWithin+answerWithin) // a new look: an older one would hide that a side has stopped to answer
 	if l == nil {                                // nothing has answered yet
 		l = &look{factsErr: errNoAnswer, backlogErr: errNoAnswer, kafkaErr: errNoAnswer, lettersErr: errNoAnswer}
 	}
@@ -258,6 +259,7 @@ func (c *metrics) status() Status {
 	return s
 }
 
+// number returns 1 for true.
 func number(b bool) float64 {
 	if b {
 		return 1

@@ -15,7 +15,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// refusing is a login that Kafka refuses for this reason.
+// refusing is a login that Kafka does not accept, with the reason.
 type refusing string
 
 func (r *refusing) Trouble() error {
@@ -94,8 +94,8 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 	}
 }
 
-// TestLagIsTimeSinceTheEndWasReached: also of a relay that is halted, that stands by, or that has been idle for long;
-// and it is left out where nobody knows.
+// TestLagIsTimeSinceTheEndWasReached: the lag is right also for a relay that is halted, stands by, or was idle for long. The
+// metric is absent while the lag is unknown.
 func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
 	began := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
 	for name, c := range map[string]struct {
@@ -149,7 +149,7 @@ func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
 	}
 }
 
-// running is a group of a pipeline that runs, as far as its metrics know.
+// running returns a group with a pipeline whose Run was called, and that has these metrics.
 func running(m *metrics) Group {
 	p := &Pipeline{metrics: m}
 	p.ran.Store(true)

@@ -10,25 +10,25 @@ import (
 	"github.com/walpost/walpost/cdc/polling"
 )
 
-// MigrateOptions is how to move from polling to the WAL.
+// MigrateOptions are the options of MigrateSource.
 type MigrateOptions struct {
-	AdminURL string // PostgreSQL, as an administrator
+	AdminURL string // URL of an administrator
 	Progress Progress
 }
 
-// MigrateSource prepares a polled table's pipeline for the WAL, while it is polled: it makes the slot, and waits until
-// every row that was committed before has been published by the poller. What was committed since is in the slot, so
-// from then on either of them loses nothing. What the poller publishes between the slot and its own end comes twice. It
-// returns its steps.
+// MigrateSource prepares a polled pipeline for the WAL while the poller runs. It creates the slot, and waits until the poller
+// has published every row that was committed before the slot. Later rows are in the slot, so from then on neither the poller
+// nor the slot loses a row. Rows that the poller publishes between the slot's creation and its own end arrive twice.
+// MigrateSource returns its steps.
 func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step, error) {
 	if p.cfg.Source.Kind != config.KindWAL {
-		return nil, errors.New("source.kind: name the configuration that is to be, with source.kind: wal; source.polling stays as it is until this has ended")
+		return nil, errors.New("source.kind: run this with the new configuration, source.kind: wal; do not change source.polling until this has ended")
 	}
 	table := polling.NewOutbox(p.cfg.Pipeline, p.cfg.Source, p.log)
 	remaining := func(upTo int64) (polling.Remaining, error) {
 		r, err := table.Remaining(ctx, upTo)
 		if err == nil && r.Failed > 0 {
-			err = fmt.Errorf("%d rows have failed, and no slot would have them: `walpost dlq redrive` or `walpost dlq drop` them under source.kind: polling, and run this again", r.Failed)
+			err = fmt.Errorf("%d rows have failed, and the slot would not contain them: run `walpost dlq redrive` or `walpost dlq drop` with source.kind: polling, and then this again", r.Failed)
 		}
 		return r, err
 	}
@@ -39,12 +39,12 @@ func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step,
 	if err != nil {
 		return steps, err
 	}
-	// The slot waited for the transactions that were open before it: what they committed can be seen.
+	// PostgreSQL created the slot after the transactions that were open before it had ended, so their rows are visible.
 	left, err := remaining(0)
 	upTo := left.Newest
 	for told := (time.Time{}); err == nil && left.Pending > 0; {
 		if time.Since(told) > sayEvery {
-			o.Progress.step("%d rows that may be older than the slot are pending: the poller has to publish them", left.Pending)
+			o.Progress.step("%d rows that may be older than the slot are pending: waits until the poller has published them", left.Pending)
 			told = time.Now()
 		}
 		select {
@@ -54,7 +54,7 @@ func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step,
 		left, err = remaining(upTo)
 	}
 	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("rows that may be older than the slot are pending: let the poller run on, and run this again (%w)", ctx.Err())
+		err = fmt.Errorf("rows that may be older than the slot are pending: keep the poller running, and run this again (%w)", ctx.Err())
 	}
 	return steps, err
 }

@@ -23,75 +23,75 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// Options is what a process gives its pipelines. All of it may be left out.
+// Options are the things of the process that its pipelines use. Every field may be left out.
 type Options struct {
 	Log        zerolog.Logger
-	Registerer prometheus.Registerer // takes the metrics; a registry takes those of one relay of a pipeline
-	Kafka      []kgo.Opt             // further options of each Kafka client: a process's own authentication, for example
-	Operator   string                // who decides, for the record of decisions: ada@host
+	Registerer prometheus.Registerer // gets the metrics; a registry can hold those of only one relay for each pipeline
+	Kafka      []kgo.Opt             // further options of each Kafka client: the authentication of the process, for example
+	Operator   string                // the person whose name is written down with each decision: ada@host
 }
 
-// Pipeline runs one outbox, and is what an operator's verbs act on. It holds nothing open between its methods' calls.
+// Pipeline runs one outbox and has the operator's verbs as methods. It keeps no connection open between calls of its methods.
 type Pipeline struct {
 	identity.Unshown
 
 	cfg      config.Config
-	patterns []string // of topics that only rows make known
+	patterns []string // templates of topics whose names depend on the rows
 	log      zerolog.Logger
 	operator string
 	source   *postgres.Source
 	sink     *kafka.Sink
 	kind     kind
 	metrics  *metrics
-	registry *prometheus.Registry // of the metrics
+	registry *prometheus.Registry // holds the metrics
 	relay    *cdc.Supervisor
-	ran      atomic.Bool // Run was called: this process knows how the relay is doing
+	ran      atomic.Bool // Run was called: this process knows the relay's state
 }
 
-// kind is what differs between the two kinds of source.
+// kind has the methods that differ between the two kinds of source.
 type kind interface {
-	// relay returns what moves the rows, and tells the observer.
+	// relay returns the supervisor that moves the rows and notifies the observer.
 	relay(cdc.Observer) *cdc.Supervisor
-	// watched returns what Status and metrics ask beside the relay.
+	// watched returns the sources of the facts that the relay itself does not know.
 	watched() watched
-	// survey fills in how the pipeline stands, asking both sides.
+	// survey asks PostgreSQL and Kafka, and fills in the status.
 	survey(ctx context.Context, st *Status)
 
-	// plan returns the steps that the database needs. It refuses what belongs to something else.
+	// plan returns the steps that the database needs. It returns an error if a slot or state record belongs to another pipeline.
 	plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error)
-	// begin makes what rows are read from, once tables and topics are there.
+	// begin creates the slot and the first state record, after tables and topics exist. A polled pipeline has neither.
 	begin(ctx context.Context, s *setup) error
-	// owned returns an error where what end removes belongs to something else.
+	// owned returns an error if end would remove the slot or state record of another pipeline.
 	owned(ctx context.Context, s *setup) error
-	// end removes what rows are read from.
+	// end removes the slot and the state topic.
 	end(ctx context.Context, s *setup) error
 
-	// decide opens both sides for a decision over positions.
+	// decide opens PostgreSQL and Kafka for a decision that changes positions.
 	decide(ctx context.Context, o decideOptions) (*decision, error)
-	// gap returns an error where rows of the table may be needed for a replay.
+	// gap returns an error if a replay may need rows that are in the table.
 	gap(ctx context.Context) error
-	// marks returns how rows say that they are delivered; nil where slots do.
+	// marks returns the columns that mark a row as delivered; nil where the slots tell it.
 	marks() *postgres.Marks
-	// delivered returns up to which commit time rows were delivered; zero where nothing tells.
+	// delivered returns the commit time up to which rows were delivered; zero if it is unknown.
 	delivered(ctx context.Context) (time.Time, error)
 	// note writes an operator's decision down.
 	note(ctx context.Context, d *cdc.Decision) error
 
-	// reader returns the URL of a role that may read the table, and what holds it.
+	// reader returns the URL of a role that may read the table, and the key that holds the URL.
 	reader(key, url string) (string, string)
-	// trace says what has become of rows as slot, state record and dead letters, or the table, tell.
+	// trace fills in where the rows are, from slot, state record and dead letters, or from the polled table.
 	trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end cdc.LSN) error
 
 	// letters returns the unresolved dead letters in the order of their rows.
 	letters(ctx context.Context) ([]kafka.Entry, error)
-	// whole reads a dead letter's row, where letters left it out.
+	// whole reads a dead letter's row, if letters has left it out.
 	whole(ctx context.Context, e *kafka.Entry) error
 	redrive(ctx context.Context, o RedriveOptions) ([]Moved, error)
 	drop(ctx context.Context, o DropOptions) (Dropped, error)
 }
 
-// New makes a pipeline of a valid configuration; everything that is wrong with that is in the error. It connects to
-// nothing yet.
+// New returns a pipeline for the configuration. The error contains everything that is wrong with the configuration. New
+// connects to nothing.
 func New(cfg config.Config, o Options) (*Pipeline, error) {
 	p, err := newPipeline(cfg, o)
 	if err == nil {
@@ -127,13 +127,13 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	return p, nil
 }
 
-// register adds the metrics to a registry, if there is one.
+// register registers the metrics with the registerer; nil registers nothing.
 func (p *Pipeline) register(with prometheus.Registerer) error {
 	if with == nil {
 		return nil
 	}
 	if err := with.Register(p.registry); err != nil {
-		return fmt.Errorf("register the metrics of pipeline %s: %w: run the relay that is there, or give this one another registry", p.cfg.Pipeline, err)
+		return fmt.Errorf("register the metrics of pipeline %s: %w: use the relay that is registered already, or give this one another registry", p.cfg.Pipeline, err)
 	}
 	return nil
 }
@@ -154,18 +154,18 @@ func runnable(cfg *config.Config, err error) error {
 	return errors.New(cfg.Commands(err.Error()))
 }
 
-// away says why rows wait for Kafka.
+// away returns the reason why rows wait for Kafka.
 func (p *Pipeline) away() string { return away(p.sink) }
 
 // Name returns the pipeline's name.
 func (p *Pipeline) Name() string { return p.cfg.Pipeline }
 
-// Run relays until ctx ends, and keeps the table small, where cleanup.every says so. It returns nil when everything
-// received was delivered (and confirmed, unless the connection was lost), and an error otherwise. It may be called again when
-// it has returned.
+// Run relays until ctx ends, and deletes delivered rows, if cleanup.every is set. It returns nil if every received row was
+// delivered (and confirmed, unless the connection was lost), and an error otherwise. It may be called again after it has
+// returned.
 func (p *Pipeline) Run(ctx context.Context) error {
 	p.ran.Store(true)
-	p.metrics.asked.seen(0, 0) // so that the first scrape finds something
+	p.metrics.asked.seen(0, 0) // starts a look, so that the first scrape has values
 	var cleaner sync.WaitGroup
 	defer cleaner.Wait()
 	if p.cfg.Cleanup.Every > 0 {
@@ -174,28 +174,29 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	return p.relay.Run(ctx)
 }
 
-// Role returns what Run is doing, and why where it is not streaming.
+// Role returns what Run is doing, and the reason if it is not streaming.
 func (p *Pipeline) Role() (cdc.Role, error) { return p.relay.Role() }
 
-// Ready returns nil while Run streams, or stands by to take over; otherwise an error that says why not.
+// Ready returns nil while Run streams, or stands by to take over; otherwise it returns the reason.
 func (p *Pipeline) Ready(context.Context) error { return p.metrics.ready() }
 
-// Step is what a verb does, or waits for.
+// Step is a step of a verb: something it does or waits for.
 type Step struct {
 	What string
-	SQL  []string // that it runs
+	SQL  []string // the statements that the step runs
 }
 
-// Progress hears of each step when it begins. nil hears nothing.
+// Progress is called with each step when the step begins. It may be nil.
 type Progress func(Step)
 
+// step calls p with a step without SQL.
 func (p Progress) step(what string, args ...any) {
 	if p != nil {
 		p(Step{What: fmt.Sprintf(what, args...)})
 	}
 }
 
-// note writes down what an operator has decided.
+// note writes an operator's decision to the state topic.
 func (p *Pipeline) note(ctx context.Context, command, what, from, to string) error {
 	return p.kind.note(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: cmp.Or(p.operator, "unknown"), What: what, From: from, To: to})
 }

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// shop is a pipeline that is prepared, and what its relays do.
+// shop is a prepared pipeline with its database, topic and relays.
 type shop struct {
 	*testing.T
 	cfg   config.Config
@@ -51,7 +51,7 @@ func newShop(t *testing.T) *shop {
 	return &shop{T: t, cfg: cfg, topic: cfg.Pipeline + ".order"}
 }
 
-// writes commits an event, and waits until the topic has as many as were written.
+// writes commits an event, and waits until the topic has as many events as were written.
 func (s *shop) writes(all *[]string) {
 	s.Helper()
 	conn, err := pgx.Connect(s.Context(), s.cfg.Source.URL)
@@ -103,7 +103,7 @@ func (s *shop) becomes(r *pipeline.Pipeline, want cdc.Role) {
 }
 
 // TestRelayStartsAndStopsInAProcess runs a relay, stops it, and runs it again, and then another one of the same
-// pipeline. Nothing is missing, nothing comes twice, and no goroutine is left: TestMain looks.
+// pipeline. Nothing is missing, nothing arrives twice, and TestMain checks that no goroutine is left.
 func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 	s, reg := newShop(t), prometheus.NewRegistry()
 	var log bytes.Buffer
@@ -153,7 +153,7 @@ func TestRelayStartsAndStopsInAProcess(t *testing.T) {
 	}
 }
 
-// TestRelaysOfAProcessStandByForEachOther: the slot is the lock, within a process too.
+// TestRelaysOfAProcessStandByForEachOther: the slot is the lock also within a process.
 func TestRelaysOfAProcessStandByForEachOther(t *testing.T) {
 	cdctest.Long(t, "waits for relays to take over")
 	s := newShop(t)
@@ -179,7 +179,7 @@ func TestRelaysOfAProcessStandByForEachOther(t *testing.T) {
 	}
 }
 
-// TestWrongConfigurationIsAnError, and not a relay that fails later.
+// TestWrongConfigurationIsAnError: New returns the error, and Run does not fail later.
 func TestWrongConfigurationIsAnError(t *testing.T) {
 	cfg := config.Default()
 	cfg.Pipeline = "Orders"

@@ -14,8 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// polled is a pipeline whose table is asked for rows. It has neither slot nor state record: the table says what was
-// published.
+// polled is a pipeline whose relay queries the table for rows. It has neither slot nor state record: the table's columns tell
+// which rows were published.
 type polled struct {
 	*Pipeline
 	table *polling.Outbox
@@ -45,17 +45,17 @@ func (p polled) survey(ctx context.Context, st *Status) {
 		case away:
 			st.blockedBy(p.away())
 		case pid == 0:
-			st.blockedBy(fmt.Sprintf("%s rows wait and no relay polls %s: start `walpost relay`; if one is up, its log and /readyz say why it does not poll", polling.Count(b.Pending), p.cfg.Source.Table))
+			st.blockedBy(fmt.Sprintf("%s rows wait and no relay polls %s: start `walpost relay`; if one runs, its log and /readyz say why it does not poll", polling.Count(b.Pending), p.cfg.Source.Table))
 		}
 	}
 }
 
 func (p polled) plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error) {
 	if byDay {
-		return nil, errors.New("--partition-by-day is for source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete, or you make it as a partitioned one and `walpost init` adds what polling needs")
+		return nil, errors.New("--partition-by-day needs source.kind: wal: a polled table stays small with `walpost cleanup` or source.polling.after_publish: delete; or create a partitioned table yourself, and `walpost init` adds the columns for polling")
 	}
 	if s.newServer {
-		return nil, errors.New("--new-server is for source.kind: wal: a polled table says of each row whether it was published, wherever it stands: run `walpost init` without it")
+		return nil, errors.New("--new-server needs source.kind: wal: a polled table has the status of each row, on any server: run `walpost init` without it")
 	}
 	return p.table.Plan(ctx, s.pg)
 }
@@ -65,7 +65,7 @@ func (polled) owned(context.Context, *setup) error { return nil }
 func (polled) end(context.Context, *setup) error   { return nil }
 
 func (polled) decide(context.Context, decideOptions) (*decision, error) {
-	return nil, errors.New("source.kind: polling has neither slot nor state record, and nothing to adopt or to step over: `walpost status` says what waits, and `walpost dlq redrive` or `walpost dlq drop` decides about failed rows")
+	return nil, errors.New("source.kind: polling has neither slot nor state record, so there is nothing to adopt or to skip: `walpost status` shows which rows wait, and `walpost dlq redrive` or `walpost dlq drop` decides about failed rows")
 }
 
 func (polled) gap(context.Context) error { return nil }
@@ -74,7 +74,7 @@ func (p polled) marks() *postgres.Marks { return p.table.Marks() }
 
 func (polled) delivered(context.Context) (time.Time, error) { return time.Time{}, nil }
 
-// note writes nothing down: polling has no topic for it.
+// note does nothing: polling has no state topic for decisions.
 func (polled) note(context.Context, *cdc.Decision) error { return nil }
 
 func (p polled) reader(string, string) (key, url string) { return "source.url", p.cfg.Source.URL }
@@ -91,7 +91,7 @@ func (p polled) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, _
 	words := p.cfg.Source.Polling.Words
 	for _, r := range rows {
 		s, there := all[r.ID]
-		if !there { // published and deleted meanwhile
+		if !there { // it was published and deleted meanwhile
 			continue
 		}
 		e := t.event(r.ID, r.AggregateID, r.EventType)
@@ -132,7 +132,7 @@ func (p polled) whole(ctx context.Context, e *kafka.Entry) error {
 		return err
 	}
 	if row == nil {
-		return fmt.Errorf("event %s is not failed any more", e.Letter.Row.ID)
+		return fmt.Errorf("event %s is no longer failed: run `walpost where %[1]s` to see where it is", e.Letter.Row.ID)
 	}
 	e.Value, err = row.Value()
 	return err
@@ -174,7 +174,7 @@ func (p polled) drop(ctx context.Context, o DropOptions) (done Dropped, err erro
 	return done, nil
 }
 
-// chosen returns failed rows and their positions; no ids are all.
+// chosen returns the failed rows with these ids or keys, and their positions; without ids, all failed rows.
 func (p polled) chosen(ctx context.Context, ids []string) (rows []kafka.Entry, positions []int64, err error) {
 	entries, err := p.letters(ctx)
 	if err != nil {

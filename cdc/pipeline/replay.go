@@ -14,38 +14,38 @@ import (
 )
 
 const (
-	replayRows  = 1000 // of a window
-	refusedMost = 20   // refused rows that are named
+	replayRows   = 1000 // most rows in a window of a replay
+	rejectedMost = 20   // most rejected rows that Replayed names
 )
 
-// ReplayOptions is which rows to publish once more.
+// ReplayOptions are the options of Replay.
 type ReplayOptions struct {
-	AdminURL string    // PostgreSQL, as somebody who may read the outbox
+	AdminURL string    // URL of a role that may read the outbox
 	From, To time.Time // rows created at or after From and before To
 	DryRun   bool
-	// Progress hears, before the first row and then every two seconds, how far the replay is.
+	// Progress is called before the first row and then every two seconds. It may be nil.
 	Progress func(Replayed)
 }
 
-// Replayed is what Replay did.
+// Replayed is the result of Replay, or its progress.
 type Replayed struct {
-	Rows int64 // that the table still holds of the time
-	// Delivered is the commit time of the last row that was delivered before, where that is known, and Before how many
-	// of the rows were created before it: those that are not in a gap come twice.
-	Delivered time.Time
-	Before    int64
-	Published int64
-	Last      string // when the last one that was published was created
-	Refused   int
-	Refusals  []Refusal // the first of them
+	Rows int64 // number of rows of this time that are still in the table
+	// Delivered is the commit time of the last row that was delivered before the replay, if it is known. Before is the number
+	// of rows that were created before it: those that are not in a gap arrive twice.
+	Delivered  time.Time
+	Before     int64
+	Published  int64
+	Last       string      // created_at of the last row that was published
+	Rejected   int         // number of rows that were rejected
+	Rejections []Rejection // the first of them
 }
 
-// Refusal is a row that can still not be published.
-type Refusal struct{ EventID, Reason string }
+// Rejection is a row that was rejected.
+type Rejection struct{ EventID, Reason string }
 
-// Replay publishes the rows that the outbox still holds of a time once more, by created_at and id, each marked by the
-// header replay and without lsn and seq: it is not the stream. It runs beside a relay or without one. After an error it
-// returns what it has done.
+// Replay publishes the rows of a time range that are still in the outbox once more, in the order of created_at and id. Each
+// record has the header replay, and no lsn and seq, because the rows do not come from the stream. Replay may run while the
+// relay runs. With an error it returns what it had done before the error.
 func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error) {
 	pg, err := p.source.Admin(ctx, o.AdminURL)
 	if err != nil {
@@ -78,16 +78,17 @@ func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error
 	noted := p.note(ctx, "replay", what, o.From.Format(time.RFC3339Nano), o.To.Format(time.RFC3339Nano))
 	switch {
 	case err != nil:
-		return r.done, fmt.Errorf("the replay is not complete: run it again from the time of the last row: %w", errors.Join(err, noted))
+		return r.done, fmt.Errorf("the replay did not finish: run it again from the time of the last row: %w", errors.Join(err, noted))
 	case noted != nil:
-		return r.done, fmt.Errorf("the rows are published, and `walpost status` will not show it: %w", noted)
+		return r.done, fmt.Errorf("the rows are published, but the replay could not be written down, so `walpost status` will not show it: %w", noted)
 	}
-	if r.done.Refused > 0 {
-		return r.done, fmt.Errorf("%d rows were refused and are not published", r.done.Refused)
+	if r.done.Rejected > 0 {
+		return r.done, fmt.Errorf("%d rows were rejected and are not published: fix the cause, and run this again", r.done.Rejected)
 	}
 	return r.done, nil
 }
 
+// replay is one call of Replay.
 type replay struct {
 	*Pipeline
 	pub      cdc.Publisher
@@ -101,6 +102,7 @@ type replay struct {
 	done  Replayed
 }
 
+// tell reports the progress.
 func (r *replay) tell() {
 	r.told = time.Now()
 	if r.progress != nil {
@@ -108,6 +110,7 @@ func (r *replay) tell() {
 	}
 }
 
+// add adds a row to the window, and publishes the window if it is full.
 func (r *replay) add(ctx context.Context, row *cdc.Row) error {
 	r.rows = append(r.rows, row)
 	r.bytes += len(row.Payload) + len(row.Headers) + len(row.AggregateID)
@@ -117,7 +120,8 @@ func (r *replay) add(ctx context.Context, row *cdc.Row) error {
 	return r.flush(ctx)
 }
 
-// flush publishes a window. A row that is refused is named and left out: there is no order behind it to keep.
+// flush publishes the window. It names a rejected row and leaves it out, because a replay keeps no order that a later row
+// could break.
 func (r *replay) flush(ctx context.Context) error {
 	r.route.NextWindow()
 	records := make([]cdc.Record, 0, len(r.rows))
@@ -128,8 +132,8 @@ func (r *replay) flush(ctx context.Context) error {
 			err = r.pub.Check(ctx, &rec)
 		}
 		if refused := (*cdc.RejectedError)(nil); errors.As(err, &refused) {
-			if r.done.Refused++; r.done.Refused <= refusedMost {
-				r.done.Refusals = append(r.done.Refusals, Refusal{string(row.ID), refused.Reason})
+			if r.done.Rejected++; r.done.Rejected <= rejectedMost {
+				r.done.Rejections = append(r.done.Rejections, Rejection{string(row.ID), refused.Reason})
 			}
 			continue
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// TestInitAsksWhereTheRelayIsLed: source.url and the administrator's URL are two, and a mistake in one of them is seen before anything is
-// made.
+// TestInitAsksWhereTheRelayIsLed: source.url and the administrator's URL may name different servers. Init reports a mistake in one of them
+// before it creates anything.
 func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 	brokers, admin := cdctest.Kafka(t), cdctest.Database(t)
 	other := cdctest.OwnPostgres(t, devenv.PostgresConfig{})

@@ -17,7 +17,7 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// TestNothingShowsASecretThatItHolds: what has a configuration in it is printed, too.
+// TestNothingShowsASecretThatItHolds: it prints the values that contain a configuration, too.
 func TestNothingShowsASecretThatItHolds(t *testing.T) {
 	cfg := config.Default()
 	cfg.Pipeline, cfg.Source.URL, cfg.Source.Kind = "orders", "postgres://walpost:"+cdctest.Canary+"@127.0.0.1:1/orders", config.KindPolling

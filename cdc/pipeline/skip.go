@@ -8,31 +8,30 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// SkipOptions is what to give up.
+// SkipOptions are the options of Skip.
 type SkipOptions struct {
-	To       cdc.LSN       // what was committed before it
-	Next     bool          // instead of To: the one transaction that PostgreSQL cannot decode
-	Wait     time.Duration // for transactions that are open: rows that they wrote may be hidden
+	To       cdc.LSN       // give up the undelivered commits before this LSN
+	Next     bool          // instead of To: give up the one transaction that PostgreSQL cannot decode
+	Wait     time.Duration // how long to wait for open transactions to end: rows that they wrote may be hidden
 	DryRun   bool
-	Decided  func(Skipped) // hears what Skip gives up before it acts; may be nil
+	Decided  func(Skipped) // is called with the result before Skip changes anything; may be nil
 	Progress Progress
 }
 
-// Skipped is what Skip gave up, or would give up in a dry run.
+// Skipped says what Skip gave up, or would give up in a dry run.
 type Skipped struct {
-	cdc.Range                // of what was not delivered
-	What      string         // what is given up in it
-	Uncounted error          // why the rows in it were not counted
+	cdc.Range                // the undelivered commits
+	What      string         // the rows that are given up, as a sentence
+	Uncounted error          // why the rows were not counted; nil if they were
 	Stays     *cdc.HaltError // a latched halt that only Adopt ends
-	Ends      *cdc.HaltError // a latched halt that has ended
-	// Open are transactions whose rows may be missing, too. ReplayOpen is what to run once they have ended.
+	Ends      *cdc.HaltError // a latched halt that this skip ends
+	// Open are transactions whose rows may also be missing. ReplayOpen is the command to run after they have ended.
 	Open       []cdc.Transaction
 	ReplayOpen string
 }
 
-// Skip gives up what was committed before o.To and is not delivered, or the one transaction that cannot be decoded: it
-// writes the state record, then moves the slot. It runs with the relay's own rights. It returns what it gave up, after
-// an error too.
+// Skip gives up the undelivered commits before o.To, or the one transaction that PostgreSQL cannot decode: it writes the
+// state record, then moves the slot. It runs with the relay's rights. It returns what it gave up, also with an error.
 func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err error) {
 	d, err := p.kind.decide(ctx, decideOptions{o.Wait, o.DryRun, o.Progress})
 	if err != nil {
@@ -62,7 +61,7 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 	} else if transactions, rows, err := d.pg.Waiting(ctx, s.From, to); err != nil {
 		s.Uncounted = err
 	} else {
-		s.What = fmt.Sprintf("%d outbox rows of %d transactions are given up, but for those that were delivered already", rows, transactions)
+		s.What = fmt.Sprintf("%d outbox rows of %d transactions are given up, except those that were delivered already", rows, transactions)
 	}
 	switch before := d.State.Halt; {
 	case before != nil && state.Halt != nil:
@@ -89,8 +88,8 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 	return s, d.advance(ctx, to)
 }
 
-// undecodable finds the LSN that steps over the one transaction that PostgreSQL cannot decode, and refuses while rows
-// before it wait.
+// undecodable returns the LSN after the one transaction that PostgreSQL cannot decode. It returns an error while earlier rows
+// wait.
 func (d *decision) undecodable(ctx context.Context) (cdc.LSN, error) {
 	from := d.Facts.Slot.ConfirmedFlush
 	if d.State != nil {
@@ -102,7 +101,7 @@ func (d *decision) undecodable(ctx context.Context) (cdc.LSN, error) {
 	}
 	_, rows, err := d.pg.Waiting(ctx, from, before)
 	if err == nil && rows > 0 {
-		err = fmt.Errorf("nothing was changed: %d rows that can be decoded wait before the transaction that cannot: start the relay, which delivers them, and run this again when it is halted", rows)
+		err = fmt.Errorf("nothing was changed: %d rows wait that were committed before the transaction that cannot be decoded: start the relay, which delivers them, and run this again after it has halted", rows)
 	}
 	return past, err
 }

@@ -12,48 +12,49 @@ import (
 	"github.com/walpost/walpost/cdc/polling"
 )
 
-// Verdict is what a status comes to.
+// Verdict sums a status up in one word.
 type Verdict string
 
 // The verdicts, from the best to the worst.
 const (
 	Flows        Verdict = "flows"         // rows reach Kafka, or would
-	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka could not be asked
-	NeedsSomeone Verdict = "needs_someone" // rows do not flow, or some were put aside: somebody has to look
+	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka did not answer
+	NeedsSomeone Verdict = "needs_someone" // rows do not flow, or dead letters are unresolved: an operator has to act
 )
 
-// Status is how a pipeline stands: what `walpost status` and GET /status show. A field that is missing is zero, or not
+// Status is the state of a pipeline, as `walpost status` and GET /status show it. A field that is missing is zero, or not
 // known.
 type Status struct {
 	Pipeline string  `json:"pipeline"`
 	Verdict  Verdict `json:"verdict"`
 
-	// What the relay of this process does; missing where none runs in it.
+	// These fields come from the relay of this process, and are missing if none runs in it.
 	Role      cdc.Role  `json:"role,omitempty"`
 	Reason    string    `json:"reason,omitempty"` // why it is not streaming
 	Since     time.Time `json:"since,omitzero"`
 	Published int64     `json:"published,omitempty"`     // rows since the process started
 	Covered   string    `json:"covered_lsn,omitempty"`   // in the state record: everything at or below it is durable in Kafka
 	Confirmed string    `json:"confirmed_lsn,omitempty"` // last confirmed to the slot by this process
-	// KafkaStalled says that Kafka has not answered for 5 s, and Stalled why rows may be waiting and nothing moves.
+	// KafkaStalled is true while Kafka has not answered for 5 s. Stalled is the reason why rows may be waiting and nothing moves.
 	KafkaStalled bool   `json:"kafka_stalled,omitempty"`
 	Stalled      string `json:"stalled,omitempty"`
-	CommitsWait  string `json:"commits_wait,omitempty"` // commits of the server wait for this relay
+	CommitsWait  string `json:"commits_wait,omitempty"` // why commits of the server wait for this relay
 
-	// What PostgreSQL and Kafka say.
+	// These fields come from PostgreSQL and Kafka.
 	Slot          *Slot    `json:"slot,omitempty"` // missing for a polled table
 	WALEnd        string   `json:"wal_end_lsn,omitempty"`
 	LagBytes      *int64   `json:"lag_bytes,omitempty"`
-	LagSeconds    *float64 `json:"lag_seconds,omitempty"` // for how long what is not confirmed has waited
+	LagSeconds    *float64 `json:"lag_seconds,omitempty"` // age of the oldest WAL that is not confirmed
 	RetainedBytes *int64   `json:"retained_wal_bytes,omitempty"`
-	// WALPerHour is how many bytes of WAL the server has written an hour of late, and SlotSeconds after how many seconds
-	// at that rate the slot is lost if nothing is confirmed meanwhile; missing where the server keeps all WAL for it.
+	// WALPerHour is the recent rate at which the server writes WAL, in bytes an hour. SlotSeconds is the time in seconds
+	// until the slot is lost at that rate, if nothing is confirmed meanwhile; it is missing if the server keeps all WAL for
+	// the slot.
 	WALPerHour  *int64     `json:"wal_bytes_per_hour,omitempty"`
 	SlotSeconds *float64   `json:"slot_seconds_left,omitempty"`
 	State       *cdc.State `json:"state,omitempty"`
 	// Decisions are those of operators, the oldest first. Only Status without a running relay reads them.
 	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
-	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // where rows are put aside
+	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // missing without poison.policy: dead_letter
 	Backlog     *polling.Backlog `json:"backlog,omitempty"`                 // of a polled table
 	Notes       []string         `json:"notes,omitempty"`                   // facts to know that do not stop the relay
 	Blocked     []string         `json:"blocked"`                           // the causes that keep rows from flowing, each with what to do
@@ -73,7 +74,7 @@ const kafkaAway = "kafka does not answer: look into its brokers' logs"
 // Slot is the replication slot.
 type Slot struct {
 	Name           string `json:"name"`
-	Exists         *bool  `json:"exists,omitempty"` // missing where PostgreSQL did not say
+	Exists         *bool  `json:"exists,omitempty"` // missing if PostgreSQL did not answer
 	Active         bool   `json:"active"`
 	ConfirmedFlush string `json:"confirmed_flush_lsn,omitempty"`
 	RestartLSN     string `json:"restart_lsn,omitempty"`
@@ -81,9 +82,9 @@ type Slot struct {
 	SafeWALSize    *int64 `json:"safe_wal_size,omitempty"` // bytes that may be written before the slot can be lost; missing without a limit
 }
 
-// Status returns how the pipeline stands. Where Run runs, it says what that knows, and asks PostgreSQL and Kafka for
-// the rest; otherwise it asks both sides for everything, with the relay's own rights. What cannot be asked is in
-// Blocked.
+// Status returns the pipeline's status. If Run has been called, the status has the facts that Run knows, and Status asks
+// PostgreSQL and Kafka for the others. Otherwise it asks both sides for everything, with the relay's rights. Blocked has
+// the questions that got no answer.
 func (p *Pipeline) Status(ctx context.Context) Status {
 	if p.ran.Load() {
 		return p.metrics.status()
@@ -144,14 +145,14 @@ func blocker(err error) Blocker {
 	return Blocker{Found: before + parts[0][1], Means: parts[1][1], Run: parts[2][1]}
 }
 
-// puts fills in how many rows were put aside, and are dead letters.
+// puts fills in the number of unresolved dead letters.
 func (s *Status) puts(unresolved int) {
 	if s.DeadLetters = &unresolved; unresolved > 0 {
 		s.blockedBy(fmt.Sprintf("%d dead letters are unresolved: `walpost dlq list` says why", unresolved))
 	}
 }
 
-// stands fills in where the slot stands.
+// stands fills in the slot's position and the amounts of WAL.
 func (s *Status) stands(f *cdc.Facts) {
 	slot := f.Slot
 	s.WALEnd = f.WALEnd.String()
@@ -165,7 +166,7 @@ func (s *Status) stands(f *cdc.Facts) {
 	s.LagBytes, s.RetainedBytes = &lag, &retained
 }
 
-// waits fills in what the server lets rows and commits wait for.
+// waits fills in the server's notes, and the reasons why it makes rows or commits wait.
 func (s *Status) waits(f *cdc.Facts) {
 	s.Notes = f.Notes
 	s.blockedBy(f.StandbysAway())
@@ -175,15 +176,15 @@ func (s *Status) waits(f *cdc.Facts) {
 }
 
 const (
-	soonLost = 6 * time.Hour // as the alert SlotWillBeLost has it
+	soonLost = 6 * time.Hour // the alert SlotWillBeLost has the same limit
 	longLate = time.Minute
-	moreWAL  = "raise max_slot_wal_keep_size, if the disk has room (`ALTER SYSTEM SET max_slot_wal_keep_size = …` and `SELECT pg_reload_conf()`), and see what holds the relay up"
+	moreWAL  = "raise max_slot_wal_keep_size, if the disk has room (`ALTER SYSTEM SET max_slot_wal_keep_size = …` and `SELECT pg_reload_conf()`), and find out why the relay is late"
 )
 
-// lasts fills in how fast the server writes WAL, and how long the slot lasts at that rate. It comes after lags.
+// lasts fills in how fast the server writes WAL, and how long the slot lasts at that rate. It uses the lag, so call lags first.
 func (s *Status) lasts(perSecond float64, f *cdc.Facts) {
 	if f.Slot.WALStatus == "unreserved" {
-		s.blockedBy("the server removes WAL that the slot still needs at the next checkpoint (wal_status unreserved), and the slot is lost then: " + moreWAL)
+		s.blockedBy("the slot is lost at the server's next checkpoint, which removes WAL that the slot still needs (wal_status unreserved): " + moreWAL)
 	}
 	if perSecond <= 0 {
 		return
@@ -196,12 +197,12 @@ func (s *Status) lasts(perSecond float64, f *cdc.Facts) {
 	}
 	s.SlotSeconds = &left
 	if left < soonLost.Seconds() && s.LagSeconds != nil && *s.LagSeconds > longLate.Seconds() {
-		s.blockedBy(fmt.Sprintf("the slot can be lost in %s, at the rate at which WAL is written: %s", time.Duration(left*float64(time.Second)).Round(time.Minute), moreWAL))
+		s.blockedBy(fmt.Sprintf("the slot can be lost in %s, at the server's rate of WAL: %s", time.Duration(left*float64(time.Second)).Round(time.Minute), moreWAL))
 	}
 }
 
-// secondsLeft returns after how many seconds a slot can be lost, at a rate of WAL a second, if nothing is confirmed. It
-// reports false where there is no limit, or no WAL is written.
+// secondsLeft returns the seconds until a slot can be lost, at a rate of WAL in bytes a second, if nothing is confirmed. It
+// reports false if there is no limit, or the server writes no WAL.
 func secondsLeft(perSecond float64, slot *cdc.SlotFacts) (float64, bool) {
 	if slot.SafeWALSize == nil || perSecond <= 0 {
 		return 0, false
@@ -209,7 +210,7 @@ func secondsLeft(perSecond float64, slot *cdc.SlotFacts) (float64, bool) {
 	return max(0, float64(*slot.SafeWALSize)) / perSecond, true
 }
 
-// backs fills in what waits in a polled table, and for what.
+// backs fills in the backlog of a polled table, and what it waits for.
 func (s *Status) backs(b *polling.Backlog) {
 	s.Backlog = b
 	if b.Horizon != nil {
@@ -220,14 +221,14 @@ func (s *Status) backs(b *polling.Backlog) {
 	}
 }
 
-// records fills in what the state record says.
+// records fills in the state record.
 func (s *Status) records(state *cdc.State) {
 	if s.State = state; state != nil {
 		s.Covered = state.Covered.String()
 	}
 }
 
-// lags fills in for how long what is not confirmed has waited, where that is known.
+// lags fills in the age of the oldest WAL that is not confirmed, if it is known.
 func (s *Status) lags(behind time.Duration, known bool) {
 	if s.LagSeconds = nil; known {
 		seconds := behind.Seconds()

@@ -12,16 +12,16 @@ type server interface {
 	Identify(ctx context.Context, recorded int32) (cdc.Identity, error)
 }
 
-// survey is what both sides say of a pipeline: the server and its slot, and the state record. State is nil where there
-// is no record.
+// survey holds the facts of both sides: of the server with its slot, and the state record. State is nil if there is no
+// record.
 type survey struct {
 	State *cdc.State
 	Facts cdc.Facts
 }
 
-// read reads both sides in the order of a session's start, while a relay may be moving both: the slot before the record
-// and the WAL's end after it, so that the record, which always lies between them, is never seen behind the slot or
-// ahead of the server. record gets what the slot was like before. Who the server is, identify asks: that may need a
+// read reads both sides in the order of a session's start, because a relay may be moving both: first the slot, then the
+// record, then the end of the WAL. The record always lies between slot and end, so read never sees it behind the slot or
+// ahead of the server. record gets the facts from before. The server's identity is left to identify, which may need a
 // replication connection.
 func read(ctx context.Context, from server, record func(context.Context, *cdc.Facts) (*cdc.State, error)) (s survey, err error) {
 	before, err := from.Facts(ctx)
@@ -36,7 +36,7 @@ func read(ctx context.Context, from server, record func(context.Context, *cdc.Fa
 	return s, err
 }
 
-// readAll reads both sides, and who the server is.
+// readAll reads both sides and the server's identity.
 func readAll(ctx context.Context, from server, record func(context.Context, *cdc.Facts) (*cdc.State, error)) (survey, error) {
 	s, err := read(ctx, from, record)
 	if err == nil {
@@ -45,7 +45,7 @@ func readAll(ctx context.Context, from server, record func(context.Context, *cdc
 	return s, err
 }
 
-// again reads the server once more.
+// again reads the server's facts and identity once more.
 func (s *survey) again(ctx context.Context, from server) (err error) {
 	if s.Facts, err = from.Facts(ctx); err != nil {
 		return err
@@ -53,7 +53,7 @@ func (s *survey) again(ctx context.Context, from server) (err error) {
 	return s.identify(ctx, from)
 }
 
-// identify reads who the server is.
+// identify reads the server's identity.
 func (s *survey) identify(ctx context.Context, from server) error {
 	var recorded int32
 	if s.State != nil {
@@ -66,7 +66,7 @@ func (s *survey) identify(ctx context.Context, from server) error {
 	return err
 }
 
-// unfenced reads the state record beside a relay that may write it.
+// unfenced reads the state record without fencing the relay, which may write it meanwhile.
 func (p *Pipeline) unfenced(ctx context.Context, _ *cdc.Facts) (*cdc.State, error) {
 	return p.sink.Peek(ctx)
 }

@@ -18,14 +18,15 @@ import (
 	"github.com/walpost/walpost/cdc/route"
 )
 
-// clockMargin is how far the clocks of writer, PostgreSQL and relay may be apart.
+// clockMargin is the largest difference between the clocks of writer, PostgreSQL and relay that a search allows for.
 const clockMargin = 5 * time.Minute
 
-// Answer is what has become of an event, in a word.
+// Answer says in one word where an event is.
 type Answer string
 
-// The answers. Gone is an event that was delivered or never will be: everything up to its commit is done, and it is
-// nowhere. Unknown is one whose row cannot be read, and which is nowhere.
+// The answers. Gone: everything up to the event's commit is delivered, but the event is neither on a topic nor a dead letter,
+// so it was delivered and deleted there, or will never be delivered. Unknown: the event's row cannot be read, and the event
+// is neither on a topic nor a dead letter.
 const (
 	IsPublished    Answer = "published"
 	IsDeadLettered Answer = "dead_lettered"
@@ -34,18 +35,18 @@ const (
 	Unknown        Answer = "unknown"
 )
 
-// Trace is what has become of an event, or of the events of a key.
+// Trace says where an event is, or where the events of a key are.
 type Trace struct {
 	Asked     string         `json:"asked"`
 	Events    []Traced       `json:"events"`
 	Notes     []string       `json:"notes,omitempty"`
 	Confirmed string         `json:"confirmed_flush_lsn,omitempty"`
 	WALEnd    string         `json:"wal_end_lsn,omitempty"`
-	Behind    int64          `json:"behind_bytes"` // the slot, behind the row: at most
+	Behind    int64          `json:"behind_bytes"` // most bytes of WAL between the slot's position and the row
 	From      time.Time      `json:"from"`
 	Read      kafka.Searched `json:"read"`
 
-	names []string // of what was asked for
+	names []string // the spellings of the wanted id or key
 }
 
 // Traced is one event of a Trace.
@@ -63,16 +64,16 @@ type Traced struct {
 	created time.Time
 }
 
-// WhereOptions is what to look for.
+// WhereOptions are the options of Where.
 type WhereOptions struct {
 	ID      string        // an event's id, or the key of events
-	ReadURL string        // PostgreSQL, as a role that may SELECT from the outbox; empty: source.url
-	ReadKey string        // what holds it, for people
-	Since   time.Duration // how far back to look on the topics; 0: since the event was written
+	ReadURL string        // URL of a role that may SELECT from the outbox; empty: source.url
+	ReadKey string        // name of the flag or key that holds ReadURL, for errors
+	Since   time.Duration // how far back to read the topics; 0: since the event was written
 }
 
-// Where answers whether an event was published, or the events of a key. It reads the outbox row where o.ReadURL may,
-// which gives key and time; then the dead letters, and the key's partition from that time on.
+// Where finds an event, or the events of a key. It reads the outbox row, if the role of o.ReadURL may, for its key and time.
+// Then it reads the dead letters, and the key's partition from that time on.
 func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 	t := &Trace{Asked: o.ID, Events: []Traced{}}
 	key, url := p.kind.reader(cmp.Or(o.ReadKey, "source.url"), cmp.Or(o.ReadURL, p.cfg.Source.URL))
@@ -83,7 +84,7 @@ func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 		return nil, err
 	}
 	t.names = names(o.ID, rows)
-	// The server is asked after the rows and before the topics: what it says was delivered can be found there.
+	// Read the server's facts after the rows and before the topics: a row that the server reports as delivered is then on the topics.
 	if err := p.kind.trace(ctx, t, rows, end); err != nil {
 		return nil, err
 	}
@@ -97,13 +98,13 @@ func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 	return t, nil
 }
 
-// delivered fills in how far rows are delivered from the WAL.
+// delivered fills in the LSN up to which rows from the WAL are delivered.
 func (t *Trace) delivered(seen *survey, rows []postgres.TableRow, end cdc.LSN) {
 	confirmed := seen.Facts.Slot.ConfirmedFlush
 	if seen.State != nil && seen.State.SystemID == seen.Facts.SystemID {
 		confirmed = max(confirmed, seen.State.Covered)
 	} else if seen.State != nil {
-		t.Notes = append(t.Notes, "the state record is of another PostgreSQL, so how far this one is delivered its slot alone says: `walpost status`")
+		t.Notes = append(t.Notes, "the state record belongs to another PostgreSQL server, so only the slot tells which rows of this one are delivered: `walpost status`")
 	}
 	if len(rows) == 0 {
 		end = seen.Facts.WALEnd
@@ -112,7 +113,7 @@ func (t *Trace) delivered(seen *survey, rows []postgres.TableRow, end cdc.LSN) {
 	t.Behind = max(0, int64(end)-int64(confirmed))
 }
 
-// names are what the asked for may be called in records: as it was asked for, as an UUID is written, and as the rows have it.
+// names returns the spellings of what that records may have: the given one, that of a UUID in the usual form, and those in the rows.
 func names(what string, rows []postgres.TableRow) []string {
 	all := []string{what}
 	if u, err := uuid.Parse(what); err == nil {
@@ -126,11 +127,12 @@ func names(what string, rows []postgres.TableRow) []string {
 	return all
 }
 
-// about reports whether an event, by its id and its key, is one that was asked for.
+// about reports whether an event with this id and key is wanted.
 func (t *Trace) about(id, key string) bool {
 	return slices.Contains(t.names, id) || slices.Contains(t.names, key)
 }
 
+// notes returns the texts as errors.
 func notes(texts []string) (errs []error) {
 	for _, n := range texts {
 		errs = append(errs, errors.New(n))
@@ -138,7 +140,7 @@ func notes(texts []string) (errs []error) {
 	return errs
 }
 
-// from is the time of the oldest record to look at.
+// from returns the time of the oldest record to read.
 func from(what string, rows []postgres.TableRow, since time.Duration) (time.Time, error) {
 	if since > 0 {
 		return time.Now().Add(-since).UTC(), nil
@@ -154,18 +156,18 @@ func from(what string, rows []postgres.TableRow, since time.Duration) (time.Time
 	for _, r := range rows {
 		switch t := cmp.Or(r.CreatedAt, timeOf(r.ID)); {
 		case t.IsZero():
-			return at, fmt.Errorf("the outbox does not tell when event %s was written: say how far back to look, --since 24h", r.ID)
+			return at, fmt.Errorf("the outbox does not tell when event %s was written: say how far back to read, --since 24h for example", r.ID)
 		case t.Before(time.Now()):
 			earlier(t)
 		default:
-			ahead = fmt.Errorf("event %s has the time %s, which is yet to come: the clock of its writer is wrong, or it says something else: say how far back to look, --since 24h", r.ID, t.Format(time.RFC3339))
+			ahead = fmt.Errorf("event %s has the time %s, which is in the future: its writer's clock is wrong, or the column is not the time of writing: say how far back to read, --since 24h for example", r.ID, t.Format(time.RFC3339))
 		}
 	}
 	if at.IsZero() && ahead != nil {
 		return at, ahead
 	}
 	if at.IsZero() {
-		return at, fmt.Errorf("%q is in no row of the outbox that can be read, and is no UUIDv7, which has the time in it: say how far back to look, --since 24h", what)
+		return at, fmt.Errorf("no readable row of the outbox has %q, and it is not a UUIDv7, which contains its time: say how far back to read, --since 24h for example", what)
 	}
 	return at.Add(-clockMargin).UTC(), nil
 }
@@ -179,9 +181,9 @@ func timeOf(id string) time.Time {
 	return time.Unix(u.Time().UnixTime())
 }
 
-// search looks first where the producer puts the records: the key's partition, of the row's topic or, for all events of
-// a key, of every topic of the outbox. Where the key is not known, or the event is not there (partitions were added
-// since, or topics renamed), it looks everywhere.
+// search first reads the partition to which the producer writes: the key's partition, of the row's topic or, for all events
+// of a key, of every topic of the outbox. If the key is unknown, or the event is not there (partitions were added since, or
+// topics renamed), it reads all partitions.
 func (p *Pipeline) search(ctx context.Context, t *Trace, rows []postgres.TableRow) error {
 	all, err := p.sink.Topics(ctx, route.Pattern(p.cfg.Kafka))
 	if err != nil {
@@ -216,6 +218,7 @@ func (p *Pipeline) search(ctx context.Context, t *Trace, rows []postgres.TableRo
 	}
 }
 
+// event returns the event with this id, and adds it if the trace does not have it yet.
 func (t *Trace) event(id, key, typ string) *Traced {
 	i := slices.IndexFunc(t.Events, func(e Traced) bool { return e.EventID == id })
 	if i < 0 {
@@ -225,6 +228,7 @@ func (t *Trace) event(id, key, typ string) *Traced {
 	return &t.Events[i]
 }
 
+// answer fills in the answers, and sorts the events.
 func (t *Trace) answer() {
 	if len(t.Events) == 0 {
 		t.Events = append(t.Events, Traced{EventID: t.Asked, Answer: Unknown})
@@ -243,7 +247,7 @@ func (t *Trace) answer() {
 			e.Answer = Gone
 		}
 	}
-	// In the order of commits, as far as it is known; what is only in the table comes last.
+	// Sort by commits, as far as their order is known; events that are only in the table come last.
 	slices.SortStableFunc(t.Events, func(a, b Traced) int {
 		pa, pb := a.position(), b.position()
 		if pa == (cdc.Position{}) || pb == (cdc.Position{}) {
@@ -253,6 +257,7 @@ func (t *Trace) answer() {
 	})
 }
 
+// position returns the position of the event's row; zero if it is unknown.
 func (e *Traced) position() (p cdc.Position) {
 	lsn, seq := "", ""
 	switch {

@@ -20,7 +20,7 @@ func (w wal) relay(observer cdc.Observer) *cdc.Supervisor {
 	return cdc.NewRelay(options(&w.cfg), w.source, w.sink, route.New(w.cfg.Pipeline, w.cfg.Kafka), observer).Supervisor
 }
 
-// options returns what the engine needs of the configuration.
+// options returns the engine's options for the configuration.
 func options(cfg *config.Config) cdc.Options {
 	o := cdc.Options{
 		Pipeline: cfg.Pipeline, ExactlyOnce: cfg.Delivery == config.ExactlyOnce,
@@ -43,8 +43,8 @@ func (w wal) watched() watched {
 }
 
 const (
-	patience = 15 * time.Second // behind for longer, the reason is asked for
-	lookFor  = 6 * time.Second  // a session looks at the server every 5 s, and writes down what it sees
+	patience = 15 * time.Second // with a lag above this, Status looks for the reason
+	lookFor  = 6 * time.Second  // a session looks at the server every 5 s, and writes a state record
 )
 
 func (w wal) survey(ctx context.Context, st *Status) {
@@ -56,10 +56,10 @@ func (w wal) survey(ctx context.Context, st *Status) {
 			state, stateErr = w.sink.Peek(ctx)
 			st.blocked(stateErr)
 		}
-		return state, nil // what PostgreSQL says is told without it
+		return state, nil // the facts of PostgreSQL are shown without it
 	}
 	if !away {
-		if decisions, err := w.sink.Decisions(ctx); err == nil { // if not, Peek says why
+		if decisions, err := w.sink.Decisions(ctx); err == nil { // Peek reports an error
 			st.Decisions = decisions
 		}
 		if w.cfg.Poison.Policy == config.PolicyDeadLetter {
@@ -79,8 +79,8 @@ func (w wal) survey(ctx context.Context, st *Status) {
 		return
 	}
 	if st.shows(&seen); seen.Facts.Slot.Active && st.late() {
-		// A record of before a silence says nothing of what has come since: a relay that works writes a new one within
-		// a moment.
+		// A state record that is older than a silence does not show whether later rows wait: a relay that works writes a new
+		// record within lookFor.
 		moves := w.moves(ctx, &seen)
 		switch st.shows(&seen); {
 		case !st.late() || moves:
@@ -104,11 +104,12 @@ func (w wal) survey(ctx context.Context, st *Status) {
 		}
 	}
 	if slot := seen.Facts.Slot; slot.Exists && !slot.Active {
-		st.blockedBy("no relay streams from the slot: start `walpost relay`; if one is up, its log and /readyz say why it does not stream")
+		st.blockedBy("no relay streams from the slot: start `walpost relay`; if one runs, its log and /readyz say why it does not stream")
 	}
 }
 
-// asks asks Kafka for the topics, and reports that it does not answer. What is asked of it then would only take long.
+// asks asks Kafka for the topics, and reports whether it is away. If it is, the caller asks it nothing more, because each
+// question would last until its timeout.
 func (s *Status) asks(ctx context.Context, sink *kafka.Sink) (partitions kafka.Partitions, away bool) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
@@ -116,7 +117,7 @@ func (s *Status) asks(ctx context.Context, sink *kafka.Sink) (partitions kafka.P
 	return partitions, s.blocked(err) && !errors.As(err, new(*cdc.HaltError))
 }
 
-// shows fills in a survey.
+// shows fills in the facts of a survey.
 func (s *Status) shows(seen *survey) {
 	s.records(seen.State)
 	s.stands(&seen.Facts)
@@ -133,13 +134,13 @@ func (s *Status) shows(seen *survey) {
 	s.lags(behind, known)
 }
 
-// late says that something has waited for long, or that nobody knows for how long.
+// late reports whether rows have waited for longer than patience, or an unknown time.
 func (s *Status) late() bool {
 	return s.LagSeconds == nil || *s.LagSeconds > patience.Seconds()
 }
 
-// moves waits until the record or the slot has moved, for as long as a relay that works needs for that. It reports
-// whether one did, and leaves in seen what it saw then. Without a record, the slot has to.
+// moves waits until the record or the slot has moved, for lookFor at most. It reports whether one has moved, and updates seen.
+// Without a record it watches the slot alone.
 func (w wal) moves(ctx context.Context, seen *survey) bool {
 	for end := time.Now().Add(lookFor); time.Now().Before(end); {
 		select {
@@ -153,7 +154,7 @@ func (w wal) moves(ctx context.Context, seen *survey) bool {
 		}
 		now, err := read(ctx, w.source, record)
 		if err != nil || (now.State == nil) != (seen.State == nil) {
-			return false // what was read before holds, and was told
+			return false // keep the facts that were read before
 		}
 		if now.Facts.Slot.ConfirmedFlush != seen.Facts.Slot.ConfirmedFlush || now.State != nil && now.State.Current().After(seen.State.Current()) {
 			*seen = now
@@ -163,12 +164,12 @@ func (w wal) moves(ctx context.Context, seen *survey) bool {
 	return false
 }
 
-// waiting says what a relay that is connected waits for.
+// waiting returns the reason why a connected relay confirms nothing.
 func waiting(f *cdc.Facts, seconds float64) string {
 	if standbys := f.StandbysBehind(f.WALEnd); standbys != "" && f.StandbysAway() == "" {
 		return standbys
 	}
-	return fmt.Sprintf("nothing was confirmed of what was written in the last %.0f s, and a relay is connected: its walsender is %s; the relay's log and /readyz say what it waits for", seconds, &f.Walsender)
+	return fmt.Sprintf("a relay is connected, but has confirmed nothing that was written in the last %.0f s: its walsender is %s; the relay's log and /readyz say what it waits for", seconds, &f.Walsender)
 }
 
 func (w wal) gap(ctx context.Context) error {
@@ -177,7 +178,7 @@ func (w wal) gap(ctx context.Context) error {
 		return err
 	}
 	if _, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts); err != nil {
-		return fmt.Errorf("nothing was deleted: rows of the table may be needed for a replay: %w", err)
+		return fmt.Errorf("nothing was deleted, because a replay may need rows of the table: %w", err)
 	}
 	return nil
 }
@@ -188,7 +189,7 @@ func (w wal) delivered(ctx context.Context) (time.Time, error) {
 	st, err := w.sink.Peek(ctx)
 	var halt *cdc.HaltError
 	switch {
-	case errors.As(err, &halt), err == nil && st == nil: // a spoiled topic tells nothing
+	case errors.As(err, &halt), err == nil && st == nil: // a damaged state topic has no commit time
 		return time.Time{}, nil
 	case err != nil:
 		return time.Time{}, err
@@ -213,8 +214,8 @@ func (w wal) trace(ctx context.Context, t *Trace, rows []postgres.TableRow, end 
 		return err
 	}
 	t.delivered(&seen, rows, end)
-	// Their topic is read before it is looked for what is published: what is redriven meanwhile is seen twice, not
-	// never.
+	// The dead letter topic is read before the outbox's topics: an event that is redriven meanwhile is then seen twice, and
+	// not missed.
 	entries, err := w.sink.Entries(ctx)
 	if err != nil {
 		return err

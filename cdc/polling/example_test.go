@@ -17,7 +17,7 @@ import (
 	"github.com/walpost/walpost/cdc/polling"
 )
 
-// Events without Kafka: a handler in the process is called for each, until it has taken it.
+// Events without Kafka: the relay calls a handler in the process for each event, until the handler returns nil.
 func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	server, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{})

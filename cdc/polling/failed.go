@@ -10,7 +10,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// Failed is a row that was refused so often that it waits for somebody's decision.
+// Failed is a row that was rejected at every attempt and waits for an operator's decision.
 type Failed struct {
 	Position int64
 	cdc.DeadLetter
@@ -19,7 +19,8 @@ type Failed struct {
 // ListFailed reads the failed rows in their order, without payloads and headers.
 func (o *Outbox) ListFailed(ctx context.Context) ([]Failed, error) { return o.failed(ctx, "0", "") }
 
-// ReadFailed reads a failed row whole, unless it is larger than source.max_row_bytes; nil is one that has not failed, or no more.
+// ReadFailed reads a failed row with payload and headers, unless it is larger than source.max_row_bytes. It returns nil if the row at
+// this position is not failed.
 func (o *Outbox) ReadFailed(ctx context.Context, position int64) (*Failed, error) {
 	all, err := o.failed(ctx, o.maxRow(), fmt.Sprintf(" AND {position} = %d", position))
 	if len(all) == 0 {
@@ -28,6 +29,7 @@ func (o *Outbox) ReadFailed(ctx context.Context, position int64) (*Failed, error
 	return &all[0], nil
 }
 
+// failed reads the failed rows for which the condition and holds; most is the largest row in bytes that is read whole.
 func (o *Outbox) failed(ctx context.Context, most, and string) ([]Failed, error) {
 	t, err := o.open(ctx)
 	if err != nil {
@@ -55,12 +57,13 @@ func (o *Outbox) failed(ctx context.Context, most, and string) ([]Failed, error)
 	return all, nil
 }
 
-// Redrive makes failed rows pending again, as if they had never been tried. What waits behind them follows.
+// Redrive makes failed rows pending again, as if they had never been tried. The later rows of their keys follow them.
 func (o *Outbox) Redrive(ctx context.Context, positions []int64) error {
 	return o.resolve(ctx, positions, `UPDATE {table} SET {status} = {pending}, {retry_count} = 0, {last_error} = NULL, {processed_at} = NULL`)
 }
 
-// Drop gives failed rows up: they are marked, or deleted where published ones are. What waits behind them is published.
+// Drop gives failed rows up: it marks them, or deletes them if the relay deletes published rows. Then the relay publishes the
+// later rows of their keys.
 func (o *Outbox) Drop(ctx context.Context, positions []int64) error {
 	if o.cfg.Polling.AfterPublish == config.DeleteRow {
 		return o.resolve(ctx, positions, `DELETE FROM {table}`)
@@ -68,6 +71,7 @@ func (o *Outbox) Drop(ctx context.Context, positions []int64) error {
 	return o.resolve(ctx, positions, `UPDATE {table} SET {status} = {dropped}, {processed_at} = clock_timestamp()`)
 }
 
+// resolve runs the statement how for the rows at these positions that are failed.
 func (o *Outbox) resolve(ctx context.Context, positions []int64, how string) error {
 	t, err := o.open(ctx)
 	if err != nil {

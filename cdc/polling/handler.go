@@ -7,24 +7,27 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// Handler takes one event, in the process. An error is the row's: it is tried again, and recorded. What must not be counted
-// as an attempt, because whoever it calls is away, is wrapped in ErrAway.
+// Handler handles one event within the process. With an error the row is rejected: the relay records the error and tries the row
+// again. If a service that the handler needs is away, the handler wraps the error in ErrAway, and the attempt does not count.
 type Handler func(ctx context.Context, row *cdc.Row) error
 
-// ErrAway says that no row is at fault: the session ends, and goes on with backoff.
-var ErrAway = errors.New("what the handler needs is away")
+// ErrAway is wrapped by a handler's error when no row is at fault: the session ends, and the next one starts with backoff.
+var ErrAway = errors.New("a service that the handler needs is away")
 
-// To delivers rows to a handler, one after the other, without Kafka. It may see a row again: the mark of what was handled comes
-// after it.
+// To returns a Target that calls a handler for one row after the other, without Kafka. The handler may see a row again, because the
+// relay marks the row after the handler has returned.
 func To(h Handler) Target { return &inProcess{handle: h} }
 
+// inProcess is a Target, and its own Delivery.
 type inProcess struct {
 	handle  Handler
 	records []cdc.Record
 }
 
+// Open returns a Delivery to the handler.
 func (p *inProcess) Open(context.Context) (Delivery, error) { return &inProcess{handle: p.handle}, nil }
 
+// Take calls the handler.
 func (p *inProcess) Take(ctx context.Context, row *cdc.Row) error {
 	err := p.handle(ctx, row)
 	switch {
@@ -37,10 +40,12 @@ func (p *inProcess) Take(ctx context.Context, row *cdc.Row) error {
 	return cdc.Reject(row, cdc.ByHandler, "", "%v", err)
 }
 
+// Flush returns the rows that the handler has handled since the last Flush.
 func (p *inProcess) Flush(context.Context) ([]cdc.Record, error) {
 	records := p.records
 	p.records = nil
 	return records, nil
 }
 
+// Close does nothing.
 func (p *inProcess) Close() {}

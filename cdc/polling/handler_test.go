@@ -18,7 +18,7 @@ import (
 	"github.com/walpost/walpost/cdc/polling"
 )
 
-// inbox is what a handler was called with, and what it answers.
+// inbox records the calls of a handler, and decides its answers.
 type inbox struct {
 	mu     sync.Mutex
 	calls  []string
@@ -49,7 +49,7 @@ func (i *inbox) called() string {
 	return strings.Join(i.calls, " ")
 }
 
-// TestHandler has rows that are taken at once, later, and never, and a time when nothing can be taken.
+// TestHandler has rows that the handler accepts at once, later, or never, and a time when it accepts none.
 func TestHandler(t *testing.T) {
 	cfg := config.Default()
 	cfg.Pipeline, cfg.Source.Kind, cfg.Source.URL = "p", config.KindPolling, cdctest.Database(t)

@@ -6,8 +6,8 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// ToKafka delivers rows as records: the engine's route and sink, without a state record. What a row says of itself in the table
-// takes its place.
+// ToKafka returns a Target that delivers rows as records, with the engine's route and sink. It writes no state record: the status of
+// each row in the table replaces it.
 func ToKafka(sink cdc.Sink, route cdc.Route) Target { return &toKafka{sink, route} }
 
 type toKafka struct {
@@ -15,6 +15,7 @@ type toKafka struct {
 	route cdc.Route
 }
 
+// Open opens a publisher.
 func (k *toKafka) Open(ctx context.Context) (Delivery, error) {
 	pub, err := k.sink.Open(ctx)
 	if err != nil {
@@ -23,14 +24,15 @@ func (k *toKafka) Open(ctx context.Context) (Delivery, error) {
 	return &window{Publisher: pub, route: k.route, fresh: true}, nil
 }
 
-// window is what is published as one.
+// window is a Delivery to Kafka. It collects the records that are published together.
 type window struct {
 	cdc.Publisher
 	route   cdc.Route
 	records []cdc.Record
-	fresh   bool // nothing was taken since the last Flush
+	fresh   bool // no row was taken since the last Flush
 }
 
+// Take routes and checks a row, and adds its record to the window.
 func (w *window) Take(ctx context.Context, row *cdc.Row) error {
 	if w.fresh || len(w.records) == 0 {
 		w.route.NextWindow()
@@ -47,6 +49,7 @@ func (w *window) Take(ctx context.Context, row *cdc.Row) error {
 	return nil
 }
 
+// Flush publishes the window.
 func (w *window) Flush(ctx context.Context) ([]cdc.Record, error) {
 	w.fresh = true
 	return w.records, w.Publish(ctx, w.records, nil)

@@ -15,18 +15,18 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// Outbox is a polled table. It holds nothing open: each method connects for itself.
+// Outbox is a polled table. It keeps no connection open: each method opens its own.
 type Outbox struct {
 	identity.Unshown
 
-	Source *postgres.Source // who connects
+	Source *postgres.Source // opens the connections
 
 	pipeline string
 	cfg      config.Source
 	template *strings.Replacer
 }
 
-// NewOutbox returns the outbox of a pipeline. The log is postgres.NewSource's.
+// NewOutbox returns the outbox of a pipeline. It passes log to postgres.NewSource.
 func NewOutbox(pipeline string, cfg config.Source, log zerolog.Logger) *Outbox {
 	return &Outbox{pipeline: pipeline, cfg: cfg, Source: postgres.NewSource(pipeline, cfg, log), template: sqlTemplate(&cfg)}
 }
@@ -44,11 +44,11 @@ func (o *Outbox) open(ctx context.Context) (*postgres.OpenTable, error) {
 	return t, nil
 }
 
-// sql puts the configuration's names into a statement.
+// sql replaces the placeholders of a statement by the configuration's names.
 func (o *Outbox) sql(text string) string { return o.template.Replace(text) }
 
-// sqlTemplate returns the names that stand for those of the configuration. A row f that {holds} stands before o in the same order if it is
-// the {same}.
+// sqlTemplate returns the replacer of placeholders by the configuration's names. {holds} is true for a row f that holds later rows of its
+// key. {same} is true if row f has the key of row o and comes before it.
 func sqlTemplate(cfg *config.Source) *strings.Replacer {
 	c, w := cfg.Polling.Columns, cfg.Polling.Words
 	id, literal := func(name string) string { return postgres.Ident(name) }, postgres.Literal
@@ -81,19 +81,19 @@ func sqlTemplate(cfg *config.Source) *strings.Replacer {
 		"{same}", once.Replace(same))...)
 }
 
-// unpollable are the codes of errors that a person must fix, but for those that every source halts for.
+// unpollable are the SQLSTATEs of errors that a person must fix, in addition to those for which every source halts.
 var unpollable = []string{pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, pgerrcode.DatatypeMismatch, pgerrcode.UndefinedFunction}
 
-// classify returns a server's error by its SQLSTATE: what a person must fix is a HaltError.
+// classify returns a server's error, as a HaltError if its SQLSTATE is one that a person must fix.
 func classify(t *postgres.OpenTable, doing string, err error) error {
 	err, cause := t.Classify(doing, err), err
 	var halt *cdc.HaltError
-	run := "let `walpost init` make what is missing, or fix it"
+	run := "let `walpost init` create what is missing, or fix it yourself"
 	switch {
 	case errors.Is(err, postgres.ErrUnseen):
-		return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "the relay goes on by itself then"}
+		return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "fix it, and the relay resumes by itself"}
 	case errors.As(err, &halt):
-		err, run = errors.New(halt.Found), halt.Run+", or let `walpost init` give it"
+		err, run = errors.New(halt.Found), halt.Run+", or let `walpost init` grant it"
 	case slices.Contains(unpollable, postgres.SQLState(cause)):
 	default:
 		return err

@@ -12,7 +12,7 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// TestErrorsThatAPersonMustFixHalt: the table is gone, or not what it was. A lock that does not come is nobody's to fix.
+// TestErrorsThatAPersonMustFixHalt: a table that is gone or has changed is a halt. A lock that cannot be taken is not.
 func TestErrorsThatAPersonMustFixHalt(t *testing.T) {
 	for code, halts := range map[string]bool{
 		pgerrcode.InsufficientPrivilege: true, pgerrcode.UndefinedTable: true, pgerrcode.UndefinedColumn: true,

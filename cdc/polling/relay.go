@@ -22,17 +22,17 @@ const (
 	settleMin  = 2 * time.Millisecond
 )
 
-// Target is where rows go.
+// Target is the destination of rows.
 type Target interface {
 	Open(ctx context.Context) (Delivery, error)
 }
 
-// Delivery is one session's way to the target.
+// Delivery is one session's connection to the target.
 type Delivery interface {
-	// Take takes a row for the next Flush, or refuses it with a RejectedError: then the row is at fault, not the target.
+	// Take takes a row for the next Flush. It returns a RejectedError if the row is at fault and not the target.
 	Take(ctx context.Context, row *cdc.Row) error
-	// Flush returns when everything that was taken is delivered, and what became of it. It is a RejectedError when a row was, which
-	// one is certain only of a single row; after an error the Delivery must not be used again.
+	// Flush waits until every row that was taken is delivered, and returns the records. It returns a RejectedError if a row is at
+	// fault; if several rows were taken, it is not known which one. After an error the Delivery must not be used again.
 	Flush(ctx context.Context) ([]cdc.Record, error)
 	Close()
 }
@@ -47,19 +47,19 @@ type Relay struct {
 	target   Target
 	observer cdc.Observer
 
-	single int64 // rows up to here go one at a time: one of them was refused, and it is not known which
+	single int64 // rows up to this position are sent one at a time, because one of them was rejected, and it is not known which
 	motion motion
 	stalls stalls
-	spent  error               // ends the session once what was fetched is marked
-	due    map[int64]time.Time // when a refused row is tried again
+	spent  error               // ends the session after the fetched rows are marked
+	due    map[int64]time.Time // by position, the time of a rejected row's next attempt
 }
 
-// New makes a relay. It holds nothing until Run.
+// New returns a relay. It connects to nothing until Run.
 func New(cfg config.Config, target Target, observer cdc.Observer, log zerolog.Logger) *Relay {
 	return NewOutbox(cfg.Pipeline, cfg.Source, log).Relay(cfg, target, observer)
 }
 
-// Relay makes a relay of the outbox, as New does.
+// Relay returns a relay of the outbox, as New does.
 func (o *Outbox) Relay(cfg config.Config, target Target, observer cdc.Observer) *Relay {
 	r := &Relay{cfg: cfg, outbox: o, target: target, observer: cdc.Tee(observer)}
 	r.Supervisor = cdc.NewSupervisor(observer, func(ctx context.Context) error {
@@ -71,7 +71,8 @@ func (o *Outbox) Relay(cfg config.Config, target Target, observer cdc.Observer) 
 	return r
 }
 
-// session has the table, from the lock to whatever ends it. It returns nil only when ctx has ended and what was fetched is marked.
+// session locks the table and publishes its rows until ctx ends or an error occurs. It returns nil only if ctx has ended and all
+// fetched rows are marked.
 func (r *Relay) session(ctx context.Context) error {
 	t, err := r.outbox.begin(ctx)
 	if err != nil {
@@ -95,7 +96,7 @@ func (r *Relay) session(ctx context.Context) error {
 	defer stop()
 	r.due = map[int64]time.Time{}
 
-	// What was fetched is published and marked after the end of ctx too.
+	// Fetched rows are published and marked also after the end of ctx, for at most shutdown_timeout.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(r.cfg.ShutdownTimeout, cancel) })()
@@ -103,7 +104,7 @@ func (r *Relay) session(ctx context.Context) error {
 		err := r.round(ctx, work, t, delivery)
 		switch {
 		case err != nil && work.Err() != nil:
-			return fmt.Errorf("%w: shutdown_timeout (%s) was over before what was fetched was published; it stays pending", cdc.ErrUndelivered, r.cfg.ShutdownTimeout)
+			return fmt.Errorf("%w: shutdown_timeout (%s) ended before all fetched rows were published; the others stay pending", cdc.ErrUndelivered, r.cfg.ShutdownTimeout)
 		case err != nil && ctx.Err() != nil && !errors.Is(err, context.Canceled):
 			return fmt.Errorf("%w: %w", cdc.ErrUndelivered, err)
 		case err != nil || ctx.Err() != nil:
@@ -112,15 +113,15 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 }
 
-// round takes everything that is settled, and waits for the next.
+// round publishes all settled rows, and waits until the next round is due.
 func (r *Relay) round(ctx, work context.Context, t *table, delivery Delivery) error {
 	next := time.Now().Add(r.cfg.Source.Polling.Interval)
 	ordered := r.cfg.Source.Polling.Order == config.OrderKey
-	for anew, pause := true, settleMin; ; anew, pause = false, 2*pause {
+	for first, pause := true, settleMin; ; first, pause = false, 2*pause {
 		more := false
 		if ordered {
 			var err error
-			if more, err = t.settle(ctx, anew); err != nil {
+			if more, err = t.settle(ctx, first); err != nil {
 				return err
 			}
 		}
@@ -151,8 +152,8 @@ func (r *Relay) round(ctx, work context.Context, t *table, delivery Delivery) er
 	}
 }
 
-// dueNow are the refused rows whose time has come. One that is not known, of an earlier session or another relay, waits its time
-// from now on: no clock but this process's is asked.
+// dueNow returns the positions of the rejected rows whose next attempt is due. For a row that an earlier session or another relay
+// tried, the wait begins now, because only this process's clock counts.
 func (r *Relay) dueNow(ctx context.Context, t *table) (due []int64, err error) {
 	retrying, err := t.retrying(ctx)
 	if err != nil {
@@ -173,6 +174,7 @@ func (r *Relay) dueNow(ctx context.Context, t *table) (due []int64, err error) {
 	return due, nil
 }
 
+// backoff returns the wait before the next attempt of a row.
 func (r *Relay) backoff(retries int) time.Duration {
 	d := r.cfg.Source.Polling.Backoff
 	for ; retries > 1 && d < maxBackoff; retries-- {
@@ -181,7 +183,7 @@ func (r *Relay) backoff(retries int) time.Duration {
 	return min(d, maxBackoff)
 }
 
-// batch fetches, delivers and marks rows once. full says that there may be more.
+// batch fetches, delivers and marks rows once. full reports that more rows may be waiting.
 func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []int64) (full bool, err error) {
 	most := r.cfg.Window.Rows
 	if r.single > 0 {
@@ -195,7 +197,8 @@ func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []in
 	if r.cfg.Source.Polling.Order == config.OrderKey {
 		return r.deliver(ctx, t, t.Conn, delivery, most, due)
 	}
-	// The rows are locked while they are delivered, but not for ever: a transaction that stays open is everybody's burden.
+	// The rows are locked while they are delivered, but for at most queue_timeout: an open transaction keeps the whole server from
+	// removing dead rows.
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueueTimeout)
 	defer cancel()
 	err = pgx.BeginFunc(ctx, t.Conn, func(tx pgx.Tx) error {
@@ -205,7 +208,7 @@ func (r *Relay) batch(ctx context.Context, t *table, delivery Delivery, due []in
 	return full, err
 }
 
-// fits refuses a row that was not read, because of its size.
+// fits rejects a row that was not read because of its size.
 func (r *Relay) fits(it *item) error {
 	if most := r.cfg.Source.MaxRowBytes; it.bytes > int64(most) {
 		return cdc.Reject(&it.row, cdc.TooLarge, "", "the row is %d bytes, source.max_row_bytes is %s: raise that, if Kafka takes such a record, and `walpost dlq redrive`, or give the row up with `walpost dlq drop`", it.bytes, most)
@@ -213,6 +216,7 @@ func (r *Relay) fits(it *item) error {
 	return nil
 }
 
+// deliver does the work of batch, with the connection or transaction q.
 func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Delivery, most int, due []int64) (full bool, err error) {
 	items, full, err := t.fetch(ctx, q, most, int(r.cfg.Window.Bytes), due)
 	if err != nil || len(items) == 0 {
@@ -228,8 +232,8 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 	r.observer.Received(len(items), 0, 0, bytes)
 	began := time.Now()
 	var taken []int64
-	var last *item // of those taken
-	var refused []refusal
+	var last *item // the last one that was taken
+	var refused []rejection
 	held := map[string]bool{}
 	ordered := r.cfg.Source.Polling.Order == config.OrderKey
 	for _, it := range items {
@@ -242,7 +246,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 			err = delivery.Take(ctx, &it.row)
 		}
 		if why := (*cdc.RejectedError)(nil); errors.As(err, &why) {
-			refused = append(refused, refusal{it, why})
+			refused = append(refused, rejection{it, why})
 			held[key] = true
 			continue
 		}
@@ -271,9 +275,9 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 			r.single = taken[len(taken)-1]
 			return false, fmt.Errorf("kafka rejected one record of the window: the relay starts again and sends the rows one at a time, to find out which: %w", errors.New(why.Error()))
 		case errors.As(err, &why):
-			// The row is known, and the delivery is spent: what is marked counts, and then the session ends.
-			r.spent = fmt.Errorf("start over behind a row that was refused: %w", errors.New(why.Error()))
-			return false, r.mark(ctx, t, q, nil, append(refused, refusal{last, why}))
+			// The row is known, but the delivery cannot be used again: mark the rejected rows, and then end the session.
+			r.spent = fmt.Errorf("start over after a row that was rejected: %w", errors.New(why.Error()))
+			return false, r.mark(ctx, t, q, nil, append(refused, rejection{last, why}))
 		case err != nil:
 			return false, err
 		}
@@ -291,8 +295,8 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 	return full, failpoint.Hit("poll_marked")
 }
 
-// mark records what became of rows, and when those refused are tried again.
-func (r *Relay) mark(ctx context.Context, t *table, q querier, published []int64, refused []refusal) error {
+// mark marks published and rejected rows in the table, and sets the time of the next attempt of those rejected.
+func (r *Relay) mark(ctx context.Context, t *table, q querier, published []int64, refused []rejection) error {
 	if err := t.mark(ctx, q, published, refused); err != nil {
 		return err
 	}

@@ -19,8 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc/polling"
 )
 
-// broker refuses on Flush whatever window has an event that is called bad in it, as Kafka would. A delivery that is used after that
-// is an error.
+// broker rejects on Flush each window with an event named bad, as Kafka would. To use the delivery after that is an error.
 type broker struct {
 	mu     sync.Mutex
 	came   []string
@@ -72,7 +71,7 @@ func (w *way) Flush(context.Context) ([]cdc.Record, error) {
 
 func (w *way) Close() {}
 
-// TestRefusedOnFlush has a row that only the target refuses, once it has all of a window.
+// TestRefusedOnFlush has a row that only the target rejects, after it has the whole window.
 func TestRefusedOnFlush(t *testing.T) {
 	cdctest.Long(t, "waits for attempts")
 	t.Parallel()
@@ -131,7 +130,7 @@ func TestRefusedOnFlush(t *testing.T) {
 	}
 }
 
-// outboxOf makes the table and connects to its database.
+// outboxOf creates the table and connects to its database.
 func outboxOf(t *testing.T, cfg config.Config) *pgx.Conn {
 	t.Helper()
 	conn := connect(t, cfg)
@@ -153,7 +152,7 @@ func connect(t *testing.T, cfg config.Config) *pgx.Conn {
 	return conn
 }
 
-// TestTransactionsThatOverlap are such that one is always open, for longer than the interval: rows are settled all the same.
+// TestTransactionsThatOverlap: at every time some transaction is open, each for longer than the interval. Rows are settled all the same.
 func TestTransactionsThatOverlap(t *testing.T) {
 	t.Parallel()
 	cfg := config.Default()
@@ -187,7 +186,7 @@ func TestTransactionsThatOverlap(t *testing.T) {
 	}
 }
 
-// TestLockedRows are another relay's, where there is no order: the others are not waited for.
+// TestLockedRows: without an order another relay may have locked rows. This relay does not wait for them.
 func TestLockedRows(t *testing.T) {
 	t.Parallel()
 	cfg := config.Default()
@@ -227,7 +226,7 @@ func TestLockedRows(t *testing.T) {
 	}
 }
 
-// TestDecidedMeanwhile has rows that somebody decides about while they are delivered: that stands.
+// TestDecidedMeanwhile has rows whose status an operator changes while they are delivered: the relay does not overwrite it.
 func TestDecidedMeanwhile(t *testing.T) {
 	t.Parallel()
 	cfg := config.Default()
@@ -268,7 +267,7 @@ func TestDecidedMeanwhile(t *testing.T) {
 	}
 }
 
-// TestBacklogCostsTheSameForAnyTable: probes and scrapes ask for it. It reads no row that was published, and counts to a limit.
+// TestBacklogCostsTheSameForAnyTable: probes and scrapes call Backlog, so it reads no published row, and counts to a limit.
 func TestBacklogCostsTheSameForAnyTable(t *testing.T) {
 	t.Parallel()
 	cfg := config.Default()
@@ -295,7 +294,7 @@ func TestBacklogCostsTheSameForAnyTable(t *testing.T) {
 		t.Fatalf("%+v, %v", b, err)
 	}
 	var read, scans int64
-	cdctest.Eventually(t, 20*time.Second, func() error { // its connection leaves the statistics behind when it ends
+	cdctest.Eventually(t, 20*time.Second, func() error { // a connection reports its statistics when it ends
 		err := conn.QueryRow(t.Context(), `SELECT seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE relname = 'outbox'`).Scan(&read, &scans)
 		if err == nil && scans == 0 {
 			err = errors.New("the statistics are not there")

@@ -9,17 +9,17 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// RowStatus is what the table says of a row.
+// RowStatus has the columns of the table that tell a row's status.
 type RowStatus struct {
 	Position    int64     `json:"position"`
 	Status      string    `json:"status"`
 	ProcessedAt time.Time `json:"processed_at,omitzero"`
 	RetryCount  int       `json:"retry_count"`
 	LastError   string    `json:"last_error,omitempty"`
-	Behind      string    `json:"behind,omitempty"` // id of the refused row of its key that it waits for
+	Behind      string    `json:"behind,omitempty"` // id of the rejected row of its key that it waits for
 }
 
-// RowStatuses returns what the table says of rows, by their ids.
+// RowStatuses returns the statuses of the rows with these ids, by id.
 func (o *Outbox) RowStatuses(ctx context.Context, ids []string) (map[string]RowStatus, error) {
 	t, err := o.open(ctx)
 	if err != nil {
@@ -30,7 +30,7 @@ func (o *Outbox) RowStatuses(ctx context.Context, ids []string) (map[string]RowS
 	if err := t.Conn.QueryRow(ctx, `SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = $1 AND attname = $2`, t.OID, o.cfg.Columns.ID).Scan(&typ); err != nil {
 		return nil, classify(t, "look at the table", err)
 	}
-	// A bytea's hex digits are what a row is called by.
+	// An id of type bytea is written as its hex digits.
 	called, value := func(id string) string { return id + "::text" }, `asked::`+typ
 	if typ == "bytea" {
 		called, value = func(id string) string { return "encode(" + id + ", 'hex')" }, `decode(asked, 'hex')`

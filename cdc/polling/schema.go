@@ -16,13 +16,14 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// DDL makes the table, for a service that has its own migrations; `walpost init` does the same, and adds what a table lacks.
+// DDL returns the statements that create the table, for a service that has its own migrations. `walpost init` creates the same
+// table, and adds columns and indexes that an existing table lacks.
 func DDL(cfg config.Source) []string {
 	o := NewOutbox("", cfg, zerolog.Nop())
 	return slices.Concat([]string{postgres.TableDDL(cfg)}, o.columnDDL(nil), o.indexDDL())
 }
 
-// Plan returns the steps that role and table need for polling, in order.
+// Plan returns the steps that prepare the role and the table for polling, in order.
 func (o *Outbox) Plan(ctx context.Context, admin *postgres.Admin) ([]postgres.Step, error) {
 	t, err := admin.Table(ctx)
 	if err != nil {
@@ -39,23 +40,24 @@ func (o *Outbox) Plan(ctx context.Context, admin *postgres.Admin) ([]postgres.St
 	plan := postgres.TablePlan{OID: t.OID, Table: postgres.Step{SQL: has.sql}}
 	switch {
 	case t.OID == 0:
-		plan.Table.What = fmt.Sprintf("table %s: create it, with the columns and indexes that polling needs", name)
+		plan.Table.What = fmt.Sprintf("table %s: create it, with the columns and indexes for polling", name)
 	case len(has.sql) > 0:
-		plan.Table.What = fmt.Sprintf("table %s: add what polling needs; it is locked meanwhile, and rows that are in it are pending then", name)
+		plan.Table.What = fmt.Sprintf("table %s: add the columns and indexes for polling; this locks the table, and its present rows become pending", name)
 	default:
-		plan.Table.What = fmt.Sprintf("table %s: exists, with the columns and indexes that polling needs", name)
+		plan.Table.What = fmt.Sprintf("table %s: exists, with the columns and indexes for polling", name)
 	}
 	return admin.PlanTable(ctx, plan)
 }
 
-// Marks returns how a row says that it is delivered, or was given up.
+// Marks returns the condition that is true for rows that were delivered or dropped, and the column with the time.
 func (o *Outbox) Marks() *postgres.Marks {
 	return &postgres.Marks{
 		Delivered: o.sql("{status} IN ({sent}, {dropped})"), Column: o.cfg.Polling.Columns.ProcessedAt, Key: "source.polling.columns.processed_at",
 	}
 }
 
-// check returns a HaltError that names everything of the schema that keeps the table from being polled. Its cost does not depend on the rows.
+// check returns a HaltError that names every fault of the schema with which the table cannot be polled. Its cost does not depend on the
+// number of rows.
 func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 	has, err := o.inspect(ctx, t)
 	if err != nil {
@@ -72,18 +74,19 @@ func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 	return nil
 }
 
-// inspection is what polling finds of the table, and the SQL that makes what it needs.
+// inspection has the faults of a table, and the SQL that fixes those that init can fix.
 type inspection struct {
-	problems []string // what nothing of ours fixes
-	missing  []string // what init makes
-	sql      []string // that makes it
+	problems []string // faults that only an operator can fix
+	missing  []string // columns and indexes that init creates
+	sql      []string // the statements that create them
 }
 
+// bad adds a fault that only an operator can fix.
 func (i *inspection) bad(format string, args ...any) {
 	i.problems = append(i.problems, fmt.Sprintf(format, args...))
 }
 
-// inspect looks at the table's columns and indexes.
+// inspect checks the table's columns and indexes.
 func (o *Outbox) inspect(ctx context.Context, t *postgres.OpenTable) (*inspection, error) {
 	if t.OID == 0 {
 		return &inspection{missing: t.Missing, sql: DDL(o.cfg)}, nil
@@ -107,13 +110,14 @@ func (o *Outbox) inspect(ctx context.Context, t *postgres.OpenTable) (*inspectio
 	return i, o.checkIndexes(ctx, t, i)
 }
 
-// column is a column that polling needs. Rows that are in a table to which it is added are pending then.
+// column is a column that polling needs. When init adds the columns to a table, the table's rows become pending.
 type column struct {
 	key, name string
 	types     []string
 	ddl       string
 }
 
+// columns returns the columns that polling needs, in their order.
 func (o *Outbox) columns() []column {
 	c := o.cfg.Polling.Columns
 	var words []string
@@ -134,10 +138,11 @@ func (o *Outbox) columns() []column {
 type existing struct {
 	num                  int
 	typ, value, identity string
-	cache                int64 // of its sequence
-	enum                 bool  // or a domain over one
+	cache                int64 // CACHE of the column's sequence
+	enum                 bool  // the type is an enum, or a domain over one
 }
 
+// readColumns reads the table's columns from the catalog.
 func (o *Outbox) readColumns(ctx context.Context, t *postgres.OpenTable) (map[string]existing, error) {
 	rows, err := t.Conn.Query(ctx, `
 		SELECT attname::text, attnum, format_type(atttypid, NULL), coalesce(pg_get_expr(d.adbin, d.adrelid), ''), a.attidentity::text,
@@ -158,6 +163,7 @@ func (o *Outbox) readColumns(ctx context.Context, t *postgres.OpenTable) (map[st
 	return columns, nil
 }
 
+// checkColumns adds the faults of the columns.
 func (o *Outbox) checkColumns(has map[string]existing, i *inspection) {
 	for _, want := range o.columns() {
 		switch c, there := has[want.name]; {
@@ -169,11 +175,11 @@ func (o *Outbox) checkColumns(has map[string]existing, i *inspection) {
 	}
 	i.sql = append(i.sql, o.columnDDL(has)...)
 	if key := has[o.cfg.Columns.AggregateID]; key.enum {
-		i.bad("source.columns.aggregate_id: column %q has the type %s, an enum, of whose text PostgreSQL makes no index, and polling needs one: name a column of another type, or use source.kind: wal", o.cfg.Columns.AggregateID, key.typ)
+		i.bad("source.columns.aggregate_id: column %q has the type %s, an enum, and PostgreSQL cannot index an enum's text, which polling needs: name a column of another type, or use source.kind: wal", o.cfg.Columns.AggregateID, key.typ)
 	}
 	names, pending := o.cfg.Polling.Columns, o.cfg.Polling.Words.Pending
 	if status, there := has[names.Status]; there && !strings.HasPrefix(status.value, postgres.Literal(pending)+"::") {
-		i.bad("source.polling.words.pending: new rows have the %s %s, and %q would never be found: set that word, or %s", names.Status, cmp.Or(status.value, "NULL unless the writer names one"), pending,
+		i.bad("source.polling.words.pending: new rows have the %s %s, and the relay looks for %q: write the rows' word in the configuration, or run %s", names.Status, cmp.Or(status.value, "NULL unless the writer names one"), pending,
 			o.sql("ALTER TABLE {table} ALTER {status} SET DEFAULT {pending}"))
 	}
 	tx, transacts := has[names.Transaction]
@@ -185,11 +191,11 @@ func (o *Outbox) checkColumns(has map[string]existing, i *inspection) {
 		i.bad("source.polling.columns.position: column %q must be GENERATED ALWAYS AS IDENTITY with a sequence of CACHE 1, or rows could be overtaken", names.Position)
 	}
 	if orders && (!transacts || tx.num > position.num) {
-		i.bad("source.polling.columns.transaction: column %q must stand before %q in the table, or rows could be overtaken: drop both, and let `walpost init` add them", names.Transaction, names.Position)
+		i.bad("source.polling.columns.transaction: column %q must come before %q in the table, or rows could be overtaken: drop both, and let `walpost init` add them", names.Transaction, names.Position)
 	}
 }
 
-// columnDDL adds the columns that are not there yet.
+// columnDDL returns the statement that adds the missing columns; nil if none is missing.
 func (o *Outbox) columnDDL(has map[string]existing) []string {
 	var add []string
 	for _, want := range o.columns() {
@@ -203,18 +209,20 @@ func (o *Outbox) columnDDL(has map[string]existing) []string {
 	return []string{o.sql("ALTER TABLE {table}\n    ") + strings.Join(add, ",\n    ")}
 }
 
-// indexDDL are the indexes on what is pending, and on what holds others back: by a hash, for a key may be larger than an index takes.
+// indexDDL returns the statements that create the indexes on pending rows and on rows that hold others. The second uses a hash of the
+// key, because a key may be larger than an index entry.
 func (o *Outbox) indexDDL() []string {
 	all := []string{
 		o.sql("CREATE INDEX ON {table} ({position}) WHERE {status} = {pending}"),
 		o.sql("CREATE INDEX ON {table} (hashtextextended({key}::text, 0), {position}) WHERE {status} = {failed} OR {status} = {pending} AND {retry_count} > 0"),
 	}
-	if o.cfg.Columns.AggregateID == config.None { // no row holds another back
+	if o.cfg.Columns.AggregateID == config.None { // no row holds another
 		return all[:1]
 	}
 	return all
 }
 
+// checkIndexes adds the missing indexes.
 func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *inspection) error {
 	rows, err := t.Conn.Query(ctx, `
 		SELECT coalesce(a.attname::text, pg_get_indexdef(i.indexrelid, 1, false)), pg_get_expr(i.indpred, i.indrelid)
@@ -237,14 +245,14 @@ func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *ins
 	there := []bool{pending, holding}
 	for n, sql := range o.indexDDL() {
 		if !there[n] {
-			i.missing = append(i.missing, fmt.Sprintf("source.table: %s has no index for polling: let `walpost init` make it, or run it yourself: %s", o.cfg.Table, sql))
+			i.missing = append(i.missing, fmt.Sprintf("source.table: %s has no index for polling: let `walpost init` create it, or create it yourself: %s", o.cfg.Table, sql))
 			i.sql = append(i.sql, sql)
 		}
 	}
 	return nil
 }
 
-// Check returns a HaltError where the table cannot be polled as it is.
+// Check returns a HaltError if the table cannot be polled.
 func (o *Outbox) Check(ctx context.Context) error {
 	t, err := o.open(ctx)
 	if err != nil {
@@ -254,8 +262,8 @@ func (o *Outbox) Check(ctx context.Context) error {
 	return o.unknownWords(ctx, t)
 }
 
-// unknownWords looks for a status that nobody would ever do anything about. It reads the table, for up to 5 s: a session asks once, and no
-// probe does.
+// unknownWords returns a HaltError if a row has a status that is none of the configured words: such a row would never be published. It
+// reads the table, for up to 5 s, so a session calls it once, and no probe does.
 func (o *Outbox) unknownWords(ctx context.Context, t *postgres.OpenTable) error {
 	var words []string
 	for _, w := range o.cfg.Polling.Words.All() {

@@ -18,27 +18,27 @@ import (
 const (
 	lookEvery    = 5 * time.Second
 	lookWithin   = 3 * time.Second
-	stallAfter   = 14 * time.Second // three looks, as a relay of the WAL has it
-	sameFailures = 3                // sessions in a row in which no row and no round got through
+	stallAfter   = 14 * time.Second // three looks, the same as for a relay that reads the WAL
+	sameFailures = 3                // failed sessions in a row, without a row or a round, that count as a stall
 )
 
-// motion is what moves while the table is polled. The session writes it, the watcher reads it.
+// motion has the counters that show whether the session moves. The session writes them, the watcher reads them.
 type motion struct {
-	rows    atomic.Int64 // marked, or refused
+	rows    atomic.Int64 // number of rows marked as published or rejected
 	began   atomic.Bool  // the session has the table
-	resting atomic.Bool  // a round is over and the next is not due
-	round   atomic.Int64 // how many are over
+	resting atomic.Bool  // the session waits for the next round
+	round   atomic.Int64 // number of finished rounds
 	kafka   atomic.Bool  // Kafka has not answered for stallLog
 }
 
-// stalls is what was told of them, in any session.
+// stalls is the stall that was reported last, in any session.
 type stalls struct {
 	mu    sync.Mutex
 	told  *cdc.StallError
-	fails int
+	fails int // failed sessions in a row
 }
 
-// tell says once that the relay stalls, and once that it does not any more.
+// tell reports once that the relay stalls, and once that it no longer does.
 func (r *Relay) tell(s *cdc.StallError) {
 	r.stalls.mu.Lock()
 	told := r.stalls.told
@@ -49,10 +49,10 @@ func (r *Relay) tell(s *cdc.StallError) {
 	}
 }
 
-// failed counts a session that had the table and ended before a round was over. It returns err.
+// failed counts a session that had the table and ended before it finished a round. It returns err.
 func (r *Relay) failed(err error) error {
 	switch {
-	case errors.Is(err, cdc.ErrTableInUse): // how rows flow is another's concern
+	case errors.Is(err, cdc.ErrTableInUse): // another relay polls and reports stalls
 		r.tell(nil)
 		fallthrough
 	case err == nil, errors.As(err, new(*cdc.HaltError)), r.motion.round.Load()+r.motion.rows.Load() > 0:
@@ -62,12 +62,12 @@ func (r *Relay) failed(err error) error {
 		return err
 	}
 	if r.stalls.fails++; r.stalls.fails >= sameFailures {
-		r.tell(&cdc.StallError{Cause: "failures", Found: fmt.Sprintf("%d sessions in a row have failed before they had asked the table once: %s", r.stalls.fails, err)})
+		r.tell(&cdc.StallError{Cause: "failures", Found: fmt.Sprintf("%d sessions in a row have failed before they finished a query of the table: %s", r.stalls.fails, err)})
 	}
 	return err
 }
 
-// watch looks whether rows wait and none is taken, on a connection beside the session's, which may be what hangs.
+// watch reports a stall while rows wait and the session publishes none. It uses its own connection, because the session's may hang.
 func (r *Relay) watch(ctx context.Context, pid uint32) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -95,7 +95,7 @@ func (r *Relay) watch(ctx context.Context, pid uint32) {
 	}
 }
 
-// ask asks PostgreSQL beside the session.
+// ask queries PostgreSQL on another connection than the session's.
 func (r *Relay) ask(ctx context.Context, sql string, args []any, answer ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
@@ -107,7 +107,8 @@ func (r *Relay) ask(ctx context.Context, sql string, args []any, answer ...any) 
 	return conn.QueryRow(ctx, sql, args...).Scan(answer...)
 }
 
-// waits says whether there is a row that nothing of ours holds back: it was not refused, nor one of its key before it.
+// waits reports whether a pending row waits that the relay should have published: neither the row nor an earlier one of its key was
+// rejected. It reports true also if PostgreSQL does not answer.
 func (r *Relay) waits(ctx context.Context) (waits bool) {
 	held := ""
 	if r.cfg.Source.Polling.Order == config.OrderKey {
@@ -117,17 +118,18 @@ func (r *Relay) waits(ctx context.Context) (waits bool) {
 	return r.ask(ctx, sql, nil, &waits) != nil || waits
 }
 
-// cause is what keeps rows from being taken; hangs says that the session waits for an answer. The catalog can be asked while the table cannot.
+// cause returns the reason why the session publishes no rows. hangs reports that the session waits for an answer. The catalog answers also
+// while the table is locked.
 func (r *Relay) cause(ctx context.Context, pid uint32, hangs bool) *cdc.StallError {
 	say := func(cause, format string, args ...any) *cdc.StallError {
 		return &cdc.StallError{Cause: cause, Found: fmt.Sprintf("rows may be waiting in %s, and none was taken for %.0f s: ", r.cfg.Source.Table, stallAfter.Seconds()+1) + fmt.Sprintf(format, args...)}
 	}
 	if r.motion.kafka.Load() {
-		return say("kafka", "Kafka does not take them; nothing is lost")
+		return say("kafka", "Kafka does not accept the rows; nothing is lost")
 	}
 	var blocker int32
 	var who string
-	// Whoever blocks the session, or has a lock on a row that the session steps over.
+	// The process that blocks the session, or has a lock on a row that the session skips.
 	err := r.ask(ctx, `
 		SELECT b.pid, coalesce(a.application_name, '') FROM (
 			SELECT unnest(pg_blocking_pids($1)) AS pid, 0 AS n
@@ -135,15 +137,15 @@ func (r *Relay) cause(ctx context.Context, pid uint32, hangs bool) *cdc.StallErr
 			SELECT l.pid, 1 FROM pg_locks l WHERE l.relation = to_regclass($2) AND l.granted AND l.pid <> $1 AND l.mode NOT IN ('AccessShareLock', 'RowExclusiveLock')
 			ORDER BY n LIMIT 1) b LEFT JOIN pg_stat_activity a ON a.pid = b.pid`, []any{int32(pid), postgres.TableName(r.cfg.Source)}, &blocker, &who)
 	if err == nil && blocker != 0 {
-		return say("lock", "process %d (%s) holds a lock on them: end it (SELECT pg_terminate_backend(%d)), or wait until its transaction has ended", blocker, who, blocker)
+		return say("lock", "process %d (%s) holds a lock on the rows: end it (SELECT pg_terminate_backend(%d)), or wait until its transaction has ended", blocker, who, blocker)
 	}
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return say("unknown", "PostgreSQL cannot be asked why: %s", err)
+		return say("unknown", "the reason is unknown, because PostgreSQL does not answer: %s", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*lookWithin)
 	defer cancel()
 	if b, err := r.outbox.Backlog(ctx); !hangs && err == nil && b.Horizon != nil {
 		return say("transaction", "%s", b.Horizon)
 	}
-	return say("unknown", "PostgreSQL does not answer, or gives no rows: the relay's process on the server is %d, and pg_stat_activity shows what it waits for; `walpost status` shows what is pending", pid)
+	return say("unknown", "PostgreSQL does not answer, or returns no rows: the relay's process on the server is %d, and pg_stat_activity shows what it waits for; `walpost status` shows the pending rows", pid)
 }

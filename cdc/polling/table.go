@@ -17,33 +17,34 @@ import (
 )
 
 const (
-	mostRetried = 10_000 // refused rows that are remembered at a time
-	firstRows   = 64     // of a session's first fetch
+	mostRetried = 10_000 // most rejected rows that the relay remembers
+	firstRows   = 64     // rows of a session's first fetch
 
-	alive   = time.Second     // between two looks at the connection, while rows are published
-	answers = 5 * time.Second // that it may take
+	alive   = time.Second     // time between two checks of the connection while rows are published
+	answers = 5 * time.Second // longest time for the answer of such a check
 
-	marksWithin = 10 * time.Minute // a lock on one of the rows, somebody else's
+	marksWithin = 10 * time.Minute // longest time to mark rows: another transaction may hold a lock on one of them
 )
 
 // item is a row that was fetched.
 type item struct {
 	position int64
 	retries  int
-	bytes    int64 // of all of it
+	bytes    int64 // size of the whole row
 	row      cdc.Row
 }
 
-// scan reads what selectRows selects.
+// scan reads the columns that selectRows selects.
 func (it *item) scan(rows pgx.CollectableRow, columns postgres.RowColumns, more ...any) error {
 	return rows.Scan(slices.Concat([]any{&it.position, &it.retries, &it.bytes}, columns.Into(&it.row), more)...)
 }
 
-// maxRow is source.max_row_bytes as SQL.
+// maxRow returns source.max_row_bytes as SQL.
 func (o *Outbox) maxRow() string { return strconv.FormatInt(int64(o.cfg.MaxRowBytes), 10) }
 
-// selectRows selects rows of from in the order of their positions. One that is larger than most comes without payload and headers, and no
-// column comes that is larger by itself: what is never sent takes no memory here.
+// selectRows returns the statement that selects rows of from in the order of their positions. It leaves out payload and
+// headers of a row that is larger than most, and any column that is larger than source.max_row_bytes: the relay needs
+// no memory for bytes that it never sends.
 func (o *Outbox) selectRows(columns postgres.RowColumns, most, from string, more ...string) string {
 	inner := []string{o.sql("{position} AS position"), o.sql("{retry_count} AS retries")}
 	outer := []string{"position", "retries", "bytes"}
@@ -64,7 +65,7 @@ func (o *Outbox) selectRows(columns postgres.RowColumns, most, from string, more
 		strings.Join(outer, ", "), strings.Join(inner, ", "), o.sql(from), strings.Join(sizes, " + "))
 }
 
-// key is what order is kept for; empty is no key.
+// key returns the key within which the relay keeps the order; empty for a row without a key.
 func (it *item) key() string {
 	if len(it.row.AggregateID) == 0 {
 		return ""
@@ -77,14 +78,14 @@ type table struct {
 	*postgres.OpenTable
 	cfg     *config.Source
 	row     postgres.RowColumns
-	settled int64 // no row appears at or before it any more
-	rows    int   // that the next fetch asks for, at most
+	settled int64 // no further row can become visible at or before this position
+	rows    int   // most rows of the next fetch
 	asked   struct {
-		position int64 // is settled as soon as
-		xid      int64 // no transaction below it is open; 0 is nothing asked
+		position int64 // this position is settled as soon as
+		xid      int64 // no transaction below this id is open; 0: no position waits to be settled
 	}
 
-	newest, fetchRows, markRows, markRefused, retries string // SQL
+	newest, fetchRows, markRows, markRejected, retries string // SQL
 }
 
 // querier is a connection or its transaction.
@@ -122,25 +123,26 @@ func (o *Outbox) begin(ctx context.Context) (*table, error) {
 	if p.AfterPublish == config.DeleteRow {
 		t.markRows = o.sql(`DELETE FROM {table} WHERE {position} = ANY($1) AND {status} = {pending}`)
 	}
-	t.markRefused = o.sql(`UPDATE {table} SET {retry_count} = $2::int, {last_error} = $3,
+	t.markRejected = o.sql(`UPDATE {table} SET {retry_count} = $2::int, {last_error} = $3,
 		{status} = CASE WHEN $4::bool THEN {failed} ELSE {status} END, {processed_at} = CASE WHEN $4 THEN clock_timestamp() END
 		WHERE {position} = $1 AND {status} = {pending}`)
 	return t, nil
 }
 
-// close also gives the lock back.
+// close closes the connection, which releases the lock.
 func (t *table) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = t.Conn.Close(ctx)
 }
 
-// lock takes the table for this session: for itself where it keeps the order, with others where there is none.
+// lock takes the advisory lock of the table: alone if the relay keeps an order, otherwise shared with other relays.
 func (t *table) lock(ctx context.Context) error {
 	return t.Poll(ctx, postgres.PollOptions{Shared: t.cfg.Polling.Order == config.OrderNone})
 }
 
-// holding runs f, whose ctx ends when the connection is found dead: the lock is lost with it, and another relay may have the table.
+// holding runs f while it checks the connection. If the connection is dead, it ends f's ctx: the lock is lost with the
+// connection, and another relay may have the table.
 func (t *table) holding(ctx context.Context, f func(context.Context) error) error {
 	ctx, lose := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
@@ -152,12 +154,12 @@ func (t *table) holding(ctx context.Context, f func(context.Context) error) erro
 				return
 			case <-time.After(alive):
 			}
-			// Not ctx: a ping that is broken off closes the connection.
+			// Not ctx: a cancelled ping would close the connection.
 			ping, cancel := context.WithTimeout(context.WithoutCancel(ctx), answers)
 			err := t.Conn.Ping(ping)
 			cancel()
 			if err != nil {
-				lose(fmt.Errorf("the connection to PostgreSQL, and with it the table, was lost while rows were published; they are published again: %w", err))
+				lose(fmt.Errorf("the connection to PostgreSQL, and with it the lock on the table, was lost while rows were published; they are published again: %w", err))
 				return
 			}
 		}
@@ -171,9 +173,9 @@ func (t *table) holding(ctx context.Context, f func(context.Context) error) erro
 	return err
 }
 
-// settle moves the settled position on, as far as it is known. anew asks for the newest row too; more says that something was asked
-// that is not known yet.
-func (t *table) settle(ctx context.Context, anew bool) (more bool, err error) {
+// settle advances the settled position as far as possible. If newRows is true, it also looks for newer rows. more
+// reports that a position waits to be settled.
+func (t *table) settle(ctx context.Context, newRows bool) (more bool, err error) {
 	for range 2 {
 		var xmin, newest int64
 		if err := t.Conn.QueryRow(ctx, t.newest).Scan(&xmin, &newest); err != nil {
@@ -182,12 +184,13 @@ func (t *table) settle(ctx context.Context, anew bool) (more bool, err error) {
 		if t.asked.xid != 0 && xmin >= t.asked.xid {
 			t.settled, t.asked.xid = t.asked.position, 0
 		}
-		if t.asked.xid != 0 || !anew || newest <= t.settled {
+		if t.asked.xid != 0 || !newRows || newest <= t.settled {
 			break
 		}
-		anew = false
+		newRows = false
 		t.asked.position = newest
-		// Behind the look at the newest row: all that drew a number before had an id before this one.
+		// After the look at the newest row: every transaction that drew a position before it has a lower id than this
+		// one.
 		if err := t.Conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&t.asked.xid); err != nil {
 			return false, classify(t.OpenTable, "draw a transaction id", err)
 		}
@@ -195,8 +198,9 @@ func (t *table) settle(ctx context.Context, anew bool) (more bool, err error) {
 	return t.asked.xid != 0, nil
 }
 
-// fetch takes the next rows, refused ones only where they are due. full says that there may be more. The server sends all that a
-// query asks for, whether it is read or not: so what is asked for follows what fitted before.
+// fetch reads the next rows, and those rejected rows that are due. full reports that more rows may be waiting. The
+// server sends all rows of a query, also those that fetch does not read: so the limit of each query follows the number
+// of rows that fitted before.
 func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int64) (items []*item, full bool, err error) {
 	asked := min(most, t.rows)
 	rows, err := q.Query(ctx, t.fetchRows, asked, due, t.settled)
@@ -227,22 +231,22 @@ func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int
 	return items, full, nil
 }
 
-// refusal is a row that was refused once more.
-type refusal struct {
+// rejection is a row that was rejected once more.
+type rejection struct {
 	*item
 	why *cdc.RejectedError
 }
 
-// mark records, in one transaction, what became of rows.
-func (t *table) mark(ctx context.Context, q querier, published []int64, refused []refusal) error {
+// mark marks the published and the rejected rows in one transaction.
+func (t *table) mark(ctx context.Context, q querier, published []int64, refused []rejection) error {
 	var b pgx.Batch
 	if len(published) > 0 {
 		b.Queue(t.markRows, published)
 	}
 	for _, r := range refused {
-		b.Queue(t.markRefused, r.position, r.retries+1, r.why.Reason, t.fails(r.item))
+		b.Queue(t.markRejected, r.position, r.retries+1, r.why.Reason, t.fails(r.item))
 	}
-	// What is published and cannot be marked is published again: somebody's lock on a row is waited for.
+	// A published row that cannot be marked would be published again, so wait for another transaction's lock on a row.
 	ctx, cancel := context.WithTimeout(ctx, marksWithin)
 	defer cancel()
 	if err := q.SendBatch(ctx, &b).Close(); err != nil {
@@ -251,20 +255,20 @@ func (t *table) mark(ctx context.Context, q querier, published []int64, refused 
 	return nil
 }
 
-// fails says of a row that is refused once more that it is not tried again.
+// fails reports whether a row that is rejected once more has used all its attempts.
 func (t *table) fails(it *item) bool { return it.retries+1 >= t.cfg.Polling.Attempts }
 
-// retrying returns the pending rows that were refused before, and how often.
+// retrying returns the positions of the pending rows that were rejected before, each with the number of rejections.
 func (t *table) retrying(ctx context.Context) (map[int64]int, error) {
 	rows, err := t.Conn.Query(ctx, t.retries, mostRetried)
 	if err != nil {
-		return nil, classify(t.OpenTable, "look for refused rows", err)
+		return nil, classify(t.OpenTable, "look for rejected rows", err)
 	}
 	all := map[int64]int{}
 	var position int64
 	var retries int
 	if _, err := pgx.ForEachRow(rows, []any{&position, &retries}, func() error { all[position] = retries; return nil }); err != nil {
-		return nil, classify(t.OpenTable, "look for refused rows", err)
+		return nil, classify(t.OpenTable, "look for rejected rows", err)
 	}
 	return all, nil
 }

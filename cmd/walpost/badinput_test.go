@@ -79,7 +79,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 	t.Run("init beside a slot that is not ours", func(t *testing.T) {
 		s := newTestbed(t)
 		s.Exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", s.Slot())
-		if _, err := s.Run("init"); err == nil || !strings.Contains(err.Error(), "nobody knows what was delivered") {
+		if _, err := s.Run("init"); err == nil || !strings.Contains(err.Error(), "it is not known which of its rows were delivered") {
 			t.Errorf("init took over a slot without a state record: %v", err)
 		}
 	})
@@ -91,7 +91,7 @@ func TestInitSaysWhatWillNotBePublished(t *testing.T) {
 	s := newTestbed(t)
 	cdctest.CreateOutbox(t, s.AdminURL, "outbox")
 	s.InsertRows(17)
-	if out := s.MustRun("init"); !strings.Contains(out, "17 rows were in public.outbox before the slot, which does not have them: they will not be published") {
+	if out := s.MustRun("init"); !strings.Contains(out, "17 rows were in public.outbox before the slot was created: they will not be published") {
 		t.Errorf("init:\n%s", out)
 	}
 }

@@ -67,7 +67,7 @@ func (s *testbed) eventsOfKey(key string) string {
 }
 
 // TestDLQRedrive: what is redriven is the record that the row asked for, with its id and key, and one header more. What
-// is still refused stays, with a sentence.
+// is rejected again stays, with a sentence.
 func TestDLQRedrive(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, nil)
@@ -92,7 +92,7 @@ func TestDLQRedrive(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.MustRun("dlq", "show", event(3))), &shown); err != nil || len(shown.Row.Payload) < 5000 || !strings.HasSuffix(shown.Key, event(3)) {
 		t.Errorf("show: %v, key %s, %d bytes of payload", err, shown.Key, len(shown.Row.Payload))
 	}
-	if out, err := s.Run("dlq", "redrive", event(3)); err == nil || !strings.Contains(out, "still refused") || !strings.Contains(err.Error(), "fix what refuses") {
+	if out, err := s.Run("dlq", "redrive", event(3)); err == nil || !strings.Contains(out, "still rejected") || !strings.Contains(err.Error(), "fix the cause") {
 		t.Errorf("redrive before it is fixed: %v\n%s", err, out)
 	}
 	s.LimitTopic("1048588")

@@ -123,7 +123,7 @@ func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	warned := strings.Contains(s.MustRun("init"), "warning: Patroni runs this server, and drops a slot that its configuration does not name: before the relay is stopped, name it with `patronictl edit-config`, slots: {"+s.Slot()+": {type: logical, database: shop, plugin: pgoutput}}")
+	warned := strings.Contains(s.MustRun("init"), "warning: Patroni runs this server, and drops a slot that its configuration does not name: before you stop the relay, name the slot with `patronictl edit-config`, slots: {"+s.Slot()+": {type: logical, database: shop, plugin: pgoutput}}")
 	if warned != (primary.Major() < 17) {
 		t.Errorf("init warned of Patroni: %t", warned)
 	}

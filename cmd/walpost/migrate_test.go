@@ -103,7 +103,7 @@ func TestMigrateSourceWaits(t *testing.T) {
 	s.InsertRows(2)
 	_, stop, ended := migrate()
 	stop()
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "let the poller run on, and run this again") {
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "keep the poller running, and run this again") {
 		t.Errorf("broken off: %v", err)
 	}
 	out, _, ended := migrate()

@@ -80,7 +80,7 @@ func TestNewServer(t *testing.T) {
 				moved.Exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", s.Slot()) // too early
 				late = moved.subscribeTo(s)
 				out := moved.MustRun("adopt", "--new-server", "--dry-run")
-				if want := "23 rows wait in slot " + s.Slot() + " and are published; 22 of them are in Kafka already, and come twice"; !strings.Contains(out, want) {
+				if want := "23 rows wait in slot " + s.Slot() + ", and the relay will publish them; 22 of them are in Kafka already, and arrive twice"; !strings.Contains(out, want) {
 					t.Errorf("adopt does not say %q:\n%s", want, out)
 				}
 				moved.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())

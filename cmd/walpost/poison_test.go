@@ -87,7 +87,7 @@ func TestPoisonIsPutAside(t *testing.T) {
 					t.Errorf("dead letter %d is held for %q", i, e.Letter.HeldFor)
 				}
 			}
-			r.WaitForLog(3*time.Second, `"dead letter: the row was put aside"`)
+			r.WaitForLog(3*time.Second, `"the row became a dead letter"`)
 			log := r.Log.String()
 			for _, leak := range []string{`{\"a\": 1}`, "key-3", "yyyy"} {
 				if strings.Contains(log, leak) {

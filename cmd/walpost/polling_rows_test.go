@@ -188,7 +188,7 @@ func TestPolledPartitions(t *testing.T) {
 func TestPollingAPartitionedTable(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
-	if _, err := s.Run("init", "--partition-by-day"); err == nil || !strings.Contains(err.Error(), "--partition-by-day is for source.kind: wal") {
+	if _, err := s.Run("init", "--partition-by-day"); err == nil || !strings.Contains(err.Error(), "--partition-by-day needs source.kind: wal") {
 		t.Errorf("init --partition-by-day: %v", err)
 	}
 	s.Exec(`CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, created_at timestamptz NOT NULL DEFAULT clock_timestamp()) PARTITION BY RANGE (created_at)`)

@@ -15,7 +15,7 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 	t.Parallel()
 	s := newPolledStory(t)
 	s.MustRun("init")
-	if again := s.MustRun("init"); !strings.Contains(again, "exists, with the columns and indexes that polling needs") || strings.Contains(again, "CREATE INDEX") {
+	if again := s.MustRun("init"); !strings.Contains(again, "exists, with the columns and indexes for polling") || strings.Contains(again, "CREATE INDEX") {
 		t.Errorf("a second init is not content:\n%s", again)
 	}
 	r := s.StartRelay()
@@ -106,7 +106,7 @@ func TestFailedRowHoldsItsKey(t *testing.T) {
 				t.Errorf("failed rows: %s", n)
 			}
 			r.WaitForLog(15*time.Second, `"class":"headers"`)
-			r.WaitForLog(15*time.Second, "dead letter: the row was put aside")
+			r.WaitForLog(15*time.Second, "the row became a dead letter")
 			if metrics := r.Get(t, "/metrics"); !strings.Contains(metrics, `walpost_dead_letters_total{class="headers",pipeline="`+s.Name+`"} 2`) {
 				t.Error("the metrics do not count the two rows that failed")
 			}
@@ -251,7 +251,7 @@ func TestPollingBadInput(t *testing.T) {
 	says(`source.table: public.outbox has no index for polling: let ` + "`walpost init`" + ` make it, or run it yourself: CREATE INDEX ON "public"."outbox" ("position") WHERE "status" = 'PENDING'`)
 	s.MustRun("init")
 	s.Env["WALPOST_SOURCE_POLLING_WORDS_PENDING"] = "NEW"
-	says(`new rows have the status 'PENDING'::text, and "NEW" would never be found: set that word, or ALTER TABLE "public"."outbox" ALTER "status" SET DEFAULT 'NEW'`)
+	says(`new rows have the status 'PENDING'::text, and the relay looks for "NEW": write the rows' word in the configuration, or run ALTER TABLE "public"."outbox" ALTER "status" SET DEFAULT 'NEW'`)
 	delete(s.Env, "WALPOST_SOURCE_POLLING_WORDS_PENDING")
 	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_status_word`)
 	s.InsertRows(1)
@@ -261,7 +261,7 @@ func TestPollingBadInput(t *testing.T) {
 	s.Exec(`ALTER TABLE outbox DROP COLUMN transaction_id`)
 	says(`source.polling.columns.transaction: the table has no column "transaction_id"`)
 	s.Exec(`ALTER TABLE outbox ADD COLUMN transaction_id xid8 DEFAULT pg_current_xact_id()`)
-	says(`column "transaction_id" must stand before "position" in the table`)
+	says(`column "transaction_id" must come before "position" in the table`)
 	s.Exec(`ALTER TABLE outbox DROP COLUMN transaction_id, DROP COLUMN position, DROP COLUMN retry_count`)
 	s.MustRun("init")
 	s.Exec(`ALTER SEQUENCE outbox_position_seq CACHE 10`)
@@ -285,7 +285,7 @@ func TestFromPollingToTheWAL(t *testing.T) {
 		t.Errorf("migrate-source:\n%s", out)
 	}
 	early := s.StartRelay()
-	early.WaitForLog(20*time.Second, "and each row would be published twice: stop the other relay, or this one")
+	early.WaitForLog(20*time.Second, "and each row would be published twice: stop that one, or this one")
 	if err := early.Stop(); err != nil {
 		t.Error(err)
 	}

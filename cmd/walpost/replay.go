@@ -44,9 +44,9 @@ func (c *replayCmd) Run(p *process) error {
 	case err == nil && c.DryRun:
 		c.found(p, cfg, o, r)
 		p.say("nothing was published (--dry-run)")
-	case began && (err == nil || r.Published > 0 || r.Refused > 0):
-		for _, refused := range r.Refusals {
-			p.say("refused: row %q: %s", refused.EventID, refused.Reason)
+	case began && (err == nil || r.Published > 0 || r.Rejected > 0):
+		for _, rejected := range r.Rejections {
+			p.say("rejected: row %q: %s", rejected.EventID, rejected.Reason)
 		}
 		if r.Published == 0 {
 			p.say("nothing was published: if rows of that time are missing in Kafka, they were deleted from the table, or their created_at is another time")

@@ -77,7 +77,7 @@ func TestReplaySaysWhatItRefuses(t *testing.T) {
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), t, 'k', 'OrderPaid', '{}' FROM unnest('{order,invoice,order}'::text[]) t`)
 	hour := time.Now().Add(-time.Hour).Format(time.RFC3339)
 	later := time.Now().Add(time.Hour).Format(time.RFC3339)
-	s.MustRefuse("1 rows were refused", "replay", "--from", hour, "--to", later)
+	s.MustRefuse("1 rows were rejected", "replay", "--from", hour, "--to", later)
 	if n := len(s.EventIDs()); n != 2 {
 		t.Errorf("%d rows published, want the two that can be", n)
 	}

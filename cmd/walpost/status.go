@@ -85,8 +85,8 @@ func status(out io.Writer, s pipeline.Status) {
 		if b.Pending > 0 {
 			oldest = fmt.Sprintf(", the oldest for %.3g s", b.OldestSeconds)
 		}
-		if b.Refused > 0 {
-			oldest += fmt.Sprintf("; %d were rejected and are tried again", b.Refused)
+		if b.Rejected > 0 {
+			oldest += fmt.Sprintf("; %d were rejected and are tried again", b.Rejected)
 		}
 		if b.HeldKeys > 0 {
 			held = fmt.Sprintf(", held keys: %d", b.HeldKeys)

@@ -165,7 +165,7 @@ func TestAdoptTakesASlotThatIsNotOurs(t *testing.T) {
 	s := delivered(t)
 	s.deleteTopic("walpost.state." + s.Name)
 	id := s.InsertRow()
-	s.MustRefuse("nobody knows what was delivered", "init")
+	s.MustRefuse("it is not known which of its rows were delivered", "init")
 	if out, err := s.Run("adopt", "--dry-run"); err != nil || !strings.Contains(out, "without a state record") {
 		t.Errorf("dry run: %v\n%s", err, out)
 	}
@@ -227,7 +227,7 @@ func TestRefusedLeavesNothingBehind(t *testing.T) {
 			s.deleteTopic("walpost.state." + s.Name)
 			s.Exec("DROP PUBLICATION walpost")
 			s.Exec("DROP ROLE relay_" + s.Slot())
-		}, []string{"init"}, "nobody knows what was delivered"},
+		}, []string{"init"}, "it is not known which of its rows were delivered"},
 		"init with a wrong slot":        {func(s *testbed) { s.Env["WALPOST_SOURCE_SLOT"] += "_b"; s.Exec("DROP PUBLICATION walpost") }, []string{"init"}, "is of slot"},
 		"skip after the end of the WAL": {func(*testbed) {}, []string{"skip", "--to", "FFFF/0"}, "after the end of the WAL"},
 	} {

@@ -255,7 +255,7 @@ func (r *Relay) WaitForMetrics(t testing.TB, texts ...string) {
 // MustBeUndisturbed fails the test if a session of the relay has ended, or if the relay could not look at the server.
 func (r *Relay) MustBeUndisturbed() {
 	r.T.Helper()
-	if log := r.Log.String(); strings.Contains(log, "starting over") || strings.Contains(log, "cannot be looked at") {
+	if log := r.Log.String(); strings.Contains(log, "starting over") || strings.Contains(log, "cannot check publication and table") {
 		r.T.Errorf("a session ended, or could not look:\n%s", log)
 	}
 }
