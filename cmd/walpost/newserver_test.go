@@ -62,7 +62,7 @@ func TestNewServer(t *testing.T) {
 				t.Errorf("init --new-server does not say how to go on:\n%s", out)
 			}
 			r := moved.StartRelay()
-			r.WaitForLog(20*time.Second, "`walpost adopt --new-server --create-slot` goes on with it")
+			r.WaitForLog(20*time.Second, "`walpost adopt --new-server --create-slot` continues with it")
 			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
