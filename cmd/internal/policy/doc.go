@@ -1,3 +1,3 @@
-// Package policy holds the rules of the house that only tests can keep: who may import whom, and that every package says
-// its one idea.
+// Package policy tests the rules of this repository: which package may import which, what a program contains, and that
+// pages match the code.
 package policy

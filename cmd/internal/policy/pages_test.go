@@ -15,12 +15,12 @@ const contributing = ".github/CONTRIBUTING.md"
 
 var (
 	variable = regexp.MustCompile(`WALPOST_[A-Z_]+`)
-	// asked finds the variables that Go code asks for, by their names or by constants named for it.
+	// asked finds the variables that Go code reads, by their names or by constants named for it.
 	asked    = regexp.MustCompile(`(?:(?:Getenv|LookupEnv)\(|Variable = )"(WALPOST_[A-Z_]+)"`)
 	testName = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z][A-Za-z0-9]*`)
 )
 
-// tracked returns the files of the repository, by their paths, as far as they are there.
+// tracked returns the files of the repository that exist, by their paths.
 func tracked(t *testing.T, patterns ...string) map[string][]byte {
 	t.Helper()
 	root := filepath.Join("..", "..", "..")
@@ -45,7 +45,8 @@ func tracked(t *testing.T, patterns ...string) map[string][]byte {
 	return files
 }
 
-// TestContributingNamesEveryVariable compares the table of CONTRIBUTING.md with the variables that tests, their harness and .ci read.
+// TestContributingNamesEveryVariable compares the table of CONTRIBUTING.md with the variables that tests, their harness
+// and .ci read.
 func TestContributingNamesEveryVariable(t *testing.T) {
 	read := map[string]string{} // by variable, a file
 	for file, text := range tracked(t, "*_test.go", "cdc/cdctest/*.go", "cdc/devenv/*.go", "cdc/internal/failpoint/*.go") {
@@ -79,7 +80,8 @@ func TestContributingNamesEveryVariable(t *testing.T) {
 	}
 }
 
-// TestPagesNameTestsThatExist looks up each test that the decision records, WHERE-IT-RUNS.md, identity's page and CONTRIBUTING.md name.
+// TestPagesNameTestsThatExist looks up each test that the decision records, WHERE-IT-RUNS.md, identity's page and
+// CONTRIBUTING.md name.
 func TestPagesNameTestsThatExist(t *testing.T) {
 	exist := map[string]bool{}
 	for _, text := range tracked(t, "*_test.go") {

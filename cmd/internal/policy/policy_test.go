@@ -22,7 +22,7 @@ type pkg struct {
 	Imports, Deps        []string
 }
 
-// packages are all of the module's, by import path without the module.
+// packages returns all packages of the module, by import path without the module.
 func packages(t *testing.T) map[string]pkg {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-deps=false", "-json=ImportPath,Doc,Dir,Imports,Deps", module+"...")
@@ -46,7 +46,8 @@ func packages(t *testing.T) map[string]pkg {
 	return all
 }
 
-// TestWhoMayImportWhom is the direction of the data: cmd → adapters → cdc; the services know neither each other nor the engine.
+// TestWhoMayImportWhom: imports go in one direction, cmd → adapters → cdc; the services import neither each other nor
+// the engine.
 func TestWhoMayImportWhom(t *testing.T) {
 	all := packages(t)
 	kafka := "github.com/twmb/franz-go"
@@ -97,7 +98,8 @@ func TestWhoMayImportWhom(t *testing.T) {
 	}
 }
 
-// TestWhoEmbedsARelay: of the services only orders may, at the very top. Nothing below a command knows the whole relay.
+// TestWhoEmbedsARelay: only the program orders may, of the services. No package below a command imports the whole
+// relay.
 func TestWhoEmbedsARelay(t *testing.T) {
 	var who []string
 	for path, p := range packages(t) {
@@ -111,7 +113,8 @@ func TestWhoEmbedsARelay(t *testing.T) {
 	}
 }
 
-// TestProductionBinariesCarryNoTestCode: what starts servers for tests must not be in what people deploy.
+// TestProductionBinariesCarryNoTestCode: a program that people deploy must not contain the code that starts servers for
+// tests.
 func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 	all := packages(t)
 	for _, binary := range []string{"cmd/walpost", "cmd/orders", "cmd/inventory"} {
@@ -137,7 +140,8 @@ func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 	}
 }
 
-// TestProductionBinariesHaveNoFailpoints looks for their names, and finds them where they were built in.
+// TestProductionBinariesHaveNoFailpoints looks for their names in the programs. As a check it finds them in a program
+// that was built with them.
 func TestProductionBinariesHaveNoFailpoints(t *testing.T) {
 	cdctest.Long(t, "builds every binary")
 	for _, c := range []struct {
@@ -173,7 +177,7 @@ func TestEveryPackageSaysItsOneIdea(t *testing.T) {
 	}
 }
 
-// TestTopLevel is the user's own list, and what tools insist on.
+// TestTopLevel: the top level has the agreed folders, and the files that tools need there.
 func TestTopLevel(t *testing.T) {
 	root := filepath.Join("..", "..", "..")
 	out, err := exec.Command("git", "-C", root, "ls-files").Output()
