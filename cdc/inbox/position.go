@@ -204,7 +204,7 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 	c.mu.Lock()
 	c.topicID = t.id // from here on c.ends is about this topic
 	c.mu.Unlock()
-	for p, g := range gaps { // last, because nothing after this can fail and repeat it
+	for p, g := range gaps { // last: after an earlier failure all of this is repeated
 		c.startAtGap(p, g)
 	}
 	return nil

@@ -376,9 +376,9 @@ func TestAdvertisedListenersThatLeadNowhere(t *testing.T) {
 		hosts []string // advertised hosts; empty means the real one
 		says  string
 	}{
-		"a name that nobody knows":            {[]string{"kafka.invalid"}, "its brokers are at kafka.invalid:9092, and none of these answers: set advertised.listeners"},
-		"an address where nobody is":          {[]string{"127.0.0.1"}, "its brokers are at 127.0.0.1:9092"},
-		"all of several":                      {[]string{"kafka-1.invalid", "kafka-2.invalid"}, "its brokers are at kafka-1.invalid:9092, kafka-2.invalid:9092"},
+		"a name that nobody knows":            {[]string{"kafka.invalid"}, "its brokers are at kafka.invalid:1, and none of these answers: set advertised.listeners"},
+		"an address where nobody is":          {[]string{"127.0.0.1"}, "its brokers are at 127.0.0.1:1"},
+		"all of several":                      {[]string{"kafka-1.invalid", "kafka-2.invalid"}, "its brokers are at kafka-1.invalid:1, kafka-2.invalid:1"},
 		"one of two, which is a broker's own": {[]string{"kafka.invalid", ""}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -390,7 +390,7 @@ func TestAdvertisedListenersThatLeadNowhere(t *testing.T) {
 				resp := req.ResponseKind().(*kmsg.MetadataResponse)
 				for i, host := range c.hosts {
 					b := kmsg.NewMetadataResponseBroker()
-					b.NodeID, b.Host, b.Port = int32(100+i), host, 9092
+					b.NodeID, b.Host, b.Port = int32(100+i), host, 1
 					if host == "" {
 						h, port, _ := net.SplitHostPort(seed)
 						n, _ := net.LookupPort("tcp", port)

@@ -112,7 +112,7 @@ func (p *process) relays(warn func(string)) ([]config.Config, error) {
 	pipelines, err := config.Load(p.getenv("WALPOST_CONFIG"), p.getenv)
 	names := slices.DeleteFunc(slices.Clone(p.names), func(name string) bool { return !strings.HasPrefix(strings.ToUpper(name), "WALPOST_") })
 	unknown, strays := config.Strays(names, []string{"WALPOST_CONFIG", "WALPOST_ADMIN_URL", "WALPOST_READ_URL"}, pipelines)
-	app.Unread(unknown, "the variables of keys are in the configuration reference in the README", warn)
+	app.Unread(unknown, "cdc/CONFIGURATION.md names the variable of each key", warn)
 	return pipelines, errors.Join(err, strays)
 }
 

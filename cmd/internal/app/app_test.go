@@ -24,7 +24,7 @@ import (
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
-// TestMain is also the process that TestMainEndsAsAsked starts.
+// TestMain runs the tests, or is the process that TestMainEndsAsAsked starts.
 func TestMain(m *testing.M) {
 	if mode := os.Getenv("APP_TEST_MAIN"); mode != "" {
 		app.Main(func(ctx context.Context, _ []string, _ func(string) string, stdout, _ io.Writer) error {
@@ -311,7 +311,7 @@ func TestServeAnswersOperatorsAndFinishesRequestsOnStop(t *testing.T) {
 		}
 	}
 	if !strings.Contains(logged.String(), "panic serving") {
-		t.Errorf("the log does not tell of the panic: %s", logged.String())
+		t.Errorf("the log does not have the panic: %s", logged.String())
 	}
 	if err := healthcheck(); err == nil {
 		t.Error("healthcheck of a server that is gone is well")

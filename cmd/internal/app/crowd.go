@@ -9,37 +9,39 @@ import (
 )
 
 const (
-	// maxConnections is how many clients are connected at most. For one more the oldest that is not being answered is closed.
+	// maxConnections is the largest number of connections. For one more, the server closes the oldest one that is in no
+	// handler.
 	maxConnections = 1000
-	// maxRequests is how many requests are answered at once, those of operators apart.
+	// maxRequests is the largest number of requests in handlers at once, without those for operators.
 	maxRequests = 250
 )
 
-// operators are the paths that are answered however many other requests there are.
+// operators are the paths that are always answered, with any number of other requests.
 var operators = []string{"/livez", "/readyz", "/metrics", "/status"}
 
-// crowd limits what clients hold at once. Those that say nothing, or never end what they say, keep nobody out: most connections are outside
-// a handler at any time, and the oldest of these gives way to the newest.
+// crowd limits the connections and requests of clients. Clients that send nothing, or never finish a request, cannot
+// keep others out: at any time most connections are outside a handler, and the oldest of these is closed for a new one.
 type crowd struct {
 	mu       sync.Mutex
-	waiting  []net.Conn // not in a handler, the oldest first
-	handling map[net.Conn]struct{}
+	waiting  []net.Conn            // connections in no handler, the oldest first
+	handling map[net.Conn]struct{} // connections in a handler
 
 	requests chan struct{}
 }
 
+// newCrowd returns an empty crowd.
 func newCrowd() *crowd {
 	return &crowd{handling: map[net.Conn]struct{}{}, requests: make(chan struct{}, maxRequests)}
 }
 
 type connectionKey struct{}
 
-// context makes the connection known to its handlers.
+// context puts the connection into the context of its handlers.
 func (*crowd) context(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
-// state hears of connections as they come and go.
+// state records that a connection was opened or closed.
 func (g *crowd) state(c net.Conn, state http.ConnState) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -56,14 +58,14 @@ func (g *crowd) state(c net.Conn, state http.ConnState) {
 	}
 }
 
-// leave takes c out of those that wait. The lock is held.
+// leave removes c from waiting. The caller holds the lock.
 func (g *crowd) leave(c net.Conn) {
 	if at := slices.Index(g.waiting, c); at >= 0 {
 		g.waiting = slices.Delete(g.waiting, at, at+1)
 	}
 }
 
-// handler returns next with a limit on how many requests it has at once.
+// handler returns next with a limit on the number of requests at once.
 func (g *crowd) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !slices.Contains(operators, r.URL.Path) {

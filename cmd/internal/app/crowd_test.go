@@ -19,7 +19,7 @@ import (
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
-// site is a server as our programs have it, with a route of each kind.
+// site is a server like those of our programs, with a route of each kind.
 type site struct {
 	*testing.T
 	address           string
@@ -68,7 +68,7 @@ func openSite(t *testing.T) *site {
 	return s
 }
 
-// connect opens a connection and says the text.
+// connect opens a connection and sends the text.
 func (s *site) connect(text string) net.Conn {
 	s.Helper()
 	c, err := net.Dial("tcp", s.address)
@@ -80,7 +80,7 @@ func (s *site) connect(text string) net.Conn {
 	return c
 }
 
-// say returns all that is answered to the text, until the server closes the connection.
+// say sends the text and returns the whole answer, until the server closes the connection.
 func (s *site) say(text string) string {
 	s.Helper()
 	c := s.connect(text)
@@ -89,7 +89,7 @@ func (s *site) say(text string) string {
 	return string(said)
 }
 
-// mustAnswerOperators asks as a probe does, on a new connection.
+// mustAnswerOperators sends a request like a probe's, on a new connection.
 func (s *site) mustAnswerOperators() {
 	s.Helper()
 	for _, path := range []string{"/livez", "/readyz", "/metrics"} {
@@ -159,7 +159,7 @@ func TestAReaderThatNeverReadsHoldsNoHandler(t *testing.T) {
 	})
 }
 
-// TestIdleConnectionsKeepNobodyOut: of silent ones, and of ones that never end their headers.
+// TestIdleConnectionsKeepNobodyOut: neither do silent connections, nor those that never finish their headers.
 func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{"silent": "", "in the headers": "GET /livez HTTP/1.1\r\nHost: a\r\n"} {
@@ -194,7 +194,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// TestSlowBodiesKeepNoOperatorOut: as many requests as there may be are in their bodies, and more come.
+// TestSlowBodiesKeepNoOperatorOut: the largest number of requests is reading bodies, and more arrive.
 func TestSlowBodiesKeepNoOperatorOut(t *testing.T) {
 	t.Parallel()
 	s := openSite(t)
@@ -210,7 +210,7 @@ func TestSlowBodiesKeepNoOperatorOut(t *testing.T) {
 	}
 }
 
-// TestAnswersTellNothingOfTheProgram: also those that net/http gives.
+// TestAnswersTellNothingOfTheProgram: not even the answers that net/http writes itself.
 func TestAnswersTellNothingOfTheProgram(t *testing.T) {
 	t.Parallel()
 	s := openSite(t)
@@ -247,8 +247,8 @@ func TestAnswersTellNothingOfTheProgram(t *testing.T) {
 func TestPprofIsOnLoopbackAndOnlyWhenAsked(t *testing.T) {
 	t.Parallel()
 	for address, says := range map[string]string{
-		"0.0.0.0:0": "is not on loopback", ":0": "is not on loopback", "[::]:0": "is not on loopback", "192.0.2.1:6060": "is not on loopback", "6060": "no address",
-		"127.0.0.1:none": "no address", "127.0.0.1": "no address",
+		"0.0.0.0:0": "is not on loopback", ":0": "is not on loopback", "[::]:0": "is not on loopback", "192.0.2.1:6060": "is not on loopback", "6060": "not an address",
+		"127.0.0.1:none": "not an address", "127.0.0.1": "not an address",
 	} {
 		if p, err := app.ListenPprof("--pprof (TEST_PPROF)", address); err == nil || !strings.HasPrefix(err.Error(), "--pprof (TEST_PPROF): ") || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, %v", address, p, err)

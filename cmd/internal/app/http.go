@@ -16,24 +16,26 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// limits is the unit of what a client may take. Tests have less patience.
+// limits is the unit of a client's time limits. Tests shorten it.
 var limits = time.Second
 
-// shutdownTimeout is how long requests that are being served may still take once the process is asked to stop.
+// shutdownTimeout is how long running requests may still take after the signal to stop.
 const shutdownTimeout = 10 * time.Second
 
-// readyTimeout is under the timeouts of the probes people configure, so that they get the sentence and not a hang-up.
+// readyTimeout is shorter than the usual timeouts of probes, so that a probe gets the reason and not a closed
+// connection.
 const readyTimeout = 2 * time.Second
 
-// NewRegistry has the Go runtime's and the process's own metrics.
+// NewRegistry returns a registry with the metrics of the Go runtime and of the process.
 func NewRegistry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return reg
 }
 
-// OpsRoutes adds what an operator asks a process: GET /livez answers 200 while the process can answer at all, GET /readyz asks
-// ready and says 503 and the error's sentence when it is not, GET /metrics is the registry. ready gets a context of two seconds.
+// OpsRoutes adds the routes for operators. GET /livez answers 200 while the process can answer at all. GET /readyz
+// calls ready with a context of two seconds, and answers 503 with the error's text if it returns one. GET /metrics
+// answers with the registry's metrics.
 func OpsRoutes(mux *http.ServeMux, reg *prometheus.Registry, ready func(context.Context) error) {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "alive")
@@ -50,11 +52,11 @@ func OpsRoutes(mux *http.ServeMux, reg *prometheus.Registry, ready func(context.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 }
 
-// Instrument counts and times what next answers, by the pattern that http.ServeMux chose and by status. A path no pattern knows
-// is counted under "none", so that a scanner cannot make series.
+// Instrument returns next with metrics of its answers, by the pattern that http.ServeMux chose and by status. Paths
+// without a pattern are counted under "none", so that a scanner cannot create series.
 func Instrument(reg prometheus.Registerer, next http.Handler) http.Handler {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "http_requests_total", Help: "Requests answered, by route and status.",
+		Name: "http_requests_total", Help: "Requests that were answered, by route and status.",
 	}, []string{"route", "status"})
 	duration := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "http_request_duration_seconds", Help: "Time from a request's headers to the end of its answer, by route.",
@@ -74,22 +76,24 @@ func Instrument(reg prometheus.Registerer, next http.Handler) http.Handler {
 	})
 }
 
+// statusRecorder remembers the status of an answer.
 type statusRecorder struct {
 	http.ResponseWriter
 	status int
 }
 
+// WriteHeader writes the header and remembers the status.
 func (r *statusRecorder) WriteHeader(status int) {
 	r.status = status
 	r.ResponseWriter.WriteHeader(status)
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap returns the writer below, for http.ResponseController.
 func (r *statusRecorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// Serve answers on ln until ctx ends, then lets the requests in progress finish and returns nil. It closes ln. Requests do not
-// see the end of ctx: a transaction that began before a stop is finished, not torn. A slow client is cut off, and however many there are,
-// a new one is answered: see crowd.
+// Serve answers requests on ln until ctx ends, then lets the running requests finish and returns nil. It closes ln. The
+// contexts of requests do not end with ctx, so a transaction that began before the stop is finished. Slow clients are
+// cut off, and cannot keep a new client out: see crowd.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler, log zerolog.Logger) error {
 	crowd := newCrowd()
 	server := &http.Server{
@@ -101,7 +105,7 @@ func Serve(ctx context.Context, ln net.Listener, h http.Handler, log zerolog.Log
 		WriteTimeout:      10 * limits,
 		IdleTimeout:       60 * limits,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          stdlog.New(log, "", 0), // a handler's panic, above all
+		ErrorLog:          stdlog.New(log, "", 0), // mainly for the panics of handlers
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
@@ -117,7 +121,7 @@ func Serve(ctx context.Context, ln net.Listener, h http.Handler, log zerolog.Log
 	defer cancel()
 	err := server.Shutdown(grace)
 	if err != nil {
-		err = errors.Join(fmt.Errorf("requests were still being answered %s after the stop: %w", shutdownTimeout, err), server.Close())
+		err = errors.Join(fmt.Errorf("requests were still running %s after the stop and were cut off: %w", shutdownTimeout, err), server.Close())
 	}
 	<-served
 	return err

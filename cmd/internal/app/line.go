@@ -5,8 +5,8 @@ import (
 	"unicode"
 )
 
-// Line returns what somebody else wrote, a key or an id, as one short line without control characters, which would command the
-// terminal.
+// Line returns a text that another program wrote, a key or an id, as one short line. It replaces control characters,
+// which could change the terminal.
 func Line(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {

@@ -18,20 +18,20 @@ func init() {
 	zerolog.TimestampFunc = func() time.Time { return time.Now().UTC() }
 }
 
-// NewLogger writes one JSON object a line to w, with the time in UTC to the millisecond. Format "console" writes for people's eyes
-// and "json" for machines'; "" is console on a terminal and JSON elsewhere. Level is one of zerolog's from trace to error. Both
-// are checked, and what is wrong with either is in the error.
+// NewLogger returns a logger that writes to w, with the time in UTC to the millisecond. With the format "json" it
+// writes one JSON object a line, with "console" lines for people; "" is console on a terminal and JSON elsewhere. Level
+// is one of zerolog's from trace to error. The error contains the mistakes of both.
 func NewLogger(w io.Writer, level, format string) (zerolog.Logger, error) {
 	var errs []error
 	lvl, err := zerolog.ParseLevel(level)
 	if err != nil || lvl < zerolog.TraceLevel || lvl > zerolog.ErrorLevel {
-		errs = append(errs, fmt.Errorf("--log-level (LOG_LEVEL): %q is none of trace, debug, info, warn, error", level))
+		errs = append(errs, fmt.Errorf("--log-level (LOG_LEVEL): %q: write trace, debug, info, warn or error", level))
 	}
 	terminal := isTerminal(w)
 	switch format {
 	case "", "json", "console":
 	default:
-		errs = append(errs, fmt.Errorf("--log-format (LOG_FORMAT): %q is neither json nor console; leave it empty for console on a terminal and json elsewhere", format))
+		errs = append(errs, fmt.Errorf("--log-format (LOG_FORMAT): %q: write json or console, or leave it empty for console on a terminal and json elsewhere", format))
 	}
 	if len(errs) > 0 {
 		return zerolog.Nop(), errors.Join(errs...)
@@ -45,10 +45,11 @@ func NewLogger(w io.Writer, level, format string) (zerolog.Logger, error) {
 	return zerolog.New(w).Level(lvl).With().Timestamp().Logger(), nil
 }
 
-// errorParts are the fields with the parts of an error that has some, beside the error itself.
+// errorParts are the fields with an error's parts, if it has some. The field of the error itself has the whole text.
 var errorParts = [...]string{"found", "means", "run"}
 
-// errorBelow writes an event's error below it, not quoted as in JSON. An error that has parts is shown by these.
+// errorBelow writes an event's error below the event, without the quotes of JSON. If the error has parts, it writes
+// these.
 func errorBelow(event map[string]any, line *bytes.Buffer) error {
 	apart := false
 	for _, part := range errorParts {
@@ -63,6 +64,7 @@ func errorBelow(event map[string]any, line *bytes.Buffer) error {
 	return nil
 }
 
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && isatty.IsTerminal(f.Fd())

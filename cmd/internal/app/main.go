@@ -18,23 +18,26 @@ import (
 	"github.com/walpost/walpost/cdc/version"
 )
 
-// Run is a whole process as a function: tests call it with an environment and outputs of their own. It returns nil when it did
-// what it was asked for, stopping because ctx ended included.
+// Run is a whole process as a function, so that tests can call it with their environment and outputs. It returns nil if
+// the command succeeded, or stopped because ctx ended.
 type Run func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error
 
-// Main runs the process and exits. SIGINT and SIGTERM end ctx, with the signal as its cause; a second signal kills. An error is
-// printed one line per sentence, each with the program's name in front, and the exit code is 1.
+// Main runs the process and exits. SIGINT and SIGTERM end ctx, with the signal as its cause; a second signal kills the
+// process. Main prints an error with one line for each sentence, each after the program's name, and exits with the code
+// 1.
 func Main(run Run) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	os.Exit(exitCode(ctx, run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr), os.Stderr))
 }
 
-// ExitError is the error of a command that has said all it has to say: nothing is printed, and the process exits with it.
+// ExitError is the error of a command that has already printed everything: Main prints nothing, and exits with this
+// code.
 type ExitError int
 
 func (c ExitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
+// exitCode prints the error to stderr and returns the exit code.
 func exitCode(ctx context.Context, err error, stderr io.Writer) int {
 	if code := ExitError(0); errors.As(err, &code) {
 		return int(code)
@@ -53,7 +56,8 @@ func exitCode(ctx context.Context, err error, stderr io.Writer) int {
 	return 1
 }
 
-// apart is an error of parts in lines for a terminal, each part on its own; nil where the error has no parts, or is more than them.
+// apart returns an error in lines for a terminal, each part on its own line. It returns nil if the error has no parts,
+// or more text after them.
 func apart(err error) (lines []string) {
 	var parts interface {
 		error
@@ -76,10 +80,11 @@ func apart(err error) (lines []string) {
 	return lines
 }
 
-// terminalWidth is what lines for a terminal are wrapped at, in letters. A command is broken at spaces only, and can be copied.
+// terminalWidth is the length of a line for a terminal, in letters. Lines are broken at spaces only, so that a command
+// can be copied.
 const terminalWidth = 100
 
-// wrap breaks a text at spaces. Lines behind the first are indented as far as the title.
+// wrap breaks a text at spaces. Lines after the first are indented by the length of the title.
 func wrap(title, text string) (lines []string) {
 	line := title
 	for word := range strings.FieldsSeq(text) {
@@ -95,8 +100,8 @@ func wrap(title, text string) (lines []string) {
 	return append(lines, line)
 }
 
-// sentences is a line for each error joined in err. pgx tells each address it tried on an indented line: these go into the line they
-// belong to, and once each.
+// sentences returns a line for each error joined in err. pgx writes each address that it tried on an indented line:
+// sentences appends these to the line before, each only once.
 func sentences(err error) []string {
 	var lines []string
 	for line := range strings.SplitSeq(err.Error(), "\n") {
@@ -111,8 +116,9 @@ func sentences(err error) []string {
 	return lines
 }
 
-// Parse reads args into cli, a pointer to a struct with kong's tags. A flag that args do not set takes the value getenv has for
-// its env tag, where there is one. The context is nil when args ask for help or the version, which is then printed.
+// Parse reads args into cli, a pointer to a struct with kong's tags. A flag that args do not set takes its value from
+// the environment, by the name in its env tag. If args request help or the version, Parse prints it and returns no
+// context.
 func Parse(name, description string, cli any, args []string, getenv func(string) string, stdout, stderr io.Writer) (*kong.Context, error) {
 	helped := false
 	environment := kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
@@ -138,8 +144,8 @@ func Parse(name, description string, cli any, args []string, getenv func(string)
 	return command, nil
 }
 
-// Among makes a Run of one that gets the names of the variables that have a value, too: getenv knows only single ones. environ is the
-// environment, name=value each.
+// Among returns a Run that calls run with the names of all variables that have a value, because getenv cannot list
+// them. environ is the environment, each entry name=value.
 func Among(environ []string, run func(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error) Run {
 	var names []string
 	for _, variable := range environ {
@@ -152,8 +158,9 @@ func Among(environ []string, run func(ctx context.Context, args, names []string,
 	}
 }
 
-// Strays returns an error about variables whose name is nearly one that a command of the program reads. It warns of others that begin with
-// the prefix. healthcheck answers in any environment.
+// Strays returns an error for each variable whose name is nearly one that a command of the program reads. It warns of
+// other names that begin with the prefix. For healthcheck it checks nothing, because that command reads no
+// configuration.
 func Strays(command *kong.Context, prefix string, names []string, warn func(string)) error {
 	if command.Selected().Name == "healthcheck" {
 		return nil
@@ -163,7 +170,8 @@ func Strays(command *kong.Context, prefix string, names []string, warn func(stri
 	return err
 }
 
-// Unread warns of variables that nothing reads, if there are any, and says where those are that something does.
+// Unread warns of variables that the program does not read, if there are any. where names the place that lists those
+// that it reads.
 func Unread(names []string, where string, warn func(string)) {
 	if len(names) > 0 {
 		warn(fmt.Sprintf("nothing reads %s: %s", strings.Join(names, ", "), where))

@@ -5,7 +5,7 @@ import (
 	"os/user"
 )
 
-// Operator returns who is logged in here, as user@host, for the records of decisions.
+// Operator returns the logged-in user as user@host, for the record of decisions.
 func Operator() string {
 	by := "unknown"
 	if who, err := user.Current(); err == nil {

@@ -12,21 +12,21 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Pprof shows Go's profiles of this process. A nil Pprof shows none.
+// Pprof serves Go's profiles of this process. A nil Pprof serves none.
 type Pprof struct{ ln net.Listener }
 
-// ListenPprof listens on address, which must be on loopback: profiles show the insides of a process and cost it time. setting names the
-// setting in errors. An empty address is no error, and shows nothing.
+// ListenPprof listens on address, which must be on loopback: profiles show the insides of a process and cost it time.
+// setting is the name of the setting in errors. An empty address returns nil, and is no error.
 func ListenPprof(setting, address string) (*Pprof, error) {
 	if address == "" {
 		return nil, nil
 	}
 	at, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %q is no address to listen on: write it as in 127.0.0.1:6060", setting, address)
+		return nil, fmt.Errorf("%s: %q is not an address to listen on: write it as in 127.0.0.1:6060", setting, address)
 	}
 	if !at.IP.IsLoopback() {
-		return nil, fmt.Errorf("%s: %s is not on loopback, and others could read how this process works: write it as in 127.0.0.1:6060, and reach it through ssh -L or kubectl port-forward", setting, address)
+		return nil, fmt.Errorf("%s: %s is not on loopback, so other machines could read the profiles: write it as in 127.0.0.1:6060, and reach it through ssh -L or kubectl port-forward", setting, address)
 	}
 	ln, err := net.ListenTCP("tcp", at)
 	if err != nil {
@@ -35,7 +35,7 @@ func ListenPprof(setting, address string) (*Pprof, error) {
 	return &Pprof{ln}, nil
 }
 
-// Close stops listening where Serve was not called.
+// Close stops listening, if Serve was not called.
 func (p *Pprof) Close() error {
 	if p == nil {
 		return nil
@@ -43,8 +43,8 @@ func (p *Pprof) Close() error {
 	return p.ln.Close()
 }
 
-// Serve shows profiles until ctx ends; one that is being taken then is cut off. There is no /debug/pprof/cmdline: a command line can hold
-// passwords.
+// Serve serves profiles until ctx ends, and then cuts off a running one. It serves no /debug/pprof/cmdline, because a
+// command line can hold passwords.
 func (p *Pprof) Serve(ctx context.Context, log zerolog.Logger) error {
 	if p == nil {
 		return nil
@@ -55,7 +55,7 @@ func (p *Pprof) Serve(ctx context.Context, log zerolog.Logger) error {
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	server := &http.Server{
-		Handler: local(mux), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 60 * time.Second, MaxHeaderBytes: 16 << 10, // a profile takes as long as it is asked to
+		Handler: local(mux), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 60 * time.Second, MaxHeaderBytes: 16 << 10, // no WriteTimeout: the request says how long a profile takes
 		ErrorLog: stdlog.New(log, "", 0),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
@@ -67,7 +67,8 @@ func (p *Pprof) Serve(ctx context.Context, log zerolog.Logger) error {
 	return nil
 }
 
-// local refuses requests under another name than loopback's: a browser on this machine can be led here by a page of somebody else.
+// local refuses requests with a host name other than loopback's, because a foreign page can make a browser on this
+// machine send them.
 func local(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, err := net.SplitHostPort(r.Host)
@@ -75,7 +76,7 @@ func local(next http.Handler) http.Handler {
 			host = r.Host
 		}
 		if host != "localhost" && !net.ParseIP(host).IsLoopback() {
-			http.Error(w, "profiles are for this machine: ask for http://127.0.0.1", http.StatusForbidden)
+			http.Error(w, "profiles are for this machine only: open http://127.0.0.1", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)

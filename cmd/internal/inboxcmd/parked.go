@@ -15,53 +15,53 @@ import (
 // Parked are the commands about events that could not be applied.
 type Parked struct {
 	List      parkedList    `cmd:"" help:"List parked events, gaps and blocked partitions, oldest first."`
-	Show      parkedShow    `cmd:"" help:"Show one whole, as JSON, with its record (the value in base64)."`
-	Redrive   parkedRedrive `cmd:"" help:"Apply parked events, once, under their own ids. What waits behind one goes with it, in order."`
-	Drop      parkedDrop    `cmd:"" help:"Give parked events and gaps up: they will never be applied. A partition that halts at a gap goes on."`
-	Pass      parkedPass    `cmd:"" help:"Have the event at which a partition is blocked parked or skipped, or the gap passed, which stays in the list."`
-	Decisions decisions     `cmd:"" help:"List what operators have done, newest first."`
+	Show      parkedShow    `cmd:"" help:"Show one parked event as JSON, with its whole record (the value in base64)."`
+	Redrive   parkedRedrive `cmd:"" help:"Apply parked events once, with their ids, after you have fixed the cause. Later events of the key that wait for one are applied after it, in order."`
+	Drop      parkedDrop    `cmd:"" help:"Drop parked events and gaps: they will never be applied. A partition that halts at a dropped gap resumes."`
+	Pass      parkedPass    `cmd:"" help:"Park or skip the event at which a partition is blocked, or pass the gap, which stays in the list. The partition resumes."`
+	Decisions decisions     `cmd:"" help:"List the decisions of operators, newest first."`
 }
 
 type parkedList struct {
-	All   bool  `help:"The redriven and dropped too."`
-	After int64 `help:"Only those with a higher id."`
-	Limit int   `default:"1000" help:"At most so many."`
-	JSON  bool  `name:"json" help:"As JSON, one a line."`
+	All   bool  `help:"List redriven and dropped events, too."`
+	After int64 `help:"List only events with a higher id."`
+	Limit int   `default:"1000" help:"List at most this number of events."`
+	JSON  bool  `name:"json" help:"Print JSON, one event a line."`
 }
 
 type parkedShow struct {
-	ID int64 `arg:"" help:"Id of a parked event, from the list."`
+	ID int64 `arg:"" help:"Show the parked event with this id, from the list."`
 }
 
-// chosen is what redrive and drop have in common.
+// chosen are the arguments that redrive and drop have in common: which events they act on.
 type chosen struct {
-	IDs    []int64 `arg:"" optional:"" name:"id" help:"Ids of parked events, from the list."`
-	All    bool    `help:"All of them."`
-	DryRun bool    `help:"Try it, say what would be done, and keep nothing."`
+	IDs    []int64 `arg:"" optional:"" name:"id" help:"Act on the parked events with these ids, from the list."`
+	All    bool    `help:"Act on all parked events."`
+	DryRun bool    `help:"Try it, print the result, and undo it."`
 }
 
 func (c *chosen) check(program string) error {
 	if (len(c.IDs) == 0) != c.All {
-		return fmt.Errorf("name parked events by id, or say --all: `%s parked list` shows them", program)
+		return fmt.Errorf("name parked events by id, or write --all: `%s parked list` shows them", program)
 	}
 	return nil
 }
 
 type parkedRedrive struct {
 	chosen
-	Force bool `help:"Also where earlier events of the key are parked or later ones were applied: the order of the key is broken."`
+	Force bool `help:"Apply an event although earlier events of its key are parked or later ones were applied. This breaks the order of the key."`
 }
 
 type parkedDrop struct{ chosen }
 
 type parkedPass struct {
-	Partition int32        `arg:"" help:"The blocked partition."`
-	Offset    int64        `arg:"" help:"Where it is blocked, from the list."`
-	As        inbox.Policy `enum:"park_key,skip" default:"park_key" help:"What becomes of the event: ${enum}."`
+	Partition int32        `arg:"" help:"Pass the event at which this partition is blocked."`
+	Offset    int64        `arg:"" help:"Pass the event at this offset, from the list."`
+	As        inbox.Policy `enum:"park_key,skip" default:"park_key" help:"Do this with the event: ${enum}."`
 }
 
 type decisions struct {
-	Limit int `default:"100" help:"At most so many."`
+	Limit int `default:"100" help:"List at most this number of decisions."`
 }
 
 // Run lists the events of each group that the command line names.
@@ -113,7 +113,7 @@ func (l *parkedList) print(ctx context.Context, operator *inbox.Operator, stdout
 	return table.Flush()
 }
 
-// place is partition and offset, or the offsets of a gap.
+// place returns partition and offset, or partition and offsets of a gap.
 func place(e inbox.Parked) string {
 	if e.EndOffset > e.Offset+1 {
 		return fmt.Sprintf("%d/%d-%d", e.Partition, e.Offset, e.EndOffset-1)
@@ -121,7 +121,7 @@ func place(e inbox.Parked) string {
 	return fmt.Sprintf("%d/%d", e.Partition, e.Offset)
 }
 
-// named is what people know a parked event by.
+// named returns the name of a parked event for people: id and key, or the place of a gap.
 func named(e inbox.Parked) string {
 	if e.EndOffset > 0 {
 		return "the gap " + place(e)
@@ -164,13 +164,13 @@ func (d *parkedDrop) Run(ctx context.Context, in *Inboxes) error {
 	})
 }
 
-// Run lets a blocked partition go on.
+// Run lets a blocked partition resume.
 func (p *parkedPass) Run(ctx context.Context, in *Inboxes) error {
 	return in.one(ctx, func(operator *inbox.Operator) error {
 		if err := operator.Pass(ctx, p.Partition, p.Offset, p.As); err != nil {
 			return fmt.Errorf("%w (%s parked list)", err, in.Program)
 		}
-		_, err := fmt.Fprintf(in.Stdout, "partition %d goes on behind offset %d within seconds\n", p.Partition, p.Offset)
+		_, err := fmt.Fprintf(in.Stdout, "partition %d resumes after offset %d within seconds\n", p.Partition, p.Offset)
 		return err
 	})
 }
@@ -189,7 +189,7 @@ func (d *decisions) Run(ctx context.Context, in *Inboxes) error {
 	})
 }
 
-// report prints what became of each event. The error is err, or says that events stay.
+// report prints the result for each event. It returns err, or an error if events stay parked.
 func (c *chosen) report(in *Inboxes, events []inbox.Done, err error) error {
 	stay := 0
 	for _, e := range events {
@@ -201,10 +201,10 @@ func (c *chosen) report(in *Inboxes, events []inbox.Done, err error) error {
 		fmt.Fprintf(in.Stdout, "%-9s  %d, %s\n", e.Did, e.ID, named(e.Parked))
 	}
 	if c.DryRun {
-		fmt.Fprintln(in.Stdout, "dry run: nothing was kept")
+		fmt.Fprintln(in.Stdout, "dry run: nothing was changed")
 	}
 	if err == nil && stay > 0 {
-		err = fmt.Errorf("%d parked events stay: fix what refuses them and redrive again, or give them up with `%s parked drop`", stay, in.Program)
+		err = fmt.Errorf("%d parked events stay: fix the cause and redrive them again, or drop them with `%s parked drop`", stay, in.Program)
 	}
 	return err
 }

@@ -11,21 +11,21 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// Replay gives a group events once more.
+// Replay is the command that delivers old events to a group once more.
 type Replay struct {
-	From      string `placeholder:"TIME" help:"Replay what Kafka got from this time on, as in 2026-11-01T00:00Z."`
-	Offset    int64  `default:"-1" help:"Replay from this offset on, of --partition or of each."`
-	Partition int32  `default:"-1" help:"Of this partition only."`
-	DryRun    bool   `help:"Say what it would bring, and move nothing."`
+	From      string `placeholder:"TIME" help:"Replay events that Kafka received at or after this time, 2026-11-01T00:00Z for example."`
+	Offset    int64  `default:"-1" help:"Replay from this offset on, in --partition or in each partition."`
+	Partition int32  `default:"-1" help:"Replay this partition only."`
+	DryRun    bool   `help:"Print the number of events, and move no offsets."`
 }
 
-// Check says what is wrong with the flags.
+// Check returns an error if the flags are wrong.
 func (r *Replay) Check() error {
 	_, err := r.from()
 	return err
 }
 
-// Run moves the group, which must have no running consumers, and prints what that brings.
+// Run moves the offsets of the group, which must have no running consumers, and prints the numbers of events.
 func (r *Replay) Run(ctx context.Context, in *Inboxes) error {
 	from, err := r.from()
 	if err != nil {
@@ -41,6 +41,7 @@ func (r *Replay) Run(ctx context.Context, in *Inboxes) error {
 	})
 }
 
+// report prints the plan.
 func (r *Replay) report(stdout io.Writer, group string, plan []inbox.Rewind, err error) error {
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PARTITION\tFROM\tTO\tNEW\tINBOX SKIPS\tPARKED\tNOT OURS")
@@ -59,16 +60,17 @@ func (r *Replay) report(stdout io.Writer, group string, plan []inbox.Rewind, err
 	case err != nil:
 		return err
 	case r.DryRun:
-		fmt.Fprintln(stdout, "dry run: nothing was moved")
+		fmt.Fprintln(stdout, "dry run: no offsets were moved")
 	default:
-		fmt.Fprintf(stdout, "group %s begins there when its consumers are started\n", group)
+		fmt.Fprintf(stdout, "group %s begins at these offsets when you start its consumers\n", group)
 	}
 	return nil
 }
 
+// from returns the time of --from; zero with --offset.
 func (r *Replay) from() (time.Time, error) {
 	if (r.From == "") == (r.Offset < 0) {
-		return time.Time{}, errors.New("say from where: --from 2026-11-01T00:00Z, or --offset 1000 (with --partition)")
+		return time.Time{}, errors.New("name the start: --from 2026-11-01T00:00Z, or --offset 1000 (with --partition)")
 	}
 	if r.From == "" {
 		return time.Time{}, nil
@@ -80,12 +82,13 @@ func (r *Replay) from() (time.Time, error) {
 	return from, nil
 }
 
-// ParseTime reads a moment as people write it: to the second or finer, to the minute, or a day's first in UTC.
+// ParseTime reads a time to the second or finer, or to the minute, or a date, which means the day's first moment in
+// UTC.
 func ParseTime(text string) (time.Time, error) {
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04Z07:00", time.DateOnly} {
 		if at, err := time.Parse(layout, text); err == nil {
 			return at, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("%q is no time as 2026-11-01T00:00Z", text)
+	return time.Time{}, fmt.Errorf("%q is not a time: write 2026-11-01T00:00Z", text)
 }

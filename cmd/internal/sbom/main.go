@@ -1,5 +1,5 @@
-// Command sbom writes what a program of ours is made of, as CycloneDX JSON: each module that is linked into it, with version and licence.
-// It fails where a licence is unknown or not allowed, or where an SBOM that it checks lacks something.
+// Command sbom writes the list of the modules that are linked into a program of ours, with versions and licences, as
+// CycloneDX JSON. It fails if a licence is unknown or not allowed, or if an SBOM that it checks is incomplete.
 //
 //	sbom walpost 1.2.3            the SBOM of the program in the file walpost, to standard output
 //	sbom walpost walpost.cdx.json is this its SBOM?
@@ -24,10 +24,10 @@ import (
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
-// allowed are the licences that modules may have (SPDX). They ask for no more than their text beside the program.
+// allowed are the licences that modules may have (SPDX). They require only that their text comes with the program.
 var allowed = []string{"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT"}
 
-// phrases tell licences apart. A file may hold several.
+// phrases identify licences. A file may contain several licences.
 var phrases = []struct{ id, phrase string }{
 	{"AGPL-3.0", "GNU AFFERO GENERAL PUBLIC LICENSE"},
 	{"LGPL", "GNU LESSER GENERAL PUBLIC LICENSE"},
@@ -69,7 +69,8 @@ func run(ctx context.Context, args []string, _ func(string) string, stdout, _ io
 	return out.Encode(made)
 }
 
-// bom is what we write of CycloneDX 1.6. It has neither time nor serial number, so that the same program has the same one.
+// bom is an SBOM with those fields of CycloneDX 1.6 that we write. It has neither time nor serial number, so that the
+// same program has the same SBOM.
 type bom struct {
 	Format       string       `json:"bomFormat"`
 	Spec         string       `json:"specVersion"`
@@ -137,7 +138,7 @@ func describe(ctx context.Context, program, version string) (*bom, error) {
 	return b, errors.Join(errs...)
 }
 
-// linked returns the modules in a program, Go's own among them, and the program's module.
+// linked returns the modules in a program, including Go's standard library, and the program's module.
 func linked(program string) (modules []debug.Module, self string, err error) {
 	info, err := buildinfo.ReadFile(program)
 	if err != nil {
@@ -176,7 +177,7 @@ func library(ctx context.Context, m debug.Module) (component, error) {
 	return component{Type: "library", Ref: purl, Name: m.Path, Version: m.Version, Purl: purl, Licenses: []license{{strings.Join(ids, " AND ")}}}, nil
 }
 
-// folderOf returns where the source of a module is.
+// folderOf returns the folder with the source of a module.
 func folderOf(ctx context.Context, m debug.Module) (string, error) {
 	ask := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", m.Path)
 	if m.Path == "std" {
@@ -189,7 +190,7 @@ func folderOf(ctx context.Context, m debug.Module) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// licences returns the licences in the files of a folder that are named for them.
+// licences returns the licences in the licence files of a folder.
 func licences(folder string) (ids []string, err error) {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -210,7 +211,7 @@ func licences(folder string) (ids []string, err error) {
 	return slices.Compact(ids), nil
 }
 
-// recognize returns the licences whose phrases a text has.
+// recognize returns the licences whose phrases are in the text.
 func recognize(text string) (ids []string) {
 	text = strings.Join(strings.Fields(text), " ")
 	for _, p := range phrases {
@@ -233,7 +234,7 @@ func permitted(ids []string) error {
 	return nil
 }
 
-// check returns everything in which an SBOM is not the program's.
+// check returns every difference between an SBOM and the program.
 func check(program string, text []byte) error {
 	modules, _, err := linked(program)
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestCheckFindsWhatIsWrong with the SBOM of this very program.
+// TestCheckFindsWhatIsWrong checks wrong copies of the SBOM of this test program.
 func TestCheckFindsWhatIsWrong(t *testing.T) {
 	program := os.Args[0]
 	for name, c := range map[string]struct {
