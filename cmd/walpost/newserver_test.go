@@ -54,7 +54,7 @@ func TestNewServer(t *testing.T) {
 					t.Errorf("what was refused has made something: %s", is)
 				}
 			}
-			moved.MustRefuse("`walpost init --new-server` makes them first", "init")
+			moved.MustRefuse("`walpost init --new-server` creates them first", "init")
 			nothing()
 			before := s.StateRecord()
 			out := moved.MustRun("init", "--new-server")

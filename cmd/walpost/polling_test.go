@@ -285,7 +285,7 @@ func TestFromPollingToTheWAL(t *testing.T) {
 		t.Errorf("migrate-source:\n%s", out)
 	}
 	early := s.StartRelay()
-	early.WaitForLog(20*time.Second, "and each row would be published twice: stop that one, or this one")
+	early.WaitForLog(20*time.Second, "and each row would be published twice: stop the other relay, or this one")
 	if err := early.Stop(); err != nil {
 		t.Error(err)
 	}
