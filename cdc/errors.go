@@ -123,8 +123,8 @@ func (r *RejectedError) halt() *HaltError {
 	return &HaltError{
 		Found: r.Error(),
 		Means: "no later row is published until you decide; nothing is lost",
-		Run: "fix the cause (the topic's limit, kafka.aggregate_types, the writer's check) and the relay resumes by itself; " +
-			"or set poison.policy: dead_letter, which moves such rows to the dead letter topic; or " + giveUp(r.Row.Commit),
+		Run: "fix the cause: raise the topic's limit, and the relay resumes by itself, or correct kafka.aggregate_types or kafka.rename and restart it; " +
+			"or set poison.policy: dead_letter and restart it, which moves such rows to the dead letter topic; or " + giveUp(r.Row.Commit),
 	}
 }
 

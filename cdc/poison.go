@@ -64,7 +64,7 @@ func deadLetterHalt(rejected *RejectedError, err error) error {
 	}
 	halt := rejected.halt()
 	halt.Found += "; and the dead letter topic cannot take it either: " + again.Reason
-	halt.Run = "fix the cause (the topic's limit, kafka.aggregate_types), or raise max.message.bytes of the dead letter topic, and the relay resumes by itself; or " + giveUp(rejected.Row.Commit)
+	halt.Run = "raise the topic's limit, or max.message.bytes of the dead letter topic, and the relay resumes by itself; or correct kafka.aggregate_types or kafka.rename and restart it; or " + giveUp(rejected.Row.Commit)
 	return halt
 }
 

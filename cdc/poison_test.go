@@ -67,7 +67,7 @@ func (b *shelf) Publish(ctx context.Context, records []Record, st *State) error 
 		if string(records[i].Row.ID) == b.policy && records[i].Rejected == nil {
 			defer b.mu.Unlock()
 			// the batch's first record is named
-			return Reject(records[0].Row, ByKafka, "t", "kafka refuses its record: POLICY_VIOLATION")
+			return Reject(records[0].Row, ByKafka, "t", "kafka rejects its record: POLICY_VIOLATION")
 		}
 	}
 	b.mu.Unlock()

@@ -128,7 +128,7 @@ func (r *reader) read() error {
 	}
 	n, err := r.stream.Fill(deadline)
 	if err != nil && n == 0 {
-		return r.wedged(err)
+		return r.undecodable(err)
 	}
 	now := time.Now()
 	var more, rows, messages int
@@ -229,7 +229,7 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 		r.shared.confirmed.CompareAndSwap(0, uint64(r.tracker.covered)) // the publisher may have raised it already
 		err = r.answer(true)
 	}
-	return rows, messages, r.wedged(err)
+	return rows, messages, r.undecodable(err)
 }
 
 // stillBusy reports whether a server that has been silent for long works for this session, by the last look: during a
@@ -239,9 +239,9 @@ func (r *reader) stillBusy() bool {
 	return last != nil && time.Since(last.at) < 2*(lookEvery+lookWithin) && last.facts.Slot.ActivePID == r.pid && last.facts.Walsender.busy()
 }
 
-// wedged turns an UndecodableError into a HaltError whose Run gives up the transaction, and returns any other error
+// undecodable turns an UndecodableError into a HaltError whose Run gives up the transaction, and returns any other error
 // unchanged.
-func (r *reader) wedged(err error) error {
+func (r *reader) undecodable(err error) error {
 	var w *UndecodableError
 	if !errors.As(err, &w) {
 		return err

@@ -192,7 +192,7 @@ func misnamed(st *State, f *Facts) *HaltError {
 	halt := &HaltError{
 		Found: how,
 		Means: "the configuration has changed and nothing was read under the new name; if the earlier name is right, nothing is lost: rows wait in the slot; if it was wrong, the rows of the right table were never read",
-		Run:   fmt.Sprintf("correct %s, and the relay resumes by itself; if you want the change, `walpost adopt` accepts it", strings.Join(keys, " and ")),
+		Run:   fmt.Sprintf("correct %s and restart the relay; if you want the change, `walpost adopt` accepts it", strings.Join(keys, " and ")),
 	}
 	if st.Configured.Messages != "" {
 		halt.Run = "this walpost reads a table, not messages: run the older walpost that wrote the record until it has delivered the messages in the slot, then `walpost adopt` continues with the table"
@@ -291,7 +291,7 @@ func unchanged(st *State, f *Facts) error {
 		return &HaltError{
 			Found: strings.Join(problems, "; "),
 			Means: "walpost cannot read the rows of the outbox like this; nothing is lost yet",
-			Run:   "fix this, and the relay resumes by itself",
+			Run:   "fix this, and the relay resumes by itself; after a change of its configuration, restart it",
 		}
 	}
 	return nil

@@ -123,7 +123,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"a column is missing": {
 			func(_ *State, f *Facts) { f.Unfit = []string{"no column"} },
-			"no column: walpost cannot read the rows of the outbox like this; nothing is lost yet; fix this, and the relay resumes by itself", false, false,
+			"no column: walpost cannot read the rows of the outbox like this; nothing is lost yet; fix this, and the relay resumes by itself; after a change of its configuration, restart it", false, false,
 		},
 		"latched": {func(s *State, _ *Facts) {
 			s.Halt = (&HaltError{Found: "f", Means: "m", Run: "r", Risk: Range{1, 2}, Latch: true}).record(time.Now())

@@ -64,21 +64,21 @@ type place struct {
 
 // troubles remembers which stalls and waiting commits the relay has reported, across its sessions.
 type troubles struct {
-	observer *Observer
-	place    place // place of the last session that failed before it had reached the WAL's end
-	times    int   // number of sessions in a row that failed there
-	told     *StallError
-	toldAt   place
-	commit   string // the last report of waiting commits
-	pid      uint32 // of the last session's walsender
+	observer   *Observer
+	place      place // place of the last session that failed before it had reached the WAL's end
+	times      int   // number of sessions in a row that failed there
+	reported   *StallError
+	reportedAt place
+	commit     string // the last report of waiting commits
+	pid        uint32 // of the last session's walsender
 }
 
 // stall reports a stall once, and once when it is over.
 func (t *troubles) stall(s *StallError, at place) {
-	if s == nil && t.told == nil || s != nil && t.told != nil && s.Cause == t.told.Cause && s.of == t.told.of {
+	if s == nil && t.reported == nil || s != nil && t.reported != nil && s.Cause == t.reported.Cause && s.of == t.reported.of {
 		return
 	}
-	t.told, t.toldAt = s, at
+	t.reported, t.reportedAt = s, at
 	t.observer.Stuck(s)
 }
 
@@ -214,7 +214,7 @@ func (w *watcher) judge(d *detector, f *Facts, now time.Time) {
 	case t.times >= sameFailures: // reported already; a new session only repeats what failed
 	case stalled:
 		t.stall(w.cause(f, m.covered, d.end), here)
-	case t.told != nil && (moved || current || here != t.toldAt):
+	case t.reported != nil && (moved || current || here != t.reportedAt):
 		t.stall(nil, here)
 	}
 }

@@ -242,7 +242,7 @@ func TestTheSameFailureIsNotReady(t *testing.T) {
 		if got := h.list(); fmt.Sprint(got) != "[failures failures]" {
 			t.Fatalf("told %q, want the third and the fourth failure", got)
 		}
-		if told := relay.memory.troubles.told.Error(); !strings.Contains(told, "4 times in a row at 0/82") || !strings.Contains(told, "transaction timeout") {
+		if told := relay.memory.troubles.reported.Error(); !strings.Contains(told, "4 times in a row at 0/82") || !strings.Contains(told, "transaction timeout") {
 			t.Errorf("told %q", told)
 		}
 		s.mu.Lock()

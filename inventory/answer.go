@@ -8,14 +8,15 @@ import (
 	"github.com/walpost/walpost/cdc/outbox"
 )
 
-// The types of the events with which the stock answers; schemas holds what each field promises.
+// The types of the events with which the stock answers; the folder schemas says what each field guarantees.
 const (
 	StockReserved = "StockReserved" // a paid order has everything it bought
-	StockRejected = "StockRejected" // a paid order has nothing, for something was short
+	StockRejected = "StockRejected" // a paid order has nothing, because a line was short
 	StockReleased = "StockReleased" // a cancelled order has given back what it had
 )
 
-// answer is what is told about a change of the stock; its key is the order's, as that of what caused it.
+// answer is the JSON of an event about a change of the stock. Its key is the order's id, like the key of the event that
+// caused it.
 type answer struct {
 	EventID       string  `json:"eventId"`
 	EventType     string  `json:"eventType"`
@@ -39,7 +40,7 @@ type Short struct {
 	Available int64  `json:"available"`
 }
 
-// answer is the outbox row that tells what was done about ev.
+// answer returns the outbox row with the answer to ev.
 func (ev Event) answer(done []Movement, short []Short) (outbox.Event, error) {
 	eventType := StockReserved
 	switch {

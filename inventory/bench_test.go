@@ -14,8 +14,8 @@ import (
 	"github.com/walpost/walpost/inventory"
 )
 
-// BenchmarkConsume is the rate at which one process applies paid orders of one to three of a hundred SKUs, from Kafka to
-// the committed offset, over three partitions.
+// BenchmarkConsume measures the rate at which one process applies paid orders of one to three of a hundred SKUs, from
+// Kafka to the committed offset, over three partitions.
 func BenchmarkConsume(b *testing.B) {
 	for _, batch := range []int{1, 500} {
 		b.Run(fmt.Sprintf("batch=%d", batch), func(b *testing.B) {

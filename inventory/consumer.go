@@ -11,15 +11,15 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// consumer names this service in its inbox. It is not the Kafka group: whoever reads the topic into this database, in
-// whatever group, finds the events that are already in it.
+// consumer is this service's name in its inbox. It is not the Kafka group: a process that reads the topic into this
+// database, in any group, finds the events that are already in it.
 const consumer = "inventory"
 
-// ConsumerConfig is all required, but for what has a default in inbox.Config.
+// ConsumerConfig configures the consumer. A field is required unless inbox.Config has a default for it.
 type ConsumerConfig struct {
-	Brokers []string // host:port, one that answers is enough
+	Brokers []string // host:port, one broker that answers is enough
 	Login   *identity.Login
-	Topic   string // where the relay puts the order events
+	Topic   string // the topic with the order events
 	Group   string // the processes of one group share the topic's partitions
 	Store   *Store
 	Metrics *Metrics
@@ -31,7 +31,7 @@ type ConsumerConfig struct {
 	Retention time.Duration
 }
 
-// Inbox is how the order events of a topic are applied to the stock.
+// Inbox returns the configuration that applies the order events of a topic to the stock.
 func (cfg ConsumerConfig) Inbox() inbox.Config {
 	h := &applier{cfg}
 	return inbox.Config{

@@ -30,7 +30,7 @@ func TestEveryEventTwiceAndToTwoConsumersAtOnce(t *testing.T) {
 	for _, e := range events {
 		f.produce(e, e)
 	}
-	f.produce(events...) // and all once more
+	f.produce(events...) // all of them a second time
 	// Two groups, so that both consumers get every record at about the same time.
 	one, two := cdctest.Name(t, "one"), cdctest.Name(t, "two")
 	a, b := f.start(one), f.start(two)
@@ -52,7 +52,7 @@ func TestThreeConsumersJoinAndLeaveUnderLoad(t *testing.T) {
 	f.setStock(plenty)
 	group := cdctest.Name(t, "inventory")
 
-	// The load goes on until the last consumer has come and gone.
+	// The load lasts until the last consumer has started and stopped.
 	stop := make(chan struct{})
 	var events []event
 	var load sync.WaitGroup
@@ -154,7 +154,7 @@ func TestOffsetIsCommittedAfterTheTransaction(t *testing.T) {
 	f.wantStock(map[string]int64{"tea": 4})
 }
 
-// lockStock keeps everybody from changing stock.
+// lockStock keeps all other sessions from changing the stock.
 func (f *fixture) lockStock() (unlock func()) {
 	f.Helper()
 	tx, err := f.pool.Begin(f.Context())
@@ -169,7 +169,7 @@ func (f *fixture) lockStock() (unlock func()) {
 	return unlock
 }
 
-// waitBlocked waits until somebody waits for a lock.
+// waitBlocked waits until a session waits for a lock.
 func (f *fixture) waitBlocked() {
 	f.Helper()
 	cdctest.Eventually(f, 30*time.Second, func() error {
@@ -178,7 +178,7 @@ func (f *fixture) waitBlocked() {
 			return err
 		}
 		if waiting == 0 {
-			return errors.New("nobody waits for a lock")
+			return errors.New("no session waits for a lock")
 		}
 		return nil
 	})
@@ -206,7 +206,7 @@ func TestStopFinishesTheEventInHandAndLeavesTheGroup(t *testing.T) {
 	if applied == 0 || f.committed(group)[0] != int64(applied) {
 		t.Errorf("%d events applied, offset %d committed", applied, f.committed(group)[0])
 	}
-	// The next one need not wait for a session to time out, and sees nothing twice.
+	// The next consumer need not wait for a session timeout, and sees no event twice.
 	begun := time.Now()
 	second := f.start(group)
 	f.waitCommitted(group, 200)
@@ -266,7 +266,7 @@ func TestMalformedEventsStopNothing(t *testing.T) {
 		t.Error("not counted")
 	}
 
-	// Delivered again they are not recorded again.
+	// When they are delivered again, they are not recorded again.
 	again := cdctest.Name(t, "again")
 	r = f.start(again)
 	f.waitCommitted(again, int64(len(records)))
@@ -292,7 +292,7 @@ func TestWhatPostgreSQLRefusesIsMalformedToo(t *testing.T) {
 	f.start(group)
 	f.waitCommitted(group, 2)
 	f.wantStock(map[string]int64{"tea": 9})
-	f.wantToldWhatMoved() // although the transaction of both has failed
+	f.wantAnswersMatchMovements() // although the transaction with both events has failed
 	var id, reason string
 	if err := f.pool.QueryRow(t.Context(), `SELECT event_id, reason FROM inbox_parked`).Scan(&id, &reason); err != nil ||
 		id != refused.ID || reason != "PostgreSQL refuses it: SQLSTATE 23514 never_3" {
@@ -321,7 +321,7 @@ func TestDatabaseAwayAndBack(t *testing.T) {
 	}
 	f.produce(events[40:]...)
 	f.waitReady(r, "database")
-	// Another one joins meanwhile: the group is not held up by the consumer that cannot work.
+	// Another consumer joins meanwhile: the consumer that cannot work does not delay the group.
 	second := f.start(group)
 	cdctest.Eventually(t, 30*time.Second, func() error {
 		if second.count(t, "inventory_consumer_partitions") == 0 || r.count(t, "inventory_consumer_partitions") == 3 {
@@ -341,7 +341,7 @@ func TestDatabaseAwayAndBack(t *testing.T) {
 	}
 }
 
-// waitReady waits until the consumer is ready, or says what for it is not.
+// waitReady waits until the consumer is ready, and fails with the reason if it is not.
 func (f *fixture) waitReady(r *running, whatFor string) {
 	f.Helper()
 	cdctest.Eventually(f, 30*time.Second, func() error {
@@ -382,7 +382,7 @@ func TestKafkaAwayAndBack(t *testing.T) {
 
 	kafka.Close()
 	f.waitReady(r, "Kafka at "+f.brokers[0])
-	f.wantStock(map[string]int64{}) // reads go on
+	f.wantStock(map[string]int64{}) // reads still work
 	kafka = start()
 	defer kafka.Close()
 	defer r.stop()
@@ -474,7 +474,7 @@ func freePort(t *testing.T) int {
 	return port
 }
 
-// TestBothVersionsOfOrderPaidTakeTheSame has them mixed on the topic, with fields that nobody knows.
+// TestBothVersionsOfOrderPaidTakeTheSame: both versions are mixed on the topic, with unknown fields.
 func TestBothVersionsOfOrderPaidTakeTheSame(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 2)

@@ -44,7 +44,8 @@ func object(t *testing.T, text string) (fields map[string]any) {
 	return fields
 }
 
-// TestAnswersAreAsTheSchemasSay compares what is in the outbox with schemas and examples, which the order service's tests read.
+// TestAnswersAreAsTheSchemasSay compares the outbox with schemas and examples, which the order service's tests read
+// too.
 func TestAnswersAreAsTheSchemasSay(t *testing.T) {
 	t.Parallel()
 	f := storeFixture(t, map[string]int64{"TEA-100": 3, "CUP.white": 1})
@@ -84,7 +85,7 @@ func TestAnswersAreAsTheSchemasSay(t *testing.T) {
 	}
 }
 
-// A schema that takes everything would make the contract test one that cannot fail.
+// A schema that accepts everything would make a contract test that cannot fail.
 func TestSchemasRefuseWhatIsNoAnswer(t *testing.T) {
 	t.Parallel()
 	for eventType := range schemaFiles {

@@ -1,5 +1,5 @@
-// Package inventory keeps the stock of what orders buy. It takes what paid orders bought, gives back what cancelled ones had taken, does
-// so exactly once per event, and answers each with an event.
+// Package inventory keeps the stock of the products that are sold. It reserves the items of paid orders and releases
+// the items of cancelled ones, exactly once per event, and answers each event with an event.
 //
 //	Kafka ──▶ cdc/inbox: one transaction for many events ──▶ commit offsets
 //	            inbox rows (duplicates end here)
@@ -7,16 +7,17 @@
 //	              SELECT … FROM stock … FOR UPDATE
 //	              stock, movements, outbox ──▶ relay ──▶ Kafka: StockReserved, StockRejected, StockReleased
 //
-// Rules, beside those of cdc/inbox:
+// Rules, in addition to those of cdc/inbox:
 //
-//   - Stock never goes below zero. An order is served whole or not at all: where a line is short (an unknown SKU is,
-//     too), nothing is taken, each short line is recorded as a shortage, and the answer is StockRejected with these lines.
-//   - What moved was told, and what was told moved: movements and the outbox row are one transaction. Keys are the
-//     orders', so that answers to an order stay in order; schemas says what an answer holds.
-//   - A cancelled order gives back what its movements say was taken, not what the event lists. One that was paid, but
-//     not here, can never be applied.
+//   - Stock never goes below zero. An order is served whole or not at all: if a line is short (or its SKU is unknown),
+//     nothing is taken, each short line is recorded as a shortage, and the answer is StockRejected with these lines.
+//   - Movements and the outbox row are written in one transaction, so every movement has its event, and every event its
+//     movements. The event's key is the order's id, so that the answers to an order stay in order. The folder schemas
+//     says what an answer holds.
+//   - A cancelled order gives back the quantities in its movements, not the quantities in the event. A cancellation of
+//     a paid order whose payment was never applied here can never be applied.
 //   - The SKUs of a transaction are locked in sorted order, so that orders with the same SKUs wait for each other and
 //     never deadlock.
-//   - An event that can never be applied is parked, and with it, by default, the later events of its order. A database
-//     that cannot be reached stops everything: nothing is skipped.
+//   - An event that can never be applied is parked, and by default so are the later events of its order. If the
+//     database cannot be reached, everything waits: nothing is skipped.
 package inventory

@@ -21,20 +21,22 @@ const (
 
 var (
 	handled = []string{OrderPaid, OrderCancelled}
-	// ignored are the order events that move no stock. Any other type is news to this program, and recorded.
+	// ignored are the order events that move no stock. An event of any other type is unknown to this program, and
+	// is parked.
 	ignored = []string{"OrderCreated", "OrderRejected", "OrderConfirmed", "OrderShipped", "OrderCompleted"}
 )
 
-// versions are those of the events' JSON. OrderPaid's second moves the money, which inventory does not read.
+// versions has the upcasts for the events' JSON. Version 2 of OrderPaid moves the amount, which inventory does not
+// read.
 var versions = upcast.Steps{OrderPaid: {func(map[string]json.RawMessage) error { return nil }}}
 
-// Limits of an event. They are wider than what the order service writes and narrower than what could hurt.
+// These limits of an event are wider than the values that the order service writes, and small enough to be harmless.
 const (
-	maxSKUBytes = 64            // as in the table
+	maxSKUBytes = 64            // the limit of the table
 	maxQuantity = 1_000_000_000 // of a line; the sum over an event's lines stays far inside int64
 )
 
-// An Event is what inventory needs to know of a paid or cancelled order.
+// An Event has the parts of a paid or cancelled order that inventory needs.
 type Event struct {
 	ID          string // canonical UUID
 	Type        string // OrderPaid or OrderCancelled
@@ -51,8 +53,8 @@ type Item struct {
 }
 
 // Decode reads the event of a record of one of these types from its value and its headers `type` and `id`. An error
-// says what is wrong with the event, without quoting it: such an event can never be applied. Fields that inventory does
-// not use are not looked at.
+// names the mistake and quotes nothing of the event; such an event can never be applied. Fields that inventory does not
+// use are ignored.
 func Decode(eventType, id string, value []byte) (Event, error) {
 	switch {
 	case eventType != OrderPaid && eventType != OrderCancelled:
@@ -80,7 +82,7 @@ func Decode(eventType, id string, value []byte) (Event, error) {
 	case body.EventID == nil:
 		return Event{}, errors.New("eventId is missing")
 	case body.EventType != nil && *body.EventType != eventType:
-		return Event{}, errors.New("eventType is not that of the header type")
+		return Event{}, errors.New("eventType differs from the header type")
 	case body.OrderID == nil:
 		return Event{}, errors.New("orderId is missing")
 	case eventType == OrderCancelled && body.WasPaid == nil:
@@ -94,7 +96,7 @@ func Decode(eventType, id string, value []byte) (Event, error) {
 		return Event{}, errors.New("eventId is not a UUID")
 	}
 	if header, err := uuid.Parse(id); err != nil || header != eventID {
-		return Event{}, errors.New("eventId is not that of the header id")
+		return Event{}, errors.New("eventId differs from the header id")
 	}
 	orderID, err := uuid.Parse(*body.OrderID)
 	if err != nil {
@@ -127,7 +129,7 @@ func Decode(eventType, id string, value []byte) (Event, error) {
 	return ev, nil
 }
 
-// checkSKU refuses what could not be a row of the table stock.
+// checkSKU returns an error if the table stock cannot store sku.
 func checkSKU(sku string) error {
 	switch {
 	case sku == "":

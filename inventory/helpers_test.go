@@ -30,7 +30,7 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// migrateURL makes the inventory's schema and returns a pool with the service's own rights.
+// migrateURL creates the inventory's schema and returns a pool with the service's rights.
 func migrateURL(t testing.TB, admin string) *pgxpool.Pool {
 	t.Helper()
 	service, err := url.Parse(admin)
@@ -52,7 +52,7 @@ func database(t *testing.T) *pgxpool.Pool {
 	return migrateURL(t, cdctest.Database(t))
 }
 
-// An event is one to produce, and what the audit expects of it.
+// An event is an event to produce, with the effect that the audit expects.
 type event struct {
 	inventory.Event
 	value []byte
@@ -74,7 +74,7 @@ func newEvent(eventType, orderID string, wasPaid bool, items []inventory.Item) e
 	return e
 }
 
-// body is the event as the order service writes it, with the fields of change put in place of its own; nil removes one.
+// body returns the event as the order service writes it, with the fields of change replaced; nil removes a field.
 func body(e inventory.Event, change map[string]any) []byte {
 	items := []any{}
 	for _, item := range e.Items {
@@ -165,12 +165,12 @@ func (f *fixture) setStock(stock map[string]int64) {
 	}
 }
 
-// A running is a consumer at work.
+// A running is a running consumer.
 type running struct {
 	*inbox.Consumer
 	reg  *prometheus.Registry
 	log  *cdctest.Log
-	stop func() // and wait; once more does nothing
+	stop func() // stops and waits; a second call does nothing
 }
 
 func (f *fixture) config(group string) inventory.ConsumerConfig {
@@ -209,7 +209,7 @@ func (f *fixture) start(group string) *running {
 	return r
 }
 
-// count is a metric's value, summed over its labels.
+// count returns a metric's value, summed over its labels.
 func (r *running) count(t *testing.T, name string) float64 {
 	t.Helper()
 	families, err := r.reg.Gather()
@@ -246,7 +246,7 @@ func (f *fixture) waitApplied(n int) {
 	})
 }
 
-// committed is the group's offset in each partition that has one.
+// committed returns the group's offset in each partition that has one.
 func (f *fixture) committed(group string) map[int32]int64 {
 	f.Helper()
 	offsets, err := kadm.NewClient(f.client).FetchOffsets(f.Context(), group)
@@ -262,7 +262,7 @@ func (f *fixture) committed(group string) map[int32]int64 {
 	return committed
 }
 
-// waitCommitted waits until the group has committed so many records.
+// waitCommitted waits until the group has committed n records.
 func (f *fixture) waitCommitted(group string, n int64) {
 	f.Helper()
 	cdctest.Eventually(f, time.Minute, func() error {
@@ -277,9 +277,9 @@ func (f *fixture) waitCommitted(group string, n int64) {
 	})
 }
 
-// audit compares the database with the events that were produced, each once in the list whatever was produced twice.
-// Where the order of events of different orders decides who gets what, it takes the database's word and checks that
-// it adds up.
+// audit compares the database with the produced events; each is listed once, even if it was produced twice. If the
+// order of events of different orders decides which order is served, audit accepts the database's result and checks
+// that it adds up.
 func (f *fixture) audit(start map[string]int64, events []event) {
 	f.Helper()
 	type line struct {
@@ -370,11 +370,12 @@ func (f *fixture) audit(start map[string]int64, events []event) {
 	if got := f.applied(); got != len(events) {
 		f.Errorf("%d events in the inbox, %d produced", got, len(events))
 	}
-	f.wantToldWhatMoved()
+	f.wantAnswersMatchMovements()
 }
 
-// wantToldWhatMoved: what moved was told, and what was told moved; the same pieces, of the same order, for the same event.
-func (f *fixture) wantToldWhatMoved() {
+// wantAnswersMatchMovements checks that movements and answers in the outbox agree: the same pieces, of the same order, for the
+// same event.
+func (f *fixture) wantAnswersMatchMovements() {
 	f.Helper()
 	var torn int
 	if err := f.owner().QueryRow(f.Context(), `
@@ -388,11 +389,11 @@ func (f *fixture) wantToldWhatMoved() {
 			WHERE aggregate_type = 'stock' AND id::text = payload->>'eventId' AND event_type = payload->>'eventType' AND aggregate_id = payload->>'orderId'
 		)
 		SELECT count(*) FROM ((TABLE moved EXCEPT ALL TABLE told) UNION ALL (TABLE told EXCEPT ALL TABLE moved)) AS torn`).Scan(&torn); err != nil || torn > 0 {
-		f.Errorf("%d lines moved and not told, or told and not moved: %v", torn, err)
+		f.Errorf("%d movements without an answer, or answers without a movement: %v", torn, err)
 	}
 }
 
-// owner is the database with all rights.
+// owner returns a pool with all rights in the database.
 func (f *fixture) owner() *pgxpool.Pool {
 	f.Helper()
 	config := f.pool.Config().Copy()
@@ -405,7 +406,7 @@ func (f *fixture) owner() *pgxpool.Pool {
 	return pool
 }
 
-// orders makes n orders of up to three of the SKUs, each paid, and every third cancelled after that.
+// orders returns the events of n orders of up to three of the SKUs, each paid, and every third cancelled after that.
 func orders(n int, skus ...string) []event {
 	var events []event
 	for i := range n {

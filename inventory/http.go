@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	requestTimeout = 5 * time.Second // under the server's write timeout, so that a slow database still gets an answer
+	requestTimeout = 5 * time.Second // below the server's write timeout, so that the client gets an answer while the database is slow
 	maxBody        = 4 << 10
 	maxAvailable   = 1_000_000_000_000
 	defaultPage    = 100
@@ -28,17 +28,17 @@ const (
 // Routes adds the HTTP interface to mux:
 //
 //	GET /stock                      all SKUs, by name                     ?limit=100&after=SKU
-//	GET /stock/{sku}                one
+//	GET /stock/{sku}                one SKU
 //	PUT /stock/{sku}                {"available": 10} sets it, also for a SKU that is new
-//	GET /stock/{sku}/movements      why it is what it is, oldest first    ?limit=100&after=ID
-//	GET /products/{sku}             what it is called and looks like
+//	GET /stock/{sku}/movements      its history, oldest first             ?limit=100&after=ID
+//	GET /products/{sku}             name and picture
 //	PUT /products/{sku}             {"name": "Green tea", "pictureUrl": "https://…"} sets it; the picture may be left out
-//	GET /shortages                  the movements that could not be made  ?limit=100&after=ID
-//	GET /parked                     events that could not be applied      ?limit=100&after=ID&all=true (the resolved too)
-//	GET /blocked                    partitions that halt at one
+//	GET /shortages                  lines that could not be served        ?limit=100&after=ID
+//	GET /parked                     events that could not be applied      ?limit=100&after=ID&all=true (also the resolved)
+//	GET /blocked                    partitions that halt at an event or at a gap
 //
-// A page has "items" and, when there are more, "next": the value of after for the next page. Errors are
-// application/problem+json (RFC 9457) and have changed nothing.
+// A page has "items", and "next" if there are more: the value of after for the next page. Errors are
+// application/problem+json (RFC 9457); after an error nothing has changed.
 func Routes(mux *http.ServeMux, store *Store, operator *inbox.Operator, metrics *Metrics, log zerolog.Logger) {
 	h := &handler{store, operator, metrics, log}
 	mux.Handle("GET /stock", h.answer(h.list))
@@ -59,7 +59,7 @@ type handler struct {
 	log      zerolog.Logger
 }
 
-// answer makes a handler of one that returns the body.
+// answer returns a handler that writes handle's result as JSON, or its error.
 func (h *handler) answer(handle func(*http.Request) (any, error)) http.Handler {
 	return httpjson.Service{Timeout: requestTimeout, MaxBody: maxBody, Refuse: h.refuse}.Handler(func(w http.ResponseWriter, r *http.Request) error {
 		body, err := handle(r)
@@ -84,9 +84,9 @@ func (h *handler) problem(r *http.Request, err error) httpjson.ProblemError {
 	case errors.As(err, &p):
 		return p
 	case errors.Is(err, ErrUnknownSKU):
-		return httpjson.ProblemError{Status: http.StatusNotFound, Detail: "unknown SKU: PUT /stock/{sku} makes it known"}
+		return httpjson.ProblemError{Status: http.StatusNotFound, Detail: "unknown SKU: PUT /stock/{sku} creates it"}
 	case errors.Is(err, ErrUnknownProduct):
-		return httpjson.ProblemError{Status: http.StatusNotFound, Detail: "unknown product: PUT /products/{sku} makes it known"}
+		return httpjson.ProblemError{Status: http.StatusNotFound, Detail: "unknown product: PUT /products/{sku} creates it"}
 	case r.Context().Err() != nil, !errors.As(err, &answered):
 		p = httpjson.ProblemError{Status: http.StatusServiceUnavailable, Detail: "the database does not answer: try again later"}
 	default:
@@ -96,9 +96,9 @@ func (h *handler) problem(r *http.Request, err error) httpjson.ProblemError {
 	return p
 }
 
-// respond writes a body and a line feed.
+// respond writes body as JSON and a line feed.
 func respond(w http.ResponseWriter, status int, kind string, body any) {
-	text, _ := json.Marshal(body) // of types that always can
+	text, _ := json.Marshal(body) // these types can always be encoded
 	httpjson.Write(w, status, kind, append(text, '\n'))
 }
 
@@ -107,7 +107,7 @@ type page[T any] struct {
 	Next  string `json:"next,omitempty"`
 }
 
-// paged cuts a list of which one more than limit was asked for.
+// paged returns the page for list, which was read with one item more than limit.
 func paged[T any](list []T, limit int, after func(T) string) page[T] {
 	if len(list) <= limit {
 		return page[T]{Items: list}
@@ -169,7 +169,7 @@ func (h *handler) movements(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A SKU without a stock may have shortages.
+	// A SKU without stock may still have shortages.
 	answer, err := h.moved(r, sku, "")
 	if err == nil && len(answer.Items) == 0 {
 		_, err = h.store.Get(r.Context(), sku)
@@ -196,7 +196,7 @@ func (h *handler) moved(r *http.Request, sku, reason string) (page[Movement], er
 	return paged(list, limit, func(m Movement) string { return strconv.FormatInt(m.ID, 10) }), nil
 }
 
-// parked leaves the values out: they are anybody's data, and `inventory parked show` is for who may see them.
+// parked leaves the values out, because they may contain anybody's data. `inventory parked show` prints them.
 func (h *handler) parked(r *http.Request) (any, error) {
 	limit, err := pageLimit(r)
 	if err != nil {
@@ -254,7 +254,7 @@ func badRequest(detail string) error {
 	return httpjson.ProblemError{Status: http.StatusBadRequest, Detail: detail}
 }
 
-// readJSON reads exactly one JSON object with the fields of into and no others.
+// readJSON reads exactly one JSON object, with no other fields than those of into.
 func readJSON(r *http.Request, into any) error {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return httpjson.ProblemError{Status: http.StatusUnsupportedMediaType, Detail: "send Content-Type: application/json"}
@@ -263,11 +263,11 @@ func readJSON(r *http.Request, into any) error {
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, new(net.Error)):
-		return badRequest("the body did not come in time")
+		return badRequest("the body did not arrive in time")
 	case errors.As(err, &large):
 		return httpjson.ProblemError{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
 	case err != nil:
-		return badRequest("the body is not the JSON object that belongs here: " + err.Error())
+		return badRequest("the body is not the expected JSON object: " + err.Error())
 	}
 	return nil
 }

@@ -16,13 +16,13 @@ import (
 	"github.com/walpost/walpost/inventory"
 )
 
-// ask returns the answer's status and body, which must be JSON of the right media type.
+// ask makes a request and returns the answer's status and body, which must be JSON of the right media type.
 func ask(t *testing.T, f *fixture, method, path, body string) (int, map[string]any) {
 	t.Helper()
 	return askAs(t, f, "application/json; charset=utf-8", method, path, body)
 }
 
-// askAs is ask for a body of another media type.
+// askAs does the same as ask, for a body of another media type.
 func askAs(t *testing.T, f *fixture, kind, method, path, body string) (int, map[string]any) {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -95,7 +95,7 @@ func TestStockOverHTTP(t *testing.T) {
 	if items := got["items"].([]any); len(items) != 1 || items[0].(map[string]any)["orderId"] != order || items[0].(map[string]any)["requested"] != 2.0 {
 		t.Errorf("shortages %v", got)
 	}
-	// cup has a history, and no stock
+	// cup has movements but no stock.
 	if status, _ := ask(t, f, "GET", "/stock/cup/movements", ""); status != 200 {
 		t.Errorf("%d", status)
 	}
@@ -152,7 +152,7 @@ func TestWrongRequestsChangeNothing(t *testing.T) {
 		{"too much", "PUT", "/stock/tea", `{"available": 1000000000001}`, 422, "from 0"},
 		{"more than an integer holds", "PUT", "/stock/tea", `{"available": 99999999999999999999}`, 400, "cannot unmarshal"},
 		{"missing", "PUT", "/stock/tea", `{}`, 422, "must be given"},
-		{"nobody has described it", "GET", "/products/tea", "", 404, "PUT /products"},
+		{"no description", "GET", "/products/tea", "", 404, "PUT /products"},
 		{"a product without a name", "PUT", "/products/tea", `{}`, 422, "name must be"},
 		{"a name of two lines", "PUT", "/products/tea", `{"name": "a\nb"}`, 422, "name must be"},
 		{"a picture that is a script", "PUT", "/products/tea", `{"name": "Tea", "pictureUrl": "javascript:alert(1)"}`, 422, "pictureUrl must be"},
@@ -161,11 +161,11 @@ func TestWrongRequestsChangeNothing(t *testing.T) {
 		{"a fraction", "PUT", "/stock/tea", `{"available": 1.5}`, 400, "cannot unmarshal"},
 		{"text", "PUT", "/stock/tea", `{"available": "1"}`, 400, "cannot unmarshal"},
 		{"unknown field", "PUT", "/stock/tea", `{"available": 1, "reserved": 2}`, 400, `unknown field "reserved"`},
-		{"no JSON", "PUT", "/stock/tea", `available=1`, 400, "not the JSON"},
-		{"nothing", "PUT", "/stock/tea", ``, 400, "not the JSON"},
+		{"no JSON", "PUT", "/stock/tea", `available=1`, 400, "not the expected JSON"},
+		{"nothing", "PUT", "/stock/tea", ``, 400, "not the expected JSON"},
 		{"two objects", "PUT", "/stock/tea", `{"available": 1} {"available": 2}`, 400, "unknown field"},
 		{"too large", "PUT", "/stock/tea", `{"available": 1` + strings.Repeat(" ", 5000) + `}`, 413, "larger than 4096"},
-		{"too large behind the object", "PUT", "/stock/tea", `{"available": 1}` + strings.Repeat(" ", 5000), 413, "larger than 4096"},
+		{"too large after the object", "PUT", "/stock/tea", `{"available": 1}` + strings.Repeat(" ", 5000), 413, "larger than 4096"},
 		{"limit 0", "GET", "/stock?limit=0", "", 400, "limit"},
 		{"limit as text", "GET", "/shortages?limit=all", "", 400, "limit"},
 		{"after that is no id", "GET", "/shortages?after=x", "", 400, "after"},

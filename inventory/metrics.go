@@ -6,7 +6,7 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// Metrics counts what the consumer and the HTTP routes did since the process began.
+// Metrics counts events of the consumer and the HTTP routes since the process began.
 type Metrics struct {
 	inbox     *inbox.Metrics
 	shortages prometheus.Counter
@@ -18,7 +18,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		inbox:     inbox.NewMetrics(reg, "inventory", handled...),
 		shortages: prometheus.NewCounter(prometheus.CounterOpts{Name: "inventory_shortages_total", Help: "Order lines that could not be served."}),
-		movements: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "inventory_stock_movements_total", Help: "Movements recorded, by reason."}, []string{"reason"}),
+		movements: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "inventory_stock_movements_total", Help: "Stock movements recorded, by reason."}, []string{"reason"}),
 	}
 	for _, reason := range []string{Sold, Returned, Shortage, Set} {
 		m.movements.WithLabelValues(reason) // so that it reads 0 before the first one

@@ -15,10 +15,10 @@ import (
 	"github.com/walpost/walpost/cdc/httpjson"
 )
 
-// ErrUnknownProduct is returned for a SKU nobody has described.
+// ErrUnknownProduct is returned for a SKU that has no description.
 var ErrUnknownProduct = errors.New("unknown product")
 
-// Product is a SKU for people's eyes. Stock does not need it.
+// Product describes a SKU for people. The stock does not use it.
 type Product struct {
 	SKU        string    `json:"sku"`
 	Name       string    `json:"name"`
@@ -39,7 +39,7 @@ func (s *Store) Product(ctx context.Context, sku string) (Product, error) {
 	return p, nil
 }
 
-// SetProduct says what p.SKU is called and looks like from now on.
+// SetProduct sets the name and picture of p.SKU.
 func (s *Store) SetProduct(ctx context.Context, p Product) (Product, error) {
 	rows, _ := s.pool.Query(ctx, `INSERT INTO products (sku, name, picture_url) VALUES ($1, $2, $3)
 		ON CONFLICT (sku) DO UPDATE SET name = $2, picture_url = $3, updated_at = clock_timestamp() RETURNING sku, name, picture_url, updated_at`,
@@ -75,7 +75,7 @@ func (h *handler) setProduct(r *http.Request) (any, error) {
 		return nil, httpjson.ProblemError{Status: http.StatusUnprocessableEntity, Detail: "name must be 1 to 200 bytes without control characters"}
 	}
 	if body.PictureURL != nil && !isPicture(*body.PictureURL) {
-		return nil, httpjson.ProblemError{Status: http.StatusUnprocessableEntity, Detail: "pictureUrl must be one as in https://shop.example/tea.jpg, of at most 2000 bytes"}
+		return nil, httpjson.ProblemError{Status: http.StatusUnprocessableEntity, Detail: "pictureUrl must be a URL as in https://shop.example/tea.jpg, of at most 2000 bytes"}
 	}
 	product, err := h.store.SetProduct(r.Context(), Product{SKU: sku, Name: body.Name, PictureURL: body.PictureURL})
 	if err != nil {

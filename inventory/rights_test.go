@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/inventory"
 )
 
-// TestLeastRights takes the rights of sql/inventory/rights.sql away one by one.
+// TestLeastRights revokes the rights of sql/inventory/rights.sql one by one.
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
 	admin := cdctest.Database(t)
@@ -21,7 +21,7 @@ func TestLeastRights(t *testing.T) {
 	cdctest.LeastRights(t, admin, "inventory_service", f.work, func() {})
 }
 
-// work is what the service does: stock, products, events that are applied, short or parked, and an operator's decision.
+// work uses the whole service: stock, products, events that are applied, short or parked, and an operator's decision.
 func (f *fixture) work() error {
 	ctx := f.Context()
 	sku := uuid.NewString()

@@ -17,54 +17,55 @@ import (
 	"github.com/walpost/walpost/cdc/outbox"
 )
 
-// outboxTable is that of the inventory database.
+// outboxTable is the outbox of the inventory database.
 const outboxTable outbox.Table = "outbox"
 
-// ErrUnknownSKU is returned when nobody has ever set the stock of a SKU.
+// ErrUnknownSKU is returned for a SKU whose stock was never set.
 var ErrUnknownSKU = errors.New("unknown SKU")
 
 // The reasons of a movement.
 const (
 	Sold     = "sold"     // taken by a paid order
-	Returned = "returned" // given back by a cancelled order that had taken it
-	Shortage = "shortage" // wanted by a paid order and not there: nothing was taken
-	Set      = "set"      // set to what a person counted
+	Returned = "returned" // given back by a cancelled order
+	Shortage = "shortage" // a paid order asked for more than was available: nothing was taken
+	Set      = "set"      // set to the number that a person counted
 )
 
-// Stock is what there is of one SKU.
+// Stock is the available quantity of one SKU.
 type Stock struct {
 	SKU       string    `json:"sku"`
 	Available int64     `json:"available"`
 	UpdatedAt time.Time `json:"updatedAt"`
 }
 
-// A Movement is one line of a SKU's history. The changes of a SKU's movements add up to what is available.
+// A Movement is one line of a SKU's history. The changes of all its movements add up to the available quantity.
 type Movement struct {
 	ID        int64     `json:"id"`
 	SKU       string    `json:"sku"`
 	Reason    string    `json:"reason"`
-	Change    int64     `json:"change"`              // of what is available; 0 for a shortage
-	Requested *int64    `json:"requested,omitempty"` // of a shortage
+	Change    int64     `json:"change"`              // of the available quantity; 0 for a shortage
+	Requested *int64    `json:"requested,omitempty"` // only for a shortage
 	OrderID   *string   `json:"orderId,omitempty"`   // nil when set
 	EventID   *string   `json:"eventId,omitempty"`   // nil when set
 	CreatedAt time.Time `json:"createdAt"`
 }
 
-// Store is the stock in PostgreSQL. Its methods may be called concurrently.
+// Store keeps the stock in PostgreSQL. Its methods may be called concurrently.
 type Store struct{ pool *pgxpool.Pool }
 
-// NewStore uses the inventory database behind pool, which stays the caller's to close.
+// NewStore returns a Store that uses pool, which connects to the inventory database. The caller closes pool.
 func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool} }
 
-// Apply takes or gives back, in tx, what each of the events asks for, in their order, tells of it in the outbox, and returns the movements
-// of each, with SKU, Reason, Change and Requested only. It must be called once per event: cdc/inbox sees to that. An error that
-// inbox.Permanent has marked says that one of the events can never be applied. However many events there are, it is two round trips.
+// Apply moves the stock in tx as the events require, in their order, writes an answer for each into the outbox, and
+// returns the movements of each event, with SKU, Reason, Change and Requested only. It must be called once per event;
+// cdc/inbox ensures that. An error marked by inbox.Permanent means that one of the events can never be applied. Apply
+// takes two round trips for any number of events.
 func (s *Store) Apply(ctx context.Context, tx pgx.Tx, events ...Event) ([][]Movement, error) {
 	shelf, err := lock(ctx, tx, events)
 	if err != nil {
 		return nil, err
 	}
-	var told []outbox.Event
+	var answers []outbox.Event
 	done := make([][]Movement, len(events))
 	for i, ev := range events {
 		var short []Short
@@ -83,18 +84,19 @@ func (s *Store) Apply(ctx context.Context, tx pgx.Tx, events ...Event) ([][]Move
 		if err != nil {
 			return nil, err
 		}
-		told = append(told, answer)
+		answers = append(answers, answer)
 	}
-	return done, write(ctx, tx, events, done, told)
+	return done, write(ctx, tx, events, done, answers)
 }
 
-// A shelf is what the events need to know, locked until the transaction ends.
+// A shelf is the stock that the events need, locked until the transaction ends.
 type shelf struct {
-	available map[string]int64            // by SKU; nobody knows the others
-	taken     map[string]map[string]int64 // by order and SKU, of orders that have been here
+	available map[string]int64            // by SKU; a SKU that is missing here is unknown
+	taken     map[string]map[string]int64 // by order and SKU, for orders that have movements
 }
 
-// lock takes all SKUs in one order, before anything moves: transactions that share some wait for each other and never in a circle.
+// lock locks all SKUs in one order, before any stock moves: transactions that share SKUs wait for each other and cannot
+// deadlock.
 func lock(ctx context.Context, tx pgx.Tx, events []Event) (shelf, error) {
 	on := shelf{map[string]int64{}, map[string]map[string]int64{}}
 	wanted, cancelled := map[string]bool{}, []string{}
@@ -142,7 +144,7 @@ func (s shelf) took(order, sku string, n int64) {
 	s.taken[order][sku] += n
 }
 
-// take serves an order whole, or not at all: then what it was short of is all that is recorded.
+// take serves an order whole, or not at all; then only its shortages are recorded.
 func (s shelf) take(ev Event) (done []Movement, short []Short) {
 	want := make(map[string]int64, len(ev.Items))
 	for _, item := range ev.Items {
@@ -167,7 +169,8 @@ func (s shelf) take(ev Event) (done []Movement, short []Short) {
 	return done, short
 }
 
-// giveBack refuses an order whose payment never came here.
+// giveBack returns the items of a cancelled order. It returns a permanent error if the order was paid but its payment
+// was never applied here.
 func (s shelf) giveBack(ev Event) (done []Movement, err error) {
 	taken, known := s.taken[ev.OrderID]
 	if !known {
@@ -183,9 +186,9 @@ func (s shelf) giveBack(ev Event) (done []Movement, err error) {
 	return done, nil
 }
 
-// write makes the movements, and with them the changes of the stock, and tells of them.
-func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, told []outbox.Event) error {
-	if len(told) == 0 {
+// write writes the movements, the changes of the stock, and the answers into the outbox.
+func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, answers []outbox.Event) error {
+	if len(answers) == 0 {
 		return nil
 	}
 	var skus, reasons, orders, ids []string
@@ -205,7 +208,7 @@ func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, to
 		SELECT sku, reason, change, requested, order_id, event_id
 		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::uuid[], $6::uuid[])
 			WITH ORDINALITY AS line (sku, reason, change, requested, order_id, event_id, n) ORDER BY n`, skus, reasons, changes, requested, orders, ids)
-	if err := outboxTable.Queue(&batch, told...); err != nil {
+	if err := outboxTable.Queue(&batch, answers...); err != nil {
 		return inbox.Permanent(err)
 	}
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
@@ -217,8 +220,8 @@ func write(ctx context.Context, tx pgx.Tx, events []Event, done [][]Movement, to
 	return nil
 }
 
-// refusal is the reason in err when PostgreSQL refuses the data itself, so that trying again would never help. The
-// message of the server stays out of it, for it may quote the data.
+// refusal returns the reason in err if PostgreSQL refuses the data itself, so that no retry can help. It leaves out the
+// server's message, which may quote the data.
 func refusal(err error) (reason string, ok bool) {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) || pg.Code[:2] != pgerrcode.DataException[:2] && pg.Code != pgerrcode.CheckViolation {
@@ -227,7 +230,7 @@ func refusal(err error) (reason string, ok bool) {
 	return fmt.Sprintf("PostgreSQL refuses it: SQLSTATE %s %s", pg.Code, pg.ConstraintName), true
 }
 
-// Set makes available what a person says there is of sku, which need not be known yet.
+// Set sets the available quantity of sku to the number that a person counted. The SKU need not exist yet.
 func (s *Store) Set(ctx context.Context, sku string, available int64) (Stock, error) {
 	var stock Stock
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
@@ -271,7 +274,7 @@ func (s *Store) Get(ctx context.Context, sku string) (Stock, error) {
 	return Stock{}, fmt.Errorf("read the stock of %s: %w", sku, err)
 }
 
-// List returns up to limit SKUs behind after, in the order of their names.
+// List returns up to limit SKUs after after, ordered by SKU.
 func (s *Store) List(ctx context.Context, after string, limit int) ([]Stock, error) {
 	rows, err := s.pool.Query(ctx, `SELECT sku, available, updated_at FROM stock WHERE sku > $1 ORDER BY sku LIMIT $2`, after, limit)
 	if err == nil {
@@ -283,12 +286,12 @@ func (s *Store) List(ctx context.Context, after string, limit int) ([]Stock, err
 	return nil, fmt.Errorf("list the stock: %w", err)
 }
 
-// MovementOptions say which movements Movements returns.
+// MovementOptions select the movements that Movements returns.
 type MovementOptions struct {
 	SKU    string // empty: any
 	Reason string // empty: any
-	After  int64  // only those with a higher id
-	Limit  int    // how many at most
+	After  int64  // only movements with a higher id
+	Limit  int    // the most movements to return
 }
 
 // Movements returns movements, the oldest first.
@@ -305,7 +308,7 @@ func (s *Store) Movements(ctx context.Context, opts MovementOptions) ([]Movement
 	return nil, fmt.Errorf("list movements: %w", err)
 }
 
-// Ping fails while the database cannot be used: it is away, or its tables are not there.
+// Ping returns an error while the database does not answer or its tables do not exist.
 func (s *Store) Ping(ctx context.Context) error {
 	_, err := s.pool.Exec(ctx, `SELECT FROM inbox, inbox_parked, stock, stock_movements LIMIT 0`)
 	return err

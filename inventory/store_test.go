@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/inventory"
 )
 
-// apply does what the inbox does for the store.
+// apply calls the store as the inbox does.
 func (f *fixture) apply(e event) ([]inventory.Movement, error) {
 	var done []inventory.Movement
 	err := pgx.BeginFunc(f.Context(), f.pool, func(tx pgx.Tx) (err error) {
@@ -60,7 +60,7 @@ func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
 	start := map[string]int64{"tea": 10, "cup": 1}
 	f := storeFixture(t, start)
 	order := orderID()
-	// tea twice is one quantity, and there; cup is short, and spoon is unknown
+	// The two lines of tea make one quantity, which is in stock; cup is short, and spoon is unknown.
 	pay := paid(order, item("tea", 2), item("cup", 2), item("spoon", 1), item("tea", 3))
 	done := f.mustApply(pay)
 	got := map[string]string{}
@@ -72,7 +72,7 @@ func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
 	}
 	f.wantStock(start)
 
-	// What comes into stock later is not taken by an order that was rejected, nor given back by its cancellation.
+	// Stock that arrives later is not taken by an order that was rejected, and not given back by its cancellation.
 	f.setStock(map[string]int64{"cup": 100})
 	cancel := cancelled(order, true, pay.Items...)
 	f.mustApply(cancel)
@@ -88,14 +88,14 @@ func TestPaidOrderIsServedWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
-// TestManyEventsAtOnceAreAsOneAfterTheOther has each event of a batch find what those before it have left.
+// TestManyEventsAtOnceAreAsOneAfterTheOther: each event of a batch finds the stock that the earlier events have left.
 func TestManyEventsAtOnceAreAsOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	f := storeFixture(t, map[string]int64{"tea": 3, "cup": 9})
 	a, b, c, d := orderID(), orderID(), orderID(), orderID()
 	events := []event{
-		paid(a, item("tea", 2), item("cup", 1)), paid(b, item("tea", 2)), // b is short of one
-		cancelled(a, true, item("tea", 2), item("cup", 1)), cancelled(a, true, item("tea", 2)), // the second time there is nothing to give back
+		paid(a, item("tea", 2), item("cup", 1)), paid(b, item("tea", 2)), // one piece is missing for b
+		cancelled(a, true, item("tea", 2), item("cup", 1)), cancelled(a, true, item("tea", 2)), // the second cancellation has nothing to give back
 		paid(c, item("tea", 3)), cancelled(b, true, item("tea", 2)), cancelled(orderID(), false, item("tea", 1)), paid(d, item("cup", 9)),
 	}
 	var all []inventory.Event
@@ -122,7 +122,7 @@ func TestManyEventsAtOnceAreAsOneAfterTheOther(t *testing.T) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 	f.wantStock(map[string]int64{"tea": 0, "cup": 0})
-	f.wantToldWhatMoved()
+	f.wantAnswersMatchMovements()
 }
 
 func TestLastPieceIsSold(t *testing.T) {
@@ -139,13 +139,13 @@ func TestCancellationGivesBackOnlyWhatWasTaken(t *testing.T) {
 	pay, first, again := paid(twice, item("tea", 4)), cancelled(twice, true, item("tea", 4)), cancelled(twice, true, item("tea", 4))
 	for _, e := range []event{
 		cancelled(unpaid, false, item("tea", 2)), // nothing was paid
-		pay, first, again,                        // a second cancellation with an id of its own
+		pay, first, again,                        // a second cancellation with another id
 	} {
 		f.mustApply(e)
 	}
-	_, err := f.apply(cancelled(never, true, item("tea", 2))) // its payment never came
+	_, err := f.apply(cancelled(never, true, item("tea", 2))) // its payment never arrived
 	if err == nil || !strings.Contains(err.Error(), never+" does not exist here") {
-		t.Errorf("the cancellation of an order nobody knows: %v", err)
+		t.Errorf("the cancellation of an unknown order: %v", err)
 	}
 	f.wantStock(map[string]int64{"tea": 10})
 }
@@ -156,7 +156,7 @@ func TestOrdersOfTheSameSKUsNeitherDeadlockNorOversell(t *testing.T) {
 	skus := []string{"a", "b", "c", "d", "e"}
 	start := map[string]int64{}
 	for _, sku := range skus {
-		start[sku] = 150 // less than is wanted
+		start[sku] = 150 // less than the orders need
 	}
 	f := storeFixture(t, start)
 	var events []event
@@ -172,7 +172,7 @@ func TestOrdersOfTheSameSKUsNeitherDeadlockNorOversell(t *testing.T) {
 		group.Go(func() error {
 			for i := worker; i < len(events); i += 4 {
 				if _, err := f.apply(events[i]); err != nil {
-					return err // a deadlock is one
+					return err // a deadlock is an error
 				}
 			}
 			return nil

@@ -18,7 +18,8 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// refuse makes the outbox refuse the first event of one buyer and the second of another, as a CHECK that a future event breaks would.
+// refuse adds a CHECK to the outbox that rejects the first event of one buyer and the second event of another, as a
+// CHECK that a future event violates would.
 func (s *shop) refuse() {
 	s.t.Helper()
 	_, err := s.owner.Exec(s.t.Context(), `ALTER TABLE outbox ADD CONSTRAINT outbox_test CHECK (payload->>'buyerId' <> 'refused'
@@ -39,10 +40,10 @@ func TestAnOrderWhoseEventIsRefusedFailsWhole(t *testing.T) {
 	for _, c := range []struct{ path, body string }{{"/orders", goodOf("refused")}, {path + "/pay", ""}, {path + "/cancel", ""}} {
 		got := s.do(500, "POST", c.path, c.body, "Idempotency-Key", "k")
 		if strings.Contains(got.body, "outbox") || strings.Contains(got.body, "SQLSTATE") {
-			t.Errorf("the client is told what is the operator's: %s", got.body)
+			t.Errorf("the client sees the operator's details: %s", got.body)
 		}
 		if s.fingerprint() != before {
-			t.Fatalf("POST %s has left something behind", c.path)
+			t.Fatalf("POST %s has changed the database", c.path)
 		}
 	}
 	for _, statement := range []string{
@@ -75,7 +76,7 @@ func TestALostConnectionLosesNeitherHalf(t *testing.T) {
 			if hits := p.counts(); hits[where] != 1 {
 				t.Fatalf("the cut did not happen: %v", hits)
 			}
-			// A backend that got its COMMIT may still be at it.
+			// A backend that got its COMMIT may still be executing it.
 			cdctest.Eventually(t, 30*time.Second, func() error {
 				if n := scan[int](s, `SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 'orders' AND datname = current_database() AND xact_start IS NOT NULL`); n > 0 {
 					return fmt.Errorf("%d transactions are open", n)
@@ -100,7 +101,8 @@ func TestALostConnectionLosesNeitherHalf(t *testing.T) {
 	}
 }
 
-// Both or neither, under load over HTTP and from SQL at once: every fifth COMMIT meets a cut, and some events are refused.
+// Both or neither, under load over HTTP and from SQL at once: every fifth COMMIT loses its connection, and some events
+// are rejected.
 func TestBothOrNeitherUnderLoad(t *testing.T) {
 	cdctest.Long(t, "writes under load")
 	perWorker := 60
@@ -127,7 +129,7 @@ func TestBothOrNeitherUnderLoad(t *testing.T) {
 	var mu sync.Mutex
 	var exchanges []exchange
 	var refused int
-	// post repeats a request with one key until it is answered for good.
+	// post repeats a request with one key until it gets a final answer.
 	post := func(path, body string) (reply, error) {
 		e := exchange{path: path, body: body, key: uuid.NewString()}
 		for range 100 {
@@ -186,7 +188,7 @@ func TestBothOrNeitherUnderLoad(t *testing.T) {
 			_ = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 				return tx.QueryRow(ctx, `SELECT create_order($1, 'a@b.example', '[{"sku": "A", "quantity": 1, "unitPrice": "1"}]')`, buyer).Scan(&id)
 			})
-			// What became of it nobody knows; the next change may find no order, or no connection.
+			// The outcome of this change is unknown; the next change may find no order, or no connection.
 			for _, step := range [][]string{{}, {"pay"}, {"pay", "cancel"}, {"cancel"}}[i%4] {
 				_ = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 					_, err := tx.Exec(ctx, `SELECT `+step+`_order($1)`, id)
@@ -219,7 +221,7 @@ func TestBothOrNeitherUnderLoad(t *testing.T) {
 	}
 	s.mustBeWhole()
 
-	// Straight to the database now: the repeated POST must get what the first one got.
+	// From here on without the proxy: the repeated POST must get the answer of the first one.
 	s.serve(s.serviceURL)
 	placed := 0
 	for _, e := range exchanges {

@@ -15,7 +15,7 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// row is an outbox row as it was written.
+// row is a row of the outbox.
 type row struct {
 	ID            uuid.UUID
 	AggregateType string
@@ -64,10 +64,10 @@ func golden(t *testing.T, eventType string) string {
 	return string(text)
 }
 
-// own are the fields that no two events, or no two orders, share.
+// own are the fields that differ in any two events or orders.
 var own = []string{"eventId", "occurredAt", "orderId", "orderNumber"}
 
-// common is a payload without them.
+// common returns a payload without the fields in own.
 func common(t *testing.T, payload string) string {
 	t.Helper()
 	fields := decode[map[string]json.RawMessage](t, payload)
@@ -87,8 +87,8 @@ func common(t *testing.T, payload string) string {
 	return compact(t, string(text))
 }
 
-// The contract: an order over HTTP and the same order from psql write the same rows, field for field, as the schemas describe and the
-// goldens show them.
+// The contract: an order over HTTP and the same order from psql write the same rows, field for field, as the schemas
+// and the goldens describe them.
 func TestHTTPAndSQLWriteTheSameEvents(t *testing.T) {
 	s := open(t)
 	service, err := pgx.Connect(t.Context(), s.serviceURL)
@@ -160,7 +160,7 @@ func TestHTTPAndSQLWriteTheSameEvents(t *testing.T) {
 			if a, b := scan[string](s, beside, over), scan[string](s, beside, from); a != b {
 				t.Errorf("history or payments differ:\nHTTP %s\nSQL  %s", a, b)
 			}
-			// Either way it is one and the same kind of order.
+			// Both ways write the same kind of order.
 			a, b := s.do(200, "GET", "/orders/"+over.String(), "").body, s.do(200, "GET", "/orders/"+from.String(), "").body
 			x, y := decode[orders.Order](t, a), decode[orders.Order](t, b)
 			if x.Total != y.Total || x.Status != y.Status || x.TrackingCode != y.TrackingCode || len(x.Items) != len(y.Items) || (x.PaidAt == nil) != (y.PaidAt == nil) {
@@ -213,7 +213,7 @@ func total(to any) func(event, item map[string]any) {
 	}
 }
 
-// A schema that takes everything would make the contract test one that cannot fail.
+// A schema that accepts everything would make a contract test that cannot fail.
 func TestSchemasRefuseWhatIsNotAnEvent(t *testing.T) {
 	for eventType := range schemaFiles {
 		sch := schema(t, eventType)

@@ -15,7 +15,8 @@ import (
 //go:embed schemas/*.json
 var schemas embed.FS
 
-// event is what is told about a change; schemas holds what each field promises, and append_order_event (sql/orders) builds the same.
+// event is the JSON of an event. schemas says what each field guarantees, and append_order_event (sql/orders) builds
+// the same JSON.
 type event struct {
 	EventID       uuid.UUID `json:"eventId"`
 	EventType     string    `json:"eventType"`
@@ -28,7 +29,7 @@ type event struct {
 	Items         []Item    `json:"items"`
 	TotalAmount   *Money    `json:"totalAmount,omitempty"`
 	Currency      string    `json:"currency,omitempty"`
-	Payment       *payment  `json:"payment,omitempty"` // of OrderPaid, in the place of the two before
+	Payment       *payment  `json:"payment,omitempty"` // of OrderPaid, instead of totalAmount and currency
 	Detail
 }
 
@@ -39,7 +40,7 @@ type payment struct {
 	Currency string    `json:"currency"`
 }
 
-// Detail is what an event tells of its change alone, and the order's history with it.
+// Detail has the fields that belong to one kind of change. They go into the event and into the order's history.
 type Detail struct {
 	WasPaid      *bool   `json:"wasPaid,omitempty"`      // of OrderCancelled
 	Reason       string  `json:"reason,omitempty"`       // of OrderRejected
@@ -47,18 +48,19 @@ type Detail struct {
 	TrackingCode string  `json:"trackingCode,omitempty"` // of OrderShipped
 }
 
-// Short is a line that the stock could not serve.
+// Short is an order line that the stock could not serve.
 type Short struct {
 	SKU       string `json:"sku"`
 	Requested int64  `json:"requested"`
 	Available int64  `json:"available"`
 }
 
-// lastEvent is the event of the change that made the order what it is, and when that was. by is the payment that went with it.
+// lastEvent returns the event of the order's last change, and the time of the change. by is the payment that belongs to
+// it.
 func (o Order) lastEvent(detail Detail, by payment) (outbox.Event, time.Time, error) {
 	at := o.CreatedAt
 	if o.Status != Created {
-		at = **o.became()
+		at = **o.changedAt()
 	}
 	row := outbox.NewEvent("order", o.ID.String(), o.Status.event())
 	e := event{
@@ -78,5 +80,5 @@ func (o Order) lastEvent(detail Detail, by payment) (outbox.Event, time.Time, er
 	return row, at, nil
 }
 
-// event is the type of the event that tells of becoming s.
+// event returns the type of the event that is written when an order becomes s.
 func (s Status) event() string { return "Order" + strings.ToUpper(string(s[:1])) + string(s[1:]) }

@@ -1,6 +1,6 @@
 package orders
 
-// DecodeOrder is what POST /orders does with a body before it opens a transaction.
+// DecodeOrder decodes and checks a body as POST /orders does before it opens a transaction.
 func DecodeOrder(body []byte) (Order, error) {
 	var asked Request
 	if err := decode(body, &asked); err != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// Whatever the body: an order that is taken holds nothing a mail's header, a log or a table could not take, and adds up.
+// For any body: an accepted order has only text that a mail's header, a log and a table can hold, and its amounts add
+// up.
 func FuzzDecodeOrder(f *testing.F) {
 	f.Add([]byte(good))
 	f.Add([]byte(`null`))

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// shop is the service over HTTP on a database of its own.
+// shop is the service over HTTP on a separate database.
 type shop struct {
 	t          *testing.T
 	base       string // the service's URL
@@ -36,7 +36,7 @@ type shop struct {
 
 func open(t *testing.T) *shop { return openThrough(t, func(url string) string { return url }) }
 
-// openThrough lets the service connect to another URL than the database's own: a proxy's.
+// openThrough makes the service connect to another URL than the database's own: a proxy's.
 func openThrough(t *testing.T, way func(string) string) *shop {
 	t.Helper()
 	admin := cdctest.Database(t)
@@ -53,7 +53,7 @@ func openThrough(t *testing.T, way func(string) string) *shop {
 	return s
 }
 
-// serve starts the service, again where it has been started before: what it knew it knows from the database only.
+// serve starts the service, also again: a new service knows only what is in the database.
 func (s *shop) serve(databaseURL string) {
 	store, err := orders.Open(context.Background(), cdctest.PoolConfig(s.t, databaseURL))
 	if err != nil {
@@ -77,7 +77,8 @@ type reply struct {
 	body   string
 }
 
-// send makes a request without a test's help, for the tests in which it may fail. Headers are name and value in turn.
+// send makes a request and does not fail the test, for tests in which a request may fail. Headers are name and value in
+// turn.
 func (s *shop) send(method, path, body string, headers ...string) (reply, error) {
 	req, err := http.NewRequest(method, s.base+path, strings.NewReader(body))
 	if err != nil {
@@ -98,7 +99,7 @@ func (s *shop) send(method, path, body string, headers ...string) (reply, error)
 	return reply{res.StatusCode, res.Header, string(text)}, err
 }
 
-// do is send that must be answered with a status.
+// do makes a request that must be answered with a status.
 func (s *shop) do(want int, method, path, body string, headers ...string) reply {
 	s.t.Helper()
 	got, err := s.send(method, path, body, headers...)
@@ -120,7 +121,7 @@ func (s *shop) place() uuid.UUID {
 	return decode[orders.Order](s.t, s.do(201, "POST", "/orders", good).body).ID
 }
 
-// confirm and reject are what comes of a paid order when the stock has answered.
+// confirm confirms a paid order, and reject rejects one, as after the stock's answer.
 func (s *shop) confirm(id uuid.UUID) {
 	s.t.Helper()
 	s.hear(id, "StockReserved", orders.Confirm)
@@ -164,7 +165,7 @@ func scan[T any](s *shop, query string, args ...any) T {
 	return v
 }
 
-// fingerprint changes with every change of a row or table.
+// fingerprint returns a value that changes with every change of a row or table.
 func (s *shop) fingerprint() string {
 	s.t.Helper()
 	return scan[string](s, `SELECT md5(string_agg(line, ',' ORDER BY line)) FROM (
@@ -173,8 +174,8 @@ func (s *shop) fingerprint() string {
 		SELECT x::text FROM outbox x UNION ALL SELECT k::text FROM idempotency_keys k UNION ALL SELECT 'empty') AS all_rows (line)`)
 }
 
-// torn counts orders that have not exactly the events, the history and the payments of their state, and any of these without an order in
-// that state.
+// torn counts the orders that do not have exactly the events, the history and the payments of their state, and events,
+// history lines and payments without an order in that state.
 const torn = `
 	WITH changes AS (
 		SELECT o.id::text AS order_id, change.* FROM orders o CROSS JOIN LATERAL (VALUES
@@ -208,7 +209,7 @@ func (s *shop) mustBeWhole() {
 	}
 }
 
-// compact makes JSON comparable: keys sorted, no space.
+// compact makes JSON comparable: keys sorted, no spaces.
 func compact(t *testing.T, text string) string {
 	t.Helper()
 	var out bytes.Buffer

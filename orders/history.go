@@ -10,15 +10,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Entry is one thing that happened to an order.
+// Entry is one event in the life of an order.
 type Entry struct {
 	At      time.Time       `json:"at"`
 	What    string          `json:"what"`              // the type of an event, charge or refund, mail or webhook
-	EventID *uuid.UUID      `json:"eventId,omitempty"` // absent where it is no longer known
+	EventID *uuid.UUID      `json:"eventId,omitempty"` // absent if it is no longer known
 	Detail  json.RawMessage `json:"detail"`            // an object
 }
 
-// history has a SELECT for each table that knows something of orders; n is for what happened at once.
+// history has a SELECT for each table with entries about orders; n orders entries of the same instant.
 const history = `
 	SELECT at, what, event_id, detail FROM (
 		SELECT order_id, at, id AS n, what, event_id, detail FROM order_history

@@ -26,9 +26,9 @@ import (
 )
 
 const (
-	// maxBody is several times the largest order there can be.
+	// maxBody is several times the size of the largest possible order.
 	maxBody = 64 << 10
-	// requestTimeout ends a request before the server's write timeout does, which would end it without an answer.
+	// requestTimeout ends a request before the server's write timeout, which would end it without an answer.
 	requestTimeout = 8 * time.Second
 
 	defaultPage = 20
@@ -41,7 +41,8 @@ type api struct {
 	events *prometheus.CounterVec
 }
 
-// Routes adds the service's routes to mux, and its metrics to reg. What mux does not know otherwise gets a problem+json, too.
+// Routes adds the service's routes to mux, and its metrics to reg. A path that mux does not know gets a problem+json,
+// too.
 func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zerolog.Logger) {
 	a := &api{store: store, log: log, events: newMetrics(reg, store)}
 	Handle(mux, log, map[string]map[string]httpjson.Handler{
@@ -60,8 +61,8 @@ func Routes(mux *http.ServeMux, store *Store, reg prometheus.Registerer, log zer
 	}))
 }
 
-// Handle adds handlers to mux, by path and method. Errors are answered as this package's own: ErrNotFound, InvalidError, httpjson.Problem,
-// and those of the database.
+// Handle adds handlers to mux, by path and method. It turns their errors into this package's answers: ErrNotFound,
+// InvalidError, httpjson.Problem and errors of the database.
 func Handle(mux *http.ServeMux, log zerolog.Logger, paths map[string]map[string]httpjson.Handler) {
 	service(log).Handle(mux, paths)
 }
@@ -69,7 +70,7 @@ func Handle(mux *http.ServeMux, log zerolog.Logger, paths map[string]map[string]
 func service(log zerolog.Logger) httpjson.Service {
 	return httpjson.Service{Timeout: requestTimeout, MaxBody: maxBody, Refuse: func(w http.ResponseWriter, r *http.Request, err error) {
 		p := problemOf(err)
-		if p.Status >= http.StatusInternalServerError && !errors.Is(r.Context().Err(), context.Canceled) { // else the client is gone
+		if p.Status >= http.StatusInternalServerError && !errors.Is(r.Context().Err(), context.Canceled) { // otherwise the client has gone away
 			log.Error().Str("route", r.Pattern).Int("status", p.Status).Err(err).Msg("request failed")
 		}
 		p.write(w)
@@ -124,7 +125,7 @@ func (a *api) ship(w http.ResponseWriter, r *http.Request) error {
 	return a.once(w, r, key, http.StatusOK, func(tx pgx.Tx) (Change, error) { return Ship(r.Context(), tx, id, code) })
 }
 
-// once makes the change and answers with the order as it then is, or repeats the answer the key has got before.
+// once makes the change and answers with the changed order, or repeats the stored answer of the key.
 func (a *api) once(w http.ResponseWriter, r *http.Request, key Key, status int, change func(pgx.Tx) (Change, error)) error {
 	var done Change
 	answer, repeated, err := a.store.Once(r.Context(), key, func(tx pgx.Tx) (Answer, error) {
@@ -216,7 +217,7 @@ func (a *api) schema(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// OrderID is the path's id. What is not an id in its usual form names no order.
+// OrderID returns the order id in the path. An id in another form than the usual one names no order.
 func OrderID(r *http.Request) (uuid.UUID, error) {
 	text := r.PathValue("id")
 	id, err := uuid.Parse(text)
@@ -237,7 +238,7 @@ func number(asked url.Values, name string, unset, most int64) (int64, error) {
 	return n, nil
 }
 
-// read returns the request's key, and its body in into. Where the path can say everything the body is optional.
+// read returns the request's key and decodes its body into into. The body may be empty if optional is set.
 func read(r *http.Request, into any, optional bool) (Key, error) {
 	body, err := io.ReadAll(r.Body)
 	switch {
@@ -269,7 +270,7 @@ func decode(body []byte, into any) error {
 	err := httpjson.Decode(bytes.NewReader(body), into)
 	switch {
 	case errors.As(err, new(*httpjson.TrailingError)):
-		return badRequest("the body must be one JSON object and nothing behind it")
+		return badRequest("the body must be one JSON object and nothing after it")
 	case err != nil:
 		return badRequest("the body cannot be read: " + strings.TrimPrefix(err.Error(), "json: "))
 	}

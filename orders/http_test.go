@@ -173,7 +173,7 @@ func TestNoOtherArrowsThanTheDiagrams(t *testing.T) {
 			if is := scan[string](s, `SELECT status FROM orders WHERE id = $1`, id); (err == nil) != legal || orders.Status(is) != want || !legal && !errors.As(err, new(*orders.StateError)) {
 				t.Errorf("%s a %s order: %v, it is %s", step, from, err, is)
 			}
-			// psql knows the same arrows.
+			// The SQL functions allow the same changes.
 			if step == "confirm" || step == "reject" || legal {
 				continue
 			}
@@ -238,18 +238,18 @@ func TestListIsPagedFromTheNewest(t *testing.T) {
 			}
 			break
 		}
-		s.place() // a new order moves no page
+		s.place() // a new order must not shift a page
 		path = "/orders?limit=2&after=" + p.Next
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if p := decode[page](t, s.do(200, "GET", "/orders?after=1", "").body); p.Orders == nil || len(p.Orders) != 0 {
-		t.Errorf("behind the last page: %+v", p)
+		t.Errorf("after the last page: %+v", p)
 	}
 }
 
-// Every request that is refused gets a problem of its status and sentence, and leaves the database as it was.
+// Every rejected request gets a problem with its status and sentence, and leaves the database unchanged.
 func TestRefusedRequestsGetAProblemAndChangeNothing(t *testing.T) {
 	s := open(t)
 	created, paid, cancelled := "/orders/"+s.place().String(), "/orders/"+s.place().String(), "/orders/"+s.place().String()
@@ -278,7 +278,7 @@ func TestRefusedRequestsGetAProblemAndChangeNothing(t *testing.T) {
 		{"no content type", "POST", "/orders", good, 415, "application/json", []string{"Content-Type", ""}},
 		{"not JSON", "POST", "/orders", `{"buyerId`, 400, "unexpected EOF", nil},
 		{"an array", "POST", "/orders", `[]`, 400, "cannot unmarshal array", nil},
-		{"two objects", "POST", "/orders", good + good, 400, "nothing behind it", nil},
+		{"two objects", "POST", "/orders", good + good, 400, "nothing after it", nil},
 		{"null", "POST", "/orders", `null`, 422, "/buyerId", nil},
 		{"an unknown field", "POST", "/orders", with(`"buyerId"`, `"discount": 1, "buyerId"`), 400, "unknown field \\\"discount\\\"", nil},
 		{"an unknown field of an item", "POST", "/orders", with(`"sku"`, `"price": 1, "sku"`), 400, "unknown field \\\"price\\\"", nil},
@@ -309,21 +309,21 @@ func TestRefusedRequestsGetAProblemAndChangeNothing(t *testing.T) {
 		{"a currency in small letters", "POST", "/orders", with(`"buyerId"`, `"currency": "eur", "buyerId"`), 422, "/currency", nil},
 		{"two faults", "POST", "/orders", with(`"quantity": 2, "unitPrice": "19.90"`, `"quantity": -1, "unitPrice": "x"`), 422, `"/items/0/quantity"`, nil},
 		{"too large a body", "POST", "/orders", with(`buyer-7`, strings.Repeat("a", 64<<10)), 413, "65536 bytes", nil},
-		{"pay what is not there", "POST", unknown + "/pay", "", 404, "no such order", nil},
-		{"cancel what is not there", "POST", unknown + "/cancel", "", 404, "no such order", nil},
-		{"read what is not there", "GET", unknown, "", 404, "no such order", nil},
-		{"read what is no id", "GET", "/orders/17", "", 404, "no such order", nil},
-		{"pay what is no id", "POST", "/orders/%00/pay", "", 404, "no such order", nil},
+		{"pay an unknown order", "POST", unknown + "/pay", "", 404, "no such order", nil},
+		{"cancel an unknown order", "POST", unknown + "/cancel", "", 404, "no such order", nil},
+		{"read an unknown order", "GET", unknown, "", 404, "no such order", nil},
+		{"read a wrong id", "GET", "/orders/17", "", 404, "no such order", nil},
+		{"pay a wrong id", "POST", "/orders/%00/pay", "", 404, "no such order", nil},
 		{"pay twice", "POST", paid + "/pay", "", 409, "is paid and cannot become paid", nil},
 		{"pay a cancelled order", "POST", cancelled + "/pay", "", 409, "is cancelled and cannot become paid", nil},
 		{"cancel twice", "POST", cancelled + "/cancel", "", 409, "cannot become cancelled", nil},
-		{"ship what is not confirmed", "POST", paid + "/ship", "", 409, "is paid and cannot become shipped", nil},
-		{"complete what is not shipped", "POST", confirmed + "/complete", "", 409, "is confirmed and cannot become completed", nil},
+		{"ship an order that is not confirmed", "POST", paid + "/ship", "", 409, "is paid and cannot become shipped", nil},
+		{"complete an order that is not shipped", "POST", confirmed + "/complete", "", 409, "is confirmed and cannot become completed", nil},
 		{"an empty tracking code", "POST", confirmed + "/ship", `{"trackingCode": ""}`, 422, "/trackingCode", nil},
 		{"a long tracking code", "POST", confirmed + "/ship", `{"trackingCode": "` + strings.Repeat("1", 101) + `"}`, 422, "/trackingCode", nil},
 		{"a tracking code with a line break", "POST", confirmed + "/ship", `{"trackingCode": "1\r\nBcc: eve@shop.example"}`, 422, "/trackingCode", nil},
 		{"ship with another field", "POST", confirmed + "/ship", `{"carrier": "x"}`, 400, "unknown field", nil},
-		{"history of what is not there", "GET", unknown + "/history", "", 404, "no such order", nil},
+		{"history of an unknown order", "GET", unknown + "/history", "", 404, "no such order", nil},
 		{"pay with a body", "POST", created + "/pay", `{"amount": "1"}`, 400, "unknown field", nil},
 		{"pay with another content type", "POST", created + "/pay", `{}`, 415, "application/json", []string{"Content-Type", "text/plain"}},
 		{"a key that is none", "POST", created + "/pay", "", 400, "Idempotency-Key", []string{"Idempotency-Key", "a b"}},

@@ -10,35 +10,35 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Key is the name a client gives a request so that it may send it again. The zero Key names nothing.
+// Key is a name that the client gives a request, so that it may send the request again. The zero Key names no request.
 type Key struct {
 	Name    string
-	Request [32]byte // a digest of what is asked
+	Request [32]byte // a digest of the request
 }
 
-// Answer is what a request got.
+// Answer is the answer to a request.
 type Answer struct {
 	OrderID uuid.UUID
 	Status  int
 	Body    string
 }
 
-// ErrKeyReused is returned when a key has named another request before.
+// ErrKeyReused is returned when the key was used for another request before.
 var ErrKeyReused = errors.New("this Idempotency-Key belongs to another request: take a new key for a new request")
 
 var keyForm = regexp.MustCompile(`^[!-~]{1,255}$`)
 
-// Once runs change in a transaction and keeps its answer under key in the same transaction. When an answer is there already, change is
-// not run and the answer is repeated. While another transaction is at work under the same key it waits for that one's end. An error,
-// from change or of the database, leaves nothing behind, the key included; but when the connection is lost during COMMIT whether
-// everything or nothing happened is unknown.
+// Once runs change in a transaction and stores its answer under key in the same transaction. If key has an answer
+// already, Once returns that answer and does not run change. If another transaction uses the same key, Once waits for
+// its end. After an error, from change or from the database, nothing is stored, and the key is free. But if the
+// connection is lost during COMMIT, the caller does not know whether everything or nothing was committed.
 func (s *Store) Once(ctx context.Context, key Key, change func(tx pgx.Tx) (Answer, error)) (answer Answer, repeated bool, err error) {
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
 		if key.Name == "" {
 			answer, err = change(tx)
 			return err
 		}
-		// The unique key is the lock: this waits until another transaction with the same key has ended.
+		// The unique key is the lock: this INSERT waits until another transaction with the same key has ended.
 		taken, err := tx.Exec(ctx, `INSERT INTO idempotency_keys (key, request) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING`, key.Name, key.Request[:])
 		if err != nil {
 			return fmt.Errorf("take the idempotency key: %w", err)

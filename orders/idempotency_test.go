@@ -68,10 +68,10 @@ func TestARefusedPostFreesItsKey(t *testing.T) {
 	}
 }
 
-// The first of two is held at the order's row while it has the key; the second must wait for the key.
+// The first of two requests waits at the order's row while it has the key; the second must wait for the key.
 func TestARepeatedPostWaitsForTheFirst(t *testing.T) {
 	for name, c := range map[string]struct {
-		release string // how the first goes on
+		release string // the statement that lets the first continue
 		first   int
 	}{
 		"and gets its answer":                    {`SELECT true`, 200},

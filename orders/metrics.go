@@ -7,8 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// newMetrics returns the counter of events written by this process. How many orders there are is asked of the database when the
-// metrics are, because orders also come from psql and from before a restart.
+// newMetrics returns the counter of events that this process wrote. The number of orders is queried from the database
+// at each scrape, because orders also come from psql and from before a restart.
 func newMetrics(reg prometheus.Registerer, store *Store) *prometheus.CounterVec {
 	events := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "orders_outbox_rows_written_total", Help: "Outbox rows committed by this process, by event type.",
@@ -31,7 +31,7 @@ func (c byState) Collect(ch chan<- prometheus.Metric) {
 	defer cancel()
 	counts, err := c.store.CountByStatus(ctx)
 	if err != nil {
-		return // the other metrics matter most when the database is away; readyz says that it is
+		return // without an error: the other metrics matter most while the database is away, and readyz reports that
 	}
 	for status, n := range counts {
 		ch <- prometheus.MustNewConstMetric(byStateDesc, prometheus.GaugeValue, float64(n), string(status))

@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// Money is an amount in hundredths of its currency's unit. As text, in JSON and in SQL it is a decimal with two places.
+// Money is an amount in hundredths of its currency's unit. In text, JSON and SQL it is a decimal with two places.
 type Money int64
 
-// MaxPrice is the most one piece may cost: what numeric(12,2) holds. MaxItems lines of MaxQuantity pieces at this price are still
-// less than an int64 of hundredths, so no total can overflow.
+// MaxPrice is the highest price of one piece: the limit of numeric(12,2). The total of MaxItems lines of MaxQuantity
+// pieces at this price still fits into an int64 of hundredths, so no total can overflow.
 const MaxPrice Money = 9_999_999_999_99
 
 var errMoney = errors.New(`must be a decimal string with at most two places, as in "19.90"`)
 
-// ParseMoney reads an amount from 0 to 9999999999999999.99 written with at most two places and nothing that could be left out: no
-// sign, exponent, space or leading zero.
+// ParseMoney reads an amount from 0 to 9999999999999999.99, with at most two decimal places and without a sign,
+// exponent, space or superfluous leading zero.
 func ParseMoney(s string) (Money, error) {
 	whole, cents, point := strings.Cut(s, ".")
 	if len(whole) > 1 && whole[0] == '0' || len(whole) > 16 || point && cents == "" || len(cents) > 2 {
@@ -35,13 +35,13 @@ func ParseMoney(s string) (Money, error) {
 	return Money(n), nil
 }
 
-// String has always two places.
+// String returns the amount with two decimal places.
 func (m Money) String() string { return fmt.Sprintf("%d.%02d", m/100, m%100) }
 
-// MarshalText makes an amount a JSON string.
+// MarshalText returns the amount as text, so that JSON has a string.
 func (m Money) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
-// UnmarshalText takes what ParseMoney takes; a JSON number is no text.
+// UnmarshalText reads the text that ParseMoney accepts; a JSON number is not text.
 func (m *Money) UnmarshalText(text []byte) (err error) {
 	*m, err = ParseMoney(string(text))
 	return err

@@ -26,7 +26,7 @@ func TestParseMoney(t *testing.T) {
 	}
 }
 
-// What is taken means what a decimal means, and is written in its one form.
+// An accepted amount has the value of the decimal, and is written in one form only.
 func FuzzParseMoney(f *testing.F) {
 	for _, text := range []string{"0", "19.90", "5", "0.1", "-1", "1e9", "9999999999999999.99", "1.", "001"} {
 		f.Add(text)

@@ -11,15 +11,16 @@ import (
 	"github.com/google/uuid"
 )
 
-// What one order may hold; the tables' CHECKs say the same.
+// The limits of one order; CHECK constraints of the tables enforce the same.
 const (
 	MaxItems    = 100
 	MaxQuantity = 10_000
 )
 
-// Status is where an order stands.
+// Status is the state of an order.
 type Status string
 
+// The states of an order. doc.go has a diagram of them.
 const (
 	Created   Status = "created"
 	Paid      Status = "paid"
@@ -30,7 +31,7 @@ const (
 	Cancelled Status = "cancelled"
 )
 
-// next is the diagram of doc.go.
+// next has the arrows of the diagram in doc.go.
 var next = map[Status][]Status{
 	Created:   {Paid, Cancelled},
 	Paid:      {Confirmed, Rejected, Cancelled},
@@ -41,10 +42,10 @@ var next = map[Status][]Status{
 	Cancelled: nil,
 }
 
-// Order is an order as it stands, in the form in which it is answered.
+// Order is an order as the service stores and returns it.
 type Order struct {
 	ID          uuid.UUID  `json:"orderId"`
-	Number      int64      `json:"orderNumber,string"` // for people; text in JSON because nobody calculates with it
+	Number      int64      `json:"orderNumber,string"` // for people; text in JSON, because it is not a quantity
 	Status      Status     `json:"status"`
 	BuyerID     string     `json:"buyerId"`
 	BuyerEmail  string     `json:"buyerEmail"`
@@ -52,7 +53,7 @@ type Order struct {
 	Total       Money      `json:"totalAmount"`
 	Currency    string     `json:"currency"` // ISO 4217
 	CreatedAt   time.Time  `json:"createdAt"`
-	PaidAt      *time.Time `json:"paidAt,omitempty"` // stays when a paid order is rejected or cancelled
+	PaidAt      *time.Time `json:"paidAt,omitempty"` // kept when a paid order is rejected or cancelled
 	ConfirmedAt *time.Time `json:"confirmedAt,omitempty"`
 	RejectedAt  *time.Time `json:"rejectedAt,omitempty"`
 	ShippedAt   *time.Time `json:"shippedAt,omitempty"`
@@ -62,8 +63,8 @@ type Order struct {
 	TrackingCode string `json:"trackingCode,omitempty"`
 }
 
-// became is when the order became what it is.
-func (o *Order) became() **time.Time {
+// changedAt returns the field for the time at which the order got its current state.
+func (o *Order) changedAt() **time.Time {
 	return map[Status]**time.Time{
 		Paid: &o.PaidAt, Confirmed: &o.ConfirmedAt, Rejected: &o.RejectedAt, Shipped: &o.ShippedAt, Completed: &o.CompletedAt, Cancelled: &o.CancelledAt,
 	}[o.Status]
@@ -76,13 +77,13 @@ type Item struct {
 	UnitPrice Money  `json:"unitPrice"`
 }
 
-// ErrNotFound is returned for an id no order has.
+// ErrNotFound is returned for an id that no order has.
 var ErrNotFound = errors.New("there is no such order")
 
-// ErrDuplicate is returned for an event that an order has heard of before.
-var ErrDuplicate = errors.New("the order has heard of this event")
+// ErrDuplicate is returned for an event that is in the order's history already.
+var ErrDuplicate = errors.New("the order has received this event already")
 
-// StateError is returned when an order cannot become what was asked for; trying again is of no use.
+// StateError is returned when the order's state does not allow the requested change; a retry cannot help.
 type StateError struct {
 	Number int64
 	Is     Status
@@ -100,7 +101,7 @@ func (o Order) mayBecome(to Status) error {
 	return &StateError{Number: o.Number, Is: o.Status, Asked: to}
 }
 
-// Request asks for an order to be placed, as it comes in, unchecked.
+// Request is a request to place an order, before it is checked.
 type Request struct {
 	BuyerID    string        `json:"buyerId"`
 	BuyerEmail string        `json:"buyerEmail"`
@@ -115,13 +116,13 @@ type RequestItem struct {
 	UnitPrice string `json:"unitPrice"`
 }
 
-// Fault is one thing wrong with a request, and where: a JSON Pointer into it.
+// Fault is one mistake in a request, with its place as a JSON Pointer.
 type Fault struct {
 	Pointer string `json:"pointer"`
 	Detail  string `json:"detail"`
 }
 
-// InvalidError is returned for a request that asks for what cannot be. It holds every fault.
+// InvalidError is returned for a request that can be read but is invalid. It holds every mistake.
 type InvalidError []Fault
 
 func (e InvalidError) Error() string {
@@ -132,7 +133,8 @@ func (e InvalidError) Error() string {
 	return strings.Join(sentences, "; ")
 }
 
-// Printable ASCII only, so that no value can break a line of a mail's header or of a log. The e-mail form is HTML's.
+// Only printable ASCII is accepted, so that no value can break a line of a mail header or of a log. The e-mail pattern
+// is the one of HTML.
 var (
 	buyerIDForm  = regexp.MustCompile(`^[!-~]{1,100}$`)
 	emailForm    = regexp.MustCompile("^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9-]+(\\.[A-Za-z0-9-]+)*$")
@@ -142,11 +144,11 @@ var (
 	trackingCodeForm = regexp.MustCompile(`^[ -~]{1,100}$`)
 )
 
-// PlainEmail reports whether s is one e-mail address and nothing that could be more than that in a mail's header.
+// PlainEmail reports whether s is exactly one e-mail address, without anything else that a mail header would interpret.
 func PlainEmail(s string) bool { return len(s) <= 254 && emailForm.MatchString(s) }
 
-// Order checks the request and calculates its total. What the database gives, number and time, is still zero. The error is an
-// InvalidError.
+// Order checks the request and calculates its total. Number and time come from the database and are still zero. The
+// error is an InvalidError.
 func (r Request) Order() (Order, error) {
 	var faults InvalidError
 	must := func(ok bool, pointer, detail string) {
@@ -171,7 +173,7 @@ func (r Request) Order() (Order, error) {
 		at := fmt.Sprintf("/items/%d/", i)
 		price, err := ParseMoney(line.UnitPrice)
 		must(skuForm.MatchString(line.SKU), at+"sku", "must be 1 to 64 letters, digits, dots, dashes and underscores, beginning with a letter or digit")
-		must(!seen[line.SKU], at+"sku", "is in an earlier line, too: make it one line with the sum")
+		must(!seen[line.SKU], at+"sku", "is in an earlier line, too: combine the lines into one")
 		must(line.Quantity >= 1 && line.Quantity <= MaxQuantity, at+"quantity", "must be a whole number from 1 to 10000")
 		must(err == nil, at+"unitPrice", errMoney.Error())
 		must(price <= MaxPrice, at+"unitPrice", "must be at most "+MaxPrice.String())

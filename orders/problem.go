@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc/outbox"
 )
 
-// problem is an error as the client sees it (RFC 9457). Its type is left out, which means that status and title say what it is.
+// problem is an error as the client sees it (RFC 9457). It has no type, which means that status and title describe it.
 type problem struct {
 	Title  string       `json:"title"`
 	Status int          `json:"status"`
@@ -25,8 +25,8 @@ func badRequest(detail string) error {
 	return httpjson.ProblemError{Status: http.StatusBadRequest, Detail: detail}
 }
 
-// problemOf says what a client may know of an error. Whatever is not the client's doing is 503 where trying again may help, and 500 with
-// no more words where it cannot.
+// problemOf returns the part of an error that a client may see. An error that the client did not cause becomes 503 if a
+// retry may help, and otherwise 500 without details.
 func problemOf(err error) problem {
 	var (
 		known   httpjson.ProblemError
@@ -38,7 +38,7 @@ func problemOf(err error) problem {
 	case errors.As(err, &known):
 		return problem{Status: known.Status, Detail: known.Detail}
 	case errors.As(err, &invalid):
-		return problem{Status: http.StatusUnprocessableEntity, Detail: "the request asks for what cannot be", Errors: invalid}
+		return problem{Status: http.StatusUnprocessableEntity, Detail: "the request is invalid", Errors: invalid}
 	case errors.Is(err, ErrKeyReused):
 		return problem{Status: http.StatusUnprocessableEntity, Detail: ErrKeyReused.Error()}
 	case errors.Is(err, ErrNotFound):
@@ -54,7 +54,8 @@ func problemOf(err error) problem {
 	}
 }
 
-// passes tells the SQLSTATEs of a server that is busy, going or coming from those that will be the same next time.
+// passes reports whether an SQLSTATE comes from a server that is busy, starting or stopping, so that a retry may
+// succeed.
 func passes(code string) bool {
 	return code == pgerrcode.LockNotAvailable || slices.ContainsFunc([]string{
 		pgerrcode.ConnectionException, pgerrcode.InvalidTransactionState, pgerrcode.TransactionRollback,

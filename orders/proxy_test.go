@@ -15,8 +15,8 @@ type cut int
 const (
 	none   cut = iota
 	before     // the server never sees the COMMIT
-	during     // the server gets the COMMIT and perhaps never reads it; nobody waits for what comes of it
-	after      // the server has committed and the client is not told
+	during     // the server gets the COMMIT and perhaps never reads it; the client does not wait for the outcome
+	after      // the server has committed and the client gets no answer
 	cuts
 )
 
@@ -24,14 +24,15 @@ func (c cut) String() string { return [...]string{"none", "before", "during", "a
 
 // cutter decides at each COMMIT on the wire whether and where the connection is lost.
 type cutter struct {
-	next func() cut // asked at each COMMIT
+	next func() cut // called at each COMMIT
 
 	mu      sync.Mutex
 	pending map[int64]bool // connections whose COMMIT must not be answered
 	hits    [cuts]int
 }
 
-// startProxy stands between a client and PostgreSQL, cuts as next says, and returns the URL that leads through it.
+// startProxy starts a proxy between a client and PostgreSQL that cuts connections as next says, and returns the URL
+// that leads through it.
 func startProxy(t *testing.T, databaseURL string, next func() cut) (*cutter, string) {
 	t.Helper()
 	u, err := url.Parse(databaseURL)

@@ -13,10 +13,10 @@ import (
 	"github.com/walpost/walpost/cdc/httpjson"
 )
 
-// maxStatisticsDays is how many days one answer covers.
+// maxStatisticsDays is the largest number of days in one answer.
 const maxStatisticsDays = 366
 
-// Statistic is what was sold of one product on one day.
+// Statistic counts the sales of one product on one day.
 type Statistic struct {
 	Day      string `json:"day"` // in UTC, of the payment
 	SKU      string `json:"sku"`
@@ -25,21 +25,21 @@ type Statistic struct {
 	Quantity int64  `json:"quantity"`
 	Revenue  string `json:"revenue"` // an amount, of any size
 
-	// Of these, the ones that were rejected or cancelled since.
+	// The part of them that was rejected or cancelled since.
 	ReturnedOrders   int64  `json:"returnedOrders"`
 	ReturnedQuantity int64  `json:"returnedQuantity"`
 	ReturnedRevenue  string `json:"returnedRevenue"`
 }
 
-// Statistics are those of some days, by day, product and currency.
+// Statistics are the sales of some days, by day, product and currency.
 type Statistics struct {
-	// Since is the first day of which anything is counted, when earlier events are lost; else nil.
+	// Since is the first counted day, if earlier events are lost; otherwise nil.
 	Since      *string     `json:"since,omitempty"`
 	Statistics []Statistic `json:"statistics"`
 }
 
-// Statistics returns those of the days from and to and what is between them. They are package statistics' and follow the orders within
-// moments.
+// Statistics returns the sales from day from to day to, both included. Package statistics writes them; they follow the
+// orders within moments.
 func (s *Store) Statistics(ctx context.Context, from, to time.Time) (Statistics, error) {
 	var found Statistics
 	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -58,7 +58,7 @@ func (s *Store) Statistics(ctx context.Context, from, to time.Time) (Statistics,
 	return found, nil
 }
 
-// ParseDays reads the days from and to, as in 2026-11-01: the last 30 up to today where they are empty.
+// ParseDays parses the days from and to, as in 2026-11-01. If they are empty, it returns the last 30 days, up to today.
 func ParseDays(from, to string) (first, last time.Time, err error) {
 	last = time.Now().UTC().Truncate(24 * time.Hour)
 	if to != "" {

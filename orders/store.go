@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
-// outboxTable is that of the orders database.
+// outboxTable is the outbox of the orders database.
 const outboxTable outbox.Table = "outbox"
 
 // Store keeps orders in PostgreSQL.
@@ -22,7 +22,7 @@ type Store struct {
 	pool *pgxpool.Pool
 }
 
-// Open prepares the pool's connections and makes none yet.
+// Open prepares the pool's connections without connecting.
 func Open(ctx context.Context, config *pgxpool.Config) (*Store, error) {
 	params := config.ConnConfig.RuntimeParams
 	params["application_name"] = "orders"
@@ -37,13 +37,13 @@ func Open(ctx context.Context, config *pgxpool.Config) (*Store, error) {
 	return &Store{pool}, nil
 }
 
-// Pool is the store's, for what else is kept beside the orders.
+// Pool returns the store's pool, for the other tables in the orders database.
 func (s *Store) Pool() *pgxpool.Pool { return s.pool }
 
-// Close waits for what is using a connection and closes all.
+// Close waits until no connection is in use and closes all.
 func (s *Store) Close() { s.pool.Close() }
 
-// Ready says what keeps the service from taking orders, and what to do about it.
+// Ready returns nil if the service can take orders, and otherwise an error with the cause and the remedy.
 func (s *Store) Ready(ctx context.Context) error {
 	var missing string
 	err := s.pool.QueryRow(ctx, `SELECT coalesce(string_agg(name, ' and '), '') FROM unnest(ARRAY['outbox', 'order_history']) AS name
@@ -57,14 +57,14 @@ func (s *Store) Ready(ctx context.Context) error {
 	return nil
 }
 
-// Change is an order after a change, and the event that tells of it.
+// Change is an order after a change, with the change's event.
 type Change struct {
 	Order     Order
 	EventID   uuid.UUID
 	EventType string
 }
 
-// Place writes a new order, made by Request.Order, and its OrderCreated.
+// Place writes a new order, built by Request.Order, and its OrderCreated.
 func Place(ctx context.Context, tx pgx.Tx, o Order) (Change, error) {
 	err := tx.QueryRow(ctx, `INSERT INTO orders (id, buyer_id, buyer_email, total, currency) VALUES ($1, $2, $3, $4, $5) RETURNING number, created_at`,
 		o.ID, o.BuyerID, o.BuyerEmail, o.Total, o.Currency).Scan(&o.Number, &o.CreatedAt)
@@ -81,10 +81,11 @@ func Place(ctx context.Context, tx pgx.Tx, o Order) (Change, error) {
 	if err != nil {
 		return Change{}, fmt.Errorf("write the lines of order %s: %w", o.ID, err)
 	}
-	return tell(ctx, tx, o, Detail{})
+	return emit(ctx, tx, o, Detail{})
 }
 
-// Pay makes a created order paid and writes its charge and its OrderPaid. The error is ErrNotFound or a StateError where that cannot be.
+// Pay makes a created order paid and writes its charge and its OrderPaid. It returns ErrNotFound or a StateError if
+// that is impossible.
 func Pay(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	o, err := lock(ctx, tx, id)
 	if err != nil {
@@ -93,8 +94,8 @@ func Pay(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	return become(ctx, tx, o, Paid, Detail{})
 }
 
-// Cancel makes a created, paid or confirmed order cancelled and writes its OrderCancelled, and the refund of what was paid. The error is
-// ErrNotFound or a StateError where that cannot be.
+// Cancel makes a created, paid or confirmed order cancelled and writes its OrderCancelled; if the order was paid, it
+// also writes the refund. It returns ErrNotFound or a StateError if that is impossible.
 func Cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	o, err := lock(ctx, tx, id)
 	if err != nil {
@@ -104,19 +105,20 @@ func Cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	return become(ctx, tx, o, Cancelled, Detail{WasPaid: &wasPaid})
 }
 
-// Confirm makes a paid order, which Receive returned, confirmed and writes its OrderConfirmed. The error is a StateError where that cannot be.
+// Confirm makes a paid order, which Receive returned, confirmed and writes its OrderConfirmed. It returns a StateError
+// if that is impossible.
 func Confirm(ctx context.Context, tx pgx.Tx, o Order) (Change, error) {
 	return become(ctx, tx, o, Confirmed, Detail{})
 }
 
-// Reject makes a paid order, which Receive returned, rejected for want of stock and writes its refund and its OrderRejected. The error is a
-// StateError where that cannot be.
+// Reject makes a paid order, which Receive returned, rejected for lack of stock and writes its refund and its
+// OrderRejected. It returns a StateError if that is impossible.
 func Reject(ctx context.Context, tx pgx.Tx, o Order, short []Short) (Change, error) {
 	return become(ctx, tx, o, Rejected, Detail{Reason: "out_of_stock", Short: short})
 }
 
-// Ship makes a confirmed order shipped and writes its OrderShipped. trackingCode may be empty. The error is ErrNotFound or a StateError
-// where that cannot be.
+// Ship makes a confirmed order shipped and writes its OrderShipped. trackingCode may be empty. It returns ErrNotFound
+// or a StateError if that is impossible.
 func Ship(ctx context.Context, tx pgx.Tx, id uuid.UUID, trackingCode string) (Change, error) {
 	o, err := lock(ctx, tx, id)
 	if err != nil {
@@ -126,7 +128,8 @@ func Ship(ctx context.Context, tx pgx.Tx, id uuid.UUID, trackingCode string) (Ch
 	return become(ctx, tx, o, Shipped, Detail{TrackingCode: trackingCode})
 }
 
-// Complete makes a shipped order completed and writes its OrderCompleted. The error is ErrNotFound or a StateError where that cannot be.
+// Complete makes a shipped order completed and writes its OrderCompleted. It returns ErrNotFound or a StateError if
+// that is impossible.
 func Complete(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	o, err := lock(ctx, tx, id)
 	if err != nil {
@@ -135,8 +138,8 @@ func Complete(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Change, error) {
 	return become(ctx, tx, o, Completed, Detail{})
 }
 
-// Receive writes into an order's history what an event of somebody else told of it, and returns the order, locked until tx ends. The error
-// is ErrNotFound for an order there is not, and ErrDuplicate for an event that is in the history already.
+// Receive writes an event of another service into the order's history, and returns the order, locked until tx ends. It
+// returns ErrNotFound if the order does not exist, and ErrDuplicate if the event is in the history already.
 func Receive(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID uuid.UUID, detail any) (Order, error) {
 	o, err := lock(ctx, tx, id)
 	if errors.Is(err, ErrNotFound) {
@@ -157,23 +160,24 @@ func Receive(ctx context.Context, tx pgx.Tx, id uuid.UUID, what string, eventID 
 	return o, nil
 }
 
-// awaitInsert waits for a transaction that is about to have inserted the order. PostgreSQL writes a commit to the WAL before other sessions
-// see it, and in that moment an event has been to the stock and the answer is back. The key of the row is what can be waited for.
+// awaitInsert waits for a transaction that is inserting the order. PostgreSQL writes a commit to the WAL before other
+// sessions see it. In that moment the event may have reached inventory, and the answer may be back already. An INSERT
+// with the same primary key waits for the transaction.
 func awaitInsert(ctx context.Context, tx pgx.Tx, id uuid.UUID) error {
 	attempt, err := tx.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("wait for order %s: %w", id, err)
 	}
 	_, err = attempt.Exec(ctx, `INSERT INTO orders (id, number, buyer_id, buyer_email, total, currency) OVERRIDING SYSTEM VALUE
-		VALUES ($1, 0, 'nobody', 'nobody@invalid', 0, 'EUR') ON CONFLICT (id) DO NOTHING`, id) // the number 0: one of the sequence's would be lost
+		VALUES ($1, 0, 'nobody', 'nobody@invalid', 0, 'EUR') ON CONFLICT (id) DO NOTHING`, id) // number 0: the sequence would lose a number
 	if err := errors.Join(err, attempt.Rollback(ctx)); err != nil {
 		return fmt.Errorf("wait for order %s: %w", id, err)
 	}
 	return nil
 }
 
-// lock is not FOR UPDATE: rows that refer to the order, such as its mails, are written meanwhile, many orders in a transaction and in
-// another order than here.
+// lock locks the order with FOR NO KEY UPDATE. FOR UPDATE would block inserts of rows that refer to the order, such as
+// its mails: those transactions insert for many orders, in another order than here, and could deadlock.
 func lock(ctx context.Context, tx pgx.Tx, id uuid.UUID) (Order, error) {
 	return exactlyOne(ctx, tx, ` WHERE id = $1 FOR NO KEY UPDATE OF orders`, id)
 }
@@ -185,15 +189,15 @@ func become(ctx context.Context, tx pgx.Tx, o Order, to Status, detail Detail) (
 	o.Status = to
 	column := string(to) + "_at"
 	err := tx.QueryRow(ctx, `UPDATE orders SET status = $2, tracking_code = nullif($3, ''), `+column+` = clock_timestamp() WHERE id = $1 RETURNING `+column,
-		o.ID, to, o.TrackingCode).Scan(o.became())
+		o.ID, to, o.TrackingCode).Scan(o.changedAt())
 	if err != nil {
 		return Change{}, fmt.Errorf("make order %s %s: %w", o.ID, to, err)
 	}
-	return tell(ctx, tx, o, detail)
+	return emit(ctx, tx, o, detail)
 }
 
-// tell writes what goes with the order's last change: event, history, and money.
-func tell(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error) {
+// emit writes the event of the order's last change, its line in the history, and its charge or refund.
+func emit(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error) {
 	by := payment{uuid.Must(uuid.NewV7()), o.Total, o.Currency}
 	ev, at, err := o.lastEvent(detail, by)
 	if err != nil {
@@ -214,7 +218,7 @@ func tell(ctx context.Context, tx pgx.Tx, o Order, detail Detail) (Change, error
 	return Change{Order: o, EventID: ev.ID, EventType: ev.Type}, nil
 }
 
-// lastPayment is the kind of the payment that goes with the last change, if any.
+// lastPayment returns the kind of the payment that belongs to the last change, or "".
 func (o Order) lastPayment() string {
 	switch {
 	case o.Status == Paid:
@@ -230,12 +234,12 @@ func (s *Store) Get(ctx context.Context, id uuid.UUID) (Order, error) {
 	return exactlyOne(ctx, s.pool, ` WHERE id = $1`, id)
 }
 
-// List returns at most limit orders with a number below that one, the newest first.
+// List returns at most limit orders with a number below below, the newest first.
 func (s *Store) List(ctx context.Context, below int64, limit int) ([]Order, error) {
 	return query(ctx, s.pool, ` WHERE number < $1 ORDER BY number DESC LIMIT $2`, below, limit)
 }
 
-// CountByStatus counts all orders.
+// CountByStatus counts all orders by status.
 func (s *Store) CountByStatus(ctx context.Context) (map[Status]int64, error) {
 	rows, _ := s.pool.Query(ctx, `SELECT status, count(*) FROM orders GROUP BY status`)
 	counts := map[Status]int64{}

@@ -16,7 +16,7 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// inboxShape is everything about the inbox's tables and functions but the days' names.
+// inboxShape returns a description of the inbox's tables and functions, except for the days' names.
 const inboxShape = `
 	SELECT string_agg(line, E'\n' ORDER BY line) FROM (
 		SELECT format('%s.%s %s %s %s', table_name, column_name, data_type, is_nullable, column_default) AS line
@@ -52,7 +52,7 @@ func TestMigrationIsTheSchema(t *testing.T) {
 	}
 }
 
-// TestOldInboxIsMigratedWithItsRows takes a database as the first release left it.
+// TestOldInboxIsMigratedWithItsRows migrates a database as the first release left it.
 func TestOldInboxIsMigratedWithItsRows(t *testing.T) {
 	admin := cdctest.Database(t)
 	config, err := pgx.ParseConfig(admin)
@@ -96,7 +96,7 @@ func TestOldInboxIsMigratedWithItsRows(t *testing.T) {
 		if want := "inventory orders 0 " + string(rune('0'+i)) + " 2026-01-02 03:04:05"; got != want {
 			t.Errorf("%s: %s, want %s", id, got, want)
 		}
-		// And it is still a duplicate.
+		// The event is still a duplicate.
 		tag, err := conn.Exec(t.Context(), `INSERT INTO inbox (consumer, event_id, event_day, topic, partition, kafka_offset)
 			VALUES ('inventory', $1, CASE WHEN $2 THEN inbox_day($1) ELSE 0 END, 'orders', 0, 9) ON CONFLICT DO NOTHING`, id, i < 3)
 		if err != nil || tag.RowsAffected() != 0 {
@@ -111,7 +111,7 @@ func TestOldInboxIsMigratedWithItsRows(t *testing.T) {
 		t.Errorf("%d in stock", n)
 	}
 
-	// And back.
+	// Then the migration is reverted.
 	if _, err := provider.DownTo(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestInboxForgetsByDaysOfTheIDsOwnTime(t *testing.T) {
 	if n := scan[int](t, conn, `SELECT count(*)::int FROM pg_inherits WHERE inhparent = 'inbox'::regclass`); n != 9 {
 		t.Errorf("%d partitions, want undated, before and seven days ahead", n)
 	}
-	// As if it had been made 40 days ago.
+	// The rows look as if they had been written 40 days ago.
 	for _, statement := range []string{
 		`DROP TABLE inbox_before`,
 		`DO $$ BEGIN FOR day IN (SELECT (now() AT TIME ZONE 'UTC')::date - date '1970-01-01') - 40 .. (SELECT (now() AT TIME ZONE 'UTC')::date - date '1970-01-01') LOOP

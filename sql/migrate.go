@@ -19,15 +19,16 @@ import (
 //go:embed orders/*.sql inventory/*.sql
 var files embed.FS
 
-// Database names one of the two schemas; it is also the folder it is kept in.
+// Database names one of the two schemas. It is also the name of the schema's folder.
 type Database string
 
+// The databases of the two services.
 const (
 	Orders    Database = "orders"
 	Inventory Database = "inventory"
 )
 
-// inGo are the migrations whose text is kept elsewhere; a note stands in their place in the folder.
+// inGo are the migrations whose SQL is in another folder; a .txt note in this folder has their number.
 var inGo = map[Database][]*goose.Migration{
 	Orders: {
 		goose.NewGoMigration(6, exec(schema.Tables), exec(schema.Drop)),
@@ -42,10 +43,11 @@ func exec(statements string) *goose.GoFunc {
 	}}
 }
 
-// Migrate brings the database at adminURL to the newest schema and gives the role of serviceURL the rights its service needs there
-// and no others. The role is created when missing, and its password becomes the one of serviceURL; without one there, or where
-// that is a token, the role's password stays. It may run any number of times and at once, and writes a line to out for each thing it did. Neither URL's password appears
-// in an error, in out or in the server's log.
+// Migrate migrates the database at adminURL to the newest schema, and gives the role of serviceURL exactly the rights
+// that its service needs there. It creates the role if it is missing, and sets its password to the one in serviceURL.
+// If serviceURL has no password, or gets a token instead, the role keeps its password. Migrate may run any number of
+// times, also at once, and writes a line to out for each thing it did. Neither URL's password appears in an error, in
+// out or in the server's log.
 func Migrate(ctx context.Context, which Database, adminURL, serviceURL string, out io.Writer) error {
 	admin, err := administrator(ctx, adminURL)
 	if err != nil {

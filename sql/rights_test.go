@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// TestMigrateNeedsNoMore makes both databases with the rights of the lines "migrate" of the page, and without each of them once: the error says
-// what grants it.
+// TestMigrateNeedsNoMore migrates both databases with the rights of the lines "migrate" of the page, and without each
+// of them once: the error names the statement that grants the right.
 func TestMigrateNeedsNoMore(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../cdc/identity/README.md")
@@ -48,7 +48,7 @@ func TestMigrateNeedsNoMore(t *testing.T) {
 		}
 		switch err := m.migrate(); {
 		case err == nil:
-			t.Errorf("nobody misses %s", right)
+			t.Errorf("%s is superfluous: the work succeeds without it", right)
 		case !strings.Contains(strings.ReplaceAll(err.Error(), `"`, ""), m.names.Replace(right)):
 			t.Errorf("without %s: %v", right, err)
 		default:
@@ -61,9 +61,9 @@ func TestMigrateNeedsNoMore(t *testing.T) {
 	}
 }
 
-// migrator is a role without rights in a database without tables.
+// migrator creates a role without rights in a database without tables.
 type migrator struct {
-	names   *strings.Replacer // the page's names become those of the test
+	names   *strings.Replacer // replaces the page's names by those of the test
 	exec    func(statement string)
 	migrate func() error
 	out     *bytes.Buffer

@@ -22,14 +22,16 @@ import (
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
-// migrateLock keeps two migrations of one database from running at once; the number has no meaning beyond this.
+// migrateLock is the advisory lock that keeps two migrations of one database from running at once. The number has no
+// meaning.
 const migrateLock = 0x77616c706f7374
 
 // othersWithin is how long another migration of the same database may take.
 const othersWithin = "10min"
 
-// GrantReader makes the role of readerURL one that may read what other services may know of the inventory, and no more; it is not the
-// service's own. The schema must be there. About roles, passwords and repetition it is as Migrate.
+// GrantReader gives the role of readerURL the right to read the parts of the inventory that other services may know,
+// and nothing else. The role must not be the service's own, and the schema must exist. Roles, passwords and repeated
+// runs are handled as in Migrate.
 func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, out io.Writer) error {
 	admin, err := administrator(ctx, adminURL)
 	if err != nil {
@@ -51,11 +53,11 @@ func GrantReader(ctx context.Context, adminURL, serviceURL, readerURL string, ou
 	})
 }
 
-// role is one that a URL names.
+// role is a role that a URL names.
 type role struct {
 	whose, name, database string
 	password              string
-	token                 string // what gives the password, where that is a token and none to be set
+	token                 string // the name of the source of the password, if that is a token, so that no password is set
 }
 
 func newRole(ctx context.Context, whose, url string) (role, error) {
@@ -73,7 +75,7 @@ func administrator(ctx context.Context, url string) (*pgx.ConnConfig, error) {
 	return identity.NewPostgres("administrator's database URL", url, zerolog.Nop()).Config(ctx)
 }
 
-// withRole makes the role and then calls do, as the administrator and alone.
+// withRole creates the role and then calls do as the administrator, while no other migration runs.
 func withRole(ctx context.Context, admin *pgx.ConnConfig, r role, out io.Writer, do func(*pgx.Conn) error) error {
 	if r.database != admin.Database {
 		return fmt.Errorf("the %s's database is %q and the administrator's %q: both URLs must name the same one", r.whose, r.database, admin.Database)
@@ -106,13 +108,13 @@ func alone(ctx context.Context, conn *pgx.Conn) error {
 		return fmt.Errorf("wait for another migration, which has taken longer than %s (SELECT pid, state, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' says which): %w", othersWithin, err)
 	}
 	if _, err := conn.Exec(ctx, `SET lock_timeout = 0`); err != nil {
-		return fmt.Errorf("take the timeout back: %w", err)
+		return fmt.Errorf("reset the timeout: %w", err)
 	}
 	return nil
 }
 
-// lacking returns statements that give the administrator's role what it lacks, where the error is about a right. What a role may not see
-// does not exist for it: without USAGE there is no schema to create in.
+// lacking returns statements that give the administrator's role its missing right, if err is about a right. A schema
+// without USAGE looks to a role as if it did not exist.
 func lacking(ctx context.Context, conn *pgx.Conn, err error) (statements string) {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) || pg.Code != pgerrcode.InsufficientPrivilege && pg.Code != pgerrcode.InvalidSchemaName {
@@ -126,7 +128,7 @@ func lacking(ctx context.Context, conn *pgx.Conn, err error) (statements string)
 	return statements
 }
 
-// connectHint says what to do about an error people meet before anything works.
+// connectHint returns the remedy for an error that people meet before anything works.
 func connectHint(err error, config *pgx.ConnConfig) string {
 	pgErr := (*pgconn.PgError)(nil)
 	if !errors.As(err, &pgErr) {
@@ -142,7 +144,7 @@ func connectHint(err error, config *pgx.ConnConfig) string {
 	case pgErr.Code == pgerrcode.InsufficientPrivilege:
 		return fmt.Sprintf(" (as a superuser run GRANT CONNECT ON DATABASE %s TO %s)", database, role)
 	case pgErr.Code == pgerrcode.InvalidAuthorizationSpecification && pgErr.Routine == "InitializeSessionUserId":
-		return fmt.Sprintf(" (as a superuser run ALTER ROLE %s LOGIN, or CREATE ROLE %[1]s LOGIN where there is none)", role)
+		return fmt.Sprintf(" (as a superuser run ALTER ROLE %s LOGIN, or CREATE ROLE %[1]s LOGIN if it does not exist)", role)
 	}
 	return ""
 }
@@ -161,11 +163,11 @@ func ensureRole(ctx context.Context, conn *pgx.Conn, r role, out io.Writer) erro
 	case err != nil:
 		return fmt.Errorf("look for the service's role %q: %w", role, err)
 	case mighty:
-		return fmt.Errorf("the service's role %q may do more than a service should: ALTER ROLE %s NOSUPERUSER NOREPLICATION NOCREATEROLE NOCREATEDB NOBYPASSRLS, or name another in the service's URL", role, name)
+		return fmt.Errorf("the service's role %q may do more than a service should: ALTER ROLE %s NOSUPERUSER NOREPLICATION NOCREATEROLE NOCREATEDB NOBYPASSRLS, or name another role in the service's URL", role, name)
 	}
 	switch {
 	case r.token != "":
-		fmt.Fprintf(out, "role: %q keeps the password it has: what %s gives is taken for a token that ends (in RDS the role needs GRANT rds_iam TO %s)\n", role, r.token, name)
+		fmt.Fprintf(out, "role: %q keeps its password: the value from %s counts as a token that expires (in RDS the role needs GRANT rds_iam TO %s)\n", role, r.token, name)
 		return nil
 	case r.password == "":
 		return nil
@@ -181,7 +183,7 @@ func ensureRole(ctx context.Context, conn *pgx.Conn, r role, out io.Writer) erro
 	return nil
 }
 
-// grantRights makes the role's rights what the file says, whatever they were.
+// grantRights gives the role exactly the rights in the file, and revokes all others.
 func grantRights(ctx context.Context, conn *pgx.Conn, file, role string, out io.Writer) error {
 	rights, err := fs.ReadFile(files, file)
 	if err != nil {
@@ -203,14 +205,15 @@ func grantRights(ctx context.Context, conn *pgx.Conn, file, role string, out io.
 	if err := conn.QueryRow(ctx, `SELECT has_schema_privilege($1, 'public', 'CREATE')`, role).Scan(&creates); err != nil {
 		return fmt.Errorf("look at the rights of %q: %w", role, err)
 	}
-	if creates { // PostgreSQL 14 gives it to everybody, and only its owner takes it back
+	if creates { // PostgreSQL 14 grants it to PUBLIC, and only the schema's owner can revoke it
 		fmt.Fprintf(out, "rights: %q may CREATE in the schema public, which it does not need: as the schema's owner run REVOKE CREATE ON SCHEMA public FROM PUBLIC\n", role)
 	}
 	return nil
 }
 
-// scramVerifier is what the server keeps instead of a password. Computed here, the password itself never reaches the server's log.
-// Only printable ASCII, for which SASLprep, that libpq would apply, changes nothing.
+// scramVerifier returns the verifier that the server stores instead of a password. It is computed here, so that the
+// password never reaches the server's log. Only printable ASCII is accepted: SASLprep, which libpq applies, leaves it
+// unchanged.
 func scramVerifier(password string) (string, error) {
 	if strings.ContainsFunc(password, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return "", errors.New("use printable ASCII characters only")

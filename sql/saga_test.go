@@ -33,7 +33,7 @@ func TestOutboxesAreOfOneShape(t *testing.T) {
 	}
 }
 
-// TestOldOrdersGetPaymentsAndHistory takes a database as it was before these were kept.
+// TestOldOrdersGetPaymentsAndHistory migrates a database from the time before payments and history.
 func TestOldOrdersGetPaymentsAndHistory(t *testing.T) {
 	admin := cdctest.Database(t)
 	config, err := pgx.ParseConfig(admin)
@@ -95,11 +95,11 @@ func TestPaymentsAddUpOrNothingIsCommitted(t *testing.T) {
 	}
 	created, paid, cancelled := place(""), place("pay_order"), place("cancel_order")
 	for statement, code := range map[string]string{
-		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'charge', 1.04, 'EUR')`: "23503", // a cent less than the order
+		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'charge', 1.04, 'EUR')`: "23503", // a cent less than the order's amount
 		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'charge', 1.05, 'USD')`: "23503",
-		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'refund', 1.05, 'EUR')`: "23503", // of nothing
+		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'refund', 1.05, 'EUR')`: "23503", // nothing was paid
 		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'gift', 1.05, 'EUR')`:   "23514",
-		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'charge', 1.05, 'EUR')`: "23514", // and still created
+		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'charge', 1.05, 'EUR')`: "23514", // the order is still created
 		`UPDATE orders SET status = 'paid', paid_at = now() WHERE id = $1`:                           "23514",
 	} {
 		refused(t, conn, code, statement, created)
@@ -107,12 +107,12 @@ func TestPaymentsAddUpOrNothingIsCommitted(t *testing.T) {
 	}
 	for statement, code := range map[string]string{
 		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'charge', 1.05, 'EUR')`:                                  "23505", // twice
-		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'refund', 1.05, 'EUR')`:                                  "23514", // and still paid
+		`INSERT INTO payments (order_id, kind, amount, currency) VALUES ($1, 'refund', 1.05, 'EUR')`:                                  "23514", // the order is still paid
 		`DELETE FROM payments WHERE order_id = $1`:                                                                                    "23514",
 		`UPDATE payments SET kind = 'refund' WHERE order_id = $1`:                                                                     "23503",
 		`UPDATE orders SET status = 'rejected', rejected_at = now() WHERE id = $1`:                                                    "23514",
 		`UPDATE orders SET total = 1.06 WHERE id = $1`:                                                                                "23503",
-		`UPDATE orders SET status = 'shipped', confirmed_at = now() WHERE id = $1`:                                                    "23514", // and no time of it
+		`UPDATE orders SET status = 'shipped', confirmed_at = now() WHERE id = $1`:                                                    "23514", // without the time of it
 		`UPDATE orders SET tracking_code = '1' WHERE id = $1`:                                                                         "23514",
 		`INSERT INTO order_history (order_id, what, event_id) SELECT order_id, what, event_id FROM order_history WHERE order_id = $1`: "23505",
 	} {

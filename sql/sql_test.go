@@ -26,7 +26,8 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// migrated returns the administrator's and the service's URL of a fresh database. The role is the test's own, for roles are the server's.
+// migrated returns the administrator's and the service's URL of a fresh database. The role belongs to this test alone,
+// because roles are shared by the whole server.
 func migrated(t *testing.T, which sql.Database) (admin, service string) {
 	t.Helper()
 	admin = cdctest.Database(t)
@@ -57,7 +58,7 @@ func connect(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
-// refused fails the test unless the statement ends with this SQLSTATE.
+// refused fails the test unless the statement fails with this SQLSTATE.
 func refused(t *testing.T, conn *pgx.Conn, code, statement string, args ...any) *pgconn.PgError {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), statement, args...)
@@ -108,7 +109,7 @@ func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
 				t.Errorf("the first migration ran %d times:\n%s", n, said)
 			}
 			if strings.Contains(said, "s3cret") {
-				t.Errorf("the password is in what it said:\n%s", said)
+				t.Errorf("the password is in what output:\n%s", said)
 			}
 		})
 	}
@@ -117,7 +118,7 @@ func TestMigrateMayRunAgainAndAtOnceAndTellsNoPassword(t *testing.T) {
 	}
 }
 
-// The server, told to check passwords, checks against the verifier we computed.
+// A server that checks passwords checks against the computed verifier.
 func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 	cdctest.Long(t, "starts a server")
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
@@ -127,7 +128,7 @@ func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 	}
 	var out bytes.Buffer
 	token := server.URLFor("shop_service", "", "postgres") + "&password_command=echo%20token"
-	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), token, &out); err != nil || !strings.Contains(out.String(), "keeps the password it has: what password_command gives is taken for a token") {
+	if err := sql.Migrate(t.Context(), sql.Orders, server.URL("postgres"), token, &out); err != nil || !strings.Contains(out.String(), "keeps its password: the value from password_command counts as a token") {
 		t.Errorf("a service with tokens: %v\n%s", err, &out)
 	}
 	admin := connect(t, server.URL("postgres"))
@@ -150,7 +151,7 @@ func TestServicePasswordIsTheOneOfItsURL(t *testing.T) {
 func TestMigrateRefusesURLsThatCannotBeMeant(t *testing.T) {
 	admin := cdctest.Database(t)
 	other := strings.Replace(serviceURL(t, admin), "/test_", "/elsewhere_", 1)
-	const mighty = "mighty" // this package's server is its own
+	const mighty = "mighty" // other packages have other servers
 	conn := connect(t, admin)
 	if _, err := conn.Exec(t.Context(), "CREATE ROLE "+mighty+" LOGIN SUPERUSER"); err != nil {
 		t.Fatal(err)
@@ -209,7 +210,7 @@ func TestOrderServiceHasTheRightsItNeedsAndNoOthers(t *testing.T) {
 		t.Errorf("without a slot the view says %q", got)
 	}
 
-	// A right given by hand is taken back by the next migration.
+	// A right that was granted by hand is revoked by the next migration.
 	if _, err := owner.Exec(t.Context(), `GRANT SELECT ON outbox TO `+pgx.Identifier{conn.Config().User}.Sanitize()); err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +376,7 @@ func TestSlotViewTellsAReaderFromNobodyAndLostFromLate(t *testing.T) {
 	says("events may be missing in Kafka")
 }
 
-// A managed PostgreSQL gives its customer a role that owns the database and may create roles, and no superuser.
+// A managed PostgreSQL gives its customer a role that owns the database and may create roles, but no superuser.
 func TestMigrateNeedsNoSuperuser(t *testing.T) {
 	super := cdctest.Database(t)
 	conn := connect(t, super)
@@ -524,7 +525,7 @@ func connectBackground(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
-// A server that does not answer, and a URL written for another program, end a migration with what to do.
+// If a server does not answer, or a URL was written for another program, the migration fails with what to do.
 func TestMigrateEndsWithoutAServer(t *testing.T) {
 	t.Parallel()
 	for url, says := range map[string]string{
@@ -544,7 +545,7 @@ func TestMigrateEndsWithoutAServer(t *testing.T) {
 	}
 }
 
-// TestSlotThatIsReadAndHoldsRowsIsNotUpToDate: whoever reads it confirms nothing, as a relay does while Kafka is away.
+// TestSlotThatIsReadAndHoldsRowsIsNotUpToDate: the reader confirms nothing, like a relay while Kafka is away.
 func TestSlotThatIsReadAndHoldsRowsIsNotUpToDate(t *testing.T) {
 	t.Parallel()
 	admin, service := migrated(t, sql.Orders)
@@ -571,7 +572,7 @@ func TestSlotThatIsReadAndHoldsRowsIsNotUpToDate(t *testing.T) {
 	})
 }
 
-// TestNoErrorShowsAURL: of any of the three.
+// TestNoErrorShowsAURL covers all three URLs.
 func TestNoErrorShowsAURL(t *testing.T) {
 	good := "postgres://postgres@127.0.0.1:1/shop?sslmode=disable"
 	for _, bad := range cdctest.BadURLs("postgres") {

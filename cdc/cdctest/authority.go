@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Authority issues certificates to servers and clients of a test.
+// Authority issues certificates to the servers and clients of a test.
 type Authority struct {
 	File string // its own certificate, as PEM
 
@@ -26,17 +26,17 @@ type Authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// Certificate is what an Authority issues.
+// Certificate describes a certificate that an Authority issues.
 type Certificate struct {
 	Name  string    // common name: a client's role
 	Hosts []string  // a server's names and addresses; a client has none
-	Until time.Time // when it ends; an hour from now where it is zero
+	Until time.Time // the end of its validity; zero: an hour from now
 }
 
-// Pair is a certificate and its key (PKCS #8), as PEM.
+// Pair names the files of a certificate and its key (PKCS #8), as PEM.
 type Pair struct{ CertFile, KeyFile string }
 
-// NewAuthority makes an authority; until is when it ends, an hour from now where it is zero.
+// NewAuthority returns a new authority. until is the end of its certificate's validity; zero: an hour from now.
 func NewAuthority(t testing.TB, name string, until time.Time) *Authority {
 	t.Helper()
 	template := newTemplate(name, until)
@@ -52,7 +52,8 @@ func NewAuthority(t testing.TB, name string, until time.Time) *Authority {
 	return a
 }
 
-// Issue writes a certificate and its key to a new folder. A server's key belongs to the user who runs PostgreSQL, as it insists.
+// Issue writes a certificate and its key to a new folder. The key of a server belongs to the user who runs PostgreSQL:
+// PostgreSQL requires that.
 func (a *Authority) Issue(t testing.TB, c Certificate) Pair {
 	t.Helper()
 	template := newTemplate(c.Name, c.Until)
@@ -80,7 +81,7 @@ func (a *Authority) Issue(t testing.TB, c Certificate) Pair {
 	return p
 }
 
-// Revoke returns the file of a list of revoked certificates that has this one.
+// Revoke writes a revocation list that contains this certificate, and returns the list's file.
 func (a *Authority) Revoke(t testing.TB, p Pair) string {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(p.CertFile, p.KeyFile)
@@ -100,7 +101,7 @@ func (a *Authority) Revoke(t testing.TB, p Pair) string {
 	return path
 }
 
-// Replace moves the files of p to the paths of old, first the certificate: for a moment the key does not fit.
+// Replace moves the files of p over those of old, the certificate first: for a moment the key does not match.
 func (p Pair) Replace(t testing.TB, old Pair) {
 	t.Helper()
 	for _, move := range [][2]string{{p.CertFile, old.CertFile}, {p.KeyFile, old.KeyFile}} {
@@ -139,7 +140,7 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-// newFolder is one that another user's process may read, which t.TempDir is not.
+// newFolder returns a new folder that another user's process may read; t.TempDir is closed to others.
 func newFolder(t testing.TB) string {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "walpost-tls-")
@@ -164,7 +165,7 @@ func writePEM(t testing.TB, path, kind string, der []byte) {
 	}
 }
 
-// giveToServer makes the file that of the user who runs PostgreSQL, where root runs the test.
+// giveToServer gives the file to the user who runs PostgreSQL, if root runs the test.
 func giveToServer(t testing.TB, path string) {
 	t.Helper()
 	if os.Getuid() != 0 {

@@ -12,20 +12,20 @@ import (
 	"testing"
 )
 
-// Canary is the password of every role and login of the tests. Nothing that a program writes may hold it: a Log and the harness look for
-// it, in the forms of canary.txt, and so does .ci/run in what the tests print.
+// Canary is the password of every role and login of the tests. No output of a program may contain it: a Log and the
+// harness look for it, in the forms of canary.txt, and so does .ci/run in the output of the tests.
 const Canary = "kanarienvogel7"
 
 //go:embed canary.txt
 var canaryForms string
 
-// leaks are what Logs were given that holds the Canary. Main fails the run because of them.
+// leaks are the lines with the Canary that Logs have received. Main fails the run because of them.
 var leaks struct {
 	mu   sync.Mutex
 	seen []string
 }
 
-// Leak returns the line of text that holds the Canary, or nothing.
+// Leak returns the line of text that contains the Canary, or "".
 func Leak(text string) string {
 	for form := range strings.Lines(canaryForms) {
 		form = strings.TrimSuffix(form, "\n")
@@ -38,7 +38,7 @@ func Leak(text string) string {
 	return ""
 }
 
-// NoSecret fails the test where text, which is what of has said, holds the Canary.
+// NoSecret fails the test if text, the output of of, contains the Canary.
 func NoSecret(t testing.TB, of, text string) {
 	t.Helper()
 	if line := Leak(text); line != "" {
@@ -46,7 +46,7 @@ func NoSecret(t testing.TB, of, text string) {
 	}
 }
 
-// As returns a URL with another role, whose password is the Canary.
+// As returns a URL like admin for another role, whose password is the Canary.
 func As(admin, role string) string {
 	u, err := url.Parse(admin)
 	if err != nil {
@@ -56,14 +56,14 @@ func As(admin, role string) string {
 	return u.String()
 }
 
-// note keeps a leak for Main.
+// note stores a leak for Main.
 func note(line string) {
 	leaks.mu.Lock()
 	defer leaks.mu.Unlock()
 	leaks.seen = append(leaks.seen, line)
 }
 
-// leaked prints what was noted, and reports whether there was something.
+// leaked prints the stored leaks, and reports whether there were any.
 func leaked() bool {
 	leaks.mu.Lock()
 	defer leaks.mu.Unlock()
@@ -73,10 +73,11 @@ func leaked() bool {
 	return len(leaks.seen) > 0
 }
 
-// Run is a program as a function.
+// Run is a program in the form of a function.
 type Run = func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error
 
-// Watch returns a program that runs as run does. The Canary in its outputs or its error fails the run of the tests.
+// Watch returns a program that runs like run and fails the run of the tests if its outputs or its error contain the
+// Canary.
 func Watch(run Run) Run {
 	return func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 		said := new(Log)
@@ -86,7 +87,8 @@ func Watch(run Run) Run {
 	}
 }
 
-// BadURLs returns URLs that no program can use, each with the Canary where an error that quotes it shows it.
+// BadURLs returns URLs that no program can use. Each contains the Canary in a place where an error that quotes the URL
+// shows it.
 func BadURLs(scheme string) []string {
 	return []string{
 		scheme + "://user:" + Canary + "@host:port/name",

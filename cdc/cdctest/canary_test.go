@@ -12,13 +12,13 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// forms are the ways in which a program may write the word: plain, in base64 at each of three offsets, in hex, percent-encoded whole, and
-// as bytes.
+// forms returns the forms in which a program may write the word: plain, in base64 at each of three offsets, in hex,
+// percent-encoded, and as bytes.
 func forms() (all []string) {
 	word := []byte(cdctest.Canary)
 	all = append(all, cdctest.Canary)
 	for offset := range 3 {
-		// What stands before and behind the word is in the first and the last letters.
+		// The first and the last letters depend on the text around the word.
 		text := base64.RawStdEncoding.EncodeToString(append(make([]byte, offset), word...))
 		first, whole := (offset*8+5)/6, (offset+len(word))*8/6
 		all = append(all, text[first:whole])
@@ -49,7 +49,7 @@ func TestCanaryIsFoundInEveryForm(t *testing.T) {
 	}
 }
 
-// TestALogWithTheCanaryFailsTheRun: also where the word comes in two parts, as from another process.
+// TestALogWithTheCanaryFailsTheRun: also if the word arrives in two parts, as from another process.
 func TestALogWithTheCanaryFailsTheRun(t *testing.T) {
 	if os.Getenv("CDCTEST_LEAK") != "" {
 		var log cdctest.Log

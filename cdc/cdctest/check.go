@@ -17,19 +17,20 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Report is what Check found. At-least-once delivery may have duplicates; a caller that demands none looks at the number.
+// Report is the result of Check. At-least-once delivery may have duplicates; a caller that allows none checks the
+// number.
 type Report struct {
-	Records    int // looked at
+	Records    int // records that were checked
 	Events     int // different events among them
-	Duplicates int // records of an event that had been there before
+	Duplicates int // further records of the same event
 	Replays    int // runs of consecutive duplicates
 
-	Missing   Finding // committed, but nowhere
+	Missing   Finding // committed, but in no topic
 	Ghosts    Finding // never committed
-	Reordered Finding // first appearances against the order of commits, of a key or of a partition
-	Torn      Finding // another key or payload than committed, or a transaction of which only a part is there
-	Misplaced Finding // duplicates that are no replay: it must go on without a gap to where the log had ended
-	Disagreed Finding // ledger or positions against what the oracle knows
+	Reordered Finding // first appearances of a key or partition out of commit order
+	Torn      Finding // another key or payload than committed, or a transaction that arrived only in part
+	Misplaced Finding // duplicates that are no replay: a replay must continue without a gap to the former end of the log
+	Disagreed Finding // ledger or positions that contradict the oracle
 }
 
 // Finding counts one kind of violation and describes the first few.
@@ -52,17 +53,18 @@ func (f *Finding) err(kind string) error {
 	return fmt.Errorf("%d %s:\n\t%s", f.Count, kind, strings.Join(f.Examples, "\n\t"))
 }
 
-// Err is nil when nothing was violated.
+// Err returns nil if nothing was violated.
 func (r Report) Err() error {
 	return errors.Join(r.Missing.err("missing"), r.Ghosts.err("ghost"), r.Reordered.err("reordered"), r.Torn.err("torn"),
 		r.Misplaced.err("misplaced duplicate"), r.Disagreed.err("against the oracle"))
 }
 
-// Check compares a ledger with all records of its topics. Records of one partition must be in the order of their offsets.
+// Check compares a ledger with all records of its topics. Records of one partition must be in the order of their
+// offsets.
 //
-// A duplicate is legal as part of a replay: the relay went back to an earlier row of the partition and sent everything
-// from there again, in the same order and with the same positions. It may have been stopped in the middle and gone
-// back once more, but no new event comes before a replay has reached the end of the log.
+// A duplicate is legal as part of a replay: the relay went back to an earlier row of the partition and sent every row
+// from there again, in the same order and with the same positions. The relay may have been stopped during that and have
+// gone back once more, but no new event arrives before a replay has reached the end of the log.
 func Check(ledger Ledger, records []*kgo.Record) Report {
 	c := checker{
 		ledger: ledger,
@@ -91,14 +93,14 @@ type checker struct {
 	report Report
 }
 
-// sighting is an event's first appearance. The zero value: not seen.
+// sighting is the first appearance of an event. The zero value: not seen yet.
 type sighting struct {
 	part *partition
-	at   int // among the partition's first appearances
+	at   int // its number among the partition's first appearances
 	pos  position
 }
 
-// keyPlace is where the order of a key holds; the zero place is all of them.
+// keyPlace is the scope in which a key is ordered: a partition, or with the zero place all of them.
 type keyPlace struct {
 	key string
 	place
@@ -115,11 +117,11 @@ type partition struct {
 	place
 	offset int64
 	firsts int // number of first appearances
-	at     int // the last record's place among them
+	at     int // the number of the last record among them
 	pos    position
 }
 
-// position is that of a row in the WAL: its commit, and its ordinal in the transaction.
+// position is the position of a row in the WAL: its commit LSN, and its ordinal in the transaction.
 type position struct {
 	lsn pglogrepl.LSN
 	seq int64
@@ -140,7 +142,7 @@ func (c *checker) record(r *kgo.Record) {
 	}
 	where := func() string { return fmt.Sprintf("%s offset %d", part.place, r.Offset) }
 	if r.Offset <= part.offset {
-		c.report.Reordered.add("%s was given to Check behind offset %d: sort the records", where(), part.offset)
+		c.report.Reordered.add("%s was given to Check after offset %d: sort the records", where(), part.offset)
 	}
 	part.offset = r.Offset
 
@@ -204,7 +206,7 @@ func (c *checker) record(r *kgo.Record) {
 	part.at = first.at
 }
 
-// transactions looks at what belongs together: the ledger lists it together, in the order of the inserts.
+// transactions checks each transaction of the ledger, which lists its events together and in the order of the inserts.
 func (c *checker) transactions() {
 	owner := map[pglogrepl.LSN]int64{}
 	for start := 0; start < len(c.seen); {
@@ -235,9 +237,9 @@ func (c *checker) transactions() {
 	}
 }
 
-// oracle compares each first appearance with its place in the true order: the row's transaction begins to commit where the
-// one before has ended, or later, and before its own end, and rows of a transaction count on. With records in the order of
-// their positions this makes the order of every partition that of the commits.
+// oracle compares each first appearance with its place in the true order. The row's transaction begins to commit at the
+// end of the previous one, or later, and before its own end; the rows of a transaction are numbered in order. Since
+// records are in the order of their positions, every partition is then in commit order.
 func (c *checker) oracle() {
 	if c.ledger.Commits == nil {
 		return
@@ -272,7 +274,7 @@ func (c *checker) oracle() {
 	}
 }
 
-// whose says whether a wrong payload is intact and another event's.
+// whose returns a description of a wrong payload: damaged, rewritten, or the payload of another event.
 func whose(value []byte, id uuid.UUID) string {
 	var p Payload
 	if json.Unmarshal(value, &p) != nil || fmt.Sprintf("%x", sha256.Sum256([]byte(p.Body))) != p.Sum {
@@ -311,8 +313,8 @@ func headers(r *kgo.Record, polled bool) (id uuid.UUID, pos position, err error)
 	return id, pos, nil
 }
 
-// Collect reads a topic until every event of the ledger has arrived, or for so long, and then to its end: a replay may
-// follow. What is still missing is for Check to say.
+// Collect reads a topic until every event of the ledger has arrived, for at most within, and then to its end, because a
+// replay may follow. Check reports the events that are missing.
 func Collect(t testing.TB, brokers []string, topic string, ledger Ledger, within time.Duration) []*kgo.Record {
 	t.Helper()
 	missing := make(map[uuid.UUID]bool, len(ledger.Events))

@@ -17,7 +17,7 @@ import (
 
 const partitions = 3
 
-// deliver makes a ledger of n events, in transactions of one to five, and the topic a faultless relay makes of it.
+// deliver returns a ledger of n events, in transactions of one to five, and the topic as a faultless relay writes it.
 func deliver(n int) (cdctest.Ledger, []*kgo.Record) {
 	ledger := cdctest.Ledger{RolledBack: map[uuid.UUID]bool{uuid.New(): true}}
 	var records []*kgo.Record
@@ -46,7 +46,7 @@ func deliver(n int) (cdctest.Ledger, []*kgo.Record) {
 	return ledger, records
 }
 
-// renumber gives the records the offsets of their order.
+// renumber numbers the records' offsets in their order.
 func renumber(records []*kgo.Record) []*kgo.Record {
 	var offsets [partitions]int64
 	out := make([]*kgo.Record, len(records))
@@ -59,7 +59,7 @@ func renumber(records []*kgo.Record) []*kgo.Record {
 	return out
 }
 
-// of splits the records of a partition from the others.
+// of separates the records of a partition from the others.
 func of(p int32, records []*kgo.Record) (its, others []*kgo.Record) {
 	for _, r := range records {
 		if r.Partition == p {
@@ -88,7 +88,7 @@ func TestCheckAcceptsWhatARelayMayDo(t *testing.T) {
 		"a replay that was killed and begun again": {
 			slices.Concat(others, its[:500], its[400:450], its[420:]), 50 + 80, 2,
 		},
-		"a replay that goes on where the killed one stopped": {
+		"a replay that continues where the killed one stopped": {
 			slices.Concat(others, its[:500], its[400:450], its[450:]), 100, 1,
 		},
 		"everything twice": {slices.Concat(records, records), len(records), partitions},
@@ -118,7 +118,7 @@ func TestCheckReportsEveryMutation(t *testing.T) {
 	with := func(i int, change func(*kgo.Record)) []*kgo.Record {
 		return slices.Concat(others, its[:i], []*kgo.Record{changed(i, change)}, its[i+1:])
 	}
-	later := 500 // a row that is not the first of its transaction
+	later := 500 // not the first row of its transaction
 	for string(its[later].Headers[3].Value) == "0" {
 		later++
 	}

@@ -23,24 +23,26 @@ type Link struct {
 	Peer string // the address for clients to connect to
 
 	device string
-	thread atomic.Int32 // that forwards; 0 when the kernel does
+	thread atomic.Int32 // the thread that forwards packets; 0 if the kernel forwards
 }
 
-// delayed is how many packets a link with a delay holds. More wait in the device's queue, which is as long.
+// delayed is the number of packets that a link with a delay holds. More packets wait in the device's queue, which has
+// the same length.
 const delayed = 8192
 
-// Delayed makes a link on which a packet takes half of roundTrip, in order. Packets are lost only where Dropped says so. It needs
-// root; without, the test is skipped. The link ends with the test.
+// Delayed returns a link on which a packet takes half of roundTrip, in order. A packet is lost only if a queue is full;
+// Dropped counts that. It needs root; without root the test is skipped. The link ends with the test.
 //
-// It is a TUN device: the kernel hands over a packet from Host to Peer, and gets it back later with the addresses swapped, as one
-// from Peer to Host. Answers take the same way. The checksums hold, because a sum does not depend on its order.
+// The link is a TUN device: the kernel hands over a packet from Host to Peer, and gets it back later with the addresses
+// swapped, as a packet from Peer to Host. Answers take the same way. The checksums stay right, because a sum does not
+// depend on the order of its parts.
 func Delayed(t testing.TB, mtu int, roundTrip time.Duration) *Link {
 	t.Helper()
 	tun, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Skipf("a network with a delay is a TUN device, and that takes root: open /dev/net/tun: %v", err)
 	}
-	closeTun := func() { _ = unix.Close(tun) } // the device goes with it
+	closeTun := func() { _ = unix.Close(tun) } // this removes the device too
 	l, err := newDevice(tun, mtu)
 	if err != nil {
 		closeTun()
@@ -64,8 +66,8 @@ func Delayed(t testing.TB, mtu int, roundTrip time.Duration) *Link {
 	return l
 }
 
-// newDevice makes a TUN device and its two addresses, of the range that is set aside for benchmarks. The kernel numbers the
-// devices, so that no two test processes have the same.
+// newDevice creates a TUN device with two addresses from the range for benchmarks. The kernel numbers the devices, so
+// no two test processes have the same.
 func newDevice(tun, mtu int) (*Link, error) {
 	device, err := unix.NewIfreq("wpdelay%d")
 	if err != nil {
@@ -113,7 +115,7 @@ func newDevice(tun, mtu int) (*Link, error) {
 	return l, nil
 }
 
-// forward carries packets until stop is readable. It locks its thread, which waits more precisely than Go's timers do.
+// forward carries packets until stop is readable. It locks its thread: a thread waits more precisely than Go's timers.
 func (l *Link) forward(tun, stop, mtu int, delay time.Duration) error {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the timer slack with it
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
@@ -126,7 +128,7 @@ func (l *Link) forward(tun, stop, mtu int, delay time.Duration) error {
 		bytes []byte
 	}
 	began, slab := time.Now(), make([]byte, delayed*mtu)
-	var packets [delayed]packet // a ring: those from first to before last wait
+	var packets [delayed]packet // a ring: the packets from first up to last wait
 	for first, last := 0, 0; ; {
 		now := time.Since(began)
 		for ; first < last && packets[first%delayed].due <= now; first++ {
@@ -169,7 +171,8 @@ func (l *Link) forward(tun, stop, mtu int, delay time.Duration) error {
 	}
 }
 
-// CPU is what the link's thread has used. It does part of the kernel's work for the receivers; none where the kernel forwards.
+// CPU returns the CPU time of the link's thread, or 0 if the kernel forwards. The thread does a part of the kernel's
+// work for the receivers.
 func (l *Link) CPU() time.Duration {
 	thread := l.thread.Load()
 	if thread == 0 {
@@ -182,7 +185,7 @@ func (l *Link) CPU() time.Duration {
 	return time.Duration(used.Nano())
 }
 
-// Congestion sets the congestion control of connections that are made from now on, in place of the system's.
+// Congestion sets the congestion control of new connections on the link.
 func (l *Link) Congestion(t testing.TB, control string) {
 	t.Helper()
 	if out, err := exec.Command("ip", "route", "replace", l.Peer, "dev", l.device, "src", l.Host, "congctl", control).CombinedOutput(); err != nil {
@@ -190,10 +193,10 @@ func (l *Link) Congestion(t testing.TB, control string) {
 	}
 }
 
-// Forget takes from the kernel what it has learnt from connections that have ended, as far as it has learnt anything.
+// Forget deletes the kernel's metrics of connections that have ended, if there are any.
 func (l *Link) Forget() { _ = exec.Command("ip", "tcp_metrics", "delete", l.Peer).Run() }
 
-// Dropped is how many packets were lost because a queue was full.
+// Dropped returns the number of packets that were lost because a queue was full.
 func (l *Link) Dropped() (n int) {
 	for _, counter := range []string{"tx_dropped", "rx_dropped"} {
 		text, _ := os.ReadFile("/sys/class/net/" + l.device + "/statistics/" + counter)

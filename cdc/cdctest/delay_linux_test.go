@@ -40,7 +40,7 @@ func TestDelayedKeepsBytesAndTime(t *testing.T) {
 	}
 }
 
-// echo sends 8 MB through the link, compares what comes back, and returns the connection.
+// echo sends 8 MB through the link, compares the bytes that return, and returns the connection.
 func echo(t *testing.T, link *cdctest.Link) *net.TCPConn {
 	t.Helper()
 	listener, err := net.Listen("tcp", net.JoinHostPort(link.Host, "0"))

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Eventually calls cond until it returns nil, and fails the test with its last error when that takes longer than Patience(within). It
-// must run on the test's own goroutine; a cond that may block needs a timeout of its own.
+// Eventually calls cond until it returns nil. It fails the test with cond's last error if that takes longer than
+// Patience(within). It must run on the test's goroutine. A cond that may block needs a timeout.
 func Eventually(t testing.TB, within time.Duration, cond func() error) {
 	t.Helper()
 	within = Patience(within)
@@ -28,7 +28,7 @@ func Eventually(t testing.TB, within time.Duration, cond func() error) {
 	}
 }
 
-// sleep pauses, and reports false when ctx ends first.
+// sleep pauses, and reports false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -42,5 +42,5 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 func isObjectInUse(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == pgerrcode.ObjectInUse || pg.Code == pgerrcode.UndefinedObject) // in use again, or gone
+	return errors.As(err, &pg) && (pg.Code == pgerrcode.ObjectInUse || pg.Code == pgerrcode.UndefinedObject) // in use again, or dropped already
 }

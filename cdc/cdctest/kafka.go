@@ -16,8 +16,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// Kafka returns the addresses of the brokers to test with: those of WALPOST_TEST_KAFKA (host:port, comma-separated),
-// or of an in-process cluster of this test's own. Topics are not made by using them.
+// Kafka returns the addresses of the brokers to test with: the brokers of WALPOST_TEST_KAFKA (host:port,
+// comma-separated), or an in-process cluster of this test alone. Topics are not created automatically.
 func Kafka(t testing.TB) []string {
 	t.Helper()
 	if addrs := os.Getenv("WALPOST_TEST_KAFKA"); addrs != "" {
@@ -31,8 +31,8 @@ func Kafka(t testing.TB) []string {
 	return cluster.Brokers()
 }
 
-// CreateTopic makes a topic and returns when every partition has a leader. On a shared broker it is deleted at the
-// end of the test.
+// CreateTopic creates a topic and returns when every partition has a leader. On a shared broker the topic is deleted at
+// the end of the test.
 func CreateTopic(t testing.TB, brokers []string, topic string, partitions int) {
 	t.Helper()
 	client := newClient(t, brokers)
@@ -53,7 +53,7 @@ func CreateTopic(t testing.TB, brokers []string, topic string, partitions int) {
 	}
 }
 
-// hasLeaders asks the broker itself: kadm may answer from its cache.
+// hasLeaders asks the broker directly: kadm may answer from its cache.
 func hasLeaders(ctx context.Context, client *kgo.Client, topic string, partitions int) error {
 	req := kmsg.NewPtrMetadataRequest()
 	t := kmsg.NewMetadataRequestTopic()
@@ -78,14 +78,14 @@ func hasLeaders(ctx context.Context, client *kgo.Client, topic string, partition
 	return nil
 }
 
-// Consume reads a topic from its start, committed records only, until done says that what was read so far is enough.
-// It fails the test when that takes longer than Patience(within).
+// Consume reads a topic from its start, committed records only, until done returns true for the records read so far. It
+// fails the test if that takes longer than Patience(within).
 func Consume(t testing.TB, brokers []string, topic string, within time.Duration, done func([]*kgo.Record) bool) []*kgo.Record {
 	t.Helper()
 	within = Patience(within)
 	records, ok := consume(t, brokers, topic, within, done)
 	if !ok {
-		t.Fatalf("topic %s: %d records within %v are not what is waited for", topic, len(records), within)
+		t.Fatalf("topic %s: %d records within %v do not meet the condition", topic, len(records), within)
 	}
 	return records
 }
@@ -110,12 +110,12 @@ func consume(t testing.TB, brokers []string, topic string, within time.Duration,
 	return records, true
 }
 
-// AtLeast is a condition for Consume: n records.
+// AtLeast returns a condition for Consume: at least n records.
 func AtLeast(n int) func([]*kgo.Record) bool {
 	return func(records []*kgo.Record) bool { return len(records) >= n }
 }
 
-// ReadAll reads a topic from its start to where it ends now, committed records only.
+// ReadAll reads a topic from its start to its current end, committed records only.
 func ReadAll(t testing.TB, brokers []string, topic string, opts ...kgo.Opt) []*kgo.Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), Patience(time.Minute))
@@ -136,7 +136,7 @@ func ReadAll(t testing.TB, brokers []string, topic string, opts ...kgo.Opt) []*k
 	if err != nil {
 		t.Fatalf("find the start of topic %s: %v", topic, err)
 	}
-	open := map[int32]int64{} // partition -> its end, until it is reached
+	open := map[int32]int64{} // the end of each partition that is not read to its end
 	ends.Each(func(end kadm.ListedOffset) {
 		if start, _ := starts.Lookup(topic, end.Partition); start.Offset < end.Offset {
 			open[end.Partition] = end.Offset
@@ -164,7 +164,8 @@ func ReadAll(t testing.TB, brokers []string, topic string, opts ...kgo.Opt) []*k
 	return records
 }
 
-// consumeAll keeps control records: without them the end of a partition that a transaction closed is never seen.
+// consumeAll returns options that keep control records. Without them a reader never sees the end of a partition whose
+// last record is a transaction marker.
 func consumeAll(topic string) []kgo.Opt {
 	return []kgo.Opt{
 		kgo.ConsumeTopics(topic),
@@ -175,7 +176,7 @@ func consumeAll(topic string) []kgo.Opt {
 	}
 }
 
-// newClient makes a client that ends with the test at the latest.
+// newClient returns a client that is closed at the end of the test at the latest.
 func newClient(t testing.TB, brokers []string, opts ...kgo.Opt) *kgo.Client {
 	t.Helper()
 	client, err := kgo.NewClient(append([]kgo.Opt{
@@ -189,7 +190,7 @@ func newClient(t testing.TB, brokers []string, opts ...kgo.Opt) *kgo.Client {
 	return client
 }
 
-// Evict has the group's members leave it, as the broker does with a member that is gone when its session timeout is over.
+// Evict removes all members from the group, as the broker does with a member whose session timeout has passed.
 func Evict(t testing.TB, client *kgo.Client, group string) {
 	t.Helper()
 	describe := kmsg.NewPtrDescribeGroupsRequest()

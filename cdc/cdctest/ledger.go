@@ -8,18 +8,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Ledger is what a Writer committed, read from the database after it stopped: the truth to compare topics with.
+// Ledger has the events that a Writer committed, read from the database after it stopped. Topics are compared with it.
 type Ledger struct {
-	// Events are all that were committed, by transaction and in the order of their inserts within it.
+	// Events are all committed events, by transaction, and in the order of their inserts within it.
 	Events []Event
-	// RolledBack are ids that were inserted and then rolled back, with their transaction or a savepoint.
+	// RolledBack are the ids that were rolled back, with their transaction or a savepoint.
 	RolledBack map[uuid.UUID]bool
-	// Commits are what an Oracle knows; nil where none ran.
+	// Commits are the Oracle's commits; nil if no Oracle ran.
 	Commits []Commit
-	// Spread says that partitions were added while it was delivered: a key may go on in another one, and its order holds
-	// within a partition only.
+	// Spread says that partitions were added during delivery: a key may move to another partition, and its order
+	// holds only within a partition.
 	Spread bool
-	// Polled says that its records have no position in the WAL: order is that of each key.
+	// Polled says that the records have no position in the WAL: only the order of each key counts.
 	Polled bool
 }
 
@@ -33,7 +33,8 @@ type Event struct {
 	Sum [32]byte // SHA-256 of the payload as PostgreSQL renders it
 }
 
-// createLedger: the column tx finds out what a commit took with it, also when the connection was lost in it.
+// createLedger creates the ledger table. Its column tx shows what a commit contained, also if the connection was lost
+// during the commit.
 const createLedger = `
 	CREATE TABLE IF NOT EXISTS ledger (
 		id  uuid PRIMARY KEY,
@@ -44,7 +45,7 @@ const createLedger = `
 		sum bytea NOT NULL
 	)`
 
-// insertLedger lets PostgreSQL hash what it made of the payload, so that the comparison is byte for byte.
+// insertLedger lets PostgreSQL hash the payload as it stores it, so that the comparison is byte for byte.
 const insertLedger = `
 	INSERT INTO ledger (id, key, seq, ord, sum)
 	SELECT id, key, seq, ord, sha256(convert_to(payload::jsonb::text, 'UTF8'))

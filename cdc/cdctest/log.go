@@ -5,10 +5,11 @@ import (
 	"sync"
 )
 
-// longestForm is above the length of each form of the Canary.
+// longestForm is larger than the length of each form of the Canary.
 const longestForm = 64
 
-// Log is a log that a test reads while it is written. The zero Log is empty. One that holds the Canary fails the run.
+// Log is a log that a test can read while a program writes it. The zero Log is empty. A Log that contains the Canary
+// fails the run.
 type Log struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -25,7 +26,7 @@ func (l *Log) Write(p []byte) (int, error) {
 		l.then()
 		l.then = nil
 	}
-	before := max(0, l.text.Len()-longestForm) // a form may come in two parts
+	before := max(0, l.text.Len()-longestForm) // a form may arrive in two parts
 	_, _ = l.text.Write(p)
 	if line := Leak(string(l.text.Bytes()[before:])); line != "" {
 		note(line)
@@ -33,14 +34,14 @@ func (l *Log) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// On has the writer call f, once, before it writes text the next time. f must not use the log.
+// On makes the writer call f, once, before its next write that contains text. f must not use the log.
 func (l *Log) On(text string, f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.awaited, l.then = text, f
 }
 
-// String returns what was written.
+// String returns the text that was written.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -17,20 +17,22 @@ import (
 // Commit is one transaction with rows in the outbox, as PostgreSQL itself decodes it.
 type Commit struct {
 	XID int64
-	End pglogrepl.LSN // of its commit record; the next commit begins there at the earliest
+	End pglogrepl.LSN // the end of its commit record; the next commit begins there or later
 	IDs []uuid.UUID   // of its rows, in the order of the inserts
 }
 
-// Oracle is a second slot, of test_decoding, on the relay's database: the true order of commits and where each ends.
+// Oracle reads the true order of commits, with the end of each, from a second slot (test_decoding) in the relay's
+// database.
 type Oracle struct {
-	url, slot, insert string // insert matches a row of the table, or of a partition called after it
+	url, slot, insert string // insert matches a row of the table, or of a partition whose name begins with the table's
 
 	mu      sync.Mutex
-	conn    *pgx.Conn // nil until asked, and after an error
+	conn    *pgx.Conn // nil before the first use, and after an error
 	commits []Commit
 }
 
-// StartOracle makes the slot; what is committed from now on is known. The table is schema.name, its first column the id.
+// StartOracle creates the slot; the oracle knows all later commits. table is schema.name; its first column must be the
+// id.
 func StartOracle(t testing.TB, url, table string) *Oracle {
 	t.Helper()
 	o := &Oracle{url: url, slot: SlotName(t, "oracle"), insert: "^table " + regexp.QuoteMeta(table) + `(_[a-z0-9]+)?: INSERT: id\[`}
@@ -41,8 +43,8 @@ func StartOracle(t testing.TB, url, table string) *Oracle {
 	return o
 }
 
-// Commits are all that have ended so far, in order. The slot is peeked, and moved only past what was received: neither a
-// lost connection nor a crash of the server makes the oracle forget.
+// Commits returns all commits so far, in order. It peeks into the slot and advances it only past commits that it has
+// received: neither a lost connection nor a crash of the server makes the oracle forget a commit.
 func (o *Oracle) Commits(ctx context.Context) (_ []Commit, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -83,7 +85,7 @@ func (o *Oracle) Commits(ctx context.Context) (_ []Commit, err error) {
 			return err
 		}
 		open.XID, open.End = xid, end
-		if len(open.IDs) > 0 && end > last { // a slot goes back when its server crashes
+		if len(open.IDs) > 0 && end > last { // a slot goes back if its server crashes
 			found = append(found, open)
 		}
 		open = Commit{}
@@ -101,7 +103,7 @@ func (o *Oracle) Commits(ctx context.Context) (_ []Commit, err error) {
 	return o.commits[:len(o.commits):len(o.commits)], nil
 }
 
-// Rest closes its connection until it is asked again: a server that is stopped smartly waits for clients.
+// Rest closes the oracle's connection until the next use: a server in a smart shutdown waits for its clients.
 func (o *Oracle) Rest() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -115,7 +117,7 @@ func (o *Oracle) rest() {
 	}
 }
 
-// Follow asks another server from now on: a promoted standby that has a copy of the slot.
+// Follow switches to another server: a promoted standby that has a copy of the slot.
 func (o *Oracle) Follow(url string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -123,7 +125,7 @@ func (o *Oracle) Follow(url string) {
 	o.url = url
 }
 
-// Complete waits until the oracle knows every event of the ledger, and adds what it knows.
+// Complete waits until the oracle knows every event of the ledger, and returns the ledger with the oracle's commits.
 func (o *Oracle) Complete(t testing.TB, ledger Ledger) Ledger {
 	t.Helper()
 	Eventually(t, 30*time.Second, func() error {

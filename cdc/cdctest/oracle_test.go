@@ -15,7 +15,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// decode makes records of all a slot has to give, as a relay would: PostgreSQL's own word on commits and their order.
+// decode makes records of all changes in a slot, as a relay would: PostgreSQL itself gives the commits and their order.
 func decode(t *testing.T, conn *pgx.Conn, slot string) []*kgo.Record {
 	t.Helper()
 	rows, err := conn.Query(t.Context(), `SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL,
@@ -80,7 +80,7 @@ func TestLedgerAgreesWithWhatPostgreSQLDecodes(t *testing.T) {
 	}
 	oracle := cdctest.StartOracle(t, url, "public.outbox")
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: url, Events: 5000, Prepared: true, Long: 20 * time.Millisecond})
-	early, err := oracle.Commits(t.Context()) // asked while it is written, it forgets nothing
+	early, err := oracle.Commits(t.Context()) // a call during the load loses nothing
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,14 +101,14 @@ func TestLedgerAgreesWithWhatPostgreSQLDecodes(t *testing.T) {
 	}
 }
 
-// TestCheckReportsWhatTheOracleDenies mutates what the oracle knows of a faultless log.
+// TestCheckReportsWhatTheOracleDenies changes the oracle's commits of a faultless log.
 func TestCheckReportsWhatTheOracleDenies(t *testing.T) {
 	for name, mutate := range map[string]func(*cdctest.Ledger, []*kgo.Record){
 		"commits in another order":            func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits[3], l.Commits[4] = l.Commits[4], l.Commits[3] },
 		"rows of a commit in another order":   func(l *cdctest.Ledger, _ []*kgo.Record) { slices.Reverse(many(l.Commits).IDs) },
 		"a commit the oracle does not know":   func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits = slices.Delete(l.Commits, 5, 6) },
 		"an event that was never in a ledger": func(l *cdctest.Ledger, _ []*kgo.Record) { l.Commits[5].IDs[0] = uuid.New() },
-		"an LSN behind the commit's end": func(l *cdctest.Ledger, r []*kgo.Record) {
+		"an LSN after the commit's end": func(l *cdctest.Ledger, r []*kgo.Record) {
 			r[len(r)-1].Headers[2].Value = []byte(l.Commits[len(l.Commits)-1].End.String())
 		},
 	} {
@@ -130,7 +130,7 @@ func TestCheckReportsWhatTheOracleDenies(t *testing.T) {
 	}
 }
 
-// many is the first commit with several rows.
+// many returns the first commit with several rows.
 func many(commits []cdctest.Commit) cdctest.Commit {
 	return commits[slices.IndexFunc(commits, func(c cdctest.Commit) bool { return len(c.IDs) > 2 })]
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Publication is the name of the publication that CreateOutbox makes.
+// Publication is the name of the publication that CreateOutbox creates.
 const Publication = "walpost"
 
-// CreateOutbox makes an outbox table with walpost's default columns, and the publication for its inserts, in the
-// database at url. What is there already stays.
+// CreateOutbox creates an outbox table with walpost's default columns, and the publication for its inserts, in the
+// database at url. It keeps objects that exist already.
 func CreateOutbox(t testing.TB, url, table string) {
 	t.Helper()
 	if err := execAll(t.Context(), url, fmt.Sprintf(`

@@ -19,7 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// startTimeout leaves room for fetching a server that is not installed.
+// startTimeout includes the time to fetch a server that is not installed.
 const startTimeout = 3 * time.Minute
 
 var shared struct {
@@ -28,10 +28,9 @@ var shared struct {
 	err    error
 }
 
-// Main is the body of a package's TestMain: it runs the tests, stops the shared server and fails the run when a goroutine is left, or when a
-// Log holds the Canary. Where
-// -parallel says nothing else, six tests run at a time, for they mostly wait; in the long form, whose programs have the race detector,
-// four do. It does not return.
+// Main runs the tests of a package, as the body of its TestMain. It stops the shared server afterwards, and fails the
+// run if a goroutine is left or if a Log contains the Canary. Without the flag -parallel it runs six tests at a time, because
+// they mostly wait; in the long form, whose programs have the race detector, it runs four. Main does not return.
 func Main(m *testing.M) {
 	flag.Parse()
 	byHand := false
@@ -53,7 +52,7 @@ func (r run) Run() int {
 	if leaked() {
 		code = max(code, 1)
 	}
-	shared.once.Do(func() {}) // so that a test left behind cannot start it now
+	shared.once.Do(func() {}) // so that a leaked test cannot start the server now
 	if shared.server != nil {
 		if err := shared.server.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "close the shared PostgreSQL:", err)
@@ -63,8 +62,8 @@ func (r run) Run() int {
 	return code
 }
 
-// Postgres returns the server that all tests of this binary share, started by the first that asks. Stop it never; a
-// test that must, takes OwnPostgres.
+// Postgres returns the server that all tests of this binary share; the first call starts it. Never stop this server: a
+// test that stops one uses OwnPostgres.
 func Postgres(t testing.TB) *devenv.Postgres {
 	t.Helper()
 	shared.once.Do(func() {
@@ -81,8 +80,8 @@ func Postgres(t testing.TB) *devenv.Postgres {
 	return shared.server
 }
 
-// OwnPostgres starts a server for this test alone, to be restarted or crashed, and removes it at the end.
-// WALPOST_TEST_POSTGRES holds where cfg names no version.
+// OwnPostgres starts a server for this test alone, to be restarted or crashed, and removes it at the end. If cfg names
+// no version, WALPOST_TEST_POSTGRES does.
 func OwnPostgres(t testing.TB, cfg devenv.PostgresConfig) *devenv.Postgres {
 	t.Helper()
 	if cfg.Version == "" {
@@ -103,7 +102,7 @@ func OwnPostgres(t testing.TB, cfg devenv.PostgresConfig) *devenv.Postgres {
 	return server
 }
 
-// inMemory spares tests the disk. What a benchmark measures is a server with one.
+// inMemory reports whether a server keeps its data in memory. Tests do; a benchmark measures a server with a disk.
 func inMemory(t testing.TB) bool {
 	_, benchmark := t.(*testing.B)
 	return !benchmark
@@ -111,8 +110,9 @@ func inMemory(t testing.TB) bool {
 
 func version() string { return os.Getenv("WALPOST_TEST_POSTGRES") }
 
-// Database makes an empty database on the shared server, with options of CREATE DATABASE if given, and returns the superuser's
-// URL for it. At the end of the test its replication slots and the database itself are dropped, whoever is still connected.
+// Database creates an empty database on the shared server, with options of CREATE DATABASE if given, and returns the
+// superuser's URL for it. At the end of the test it drops the database with its replication slots, and ends all
+// connections to it.
 func Database(t testing.TB, options ...string) string {
 	t.Helper()
 	server := Postgres(t)
@@ -128,7 +128,7 @@ func Database(t testing.TB, options ...string) string {
 	return server.URL(name)
 }
 
-// PoolConfig returns the configuration of a pool of the URL.
+// PoolConfig returns the pool configuration for a URL.
 func PoolConfig(t testing.TB, url string) *pgxpool.Config {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(url)
@@ -140,8 +140,8 @@ func PoolConfig(t testing.TB, url string) *pgxpool.Config {
 
 var roles sync.Mutex
 
-// AlterRoles does what makes or alters roles that other tests of this binary make too: roles are the server's, and of two who alter one
-// at the same time PostgreSQL refuses one.
+// AlterRoles runs do, which creates or alters roles that other tests of this binary use too, alone. Roles belong to the
+// whole server, and PostgreSQL refuses one of two sessions that alter a role at the same time.
 func AlterRoles(t testing.TB, do func() error) {
 	t.Helper()
 	roles.Lock()
@@ -160,7 +160,7 @@ func dropDatabase(server *devenv.Postgres, name string) error {
 		return err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	// A relay that is still there takes its slot again: end the walsender and drop until none is left.
+	// A relay that still runs takes its slot again, so end the walsender and drop until no slot is left.
 	for {
 		var left int
 		err := conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(active_pid)) + count(*) FROM pg_replication_slots WHERE database = $1`, name).Scan(&left)
@@ -185,7 +185,7 @@ func dropDatabase(server *devenv.Postgres, name string) error {
 	return err
 }
 
-// rollbackPrepared ends what a failed test left: a database with prepared transactions cannot be dropped.
+// rollbackPrepared rolls back the prepared transactions of a failed test: they prevent that the database is dropped.
 func rollbackPrepared(ctx context.Context, url string) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -204,17 +204,17 @@ func rollbackPrepared(ctx context.Context, url string) error {
 	return err
 }
 
-// Name makes base unique, for what tests share on a real Kafka: topics, groups, pipelines.
+// Name returns base with a unique suffix, for names that tests share on a real Kafka: topics, groups, pipelines.
 func Name(t testing.TB, base string) string {
 	t.Helper()
 	return base + "-" + unique()
 }
 
-// SlotName is Name for replication slots, whose names may hold no hyphen.
+// SlotName does the same as Name for replication slots, whose names may contain no hyphen.
 func SlotName(t testing.TB, base string) string {
 	t.Helper()
 	return base + "_" + unique()
 }
 
-// unique is the random tail of a uuid.
+// unique returns the random tail of a UUID.
 func unique() string { return uuid.New().String()[24:] }

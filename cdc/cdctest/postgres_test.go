@@ -43,7 +43,7 @@ func TestDatabaseIsDroppedWithItsSlotsWhoeverIsConnected(t *testing.T) {
 		if err := pglogrepl.StartReplication(t.Context(), repl, slot, 0, pglogrepl.StartReplicationOptions{PluginArgs: []string{"proto_version '1'", "publication_names 'p'"}}); err != nil {
 			t.Fatal(err)
 		}
-	}) // neither connection is closed
+	}) // neither connection is closed here
 	var left int
 	if err := admin.QueryRow(t.Context(), "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = $1) + (SELECT count(*) FROM pg_database WHERE datname = $1)", name).Scan(&left); err != nil {
 		t.Fatal(err)

@@ -18,8 +18,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Proxy stands between clients and a server, or the brokers of a cluster, on loopback, knows the frames of their protocol,
-// and breaks the wire where the test says.
+// Proxy forwards between clients and a server, or the brokers of a cluster, on loopback. It knows the frames of their
+// protocol, and disturbs the connection as the test says.
 type Proxy struct {
 	t     testing.TB
 	kafka bool
@@ -42,41 +42,41 @@ type Frame struct {
 	Conn       int64 // the connection's number
 	FromServer bool
 	Type       byte  // PostgreSQL's message type; 0 for a client's first
-	API        int16 // Kafka's key of what is asked, or of what this answers
+	API        int16 // Kafka's API key of the request, or of the request that this answers
 	Bytes      []byte
 }
 
-// Verdict is what becomes of a frame.
+// Verdict decides about a frame.
 type Verdict int
 
-// Pass lets a frame go on. Lose loses it, and its connection with it: of an answer, so that what was applied looks lost.
-// Last lets it go on and resets the connection, which may outrun it.
+// Pass forwards a frame. Lose drops it and closes the connection; for an answer this means that the client does not
+// learn of an applied request. Last forwards the frame and resets the connection; the reset may arrive first.
 const (
 	Pass Verdict = iota
 	Lose
 	Last
 )
 
-// Wire is how one direction of every connection behaves. The zero value lets bytes through as they come.
+// Wire describes how one direction of every connection behaves. The zero value forwards bytes at once.
 type Wire struct {
-	Stalled   bool          // nothing is taken: the sender blocks when its buffers are full
-	Swallowed bool          // all is taken and nothing arrives, not even an end; when that is over the connection is reset
-	Chunk     int           // most bytes written at once
-	Split     bool          // each frame is written in two, at an offset that goes on by one from frame to frame
+	Stalled   bool          // nothing is read: the sender blocks when its buffers are full
+	Swallowed bool          // everything is read and nothing is forwarded, not even the end of the connection; afterwards the connection is reset
+	Chunk     int           // the most bytes in one write
+	Split     bool          // each frame is written in two parts; the offset grows by one from frame to frame
 	Bandwidth int           // bytes a second
 	Delay     time.Duration // before each frame
 }
 
-// StartProxy forwards connections to a PostgreSQL at target, a host:port, until the test ends. Before a frame goes on, pass
-// decides about it; it is called from several goroutines and must not block. Nil lets everything through. TLS is declined
-// in the server's name.
+// StartProxy forwards connections to a PostgreSQL at target, a host:port, until the test ends. pass decides about each
+// frame before it is forwarded; several goroutines call it, and it must not block. A nil pass forwards every frame. The
+// proxy declines TLS for the server.
 func StartProxy(t testing.TB, target string, pass func(Frame) Verdict) *Proxy {
 	t.Helper()
 	return start(t, []string{target}, false, pass)
 }
 
-// StartKafkaProxy forwards to the brokers of a cluster. What they say of their addresses is rewritten, so that a client
-// that is given Brokers reaches all of them, also those that join later, through the proxy only.
+// StartKafkaProxy forwards to the brokers of a cluster. It rewrites the addresses in the brokers' answers, so that a
+// client that is given Brokers reaches all brokers through the proxy only, also brokers that join later.
 func StartKafkaProxy(t testing.TB, brokers []string, pass func(Frame) Verdict) *Proxy {
 	t.Helper()
 	return start(t, brokers, true, pass)
@@ -109,7 +109,7 @@ func start(t testing.TB, targets []string, kafka bool, pass func(Frame) Verdict)
 	return p
 }
 
-// front listens in front of a server and returns where.
+// front listens for connections to target and returns the address.
 func (p *Proxy) front(target string) (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -128,13 +128,13 @@ func (p *Proxy) front(target string) (string, error) {
 	return listener.Addr().String(), nil
 }
 
-// Addr is where clients connect to.
+// Addr returns the address that clients connect to.
 func (p *Proxy) Addr() string { return p.first[0] }
 
-// Brokers are the addresses to give to a Kafka client.
+// Brokers returns the addresses for a Kafka client.
 func (p *Proxy) Brokers() []string { return p.first }
 
-// URL leads a connection string through the proxy.
+// URL returns a connection string that leads through the proxy.
 func (p *Proxy) URL(t testing.TB, through string) string {
 	t.Helper()
 	u, err := url.Parse(through)
@@ -145,7 +145,7 @@ func (p *Proxy) URL(t testing.TB, through string) string {
 	return u.String()
 }
 
-// Set changes how bytes travel, on open connections and new ones. Two zero values take the fault away.
+// Set changes the behaviour of open and new connections. Two zero values end the fault.
 func (p *Proxy) Set(toServer, toClient Wire) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,7 +168,7 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// Down is Cut, and closes new connections at once, until Up.
+// Down closes every connection, and each new one at once, until Up.
 func (p *Proxy) Down() { p.set(true) }
 
 // Up ends Down.
@@ -193,7 +193,7 @@ func (p *Proxy) accept(listener net.Listener, target string) {
 	}
 }
 
-// pair is a client's connection and the one it led to.
+// pair is a client's connection together with its connection to the server.
 type pair struct {
 	number         int64
 	client, server net.Conn
@@ -254,7 +254,7 @@ func (p *Proxy) forward(both *pair, to, from net.Conn, fromServer bool) {
 		frame, err := read()
 		wire, changed := p.wire(fromServer)
 		for (wire.Stalled && err == nil) || (wire.Swallowed && err != nil) {
-			select { // a half-open connection does not end either
+			select { // the end of a half-open connection is not forwarded either
 			case <-changed:
 				wire, changed = p.wire(fromServer)
 				if err != nil {
@@ -295,8 +295,8 @@ func (p *Proxy) wire(toClient bool) (Wire, <-chan struct{}) {
 	return p.wires[0], p.changed
 }
 
-// carry writes the n-th frame of its direction as the wire does, until that changes. It reports false when the connection is
-// closed.
+// carry writes the n-th frame of its direction as wire describes, until wire changes. It reports false if the
+// connection is closed.
 func (wire Wire) carry(w *bufio.Writer, b []byte, n int, changed, closed <-chan struct{}) bool {
 	if wire.Delay > 0 {
 		pause(wire.Delay, changed, closed)
@@ -307,7 +307,7 @@ func (wire Wire) carry(w *bufio.Writer, b []byte, n int, changed, closed <-chan 
 		if w.Flush() != nil {
 			return false
 		}
-		time.Sleep(100 * time.Microsecond) // the first part is read by itself
+		time.Sleep(100 * time.Microsecond) // so that the reader gets the first part alone
 		b = b[at:]
 	}
 	for chunk := cmp.Or(wire.Chunk, len(b)); (wire.Chunk > 0 || wire.Bandwidth > 0) && len(b) > 0; b = b[min(chunk, len(b)):] {
@@ -326,7 +326,7 @@ func (wire Wire) carry(w *bufio.Writer, b []byte, n int, changed, closed <-chan 
 	return err == nil
 }
 
-// pause reports false when it was broken off.
+// pause reports false if the pause was interrupted.
 func pause(d time.Duration, changed, closed <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -339,7 +339,8 @@ func pause(d time.Duration, changed, closed <-chan struct{}) bool {
 	return false
 }
 
-// postgres reads messages: a type, and a length that counts itself. A client's first has no type.
+// postgres returns a function that reads messages: a type, and a length that includes itself. A client's first message
+// has no type.
 func (p *Proxy) postgres(both *pair, r *bufio.Reader, fromServer bool) func() (Frame, error) {
 	const sslRequest, gssRequest = 80877103, 80877104
 	head := 1
@@ -367,7 +368,8 @@ func (p *Proxy) postgres(both *pair, r *bufio.Reader, fromServer bool) func() (F
 	}
 }
 
-// kafkaFrame reads requests and answers: a length, and then API key, version and correlation id, or the latter alone.
+// kafkaFrame returns a function that reads requests or answers: a length, then for a request API key, version and
+// correlation id, and for an answer the correlation id.
 func (p *Proxy) kafkaFrame(both *pair, r *bufio.Reader, fromServer bool) func() (Frame, error) {
 	return func() (Frame, error) {
 		b, err := readFrame(r, 0, 4)
@@ -392,7 +394,7 @@ func (p *Proxy) kafkaFrame(both *pair, r *bufio.Reader, fromServer bool) func() 
 	}
 }
 
-// readFrame reads head bytes of type, four of length, which counts itself but for uncounted, and the rest.
+// readFrame reads head bytes of type, four bytes of length, which counts itself but not uncounted bytes, and the rest.
 func readFrame(r io.Reader, head, uncounted int) ([]byte, error) {
 	b := make([]byte, head+4)
 	if _, err := io.ReadFull(r, b); err != nil {
@@ -407,7 +409,7 @@ func readFrame(r io.Reader, head, uncounted int) ([]byte, error) {
 	return b, err
 }
 
-// rewrite puts the proxy's addresses in place of the brokers', where an answer tells any.
+// rewrite replaces the brokers' addresses in an answer by the proxy's.
 func (p *Proxy) rewrite(asked kafkaRequest, b []byte) ([]byte, error) {
 	switch kmsg.Key(asked.api) {
 	case kmsg.Produce, kmsg.Fetch, kmsg.Metadata, kmsg.FindCoordinator:

@@ -53,7 +53,7 @@ func TestProxyCutsWhereItIsTold(t *testing.T) {
 		t.Fatalf("got %q, %v", got, err)
 	}
 	if got, err := ask(conn, "SELECT 'sec' || 'ret'"); err == nil {
-		t.Errorf("what pass held back arrived: %q", got)
+		t.Errorf("a frame that pass dropped arrived: %q", got)
 	}
 	if got, err := ask(other, "SELECT 'open'"); got != "open" {
 		t.Errorf("the other connection went with it: %v", err)
@@ -137,7 +137,7 @@ func TestProxyStallsAndSwallows(t *testing.T) {
 	}
 	proxy.Set(cdctest.Wire{}, cdctest.Wire{})
 	if err := <-answer; err != nil {
-		t.Errorf("what was stalled did not go on: %v", err)
+		t.Errorf("the stalled bytes did not arrive: %v", err)
 	}
 	proxy.Set(cdctest.Wire{}, cdctest.Wire{Swallowed: true})
 	go func() {
@@ -151,15 +151,15 @@ func TestProxyStallsAndSwallows(t *testing.T) {
 	}
 	proxy.Set(cdctest.Wire{}, cdctest.Wire{})
 	if err := <-answer; err == nil {
-		t.Error("a connection of which bytes are missing went on")
+		t.Error("a connection with missing bytes continued")
 	}
 	if _, err := connect().Exec(t.Context(), "SELECT 1"); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestKafkaProxyIsTheOnlyWay has brokers whose addresses the client must never learn, and loses the answer to a request that was
-// carried out.
+// TestKafkaProxyIsTheOnlyWay: the client must never learn the brokers' addresses. The proxy loses the answer to a
+// request that was executed.
 func TestKafkaProxyIsTheOnlyWay(t *testing.T) {
 	cdctest.Long(t, "waits for connections that must not come")
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{Brokers: 3, SeedTopics: map[string]int{"t": 9}})

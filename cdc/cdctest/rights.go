@@ -9,7 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// heldRights is SQL for each right that a role was given in this database: the right, the object's name, and how the object is granted on.
+// heldRights selects each right that a role has in this database: the right, the object's name, and the object in the
+// syntax of GRANT.
 const heldRights = `
 	WITH me AS (SELECT oid FROM pg_roles WHERE rolname = $1)
 	SELECT privilege_type, relname, 'TABLE ' || c.oid::regclass FROM me, pg_class c, aclexplode(relacl) WHERE grantee = me.oid
@@ -18,8 +19,9 @@ const heldRights = `
 	UNION ALL SELECT privilege_type, proname, 'FUNCTION ' || p.oid::regprocedure FROM me, pg_proc p, aclexplode(proacl) WHERE grantee = me.oid
 	ORDER BY 3, 1`
 
-// LeastRights does work with the rights that a role has in the database at admin, and without each of them once: the error names the object,
-// and settle finds nothing lost once the right is back. A right that nobody misses is one too many.
+// LeastRights runs work with all rights that a role has in the database at admin, and then once without each of them.
+// Each time the error must name the object, and settle must find that nothing is lost once the right is back. A right
+// whose absence changes nothing is superfluous.
 func LeastRights(t *testing.T, admin, role string, work func() error, settle func()) {
 	t.Helper()
 	owner, err := pgx.Connect(t.Context(), admin)
@@ -51,7 +53,7 @@ func LeastRights(t *testing.T, admin, role string, work func() error, settle fun
 		change("REVOKE", "FROM")
 		switch err := work(); {
 		case err == nil:
-			t.Errorf("nobody misses %s on %s: it is one too many", r.Privilege, r.Name)
+			t.Errorf("%s on %s is superfluous: the work succeeds without it", r.Privilege, r.Name)
 		case !strings.Contains(err.Error(), "permission denied for "+strings.ToLower(strings.Fields(r.Object)[0])+" "+r.Name) &&
 			!strings.Contains(err.Error(), "may not "+r.Privilege+" ") && !strings.Contains(err.Error(), "permission denied for view "+r.Name):
 			t.Errorf("without %s on %s: %v", r.Privilege, r.Name, err)
@@ -64,7 +66,8 @@ func LeastRights(t *testing.T, admin, role string, work func() error, settle fun
 	whole("with all rights again")
 }
 
-// Denied returns the first line of a log, behind that many bytes, that says that a right is missing. What only a log at debug has tells nobody.
+// Denied returns the first line of a log, after that many bytes, that reports a missing right. Lines at debug level do
+// not count: an operator does not see them.
 func Denied(log *Log, from int) error {
 	for line := range strings.Lines(log.String()[from:]) {
 		if strings.Contains(line, "permission denied") && !strings.Contains(line, `"level":"debug"`) {

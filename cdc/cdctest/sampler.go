@@ -16,8 +16,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Sampler looks, all the time a test runs, whether anything was confirmed too early (I8): it reads the slot's
-// confirmed_flush_lsn first, then what committed up to there, and then Kafka, where all of that must be.
+// Sampler checks during a test that nothing was confirmed too early (I8): it first reads the slot's
+// confirmed_flush_lsn, then the commits up to there, and then Kafka, where all of their events must be.
 type Sampler struct {
 	SamplerConfig
 	t       testing.TB
@@ -30,26 +30,26 @@ type Sampler struct {
 	samples int
 	early   Finding
 
-	conn    *pgx.Conn // nil until asked, and after an error
+	conn    *pgx.Conn // nil before the first use, and after an error
 	seen    map[uuid.UUID]bool
 	next    map[string]map[int32]int64 // the first offset not read
-	checked int                        // commits of which all is known to be there
+	checked int                        // commits whose events are all known to be in Kafka
 }
 
-// SamplerConfig says what to look at. PostgreSQL and the brokers are asked directly, not through a proxy; while one of them is
-// away there are no samples.
+// SamplerConfig names the database, slot and topics. The sampler connects to PostgreSQL and the brokers directly, not
+// through a proxy. While one of them is away there are no samples.
 type SamplerConfig struct {
 	URL     string
 	Slot    string
 	Oracle  *Oracle
 	Brokers []string
 	Topics  []string
-	// TransactionalID is the relay's, where it has one: a commit that is decided counts, also while its markers are being
-	// written and read_committed does not show it yet.
+	// TransactionalID is the relay's transactional id, if it has one. A transaction counts as soon as its commit is
+	// decided, also while its markers are being written and read_committed does not show it yet.
 	TransactionalID string
 }
 
-// StartSampler begins.
+// StartSampler starts a sampler.
 func StartSampler(t testing.TB, cfg SamplerConfig) *Sampler {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -73,11 +73,12 @@ func StartSampler(t testing.TB, cfg SamplerConfig) *Sampler {
 
 func (s *Sampler) stop() {
 	s.cancel()
-	s.Resume() // a test that failed meanwhile did not
+	s.Resume() // a test that failed while paused did not resume it
 	<-s.ended
 }
 
-// Stop looks once more, ends it, fails the test when something was found, and says how often it looked.
+// Stop takes a last sample, ends the sampler, fails the test if an event was confirmed too early, and returns the
+// number of samples.
 func (s *Sampler) Stop() (samples int) {
 	s.t.Helper()
 	s.stop()
@@ -91,28 +92,28 @@ func (s *Sampler) Stop() (samples int) {
 	return s.samples
 }
 
-// Pause closes its connection until Resume: a server that is stopped smartly waits for clients.
+// Pause closes the sampler's connection until Resume: a server in a smart shutdown waits for its clients.
 func (s *Sampler) Pause() {
 	s.turn.Lock()
 	s.paused.Store(true)
 	s.rest()
 }
 
-// Resume ends Pause, if there was one.
+// Resume ends a Pause, if there was one.
 func (s *Sampler) Resume() {
 	if s.paused.Swap(false) {
 		s.turn.Unlock()
 	}
 }
 
-// Samples is how often something newly confirmed was looked up so far.
+// Samples returns the number of samples so far that found newly confirmed commits.
 func (s *Sampler) Samples() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.samples
 }
 
-// sample takes one, or none where something cannot be asked at the moment.
+// sample takes one sample, or none if PostgreSQL or Kafka does not answer.
 func (s *Sampler) sample(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -155,7 +156,7 @@ func (s *Sampler) lacks(commits []Commit) bool {
 	})
 }
 
-// decided says whether the transaction's markers are being written.
+// decided reports whether the transaction's markers are being written.
 func (s *Sampler) decided(ctx context.Context) (bool, error) {
 	described, err := kadm.NewClient(s.client).DescribeTransactions(ctx, s.TransactionalID)
 	if err != nil {
@@ -186,7 +187,7 @@ func (s *Sampler) confirmed(ctx context.Context) (lsn pglogrepl.LSN, err error) 
 	return pglogrepl.ParseLSN(text)
 }
 
-// read goes on to where the topics end now.
+// read reads the topics up to their current end.
 func (s *Sampler) read(ctx context.Context) error {
 	ends, err := kadm.NewClient(s.client).ListCommittedOffsets(ctx, s.Topics...)
 	if err == nil {
@@ -210,7 +211,7 @@ func (s *Sampler) read(ctx context.Context) error {
 				s.seen[id] = true
 			}
 		})
-		if ctx.Err() != nil { // behind the records: what was polled is not polled again
+		if ctx.Err() != nil { // after the records, because polled records are not polled again
 			return fmt.Errorf("read to the end: %w", ctx.Err())
 		}
 	}

@@ -12,7 +12,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestSamplerSeesWhatWasConfirmedTooEarly plays a relay that confirms: first what it has published, then what it has not.
+// TestSamplerSeesWhatWasConfirmedTooEarly plays a relay that first confirms published events, and then events that were
+// not published.
 func TestSamplerSeesWhatWasConfirmedTooEarly(t *testing.T) {
 	url := cdctest.Database(t)
 	cdctest.CreateOutbox(t, url, "outbox")
@@ -65,7 +66,7 @@ func TestSamplerSeesWhatWasConfirmedTooEarly(t *testing.T) {
 	}
 }
 
-// notFailing keeps what a test would fail with.
+// notFailing records the errors with which a test would fail.
 type notFailing struct {
 	testing.TB
 	said string

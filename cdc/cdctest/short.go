@@ -2,7 +2,7 @@ package cdctest
 
 import "testing"
 
-// Long skips a test with -short, the loop in which one programs, and says why it takes long. CI never runs with -short.
+// Long skips a test with -short, the developer's fast loop. why says why the test is slow. CI never uses -short.
 func Long(t testing.TB, why string) {
 	t.Helper()
 	if testing.Short() {

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// Unaccepting returns the address of a listener that never accepts and whose queue is full: who connects waits for the kernel's answer.
+// Unaccepting returns the address of a listener that never accepts and whose queue is full: a client waits for the
+// kernel's answer.
 func Unaccepting(t testing.TB) string {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
@@ -41,7 +42,7 @@ func Unaccepting(t testing.TB) string {
 	}
 }
 
-// Silent returns the address of a listener that accepts and never says a word.
+// Silent returns the address of a listener that accepts connections and never sends a byte.
 func Silent(t testing.TB) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

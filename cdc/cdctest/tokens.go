@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Tokens signs tokens (JWT, RS256) as a service that a Kafka trusts.
+// Tokens signs tokens (JWT, RS256) like a service that a Kafka trusts.
 type Tokens struct {
 	Issuer, Audience string
 
@@ -22,7 +22,7 @@ type Tokens struct {
 	id  string
 }
 
-// NewTokens makes a service with a new key.
+// NewTokens returns a service with a new key.
 func NewTokens(t testing.TB, issuer, audience string) *Tokens {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -47,7 +47,7 @@ func (s *Tokens) WriteKeys(t testing.TB, path string) {
 	}
 }
 
-// Sign returns a token of a subject that is good for so long, in whole seconds.
+// Sign returns a token for a subject that is valid for lasts, in whole seconds.
 func (s *Tokens) Sign(subject string, lasts time.Duration) (string, error) {
 	now := time.Now()
 	header, err := json.Marshal(map[string]string{"alg": "RS256", "typ": "JWT", "kid": s.id})
@@ -66,7 +66,7 @@ func (s *Tokens) Sign(subject string, lasts time.Duration) (string, error) {
 	return signed + "." + encode(signature), err
 }
 
-// Endpoint gives tokens of a subject to who has the client's secret (client credentials).
+// Endpoint returns a handler that gives tokens for a subject to a client that sends the secret (client credentials).
 func (s *Tokens) Endpoint(subject, client, secret string, lasts time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id, given, basic := r.BasicAuth()

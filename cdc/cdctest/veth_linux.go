@@ -10,15 +10,16 @@ import (
 	"testing"
 )
 
-// Veth makes a link without a delay that the kernel forwards: a pair of devices, the far one in a network namespace that only swaps
-// addresses, as Delayed does. The kernel cuts and joins segments for it as it does for a network card. It needs root and the programs
-// ip, nft and sysctl; without, the test is skipped. The link ends with the test.
+// Veth returns a link without a delay that the kernel forwards: a pair of devices, the far one in a network namespace
+// that only swaps addresses, as Delayed does. The kernel splits and merges segments on it as it does for a network
+// card. It needs root and the programs ip, nft and sysctl; without them the test is skipped. The link ends with the
+// test.
 func Veth(t testing.TB, mtu int) *Link {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("a network namespace takes root")
+		t.Skip("a network namespace needs root")
 	}
-	n := rand.IntN(256) // of two that are made at once and have the same number, one fails
+	n := rand.IntN(256) // if two tests take the same number at once, one fails
 	l := &Link{Host: fmt.Sprintf("198.19.%d.1", n), Peer: fmt.Sprintf("198.19.%d.2", n), device: fmt.Sprintf("wpveth%d", n)}
 	steps := strings.NewReplacer("MTU", fmt.Sprint(mtu), "DEVICE", l.device, "HOST", l.Host, "PEER", l.Peer, "NEAR", "02:00:00:00:00:01", "FAR", "02:00:00:00:00:02").Replace(`
 		ip netns add DEVICE

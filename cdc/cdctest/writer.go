@@ -20,26 +20,26 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// WriterConfig says how to write. Only URL is needed.
+// WriterConfig says how to write. Only URL is required.
 type WriterConfig struct {
-	URL        string // of the database; tables that are missing are made
-	Table      string // "outbox" if empty, may carry a schema; columns as CreateOutbox makes them
+	URL        string // of the database; missing tables are created
+	Table      string // "outbox" if empty, may carry a schema; with the columns of CreateOutbox
 	Type       string // the events' aggregate_type; "order" if empty
-	Goroutines int    // 4 if 0; each has a connection and keys of its own
+	Goroutines int    // 4 if 0; each has a separate connection and separate keys
 	Keys       int    // per goroutine; 8 if 0
 	Body       int    // bytes of a payload's body, on average; 200 if 0
-	Events     int    // ends by itself after about so many committed events; 0: not before Stop
+	Events     int    // the writer ends after about this many committed events; 0: at Stop
 	Rate       int    // transactions per second, all together; 0: as fast as the server takes them
-	Seed       uint64 // of what is random; 0 takes one and logs it
+	Seed       uint64 // of the random choices; 0: a random seed, which is logged
 
 	Prepared bool          // every fourth transaction goes through PREPARE TRANSACTION
-	Long     time.Duration // every tenth transaction stays open for so long before it ends
+	Long     time.Duration // every tenth transaction stays open for this long before it ends
 }
 
-// Writer writes events into an outbox as services do, and notes each in the table ledger in the same transaction:
-// single and multi-row inserts and COPY, transactions of one row and of hundreds, savepoints, on demand long and prepared
-// transactions; at least a fifth of the transactions and of the savepoints roll back. When its connection is lost it opens a new one and finds out
-// whether the open COMMIT took place.
+// Writer writes events into an outbox as services do, and notes each event in the table ledger in the same transaction:
+// with single and multi-row inserts and COPY, in transactions of one row and of hundreds, with savepoints, and on
+// demand with long and prepared transactions. At least a fifth of the transactions and of the savepoints roll back. If
+// its connection is lost, it opens a new one and finds out whether the open COMMIT succeeded.
 type Writer struct {
 	t         testing.TB
 	cfg       WriterConfig
@@ -55,7 +55,7 @@ type Writer struct {
 	rolledBack map[uuid.UUID]bool
 }
 
-// StartWriter makes what tables are missing and starts to write. It ends with Stop, or with the test.
+// StartWriter creates missing tables and starts to write. The writer ends at Stop, or with the test.
 func StartWriter(t testing.TB, cfg WriterConfig) *Writer {
 	t.Helper()
 	if cfg.Table == "" {
@@ -92,7 +92,7 @@ func StartWriter(t testing.TB, cfg WriterConfig) *Writer {
 		w.cancel()
 		w.group.Wait()
 	})
-	run := unique() // keys of an earlier writer on this database are not continued
+	run := unique() // so that keys of an earlier writer in this database are not reused
 	for n := range cfg.Goroutines {
 		h := &hand{w: w, lock: rand.Int64(), rng: rand.New(rand.NewPCG(cfg.Seed, uint64(n)))}
 		for k := range cfg.Keys {
@@ -103,18 +103,18 @@ func StartWriter(t testing.TB, cfg WriterConfig) *Writer {
 	return w
 }
 
-// Committed is how many events were committed so far.
+// Committed returns the number of events committed so far.
 func (w *Writer) Committed() int { return int(w.committed.Load()) }
 
-// Stop lets every goroutine finish its transaction and returns the ledger. It fails the test when writing failed for
-// another reason than a lost connection, or a commit's fate cannot be found out within a minute.
+// Stop lets every goroutine finish its transaction and returns the ledger. It fails the test if writing failed for
+// another reason than a lost connection, or if the outcome of a commit cannot be found within a minute.
 func (w *Writer) Stop() Ledger {
 	w.t.Helper()
 	w.halt()
 	return w.Wait()
 }
 
-// Wait is Stop for a Writer that ends by itself.
+// Wait does the same as Stop for a Writer that ends by itself.
 func (w *Writer) Wait() Ledger {
 	w.t.Helper()
 	done := make(chan struct{})
@@ -139,7 +139,7 @@ func (w *Writer) Wait() Ledger {
 	return Ledger{Events: events, RolledBack: w.rolledBack}
 }
 
-// stopped is closed so long after Stop.
+// stopped returns a channel that is closed d after Stop.
 func (w *Writer) stopped(d time.Duration) <-chan struct{} {
 	over := make(chan struct{})
 	go func() {
@@ -162,11 +162,11 @@ func (w *Writer) fail(err error) {
 	w.halt()
 }
 
-// hand is one goroutine. A key belongs to one hand, so that its sequence is the order of its commits.
+// hand is one writing goroutine. A key belongs to one hand, so its sequence numbers are in the order of its commits.
 type hand struct {
 	w                        *Writer
 	rng                      *rand.Rand
-	lock                     int64 // advisory lock held by its transaction, and so by nobody once that has ended
+	lock                     int64 // the advisory lock of its transaction; it is free once the transaction has ended
 	keys                     []*key
 	conn                     *pgx.Conn
 	transactions, savepoints quota
@@ -174,10 +174,10 @@ type hand struct {
 
 type key struct {
 	name string
-	seq  int64 // of the last committed event
+	seq  int64 // the number of the last committed event
 }
 
-// quota says yes at least once in five times.
+// quota answers yes at random, at least once in five times.
 type quota struct{ asked, yes int }
 
 func (q *quota) ask(rng *rand.Rand) bool {
@@ -218,7 +218,7 @@ func (h *hand) run() {
 	}
 }
 
-// transaction writes one. It returns no error for a lost connection.
+// transaction writes one transaction. It returns nil if the connection was lost.
 func (h *hand) transaction() error {
 	ctx := h.w.ctx
 	if err := h.connect(); err != nil {
@@ -266,8 +266,8 @@ func (h *hand) transaction() error {
 	return nil
 }
 
-// resolve finishes what was left prepared, waits for the end of the transaction whose connection was lost while it ended, and
-// looks it up in the ledger.
+// resolve finishes a transaction that was left prepared. It waits for the end of a transaction whose connection was
+// lost during its end, and looks it up in the ledger.
 func (h *hand) resolve(tx *transaction, rollback bool) (committed bool, err error) {
 	for {
 		if err := h.connect(); err != nil {
@@ -276,7 +276,7 @@ func (h *hand) resolve(tx *transaction, rollback bool) (committed bool, err erro
 		var prepared, ended bool
 		err := h.conn.QueryRow(h.w.ctx, "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = $1)", tx.prepared).Scan(&prepared)
 		if err == nil && prepared {
-			_ = tx.second(h.w.ctx, rollback) // its first backend may be at it
+			_ = tx.second(h.w.ctx, rollback) // its first backend may still be doing it
 		}
 		if err == nil && !prepared {
 			err = h.conn.QueryRow(h.w.ctx, "SELECT pg_try_advisory_xact_lock($1)", h.lock).Scan(&ended)
@@ -300,7 +300,7 @@ func (h *hand) resolve(tx *transaction, rollback bool) (committed bool, err erro
 	}
 }
 
-// connect opens a connection if there is none, for as long as it takes.
+// connect opens a connection if there is none, and retries until it succeeds.
 func (h *hand) connect() error {
 	for h.conn == nil {
 		conn, err := pgx.Connect(h.w.ctx, h.w.cfg.URL)
@@ -331,7 +331,7 @@ func (h *hand) note(undone []event) {
 	}
 }
 
-// lost says that the connection, and not what was written, is to blame.
+// lost reports whether err comes from the connection or the server, and not from the written data.
 func lost(err error) bool {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
@@ -349,10 +349,11 @@ type event struct {
 	payload string
 }
 
-// transaction is an open one: what it will commit and what its savepoints have undone.
+// transaction is an open transaction: the events that it will commit and the events that its savepoints have rolled
+// back.
 type transaction struct {
 	hand           *hand
-	prepared       string         // its name where it ends in two phases
+	prepared       string         // its name if it ends in two phases
 	seqs           map[*key]int64 // of keys it has touched
 	events, undone []event
 	ord            int32
@@ -390,7 +391,7 @@ func (tx *transaction) write(ctx context.Context) error {
 	return nil
 }
 
-// end commits, in two phases where the transaction has a name, or rolls back what was prepared.
+// end commits, in two phases if the transaction has a name, or rolls a prepared transaction back.
 func (tx *transaction) end(ctx context.Context, rollback bool) error {
 	conn, rng := tx.hand.conn, tx.hand.rng
 	if long := tx.hand.w.cfg.Long; long > 0 && rng.IntN(10) == 0 {
@@ -424,7 +425,7 @@ func (tx *transaction) snapshot() map[*key]int64 {
 	return seqs
 }
 
-// piece inserts some events in one of the ways there are, and their ledger rows.
+// piece inserts some events in one of several ways, and their ledger rows.
 func (tx *transaction) piece(ctx context.Context) error {
 	rng, cfg := tx.hand.rng, tx.hand.w.cfg
 	n := 1 + rng.IntN(5)
@@ -468,7 +469,7 @@ func (tx *transaction) piece(ctx context.Context) error {
 	return tx.hand.conn.SendBatch(ctx, &batch).Close()
 }
 
-// awkward is in some bodies: what JSON, UTF-8 and shells treat specially.
+// awkward is part of some bodies: characters that JSON, UTF-8 and shells treat specially.
 const awkward = "\"quoted\" \\ back\u2028slash\ttab\n{né 北京 🎈}'%$1"
 
 func (tx *transaction) newEvent() event {
@@ -493,7 +494,7 @@ func (tx *transaction) newEvent() event {
 	return e
 }
 
-// Payload is the JSON of a Writer's events. It proves itself, to consumers that have no ledger.
+// Payload is the JSON of a Writer's events. It contains a checksum, for consumers that have no ledger.
 type Payload struct {
 	ID   uuid.UUID `json:"id"`
 	Key  string    `json:"key"`

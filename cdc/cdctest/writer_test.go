@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// stored reads the outbox itself: what a relay would have to deliver.
+// stored reads the outbox itself: the rows that a relay would have to deliver.
 func stored(t *testing.T, url, table string) map[string]string {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -34,7 +34,7 @@ func stored(t *testing.T, url, table string) map[string]string {
 	return found
 }
 
-// verify compares ledger and outbox: they must agree on every row, and keys must count without gaps.
+// verify compares ledger and outbox: they must agree on every row, and the numbers of each key must have no gap.
 func verify(t *testing.T, url, table string, ledger cdctest.Ledger) {
 	t.Helper()
 	found := stored(t, url, table)
@@ -55,7 +55,7 @@ func verify(t *testing.T, url, table string, ledger cdctest.Ledger) {
 		slices.Sort(got)
 		for i, seq := range got {
 			if seq != int64(i+1) {
-				t.Fatalf("key %s: number %d stands at place %d", key, seq, i+1)
+				t.Fatalf("key %s: number %d is at place %d", key, seq, i+1)
 			}
 		}
 	}
@@ -124,7 +124,7 @@ func TestWriterLearnsTheFateOfACommitWhoseConnectionIsCut(t *testing.T) {
 		n := frames.Add(1)
 		switch {
 		case calm.Load():
-		case f.FromServer && f.Type == 'C' && string(f.Bytes[5:]) == "COMMIT\x00" && n%7 == 0: // it took place, and nobody is told
+		case f.FromServer && f.Type == 'C' && string(f.Bytes[5:]) == "COMMIT\x00" && n%7 == 0: // it was committed, but the client gets no answer
 			unanswered.Add(1)
 			return cdctest.Lose
 		case n%1009 == 0:
@@ -140,7 +140,7 @@ func TestWriterLearnsTheFateOfACommitWhoseConnectionIsCut(t *testing.T) {
 		}
 		return nil
 	})
-	calm.Store(true) // the ledger is read through the proxy, too
+	calm.Store(true) // the ledger is also read through the proxy
 	ledger := w.Stop()
 	if unanswered.Load() == 0 || cut.Load() == 0 {
 		t.Errorf("%d commits unanswered, %d connections cut elsewhere: both must happen", unanswered.Load(), cut.Load())

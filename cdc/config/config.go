@@ -87,8 +87,8 @@ type Kafka struct {
 	Headers         Headers           `yaml:"headers" doc:"walpost: each record has the headers id, type, lsn, seq, source and created_at; cloudevents: ce_id, ce_type and the others of a CloudEvent 1.0 in binary mode"`
 	CloudEvents     CloudEvents       `yaml:"cloudevents"`
 	Payload         Payload           `yaml:"payload" doc:"any: a payload may hold anything; json: a payload that is not valid JSON makes a poison row"`
-	NullKey         NullKey           `yaml:"null_key" doc:"for a row whose aggregate_id is NULL or empty: refuse: it is a poison row; publish: its record has no key. Records without a key go to any partition, in no order"`
-	NullPayload     NullPayload       `yaml:"null_payload" doc:"for a row whose payload is NULL: refuse: it is a poison row; tombstone: its record has no value, which deletes its key from a compacted topic"`
+	NullKey         NullKey           `yaml:"null_key" doc:"for a row whose aggregate_id is NULL or empty: reject: it is a poison row; publish: its record has no key. Records without a key go to any partition, in no order"`
+	NullPayload     NullPayload       `yaml:"null_payload" doc:"for a row whose payload is NULL: reject: it is a poison row; tombstone: its record has no value, which deletes its key from a compacted topic"`
 	Partitions      int               `yaml:"partitions" doc:"number of partitions of the topics that walpost init creates"`
 	Replication     int               `yaml:"replication" doc:"number of replicas of the topics that walpost init creates; 0: the brokers' default"`
 	Retention       time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: unlimited"`
@@ -127,7 +127,7 @@ type NullKey string
 
 // The two choices.
 const (
-	RefuseKey  NullKey = "refuse"
+	RejectKey  NullKey = "reject"
 	PublishKey NullKey = "publish"
 )
 
@@ -136,7 +136,7 @@ type NullPayload string
 
 // The two choices.
 const (
-	RefusePayload NullPayload = "refuse"
+	RejectPayload NullPayload = "reject"
 	Tombstone     NullPayload = "tombstone"
 )
 
@@ -325,7 +325,7 @@ func Default() Config {
 			Polling: defaultPolling(),
 		},
 		Kafka: Kafka{
-			Topic: "outbox.event.{aggregate_type}", Headers: HeadersWalpost, CloudEvents: CloudEvents{ContentType: "application/json"}, Payload: PayloadAny, NullKey: RefuseKey, NullPayload: RefusePayload, Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: Uncompressed, MaxRequestBytes: 100 << 20,
+			Topic: "outbox.event.{aggregate_type}", Headers: HeadersWalpost, CloudEvents: CloudEvents{ContentType: "application/json"}, Payload: PayloadAny, NullKey: RejectKey, NullPayload: RejectPayload, Partitions: 3, Retention: 7 * 24 * time.Hour, Compression: Uncompressed, MaxRequestBytes: 100 << 20,
 			TransactionTimeout: 30 * time.Second,
 		},
 		Poison:          Poison{Policy: PolicyHalt},

@@ -67,6 +67,7 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"sorce: {slot: x}":                         "sorce: there is no such key: did you mean source?",
 		"source: {colums: {id: x}}":                "did you mean source.columns?",
 		"slot: x":                                  "slot: there is no such key: did you mean source.slot?",
+		"columns: {id: x}":                         "columns: there is no such key: did you mean source.columns or source.polling.columns?",
 		"kafka: {url: x}":                          "cdc/CONFIGURATION.md lists every key", // source's and cleanup's
 		"1: x":                                     "1: there is no such key",
 		"window: {pace: 5}":                        "window.pace: 5 is not a duration: write 5ms, 2s or 1m",
@@ -111,8 +112,8 @@ func TestConfigMistakesAreNamed(t *testing.T) {
 		"source: {columns: {aggregate_type: '=b'}}\nkafka: {aggregate_types: [a]}": "not in kafka.aggregate_types",
 		"kafka: {aggregate_types: ['*', order]}":                                   "list it alone",
 		"source: {columns: {created_at: '-'}}\ncleanup: {every: 1h}":               "cleanup.every: rows are deleted by their age",
-		"kafka: {null_key: maybe}":                                                 "kafka.null_key: \"maybe\": write refuse or publish",
-		"kafka: {null_payload: maybe}":                                             "kafka.null_payload: \"maybe\": write refuse or tombstone",
+		"kafka: {null_key: maybe}":                                                 "kafka.null_key: \"maybe\": write reject or publish",
+		"kafka: {null_payload: maybe}":                                             "kafka.null_payload: \"maybe\": write reject or tombstone",
 	} {
 		_, err := parseOne(text, noEnv)
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -160,28 +160,25 @@ func unknownKeys(keys map[string]any, label, prefix string, known []string) (err
 	return errs
 }
 
-// instead returns the hint which key may be meant: one with nearly the same name, or the only one with this name in another
-// place.
+// instead returns the hint which key may be meant: one with nearly the same name, the only
+// key with this name in another place, or the sections with this name.
 func instead(path string, known []string) string {
 	meant := misspelt.Nearest(path, known)
-	if meant == "" {
-		sections := map[string]bool{} // a misspelt key may hold others
-		for _, k := range known {
-			for i := strings.LastIndex(k, "."); i > 0; i = strings.LastIndex(k[:i], ".") {
-				sections[k[:i]] = true
-			}
+	sections := map[string]bool{} // a misspelt key may hold others
+	for _, k := range known {
+		for i := strings.LastIndex(k, "."); i > 0; i = strings.LastIndex(k[:i], ".") {
+			sections[k[:i]] = true
 		}
+	}
+	if meant == "" {
 		meant = misspelt.Nearest(path, slices.Sorted(maps.Keys(sections)))
 	}
 	if leaf := path[strings.LastIndex(path, ".")+1:]; meant == "" {
-		var elsewhere []string
-		for _, k := range known {
-			if k == leaf || strings.HasSuffix(k, "."+leaf) {
-				elsewhere = append(elsewhere, k)
-			}
-		}
-		if len(elsewhere) == 1 {
+		other := func(k string) bool { return k != leaf && !strings.HasSuffix(k, "."+leaf) }
+		if elsewhere := slices.DeleteFunc(slices.Clone(known), other); len(elsewhere) == 1 {
 			meant = elsewhere[0]
+		} else if len(elsewhere) == 0 {
+			meant = strings.Join(slices.DeleteFunc(slices.Sorted(maps.Keys(sections)), other), " or ")
 		}
 	}
 	if meant == "" {

@@ -16,11 +16,11 @@ import (
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
 
-// BinVariable names the environment variable that holds the folder of PostgreSQL's programs and goes before every
+// BinVariable names the environment variable with the folder of PostgreSQL's programs. That folder is used before every
 // other place.
 const BinVariable = "WALPOST_POSTGRES_BIN"
 
-// fetchable are the versions to be had where the wanted major is not installed.
+// fetchable are the versions that can be fetched if the wanted major is not installed.
 var fetchable = map[int]embeddedpostgres.PostgresVersion{14: "14.24.0", 15: "15.19.0", 16: "16.15.0", 17: "17.11.0", 18: "18.6.0"}
 
 const (
@@ -28,13 +28,14 @@ const (
 	newestMajor = 18
 )
 
-// installation is a folder with postgres and initdb in it.
+// installation is a folder that contains postgres and initdb.
 type installation struct {
 	dir   string
 	major int
 }
 
-// findPostgres returns the installed server of a major, or the newest for "", and fetches one where there is none.
+// findPostgres returns the installed server of a major, or the newest installed for "", and fetches one if none is
+// installed.
 func findPostgres(ctx context.Context, cfg PostgresConfig, user serverUser) (installation, error) {
 	want, version := 0, cfg.Version
 	if version != "" {
@@ -65,7 +66,7 @@ func findPostgres(ctx context.Context, cfg PostgresConfig, user serverUser) (ins
 	if best.dir != "" {
 		return best, nil
 	}
-	if ctx.Err() != nil { // and not: nothing is installed
+	if ctx.Err() != nil { // otherwise a cancelled search would look like "nothing is installed"
 		return installation{}, fmt.Errorf("look for an installed PostgreSQL: %w", context.Cause(ctx))
 	}
 	if want == 0 {
@@ -74,7 +75,8 @@ func findPostgres(ctx context.Context, cfg PostgresConfig, user serverUser) (ins
 	return fetch(ctx, want, user, cfg.Fetching)
 }
 
-// folders lists where PostgreSQL's programs may be: PATH, what pg_config says, and the usual installation folders.
+// folders lists the folders that may contain PostgreSQL's programs: PATH, the folder from pg_config, and the usual
+// installation folders.
 func folders() []string {
 	var dirs []string
 	if path, err := exec.LookPath("postgres"); err == nil {
@@ -102,7 +104,8 @@ func folders() []string {
 	return slices.Compact(dirs)
 }
 
-// inspect asks the server in dir for its version, as the user it will run as: what that user cannot read is no use.
+// inspect asks the server in dir for its version, as the user that the server will run as: that user must be able to
+// read the programs.
 func inspect(ctx context.Context, dir string, user serverUser) (installation, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -127,8 +130,8 @@ func inspect(ctx context.Context, dir string, user serverUser) (installation, er
 	return installation{dir, major}, nil
 }
 
-// fetch downloads a server into the cache, once. Two processes that fetch at the same time each unpack into a folder
-// of their own, and the first rename wins.
+// fetch downloads a server into the cache, once. If two processes fetch at the same time, each unpacks into a separate
+// folder, and the first rename wins.
 func fetch(ctx context.Context, major int, user serverUser, fetching func(version string)) (installation, error) {
 	version := fetchable[major]
 	root, err := cacheRoot()
@@ -152,8 +155,8 @@ func fetch(ctx context.Context, major int, user serverUser, fetching func(versio
 	return found, nil
 }
 
-// download fetches and unpacks a version. The library takes no context: when ctx ends first, the rest of its work goes
-// on, and is then removed.
+// download fetches and unpacks a version. The library takes no context: if ctx ends first, the library finishes its
+// work, and the result is then removed.
 func download(ctx context.Context, version embeddedpostgres.PostgresVersion, root, home string) error {
 	done := make(chan error, 1)
 	go func() { done <- unpack(version, root, home) }()
@@ -178,8 +181,8 @@ func unpack(version embeddedpostgres.PostgresVersion, root, home string) error {
 	if err != nil {
 		return err
 	}
-	// The library unpacks on its way to starting a server. A data path that no system accepts ends it right after
-	// that, before it runs anything: its server would outlive us, and would not start as root.
+	// The library unpacks before it starts a server. A data path that no system accepts ends it right after
+	// unpacking, before it runs anything: its server would outlive this process, and would not start as root.
 	unpacked := filepath.Join(temp, "unpacked")
 	logs := fetcherLogs()
 	err = embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
@@ -212,8 +215,8 @@ func fetcherLogs() []string {
 	return found
 }
 
-// cacheRoot is where fetched servers are kept. Root's own cache is no place for them: its home is closed to the user
-// that the server runs as.
+// cacheRoot returns the folder for fetched servers. It is not root's own cache: root's home is closed to the user that
+// the server runs as.
 func cacheRoot() (string, error) {
 	root, err := os.UserCacheDir()
 	if os.Getuid() == 0 && runtime.GOOS == "linux" {
@@ -226,7 +229,7 @@ func cacheRoot() (string, error) {
 }
 
 // Tool returns the path of a client program such as psql or pg_recvlogical, from the newest installation that has it.
-// Fetched servers come without clients.
+// Fetched servers contain no clients.
 func Tool(name string) (string, error) {
 	if dir := os.Getenv(BinVariable); dir != "" {
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {

@@ -11,17 +11,17 @@ import (
 	"path/filepath"
 )
 
-// CopyConfig says what to make of a copy.
+// CopyConfig says how a copy differs from its original.
 type CopyConfig struct {
-	// Settings are as in PostgresConfig, beside or instead of those of the server that is copied.
+	// Settings are as in PostgresConfig; they add to the settings of the copied server or replace them.
 	Settings map[string]string
-	// Standby lets the copy follow what primary_conninfo in Settings names, until it is promoted.
+	// Standby makes the copy follow the server in primary_conninfo (in Settings) until it is promoted.
 	Standby bool
-	// NoSlots leaves the replication slots out, as pg_basebackup does.
+	// NoSlots leaves out the replication slots, as pg_basebackup does.
 	NoSlots bool
 }
 
-// Copy starts another server on a copy of a stopped one's data: a standby, or what a disk snapshot would be when it is restored.
+// Copy starts another server on a copy of a stopped server's data: a standby, or a restored disk snapshot.
 func (p *Postgres) Copy(ctx context.Context, cfg CopyConfig) (*Postgres, error) {
 	if p.proc != nil {
 		return nil, errors.New("PostgreSQL is running: Stop it before its data is copied")

@@ -7,28 +7,28 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// KafkaConfig says what in-process Kafka to start. The zero value is one broker, in memory, on a free port.
+// KafkaConfig describes an in-process Kafka. The zero value is one broker, in memory, on a free port.
 type KafkaConfig struct {
-	// Partitions is what a topic gets when nobody says otherwise; 0 means 3.
+	// Partitions is the default number of partitions of a topic; 0 means 3.
 	Partitions int
-	// Brokers is their number; 0 means one, or one per port.
+	// Brokers is the number of brokers; 0 means one, or one per port.
 	Brokers int
-	// Ports fixes the brokers' ports, to come back on the same ones. Empty means free ones.
+	// Ports fixes the brokers' ports, so that a restarted cluster has the same ones. Empty means free ports.
 	Ports []int
 	// DataDir keeps topics and groups over a clean restart. Empty keeps them in memory.
 	DataDir string
-	// SeedTopics are made at the start, each with so many partitions.
+	// SeedTopics are created at the start, each with this number of partitions.
 	SeedTopics map[string]int
-	// ClusterID is what the cluster calls itself; empty is kfake's name for all.
+	// ClusterID is the cluster's id; empty means kfake's default, which all its clusters share.
 	ClusterID string
-	// AutoCreateTopics makes a topic when a client first asks for it.
+	// AutoCreateTopics creates a topic when a client first asks for it.
 	AutoCreateTopics bool
 }
 
 // Kafka is a running in-process cluster that speaks Kafka's protocol on 127.0.0.1. It does not replicate.
 type Kafka struct {
 	cluster *kfake.Cluster
-	brokers []string // asked once: a closed cluster never answers
+	brokers []string // read once, because a closed cluster never answers
 }
 
 // StartKafka starts a cluster; it takes less than a millisecond.
@@ -66,11 +66,11 @@ func StartKafka(cfg KafkaConfig) (*Kafka, error) {
 	return &Kafka{cluster, cluster.ListenAddrs()}, nil
 }
 
-// Brokers are the addresses to give to a client.
+// Brokers returns the addresses for a client.
 func (k *Kafka) Brokers() []string { return k.brokers }
 
-// Cluster is the library's own handle, for faults: moved leaders, failing requests, lost brokers.
+// Cluster returns the library's handle, for faults: moved leaders, failing requests, lost brokers.
 func (k *Kafka) Cluster() *kfake.Cluster { return k.cluster }
 
-// Close ends the cluster. What it held in memory is gone.
+// Close ends the cluster. Data that it held in memory is lost.
 func (k *Kafka) Close() { k.cluster.Close() }

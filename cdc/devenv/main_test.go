@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// childVariable turns this binary into a parent that starts a server, says where, and waits to be killed.
+// childVariable turns this binary into a parent that starts a server, prints its address, and waits to be killed.
 const childVariable = "WALPOST_DEVENV_CHILD"
 
 func TestMain(m *testing.M) {

@@ -8,8 +8,9 @@ import (
 	"net"
 )
 
-// FreePort returns a loopback port that nothing listens on, and that no server of ours that is down comes back to. It lies below the
-// range from which systems take the local ports of outgoing connections, so a server can be restarted on it later.
+// FreePort returns a loopback port that nothing listens on, and that no stopped server of this package will use again.
+// The port lies below the range from which systems take local ports for outgoing connections, so a server can be
+// restarted on it later.
 func FreePort() (int, error) {
 	port, kept, err := keepPort()
 	if err != nil {
@@ -18,7 +19,7 @@ func FreePort() (int, error) {
 	return port, kept.Close()
 }
 
-// keepPort is FreePort, and keeps the port from others who ask for one, in any process, until it is closed.
+// keepPort does the same as FreePort, and reserves the port in all processes until kept is closed.
 func keepPort() (port int, kept io.Closer, err error) {
 	const low, high, attempts = 15000, 30000, 100
 	for range attempts {

@@ -24,21 +24,24 @@ import (
 
 const folderPattern = "walpost-postgres-*"
 
-// PostgresConfig says which PostgreSQL to start. The zero value is the newest installed one with the settings walpost needs.
+// PostgresConfig describes a PostgreSQL server. The zero value is the newest installed version with the settings that
+// walpost needs.
 type PostgresConfig struct {
 	// Version is a major from "14" to "18", fetched if it is not installed. Empty means the newest installed, and "18"
-	// where none is.
+	// if none is installed.
 	Version string
-	// Settings are lines of postgresql.conf beside or instead of ours (wal_level=logical, fsync=off, and so on).
+	// Settings are lines of postgresql.conf. They add to the settings of this package (wal_level=logical, fsync=off,
+	// and so on) or replace them.
 	Settings map[string]string
-	// InMemory keeps the data in memory where the system has a file system there with room for it (Linux: /dev/shm), else
-	// where temporary files are.
+	// InMemory keeps the data in memory if the system has a file system in memory with enough room (Linux: /dev/shm),
+	// and otherwise with temporary files.
 	InMemory bool
-	// Password stands in the superuser's URL. Trust authentication accepts any, also none.
+	// Password is the password in the superuser's URL. Trust authentication accepts any password, and none.
 	Password string
 	// Log receives the server's log. Nil keeps only its last lines, for error messages.
 	Log io.Writer
-	// Fetching is called before a server that is not installed is fetched, which takes as long as the network does. May be nil.
+	// Fetching is called before a server that is not installed is fetched, because the download may be slow. It may be
+	// nil.
 	Fetching func(version string)
 }
 
@@ -46,8 +49,8 @@ type PostgresConfig struct {
 // but Start, Stop and Close only from one at a time.
 type Postgres struct {
 	folder string    // holds data/; removed by Close
-	lock   *os.File  // tells others that the folder is in use
-	kept   io.Closer // and the port, while the server is down too
+	lock   *os.File  // shows other processes that the folder is in use
+	kept   io.Closer // reserves the port, also while the server is stopped
 	bin    installation
 	user   serverUser
 	port   int
@@ -59,9 +62,9 @@ type Postgres struct {
 	proc     *process // nil when stopped
 }
 
-// StartPostgres makes a new database cluster and starts a server on it. The superuser is "postgres", without password.
-// It takes one to three seconds, and a download where PostgreSQL must be fetched. When ctx ends before the server is
-// ready, everything is removed again and the error carries the end of the server's log.
+// StartPostgres creates a new database cluster and starts a server on it. The superuser is "postgres", without
+// password. It takes one to three seconds, plus a download if PostgreSQL must be fetched. If ctx ends before the server
+// is ready, everything is removed again, and the error contains the end of the server's log.
 func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 	user, err := findServerUser()
 	if err != nil {
@@ -110,10 +113,10 @@ func (p *Postgres) create(ctx context.Context, settings map[string]string) error
 	return p.begin(ctx, settings)
 }
 
-// begin starts a new data folder for the first time, on a port of its own.
+// begin starts a new data folder for the first time, on a free port.
 func (p *Postgres) begin(ctx context.Context, settings map[string]string) error {
 	p.settings = settings
-	// The port is free now and may be taken a moment later: then another one.
+	// The port is free now but may be taken a moment later: then another port is tried.
 	for attempt := 1; ; attempt++ {
 		if p.kept != nil {
 			_ = p.kept.Close()
@@ -132,7 +135,7 @@ func (p *Postgres) begin(ctx context.Context, settings map[string]string) error 
 	}
 }
 
-// configure writes settings to a file of its own, so that ALTER SYSTEM still wins over them.
+// configure writes settings to a separate file, so that ALTER SYSTEM still overrides them.
 func (p *Postgres) configure(settings map[string]string) error {
 	all := map[string]string{
 		"listen_addresses":          "127.0.0.1",
@@ -194,7 +197,8 @@ func (p *Postgres) Start(ctx context.Context) error {
 	return nil
 }
 
-// ready reads the status line that the server keeps in its pid file. A killed server leaves its own there, which says ready too.
+// ready reads the status line that the server keeps in its pid file. A killed server leaves its file behind, and that
+// says ready too.
 func (p *Postgres) ready() bool {
 	const statusLine = 7 // the eighth
 	b, err := os.ReadFile(filepath.Join(p.data(), "postmaster.pid"))
@@ -205,9 +209,9 @@ func (p *Postgres) ready() bool {
 	return len(lines) > statusLine && lines[0] == strconv.Itoa(p.proc.cmd.Process.Pid) && strings.TrimSpace(lines[statusLine]) == "ready"
 }
 
-// Stop stops the server and keeps its data. The mode is that of pg_ctl: "smart" waits for clients to leave, "fast"
-// disconnects them but waits for a walsender whose client does not confirm, "immediate" is a crash. When ctx ends
-// first the server is still stopping, and Stop may be called again with a harder mode.
+// Stop stops the server and keeps its data. The modes are those of pg_ctl: "smart" waits until clients leave, "fast"
+// disconnects them but waits for a walsender whose client does not confirm, "immediate" is a crash. If ctx ends first,
+// the server is still stopping, and Stop may be called again with a harder mode.
 func (p *Postgres) Stop(ctx context.Context, mode string) error {
 	sig, ok := map[string]os.Signal{"smart": syscall.SIGTERM, "fast": os.Interrupt, "immediate": syscall.SIGQUIT}[mode]
 	if !ok {
@@ -253,10 +257,10 @@ func (p *Postgres) kill() error {
 	return err
 }
 
-// URL is the superuser's connection string for a database.
+// URL returns the superuser's connection string for a database.
 func (p *Postgres) URL(database string) string { return p.URLFor("postgres", p.password, database) }
 
-// URLFor is the connection string of a role. Trust authentication accepts any password, also none.
+// URLFor returns the connection string of a role. Trust authentication accepts any password, and none.
 func (p *Postgres) URLFor(user, password, database string) string {
 	u := url.URL{Scheme: "postgres", User: url.User(user), Host: fmt.Sprintf("127.0.0.1:%d", p.port), Path: "/" + database, RawQuery: "sslmode=disable"}
 	if password != "" {
@@ -265,7 +269,7 @@ func (p *Postgres) URLFor(user, password, database string) string {
 	return u.String()
 }
 
-// CreateDatabase makes an empty database owned by the superuser.
+// CreateDatabase creates an empty database owned by the superuser.
 func (p *Postgres) CreateDatabase(ctx context.Context, name string) error {
 	conn, err := pgx.Connect(ctx, p.URL("postgres"))
 	if err != nil {
@@ -278,12 +282,12 @@ func (p *Postgres) CreateDatabase(ctx context.Context, name string) error {
 	return nil
 }
 
-// Major is the server's major version.
+// Major returns the server's major version.
 func (p *Postgres) Major() int { return p.bin.major }
 
 func (p *Postgres) data() string { return filepath.Join(p.folder, "data") }
 
-// cmpErr prefers the reason why ctx ended over the "signal: killed" that follows from it.
+// cmpErr returns the reason why ctx ended, if it ended, instead of the "signal: killed" that follows from it.
 func cmpErr(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -291,7 +295,7 @@ func cmpErr(ctx context.Context, err error) error {
 	return err
 }
 
-// serverEnv is our environment without the PG* variables, which would redirect the server's programs.
+// serverEnv returns this process's environment without the PG* variables, which would redirect the server's programs.
 func serverEnv() []string {
 	return slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PG") })
 }
@@ -300,10 +304,10 @@ func serverEnv() []string {
 type process struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
-	err   error // why it ended; to be read after ended is closed
+	err   error // why it ended; readable after ended is closed
 }
 
-// tail keeps the end of what is written to it and hands everything on.
+// tail keeps the end of the text written to it, and passes all text on.
 type tail struct {
 	next io.Writer
 

@@ -25,7 +25,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// start runs a server whose temporary folder is one of this test's own, so that leftovers can be seen.
+// start runs a server in a temporary folder of this test alone, so that the test can see leftovers.
 func start(t *testing.T, cfg devenv.PostgresConfig) (*devenv.Postgres, string) {
 	t.Helper()
 	temp := openTemp(t)
@@ -38,7 +38,7 @@ func start(t *testing.T, cfg devenv.PostgresConfig) (*devenv.Postgres, string) {
 	return server, temp
 }
 
-// openTemp is t.TempDir for servers that run as another user, who cannot enter that.
+// openTemp returns a folder like t.TempDir that another user may enter, for servers that run as another user.
 func openTemp(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "devenv-test-")
@@ -144,7 +144,8 @@ func TestRestartKeepsPortAndData(t *testing.T) {
 	}
 }
 
-// A killed server's pid file says ready, and its children may keep a new one from starting for a moment: Start says so, or the server is up.
+// A killed server's pid file says ready, and its children may keep a new one from starting for a moment: then Start
+// returns an error, or else the server is up.
 func TestKilledServerIsUpWhenStartSaysSo(t *testing.T) {
 	cdctest.Long(t, "starts and stops servers")
 	server, _ := start(t, devenv.PostgresConfig{})
@@ -157,7 +158,7 @@ func TestKilledServerIsUpWhenStartSaysSo(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		_ = server.Stop(within(t, 30*time.Second), "immediate") // it is gone
+		_ = server.Stop(within(t, 30*time.Second), "immediate") // the server has ended already
 		for err = server.Start(within(t, 30*time.Second)); err != nil; err = server.Start(within(t, 30*time.Second)) {
 			if !strings.Contains(err.Error(), "ended while starting") {
 				t.Fatal(err)
@@ -252,7 +253,8 @@ func TestKilledParentLeavesNoServer(t *testing.T) {
 		}
 	}
 
-	// Its folder stays until the next server starts, unless it is so fresh that its owner may not have locked it yet.
+	// Its folder stays until the next server starts, and longer if it is so new that its owner may not have locked it
+	// yet.
 	owners, _ := filepath.Glob(filepath.Join(temp, "*", "owner"))
 	if len(owners) != 1 {
 		t.Fatalf("folders of the killed parent: %v", owners)
@@ -269,7 +271,7 @@ func TestKilledParentLeavesNoServer(t *testing.T) {
 		}
 		defer func() { _ = server.Close() }()
 		left, _ := filepath.Glob(filepath.Join(temp, "*", "owner"))
-		for _, owner := range left { // the second start must not sweep the first, however old
+		for _, owner := range left { // the second start must not sweep the first, of any age
 			if err := os.Chtimes(owner, old, old); err != nil {
 				t.Fatal(err)
 			}
@@ -359,7 +361,7 @@ func listening(addr string) bool {
 	return true
 }
 
-// processes lists the command lines that name a folder below temp; empty where the system does not say.
+// processes lists the command lines that contain a folder below temp; it is empty if the system does not show them.
 func processes(t *testing.T, temp string) string {
 	t.Helper()
 	found, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -372,7 +374,7 @@ func processes(t *testing.T, temp string) string {
 	return strings.Join(lines, "; ")
 }
 
-// TestAServerThatIsDownKeepsItsPort from others who look for a free one, until it is closed.
+// TestAServerThatIsDownKeepsItsPort: nobody else gets the port of a stopped server until the server is closed.
 func TestAServerThatIsDownKeepsItsPort(t *testing.T) {
 	cdctest.Long(t, "starts and stops servers")
 	server, _ := start(t, devenv.PostgresConfig{})

@@ -15,7 +15,7 @@ import (
 )
 
 // startProcess starts cmd so that it gets SIGQUIT, which is an immediate shutdown, when this process dies. The kernel
-// ties that signal to the thread that forked: it must live as long as the child.
+// sends that signal when the thread that forked ends, so the thread must live as long as the child.
 func startProcess(cmd *exec.Cmd) (*process, error) {
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT
 	p := &process{cmd: cmd, ended: make(chan struct{})}
@@ -44,18 +44,18 @@ func lockFolder(folder string) (*os.File, error) {
 	return f, syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 }
 
-// keep says that a port is in use, though perhaps by nobody now.
+// keep reserves a port in all processes, also while nothing listens on it.
 func keep(port int) (io.Closer, error) {
-	return net.Listen("unix", fmt.Sprintf("@walpost-port-%d", port)) // no file: it ends with the process
+	return net.Listen("unix", fmt.Sprintf("@walpost-port-%d", port)) // an abstract socket: it ends with the process
 }
 
-// sweep removes the folders of processes that were killed. A fresh one may not be locked yet.
+// sweep removes the folders of processes that were killed. It spares new folders, which may not be locked yet.
 func sweep(pattern string) {
 	folders, _ := filepath.Glob(pattern)
 	for _, folder := range folders {
 		f, err := os.Open(filepath.Join(folder, "owner"))
 		if err != nil {
-			continue // not ours
+			continue // another user's folder
 		}
 		info, err := f.Stat()
 		if err == nil && time.Since(info.ModTime()) > time.Minute && syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
@@ -65,10 +65,10 @@ func sweep(pattern string) {
 	}
 }
 
-// serverUser is whom the server runs as: PostgreSQL refuses root.
+// serverUser is the user that the server runs as: PostgreSQL refuses to run as root.
 type serverUser struct {
 	name       string
-	credential *syscall.Credential // nil: as ourselves
+	credential *syscall.Credential // nil: the user of this process
 }
 
 func findServerUser() (serverUser, error) {
@@ -97,7 +97,7 @@ func (u serverUser) own(path string) error {
 	return os.Chown(path, int(u.credential.Uid), int(u.credential.Gid))
 }
 
-// openFolder lets the server's user enter a folder of ours.
+// openFolder lets the server's user enter a folder of this process.
 func (u serverUser) openFolder(path string) error {
 	if u.credential == nil {
 		return nil
@@ -108,15 +108,16 @@ func (u serverUser) openFolder(path string) error {
 	return nil
 }
 
-// prepare sets who runs cmd and where. A process group of its own keeps the
-// terminal's Ctrl-C away from the server: whoever started it decides when it stops.
+// prepare sets the user and the folder of cmd. A separate process group keeps the terminal's Ctrl-C away from the
+// server: the program that started the server decides when it stops.
 func (u serverUser) prepare(cmd *exec.Cmd, folder string) {
 	cmd.Dir = folder
 	cmd.Env = serverEnv()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential, Setpgid: true}
 }
 
-// memory is the folder of a file system in memory, or "" where there is none with room for servers: containers often have 64 MB.
+// memory returns a folder of a file system in memory, or "" if there is none with room for servers: containers often
+// have only 64 MB.
 func memory() string {
 	const folder, room = "/dev/shm", 4 << 30
 	var fs syscall.Statfs_t

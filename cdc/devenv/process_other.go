@@ -9,7 +9,8 @@ import (
 	"os/exec"
 )
 
-// startProcess starts cmd. Only Close ends it: a parent's sudden death leaves the server running here.
+// startProcess starts cmd. Only Close ends it: on this system the server continues to run when its parent dies
+// suddenly.
 func startProcess(cmd *exec.Cmd) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err

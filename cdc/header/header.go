@@ -1,11 +1,12 @@
 // Package header names the headers of the records that the relay makes of rows.
 package header
 
-// The names, and in a CloudEvent (binary mode) the same behind CloudEvents, but for CreatedAt, which is Time there.
+// These are the names. A CloudEvent (binary mode) has the same names with the prefix CloudEvents, except that
+// CreatedAt is Time there.
 const (
 	ID        = "id"
 	Type      = "type"
-	LSN       = "lsn" // of the row's COMMIT
+	LSN       = "lsn" // of the row's commit
 	Seq       = "seq" // the row's place in its transaction
 	Source    = "source"
 	CreatedAt = "created_at"
@@ -13,6 +14,6 @@ const (
 	CloudEvents = "ce_"
 	Time        = "time"
 
-	Replay   = "replay"   // of a row that was published again
-	Redriven = "redriven" // of a row that was a dead letter
+	Replay   = "replay"   // set on a row that was published again
+	Redriven = "redriven" // set on a row that was a dead letter
 )

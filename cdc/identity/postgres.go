@@ -171,7 +171,7 @@ func (p *Postgres) read(ctx context.Context, pure, ask bool) (*pgxpool.Config, e
 	}
 	if pure && len(u.names) > 0 {
 		whose := cmp.Or(foreign[u.names[0]], "pgx's pool")
-		return fail(fmt.Errorf("PostgreSQL does not know the parameter %q, it is for %s: take it out of the URL", u.names[0], whose))
+		return fail(fmt.Errorf("PostgreSQL does not know the parameter %q, it is for %s: remove it from the URL", u.names[0], whose))
 	}
 	if host := opportunistic(&u.pool.ConnConfig.Config); host != "" {
 		return fail(fmt.Errorf("the connection to %s would be encrypted or not, as the server likes, and would trust any server: write sslmode=verify-full and sslrootcert=…, the file of the authority that signed the server's certificate, or sslmode=disable, which sends password and rows in clear", host))
@@ -250,7 +250,7 @@ func parse(text string) (params, error) {
 	}
 	for _, name := range libpqs {
 		if _, there := raw.RuntimeParams[name]; there {
-			return u, fmt.Errorf("PostgreSQL does not know the parameter %q, it is for libpq: take it out of the URL", name)
+			return u, fmt.Errorf("PostgreSQL does not know the parameter %q, it is for libpq: remove it from the URL", name)
 		}
 	}
 	slices.Sort(u.names)

@@ -67,7 +67,7 @@ func TestEnvironmentCounts(t *testing.T) {
 		{"", map[string]string{"PGHOST": "/tmp", "PGUSER": "w"}, "w@/tmp in clear"},
 		{"postgres://u:a@SECRET/rest@db.example/d?sslmode=disable", nil, "the host has a character that no name of a host has: write the signs of user and password as in a web address"},
 		{"postgres://u:a%zz@db.example/d?sslmode=disable", nil, "in user and password write % as %25, @ as %40"},
-		{"postgres://u@db.example/d?sslmode=disable&sslcrl=/f", nil, `PostgreSQL does not know the parameter "sslcrl", it is for libpq: take it out of the URL`},
+		{"postgres://u@db.example/d?sslmode=disable&sslcrl=/f", nil, `PostgreSQL does not know the parameter "sslcrl", it is for libpq: remove it from the URL`},
 		{"host=db.example user=u sslmode=disable gssencmode=disable", nil, `PostgreSQL does not know the parameter "gssencmode", it is for libpq`},
 		{"postgres://u@localhost/d", nil, "u@localhost over TLS or in clear"},
 		{"postgres://u@[::1]/d?", nil, "u@::1 over TLS or in clear"},

@@ -296,7 +296,7 @@ func (c *Consumer) onAssigned(ctx context.Context, client *kgo.Client, assigned 
 	for _, id := range assigned[c.cfg.Topic] {
 		p := newPartition(claim{group: c.cfg.Group, topic: c.cfg.Topic, partition: id})
 		if err := c.claim(ctx, p); err != nil {
-			c.log.Debug().Err(err).Int32("partition", id).Msg("not claimed yet")
+			c.log.Debug().Err(err).Int32("partition", id).Msg("partition not claimed yet")
 		}
 		c.mu.Lock()
 		c.partitions[id] = p
@@ -372,7 +372,7 @@ func (c *Consumer) watch(ctx context.Context, end context.CancelCauseFunc) {
 	for {
 		c.measureParked(ctx)
 		err := c.sameTopic(ctx)
-		if errors.Is(err, errMadeAgain) {
+		if errors.Is(err, errCreatedAgain) {
 			end(err)
 		}
 		if err == nil {
@@ -394,7 +394,7 @@ func (c *Consumer) watch(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// sameTopic returns errMadeAgain when the topic is no longer the one in which this session found its offsets. It also
+// sameTopic returns errCreatedAgain when the topic is no longer the one in which this session found its offsets. It also
 // makes the client read partitions at once that were added to the topic.
 func (c *Consumer) sameTopic(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*watchInterval)
@@ -406,7 +406,7 @@ func (c *Consumer) sameTopic(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.topicID != [16]byte{} && id != c.topicID {
-		return errMadeAgain
+		return errCreatedAgain
 	}
 	if c.known != 0 && partitions > c.known {
 		c.client.ForceMetadataRefresh()

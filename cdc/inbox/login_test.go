@@ -110,7 +110,7 @@ func TestConsumerLogsIn(t *testing.T) {
 		t.Errorf("replay: %+v, %v", plan, err)
 	}
 	if logins.Load() == before {
-		t.Error("nobody has logged in for the replay")
+		t.Error("the replay did not log in")
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// An Operator shows what a consumer parked or halts at, and changes it for a person, whether or not the consumer runs.
-// Each change writes a row of inbox_decisions in the same transaction.
+// An Operator lists the events that a consumer has parked and the partitions that halt, and redrives, drops or passes
+// them, whether or not the consumer runs. Each change writes a row of inbox_decisions in the same transaction.
 type Operator struct {
 	cfg     Config
 	effects *effects
@@ -131,9 +131,9 @@ type Done struct {
 
 // Redrive applies parked events through the inbox and under their ids, in one transaction for each. After the first
 // event of a key it applies the events that wait for it, in order, until one cannot be applied. An event stays parked
-// if applying it would break the order of its key, unless opts.Force is set. The transaction of a dry run may lock
-// keys; the consumer waits for it where it needs one of these keys. An error comes from the database; events that were
-// redriven before it stay redriven.
+// if applying it would break the order of its key, unless opts.Force is set. The transaction of a dry run
+// locks the keys that it touches; a consumer that needs one of these keys waits for its end. An error comes from the
+// database; events that were redriven before it stay redriven.
 func (o *Operator) Redrive(ctx context.Context, opts RedriveOptions) (done []Done, err error) {
 	ids, err := o.chosen(ctx, opts.IDs, opts.All)
 	if err != nil {

@@ -329,7 +329,7 @@ func TestCopyOverADaysBoundaryIsSeen(t *testing.T) {
 	want := []string{"a day that the inbox has forgotten", "a day that the inbox has forgotten"}
 	list, err := f.operator().List(t.Context(), inbox.ListOptions{Limit: 10})
 	if err != nil || len(list) != 2 {
-		t.Fatalf("%d are set aside: %v", len(list), err)
+		t.Fatalf("%d are parked: %v", len(list), err)
 	}
 	for i, p := range list {
 		if !strings.Contains(p.Reason, want[i]) {
@@ -361,7 +361,7 @@ func TestNothingIsForgottenWhileTheTopicRemembers(t *testing.T) {
 				there := scan[bool](f, `SELECT to_regclass('inbox_old') IS NOT NULL`)
 				warned := strings.Contains(r.log.String(), "the inbox forgets nothing")
 				if there == c.dropped || c.retention > 0 && warned == c.dropped {
-					return fmt.Errorf("the old partition is there: %t; warned: %t", there, warned)
+					return fmt.Errorf("the old partition exists: %t; warned: %t", there, warned)
 				}
 				return nil
 			})

@@ -36,8 +36,8 @@ type topic struct {
 	starts, ends map[int32]int64
 }
 
-// errMadeAgain ends a session whose client knows an earlier topic of this name.
-var errMadeAgain = errors.New("the topic was deleted and created again")
+// errCreatedAgain ends a session whose client knows an earlier topic of this name.
+var errCreatedAgain = errors.New("the topic was deleted and created again")
 
 // needsNewSession reports whether err, from a poll, is an error that this session's client cannot recover from.
 func needsNewSession(err error) bool {
@@ -204,7 +204,7 @@ func (c *Consumer) position(ctx context.Context, assigned map[int32]kgo.Offset) 
 	c.mu.Lock()
 	c.topicID = t.id // from here on c.ends is about this topic
 	c.mu.Unlock()
-	for p, g := range gaps { // last, because nothing after this can fail and repeat it
+	for p, g := range gaps { // last: after an earlier failure all of this is repeated
 		c.startAtGap(p, g)
 	}
 	return nil

@@ -88,7 +88,7 @@ func TestRecordsGoneBeforeTheyWereApplied(t *testing.T) {
 		decide func(f *fixture, row int64) error
 		after  string // status of the recorded gap
 	}{
-		{"goes on", inbox.GoOn, nil, "parked"},
+		{"continues", inbox.GoOn, nil, "parked"},
 		{"given up", "", func(f *fixture, row int64) error {
 			done, err := f.operator().Drop(f.Context(), inbox.DropOptions{IDs: []int64{row}})
 			if err == nil {
@@ -155,7 +155,7 @@ func TestRecordsGoneBeforeTheyWereApplied(t *testing.T) {
 				t.Errorf("%v records counted", n)
 			}
 			if n := strings.Count(r.log.String(), why); n != 1 {
-				t.Errorf("said %d times", n)
+				t.Errorf("logged %d times", n)
 			}
 			r.stop()
 			r = f.start(gapPolicy(c.gap)) // the next consumer does not see the gap again
@@ -450,7 +450,7 @@ func TestGroupThatComesBackAfterLong(t *testing.T) {
 	f.waitEffects("a", append(before, ids...)...)
 	r.stop()
 	if n := scan[int](f, `SELECT count(*)::int FROM inbox_parked`); n != 0 {
-		t.Errorf("%d events are set aside", n)
+		t.Errorf("%d events are parked", n)
 	}
 	if _, err := kadm.NewClient(f.client).DeleteGroup(t.Context(), f.group); err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 type Rebuilt struct {
 	Applied    int  // events that were applied, each once
 	Duplicates int  // further copies of these events
-	Aside      int  // events that are parked, dropped, or wait for a parked event of their key: they are not applied
+	Excluded   int  // events that are parked, dropped, or wait for a parked event of their key: they are not applied
 	Rejected   int  // events that cannot be applied: the consumer and its policy handle them, unless it has passed them already
 	Others     int  // events of types that are not handled
 	Cut        bool // the topic has lost its first records
@@ -163,13 +163,13 @@ func (o *Operator) extent(ctx context.Context) (from, to map[int32]int64, err er
 // applyNew applies the events that are neither parked nor held nor applied earlier in this rebuild.
 func (g *LockedGroup) applyNew(ctx context.Context, events []Event, done *Rebuilt) error {
 	effects := g.operator.effects
-	aside, err := g.aside(ctx, events)
+	excluded, err := g.excluded(ctx, events)
 	if err != nil {
 		return err
 	}
 	var ids []string
 	for _, ev := range events {
-		if !aside[ev.ID] {
+		if !excluded[ev.ID] {
 			ids = append(ids, ev.ID)
 		}
 	}
@@ -181,8 +181,8 @@ func (g *LockedGroup) applyNew(ctx context.Context, events []Event, done *Rebuil
 	var fresh []Event
 	for _, ev := range events {
 		switch {
-		case aside[ev.ID]:
-			done.Aside++
+		case excluded[ev.ID]:
+			done.Excluded++
 		case first[ev.ID]:
 			delete(first, ev.ID)
 			fresh = append(fresh, ev)
@@ -219,8 +219,8 @@ func (g *LockedGroup) applyNew(ctx context.Context, events []Event, done *Rebuil
 	return nil
 }
 
-// aside returns the events that a rebuild must not apply: parked, dropped, or held by their key.
-func (g *LockedGroup) aside(ctx context.Context, events []Event) (map[string]bool, error) {
+// excluded returns the events that a rebuild must not apply: parked, dropped, or held by their key.
+func (g *LockedGroup) excluded(ctx context.Context, events []Event) (map[string]bool, error) {
 	ids, days, keys := make([]string, len(events)), make([]int, len(events)), make([][]byte, len(events))
 	for i, ev := range events {
 		ids[i], days[i], keys[i] = ev.ID, ev.day(), heldKey(ev.Key)
@@ -232,5 +232,5 @@ func (g *LockedGroup) aside(ctx context.Context, events []Event) (map[string]boo
 		OR EXISTS (SELECT FROM inbox_parked_keys k WHERE k.consumer = $1 AND k.topic = $2 AND k.key = asked.key)
 			AND NOT EXISTS (SELECT FROM inbox i WHERE i.consumer = $1 AND i.event_id = asked.event_id AND i.event_day IN (0, asked.event_day))`,
 		cfg.Consumer, cfg.Topic, ids, days, keys)
-	return set(rows, "look for events that are set aside")
+	return set(rows, "look for events that are parked or held")
 }

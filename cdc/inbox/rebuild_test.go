@@ -48,7 +48,7 @@ func (f *fixture) consumerWaits() {
 	f.Helper()
 	eventually(f, func() error {
 		if n := scan[int](f, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`); n == 0 {
-			return errors.New("nobody waits")
+			return errors.New("no session waits")
 		}
 		return nil
 	})
@@ -87,7 +87,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 		f.send(0, "a", ids[15])
 		f.consumerWaits() // it waits to apply this event, which the rebuild reads too
 	}, quiet)
-	if want := (inbox.Rebuilt{Applied: 9, Duplicates: 1, Aside: 2, Others: 1}); err != nil || done != want {
+	if want := (inbox.Rebuilt{Applied: 9, Duplicates: 1, Excluded: 2, Others: 1}); err != nil || done != want {
 		t.Errorf("rebuilt %+v (%v), want %+v", done, err, want)
 	}
 	check("a", ids[0], ids[1], ids[15])
@@ -107,7 +107,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 	f.fail(ids[13], inbox.Permanent(errors.New("broken")))
 	f.send(1, "b", ids[13])
 	done, err = f.rebuild(t.Context(), false, nothing, quiet)
-	if want := (inbox.Rebuilt{Applied: 10, Duplicates: 1, Aside: 3, Rejected: 1, Others: 1}); err != nil || done != want {
+	if want := (inbox.Rebuilt{Applied: 10, Duplicates: 1, Excluded: 3, Rejected: 1, Others: 1}); err != nil || done != want {
 		t.Errorf("rebuilt %+v (%v), want %+v", done, err, want)
 	}
 	check("a", ids[0], ids[1], ids[15], ids[11])
@@ -134,7 +134,7 @@ func TestRebuildAppliesTheWholeTopicOnceAndTheConsumerGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("b", append(ids[5:10:10], old, ids[14])...)
-	if got := scan[string](f, `SELECT what FROM inbox_decisions WHERE command = 'rebuild' ORDER BY id DESC LIMIT 1`); !strings.Contains(got, "Applied:14 Duplicates:1 Aside:1 Rejected:0 Others:1 Cut:false") {
+	if got := scan[string](f, `SELECT what FROM inbox_decisions WHERE command = 'rebuild' ORDER BY id DESC LIMIT 1`); !strings.Contains(got, "Applied:14 Duplicates:1 Excluded:1 Rejected:0 Others:1 Cut:false") {
 		t.Errorf("recorded: %s", got)
 	}
 }

@@ -29,7 +29,7 @@ func TestWhyTheInboxForgetsNothing(t *testing.T) {
 		{"by bytes and time", map[string]string{"retention.ms": "604800000", "retention.bytes": "1000"}, nil, ""},
 		{"compacted", map[string]string{"retention.ms": "604800000", "cleanup.policy": "compact", "delete.retention.ms": "86400000"}, nil, "the topic is compacted"},
 		{"compacted and deleted", map[string]string{"retention.ms": "604800000", "cleanup.policy": "compact,delete"}, nil, ""},
-		{"not said", map[string]string{}, nil, "the broker does not say"},
+		{"unknown", map[string]string{}, nil, "the broker does not say"},
 		{"not allowed", nil, errors.Join(kerr.TopicAuthorizationFailed), "allow DESCRIBE_CONFIGS"},
 	} {
 		var configs []kadm.Config

@@ -20,14 +20,14 @@ import (
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
-// Admin makes and removes what a pipeline needs in Kafka, for `walpost init`.
+// Admin creates and removes what a pipeline needs in Kafka, for `walpost init`.
 type Admin struct {
 	sink    *Sink
 	client  *kgo.Client
 	brokers int
 }
 
-// Admin connects, and fails where Kafka does not answer.
+// Admin connects, and returns an error if Kafka does not answer.
 func (s *Sink) Admin(ctx context.Context) (*Admin, error) {
 	client, err := s.connect(ctx, kgo.RequiredAcks(kgo.AllISRAcks()))
 	if err != nil {
@@ -46,16 +46,16 @@ func (s *Sink) Admin(ctx context.Context) (*Admin, error) {
 // Close ends the connection.
 func (a *Admin) Close() { a.client.Close() }
 
-// TopicPlan is a topic as it should be.
+// TopicPlan describes a topic as it should be.
 type TopicPlan struct {
 	Name        string
 	Partitions  int
 	Replication int // 0: the brokers' default
 	Config      map[string]string
-	Tuning      map[string]string // settings that it is better with, and that some services do not let anybody set
+	Tuning      map[string]string // settings that improve the topic, and that some services let no client set
 }
 
-// String says what is to be created.
+// String returns a description of the topic to create.
 func (p TopicPlan) String() string {
 	said := fmt.Sprintf("%d partitions", p.Partitions)
 	for _, settings := range []map[string]string{p.Config, p.Tuning} {
@@ -66,9 +66,9 @@ func (p TopicPlan) String() string {
 	return said
 }
 
-// instead says what to do where Kafka does not make the topic for this sink.
+// instead returns what to do if Kafka does not create the topic for this sink.
 func (p TopicPlan) instead(s *Sink, err error) string {
-	const byHand = "create it by hand with these settings, or let the user of kafka.sasl do it"
+	const byHand = "create it by hand with these settings, or give the user of kafka.sasl the right"
 	switch {
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
 		return s.grant(identity.Topic, p.Name, "Create") + "; or create it by hand with these settings"
@@ -79,28 +79,28 @@ func (p TopicPlan) instead(s *Sink, err error) string {
 	case !errors.Is(err, kerr.InvalidConfig) && !errors.Is(err, kerr.PolicyViolation):
 		return byHand
 	case p.Config["max.message.bytes"] != "":
-		return "lower source.max_row_bytes, of which max.message.bytes is the double and 64 KiB; or this Kafka has no compaction, which dead letters need: poison.policy: halt does without; or " + byHand
+		return "lower source.max_row_bytes, because max.message.bytes is twice that plus 64 KiB; or this Kafka has no compaction, which dead letters need: poison.policy: halt works without it; or " + byHand
 	case p.Config["cleanup.policy"] != "":
-		return "the delivered position is lost in time on a topic that is not compacted, and this Kafka may have no compaction (or not in this tier): source.kind: polling does without; or " + byHand
+		return "a topic that is not compacted loses the delivered position after some time, and this Kafka may have no compaction (or not in this tier): source.kind: polling works without it; or " + byHand
 	}
 	return "set kafka.retention to what this Kafka allows, or " + byHand
 }
 
-// Topics returns the plan of all topics that are known: the state topic, the dead letter topic where the policy asks for
-// one, and those of the rows.
+// Topics returns the plan of all topics that are known: the state topic, the dead letter topic if the policy needs
+// one, and the topics of the rows.
 func (a *Admin) Topics() []TopicPlan {
 	k := a.sink.cfg.Kafka
 	stateReplication := k.Replication
 	if stateReplication == 0 {
-		stateReplication = min(3, a.brokers) // the delivered position must not hang on one broker
+		stateReplication = min(3, a.brokers) // the delivered position must not depend on one broker
 	}
 	var plans []TopicPlan
-	if a.sink.cfg.Source.Kind != config.KindPolling { // a polled table itself says what was published
+	if a.sink.cfg.Source.Kind != config.KindPolling { // a polled table records itself which rows are published
 		plans = append(plans, TopicPlan{
 			Name: a.sink.cfg.StateTopic(), Partitions: 1, Replication: stateReplication,
 			Config: map[string]string{"cleanup.policy": "compact"},
-			// It stays small, and is read at each start. Exactly once each window leaves a marker, which stays for delete.retention.ms: a day
-			// if nobody says otherwise, which is a gigabyte of a busy relay.
+			// The topic stays small, and is read at each start. In exactly-once each window leaves a marker, which
+			// stays for delete.retention.ms: by default a day, which is a gigabyte for a busy relay.
 			Tuning: map[string]string{"segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.01", "delete.retention.ms": "60000"},
 		})
 	}
@@ -113,7 +113,7 @@ func (a *Admin) Topics() []TopicPlan {
 	return plans
 }
 
-// plan is the plan of a topic of rows.
+// plan returns the plan of a topic of rows.
 func (s *Sink) plan(name string) TopicPlan {
 	k := s.cfg.Kafka
 	retention := "-1"
@@ -123,7 +123,7 @@ func (s *Sink) plan(name string) TopicPlan {
 	return TopicPlan{Name: name, Partitions: k.Partitions, Replication: k.Replication, Config: map[string]string{"retention.ms": retention}}
 }
 
-// CreateCommand returns the command of Kafka's own that makes a topic of rows as init would.
+// CreateCommand returns the kafka-topics.sh command that creates a topic of rows as init would.
 func (s *Sink) CreateCommand(name string) string {
 	plan := s.plan(name)
 	command := fmt.Sprintf("kafka-topics.sh --bootstrap-server %s --create --topic %s --partitions %d", strings.Join(s.cfg.Kafka.Brokers, ","), name, plan.Partitions)
@@ -136,10 +136,10 @@ func (s *Sink) CreateCommand(name string) string {
 	return command
 }
 
-// prepares is what it takes to compare a topic with its plan.
+// prepares lists the operations that it takes to compare a topic with its plan.
 var prepares = []string{"Describe", "DescribeConfigs"}
 
-// Missing says whether the topic does not exist, and how an existing one differs from the plan.
+// Missing reports whether the topic does not exist, and returns how an existing one differs from the plan.
 func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drift []string, err error) {
 	t, err := a.sink.describeTopic(ctx, a.client, plan.Name, prepares...)
 	if err != nil || t == nil {
@@ -147,7 +147,7 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 	}
 	if t.partitions != plan.Partitions {
 		said := fmt.Sprintf("%d partitions instead of %d", t.partitions, plan.Partitions)
-		if t.partitions < plan.Partitions && plan.Config["cleanup.policy"] == "" { // of rows
+		if t.partitions < plan.Partitions && plan.Config["cleanup.policy"] == "" { // a topic of rows
 			said += " (more partitions would move keys: read cdc/UPGRADING.md before you add them)"
 		}
 		drift = append(drift, said)
@@ -158,7 +158,7 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 	for key, want := range plan.Config {
 		switch have, known := t.config[key]; {
 		case !known:
-			unseen := fmt.Sprintf("a %s that Kafka does not show us: see that it is %s", key, want)
+			unseen := fmt.Sprintf("a %s that Kafka does not show to walpost: check that it is %s", key, want)
 			if t.hidden {
 				unseen += ", or " + a.sink.grant(identity.Topic, plan.Name, "DescribeConfigs")
 			}
@@ -171,8 +171,8 @@ func (a *Admin) Missing(ctx context.Context, plan TopicPlan) (missing bool, drif
 	return false, drift, nil
 }
 
-// Create makes the topic and waits until it can be seen. A service that refuses its tuning gets it without: then refused says
-// why.
+// Create creates the topic and waits until it is visible. If a service does not allow the topic's tuning, the topic
+// is created without it: then refused has the reason.
 func (a *Admin) Create(ctx context.Context, plan TopicPlan) (refused string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, createWithin)
 	defer cancel()
@@ -202,7 +202,7 @@ func (a *Admin) create(ctx context.Context, plan TopicPlan) error {
 	return err
 }
 
-// Delete removes the topic; one that is not there is no error.
+// Delete removes the topic; it is no error if the topic does not exist.
 func (a *Admin) Delete(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, createWithin)
 	defer cancel()
@@ -214,7 +214,7 @@ func (a *Admin) Delete(ctx context.Context, name string) error {
 		return fmt.Errorf("delete topic %s: %w", name, a.sink.denied(err, name, "Delete"))
 	}
 	if errors.Is(err, kerr.TopicDeletionDisabled) || unsupported(err) {
-		return fmt.Errorf("delete topic %s: %w: delete it by hand, with the rights or the tools that this Kafka wants for that", name, err)
+		return fmt.Errorf("delete topic %s: %w: delete it by hand, with the rights or the tools that this Kafka needs", name, err)
 	}
 	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
 		return fmt.Errorf("delete topic %s: %w", name, err)
@@ -239,7 +239,7 @@ func (a *Admin) WriteDecision(ctx context.Context, d *cdc.Decision) error {
 	return nil
 }
 
-// OpenFenced opens a publisher that is for state records only. Exactly once it fences the relay, so the slot must be free.
+// OpenFenced opens a publisher for state records only. In exactly-once it fences the relay, so the slot must be free.
 func (a *Admin) OpenFenced(ctx context.Context) (cdc.Publisher, error) {
 	pub, err := (&Sink{cfg: a.sink.cfg, login: a.sink.login, extra: a.sink.extra}).Open(ctx)
 	if p, ok := pub.(*publisher); ok {
@@ -264,8 +264,8 @@ func (a *Admin) WriteState(ctx context.Context, st *cdc.State) error {
 	return failpoint.Hit("init_record")
 }
 
-// AwaitState waits until everything that was written to the state topic can be read: Kafka answers the end of a transaction before its
-// records can, and a relay that starts meanwhile would go by the record before.
+// AwaitState waits until everything that was written to the state topic can be read. Kafka answers the end of a
+// transaction before its records are readable, and a relay that starts in between would use the record before.
 func (a *Admin) AwaitState(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()

@@ -40,7 +40,7 @@ func fake(t *testing.T) *kfake.Cluster {
 	return cluster.Cluster()
 }
 
-// answer lets a request of a kind be answered by an error that a service gives.
+// answer makes requests of a kind fail with an error that a service returns.
 func answer[R kmsg.Response](cluster *kfake.Cluster, key kmsg.Key, change func(req kmsg.Request, resp R) bool) {
 	cluster.ControlKey(int16(key), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
@@ -49,7 +49,7 @@ func answer[R kmsg.Response](cluster *kfake.Cluster, key kmsg.Key, change func(r
 	})
 }
 
-// lacks makes it a Kafka that does not know a request.
+// lacks makes a Kafka that does not know a request.
 func lacks(cluster *kfake.Cluster, key kmsg.Key) {
 	answer(cluster, kmsg.ApiVersions, func(_ kmsg.Request, resp *kmsg.ApiVersionsResponse) bool {
 		kversion.Stable().EachMaxKeyVersion(func(k, v int16) {
@@ -61,16 +61,17 @@ func lacks(cluster *kfake.Cluster, key kmsg.Key) {
 	})
 }
 
-// TestServicesThatRefuseTopics: what a topic is only better with may be refused; what it needs may not, and the key to change is named.
+// TestServicesThatRefuseTopics: a service may refuse a topic's tuning; it may not refuse what the topic needs, and
+// then the error names the key to change.
 func TestServicesThatRefuseTopics(t *testing.T) {
 	for name, c := range map[string]struct {
-		refuses string // the setting in a request that is refused; empty is each request
+		refuses string // the setting in a refused request; empty means each request
 		with    *kerr.Error
-		says    string // empty where the topics are made all the same
+		says    string // empty if the topics are created nevertheless
 	}{
 		"the cleaner's ratio":          {"min.cleanable.dirty.ratio", kerr.PolicyViolation, ""},
 		"the segment's size":           {"segment.bytes", kerr.InvalidConfig, ""},
-		"compaction":                   {"cleanup.policy", kerr.PolicyViolation, "source.kind: polling does without"},
+		"compaction":                   {"cleanup.policy", kerr.PolicyViolation, "source.kind: polling works without it"},
 		"records of that size":         {"max.message.bytes", kerr.InvalidConfig, "lower source.max_row_bytes"},
 		"the retention":                {"retention.ms", kerr.InvalidConfig, "set kafka.retention"},
 		"too many replicas":            {"", kerr.InvalidReplicationFactor, "set kafka.replication"},
@@ -117,7 +118,8 @@ func TestServicesThatRefuseTopics(t *testing.T) {
 	}
 }
 
-// TestKafkaThatHasLess: services speak a part of Kafka's protocol. What is missing is needed and named, with the way out, or not missed.
+// TestKafkaThatHasLess: services support a part of Kafka's protocol. If a missing part is needed, the error names it
+// with the way out; otherwise it is not needed.
 func TestKafkaThatHasLess(t *testing.T) {
 	refuse := func(with *kerr.Error) func(*kfake.Cluster) {
 		return func(cluster *kfake.Cluster) {
@@ -142,14 +144,14 @@ func TestKafkaThatHasLess(t *testing.T) {
 		}
 	}
 	const (
-		noTransactions = "this Kafka has no transactions (InitProducerID with a transactional id): delivery: exactly_once cannot be kept; nothing is published, and nothing is lost; set delivery: at_least_once"
-		noIDs          = "this Kafka gives no producer ids (InitProducerID): a record that is sent again could come twice"
+		noTransactions = "this Kafka has no transactions (InitProducerID with a transactional id): delivery: exactly_once is not possible; nothing is published, and nothing is lost; set delivery: at_least_once"
+		noIDs          = "this Kafka gives no producer ids (InitProducerID): a record that is sent again could be stored twice"
 	)
 	for name, c := range map[string]struct {
 		once  bool
 		is    func(*kfake.Cluster)
 		halts bool
-		says  string // empty where it works
+		says  string // empty if it works
 	}{
 		"settings are not shown":                     {is: missing(kmsg.DescribeConfigs)},
 		"settings are not shown, exactly once":       {is: missing(kmsg.DescribeConfigs), once: true},
@@ -166,7 +168,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 		"a transaction may not take so long":         {is: refuse(kerr.InvalidTransactionTimeout), once: true, says: "lower kafka.transaction_timeout (30s)"},
 		"no right to the transactional id":           {is: refuse(kerr.TransactionalIDAuthorizationFailed), once: true, says: "grant Write on transactional id"},
 		"batches may not be compressed in that way":  {is: produceError(kerr.UnsupportedCompressionType), says: "does not take kafka.compression: none: set another, or none"},
-		"records of more than 1 MB, and unknown why": {is: produceError(kerr.MessageTooLarge), says: "kafka refuses its record for topic"},
+		"records of more than 1 MB, and unknown why": {is: produceError(kerr.MessageTooLarge), says: "kafka rejects its record for topic"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cluster := fake(t)
@@ -197,7 +199,7 @@ func TestKafkaThatHasLess(t *testing.T) {
 		}
 		defer admin.Close()
 		_, drift, err := admin.Missing(t.Context(), admin.Topics()[0])
-		if said := strings.Join(drift, ", "); err != nil || said != "a cleanup.policy that Kafka does not show us: see that it is compact" {
+		if said := strings.Join(drift, ", "); err != nil || said != "a cleanup.policy that Kafka does not show to walpost: check that it is compact" {
 			t.Errorf("drift %q, %v", said, err)
 		}
 	})
@@ -216,7 +218,8 @@ func TestKafkaThatHasLess(t *testing.T) {
 	})
 }
 
-// TestRequestsThatAServiceTakes: a service that closes the connection at a larger request would close it at each attempt.
+// TestRequestsThatAServiceTakes: a service that closes the connection at a larger request would close it at each
+// attempt.
 func TestRequestsThatAServiceTakes(t *testing.T) {
 	const takes = 1046528 // Event Hubs, as documented
 	largest := 0
@@ -249,7 +252,7 @@ func TestRequestsThatAServiceTakes(t *testing.T) {
 		t.Errorf("a window of 4 MB, with requests of up to %d bytes: %v", largest, err)
 	}
 	records[0].Value = make([]byte, 1_000_000)
-	if err := p.Check(t.Context(), &records[0]); !errors.As(err, new(*cdc.RejectedError)) || !strings.Contains(err.Error(), "kafka.max_request_bytes lets 995904 be sent") {
+	if err := p.Check(t.Context(), &records[0]); !errors.As(err, new(*cdc.RejectedError)) || !strings.Contains(err.Error(), "kafka.max_request_bytes allows 995904") {
 		t.Errorf("a record that no request holds: %v", err)
 	}
 	mu.Lock()
@@ -259,7 +262,7 @@ func TestRequestsThatAServiceTakes(t *testing.T) {
 	}
 }
 
-// produceError has each batch refused.
+// produceError makes Kafka reject each batch.
 func produceError(with *kerr.Error) func(*kfake.Cluster) {
 	return func(cluster *kfake.Cluster) {
 		answer(cluster, kmsg.Produce, func(req kmsg.Request, resp *kmsg.ProduceResponse) bool {
@@ -278,7 +281,7 @@ func produceError(with *kerr.Error) func(*kfake.Cluster) {
 	}
 }
 
-// TestKafkaThatLetsNobodyIn: a Kafka that answers, and does not let us in, is not one that has to be started.
+// TestKafkaThatLetsNobodyIn: a Kafka that answers, but does not accept the login, does not have to be started.
 func TestKafkaThatLetsNobodyIn(t *testing.T) {
 	locked := func(answers func(*kfake.Cluster)) func(*testing.T) string {
 		return func(t *testing.T) string {
@@ -316,7 +319,7 @@ func TestKafkaThatLetsNobodyIn(t *testing.T) {
 		t.Cleanup(server.Close)
 		return server.Listener.Addr().String()
 	}
-	alert := func(t *testing.T) string { // as Java's TLS answers what is none
+	alert := func(t *testing.T) string { // as Java's TLS answers to what is not TLS
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -342,7 +345,7 @@ func TestKafkaThatLetsNobodyIn(t *testing.T) {
 		kafka     func(*testing.T) string
 		mechanism identity.Mechanism
 		tls       bool
-		says      string // empty where we are let in
+		says      string // empty if the login is accepted
 	}{
 		"the right login":                 {kafka: locked(nil), mechanism: identity.ScramSHA256},
 		"a wrong password":                {kafka: wrong, mechanism: identity.ScramSHA256, says: `refuses the login of user "walpost": correct kafka.sasl.username and kafka.sasl.password`},
@@ -367,15 +370,15 @@ func TestKafkaThatLetsNobodyIn(t *testing.T) {
 	}
 }
 
-// TestAdvertisedListenersThatLeadNowhere: the seed answers, and gives out addresses where nobody is.
+// TestAdvertisedListenersThatLeadNowhere: the seed answers, and advertises addresses at which nothing listens.
 func TestAdvertisedListenersThatLeadNowhere(t *testing.T) {
 	for name, c := range map[string]struct {
-		hosts []string // that are given out; empty is the real one
+		hosts []string // advertised hosts; empty means the real one
 		says  string
 	}{
-		"a name that nobody knows":            {[]string{"kafka.invalid"}, "its brokers are at kafka.invalid:9092, and none of these answers: set advertised.listeners"},
-		"an address where nobody is":          {[]string{"127.0.0.1"}, "its brokers are at 127.0.0.1:9092"},
-		"all of several":                      {[]string{"kafka-1.invalid", "kafka-2.invalid"}, "its brokers are at kafka-1.invalid:9092, kafka-2.invalid:9092"},
+		"a name that nobody knows":            {[]string{"kafka.invalid"}, "its brokers are at kafka.invalid:1, and none of these answers: set advertised.listeners"},
+		"an address where nobody is":          {[]string{"127.0.0.1"}, "its brokers are at 127.0.0.1:1"},
+		"all of several":                      {[]string{"kafka-1.invalid", "kafka-2.invalid"}, "its brokers are at kafka-1.invalid:1, kafka-2.invalid:1"},
 		"one of two, which is a broker's own": {[]string{"kafka.invalid", ""}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -387,7 +390,7 @@ func TestAdvertisedListenersThatLeadNowhere(t *testing.T) {
 				resp := req.ResponseKind().(*kmsg.MetadataResponse)
 				for i, host := range c.hosts {
 					b := kmsg.NewMetadataResponseBroker()
-					b.NodeID, b.Host, b.Port = int32(100+i), host, 9092
+					b.NodeID, b.Host, b.Port = int32(100+i), host, 1
 					if host == "" {
 						h, port, _ := net.SplitHostPort(seed)
 						n, _ := net.LookupPort("tcp", port)

@@ -17,13 +17,13 @@ import (
 
 const (
 	countWithin = 20 * time.Second
-	countLimit  = 100_000 // records read back per partition
+	countLimit  = 100_000 // records that are read back per partition
 )
 
-var errTopicsUnknown = errors.New("the topics are not known before the rows are: the template asks for the event type")
+var errTopicsUnknown = errors.New("only the rows decide the topics: the template has {event_type}")
 
-// CountFrom reads each partition back from its end, in growing steps, until it meets a row before lsn: within a partition
-// rows stand in the order of their commits.
+// CountFrom reads each partition back from its end, in growing steps, until it finds a row before lsn: within a
+// partition rows are in the order of their commits.
 func (p *publisher) CountFrom(ctx context.Context, lsn cdc.LSN) (rows int, atLeast bool, err error) {
 	if len(p.sink.topics) == 0 {
 		return 0, false, errTopicsUnknown
@@ -70,8 +70,8 @@ func (p *publisher) countPartition(ctx context.Context, topic string, partition 
 	}
 }
 
-// scan notes the rows at or behind lsn, and says whether there was one before it. What stands before such a one is of an earlier server,
-// whose LSNs were higher; a replay has all of its rows again behind it.
+// scan counts the rows at or after lsn, and reports whether there was a row before it. Records before such a row are
+// of an earlier server, whose LSNs were higher; a replay has all of its rows again after it.
 func (p *publisher) scan(ctx context.Context, topic string, partition int32, from, end int64, lsn cdc.LSN, seen map[cdc.Position]bool) (before bool, err error) {
 	r, err := p.sink.reader(topic, partition)
 	if err != nil {
@@ -90,7 +90,8 @@ func (p *publisher) scan(ctx context.Context, topic string, partition int32, fro
 	return before, err
 }
 
-// position reads the place of a row of this pipeline from its headers; replayed rows and those of others have none.
+// position returns the position of a row of this pipeline from its headers; replayed rows and other pipelines' rows
+// have none.
 func (p *publisher) position(r *kgo.Record) (at cdc.Position, ok bool) {
 	var source, lsn, seq string
 	for _, h := range slices.Backward(r.Headers) {

@@ -15,8 +15,8 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// deadLetterBytes is the topic's max.message.bytes: a value is at most twice its row (see cdc.DeadLetter), and headers and
-// key are small.
+// deadLetterBytes returns the topic's max.message.bytes: a value is at most twice its row (see cdc.DeadLetter), and
+// headers and key are small.
 func deadLetterBytes(cfg config.Config) int {
 	return min(2*int(cfg.Source.MaxRowBytes)+64<<10, maxBatch)
 }
@@ -28,7 +28,7 @@ func deadLetterPlan(cfg config.Config, replication int) TopicPlan {
 	}
 }
 
-// checkDeadLetterTopic halts on what would lose dead letters.
+// checkDeadLetterTopic returns a halt for a topic that would lose dead letters.
 func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) error {
 	name := s.cfg.DeadLetterTopic()
 	found, err := s.describeTopic(ctx, client, name, "Read", "Write")
@@ -38,12 +38,12 @@ func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) err
 	if found == nil {
 		return &cdc.HaltError{
 			Found: fmt.Sprintf("the dead letter topic %s does not exist", name),
-			Means: "rows that cannot be published have nowhere to go, and nothing is published before that is fixed",
-			Run:   "run `walpost init`, and the relay goes on by itself",
+			Means: "rows that cannot be published have nowhere to go; nothing is published until this is fixed",
+			Run:   "run `walpost init`, and the relay resumes by itself",
 		}
 	}
 	if found.partitions != 1 {
-		return &cdc.HaltError{Found: fmt.Sprintf("the dead letter topic %s has %d partitions", name, found.partitions), Means: "the order of dead letters would be lost", Run: "name another under poison.topic and run `walpost init`; or, if it holds nothing, delete it and run `walpost init`"}
+		return &cdc.HaltError{Found: fmt.Sprintf("the dead letter topic %s has %d partitions", name, found.partitions), Means: "the order of dead letters would be lost", Run: "name another topic under poison.topic and run `walpost init`; or, if it is empty, delete it and run `walpost init`"}
 	}
 	if policy, known := found.config["cleanup.policy"]; known && policy != "compact" {
 		return &cdc.HaltError{Found: fmt.Sprintf("the dead letter topic %s has cleanup.policy=%s", name, policy), Means: "Kafka would delete dead letters after a while", Run: "set it: kafka-configs.sh --alter --topic " + name + " --add-config cleanup.policy=compact"}
@@ -51,7 +51,7 @@ func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) err
 	return nil
 }
 
-// deadReader reads the dead letter topic, on and on.
+// deadReader reads the dead letter topic, and continues where it stopped.
 type deadReader struct {
 	sink *Sink
 	r    *reader
@@ -64,8 +64,8 @@ func (d *deadReader) close() {
 	}
 }
 
-// read hands over what stands from an offset on to where the topic ends now. Less than from says that the topic was made
-// again.
+// read calls each for the records from an offset up to the topic's present end. If next is less than from, the topic
+// was created again.
 func (d *deadReader) read(ctx context.Context, from int64, each func(*kgo.Record)) (next int64, err error) {
 	if d.r == nil || d.r.next != from {
 		d.close()
@@ -82,12 +82,12 @@ func (d *deadReader) read(ctx context.Context, from int64, each func(*kgo.Record
 	return d.r.next, err
 }
 
-// DeadLetters hands over the records of the dead letter topic.
+// DeadLetters calls each for the records of the dead letter topic.
 func (p *publisher) DeadLetters(ctx context.Context, from int64, each func(key string, headers []cdc.Header)) (next int64, err error) {
 	return p.dead.read(ctx, from, func(r *kgo.Record) { each(string(r.Key), deadHeaders(r)) })
 }
 
-// deadHeaders are nil in a tombstone only.
+// deadHeaders returns a record's headers; nil only for a tombstone.
 func deadHeaders(r *kgo.Record) []cdc.Header {
 	if r.Value == nil {
 		return nil
@@ -102,7 +102,8 @@ func deadHeaders(r *kgo.Record) []cdc.Header {
 // maxCounted bounds the memory of counting.
 const maxCounted = 100_000
 
-// Unresolved counts the dead letters that were neither redriven nor dropped. It reads only what came since the last count.
+// Unresolved counts the dead letters that were neither redriven nor dropped. It only reads what came since the last
+// count.
 type Unresolved struct {
 	sink *Sink
 	mu   sync.Mutex
@@ -110,10 +111,10 @@ type Unresolved struct {
 	keys map[string]struct{}
 }
 
-// Unresolved makes a counter that has read nothing yet.
+// Unresolved returns a counter that has read nothing yet.
 func (s *Sink) Unresolved() *Unresolved { return &Unresolved{sink: s} }
 
-// Count reads on and counts.
+// Count reads on and returns the number of unresolved dead letters.
 func (u *Unresolved) Count(ctx context.Context) (int, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -134,7 +135,7 @@ func (u *Unresolved) Count(ctx context.Context) (int, error) {
 		}
 	})
 	if err != nil || next < u.next || len(u.keys) > maxCounted {
-		u.keys = nil // begin anew the next time
+		u.keys = nil // start from the beginning the next time
 	}
 	switch {
 	case err != nil:
@@ -148,7 +149,7 @@ func (u *Unresolved) Count(ctx context.Context) (int, error) {
 	return len(u.keys), nil
 }
 
-// askDeadLetters checks the topic with a client of its own.
+// askDeadLetters checks the topic with a separate client.
 func (s *Sink) askDeadLetters(ctx context.Context) error {
 	client, err := s.connect(ctx)
 	if err != nil {
@@ -164,17 +165,17 @@ type Entry struct {
 	Offset int64
 	Value  []byte
 	Letter *cdc.DeadLetter
-	Err    error // why the value cannot be read; then there is no Letter
+	Err    error // why the value cannot be read; Letter is nil then
 }
 
-// redriveTimeout is how long what a killed redrive left open may hold read_committed consumers up.
+// redriveTimeout is how long the open transaction of a killed redrive may block read_committed consumers.
 const redriveTimeout = 15 * time.Second
 
-// Redriver resolves dead letters. One at a time: a second one fences the first.
+// Redriver resolves dead letters. Only one may work at a time: a second one fences the first.
 type Redriver struct{ p *publisher }
 
-// Redrive takes the pipeline's transactional id for dead letters, unless it is only to check. What the dead letter topic says
-// is to be asked after that.
+// Redrive takes the pipeline's transactional id for dead letters, unless onlyCheck is true. Read the dead letter
+// topic after this call.
 func (s *Sink) Redrive(ctx context.Context, onlyCheck bool) (*Redriver, error) {
 	id := s.cfg.TransactionalID() + ".dlq"
 	if onlyCheck {
@@ -191,27 +192,27 @@ func (s *Sink) Redrive(ctx context.Context, onlyCheck bool) (*Redriver, error) {
 // Close ends the connection.
 func (r *Redriver) Close() { r.p.Close() }
 
-// Check refuses what can still not be published.
+// Check rejects a record that can still not be published.
 func (r *Redriver) Check(ctx context.Context, rec *cdc.Record) error { return r.p.Check(ctx, rec) }
 
-// MostResolved is how many dead letters Resolve takes at once.
+// MostResolved returns how many dead letters Resolve takes at once.
 func (r *Redriver) MostResolved() int { return max(1, min(r.p.sink.cfg.Window.Rows/2, 500)) }
 
-// Resolve publishes records, if any, and takes dead letters away, all in one Kafka transaction. Records have their place
-// then. After an error it must not be called again.
+// Resolve publishes records, if any, and resolves dead letters, all in one Kafka transaction. It sets each record's
+// partition and offset. After an error it must not be called again.
 func (r *Redriver) Resolve(ctx context.Context, records []cdc.Record, keys []string) error {
 	all := slices.Clone(records)
 	for _, key := range keys {
 		all = append(all, cdc.Record{Row: &cdc.Row{}, Topic: r.p.sink.cfg.DeadLetterTopic(), Key: []byte(key)})
 	}
 	if err := r.p.Publish(ctx, all, nil); err != nil {
-		return fmt.Errorf("%w: what counts, `walpost dlq list` tells", err)
+		return fmt.Errorf("%w: `walpost dlq list` shows which dead letters are unresolved", err)
 	}
 	copy(records, all)
 	return nil
 }
 
-// Entries are the unresolved dead letters in the order of their rows; none where the topic does not exist.
+// Entries returns the unresolved dead letters in the order of their rows; none if the topic does not exist.
 func (s *Sink) Entries(ctx context.Context) ([]Entry, error) {
 	client, err := s.connect(ctx)
 	if err != nil {
@@ -242,8 +243,8 @@ func (s *Sink) Entries(ctx context.Context) ([]Entry, error) {
 	return entries, nil
 }
 
-// sortEntries puts dead letters into the order of their rows. Positions of two servers have nothing to do with each other: the one whose
-// first dead letter is older comes first. What cannot be read comes last.
+// sortEntries sorts dead letters by the order of their rows. Positions of two servers cannot be compared: the server
+// whose first dead letter is older comes first. Unreadable records come last.
 func sortEntries(entries []Entry) {
 	first := map[string]int64{} // offset, by server
 	for _, e := range entries {

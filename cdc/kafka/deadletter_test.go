@@ -18,7 +18,7 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 )
 
-// deadStage is a stage with a dead letter topic, on a cluster of its own.
+// deadStage returns a stage with a dead letter topic, on a separate cluster.
 func deadStage(t *testing.T) (*stage, *devenv.Kafka) {
 	t.Helper()
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
@@ -57,8 +57,8 @@ func (s *stage) put(t *testing.T, values map[string]*string, keys ...string) {
 	}
 }
 
-// TestKilledRedriveIsNotDoubled ends a redrive between its records and the end of its transaction. A read_committed reader sees
-// nothing of it, the dead letter is still there, and the next redrive publishes it once.
+// TestKilledRedriveIsNotDoubled ends a redrive between its records and the end of its transaction. A read_committed
+// reader sees nothing of it, the dead letter still exists, and the next redrive publishes it once.
 func TestKilledRedriveIsNotDoubled(t *testing.T) {
 	s, cluster := deadStage(t)
 	value := `{"version":1,"lsn":"0/1","seq":1,"payload":"{}"}`
@@ -105,7 +105,7 @@ func TestKilledRedriveIsNotDoubled(t *testing.T) {
 	}
 }
 
-// TestSecondRedriveFencesTheFirst: what the first read may no longer hold.
+// TestSecondRedriveFencesTheFirst: what the first redrive has read may no longer be true.
 func TestSecondRedriveFencesTheFirst(t *testing.T) {
 	s, _ := deadStage(t)
 	first, err := s.sink.Redrive(t.Context(), false)
@@ -129,7 +129,7 @@ func TestSecondRedriveFencesTheFirst(t *testing.T) {
 	}
 }
 
-// TestDeadLettersAfterCompaction: where the end of the topic was compacted away, reading it ends all the same.
+// TestDeadLettersAfterCompaction: reading ends even if the end of the topic was compacted away.
 func TestDeadLettersAfterCompaction(t *testing.T) {
 	s, cluster := deadStage(t)
 	garbage := "no dead letter"
@@ -153,7 +153,7 @@ func TestDeadLettersAfterCompaction(t *testing.T) {
 	if entries, err := s.sink.Entries(t.Context()); len(entries) != 0 || err != nil {
 		t.Errorf("%d entries, %v", len(entries), err)
 	}
-	// Whatever took it: nothing is left before the end, and reading does not wait for it.
+	// Nothing is left before the end, and reading does not wait for it.
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestDeadLettersAfterCompaction(t *testing.T) {
 	}
 }
 
-// TestCheckKnowsWhatABrokerReads: a request has a limit of its own, whatever the topic takes.
+// TestCheckKnowsWhatABrokerReads: a request has a limit that does not depend on the topic's.
 func TestCheckKnowsWhatABrokerReads(t *testing.T) {
 	s, _ := deadStage(t)
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
@@ -190,7 +190,7 @@ func TestCheckKnowsWhatABrokerReads(t *testing.T) {
 	}
 }
 
-// TestWhatIsNoDeadLetterIsShown: a stranger's record is not silently left out.
+// TestWhatIsNoDeadLetterIsShown: a record that another program wrote is not silently left out.
 func TestWhatIsNoDeadLetterIsShown(t *testing.T) {
 	s, _ := deadStage(t)
 	garbage, newer := "no dead letter", `{"version": 99}`

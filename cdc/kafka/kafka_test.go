@@ -54,7 +54,7 @@ func newStage(t *testing.T, brokers []string) *stage {
 	return s
 }
 
-// create makes the topics of the plan.
+// create creates the topics of the plan.
 func (s *stage) create(t *testing.T) *stage {
 	t.Helper()
 	for _, plan := range s.admin.Topics() {
@@ -108,7 +108,8 @@ func TestPublishTellsEachRecordsPlace(t *testing.T) {
 	}
 }
 
-// TestEveryPromiseIsChecked lets one partition fail: Publish must not call the window durable, and says which topic.
+// TestEveryPromiseIsChecked makes one partition fail: Publish must not report the window as durable, and must name
+// the topic.
 func TestEveryPromiseIsChecked(t *testing.T) {
 	for name, c := range map[string]struct {
 		err     *kerr.Error
@@ -168,7 +169,7 @@ func TestCheckRefusesBeforeProducing(t *testing.T) {
 		t.Fatal(err)
 	}
 	var refused *cdc.RejectedError
-	// What Check lets through is never refused by the topic, and the other way round, around the limit.
+	// The topic never rejects a record that Check accepts, and the reverse, around the limit.
 	for size := 1048588 - 400; size < 1048588; size++ {
 		r.Value = make([]byte, size)
 		err := p.Check(t.Context(), &r)
@@ -212,7 +213,7 @@ func TestOpenNamesWhatIsMissing(t *testing.T) {
 	}
 }
 
-// TestStateTopicIsGuarded: what would lose the position is a HaltError, never a start from zero.
+// TestStateTopicIsGuarded: a state topic that would lose the position is a HaltError, never a start from zero.
 func TestStateTopicIsGuarded(t *testing.T) {
 	brokers := cdctest.Kafka(t)
 	value := func(s string) *string { return &s }
@@ -268,8 +269,8 @@ func TestDriftIsReported(t *testing.T) {
 	}
 }
 
-// TestMorePartitionsAreNamed: the record has the number of partitions that the session began with. Another number is said once by the next
-// session, and until then by everybody who looks.
+// TestMorePartitionsAreNamed: the record has the number of partitions with which the session began. The next session
+// reports another number once, and until then every check reports it.
 func TestMorePartitionsAreNamed(t *testing.T) {
 	s := newStage(t, cdctest.Kafka(t)).create(t)
 	session := func(epoch int64) (notes []string) {
@@ -319,15 +320,16 @@ func TestMorePartitionsAreNamed(t *testing.T) {
 		t.Errorf("the session says %q, want %q", said, want)
 	}
 	if said := append(session(4), look()...); said != nil {
-		t.Errorf("it is said again: %q", said)
+		t.Errorf("it is reported again: %q", said)
 	}
 	if st, err := s.sink.Peek(t.Context()); err != nil || st.Partitions[s.topic] != was+2 || st.Cluster == "" || st.Cluster != st.ReadFrom {
 		t.Errorf("the record: %+v, %v", st, err)
 	}
 }
 
-// TestOldSessionsLeaveNoRecords: each session writes under its own key, and takes away those of the sessions before the one it
-// follows, and that one's too with its second record. The newest stays, and operators' decisions do.
+// TestOldSessionsLeaveNoRecords: each session writes under its own key. It removes the records of the sessions before
+// the one that it follows, and that one's with its second record. The newest record and the operators' decisions
+// stay.
 func TestOldSessionsLeaveNoRecords(t *testing.T) {
 	for _, delivery := range []config.Delivery{config.AtLeastOnce, config.ExactlyOnce} {
 		t.Run(string(delivery), func(t *testing.T) {
@@ -365,11 +367,11 @@ func TestOldSessionsLeaveNoRecords(t *testing.T) {
 	}
 }
 
-// TestSessionReadsTheEndOfTheStateTopic: what stands far before it is not read, unless no record stands behind it.
+// TestSessionReadsTheEndOfTheStateTopic: records far before the end are not read, unless no record comes after them.
 func TestSessionReadsTheEndOfTheStateTopic(t *testing.T) {
 	const far = 3000
 	for name, c := range map[string]struct {
-		before, behind string // of the far many records of others
+		before, behind string // of the many records of others
 		halts          bool
 		epoch          int64
 	}{
@@ -403,7 +405,7 @@ func TestSessionReadsTheEndOfTheStateTopic(t *testing.T) {
 				t.Errorf("%+v, %v", st, err)
 			}
 			if decisions, err := s.sink.Decisions(t.Context()); len(decisions) != far && err == nil {
-				t.Errorf("%d decisions are told of %d, %v", len(decisions), far, err)
+				t.Errorf("%d decisions are returned of %d, %v", len(decisions), far, err)
 			}
 		})
 	}

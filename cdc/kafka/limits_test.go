@@ -14,7 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// What a command publishes has a limit where Kafka answers questions and takes nothing; the relay's has none.
+// TestACommandsPublishingHasALimit: a command's publishing has a limit if Kafka answers requests but takes no
+// records; the relay's has none.
 func TestACommandsPublishingHasALimit(t *testing.T) {
 	t.Parallel()
 	brokers := cdctest.Kafka(t)

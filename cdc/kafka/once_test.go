@@ -21,7 +21,7 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 )
 
-// onceStage publishes exactly once.
+// onceStage returns a stage that publishes exactly once.
 func onceStage(t *testing.T, brokers []string) *stage {
 	t.Helper()
 	s := newStage(t, brokers).create(t)
@@ -30,7 +30,7 @@ func onceStage(t *testing.T, brokers []string) *stage {
 	return s
 }
 
-// committed are the values that a read_committed consumer sees, sorted.
+// committed returns the values that a read_committed consumer sees, sorted.
 func (s *stage) committed(t *testing.T) []string {
 	t.Helper()
 	var values []string
@@ -56,8 +56,9 @@ func TestRowsAndStateRecordAreOne(t *testing.T) {
 	}
 }
 
-// TestWrittenStateCanBeReadByTheNext: a transaction whose end was answered may still hold its records back, as one does here that another
-// client has open before them. A relay that starts when the command has ended must not find the record before.
+// TestWrittenStateCanBeReadByTheNext: the records of a transaction whose end was answered may still be unreadable,
+// here because another client has a transaction open before them. A relay that starts when the command has ended must
+// not find the record before.
 func TestWrittenStateCanBeReadByTheNext(t *testing.T) {
 	s := onceStage(t, cdctest.Kafka(t))
 	admin, err := s.sink.Admin(t.Context())
@@ -78,7 +79,7 @@ func TestWrittenStateCanBeReadByTheNext(t *testing.T) {
 	}
 	written := make(chan error, 1)
 	go func() { written <- admin.WriteState(t.Context(), &cdc.State{Version: 1, Covered: 7}) }()
-	for behind := false; !behind; { // the record is there, and cannot be read
+	for behind := false; !behind; { // the record is in the topic, and cannot be read yet
 		select {
 		case err := <-written:
 			t.Fatalf("the command ended with %v while its record could not be read", err)
@@ -89,7 +90,7 @@ func TestWrittenStateCanBeReadByTheNext(t *testing.T) {
 			t.Fatal(err)
 		}
 		offset, _ := offsets.Lookup(s.cfg.StateTopic(), 0)
-		behind = offset.Offset >= 3 // the other's, ours, and the end of ours
+		behind = offset.Offset >= 3 // the other client's record, this one's, and the end of this transaction
 	}
 	if st, err := s.sink.Peek(t.Context()); err != nil || st != nil {
 		t.Fatalf("state %+v, %v", st, err)
@@ -110,7 +111,7 @@ func TestWrittenStateCanBeReadByTheNext(t *testing.T) {
 	}
 }
 
-// TestWindowThatFailsInPartIsAborted: the client itself would commit whatever succeeded.
+// TestWindowThatFailsInPartIsAborted: the client itself would commit the records that succeeded.
 func TestWindowThatFailsInPartIsAborted(t *testing.T) {
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
 	if err != nil {
@@ -136,7 +137,7 @@ func TestWindowThatFailsInPartIsAborted(t *testing.T) {
 	}
 }
 
-// TestFrozenRelayIsFenced lets a second client take over while the first has a window under way.
+// TestFrozenRelayIsFenced lets a second client take over while the first is publishing a window.
 func TestFrozenRelayIsFenced(t *testing.T) {
 	s := onceStage(t, cdctest.Kafka(t))
 	zombie := s.open(t)
@@ -158,8 +159,8 @@ func TestFrozenRelayIsFenced(t *testing.T) {
 	}
 }
 
-// TestOpenTransactionOfADeadRelayIsEnded: whoever takes over does not wait for the broker's timeout, and the early look does
-// not wait at all.
+// TestOpenTransactionOfADeadRelayIsEnded: a relay that takes over does not wait for the broker's timeout, and the
+// early look does not wait at all.
 func TestOpenTransactionOfADeadRelayIsEnded(t *testing.T) {
 	s := onceStage(t, cdctest.Kafka(t))
 	first := s.open(t)
@@ -195,7 +196,8 @@ func TestOpenTransactionOfADeadRelayIsEnded(t *testing.T) {
 	}
 }
 
-// TestEndWhoseAnswerIsLostEndsTheSession: applied or not, Publish must not say that the window is durable, nor try again.
+// TestEndWhoseAnswerIsLostEndsTheSession: applied or not, Publish must neither report the window as durable nor try
+// again.
 func TestEndWhoseAnswerIsLostEndsTheSession(t *testing.T) {
 	for name, answer := range map[string]func(*kmsg.EndTxnResponse) error{
 		"an unknown error": func(r *kmsg.EndTxnResponse) error {
@@ -239,7 +241,7 @@ func TestEndWhoseAnswerIsLostEndsTheSession(t *testing.T) {
 	}
 }
 
-// TestRefusedTransactionalIDSaysWhatToDo, to each of them something else.
+// TestRefusedTransactionalIDSaysWhatToDo: each cause has another advice.
 func TestRefusedTransactionalIDSaysWhatToDo(t *testing.T) {
 	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
 	if err != nil {

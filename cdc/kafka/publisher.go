@@ -22,45 +22,46 @@ import (
 	"github.com/walpost/walpost/cdc/version"
 )
 
-// defaultLimit is a broker's default of max.message.bytes, used where we may not ask.
+// defaultLimit is a broker's default of max.message.bytes, used if the topic's limit may not be read.
 const defaultLimit = 1048588
 
-// maxBatch is the most bytes of one batch, also where the topic takes more. requestRoom is how many bytes a request holds
-// beside its batch.
+// maxBatch is the most bytes of one batch, even if the topic takes more. requestRoom is how many bytes a request has
+// besides its batch.
 const (
 	maxBatch    = 64 << 20
 	requestRoom = 4 << 10
 )
 
-// mostBytes returns the most bytes that a record may take, also where its topic allows more.
+// mostBytes returns the most bytes that a record may take, even if its topic allows more.
 func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequestBytes)-requestRoom) }
 
 // limit is the most bytes that a topic takes in a record.
 type limit struct {
 	bytes   int
-	assumed bool // we may not ask for it
+	assumed bool // the topic's limit may not be read
 }
 
 // publisher is one session's client.
 type publisher struct {
 	sink    *Sink
 	client  *kgo.Client
-	id      string                   // its transactional id: each window is a transaction; empty: none
-	within  time.Duration            // that Publish may take; 0: for ever
+	id      string                   // transactional id: each window is a transaction; empty: no transactions
+	within  time.Duration            // time limit of Publish; 0: none
 	promise func(*kgo.Record, error) // resolved, bound once: a method value per record would allocate
 
 	limitsMu sync.Mutex       // the client asks for limits on its own goroutines
 	limits   map[string]limit // max.message.bytes of the topics that exist
-	counts   Partitions       // of the topics of the configuration; replaced, never changed
+	counts   Partitions       // of the configured topics; replaced, never changed
 
 	records []kgo.Record
 	headers []kgo.RecordHeader
 
-	cluster   string // its id
-	dead      deadReader
-	stale     []string // keys of state records to tombstone with the next one
-	former    string   // key of the former session's record, which is stale once this session's first is durable
-	deadTopic string   // made once: Check looks at it for every row
+	cluster string // id of the Kafka cluster
+	dead    deadReader
+	stale   []string // keys of state records to tombstone with the next one
+	// key of the former session's record, which becomes stale once this session's first record is durable
+	former    string
+	deadTopic string // built once: Check compares it for every row
 
 	mu       sync.Mutex
 	promised int
@@ -70,6 +71,7 @@ type publisher struct {
 
 var _ cdc.Publisher = (*publisher)(nil)
 
+// State reads the newest state record, up to the end of the topic.
 func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 	log, err := p.sink.readState(ctx, false)
 	p.stale = log.stale()
@@ -80,24 +82,26 @@ func (p *publisher) State(ctx context.Context) (*cdc.State, error) {
 	return newest, err
 }
 
-// fence takes a producer id, without which Kafka takes twice what is sent twice. With a transactional id it makes every other client that
-// has it unable to write, and returns when a transaction that one had left open is aborted.
+// fence takes a producer id; without one Kafka would store a record that is sent twice. With a transactional id it
+// also makes every other client with that id unable to write, and returns after a transaction that such a client had
+// left open is aborted.
 func (p *publisher) fence(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	producer, _, err := p.client.ProducerID(ctx)
-	switch unknown := err == nil && producer < 0 || unsupported(err); { // the client itself would go on without an id
+	// the client itself would continue without an id
+	switch unknown := err == nil && producer < 0 || unsupported(err); {
 	case unknown && id == "":
 		return &cdc.HaltError{
 			Found: "this Kafka gives no producer ids (InitProducerID)",
-			Means: "a record that is sent again could come twice, or behind later ones of its key; nothing is published, and nothing is lost",
-			Run:   "use a Kafka with idempotent producers, and the relay goes on by itself",
+			Means: "a record that is sent again could be stored twice, or after later records of its key; nothing is published, and nothing is lost",
+			Run:   "use a Kafka with idempotent producers, and the relay resumes by itself",
 		}
 	case unknown || id != "" && errors.Is(err, kerr.InvalidRequest):
 		return &cdc.HaltError{
 			Found: "this Kafka has no transactions (InitProducerID with a transactional id)",
-			Means: "delivery: exactly_once cannot be kept; nothing is published, and nothing is lost",
-			Run:   "set delivery: at_least_once and restart the relay, or use a Kafka with transactions, and the relay goes on by itself",
+			Means: "delivery: exactly_once is not possible; nothing is published, and nothing is lost",
+			Run:   "set delivery: at_least_once and restart the relay, or use a Kafka with transactions, and the relay resumes by itself",
 		}
 	case err == nil:
 		return nil
@@ -106,15 +110,16 @@ func (p *publisher) fence(ctx context.Context, id string) error {
 	case id == "":
 		return fmt.Errorf("take a producer id: %w", p.denied(err, p.sink.writes()))
 	case errors.Is(err, kerr.CoordinatorNotAvailable), ctx.Err() != nil:
-		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: see that the topic __transaction_state is there and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
-	case errors.Is(err, kerr.UnknownServerError): // Kafka 4.0.0 answers so for ever when it had to abort a transaction of the last epoch (KAFKA-19367)
-		return fmt.Errorf("take the transactional id %s: %w: the broker failed, and its log says why: if it names a producer epoch there, run Kafka 4.0.1 or later, and the relay goes on by itself; nothing is lost", id, err)
+		return fmt.Errorf("take the transactional id %s: %w: kafka has no coordinator for it: check that the topic __transaction_state exists and has its replicas; with fewer than three brokers it needs transaction.state.log.replication.factor and transaction.state.log.min.isr of that number", id, err)
+	// Kafka 4.0.0 always answers so after it had to abort a transaction of the last epoch (KAFKA-19367)
+	case errors.Is(err, kerr.UnknownServerError):
+		return fmt.Errorf("take the transactional id %s: %w: the broker failed, and its log says why: if it names a producer epoch there, run Kafka 4.0.1 or later, and the relay resumes by itself; nothing is lost", id, err)
 	}
 	return fmt.Errorf("take the transactional id %s: %w", id, p.denied(err, p.sink.writes()))
 }
 
-// unsupported says that the brokers do not know a request, or no version of it that is new enough. The client's own errors have no
-// names outside of it.
+// unsupported reports whether the brokers do not know a request, or no version of it that is new enough. The client
+// does not export its errors.
 func unsupported(err error) bool {
 	return errors.Is(err, kerr.UnsupportedVersion) ||
 		err != nil && (strings.Contains(err.Error(), "broker is too old") || strings.Contains(err.Error(), "request key is unknown"))
@@ -125,10 +130,10 @@ func (p *publisher) Close() {
 	p.dead.close()
 }
 
-// Check refuses what the topic would refuse, and what would pass for a dead letter.
+// Check rejects a record that the topic would not take, and one that would look like a dead letter.
 func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	if r.Rejected == nil && r.Topic == p.deadTopic {
-		return cdc.Reject(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, and that is the dead letter topic: choose another poison.topic", r.Topic)
+		return cdc.Reject(r.Row, cdc.BadTopic, r.Topic, "its topic would be %s, which is the dead letter topic: choose another poison.topic", r.Topic)
 	}
 	most, err := p.limit(ctx, r.Topic)
 	if err != nil {
@@ -143,15 +148,15 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	case size <= most.bytes:
 		return nil
 	case most.bytes == p.sink.mostBytes():
-		return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes lets %d be sent", size, most.bytes)
+		return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and kafka.max_request_bytes allows %d", size, most.bytes)
 	case most.assumed:
-		return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and Kafka does not show what topic %s takes: no more than %d bytes are sent, the default of max.message.bytes, until it does: %s",
+		return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, and Kafka does not show the limit of topic %s: until it does, at most %d bytes are sent, the default of max.message.bytes: %s",
 			size, r.Topic, most.bytes, p.sink.grant(identity.Topic, r.Topic, "DescribeConfigs"))
 	}
 	return cdc.Reject(r.Row, cdc.TooLarge, r.Topic, "its record is %d bytes, topic %s takes %d (max.message.bytes)", size, r.Topic, most.bytes)
 }
 
-// limit is the topic's max.message.bytes, asked once; a topic that does not exist is a HaltError.
+// limit returns the topic's max.message.bytes, which it asks for once; a topic that does not exist is a HaltError.
 func (p *publisher) limit(ctx context.Context, topic string) (limit, error) {
 	if known, ok := p.known(topic); ok {
 		return known, nil
@@ -181,13 +186,13 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 	for _, topic := range topics {
 		if found[topic] == nil {
 			run := "run `walpost init`, or create the topic"
-			if !slices.Contains(p.sink.topics, topic) { // init knows it as little as we did
+			if !slices.Contains(p.sink.topics, topic) { // init does not know the topic either
 				run = "create it (" + p.sink.CreateCommand(topic) + ")"
 			}
 			return &cdc.HaltError{
 				Found: fmt.Sprintf("topic %s does not exist", topic),
-				Means: "its rows cannot be published, and nothing behind them is; nothing is lost",
-				Run:   run + ", and the relay goes on by itself",
+				Means: "neither its rows nor later rows are published; nothing is lost",
+				Run:   run + ", and the relay resumes by itself",
 			}
 		}
 		known := limit{defaultLimit, found[topic].hidden}
@@ -205,13 +210,14 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 	return nil
 }
 
-// mostCounts is of how many topics the state record has the number of partitions.
+// mostCounts is for how many topics the state record has the number of partitions.
 const mostCounts = 50
 
-// Partitions is how many partitions topics have.
+// Partitions has the number of partitions of topics.
 type Partitions map[string]int
 
-// Notes names the topics that had another number of partitions, as the record of a former session has it, which may be nil.
+// Notes names the topics that had another number of partitions in the record of the earlier session, which may be
+// nil.
 func (p Partitions) Notes(former *cdc.State) (notes []string) {
 	if former == nil {
 		return nil
@@ -219,9 +225,9 @@ func (p Partitions) Notes(former *cdc.State) (notes []string) {
 	for _, topic := range slices.Sorted(maps.Keys(p)) {
 		switch was, now := former.Partitions[topic], p[topic]; {
 		case was > now:
-			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: it was deleted and made again: what it held before is gone", topic, now, was))
+			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: it was deleted and created again: its earlier records are gone", topic, now, was))
 		case was != 0 && was < now:
-			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved to another partition, and a consumer may read the new events of a key before its old ones: let it catch up with the partitions that were there before it reads the new ones", topic, now, was))
+			notes = append(notes, fmt.Sprintf("topic %s has %d partitions, and had %d: most keys have moved to another partition, and a consumer may read the new events of a key before its old ones: let it finish the old partitions before it reads the new ones", topic, now, was))
 		}
 	}
 	return notes
@@ -233,9 +239,10 @@ func (p *publisher) partitions() Partitions {
 	return p.counts
 }
 
+// Notes names the topics that had another number of partitions in the earlier session.
 func (p *publisher) Notes(former *cdc.State) []string { return p.partitions().Notes(former) }
 
-// written returns the record as it is written.
+// written returns the record with the fields that the sink adds.
 func (p *publisher) written(st cdc.State) cdc.State {
 	st.Walpost = version.Number
 	if p.cluster != "" {
@@ -247,7 +254,8 @@ func (p *publisher) written(st cdc.State) cdc.State {
 	return st
 }
 
-// batchLimit is asked by the client when it first sees a topic, which Check has seen before.
+// batchLimit returns a topic's limit to the client, which asks when it first sees a topic. Check has seen the topic
+// before.
 func (p *publisher) batchLimit(topic string) int32 {
 	known, ok := p.known(topic)
 	if !ok {
@@ -256,8 +264,9 @@ func (p *publisher) batchLimit(topic string) int32 {
 	return int32(max(known.bytes, 512))
 }
 
-// Publish hands the whole window over, flushes, and returns when every promise is resolved; exactly once, all of it in one
-// transaction. After an error the client must not be used again: what became of the transaction is for the state record to say.
+// Publish gives the whole window to the client, flushes, and returns when every promise is resolved; in exactly-once
+// all of it is one transaction. After an error the client must not be used again: the state record shows whether the
+// transaction was committed.
 func (p *publisher) Publish(ctx context.Context, records []cdc.Record, st *cdc.State) error {
 	err := p.publishWithin(ctx, records, st)
 	if err == nil && st != nil && p.former != "" {
@@ -277,7 +286,7 @@ func (p *publisher) publishWithin(ctx context.Context, records []cdc.Record, st 
 	defer cancel()
 	err := p.publish(limited, records, st)
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
-		return fmt.Errorf("kafka has not taken it within %s, and may still: look at the brokers, then run the command again: %w", p.within, err)
+		return fmt.Errorf("kafka has not taken it within %s, and may still take it: check the brokers, then run the command again: %w", p.within, err)
 	}
 	return err
 }
@@ -305,14 +314,14 @@ func (p *publisher) publish(ctx context.Context, records []cdc.Record, st *cdc.S
 	if err := failpoint.Hit("before_end_txn"); err != nil {
 		return err
 	}
-	// Every promise was checked: the client would commit a window that is there in part only.
+	// Every promise was checked: otherwise the client would commit a window of which only a part was written.
 	if err := p.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("end a transaction: %w", p.denied(err, p.sink.writes()))
 	}
 	return failpoint.Hit("after_end_txn")
 }
 
-// produce returns when everything is durable. After an error, a prefix per partition is.
+// produce returns when everything is durable. After an error, a prefix per partition is durable.
 func (p *publisher) produce(ctx context.Context, records []cdc.Record, st *cdc.State) error {
 	p.promised, p.failed, p.err = 0, nil, nil
 	p.convert(records)
@@ -389,8 +398,8 @@ func (p *publisher) resolved(r *kgo.Record, err error) {
 	}
 }
 
-// failure tells a row that Kafka refuses for good from a Kafka that is in trouble. A batch is refused as a whole, so of
-// several rows it names only the first. The limits that Check knew are forgotten with the session.
+// failure distinguishes a row that Kafka rejects for good from a Kafka with a problem. A batch is rejected as a
+// whole, so of several rows it names only the first. The limits that Check used are dropped with the session.
 func (p *publisher) failure(records []cdc.Record) error {
 	for _, permanent := range []error{kerr.MessageTooLarge, kerr.RecordListTooLarge, kerr.InvalidTopicException, kerr.InvalidRecord, kerr.PolicyViolation} {
 		if !errors.Is(p.err, permanent) {
@@ -398,12 +407,12 @@ func (p *publisher) failure(records []cdc.Record) error {
 		}
 		for i := range records {
 			if &p.records[i] == p.failed {
-				return cdc.Reject(records[i].Row, cdc.ByKafka, records[i].Topic, "kafka refuses its record for topic %s: %v", records[i].Topic, p.err)
+				return cdc.Reject(records[i].Row, cdc.ByKafka, records[i].Topic, "kafka rejects its record for topic %s: %v", records[i].Topic, p.err)
 			}
 		}
 	}
 	if errors.Is(p.err, kerr.InvalidTimestamp) {
-		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from before a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
+		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from earlier than a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
 			p.failed.Topic, p.err, time.Now().UTC().Format(time.RFC3339))
 	}
 	if errors.Is(p.err, kerr.UnsupportedCompressionType) {
@@ -412,16 +421,16 @@ func (p *publisher) failure(records []cdc.Record) error {
 	return fmt.Errorf("produce to topic %s: %w", p.failed.Topic, p.denied(p.err, p.failed.Topic))
 }
 
-// topic is what Kafka says of a topic. The configuration is empty where we may not ask.
+// topic is Kafka's description of a topic. config is empty if the configuration may not be read.
 type topic struct {
-	cluster     string // that it is of; empty where Kafka does not tell
+	cluster     string // the topic's cluster; empty if Kafka does not report it
 	partitions  int
 	replication int
 	config      map[string]string
-	hidden      bool // we may not ask for the configuration
+	hidden      bool // the configuration may not be read
 }
 
-// describeTopic asks for one topic, on which operations are to be done; nil when there is no such topic.
+// describeTopic asks for one topic, on which operations are to be done; nil if there is no such topic.
 func (s *Sink) describeTopic(ctx context.Context, client *kgo.Client, name string, operations ...string) (*topic, error) {
 	found, err := s.describeTopics(ctx, client, []string{name}, operations...)
 	return found[name], err
@@ -430,7 +439,7 @@ func (s *Sink) describeTopic(ctx context.Context, client *kgo.Client, name strin
 // describeTopics asks the brokers, not the client's cache, for topics, and returns those that exist, by name.
 func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []string, operations ...string) (map[string]*topic, error) {
 	found := map[string]*topic{}
-	if len(names) == 0 { // that would ask for all there are
+	if len(names) == 0 { // an empty request would ask for all topics
 		return found, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
@@ -454,7 +463,7 @@ func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []s
 		case errors.Is(err, kerr.UnknownTopicOrPartition):
 			continue
 		case errors.Is(err, kerr.TopicAuthorizationFailed):
-			return nil, &cdc.HaltError{Found: fmt.Sprintf("kafka does not let us see topic %s", name), Means: "we can neither read it nor write to it; nothing is lost", Run: s.grant(identity.Topic, name, operations...)}
+			return nil, &cdc.HaltError{Found: fmt.Sprintf("kafka does not show topic %s to walpost", name), Means: "walpost can neither read the topic nor write to it; nothing is lost", Run: s.grant(identity.Topic, name, operations...)}
 		case err != nil:
 			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 		}
@@ -497,7 +506,7 @@ func clusterID(resp *kmsg.MetadataResponse) string {
 	return *resp.ClusterID
 }
 
-// waitTopic returns when a topic that was just made can be seen by all that ask.
+// waitTopic waits until all brokers know a topic that was just created.
 func (s *Sink) waitTopic(ctx context.Context, client *kgo.Client, name string) error {
 	for {
 		t, err := s.describeTopic(ctx, client, name, prepares...)

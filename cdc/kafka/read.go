@@ -13,28 +13,28 @@ import (
 )
 
 const (
-	readWithin = time.Minute // without progress; longer than any transaction of ours may stay open on a topic
+	readWithin = time.Minute // without progress; longer than any transaction of walpost may stay open on a topic
 	readPause  = 250 * time.Millisecond
 )
 
-// reader reads one partition, committed records only, on and on from where it stopped.
+// reader reads the committed records of one partition, and continues where it stopped.
 type reader struct {
 	sink      *Sink
 	client    *kgo.Client
 	topic     string
 	partition int32
 	next      int64
-	answers   atomic.Int64 // fetches that were answered
+	answers   atomic.Int64 // number of answered fetches
 }
 
-// reader returns a reader that has read nothing: begin says where it starts.
+// reader returns a reader that has read nothing; begin sets its first offset.
 func (s *Sink) reader(topic string, partition int32) (*reader, error) {
 	r := &reader{sink: s, topic: topic, partition: partition}
 	client, err := s.client(
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // so that the last offset is seen, whatever stands there
+		kgo.KeepControlRecords(), // so that the last offset is seen, with any kind of record
 		kgo.FetchMaxWait(100*time.Millisecond),
-		kgo.FetchMaxBytes(4<<20), // a larger record still comes, alone
+		kgo.FetchMaxBytes(4<<20), // a larger record still arrives, alone
 		kgo.WithHooks(r),
 	)
 	if err != nil {
@@ -44,7 +44,7 @@ func (s *Sink) reader(topic string, partition int32) (*reader, error) {
 	return r, nil
 }
 
-// begin has the next record read from an offset on. It is called once.
+// begin sets the offset of the next record. It is called once.
 func (r *reader) begin(from int64) {
 	r.next = from
 	r.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{r.topic: {r.partition: kgo.NewOffset().At(from)}})
@@ -52,14 +52,14 @@ func (r *reader) begin(from int64) {
 
 func (r *reader) close() { r.client.Close() }
 
-// OnBrokerE2E counts answers: how it is known that a compacted partition has nothing left before its end.
+// OnBrokerE2E counts answers: they show that a compacted partition has nothing left before its end.
 func (r *reader) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) {
 	if key == int16(kmsg.Fetch) && e2e.Err() == nil {
 		r.answers.Add(1)
 	}
 }
 
-// end is where the partition ends now, or, if stable, where its first open transaction begins.
+// end returns the partition's present end or, if stable, the offset of its first open transaction.
 func (r *reader) end(ctx context.Context, stable bool) (int64, error) {
 	admin := kadm.NewClient(r.client)
 	list := admin.ListEndOffsets
@@ -82,8 +82,8 @@ func (r *reader) end(ctx context.Context, stable bool) (int64, error) {
 	return end.Offset, nil
 }
 
-// readTo hands over what stands before end. It waits for transactions that are open there, and gives up when nothing has come
-// for readWithin.
+// readTo calls each for the records before end. It waits for open transactions there, and returns an error when
+// nothing has come for readWithin.
 func (r *reader) readTo(ctx context.Context, end int64, each func(*kgo.Record)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -96,7 +96,7 @@ func (r *reader) readTo(ctx context.Context, end int64, each func(*kgo.Record)) 
 		fetches := r.client.PollFetches(poll)
 		done()
 		if err := context.Cause(ctx); err != nil {
-			return fmt.Errorf("read %s: only to offset %d of %d: a transaction may be open on it: try again: %w", r.topic, r.next, end, err)
+			return fmt.Errorf("read %s: stopped at offset %d of %d: a transaction may be open on it: try again: %w", r.topic, r.next, end, err)
 		}
 		for _, f := range fetches.Errors() {
 			if !errors.Is(f.Err, context.DeadlineExceeded) {
@@ -123,9 +123,10 @@ func (r *reader) readTo(ctx context.Context, end int64, each func(*kgo.Record)) 
 			}
 			continue
 		}
-		// The first of three answers may have been asked for before; the third is asked for only when the second was empty.
+		// The first of three answers may have been requested earlier; the third is requested only after the second
+		// was empty.
 		if answered >= quiet+3 {
-			r.next = end // compaction took the rest
+			r.next = end // compaction removed the rest
 		}
 	}
 	return nil

@@ -16,13 +16,14 @@ func (s *Sink) grant(kind, name string, operations ...string) string {
 	return s.login.Grant(s.cfg.Kafka.Brokers, kind, name, operations...)
 }
 
-// denied returns a refusal by Kafka with the right that is missing and what grants it, or what is wrong with the login, and every other error
-// as it is.
+// denied adds the missing right and the command that grants it, or what is wrong with the login, to Kafka's refusal.
+// It returns every other error unchanged.
 func (s *Sink) denied(err error, topic string, operations ...string) error {
 	switch {
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
 		return fmt.Errorf("%w: %s", err, s.grant(identity.Topic, topic, operations...))
-	case errors.Is(err, kerr.SaslAuthenticationFailed), errors.Is(err, kerr.IllegalSaslState): // a login that was to be renewed
+	// a login that was to be renewed
+	case errors.Is(err, kerr.SaslAuthenticationFailed), errors.Is(err, kerr.IllegalSaslState):
 		if refused := s.login.Explain(context.Background(), strings.Join(s.cfg.Kafka.Brokers, ", "), err); refused != nil {
 			return refused
 		}
@@ -30,12 +31,13 @@ func (s *Sink) denied(err error, topic string, operations ...string) error {
 	return err
 }
 
-// denied is that of the sink for a request to write, with the transactional id of this client.
+// denied does the same as Sink.denied for a request to write, with the transactional id of this client.
 func (p *publisher) denied(err error, topic string) error {
 	switch {
 	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
 		return fmt.Errorf("%w: %s", err, p.sink.grant(identity.TransactionalID, p.id, "Write"))
-	case errors.Is(err, kerr.ClusterAuthorizationFailed): // who may write to any topic may take a producer id, from Kafka 3.0 on
+	// from Kafka 3.0 on, a client that may write to any topic may take a producer id
+	case errors.Is(err, kerr.ClusterAuthorizationFailed):
 		return fmt.Errorf("%w: %s; before Kafka 3.0, grant IdempotentWrite on the cluster, too", err, p.sink.grant(identity.Topic, topic, "Write"))
 	}
 	return p.sink.denied(err, topic, "Write")

@@ -30,13 +30,14 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 )
 
-// guarded is a Kafka with TLS that wants client certificates and passwords. All of it can be changed while it runs.
+// guarded is a Kafka with TLS that requires client certificates and passwords. All of it can be changed while it
+// runs.
 type guarded struct {
 	t       *testing.T
 	cluster *kfake.Cluster
 	brokers []string
 	tls     atomic.Pointer[tls.Config]
-	client  atomic.Pointer[x509.Certificate] // of the newest connection
+	client  atomic.Pointer[x509.Certificate] // certificate of the newest connection
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -58,7 +59,7 @@ func startGuarded(t *testing.T, server cdctest.Pair, clients *cdctest.Authority,
 	return g
 }
 
-// serve gives new connections this certificate, and wants one of this authority.
+// serve sets the certificate for new connections, and the authority of the clients' certificates.
 func (g *guarded) serve(server cdctest.Pair, clients *cdctest.Authority) {
 	g.t.Helper()
 	cert, err := tls.LoadX509KeyPair(server.CertFile, server.KeyFile)
@@ -77,7 +78,7 @@ func (g *guarded) serve(server cdctest.Pair, clients *cdctest.Authority) {
 	})
 }
 
-// cut ends all connections, as a broker that is started again does.
+// cut ends all connections, as a restarted broker does.
 func (g *guarded) cut() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -102,7 +103,7 @@ func (c cutter) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// put writes a file as Kubernetes and cert-manager do: it is there at once.
+// put writes a file as Kubernetes and cert-manager do: in one step.
 func put(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
@@ -122,8 +123,8 @@ func text(t *testing.T, path string) string {
 	return string(b)
 }
 
-// TestRotation renews all that a client proves itself by, rightly and wrongly, while one publisher works. It is never started again, loses
-// nothing, and goes on with the last good files.
+// TestRotation renews everything with which a client proves its identity, correctly and wrongly, while one publisher
+// works. The publisher is never restarted, loses nothing, and continues with the last good files.
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	ca, newCA := cdctest.NewAuthority(t, "servers", time.Time{}), cdctest.NewAuthority(t, "new servers", time.Time{})
@@ -168,7 +169,7 @@ func TestRotation(t *testing.T) {
 		}
 		ended <- nil
 	}()
-	// goesOn cuts all connections and wants records to go on.
+	// goesOn cuts all connections and requires that records continue.
 	goesOn := func(after string) {
 		t.Helper()
 		g.cut()
@@ -254,7 +255,7 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// setPassword changes the user's password, as an administrator does, who trusts this authority.
+// setPassword changes the user's password, as an administrator who trusts this authority does.
 func (g *guarded) setPassword(word string, k identity.Kafka, ca *cdctest.Authority) {
 	g.t.Helper()
 	k.TLSCAFile, k.SASL = ca.File, identity.SASL{Mechanism: identity.ScramSHA512, Username: "admin", Password: "admin"}
@@ -272,7 +273,8 @@ func (g *guarded) setPassword(word string, k identity.Kafka, ca *cdctest.Authori
 	}
 }
 
-// TestAdvertisedNameThatNoCertificateHas: the seed's certificate is right, and that of the brokers, under the names that they give out, is not.
+// TestAdvertisedNameThatNoCertificateHas: the seed's certificate is right, but the brokers' certificate does not have
+// the names that they advertise.
 func TestAdvertisedNameThatNoCertificateHas(t *testing.T) {
 	t.Parallel()
 	ca := cdctest.NewAuthority(t, "authority", time.Time{})
@@ -292,14 +294,14 @@ func TestAdvertisedNameThatNoCertificateHas(t *testing.T) {
 	cfg.Pipeline, cfg.Kafka.Brokers = "advertised", g.brokers
 	cfg.Kafka.Kafka = identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSCertFile: client.CertFile, TLSKeyFile: client.KeyFile}
 	_, err := kafka.NewSink(cfg, nil, zerolog.Nop()).Peek(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "(advertised.listeners), and these do not let us in: kafka at localhost:") ||
+	if err == nil || !strings.Contains(err.Error(), "(advertised.listeners), and these do not accept the login: kafka at localhost:") ||
 		!strings.HasSuffix(err.Error(), "has a certificate for 127.0.0.1, and not for localhost: name the brokers as it does, or write one of its names into kafka.tls_server_name") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// TestOurFaultIsNoBrokers: what the login waits for is said within the time of who asks, and a token that ends between the seed and the brokers
-// is no fault of the addresses that Kafka gives out.
+// TestOurFaultIsNoBrokers: the error names what the login waits for within the caller's time, and a token that
+// expires between the seed and the brokers is not reported as a fault of the advertised addresses.
 func TestOurFaultIsNoBrokers(t *testing.T) {
 	t.Parallel()
 	cluster := fake(t)
@@ -335,8 +337,8 @@ func TestOurFaultIsNoBrokers(t *testing.T) {
 	peek(identity.SASL{TokenFile: file}, 10*time.Second, "kafka.sasl.token_file: the file "+file+" is empty: write the password or the token there; the last good one has expired at "+end.UTC().Format(time.RFC3339))
 }
 
-// TestRevoked takes a publisher's login away while it works: it says which key and what Kafka said, and the next session goes on when the login is
-// right again. Nothing that was called durable is lost.
+// TestRevoked revokes a publisher's login while it works: the error names the key and Kafka's reason, and the next
+// session continues when the login is right again. Nothing that was reported as durable is lost.
 func TestRevoked(t *testing.T) {
 	t.Parallel()
 	ca := cdctest.NewAuthority(t, "authority", time.Time{})

@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc/header"
 )
 
-// Place is a record that was found.
+// Place is the place of a found record.
 type Place struct {
 	Topic     string    `json:"topic"`
 	Partition int32     `json:"partition"`
@@ -22,25 +22,26 @@ type Place struct {
 	Seq       string    `json:"seq"`
 	Time      time.Time `json:"time"`
 	Redriven  bool      `json:"redriven"`
-	Replayed  bool      `json:"replayed"` // by `walpost replay`, which knows no LSN
+	Replayed  bool      `json:"replayed"` // published by `walpost replay`, which knows no LSN
 
 	ID, Key, Type string `json:"-"`
 }
 
-// Search is what to look for on topics.
+// Search says what to look for on topics.
 type Search struct {
 	Topics []string
-	// Key, if not nil, is that of the records: then one partition of each topic is read, the one the producer chooses.
+	// Key, if not nil, is the key of the records: then only one partition of each topic is read, the one that the
+	// producer chooses.
 	Key []byte
-	// From is the time of the oldest record to look at.
+	// From is the time of the oldest record to read.
 	From  time.Time
 	Match func(id, key string) bool
 }
 
-// Searched is what a Search has read, in records and partitions.
+// Searched counts what a Search has read, in records and partitions.
 type Searched struct{ Records, Partitions int }
 
-// Topics are the existing topics whose names match.
+// Topics returns the existing topics whose names match.
 func (s *Sink) Topics(ctx context.Context, pattern *regexp.Regexp) (names []string, err error) {
 	client, err := s.connect(ctx)
 	if err != nil {
@@ -61,7 +62,7 @@ func (s *Sink) Topics(ctx context.Context, pattern *regexp.Regexp) (names []stri
 	return names, nil
 }
 
-// Search reads committed records from a time on, up to where the partitions end when it begins.
+// Search reads committed records from a time on, up to the partitions' ends when it begins.
 func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searched, err error) {
 	client, err := s.connect(ctx)
 	if err != nil {
@@ -113,7 +114,7 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 	return places, read, nil
 }
 
-// bounds are the offsets of a topic's partitions at a time, and their ends.
+// bounds returns the offsets of a topic's partitions at a time, and their ends.
 func bounds(ctx context.Context, admin *kadm.Client, topic string, from time.Time) (starts, ends kadm.ListedOffsets, err error) {
 	ctx, cancel := context.WithTimeout(ctx, listWithin)
 	defer cancel()
@@ -133,14 +134,14 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// partitionOf is where the producer puts a key.
+// partitionOf returns the partition that the producer chooses for a key.
 func partitionOf(topic string, key []byte, partitions int) int {
 	return partitioner().ForTopic(topic).Partition(&kgo.Record{Key: key}, partitions)
 }
 
 func place(r *kgo.Record) Place {
 	p := Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp.UTC(), Key: string(r.Key)}
-	// The row's own headers come behind ours, whichever names ours have.
+	// The row's own headers come after walpost's, which may have other names.
 	for _, h := range slices.Backward(r.Headers) {
 		switch v := string(h.Value); h.Key {
 		case header.ID, header.CloudEvents + header.ID:

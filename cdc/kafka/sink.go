@@ -20,20 +20,22 @@ import (
 )
 
 const (
-	// answerWithin is how long Kafka has to answer a question at a session's start. The relay's producing has no limit.
+	// answerWithin is how long Kafka may take to answer a request at a session's start. The relay's producing has no
+	// limit.
 	answerWithin = 10 * time.Second
-	// publishWithin is how long Kafka has to take what a command publishes: nobody watches one that waits for ever.
+	// publishWithin is how long Kafka may take to accept what a command publishes: a command must not wait without
+	// end.
 	publishWithin = time.Minute
-	// createWithin is how long a topic may take to be made and seen.
+	// createWithin is how long it may take until a topic is created and visible.
 	createWithin = time.Minute
-	// listWithin is how long Kafka has to list topics and offsets, which may be many.
+	// listWithin is how long Kafka may take to list topics and offsets, which may be many.
 	listWithin = 30 * time.Second
-	// askNext is after how long another broker is asked, too, when one has not answered.
+	// askNext is how long a request waits for one broker before it also asks the next.
 	askNext = 250 * time.Millisecond
 )
 
-// leaderAge is how soon a client looks again for leaders that have moved; its own 5 s would be the pause that a failing broker
-// makes.
+// leaderAge is how soon a client looks again for leaders that have moved; the client's default of 5 s would be the
+// pause after a broker fails.
 const leaderAge = 250 * time.Millisecond
 
 // Sink is one Kafka cluster, for one pipeline.
@@ -48,20 +50,22 @@ type Sink struct {
 
 var _ cdc.Sink = (*Sink)(nil)
 
-// NewSink makes a sink that connects to nothing yet. The topics that are known are made by init, and checked when a session starts, unless
-// only rows say which of them are needed. The log gets what becomes of certificates and secrets. Each client also has the extra options.
+// NewSink returns a sink, and connects to nothing yet. init creates the known topics, and a session's start checks
+// them, unless only the rows decide which topics are needed. The sink logs changes of certificates and secrets. Each
+// client also gets the extra options.
 func NewSink(cfg config.Config, topics []string, log zerolog.Logger, extra ...kgo.Opt) *Sink {
 	login := identity.NewLogin(cfg.Kafka.Kafka, cfg.Kafka.Brokers, identity.Keys, log.With().Str("pipeline", cfg.Pipeline).Logger())
 	return &Sink{cfg: cfg, topics: topics, login: login, extra: extra}
 }
 
-// Trouble says why Kafka does not let the sink's clients in, in a sentence; nil where it does, or does not answer at all.
+// Trouble returns why Kafka does not accept the login of the sink's clients; nil if it does, or if it does not answer
+// at all.
 func (s *Sink) Trouble() error { return s.login.Trouble() }
 
 // Certificates returns when the certificates in use expire, by their keys.
 func (s *Sink) Certificates() map[string]time.Time { return s.login.Certificates() }
 
-// client connects with what every use of it shares.
+// client returns a client with the options that all uses share.
 func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	opts = append([]kgo.Opt{
 		kgo.SeedBrokers(s.cfg.Kafka.Brokers...), kgo.ClientID("walpost-" + s.cfg.Pipeline), kgo.MetadataMinAge(leaderAge), kgo.DialTimeout(answerWithin),
@@ -73,26 +77,27 @@ func (s *Sink) client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return client, nil
 }
 
-// ping finds out that Kafka answers, before anything is made to wait for it. It returns the cluster's id, empty where Kafka does not tell.
+// ping checks that Kafka answers, before anything waits for it. It returns the cluster's id, empty if Kafka does not
+// report it.
 func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, err error) {
 	asking, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	seeds := strings.Join(s.cfg.Kafka.Brokers, ", ")
 	answer, err := first(asking, client.SeedBrokers(), func() kmsg.Request {
 		r := kmsg.NewPtrMetadataRequest()
-		r.Topics = []kmsg.MetadataRequestTopic{} // none; nil is all
+		r.Topics = []kmsg.MetadataRequestTopic{} // none; nil would mean all
 		return r
 	})
 	if err != nil {
 		if errors.Is(ctx.Err(), context.Canceled) {
-			return "", fmt.Errorf("asking kafka was given up: %w", context.Cause(ctx))
+			return "", fmt.Errorf("the request to kafka was stopped: %w", context.Cause(ctx))
 		}
 		if refused := s.login.Explain(ctx, seeds, err); refused != nil {
 			return "", refused
 		}
 		return "", fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
 	}
-	// The addresses that Kafka gives out are others, and those are what is used.
+	// The addresses that Kafka advertises are others, and clients use those.
 	var brokers []*kgo.Broker
 	var at []string
 	for _, b := range answer.(*kmsg.MetadataResponse).Brokers {
@@ -104,7 +109,7 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 			return "", refused // the addresses are not at fault
 		}
 		if refused != nil {
-			return "", fmt.Errorf("kafka at %s says that its brokers are at %s (advertised.listeners), and these do not let us in: %w", seeds, strings.Join(at, ", "), refused)
+			return "", fmt.Errorf("kafka at %s says that its brokers are at %s (advertised.listeners), and these do not accept the login: %w", seeds, strings.Join(at, ", "), refused)
 		}
 		return "", fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
 			seeds, strings.Join(at, ", "), err)
@@ -112,7 +117,8 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 	return clusterID(answer.(*kmsg.MetadataResponse)), ctx.Err()
 }
 
-// first asks one broker after the other, without waiting long for any, and returns the first answer, or the errors of all.
+// first sends a request to one broker after another, without waiting long for any, and returns the first answer, or
+// the errors of all.
 func first(ctx context.Context, brokers []*kgo.Broker, req func() kmsg.Request) (kmsg.Response, error) {
 	type answer struct {
 		resp kmsg.Response
@@ -145,7 +151,7 @@ func first(ctx context.Context, brokers []*kgo.Broker, req func() kmsg.Request) 
 	return nil, errors.Join(errs...)
 }
 
-// connect is a client of a Kafka that answers.
+// connect returns a client of a Kafka that answers.
 func (s *Sink) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, error) {
 	client, err := s.client(opts...)
 	if err != nil {
@@ -158,14 +164,14 @@ func (s *Sink) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, error
 	return client, nil
 }
 
-// Peek reads the newest state record with a client of its own. It does not wait for the end of a transaction that is open.
+// Peek reads the newest state record with a separate client. It does not wait for the end of an open transaction.
 func (s *Sink) Peek(ctx context.Context) (*cdc.State, error) {
 	log, err := s.readState(ctx, true)
 	return log.newest(), err
 }
 
-// Open makes the session's client and checks the topics that are known. In exactly-once it fences the relay that had the
-// slot before, and ends that one's open transaction.
+// Open returns the session's client and checks the known topics. In exactly-once it fences the relay that had the
+// slot before, and ends that relay's open transaction.
 func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	var id string
 	if s.cfg.Delivery == config.ExactlyOnce {
@@ -182,7 +188,8 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// OpenReplay makes a client for `walpost replay`, beside the relay's own: exactly once it has a transactional id of its own.
+// OpenReplay returns a client for `walpost replay`, which works next to the relay's: in exactly-once it has another
+// transactional id.
 func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	var id string
 	if s.cfg.Delivery == config.ExactlyOnce {
@@ -196,8 +203,8 @@ func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
 	return p, nil
 }
 
-// Ready returns how many partitions the topics have. It returns an error where Kafka does not answer, and the HaltError of a session that would
-// find a topic missing or of the wrong kind. It fences nobody.
+// Ready returns how many partitions the topics have. It returns an error if Kafka does not answer, and the HaltError
+// of a session that would find a topic missing or of the wrong kind. It fences no client.
 func (s *Sink) Ready(ctx context.Context) (Partitions, error) {
 	p, err := s.newPublisher(ctx, "", s.cfg.Kafka.TransactionTimeout)
 	if err != nil {
@@ -220,16 +227,18 @@ func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 	return nil
 }
 
-// retryFor is how long the client itself tries a request again. The end of a transaction never: before transaction version 2
-// a first attempt that was thought lost could arrive late, and end the next transaction in its middle.
+// retryFor returns how long the client itself repeats a request. It never repeats the end of a transaction: before
+// transaction version 2 a first attempt that was thought lost could arrive late, and end the next transaction in its
+// middle.
 func retryFor(key int16) time.Duration {
 	if key == int16(kmsg.EndTxn) {
 		return time.Nanosecond
 	}
-	return 30 * time.Second // the client's own default
+	return 30 * time.Second // the client's default
 }
 
-// newPublisher makes a client that publishes in transactions, and fences whoever has the same id, if it is given one.
+// newPublisher returns a client that publishes in transactions if it is given an id, and fences every other client
+// with that id.
 func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout time.Duration) (*publisher, error) {
 	p := &publisher{sink: s, id: transactionalID, limits: map[string]limit{}, dead: deadReader{sink: s}, deadTopic: s.cfg.DeadLetterTopic()}
 	var codec kgo.CompressionCodec
@@ -275,5 +284,5 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 	return p, nil
 }
 
-// partitioner is murmur2 of the key, as the Java client does.
+// partitioner returns murmur2 of the key, as in the Java client.
 func partitioner() kgo.Partitioner { return kgo.StickyKeyPartitioner(nil) }

@@ -15,28 +15,28 @@ import (
 	"github.com/walpost/walpost/cdc/internal/failpoint"
 )
 
-// stateLog is what stands in the state topic: the records of all sessions that were not tombstoned, and what operators
-// decided, oldest first.
+// stateLog is the content of the state topic: the records of all sessions that were not tombstoned, and the
+// operators' decisions, oldest first.
 type stateLog struct {
 	states    []*cdc.State
 	decisions []cdc.Decision
 	whole     bool // it was read from its beginning
 }
 
-// Decisions returns what operators decided, oldest first.
+// Decisions returns the operators' decisions, oldest first.
 func (s *Sink) Decisions(ctx context.Context) ([]cdc.Decision, error) {
 	log, err := s.readLog(ctx, true, math.MaxInt64)
 	return log.decisions, err
 }
 
-// stateTail is how many offsets at the end of the state topic a session reads. The record that holds is among the last ones:
-// exactly once no former session can write behind it, and at least once a former session that has lost the slot writes a few
-// more at most. The topic itself can be large: where the service refuses its tuning the markers of transactions stay a day, and
-// where no cleaner runs they stay.
+// stateTail is how many offsets at the end of the state topic a session reads. The valid record is among the last
+// ones: in exactly-once no former session can write after it, and in at-least-once a former session that has lost the
+// slot writes at most a few more. The topic itself can be large: if the service does not allow its tuning, the
+// markers of transactions stay a day, and if no cleaner runs they stay.
 const stateTail = 2000
 
-// readState returns what stands at the end of the state topic, up to where its first open transaction begins, if stable, else
-// up to the end, which waits until those that are open are ended. Where there is no topic there is nothing.
+// readState returns the end of the state topic: if stable, up to its first open transaction, else up to its end,
+// which waits until the open transactions have ended. If there is no topic it returns nothing.
 func (s *Sink) readState(ctx context.Context, stable bool) (stateLog, error) {
 	log, err := s.readLog(ctx, stable, stateTail)
 	if err == nil && len(log.states) == 0 && !log.whole {
@@ -45,7 +45,7 @@ func (s *Sink) readState(ctx context.Context, stable bool) (stateLog, error) {
 	return log, err
 }
 
-// readLog reads the last offsets of the state topic, so many at most.
+// readLog reads at most the last most offsets of the state topic.
 func (s *Sink) readLog(ctx context.Context, stable bool, most int64) (log stateLog, err error) {
 	name := s.cfg.StateTopic()
 	r, err := s.reader(name, 0)
@@ -82,7 +82,7 @@ func (s *Sink) readLog(ctx context.Context, stable bool, most int64) (log stateL
 	return log, errors.Join(unreadable, err)
 }
 
-// add takes a record that was read from a cluster.
+// add adds a record that was read from a cluster.
 func (l *stateLog) add(r *kgo.Record, cluster string) error {
 	key := string(r.Key)
 	switch {
@@ -91,7 +91,7 @@ func (l *stateLog) add(r *kgo.Record, cluster string) error {
 		return nil
 	case strings.HasPrefix(key, cdc.DecisionPrefix):
 		var d cdc.Decision
-		if json.Unmarshal(r.Value, &d) == nil { // they are only told
+		if json.Unmarshal(r.Value, &d) == nil { // decisions are only shown
 			l.decisions = append(l.decisions, d)
 		}
 		return nil
@@ -101,7 +101,7 @@ func (l *stateLog) add(r *kgo.Record, cluster string) error {
 		return &cdc.HaltError{
 			Found: fmt.Sprintf("the record at offset %d of %s cannot be read: %v", r.Offset, r.Topic, err),
 			Means: "the delivered position is not certain",
-			Run:   "if a newer walpost wrote it, run that one; if somebody else did, stop them, delete the topic (it is the relay's own), and `walpost adopt` goes on from where the slot stands: nothing is lost, some rows may come again",
+			Run:   "if a newer walpost wrote it, run that version; if another program did, stop it and delete the topic (only the relay uses it); then `walpost adopt` continues from the slot's position: nothing is lost, some rows may come again",
 		}
 	}
 	st.ReadFrom = cluster
@@ -109,12 +109,13 @@ func (l *stateLog) add(r *kgo.Record, cluster string) error {
 	return nil
 }
 
-// newest is the state record that holds; nil when there is none.
+// newest returns the valid state record; nil if there is none.
 func (l *stateLog) newest() *cdc.State { return cdc.NewestState(l.states) }
 
 const maxStale = 100 // tombstones in one window
 
-// stale are keys of sessions before the newest one's. Nobody asks for them any more, and each session leaves one.
+// stale returns the keys of sessions before the newest one. They are not needed any more, and each session leaves
+// one.
 func (l *stateLog) stale() (keys []string) {
 	newest := l.newest()
 	for _, st := range l.states {
@@ -129,7 +130,7 @@ func (l *stateLog) stale() (keys []string) {
 
 func checkStateTopic(name string, t *topic) error {
 	if t.partitions != 1 {
-		return &cdc.HaltError{Found: fmt.Sprintf("topic %s has %d partitions", name, t.partitions), Means: "the order of state records would be lost", Run: "delete it, and `walpost adopt` makes it anew and goes on from where the slot stands"}
+		return &cdc.HaltError{Found: fmt.Sprintf("topic %s has %d partitions", name, t.partitions), Means: "the order of state records would be lost", Run: "delete it, then `walpost adopt` creates it again and continues from the slot's position"}
 	}
 	if policy, known := t.config["cleanup.policy"]; known && policy != "compact" {
 		return &cdc.HaltError{Found: fmt.Sprintf("topic %s has cleanup.policy=%s", name, policy), Means: "Kafka would delete the delivered position after a while", Run: "set it: kafka-configs.sh --alter --topic " + name + " --add-config cleanup.policy=compact"}

@@ -50,7 +50,7 @@ func TestInitAsksWhereTheRelayIsLed(t *testing.T) {
 			"another server":   {other.URL(name), admin, "", "source.url and --admin-url (WALPOST_ADMIN_URL) lead to different servers", ""},
 			"no server":        {change(admin, func(u *url.URL) { u.Host = "127.0.0.1:1" }), admin, "warning: source.url: PostgreSQL at 127.0.0.1:1 does not answer", "", ""},
 			"no TLS":           {change(admin, func(u *url.URL) { u.RawQuery = "sslmode=require" }), admin, "takes no TLS: switch it on there (ssl = on), or write sslmode=disable", "", ""},
-			"another database": {admin, change(admin, func(u *url.URL) { u.Path = "/postgres" }), "all is done there, because source.url names it; --admin-url (WALPOST_ADMIN_URL) names postgres", "", ""},
+			"another database": {admin, change(admin, func(u *url.URL) { u.Path = "/postgres" }), "init works there, because source.url names it; --admin-url (WALPOST_ADMIN_URL) names postgres", "", ""},
 			"as it should be":  {admin, admin, "", "", ""},
 			"a streamed one":   {admin, admin, "", "", "streamed"},
 			"another case":     {admin, admin, "", "source.table: there is no table public.Events: did you mean public.eVents?", "Events"},

@@ -91,7 +91,7 @@ func classify(t *postgres.OpenTable, doing string, err error) error {
 	run := "let `walpost init` create what is missing, or fix it yourself"
 	switch {
 	case errors.Is(err, postgres.ErrUnseen):
-		return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "fix it, and the relay resumes by itself"}
+		return &cdc.HaltError{Found: err.Error(), Means: "the table cannot be polled like this, and nothing is lost", Run: "fix it, and the relay resumes by itself; after a change of its configuration, restart it"}
 	case errors.As(err, &halt):
 		err, run = errors.New(halt.Found), halt.Run+", or let `walpost init` grant it"
 	case slices.Contains(unpollable, postgres.SQLState(cause)):

@@ -17,14 +17,14 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// Step is one thing that `walpost init` does to PostgreSQL, with the SQL that does it. A step without SQL is done already.
+// Step is one action of `walpost init` in PostgreSQL, with its SQL. A step without SQL is already done.
 type Step struct {
 	What string
 	SQL  []string
-	// secret is what stands for :password in the SQL when it is run, never when it is shown.
+	// secret replaces :password in the SQL when it is run, never when it is shown.
 	secret string
-	token  string // what gives the role's password, where that is a token and no password to be set
-	role   string // that the step is for, where it is for one
+	token  string // the setting that supplies the role's password, if that is a token and not a password to be set
+	role   string // the role that the step is for, if any
 }
 
 // Admin prepares a database for a relay, with an administrator's rights.
@@ -49,12 +49,13 @@ func (s *Source) Admin(ctx context.Context, url string) (*Admin, error) {
 // Close ends the connection.
 func (a *Admin) Close(ctx context.Context) { _ = a.conn.Close(ctx) }
 
-// try runs the step and takes it back. refused says that the administrator may not do it: a provider has rules that stand in no catalog.
+// try runs the step and rolls it back. refused is true if the administrator may not run it: a provider has rules that
+// are in no catalog.
 func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 	if len(step.SQL) == 0 {
 		return false, nil
 	}
-	// A server writes what it refuses into its log, with the password in it.
+	// The server writes a refused statement into its log, with the password in it.
 	step.SQL = slices.Clone(step.SQL)
 	for i := range step.SQL {
 		step.SQL[i] = strings.ReplaceAll(step.SQL[i], ":password", "NULL")
@@ -75,17 +76,20 @@ func (a *Admin) try(ctx context.Context, step Step) (refused bool, err error) {
 	return false, a.failed(ctx, step.What, err)
 }
 
-// ErrMadeMeanwhile is returned where a step met somebody who made or changed the same at the same time. Nothing was changed.
-var ErrMadeMeanwhile = errors.New("somebody else may make or change the same at this moment: run the command again")
+// ErrMadeMeanwhile is returned when another session created or changed the same object at the same time. Nothing was
+// changed.
+var ErrMadeMeanwhile = errors.New("another session changes the same objects at this moment: run the command again")
 
-// madeMeanwhile are the SQLSTATEs of that: of two that make a role, table or publication, and of two that alter a role or grant a right.
+// madeMeanwhile lists the SQLSTATEs of such a conflict: two sessions create a role, table or publication, or alter a
+// role or grant a right.
 var madeMeanwhile = []string{pgerrcode.UniqueViolation, pgerrcode.DuplicateObject, pgerrcode.DuplicateTable, pgerrcode.InternalError}
 
-// Alone waits until no other init works on this database, and keeps others waiting until Close. waits is called once, where it has to wait.
+// Alone waits until no other init works on this database, and keeps others waiting until Close. It calls waits once,
+// if it has to wait.
 func (a *Admin) Alone(ctx context.Context, waits func()) error {
 	for told := false; ; {
 		var alone bool
-		// Not a lock that is waited for: PostgreSQL makes no slot while an older transaction is open.
+		// Not a blocking lock: PostgreSQL creates no slot while an older transaction is open.
 		if err := a.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended('walpost init', 0))`).Scan(&alone); err != nil || alone {
 			return err
 		}
@@ -103,7 +107,7 @@ func (a *Admin) Alone(ctx context.Context, waits func()) error {
 
 // Do runs the SQL of all steps, or changes nothing.
 func (a *Admin) Do(ctx context.Context, steps ...Step) error {
-	ctx, cancel := patient(ctx) // an index takes its time
+	ctx, cancel := patient(ctx) // building an index takes time
 	defer cancel()
 	var doing string
 	err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
@@ -125,7 +129,7 @@ func (a *Admin) Do(ctx context.Context, steps ...Step) error {
 func run(ctx context.Context, tx pgx.Tx, step Step) error {
 	for _, sql := range step.SQL {
 		if strings.Contains(sql, ":password") {
-			// Utility statements take no parameters; the server quotes.
+			// Utility statements take no parameters, so the server quotes the value.
 			var quoted string
 			if err := tx.QueryRow(ctx, `SELECT quote_literal($1::text)`, step.secret).Scan(&quoted); err != nil {
 				return err
@@ -139,7 +143,8 @@ func run(ctx context.Context, tx pgx.Tx, step Step) error {
 	return nil
 }
 
-// failed says why a step was not done: who holds the lock that did not come, or that the administrator may not.
+// failed returns the reason why a step failed: the transaction that holds the lock, or the missing right of the
+// administrator.
 func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 	var pg *pgconn.PgError
 	switch {
@@ -153,16 +158,16 @@ func (a *Admin) failed(ctx context.Context, doing string, err error) error {
 			LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction::text = split_part(l.virtualtransaction, '/', 2)
 			WHERE l.relation = to_regclass($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
 			  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`, TableName(a.source.cfg)).Scan(&holders)
-		return fmt.Errorf("%s: a lock on %s did not come within %s, and writers would have queued behind the wait: it is held by %s: wait for its end, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "somebody who cannot be named"))
+		return fmt.Errorf("%s: no lock on %s within %s, and writers must not wait longer: it is held by %s: wait until that ends, or end it (SELECT pg_terminate_backend(pid), ROLLBACK PREPARED), and run the command again", doing, a.source.cfg.Table, lockedAfter, cmp.Or(holders, "a transaction that cannot be named"))
 	case slices.Contains(madeMeanwhile, pg.Code):
 		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): %w", doing, pg.Message, pg.Code, ErrMadeMeanwhile)
 	case pg.Code == pgerrcode.InsufficientPrivilege:
-		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s has not the right: connect as one that has, or let somebody who has run the SQL above; nothing was changed", doing, pg.Message, pg.Code, adminURL)
+		return fmt.Errorf("%s: PostgreSQL says %s (SQLSTATE %s): the role of %s lacks the right: connect as a role that has it, or let its owner run the SQL above; nothing was changed", doing, pg.Message, pg.Code, adminURL)
 	}
 	return classify(doing, err)
 }
 
-// Facts reads what a first state record is made of, but for the server's identity. Table and publication must be there.
+// Facts reads what a first state record needs, except the server's identity. Table and publication must exist.
 func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	f, _, err := a.source.look(ctx, a.conn)
 	if err == nil {
@@ -174,7 +179,7 @@ func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 	return f, nil
 }
 
-// version is the server's major.
+// version returns the server's major version.
 func (a *Admin) version() int { return major(a.conn) }
 
 func major(conn *pgx.Conn) int {
@@ -183,8 +188,8 @@ func major(conn *pgx.Conn) int {
 	return n
 }
 
-// RowsBefore counts the rows that are in the outbox already: no slot will ever stream them. It is an ErrUnseen where the
-// administrator does not see them.
+// RowsBefore counts the rows that are in the outbox already: no slot will ever stream them. It returns ErrUnseen if
+// the administrator does not see all rows.
 func (a *Admin) RowsBefore(ctx context.Context) (n int64, err error) {
 	if err := a.source.seesAll(ctx, a.conn, false); err != nil {
 		return 0, err

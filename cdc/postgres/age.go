@@ -11,11 +11,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrZone is returned when nothing tells for certain which zone a column's times are of.
+// ErrZone is returned when the zone of a column's times is not certain.
 var ErrZone = errors.New("times without a zone")
 
-// Age is a column that says when a row was written, as SQL. A timestamp without time zone is a local time: it is compared as the
-// instants that it can be, of which there are two in the hour that a change of daylight saving repeats.
+// Age is a column with the time at which a row was written, as SQL. A timestamp without time zone is a local time: it
+// is compared as all the instants that it can mean. There are two of them in the hour that a change from daylight
+// saving repeats.
 type Age struct {
 	column string // quoted
 	zone   string // quoted as a literal; empty where values are instants
@@ -24,10 +25,10 @@ type Age struct {
 // shift is more than any clock is put back by.
 const shift = "interval '3 hours'"
 
-// Age looks at a column. With ErrZone it is of the zone that is the most likely one.
+// Age returns a column's Age. With ErrZone it has the most likely zone.
 func (s *Source) Age(ctx context.Context, conn *pgx.Conn, column string) (Age, error) {
 	a := Age{column: Ident(column)}
-	var base uint32 // of a domain
+	var base uint32 // base type of a domain
 	err := conn.QueryRow(ctx, `
 		WITH RECURSIVE kind AS (
 			SELECT t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
@@ -47,8 +48,8 @@ func (s *Source) Age(ctx context.Context, conn *pgx.Conn, column string) (Age, e
 	return a, err
 }
 
-// first and last are SQL for the earliest and the latest instant that the column's value can be. PostgreSQL takes the latest; the other
-// is by the offset that held before.
+// last returns SQL for the latest instant that the column's value can mean, which is the one that PostgreSQL takes. For
+// the earliest, first uses the offset that was valid before.
 func (a Age) last() string {
 	if a.zone == "" {
 		return a.column
@@ -65,8 +66,8 @@ func (a Age) first() string {
 	return fmt.Sprintf("(CASE WHEN NOT isfinite(%[1]s) THEN %[4]s WHEN %[2]s AT TIME ZONE %[3]s = %[1]s THEN least(%[2]s, %[4]s) ELSE %[4]s END)", a.column, earlier, a.zone, a.last())
 }
 
-// within is SQL for a value that can be an instant from one on and before another, which are SQL for instants. An index on the column
-// serves it.
+// within returns SQL for a value that can mean an instant in [from, to), both SQL for instants. An index on the
+// column serves it.
 func (a Age) within(from, to string) string {
 	if a.zone == "" {
 		return fmt.Sprintf("%[1]s >= %[2]s AND %[1]s < %[3]s", a.column, from, to)
@@ -76,13 +77,13 @@ func (a Age) within(from, to string) string {
 		a.column, local(from), shift, local(to), a.last(), from, to, a.first())
 }
 
-// Seconds is SQL for how long ago it was, NULL for infinity.
+// Seconds returns SQL for the age in seconds, NULL for infinity.
 func (a Age) Seconds() string {
 	return fmt.Sprintf("CASE WHEN isfinite(%s) THEN greatest(0, extract(epoch FROM clock_timestamp() - %s)) END", a.column, a.last())
 }
 
-// zone is what source.columns.created_at_zone says. Where it says nothing it is UTC, if no default of the database is another one: a
-// service's sessions begin with those. Otherwise it is an ErrZone that names them.
+// zone returns source.columns.created_at_zone. If that is empty it returns UTC, if no default of the database is
+// another zone: a service's sessions begin with those defaults. Otherwise it returns an ErrZone that names them.
 func (s *Source) zone(ctx context.Context, conn *pgx.Conn, column string) (string, error) {
 	if zone := s.cfg.Columns.CreatedAtZone; zone != "" {
 		problem, err := s.unknownZone(ctx, conn)
@@ -96,7 +97,8 @@ func (s *Source) zone(ctx context.Context, conn *pgx.Conn, column string) (strin
 		return "", classify("ask for the time zone", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	if _, err := tx.Exec(ctx, `SET LOCAL timezone TO DEFAULT`); err != nil { // what this connection said is nobody else's
+	// the settings of this connection say nothing about others
+	if _, err := tx.Exec(ctx, `SET LOCAL timezone TO DEFAULT`); err != nil {
 		return "", classify("ask for the time zone", err)
 	}
 	rows, err := tx.Query(ctx, `
@@ -128,7 +130,7 @@ func (s *Source) zone(ctx context.Context, conn *pgx.Conn, column string) (strin
 		return "", classify("ask for the time zone", err)
 	}
 	if base == "" {
-		found = append(found, "the server's own cannot be seen on this connection")
+		found = append(found, "this connection cannot see the server's own zone")
 	}
 	if base != "" && !slices.ContainsFunc(all, func(zone string) bool { return !slices.Contains(utc, strings.ToLower(zone)) }) {
 		return "UTC", nil
@@ -137,17 +139,17 @@ func (s *Source) zone(ctx context.Context, conn *pgx.Conn, column string) (strin
 		base = "UTC"
 	}
 	column = Ident(column)
-	return base, fmt.Errorf("%w: column %s of %s is a timestamp without time zone, and nothing tells for certain of which zone (%s): set source.columns.created_at_zone to the writers' zone, or make it a timestamptz: `ALTER TABLE %s ALTER COLUMN %s TYPE timestamptz USING %s AT TIME ZONE %s`",
+	return base, fmt.Errorf("%w: column %s of %s is a timestamp without time zone, and its zone is not certain (%s): set source.columns.created_at_zone to the writers' zone, or make it a timestamptz: `ALTER TABLE %s ALTER COLUMN %s TYPE timestamptz USING %s AT TIME ZONE %s`",
 		ErrZone, column, s.cfg.Table, strings.Join(found, "; "), TableName(s.cfg), column, column, Literal(base))
 }
 
-// utc are the names of UTC.
+// utc lists the names of UTC.
 var utc = []string{
 	"utc", "etc/utc", "gmt", "etc/gmt", "uct", "etc/uct", "zulu", "etc/zulu", "universal", "etc/universal", "greenwich", "etc/greenwich",
 	"gmt0", "etc/gmt0", "gmt+0", "etc/gmt+0", "gmt-0", "etc/gmt-0",
 }
 
-// unknownZone says what is wrong with a configured zone that PostgreSQL does not know.
+// unknownZone returns a problem if PostgreSQL does not know the configured zone.
 func (s *Source) unknownZone(ctx context.Context, conn *pgx.Conn) (problem string, err error) {
 	zone := s.cfg.Columns.CreatedAtZone
 	if zone == "" {

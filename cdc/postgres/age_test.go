@@ -16,7 +16,7 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// instants are those that a clock in the zone shows as this.
+// instants returns the instants at which a clock in the zone shows this time.
 func instants(zone *time.Location, shows time.Time) (all []time.Time) {
 	for _, around := range []time.Duration{-24 * time.Hour, 24 * time.Hour} {
 		_, offset := shows.Add(around).In(zone).Zone()
@@ -28,7 +28,8 @@ func instants(zone *time.Location, shows time.Time) (all []time.Time) {
 	return all
 }
 
-// TestTimesWithoutAZone replays rows around every change of the clocks of 2026: exactly those that can be of the time that is asked for.
+// TestTimesWithoutAZone replays rows around every change of the clocks of 2026: exactly those that can be of the
+// requested time.
 func TestTimesWithoutAZone(t *testing.T) {
 	cdctest.Long(t, "makes many databases")
 	t.Parallel()
@@ -108,7 +109,7 @@ func TestTimesWithoutAZone(t *testing.T) {
 	}
 }
 
-// TestZoneOfTimesWithoutOne is what the configuration says, or UTC where no default of the database is another zone.
+// TestZoneOfTimesWithoutOne: the zone is the configured one, or UTC if no default of the database is another zone.
 func TestZoneOfTimesWithoutOne(t *testing.T) {
 	t.Parallel()
 	admin := cdctest.Database(t)
@@ -130,7 +131,7 @@ func TestZoneOfTimesWithoutOne(t *testing.T) {
 		CREATE TABLE outbox (id text, aggregate_type text, aggregate_id text, event_type text, payload text, created_at timestamp, at timestamptz, m moment, i instant)`)
 	for _, c := range []struct{ sql, zone, column, says string }{
 		{`ALTER DATABASE "{db}" SET timezone = 'Etc/UTC'`, "", "", ""},
-		{`ALTER DATABASE "{db}" SET timezone = 'Europe/Berlin'`, "", "", `"created_at" of public.outbox is a timestamp without time zone, and nothing tells for certain of which zone (database {db}: Europe/Berlin): set source.columns.created_at_zone`},
+		{`ALTER DATABASE "{db}" SET timezone = 'Europe/Berlin'`, "", "", `"created_at" of public.outbox is a timestamp without time zone, and its zone is not certain (database {db}: Europe/Berlin): set source.columns.created_at_zone`},
 		{``, "", "", "TYPE timestamptz USING \"created_at\" AT TIME ZONE 'Europe/Berlin'`"},
 		{``, "", "m", `column "m"`},
 		{``, "", "at", ""},
@@ -142,14 +143,15 @@ func TestZoneOfTimesWithoutOne(t *testing.T) {
 		{`ALTER ROLE "{role}" SET timezone = 'GMT'`, "", "", ""},
 		{`ALTER ROLE "{role}" IN DATABASE "{db}" SET TimeZone = 'Asia/Tokyo'`, "", "", "role {role}: Asia/Tokyo"},
 		{`ALTER ROLE "{role}" IN DATABASE "{db}" RESET TimeZone; ALTER ROLE "{role}" IN DATABASE postgres SET TimeZone = 'Asia/Tokyo'`, "", "", ""},
-		{`ALTER ROLE "{role}" IN DATABASE postgres RESET TimeZone; ALTER DATABASE "{db}" RESET timezone`, "", "", "server"}, // this machine's
+		// this machine's zone
+		{`ALTER ROLE "{role}" IN DATABASE postgres RESET TimeZone; ALTER DATABASE "{db}" RESET timezone`, "", "", "server"},
 	} {
 		do(c.sql)
 		cfg := config.Default().Source
 		cfg.URL, cfg.Columns.CreatedAt, cfg.Columns.CreatedAtZone = admin, c.column, c.zone
 		for _, url := range []string{admin, admin + "&timezone=Asia/Tokyo"} {
 			if strings.Contains(url, "Tokyo") && c.says == "server" {
-				c.says = "the server's own cannot be seen on this connection"
+				c.says = "this connection cannot see the server's own zone"
 			}
 			a, err := postgres.NewSource("test", cfg, zerolog.Nop()).Admin(t.Context(), url)
 			if err != nil {

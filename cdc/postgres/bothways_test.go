@@ -24,7 +24,8 @@ var keyColumns = map[string][]string{
 	"raw": {`'\xab0%d'`}, "code": {`'d%d'`}, "tight text": {`'t%d'`},
 }
 
-// TestARowIsTheSameByBothWays: the WAL's decoder and the SQL of polling, replay and redrive make the same bytes of a row.
+// TestARowIsTheSameByBothWays: the WAL's decoder and the SQL of polling, replay and redrive return the same bytes for
+// a row.
 func TestARowIsTheSameByBothWays(t *testing.T) {
 	url := cdctest.Database(t)
 	conn, err := pgx.Connect(t.Context(), url)
@@ -127,7 +128,7 @@ type recorded struct {
 	all   [][]byte
 }
 
-// framesOf returns what the server sends of the next inserts.
+// framesOf returns the frames that the server sends for the next inserts.
 func framesOf(t *testing.T, source *Source, inserts int) (r recorded) {
 	t.Helper()
 	var err error
@@ -177,7 +178,7 @@ func decodeAll(t *testing.T, cfg config.Source, table uint32, frames [][]byte) (
 			t.Fatalf("%+v: %v", cfg.Columns, err)
 		}
 		if m.Kind == cdc.Insert {
-			row := m.Row // whose bytes hold until the next message
+			row := m.Row // its bytes are valid until the next message
 			for _, b := range []*[]byte{&row.ID, &row.AggregateType, &row.AggregateID, &row.EventType, &row.Payload, &row.Headers, &row.CreatedAt} {
 				*b = bytes.Clone(*b)
 			}

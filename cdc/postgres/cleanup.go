@@ -14,37 +14,37 @@ import (
 )
 
 const (
-	batchBlocks   = 512                    // of the table, looked through in one transaction
-	lockWithin    = "2s"                   // writers wait behind who waits for a lock
-	confirmWithin = 30 * time.Second       // what was committed when the cleanup began
-	confirmPoll   = 100 * time.Millisecond // between two looks at the slots
+	batchBlocks   = 512                    // blocks of the table that one transaction reads
+	lockWithin    = "2s"                   // writers wait as long as the cleanup waits for a lock
+	confirmWithin = 30 * time.Second       // how long to wait until everything committed before the cleanup is confirmed
+	confirmPoll   = 100 * time.Millisecond // time between two looks at the slots
 )
 
-// Cleaner takes rows out of the outbox that are delivered and older than the retention. What is delivered every slot has
-// confirmed; in a polled table the row says so.
+// Cleaner deletes outbox rows that are delivered and older than the retention. A row is delivered if every slot has
+// confirmed it; in a polled table the row itself says so.
 type Cleaner struct {
 	source *Source
-	key    string // holds the URL
+	key    string // the configuration key with the URL
 	conn   *pgx.Conn
 	marks  *Marks
 	age    Age // of a row
-	days   Age // what the table is partitioned by, where it is
+	days   Age // the partition key, if the table is partitioned
 }
 
-// Marks is how rows themselves say that they are delivered, and since when.
+// Marks describes the columns in which rows record that they are delivered, and when.
 type Marks struct {
-	Delivered string // SQL that is true for a row that is
-	Column    string // of the time
-	Key       string // that names the column
+	Delivered string // SQL that is true for a delivered row
+	Column    string // the time of delivery
+	Key       string // the configuration key that names the column
 }
 
-// CleanerOptions is who cleans up, and by what.
+// CleanerOptions says which role cleans up, and how it knows delivered rows.
 type CleanerOptions struct {
-	Key, URL string // the URL, and what holds it
-	Marks    *Marks // nil: what every slot has confirmed is delivered
+	Key, URL string // the URL, and the configuration key that has it
+	Marks    *Marks // nil: a row is delivered if every slot has confirmed it
 }
 
-// Cleaner connects as somebody who may delete from the outbox or, where it is partitioned, owns it.
+// Cleaner connects as a role that may delete from the outbox or, if it is partitioned, owns it.
 func (s *Source) Cleaner(ctx context.Context, o CleanerOptions) (*Cleaner, error) {
 	conn, err := s.connectAs(ctx, o.Key, o.URL, "walpost cleanup")
 	if err != nil {
@@ -58,7 +58,7 @@ func (s *Source) Cleaner(ctx context.Context, o CleanerOptions) (*Cleaner, error
 	return c, nil
 }
 
-// prepare refuses what could not be cleaned up rightly.
+// prepare returns an error for a table that could not be cleaned up correctly.
 func (c *Cleaner) prepare(ctx context.Context) error {
 	if err := c.source.seesAll(ctx, c.conn, true); err != nil {
 		return err
@@ -91,23 +91,23 @@ func (c *Cleaner) prepare(ctx context.Context) error {
 // Close ends the connection.
 func (c *Cleaner) Close(ctx context.Context) { _ = c.conn.Close(ctx) }
 
-// horizon is what is old enough, and what is delivered.
+// horizon describes which rows are old enough, and which are delivered.
 //
-// For the WAL it is a moment in both of PostgreSQL's counts. A transaction writes its commit record before it is seen as ended, so
-// the commits of all transactions before xid stand in the WAL before lsn: what they wrote is confirmed once lsn is. A row says by
-// its xmin which side it is on, whatever its created_at says. Both ages count from the same transaction, modulo 2^32: a row that
-// is too old to be told is kept.
+// For the WAL it is one moment in both of PostgreSQL's counts. A transaction writes its commit record before other
+// transactions see it as ended. So the commits of all transactions before xid are in the WAL before lsn, and their
+// rows are confirmed once lsn is confirmed. A row's xmin shows on which side it is, regardless of its created_at.
+// Both ages count from the same transaction, modulo 2^32: a row that is too old to be decided is kept.
 type horizon struct {
 	retention time.Duration
 	before    time.Time // by the server's clock
-	lsn       cdc.LSN   // to be confirmed before anything is deleted
-	old       string    // SQL for a row that is older than the retention
-	delivered string    // SQL for a row that is delivered, once lsn is confirmed
+	lsn       cdc.LSN   // must be confirmed before anything is deleted
+	old       string    // SQL that is true for a row older than the retention
+	delivered string    // SQL that is true for a delivered row, once lsn is confirmed
 }
 
 func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horizon, err error) {
-	var xid string // xid8: no transaction before it is running, nor prepared
-	// The snapshot is of the statement's begin, the end of the WAL is read after it.
+	var xid string // xid8: no earlier transaction is running or prepared
+	// The snapshot is from the statement's begin; the end of the WAL is read after it.
 	err = c.conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_current_wal_insert_lsn(), clock_timestamp()`).Scan(&xid, &h.lsn, &h.before)
 	if err != nil {
 		return h, classify("ask for the oldest running transaction", err)
@@ -121,13 +121,13 @@ func (c *Cleaner) horizon(ctx context.Context, retention time.Duration) (h horiz
 	return h, nil
 }
 
-// aged is the column that says how old a row is.
+// aged returns the column that shows how old a row is.
 func (c *Cleaner) aged(ctx context.Context) (name string, err error) {
 	cfg := c.source.cfg
 	key := "source.columns.created_at"
 	if c.marks == nil {
 		if name, err = c.source.written(ctx, c.conn); err == nil && name == "" {
-			err = fmt.Errorf("%s has no column that says how old a row is: name it in %s", cfg.Table, key)
+			err = fmt.Errorf("%s has no column that shows how old a row is: name it in %s", cfg.Table, key)
 		}
 		return name, err
 	}
@@ -137,14 +137,14 @@ func (c *Cleaner) aged(ctx context.Context) (name string, err error) {
 		return "", err
 	}
 	if types[name] == "" {
-		return "", fmt.Errorf("%s has no column %q, which says how old a row is: name it in %s", cfg.Table, name, key)
+		return "", fmt.Errorf("%s has no column %q, which should show how old a row is: name it in %s", cfg.Table, name, key)
 	}
 	return name, nil
 }
 
-// behind says why rows of before the horizon may not all be deleted: a slot that has not confirmed it. Waiting helps while
-// somebody reads the slot. Every slot of pgoutput in the database counts: which table it is for stands nowhere, and a relay
-// whose slot is lost can replay only what the table still holds.
+// behind returns the slot that has not confirmed the horizon yet, as an error, and whether waiting can help (a relay
+// reads the slot). Every pgoutput slot of the database counts, because a slot does not record which table it serves,
+// and a relay whose slot is lost can only replay the rows that the table still has.
 func (c *Cleaner) behind(ctx context.Context, h horizon) (why error, wait bool, err error) {
 	own := c.source.cfg.Slot
 	var slot string
@@ -159,15 +159,15 @@ func (c *Cleaner) behind(ctx context.Context, h horizon) (why error, wait bool, 
 	).Scan(&slot, &confirmed, &active, &ours)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return fmt.Errorf("nothing was deleted: slot %q does not exist, so nobody knows what was delivered: `walpost status` says what is wrong", own), false, nil
+		return fmt.Errorf("nothing was deleted: slot %q does not exist, so it is not known which rows were delivered: `walpost status` shows what is wrong", own), false, nil
 	case err != nil:
 		return nil, false, classify("look at the slots", err)
 	case confirmed >= h.lsn:
 		return nil, false, nil
 	case ours:
-		return fmt.Errorf("nothing was deleted: the relay lags, perhaps by more than the retention of %s: slot %q has confirmed %s, the table may hold rows committed up to %s: `walpost status` says what blocks", h.retention, slot, confirmed, h.lsn), active, nil
+		return fmt.Errorf("nothing was deleted: the relay lags, perhaps by more than the retention of %s: slot %q has confirmed %s, the table may hold rows committed up to %s: `walpost status` shows what blocks it", h.retention, slot, confirmed, h.lsn), active, nil
 	}
-	return fmt.Errorf("nothing was deleted: another relay's slot %q of this database has confirmed %s, the table may hold rows committed up to %s that it has not read: start its relay, or drop the slot if there is none any more", slot, confirmed, h.lsn), active, nil
+	return fmt.Errorf("nothing was deleted: another relay's slot %q of this database has confirmed %s, the table may hold rows committed up to %s that it has not read: start its relay, or drop the slot if that relay no longer exists", slot, confirmed, h.lsn), active, nil
 }
 
 // await waits until every slot has confirmed the horizon.
@@ -190,25 +190,26 @@ func (c *Cleaner) await(ctx context.Context, h horizon) error {
 	}
 }
 
-// Cleaned is what one cleanup took out, or would.
+// Cleaned counts what one cleanup deleted, or would delete.
 type Cleaned struct {
 	Rows    int64
 	Dropped []string // partitions
 	Made    []string // partitions
-	// Kept are partitions older than the retention that still hold rows of transactions that are not known to be confirmed, or that were busy.
+	// Kept lists partitions older than the retention that were kept, because they were busy or have rows of
+	// transactions that are not known to be confirmed.
 	Kept []string
 }
 
-// Clean deletes what is older than the retention, once every slot has confirmed all that was committed when it began. Of a
-// partitioned table it drops the partitions of which that holds for all rows, deletes from the default one, and makes
-// those of the days to come.
+// Clean deletes rows older than the retention, once every slot has confirmed everything that was committed when it
+// began. In a partitioned table it drops the partitions whose rows are all old and delivered, deletes from the
+// default partition, and creates the partitions of the coming days.
 func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun bool) (done Cleaned, err error) {
 	parts, partitioned, err := c.partitions(ctx)
 	if err != nil {
 		return done, err
 	}
 	if partitioned {
-		// First: a day without a partition must not wait for a slot.
+		// Do this first: a day without a partition must not wait for a slot.
 		if done.Made, err = c.ahead(ctx, parts, dryRun); err != nil {
 			return done, err
 		}
@@ -218,7 +219,8 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 		return done, err
 	}
 	if c.marks == nil {
-		// What is written and not committed may lie in the server's buffers for many seconds, unseen by any relay: a commit flushes it.
+		// WAL that is written and not flushed may stay in the server's buffers for many seconds, where no relay sees
+		// it: a commit flushes it.
 		if _, err := c.conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'walpost cleanup', '')`); err != nil {
 			return done, classify("flush the WAL", err)
 		}
@@ -231,7 +233,7 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	}
 	for _, p := range parts {
 		switch {
-		case p.to.IsZero(): // no partition of a time
+		case p.to.IsZero(): // not a partition of a range of time
 			n, err := c.remove(ctx, p.name, h, dryRun)
 			done.Rows += n
 			if err != nil {
@@ -252,8 +254,8 @@ func (c *Cleaner) Clean(ctx context.Context, retention time.Duration, dryRun boo
 	return done, nil
 }
 
-// remove deletes from a table and from all that is below it: partitions of a partition, and children by inheritance, which a polled
-// table may have.
+// remove deletes from a table and from all tables below it: partitions of a partition, and children by inheritance,
+// which a polled table may have.
 func (c *Cleaner) remove(ctx context.Context, table string, h horizon, dryRun bool) (n int64, err error) {
 	rows, err := c.conn.Query(ctx, family("to_regclass($1)::oid")+` SELECT name FROM member WHERE relkind = 'r' ORDER BY name`, table)
 	if err != nil {
@@ -272,7 +274,8 @@ func (c *Cleaner) remove(ctx context.Context, table string, h horizon, dryRun bo
 	return n, nil
 }
 
-// removeFrom goes once through one table, batchBlocks in a transaction, and needs no index. Between two it rests for as long as one took.
+// removeFrom reads one table once, batchBlocks in a transaction, and needs no index. Between two transactions it
+// rests for as long as the last one took.
 func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRun bool) (n int64, err error) {
 	ctx, cancel := patient(ctx)
 	defer cancel()
@@ -303,7 +306,7 @@ func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRu
 	return n, nil
 }
 
-// failed names the right that is missing.
+// failed returns the error with the missing right.
 func (c *Cleaner) failed(ctx context.Context, doing string, err error) error {
 	pg := (*pgconn.PgError)(nil)
 	if !errors.As(err, &pg) || pg.Code != pgerrcode.InsufficientPrivilege || unseen(doing, err) != nil {
@@ -313,18 +316,18 @@ func (c *Cleaner) failed(ctx context.Context, doing string, err error) error {
 	if lacks == "" {
 		lacks = "of a partitioned table only the owner may"
 	}
-	return fmt.Errorf("%s: PostgreSQL says %s: the role of %s has not the right: %s: `walpost init` gives the relay's role what a plain table needs, where cleanup.every is set; or name the owner in cleanup.url, or in `walpost cleanup --admin-url`", doing, pg.Message, c.key, lacks)
+	return fmt.Errorf("%s: PostgreSQL says %s: the role of %s lacks the right: %s: if cleanup.every is set, `walpost init` gives the relay's role the rights on a plain table; or name the owner in cleanup.url, or in `walpost cleanup --admin-url`", doing, pg.Message, c.key, lacks)
 }
 
-// partition is one of the outbox, which is partitioned by range of created_at.
+// partition is a partition of the outbox, which is partitioned by range of created_at.
 type partition struct {
 	name      string // quoted
 	byDefault bool
-	from, to  time.Time // as a clock in the column's zone shows them; zero where there is no bound, or it is no time
-	until     time.Time // the instant that to is
+	from, to  time.Time // local times in the column's zone; zero if there is no bound, or it is no time
+	until     time.Time // the instant of to
 }
 
-// partitions are those right below the root.
+// partitions returns the partitions directly below the root.
 func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitioned bool, err error) {
 	table := TableName(c.source.cfg)
 	if err := c.conn.QueryRow(ctx, `SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)`, table).Scan(&partitioned); err != nil || !partitioned {
@@ -333,7 +336,7 @@ func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitione
 	bound := func(which string) string {
 		return `CASE WHEN pg_get_expr(c.relpartbound, c.oid) ~ '` + which + ` \(''[0-9]{4}-' THEN (regexp_match(pg_get_expr(c.relpartbound, c.oid), '` + which + ` \(''([^'']+)''\)'))[1]::timestamptz END`
 	}
-	// A bound without a zone is read as UTC: so it shows what the clock of its zone shows.
+	// A bound without a zone is read as UTC, so it has the local time of its zone.
 	until := bound("TO")
 	if c.days.zone != "" {
 		until = "(" + until + " AT TIME ZONE 'UTC' AT TIME ZONE " + c.days.zone + ")"
@@ -359,8 +362,8 @@ func (c *Cleaner) partitions(ctx context.Context) (parts []partition, partitione
 	return parts, true, nil
 }
 
-// ahead makes the partitions of today and the days to come, if there are any of a day, or none. Attaching one does not stop
-// writers. A day of which rows stand in the default partition already stays there.
+// ahead creates the partitions of today and the coming days, if the table already has partitions of a day, or none.
+// Attaching a partition does not stop writers. A day whose rows are already in the default partition stays there.
 func (c *Cleaner) ahead(ctx context.Context, parts []partition, dryRun bool) (made []string, err error) {
 	var now time.Time
 	clock := "clock_timestamp()"
@@ -372,7 +375,7 @@ func (c *Cleaner) ahead(ctx context.Context, parts []partition, dryRun bool) (ma
 	}
 	for _, p := range parts {
 		if !p.byDefault && p.to.Sub(p.from) != 24*time.Hour {
-			return nil, nil // somebody else's scheme
+			return nil, nil // the partitions follow another scheme
 		}
 	}
 days:
@@ -398,7 +401,7 @@ days:
 
 // all runs statements in one transaction.
 func (c *Cleaner) all(ctx context.Context, sql []string) error {
-	ctx, cancel := patient(ctx) // attaching a partition looks through the default one
+	ctx, cancel := patient(ctx) // attaching a partition scans the default one
 	defer cancel()
 	return pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
 		for _, s := range sql {
@@ -410,8 +413,8 @@ func (c *Cleaner) all(ctx context.Context, sql []string) error {
 	})
 }
 
-// drop takes a partition away if every row in it is delivered. It looks under a lock that keeps
-// writers out: who has written into it has ended. A lock that does not come soon leaves it for the next time.
+// drop drops a partition if every row in it is delivered. It checks under a lock that keeps writers out, so every
+// writer has ended. If it does not get the lock soon, it leaves the partition for the next cleanup.
 func (c *Cleaner) drop(ctx context.Context, p partition, h horizon, dryRun bool) (dropped bool, err error) {
 	ctx, cancel := patient(ctx)
 	defer cancel()

@@ -12,14 +12,14 @@ import (
 // column is a column of the outbox as the catalog or the stream describes it.
 type column struct {
 	name      string
-	typeOID   uint32 // of a domain its base type; otherText and otherUnfit for types that are none of PostgreSQL's own
-	typ       string // as SQL writes it; empty where only the stream describes it
-	generated string // s: stored, v: virtual; empty: it is not
+	typeOID   uint32 // for a domain its base type; otherText and otherUnfit for types that are not PostgreSQL's own
+	typ       string // in SQL's notation; empty if only the stream describes it
+	generated string // s: stored, v: virtual; empty: not generated
 }
 
 // Type OIDs, fixed in pg_type.dat.
 const (
-	otherText  = 0 // an enum, or a base type of an extension: its text counts
+	otherText  = 0 // an enum, or a base type of an extension: its text is the value
 	oidBytea   = 17
 	oidInt8    = 20
 	oidInt2    = 21
@@ -40,7 +40,7 @@ const (
 	firstOther = 16384 // the first OID that is not PostgreSQL's own
 )
 
-// ownTypes are the names of the types that are told apart, as the stream has them.
+// ownTypes has the names, as the stream sends them, of the types that are treated differently.
 var ownTypes = map[string]uint32{
 	"bytea": oidBytea, "int8": oidInt8, "int2": oidInt2, "int4": oidInt4, "text": oidText, "json": oidJSON, "bpchar": oidBpchar, "varchar": oidVarchar,
 	"timestamp": oidTimestamp, "timestamptz": oidTimestamptz, "numeric": oidNumeric, "uuid": oidUUID, "jsonb": oidJSONB,
@@ -51,7 +51,7 @@ var (
 	idTypes   = append([]uint32{oidUUID, oidInt8, oidInt4, oidInt2, oidNumeric, oidBytea}, textTypes...)
 )
 
-// purpose is what a part of the row is for, in the order of a row's fields.
+// purpose is a part of a row that a column can fill, in the order of a row's fields.
 type purpose struct {
 	field    field
 	key      string
@@ -72,11 +72,11 @@ var purposes = []purpose{
 	{fieldCreatedAt, "created_at", func(c *config.Columns) string { return c.CreatedAt }, "created_at", []uint32{oidTimestamptz, oidTimestamp}, "timestamptz or timestamp", func(r *cdc.Row) *[]byte { return &r.CreatedAt }},
 }
 
-// mapping says for each purpose, in their order, where a row has it.
+// mapping has the source of each purpose, in their order.
 type mapping struct {
 	from     []origin
 	problems []string
-	left     []string // columns of a default name that are left alone, and why
+	left     []string // columns with a default name that are not used, and why
 }
 
 // origin is a column, a constant, or nothing.
@@ -85,7 +85,7 @@ type origin struct {
 	constant []byte
 }
 
-// mapColumns finds the configured columns.
+// mapColumns finds the configured columns among a table's columns.
 func mapColumns(cfg config.Columns, columns []column) mapping {
 	var m mapping
 	for _, p := range purposes {
@@ -108,7 +108,7 @@ func mapColumns(cfg config.Columns, columns []column) mapping {
 			case named:
 				m.problems = append(m.problems, fmt.Sprintf("source.columns.%s: column %q has %s that cannot be used here: it must be %s", p.key, name, columns[i].what(), p.are))
 			default:
-				m.left = append(m.left, fmt.Sprintf("column %q has %s and is left alone: source.columns.%s takes %s; write source.columns.%s: %q to say that there is none", name, columns[i].what(), p.key, p.are, p.key, config.None))
+				m.left = append(m.left, fmt.Sprintf("column %q has %s and is not used: source.columns.%s takes %s; write source.columns.%s: %q if the table has no such column", name, columns[i].what(), p.key, p.are, p.key, config.None))
 			}
 		}
 		m.from = append(m.from, from)
@@ -116,7 +116,7 @@ func mapColumns(cfg config.Columns, columns []column) mapping {
 	return m
 }
 
-// what names the column's type.
+// what returns the column's type in words.
 func (c *column) what() string {
 	if c.typ == "" {
 		return "a type"
@@ -124,7 +124,7 @@ func (c *column) what() string {
 	return "the type " + c.typ
 }
 
-// relation returns how the columns' tuples are read.
+// relation returns the description by which the columns' tuples are decoded.
 func (m *mapping) relation(columns []column) *relation {
 	rel := &relation{field: make([]field, len(columns)), form: make([]form, len(columns))}
 	for i, p := range purposes {
@@ -146,7 +146,7 @@ func (m *mapping) relation(columns []column) *relation {
 	return rel
 }
 
-// sql returns an expression of the bytes that a column gives for a purpose: the same ones that the decoder gives.
+// sql returns an expression for a column's bytes for a purpose: the same bytes that the decoder returns.
 func (c *column) sql(p field) string {
 	name := Ident(c.name)
 	switch {
@@ -158,16 +158,16 @@ func (c *column) sql(p field) string {
 	return "convert_to(" + name + "::text, 'UTF8')"
 }
 
-// unfit is the HaltError for a server, publication or table that cannot be relayed as it is.
+// unfit returns the HaltError for a server, publication or table that cannot be relayed as it is.
 func unfit(problems []string) error {
 	return &cdc.HaltError{
 		Found: strings.Join(problems, "; "),
-		Means: "the relay cannot stream like this, and nothing is lost",
-		Run:   "fix this, and the relay resumes by itself",
+		Means: "the relay cannot stream like this; nothing is lost",
+		Run:   "fix this, and the relay resumes by itself; after a change of its configuration, restart it",
 	}
 }
 
-// unseen says of a generated column that the stream does not have it, and what to do.
+// unseen returns a sentence that the stream does not have a generated column, and what to do.
 func (c *column) unseen(version int, publication string) string {
 	found := fmt.Sprintf("column %q is generated and does not reach the WAL: ", c.name)
 	const otherwise = "name a plain column that the writer or a trigger fills, or use source.kind: polling"
@@ -180,7 +180,8 @@ func (c *column) unseen(version int, publication string) string {
 	return found + "PostgreSQL sends none before version 18: " + otherwise
 }
 
-// generated are the mapped columns that are generated, and those of them that were named.
+// generated returns the mapped columns that are generated, those that the configuration names apart from those with a
+// default name.
 func (t *table) generated(cfg *config.Columns) (named, byDefault []*column) {
 	for i, from := range t.mapped.from {
 		switch {

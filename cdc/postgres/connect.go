@@ -18,15 +18,16 @@ import (
 )
 
 const (
-	// answerWithin is how long PostgreSQL has to answer a question over SQL that sets no limit itself.
+	// answerWithin is how long PostgreSQL may take to answer a query that has no other limit.
 	answerWithin = 30 * time.Second
-	// workWithin is the limit of what may rightly take long: an index, a count, a page of rows that Kafka takes slowly.
+	// workWithin is the limit for work that may rightly take long: an index, a count, a page of rows that Kafka takes
+	// slowly.
 	workWithin = time.Hour
-	// lockedAfter is how long an administrator's statement waits for a lock: writers queue behind who waits.
+	// lockedAfter is how long an administrator's statement waits for a lock: writers queue behind it.
 	lockedAfter = "5s"
 )
 
-// login is who connects, and where.
+// login is a role and a server to connect to.
 type login struct {
 	*identity.Postgres
 	database    string // instead of the URL's
@@ -43,7 +44,8 @@ func (s *Source) Open(ctx context.Context) (*pgx.Conn, error) {
 	return s.login().open(ctx)
 }
 
-// connectAs opens an SQL connection as somebody else to the outbox's database; key is what holds the URL.
+// connectAs opens an SQL connection to the outbox's database as another role; key is the configuration key with the
+// URL.
 func (s *Source) connectAs(ctx context.Context, key, url, application string) (*pgx.Conn, error) {
 	target, err := s.target()
 	if err != nil {
@@ -52,7 +54,7 @@ func (s *Source) connectAs(ctx context.Context, key, url, application string) (*
 	return login{Postgres: s.other(key, url), database: target.Database, application: application}.open(ctx)
 }
 
-// other returns who connects with the URL that the key holds, the same one each time.
+// other returns the identity for the URL that the key has, the same one each time.
 func (s *Source) other(key, url string) *identity.Postgres {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,10 +79,10 @@ func (s *Source) Certificates() map[string]time.Time {
 	return ends
 }
 
-// login is the relay's role.
+// login returns the relay's role.
 func (s *Source) login() login { return login{Postgres: s.relay, application: s.application} }
 
-// target is where source.url leads, and as whom.
+// target returns the parsed source.url.
 func (s *Source) target() (*pgconn.Config, error) {
 	return s.relay.Target()
 }
@@ -91,7 +93,7 @@ func (l login) open(ctx context.Context) (*pgx.Conn, error) {
 	return conn, err
 }
 
-// connect is open with the SQLSTATE of a refusal.
+// connect opens a connection like open, and also returns the SQLSTATE of a refusal.
 func (l login) connect(ctx context.Context) (conn *pgx.Conn, state string, err error) {
 	cfg, err := l.Config(ctx)
 	if err != nil {
@@ -134,13 +136,13 @@ func (l login) replicate(ctx context.Context) (*pgconn.PgConn, error) {
 	return pg, nil
 }
 
-// prepare sets limits and settings. reached becomes true when an address has accepted the connection; pgx also dials to cancel a query, in a
-// goroutine that may outlive the call.
+// prepare sets limits and settings. reached becomes true when an address has accepted the connection. pgx also dials
+// to cancel a query, in a goroutine that may outlive the call.
 func (l login) prepare(cfg *pgconn.Config) (reached *atomic.Bool) {
 	if l.database != "" {
 		cfg.Database = l.database
 	}
-	// A pooler lets few startup parameters pass: all other settings are made behind the login.
+	// A pooler lets few startup parameters pass: all other settings are made after the login.
 	cfg.RuntimeParams["application_name"] = l.application
 	cfg.RuntimeParams["client_encoding"] = "UTF8"
 	cfg.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error { return apply(ctx, pg, settings) }
@@ -157,19 +159,21 @@ func (l login) prepare(cfg *pgconn.Config) (reached *atomic.Bool) {
 	return reached
 }
 
-// settings are those whose defaults a server, a database or a role may have changed so that a session of ours would break. A user may
-// set each of them in 14 to 18 within a session, and all but the first five at the start of one too; one that a version does not have
-// (transaction_timeout came with 17) is passed over.
+// settings are settings whose defaults a server, a database or a role may have changed so that a session of walpost
+// would break. In 14 to 18 a user may set each of them within a session, and all but the first five at its start too.
+// A setting that a version does not have (transaction_timeout came with 17) is left out.
 //
 //   - the timeouts: the client has limits, and streaming a large transaction or waiting for Kafka is no mistake
 //   - default_transaction_*: a polled row is marked, a decision needs no serializable snapshot
-//   - tcp_keepalives_*: what a relay holds that is gone without a word, as a polled table, is free within half a minute and not after hours
-//   - row_security: a policy that hides rows from a reader is an error and not silence
+//   - tcp_keepalives_*: what a vanished relay holds, for example a polled table, is free within half a minute and not
+//     after hours
+//   - row_security: a policy that hides rows from a reader becomes an error
 //   - standard_conforming_strings, quote_all_identifiers: SQL is written, and names are read back, in the usual way
-//   - client_min_messages: from 18 on a missing publication is told by a warning only
-//   - DateStyle and those behind it: a value is written in one way on the replication connection, by polling and by replay
+//   - client_min_messages: from 18 on only a warning reports a missing publication
+//   - DateStyle and the settings after it: a value is written in the same way on the replication connection, by
+//     polling and by replay
 //
-// search_path stays the role's, for the triggers of a table that is polled, but PostgreSQL's own names come first.
+// search_path stays the role's, for the triggers of a polled table, but PostgreSQL's own names come first.
 const settings = `
 	('statement_timeout', '0'), ('lock_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
 	('transaction_timeout', '0'), ('default_transaction_read_only', 'off'), ('default_transaction_isolation', 'read committed'),
@@ -181,13 +185,13 @@ const settings = `
 	('search_path', CASE WHEN (pg_catalog.current_schemas(true))[1]::text = 'pg_catalog' THEN pg_catalog.current_setting('search_path')
 		ELSE 'pg_catalog, ' || pg_catalog.current_setting('search_path') END)`
 
-// replicationSettings go with settings. PostgreSQL answers a ping within half of wal_sender_timeout while it decodes a large
-// transaction, and ends the session of a relay that is gone after the whole: it is a minute at most. One that is shorter stays:
-// somebody wants another relay to take over sooner.
+// replicationSettings follow settings. While PostgreSQL decodes a large transaction, it answers a ping within half of
+// wal_sender_timeout, and it ends the session of a vanished relay after the whole: so the timeout is at most a
+// minute. A shorter one stays: the operator wants another relay to take over sooner.
 const replicationSettings = `, ('wal_sender_timeout', (
 		SELECT CASE WHEN setting::int BETWEEN 1 AND 60000 THEN setting ELSE '60000' END FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'))`
 
-// apply makes the settings in one question.
+// apply makes the settings in one query.
 func apply(ctx context.Context, pg *pgconn.PgConn, settings string) error {
 	ctx, cancel := context.WithTimeout(ctx, pglimit.Connect)
 	defer cancel()
@@ -199,12 +203,12 @@ func apply(ctx context.Context, pg *pgconn.PgConn, settings string) error {
 	return nil
 }
 
-// patient is the context of a query that may rightly take longer than answerWithin.
+// patient returns the context of a query that may rightly take longer than answerWithin.
 func patient(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, workWithin)
 }
 
-// addresses are the hosts and ports that a URL names.
+// addresses returns the hosts and ports that a URL names.
 func addresses(cfg *pgconn.Config) string {
 	at := func(host string, port uint16) string {
 		if strings.HasPrefix(host, "/") {

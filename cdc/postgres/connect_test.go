@@ -20,7 +20,8 @@ import (
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
-// broken are defaults that a database, a role or a server may have, and what a session of ours must have instead.
+// broken lists defaults that a database, a role or a server may have, and the values that a session of walpost must
+// have instead.
 var broken = []struct {
 	name, theirs, ours string
 	since              int
@@ -49,7 +50,8 @@ var broken = []struct {
 	{"search_path", "traps, pg_catalog", "pg_catalog, traps, pg_catalog", 14},
 }
 
-// A default of the database breaks no session, and a lower wal_sender_timeout stays.
+// TestASessionBringsItsOwnSettings: a default of the database breaks no session, and a lower wal_sender_timeout
+// stays.
 func TestASessionBringsItsOwnSettings(t *testing.T) {
 	t.Parallel()
 	admin := cdctest.Database(t)
@@ -128,13 +130,13 @@ func TestASessionBringsItsOwnSettings(t *testing.T) {
 	}
 }
 
-// ways are all ways of this package to a connection.
+// ways lists all functions of this package that open a connection.
 func ways(ctx context.Context, text string) map[string]func() error {
 	cfg := config.Default().Source
 	cfg.URL = text
 	s := NewSource("test", cfg, zerolog.Nop())
 	at := cfg
-	if u, err := url.Parse(text); err == nil { // of which nobody asks anything but the database
+	if u, err := url.Parse(text); err == nil { // for a URL that only cleanup and administrators use
 		at.URL = "postgres://relay@127.0.0.1:1" + u.Path
 	}
 	other := NewSource("test", at, zerolog.Nop())
@@ -153,7 +155,8 @@ func ways(ctx context.Context, text string) map[string]func() error {
 	}
 }
 
-// A server that does not answer is waited for no longer than it takes to know, and the sentence names it.
+// TestEveryConnectionAttemptEnds: a connection attempt to a server that does not answer ends as soon as that is
+// certain, and the error names the server.
 func TestEveryConnectionAttemptEnds(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -187,7 +190,8 @@ func TestEveryConnectionAttemptEnds(t *testing.T) {
 	}
 }
 
-// Of several hosts the one that answers is found, though one that does not stands first.
+// TestEachHostHasItsChance: of several hosts the one that answers is found, even if one that does not answer comes
+// first.
 func TestEachHostHasItsChance(t *testing.T) {
 	cdctest.Long(t, "waits for hosts that do not answer")
 	t.Parallel()
@@ -204,7 +208,7 @@ func TestEachHostHasItsChance(t *testing.T) {
 	}
 }
 
-// A query without a deadline has one all the same; it ends with its rows.
+// TestEveryQueryHasALimit: a query without a deadline gets one; it ends with its rows.
 func TestEveryQueryHasALimit(t *testing.T) {
 	t.Parallel()
 	cfg := config.Default().Source
@@ -261,7 +265,8 @@ func TestEveryQueryHasALimit(t *testing.T) {
 	}
 }
 
-// A parameter that the server does not take is named, with the URL that holds it, and nothing is said of a slot.
+// TestAParameterThatPostgreSQLDoesNotTake: the error names the parameter and the key of its URL, and does not mention
+// a slot.
 func TestAParameterThatPostgreSQLDoesNotTake(t *testing.T) {
 	t.Parallel()
 	admin := cdctest.Database(t)
@@ -318,7 +323,8 @@ func TestAParameterThatPostgreSQLDoesNotTake(t *testing.T) {
 	}
 }
 
-// Only what a pooler in session mode passes is asked for at the start of a session; the rest is set behind it.
+// TestTheStartIsWhatAPoolerPasses: a session's start has only parameters that a pooler in session mode passes; all
+// others are set after it.
 func TestTheStartIsWhatAPoolerPasses(t *testing.T) {
 	t.Parallel()
 	admin := cdctest.Database(t)
@@ -353,12 +359,12 @@ func TestTheStartIsWhatAPoolerPasses(t *testing.T) {
 		switch name {
 		case "user", "database", "replication", "application_name", "client_encoding", "DateStyle", "TimeZone":
 		default:
-			t.Errorf("%s is asked for at the start of a session", name)
+			t.Errorf("%s is a parameter of the start of a session", name)
 		}
 	}
 }
 
-// TestClocksThatDiffer by more than a connection's delay are worth a word.
+// TestClocksThatDiffer: clocks that differ by more than a connection's delay get a note.
 func TestClocksThatDiffer(t *testing.T) {
 	at := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
 	for off, want := range map[time.Duration]string{
@@ -372,10 +378,11 @@ func TestClocksThatDiffer(t *testing.T) {
 	}
 }
 
-// TestStandbysAreNoServersThatAreDown: while a failover is under way one host is gone, and the others answer and take no writes.
+// TestStandbysAreNoServersThatAreDown: during a failover one host is gone, and the others answer but take no writes.
 func TestStandbysAreNoServersThatAreDown(t *testing.T) {
 	server, exec := Guarded(t)
-	exec("postgres", "CREATE ROLE standby LOGIN REPLICATION PASSWORD 'secret'", "ALTER ROLE standby SET default_transaction_read_only = on") // as a standby answers
+	// answers as a standby does
+	exec("postgres", "CREATE ROLE standby LOGIN REPLICATION PASSWORD 'secret'", "ALTER ROLE standby SET default_transaction_read_only = on")
 	u, err := url.Parse(server.URLFor("standby", "secret", "postgres"))
 	if err != nil {
 		t.Fatal(err)
@@ -383,7 +390,7 @@ func TestStandbysAreNoServersThatAreDown(t *testing.T) {
 	u.Host = "127.0.0.1:1," + u.Host
 	u.RawQuery += "&target_session_attrs=read-write"
 	for way, connect := range ways(t.Context(), u.String()) {
-		if err := connect(); err == nil || !strings.Contains(err.Error(), "none takes writes: those that answer are standbys: wait until one is promoted, or start the primary") {
+		if err := connect(); err == nil || !strings.Contains(err.Error(), "takes writes: those that answer are standbys: wait until one is promoted, or start the primary") {
 			t.Errorf("%s: %v", way, err)
 		}
 	}

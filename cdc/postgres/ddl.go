@@ -8,11 +8,11 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// daysAhead is how many partitions are made before they are needed.
+// daysAhead is how many partitions are created before they are needed.
 const daysAhead = 7
 
-// TableDDL is the outbox table that `walpost init` creates where there is none. Its CHECKs keep at the writer what the relay
-// or Kafka could never take.
+// TableDDL returns the SQL for the outbox table that `walpost init` creates if there is none. Its CHECKs fail a
+// writer's INSERT for a row that the relay or Kafka could never take.
 func TableDDL(cfg config.Source) string {
 	c := cfg.Columns
 	names := []string{
@@ -40,7 +40,7 @@ func TableDDL(cfg config.Source) string {
 )`)
 }
 
-// made is the name of a column in a table that init makes, which has them all.
+// made returns the name of a column in a table that init creates, which has all columns.
 func made(value, otherwise string) string {
 	if _, constant := config.Constant(value); constant || value == config.None || value == "" {
 		return otherwise
@@ -48,8 +48,8 @@ func made(value, otherwise string) string {
 	return value
 }
 
-// ConstraintName returns the quoted name of a constraint of the outbox, which says what it holds. PostgreSQL would cut two long ones to the
-// same 63 bytes.
+// ConstraintName returns the quoted name of a constraint of the outbox, which says what it checks. PostgreSQL would
+// cut two long names to the same 63 bytes.
 func ConstraintName(cfg config.Source, holds string) string {
 	_, table := cfg.SchemaTable()
 	if most := 62 - len(holds); len(table) > most {
@@ -58,8 +58,9 @@ func ConstraintName(cfg config.Source, holds string) string {
 	return Ident(table + "_" + holds)
 }
 
-// partitionedDDL is TableDDL for a table of days. The key of a partitioned table contains what it is partitioned by. The default
-// partition takes the rows of a day that has none: a service must not fail because nobody made it.
+// partitionedDDL returns TableDDL for a table partitioned by day. The key of a partitioned table contains the
+// partition key. The default partition takes the rows of a day without a partition: a service must not fail because
+// its partition was not created.
 func partitionedDDL(cfg config.Source) (sql []string) {
 	c := cfg.Columns
 	created := Ident(createdAt(cfg))
@@ -75,7 +76,7 @@ func partitionedDDL(cfg config.Source) (sql []string) {
 	return sql
 }
 
-// days are today and the days to come, by a clock that shows now.
+// days returns today and the coming days, for a local time now.
 func days(now time.Time) (all []time.Time) {
 	today := now.UTC().Truncate(24 * time.Hour)
 	for i := range daysAhead + 1 {
@@ -84,19 +85,20 @@ func days(now time.Time) (all []time.Time) {
 	return all
 }
 
-// partitionDDL makes a day's partition beside the table and attaches it, which lets writers go on; PARTITION OF would not.
+// partitionDDL returns the SQL that creates a day's partition as a separate table and attaches it. Writers can
+// continue meanwhile; PARTITION OF would block them.
 func partitionDDL(cfg config.Source, day time.Time) (name string, sql []string) {
 	schema, table := cfg.SchemaTable()
 	table += day.Format("_20060102")
 	quoted := Ident(schema, table)
-	const at = "2006-01-02 15:04:05+00" // a timestamp without time zone leaves the zone out
+	const at = "2006-01-02 15:04:05+00" // a timestamp without time zone ignores the zone
 	return schema + "." + table, []string{
 		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)", quoted, TableName(cfg)),
 		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')", TableName(cfg), quoted, day.Format(at), day.AddDate(0, 0, 1).Format(at)),
 	}
 }
 
-// publicationDDL makes a publication of the outbox alone.
+// publicationDDL returns the SQL for a publication of the outbox alone.
 func publicationDDL(cfg config.Source, name string, t table) string {
 	with := "publish = 'insert'"
 	if t.partitioned {

@@ -15,34 +15,35 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// epoch is where PostgreSQL's clock begins; timestamps are microseconds since.
+// epoch is the beginning of PostgreSQL's clock; its timestamps are microseconds since then.
 var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// timestamp does not go through a time.Duration, which ends 292 years from the epoch.
+// timestamp converts a PostgreSQL timestamp. It does not use a time.Duration, which ends 292 years after the epoch.
 func timestamp(micros uint64) time.Time {
 	return time.UnixMicro(epoch.UnixMicro() + int64(micros)).UTC()
 }
 
 var errTruncated = errors.New("message ends too early")
 
-// decoder reads pgoutput, protocol 1. It keeps the description of each relation, which the server sends before its first
-// row and again after every change.
+// decoder decodes pgoutput, protocol 1. It keeps the description of each relation, which the server sends before the
+// relation's first row and again after every change.
 type decoder struct {
 	cfg       config.Source
-	tableOID  uint32 // of the outbox; pinned at the session's start
+	tableOID  uint32 // of the outbox, fixed when the session starts
 	relations map[uint32]*relation
-	types     map[uint32]uint32 // what the server says of types that are not its own: a domain is its base type
+	// types that are not PostgreSQL's own, as the server describes them: a domain is its base type
+	types map[uint32]uint32
 }
 
-// relation says where in a tuple the outbox's columns are; it is nil in the map for a table that is not the outbox.
+// relation has the places of the outbox's columns in a tuple; the map has nil for a table that is not the outbox.
 type relation struct {
 	field     []field // of each column on the wire
 	form      []form
-	constants cdc.Row // what no column gives
+	constants cdc.Row // fields that no column fills
 	scratch   []byte
 }
 
-// form is how a column is written on the wire, where its text is not its value.
+// form is a column's format on the wire, if its text is not its value.
 type form uint8
 
 const (
@@ -51,7 +52,7 @@ const (
 	formPadded      // char(n)
 )
 
-// field is what a column is for: none of these, or several.
+// field is the set of row fields that a column fills: none, one or several.
 type field uint8
 
 const (
@@ -121,14 +122,14 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 	return nil
 }
 
-// foreign says of the first bytes of a CopyData frame whether the rest of it can be left unread: it is no insert into the
-// outbox. It is errTruncated while there are too few bytes to tell.
+// foreign reports, from the first bytes of a CopyData frame, whether the rest can stay unread because it is no insert
+// into the outbox. It returns errTruncated while it has too few bytes.
 func (d *decoder) foreign(head []byte) (bool, error) {
 	if len(head) < 1 {
 		return false, errTruncated
 	}
 	if head[0] != pglogrepl.XLogDataByteID {
-		return false, fmt.Errorf("a message %q of more than %d bytes in the replication stream", head[0], gulp)
+		return false, fmt.Errorf("a message %q of more than %d bytes in the replication stream", head[0], readChunk)
 	}
 	r := cursor{b: head}
 	r.skip(25)
@@ -145,7 +146,8 @@ func (d *decoder) foreign(head []byte) (bool, error) {
 	return false, nil
 }
 
-// known reads the OID of a row's relation and gives its description, nil for a table that is not the outbox.
+// known reads the OID of a row's relation and returns the relation's description; nil for a table that is not the
+// outbox.
 func (d *decoder) known(r *cursor) (*relation, error) {
 	oid := r.uint32()
 	rel, known := d.relations[oid]
@@ -153,12 +155,12 @@ func (d *decoder) known(r *cursor) (*relation, error) {
 		return nil, errTruncated
 	}
 	if !known {
-		return nil, &cdc.HaltError{Found: fmt.Sprintf("a row of relation %d came before its description", oid), Means: "the stream cannot be understood, and skipping could lose rows", Run: "restart the relay; if it comes back, report it with the PostgreSQL version"}
+		return nil, &cdc.HaltError{Found: fmt.Sprintf("the stream has a row of relation %d before its description", oid), Means: "walpost cannot decode the stream, and skipping could lose rows", Run: "restart the relay; if the halt comes back, report it with the PostgreSQL version"}
 	}
 	return rel, nil
 }
 
-// insert decodes the tuple of a row of the outbox. Other tables' rows are Other.
+// insert decodes the tuple of an outbox row. Other tables' rows become Other.
 func (d *decoder) insert(r *cursor, m *cdc.Message) error {
 	rel, err := d.known(r)
 	if err != nil {
@@ -175,7 +177,7 @@ func (d *decoder) insert(r *cursor, m *cdc.Message) error {
 	return rel.tuple(r, &m.Row)
 }
 
-// tuple walks the columns and lets row point to those that count. A column that is NULL stays nil.
+// tuple reads the columns and points row's fields to them. A NULL column stays nil.
 func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
 	*row = rel.constants
 	if n := int(r.uint16()); n != len(rel.field) {
@@ -229,7 +231,7 @@ func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
 	return nil
 }
 
-// set gives the value to each of the row's fields that the column is for.
+// set assigns the value to each of the row's fields that the column fills.
 func (f field) set(row *cdc.Row, value []byte) {
 	for i := range purposes {
 		if f&purposes[i].field != 0 {
@@ -238,8 +240,8 @@ func (f field) set(row *cdc.Row, value []byte) {
 	}
 }
 
-// reform gives a column's value to the row where its text is not its value: char(n) loses its padding, a bytea is its bytes, and as an id,
-// which people type, its hex digits.
+// reform assigns a column's value to the row if its text is not its value: char(n) loses its padding, and a bytea
+// becomes its bytes. As an id, which people type, a bytea becomes its hex digits.
 func (rel *relation) reform(form form, f field, value []byte, row *cdc.Row) error {
 	if form == formPadded {
 		f.set(row, bytes.TrimRight(value, " "))
@@ -278,9 +280,10 @@ func unhex(b []byte) ([]byte, error) {
 	return b[:n], nil
 }
 
-// relation notes a relation's description. The outbox is what has its OID now, under any name, and what had its name at this place in the
-// WAL: a table that was renamed, swapped or renamed back has rows of both kinds behind the slot, and none of them may be lost. That a
-// publication does not carry a new table under the old name is found by looking at the catalog.
+// relation keeps a relation's description. The outbox is the table that has its OID now, under any name, and also the
+// table that had its name at this place in the WAL: after a table was renamed, swapped or renamed back, the slot has
+// rows of both kinds, and none of them may be lost. If a publication does not carry a new table under the old name,
+// the checks of the catalog find that.
 func (d *decoder) relation(r *cursor) error {
 	oid := r.uint32()
 	name := r.string() + "." + r.string()
@@ -310,16 +313,16 @@ func (d *decoder) relation(r *cursor) error {
 	m := mapColumns(d.cfg.Columns, columns)
 	if len(m.problems) > 0 {
 		return &cdc.UndecodableError{
-			Found: "as the table was at this place in the WAL: " + strings.Join(m.problems, "; "),
-			Fix:   "if it is source.columns that is wrong, fix it",
+			Found: "at this place in the WAL the table's columns do not fit: " + strings.Join(m.problems, "; "),
+			Fix:   "if source.columns is wrong, correct it",
 		}
 	}
 	d.relations[oid] = m.relation(columns)
 	return nil
 }
 
-// typ notes what a type of a column is. The server says it before the relation, of types that are not its own; of a domain it gives the
-// base type's name, and no schema for a type of its own.
+// typ keeps the type of a column. The server sends it before the relation, for types that are not PostgreSQL's own.
+// For a domain it sends the base type's name; for PostgreSQL's own types it sends no schema.
 func (d *decoder) typ(r *cursor) {
 	oid := r.uint32()
 	schema, name := r.string(), r.string()
@@ -334,17 +337,17 @@ func (d *decoder) typ(r *cursor) {
 	}
 }
 
-// tooLarge names the row whose message was not read because of its size.
+// tooLarge returns the error for a row whose message is too large to be read.
 func (d *decoder) tooLarge(head []byte, size int) error {
 	var m cdc.Message
-	_ = d.message(head[25:], &m) // truncated, but the first columns are there
+	_ = d.message(head[25:], &m) // truncated, but with the first columns
 	return &cdc.UndecodableError{
-		Found: fmt.Sprintf("outbox row %q cannot be read: it is %d bytes, source.max_row_bytes is %s", m.Row.ID, size, d.cfg.MaxRowBytes),
+		Found: fmt.Sprintf("outbox row %q is too large to read: it has %d bytes, source.max_row_bytes is %s", m.Row.ID, size, d.cfg.MaxRowBytes),
 		Fix:   "raise source.max_row_bytes, if Kafka takes such a record",
 	}
 }
 
-// cursor reads a message front to back. Beyond its end it returns zeros and remembers.
+// cursor reads a message from front to back. Beyond its end it returns zeros and sets short.
 type cursor struct {
 	b     []byte
 	short bool

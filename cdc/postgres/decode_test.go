@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { cdctest.Main(m) }
 
 func defaults() config.Source { return config.Default().Source }
 
-// recording is a list of CopyData bodies, each behind its length, as a server sent them.
+// recording is a list of CopyData bodies as a server sent them, each after its length.
 type recording [][]byte
 
 func (r recording) bytes() []byte {
@@ -61,8 +61,8 @@ func recordings(t testing.TB) map[string]recording {
 	return all
 }
 
-// TestRecordingsDecodeAsInPglogrepl reads every recorded stream with our decoder and with pglogrepl's, and compares what
-// each message says.
+// TestRecordingsDecodeAsInPglogrepl decodes every recorded stream with this decoder and with pglogrepl's, and
+// compares the messages.
 func TestRecordingsDecodeAsInPglogrepl(t *testing.T) {
 	for name, rec := range recordings(t) {
 		t.Run(name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestRecordingsDecodeAsInPglogrepl(t *testing.T) {
 	}
 }
 
-// outboxOID finds the outbox's OID in a recording.
+// outboxOID returns the outbox's OID in a recording.
 func outboxOID(rec recording) uint32 {
 	for _, body := range rec {
 		if body[0] == 'w' && body[25] == 'R' && bytes.Contains(body, []byte("public\x00outbox\x00")) {
@@ -99,7 +99,8 @@ func outboxOID(rec recording) uint32 {
 	return 0
 }
 
-// TestTruncatedMessagesAreErrors cuts every recorded message at every byte. None may panic, and none that is cut may count.
+// TestTruncatedMessagesAreErrors cuts every recorded message at every byte. No cut may cause a panic, and no cut
+// message may be accepted.
 func TestTruncatedMessagesAreErrors(t *testing.T) {
 	for name, rec := range recordings(t) {
 		oid := outboxOID(rec)
@@ -108,7 +109,7 @@ func TestTruncatedMessagesAreErrors(t *testing.T) {
 		for i, body := range rec {
 			if body[0] == 'w' {
 				if seen[body[25]]++; seen[body[25]] > 3 {
-					continue // three of a kind, cut everywhere
+					continue // three of a kind, cut everywhere, are enough
 				}
 			}
 			for cut := range body {
@@ -130,7 +131,7 @@ func TestTruncatedMessagesAreErrors(t *testing.T) {
 	}
 }
 
-// TestStreamSplitAtEveryByte feeds a recorded stream in pieces of every size: what is decoded does not depend on how the
+// TestStreamSplitAtEveryByte feeds a recorded stream in pieces of every size: the result does not depend on how the
 // network cut it.
 func TestStreamSplitAtEveryByte(t *testing.T) {
 	for name, rec := range recordings(t) {
@@ -198,7 +199,8 @@ func TestUnhex(t *testing.T) {
 	}
 }
 
-// FuzzDecode: whatever comes, no panic; what both decoders take, they take alike; a row has the columns it must have.
+// FuzzDecode: no input causes a panic; both decoders decode a valid input to the same result; a row has its required
+// columns.
 func FuzzDecode(f *testing.F) {
 	for _, rec := range recordings(f) {
 		for _, body := range rec[:min(40, len(rec))] {
@@ -229,11 +231,11 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal("decoded to nothing, without an error")
 		}
 		if m.Kind == cdc.Other {
-			return // neither reads further, and pglogrepl allocates whatever length it is told
+			return // neither reads further, and pglogrepl allocates any length that it reads
 		}
 		want, ok := o.tryRead(body)
 		if !ok {
-			return // pglogrepl refuses or panics, as it does on truncated messages
+			return // pglogrepl returns an error or panics, as it does on truncated messages
 		}
 		if got := o.render(&m); got != want {
 			t.Fatalf("\n ours      %s\n pglogrepl %s", got, want)
@@ -241,7 +243,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// BenchmarkDecodeRow is one insert of 430 bytes: no allocation, under 100 ns.
+// BenchmarkDecodeRow decodes one insert of 430 bytes: no allocation, under 100 ns.
 func BenchmarkDecodeRow(b *testing.B) {
 	d, body := benchRow(b)
 	b.SetBytes(int64(len(body)))
@@ -254,7 +256,7 @@ func BenchmarkDecodeRow(b *testing.B) {
 	}
 }
 
-// BenchmarkDecodeRowPglogrepl is the same row through pglogrepl.
+// BenchmarkDecodeRowPglogrepl decodes the same row with pglogrepl.
 func BenchmarkDecodeRowPglogrepl(b *testing.B) {
 	_, body := benchRow(b)
 	b.ReportAllocs()

@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// family is SQL for a table with all that is below it: partitions, their partitions, and children by inheritance.
+// family returns SQL for a table and all tables below it: partitions, their partitions, and children by inheritance.
 func family(of string) string {
 	return `
 	WITH RECURSIVE family AS (
@@ -24,18 +24,20 @@ func family(of string) string {
 	)`
 }
 
-// detours says which ways past the stream the catalog shows for rows of the table: hidden is for people, and mark is for the fingerprint,
-// so that a detour that comes later is a change of the table. A table without any has no mark: its older records stay true.
+// detours returns the ways past the stream that the catalog shows for rows of the table: hidden is for people, and
+// mark is for the fingerprint, so that a detour that is added later is a change of the table. A table without detours
+// has no mark: its older records stay valid.
 //
-// Children by inheritance, and the chunks of a hypertable, which are such, are refused and not relayed: their rows come under the child's
-// OID, and a child that is made later is in no publication until somebody adds it, so that its first rows are never in the stream.
+// Children by inheritance are refused and not relayed; the chunks of a hypertable are such children. Their rows have
+// the child's OID, and a child that is created later is in no publication until an administrator adds it, so its
+// first rows are never in the stream.
 func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
 	table, quoted, publication := s.cfg.Table, TableName(s.cfg), Ident(s.cfg.Publication)
 	says := map[string]string{
 		"hypertable": "source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables: make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole",
 		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + quoted + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + quoted + " SELECT * FROM {first}{others}",
-		"partitions": "source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL: ALTER TABLE {first} SET LOGGED{others}; rows of one that is detached instead have to be written into the outbox again",
-		"rules":      "source.table: rules on " + table + " put something else in the place of an INSERT ({names}): DROP RULE {first} ON " + quoted + "{others}, and write the rows that went elsewhere into the outbox again",
+		"partitions": "source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL: ALTER TABLE {first} SET LOGGED{others}; if you detach one instead, write its rows into the outbox again",
+		"rules":      "source.table: rules on " + table + " replace an INSERT by something else ({names}): DROP RULE {first} ON " + quoted + "{others}, and write the rows that went elsewhere into the outbox again",
 		"under":      "source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's: name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)",
 	}
 	hypertable, err := s.hypertable(ctx, conn)
@@ -70,10 +72,10 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	var names []string
 	if _, err := pgx.ForEachRow(rows, []any{&kind, &these, &names}, func() error {
 		mark += " " + kind + " " + these
-		if kind != "children" || !hypertable { // else they are its chunks
+		if kind != "children" || !hypertable { // otherwise they are its chunks
 			others := ""
 			if len(names) > 1 {
-				others = ", and likewise for the others"
+				others = ", and the same for the others"
 			}
 			hidden = append(hidden, strings.NewReplacer("{names}", few(names), "{first}", names[0], "{others}", others).Replace(says[kind]))
 		}
@@ -85,7 +87,7 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	return mark + triggers, append(hidden, senders...), err
 }
 
-// hypertable asks TimescaleDB's own catalog, where there is one: a hypertable has no chunk until it has a row.
+// hypertable asks TimescaleDB's own catalog, if there is one: a hypertable has no chunk until it has a row.
 func (s *Source) hypertable(ctx context.Context, conn *pgx.Conn) (is bool, err error) {
 	const catalog = `SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = '_timescaledb_catalog' AND c.relname = 'hypertable')`
 	if err = conn.QueryRow(ctx, catalog).Scan(&is); err == nil && is {
@@ -98,7 +100,7 @@ func (s *Source) hypertable(ctx context.Context, conn *pgx.Conn) (is bool, err e
 	return is, nil
 }
 
-// few names some, and says how many there are beyond.
+// few lists some names, and how many more there are.
 func few(names []string) string {
 	const most = 3
 	if len(names) > most {
@@ -112,9 +114,10 @@ var (
 	steps = regexp.MustCompile(`(?is)\b(?:(return\s*\(*\s*null\b|new\s*:?=\s*null\b|return\s+["']?skip\b)|(return)\b|(insert\s+into|merge\s+into|update\s[^;]*\sset)\b[^;]*|(?:execute|copy|pg_notify|pg_logical_emit_message|dblink\w*|http_\w+)\b)`)
 )
 
-// sendsAway says whether a trigger function's body writes the row somewhere and then takes it away: the first RETURN behind such a write
-// is NULL. What only takes rows away, or writes no more than an id into a table, to know a second one, hides nothing that is in a table; what writes and
-// returns NEW is a log. Of another language than plpgsql every write counts.
+// sendsAway reports whether a trigger function's body writes the row to another table and then removes it: the first
+// RETURN after such a write is NULL. A function that only removes rows, or writes at most an id into a table to
+// recognize a repeat, hides nothing that is in a table. A function that writes and returns NEW is a log. In a
+// language other than plpgsql every write counts.
 func sendsAway(language, body, payload string) bool {
 	row := regexp.MustCompile(`(?i)\bnew\s*(?:\.\s*\*|[,)]|$|\.\s*"?` + regexp.QuoteMeta(payload) + `\b)`)
 	if language == "plpgsql" {
@@ -134,9 +137,10 @@ func sendsAway(language, body, payload string) bool {
 	return false
 }
 
-// senders are the triggers that send a row elsewhere before it is inserted, as far as their functions show it.
+// senders returns the triggers that send a row to another table before it is inserted, as far as their functions show
+// it.
 func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
-	const row, before, insert = 1, 2, 4 // of pg_trigger.tgtype
+	const row, before, insert = 1, 2, 4 // bits of pg_trigger.tgtype
 	rows, err := conn.Query(ctx, family("$1::oid")+`
 		SELECT t.oid, t.tgname::text, m.name, p.oid::regproc::text, l.lanname::text, p.prosrc, p.oid::text || '/' || md5(p.prosrc)
 		FROM member m JOIN pg_trigger t ON t.tgrelid = m.oid JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_language l ON l.oid = p.prolang
@@ -151,7 +155,7 @@ func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 		if sendsAway(language, body, s.cfg.Columns.Payload) {
 			name = Ident(name)
 			mark += fmt.Sprintf(" trigger %d/%s", trigger, version)
-			hidden = append(hidden, fmt.Sprintf("source.table: trigger %s on %s sends rows elsewhere instead of inserting them (function %s writes them and returns NULL): ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW, and write the rows that went elsewhere into the outbox again", name, table, function, table, name))
+			hidden = append(hidden, fmt.Sprintf("source.table: trigger %s on %s sends rows to another table instead of inserting them (function %s writes them and returns NULL): ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW, and write the rows that went elsewhere into the outbox again", name, table, function, table, name))
 		}
 		return nil
 	}); err != nil {
@@ -160,8 +164,9 @@ func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	return mark, hidden, nil
 }
 
-// moved names what partitions are chosen by that an UPDATE may change. Then the row moves to another partition, and the WAL shows the
-// move as an insert, which would publish the event again. The columns that an insert fixes for good are those of the event.
+// moved names the partition keys that an UPDATE may change. The row then moves to another partition, and the WAL
+// shows the move as an insert, which would publish the event again. The columns that an insert fixes for good are
+// those of the event.
 func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit []string, err error) {
 	c := s.cfg.Columns
 	fixed := []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, createdAt(s.cfg)}
@@ -186,7 +191,7 @@ func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit [
 	return unfit, nil
 }
 
-// createdAt is the column of a row's time, whether the table has it or not.
+// createdAt returns the column of a row's time, whether the table has it or not.
 func createdAt(cfg config.Source) string {
 	if cfg.Columns.CreatedAt != "" && cfg.Columns.CreatedAt != config.None {
 		return cfg.Columns.CreatedAt

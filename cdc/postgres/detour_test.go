@@ -16,8 +16,8 @@ import (
 
 const columns = `id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, created_at timestamptz, status text, day date`
 
-// TestDetoursAreFound changes a healthy table, T, and its publication, P. What hides rows is named, and is another fingerprint; what only
-// makes them unfit is named; anything else is neither.
+// TestDetoursAreFound changes a healthy table, T, and its publication, P. A change that hides rows is named and
+// changes the fingerprint; a change that only makes the table unfit is named; any other change has no effect.
 func TestDetoursAreFound(t *testing.T) {
 	cdctest.Long(t, "makes many tables")
 	t.Parallel()
@@ -38,9 +38,9 @@ func TestDetoursAreFound(t *testing.T) {
 	for name, c := range map[string]struct {
 		table, publication, change string
 		hidden, unfit              string // empty: none
-		changed                    bool   // though nothing is hidden now
+		changed                    bool   // the fingerprint changed although nothing is hidden now
 		rejects                    string // the server's SQLSTATE for the change
-		from                       int    // the oldest major
+		from                       int    // oldest major version with this case
 	}{
 		"a child":                          {plain, named, `CREATE TABLE T_c () INHERITS (T)`, "T_c), which the WAL shows as other tables", "", false, "", 0},
 		"a table that becomes a child":     {plain, named, `CREATE TABLE T_c (LIKE T); ALTER TABLE T_c INHERIT T`, "T_c", "", false, "", 0},
@@ -60,21 +60,21 @@ func TestDetoursAreFound(t *testing.T) {
 		"a child and a rule":               {plain, named, `CREATE TABLE T_c () INHERITS (T); CREATE RULE away AS ON INSERT TO T DO INSTEAD NOTHING`, "T_c), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE ", "", false, "", 0},
 		"a rule beside":                    {plain, named, `CREATE RULE also AS ON INSERT TO T DO ALSO INSERT INTO elsewhere SELECT NEW.*`, "", "", false, "", 0},
 		"a rule switched off":              {plain, named, `CREATE RULE away AS ON INSERT TO T DO INSTEAD NOTHING; ALTER TABLE T DISABLE RULE away`, "", "", false, "", 0},
-		"a trigger that sends away":        {plain, named, trigger(sends), "sends rows elsewhere", "", false, "", 0},
-		"a trigger by EXECUTE":             {plain, named, trigger(`BEGIN EXECUTE format('INSERT INTO %I SELECT $1.*', 'e_' || NEW.status) USING NEW; return null; END`), "sends rows elsewhere", "", false, "", 0},
-		"a trigger that joins rows":        {plain, named, trigger(`BEGIN UPDATE T SET payload = NEW.payload WHERE aggregate_id = NEW.aggregate_id; IF FOUND THEN RETURN NULL; END IF; RETURN NEW; END`), "sends rows elsewhere", "", false, "", 0},
+		"a trigger that sends away":        {plain, named, trigger(sends), "sends rows to another table", "", false, "", 0},
+		"a trigger by EXECUTE":             {plain, named, trigger(`BEGIN EXECUTE format('INSERT INTO %I SELECT $1.*', 'e_' || NEW.status) USING NEW; return null; END`), "sends rows to another table", "", false, "", 0},
+		"a trigger that joins rows":        {plain, named, trigger(`BEGIN UPDATE T SET payload = NEW.payload WHERE aggregate_id = NEW.aggregate_id; IF FOUND THEN RETURN NULL; END IF; RETURN NEW; END`), "sends rows to another table", "", false, "", 0},
 		"a trigger that knows ids":         {plain, named, trigger(`BEGIN INSERT INTO elsewhere (id) VALUES (NEW.id) ON CONFLICT DO NOTHING; IF NOT FOUND THEN RETURN NULL; END IF; RETURN NEW; END`), "", "", false, "", 0},
-		"a trigger with brackets":          {plain, named, trigger(`BEGIN INSERT INTO elsewhere SELECT NEW.*; RAISE NOTICE 'will -- return later'; RETURN (NULL); END`), "sends rows elsewhere", "", false, "", 0},
-		"a trigger that empties the row":   {plain, named, trigger(`BEGIN INSERT INTO elsewhere SELECT (NEW).*; PERFORM pg_notify('x', NEW.id::text); NEW := NULL; RETURN NEW; END`), "sends rows elsewhere", "", false, "", 0},
-		"a trigger that notifies":          {plain, named, trigger(`BEGIN PERFORM pg_notify('outbox', NEW.id::text); RETURN NULL; END`), "sends rows elsewhere", "", false, "", 0},
-		"a trigger of a partition":         {root("RANGE (created_at)") + `; CREATE TABLE T_p PARTITION OF T DEFAULT`, viaRoot, strings.Replace(trigger(sends), "ON T ", "ON T_p ", 1), "sends rows elsewhere", "", false, "", 0},
-		"a trigger's function changed":     {plain + "; " + trigger(`BEGIN RETURN NEW; END`), named, `CREATE OR REPLACE FUNCTION T_f() RETURNS trigger LANGUAGE plpgsql AS $$ ` + sends + ` $$`, "sends rows elsewhere", "", false, "", 0},
+		"a trigger with brackets":          {plain, named, trigger(`BEGIN INSERT INTO elsewhere SELECT NEW.*; RAISE NOTICE 'will -- return later'; RETURN (NULL); END`), "sends rows to another table", "", false, "", 0},
+		"a trigger that empties the row":   {plain, named, trigger(`BEGIN INSERT INTO elsewhere SELECT (NEW).*; PERFORM pg_notify('x', NEW.id::text); NEW := NULL; RETURN NEW; END`), "sends rows to another table", "", false, "", 0},
+		"a trigger that notifies":          {plain, named, trigger(`BEGIN PERFORM pg_notify('outbox', NEW.id::text); RETURN NULL; END`), "sends rows to another table", "", false, "", 0},
+		"a trigger of a partition":         {root("RANGE (created_at)") + `; CREATE TABLE T_p PARTITION OF T DEFAULT`, viaRoot, strings.Replace(trigger(sends), "ON T ", "ON T_p ", 1), "sends rows to another table", "", false, "", 0},
+		"a trigger's function changed":     {plain + "; " + trigger(`BEGIN RETURN NEW; END`), named, `CREATE OR REPLACE FUNCTION T_f() RETURNS trigger LANGUAGE plpgsql AS $$ ` + sends + ` $$`, "sends rows to another table", "", false, "", 0},
 		"a trigger switched off":           {plain, named, trigger(sends) + `; ALTER TABLE T DISABLE TRIGGER t`, "", "", false, "", 0},
 		"a trigger on replicas":            {plain, named, trigger(sends) + `; ALTER TABLE T ENABLE REPLICA TRIGGER t`, "", "", false, "", 0},
-		"a trigger always on":              {plain, named, trigger(sends) + `; ALTER TABLE T ENABLE ALWAYS TRIGGER t`, "sends rows elsewhere", "", false, "", 0},
+		"a trigger always on":              {plain, named, trigger(sends) + `; ALTER TABLE T ENABLE ALWAYS TRIGGER t`, "sends rows to another table", "", false, "", 0},
 		"a trigger that sets a time":       {plain, named, trigger(`BEGIN NEW.created_at := now(); RETURN NEW; END`), "", "", false, "", 0},
 		"a trigger that writes a log":      {plain, named, trigger(`BEGIN INSERT INTO elsewhere SELECT NEW.*; RETURN NEW; END`), "", "", false, "", 0},
-		"a trigger that copies to a child": {plain, named, trigger(`BEGIN IF NEW.day < '2026-01-01' THEN INSERT INTO elsewhere VALUES (NEW.*); ELSIF NEW.day < '2027-01-01' THEN insert  into public.elsewhere VALUES (NEW.*); ELSE RAISE EXCEPTION 'out of range'; END IF; RETURN NULL; END`), "sends rows elsewhere", "", false, "", 0},
+		"a trigger that copies to a child": {plain, named, trigger(`BEGIN IF NEW.day < '2026-01-01' THEN INSERT INTO elsewhere VALUES (NEW.*); ELSIF NEW.day < '2027-01-01' THEN insert  into public.elsewhere VALUES (NEW.*); ELSE RAISE EXCEPTION 'out of range'; END IF; RETURN NULL; END`), "sends rows to another table", "", false, "", 0},
 		"a trigger that audits":            {plain, named, trigger(`BEGIN IF TG_OP = 'INSERT' THEN INSERT INTO elsewhere SELECT NEW.*; RETURN NEW; ELSIF TG_OP = 'UPDATE' THEN INSERT INTO elsewhere SELECT NEW.*; RETURN NEW; ELSIF TG_OP = 'DELETE' THEN INSERT INTO elsewhere SELECT OLD.*; RETURN OLD; END IF; RETURN NULL; END`), "", "", false, "", 0},
 		"a trigger that drops repeats":     {plain, named, trigger(`BEGIN PERFORM 1 FROM T WHERE id = NEW.id FOR UPDATE; IF FOUND THEN RETURN NULL; END IF; RETURN NEW; END`), "", "", false, "", 0},
 		"a trigger with a comment":         {plain, named, trigger("BEGIN -- INSERT INTO old\n /* EXECUTE\n */ IF NEW.id IS NULL THEN RETURN NULL; END IF; RETURN NEW; END"), "", "", false, "", 0},
@@ -112,7 +112,7 @@ func TestDetoursAreFound(t *testing.T) {
 				t.Fatal(err)
 			}
 			if major < c.from {
-				return // nobody can make such a table on it
+				return // such a table cannot be created on it
 			}
 			for _, sql := range []string{c.table, c.publication} {
 				if err := do(sql); err != nil {

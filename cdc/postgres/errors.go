@@ -19,17 +19,18 @@ import (
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
-// decoding is where the server stood in the WAL when decoding failed. Of Where nothing else is read, and of Detail nothing at
-// all: they can hold row data.
+// decoding matches the place in the WAL at which decoding failed. Nothing else of Where is read, and nothing of
+// Detail: both can hold row data.
 var decoding = regexp.MustCompile(`associated LSN ([0-9A-F]+/[0-9A-F]+)`)
 
-// looksForPublication are the server's functions that find, while it decodes, that a publication was not there at that place in the
-// WAL: get_publication_oid with an error, up to 17, LoadPublications with a warning, from 18 on. The names are never translated.
+// looksForPublication lists the server's functions that notice, while they decode, that a publication did not exist
+// at that place in the WAL: get_publication_oid with an error, up to 17, LoadPublications with a warning, from 18 on.
+// The names are never translated.
 var looksForPublication = map[string]bool{"get_publication_oid": true, "GetPublicationByName": true, "LoadPublications": true}
 
-// classify turns a server's error into the engine's decision, by SQLSTATE and never by message text. What 55000 and 42704 say of a
-// slot (it is lost, it is not there), the next session's start reads in the catalog: they say the same of a standby that is away,
-// of a server that stops and of a parameter that nobody knows.
+// classify turns a server's error into the engine's decision, by SQLSTATE and never by message text. It makes no halt
+// of 55000 and 42704 for a slot (it is lost, it does not exist): they also report an absent standby, a server that
+// stops and an unknown parameter. The next session's start reads the slot's state in the catalog.
 func classify(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -50,7 +51,7 @@ func classify(doing string, err error) error {
 	case pgerrcode.ObjectInUse:
 		return fmt.Errorf("%s: %w", said, cdc.ErrSlotInUse)
 	case pgerrcode.InsufficientPrivilege:
-		return &cdc.HaltError{Found: said, Means: "the role that asked has not the right", Run: "grant it what PostgreSQL names, or connect as a role that has it"}
+		return &cdc.HaltError{Found: said, Means: "the role of this connection lacks the right", Run: "grant it the right that PostgreSQL names, or connect as a role that has it"}
 	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		return fmt.Errorf("%s: %s", said, transactionPooler)
 	case pgerrcode.InternalError, pgerrcode.CharacterNotInRepertoire, pgerrcode.UntranslatableCharacter, pgerrcode.UndefinedObject, pgerrcode.ProgramLimitExceeded:
@@ -59,8 +60,9 @@ func classify(doing string, err error) error {
 			if !quiet { // those two would show bytes of the row
 				what = pg.Message
 			}
-			if pg.Code == pgerrcode.ProgramLimitExceeded || pg.Code == pgerrcode.InternalError { // a value of more than 1 GB in text form has either code
-				what += "; it can be another table's, and a publication of the outbox alone keeps the next one out"
+			// a value of more than 1 GB in text form has either code
+			if pg.Code == pgerrcode.ProgramLimitExceeded || pg.Code == pgerrcode.InternalError {
+				what += "; it may belong to another table: a publication of the outbox alone keeps the next such change out"
 			}
 			return &cdc.UndecodableError{Found: fmt.Sprintf("PostgreSQL cannot decode the change at %s: %s (SQLSTATE %s)", at, what, pg.Code)}
 		}
@@ -68,7 +70,7 @@ func classify(doing string, err error) error {
 	return errors.New(said)
 }
 
-// classify is that of all, and says of a missing right which of these it is.
+// classify does the same as the function classify, and names the missing right.
 func (s *Source) classify(conn *pgx.Conn, doing string, err error, wants ...right) error {
 	classified := classify(doing, err)
 	var halt *cdc.HaltError
@@ -83,7 +85,7 @@ func (s *Source) classify(conn *pgx.Conn, doing string, err error, wants ...righ
 	return halt
 }
 
-// SQLState returns the code of a server's error; empty where err is none.
+// SQLState returns the code of a server's error; empty if err is not one.
 func SQLState(err error) string {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -92,31 +94,31 @@ func SQLState(err error) string {
 	return pg.Code
 }
 
-// noAnswer says of a question what it was and why no answer of the server's came.
+// noAnswer returns an error with the query and the reason why the server did not answer.
 func noAnswer(doing string, err error) error {
 	if pgconn.Timeout(err) {
-		return fmt.Errorf("%s: PostgreSQL has not answered in time: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity WHERE application_name LIKE 'walpost%%' says what it waits for; where that is not answered either, look at the server and the network: %w", doing, err)
+		return fmt.Errorf("%s: PostgreSQL has not answered in time: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity WHERE application_name LIKE 'walpost%%' shows what it waits for; if that does not answer either, check the server and the network: %w", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-// refused says why there is no connection. It is never about a slot, and never about another URL than this one. reached says that an
-// address has accepted the connection.
+// refused returns the reason why there is no connection. It never mentions a slot or another URL than this one.
+// reached is true if an address has accepted the connection.
 func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err error) error {
 	at := addresses(cfg)
 	var pg *pgconn.PgError
 	var dns *net.DNSError
 	switch {
 	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("%s: connecting to PostgreSQL at %s was given up: %w", l.Key, at, err)
+		return fmt.Errorf("%s: the connection attempt to PostgreSQL at %s was stopped: %w", l.Key, at, err)
 	case errors.As(err, &pg):
 		return l.denied(cfg, pg)
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
-		return fmt.Errorf("%s: of PostgreSQL at %s none takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.Key, at)
+		return fmt.Errorf("%s: no PostgreSQL at %s takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.Key, at)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.Key, dns.Name, dns)
 	case pgconn.Timeout(err) && reached:
-		return fmt.Errorf("%s: %s accepts the connection and has not answered within %s: look whether that is PostgreSQL and not Kafka, and what it waits for", l.Key, at, took.Round(time.Second))
+		return fmt.Errorf("%s: %s accepts the connection but has not answered within %s: check whether it is PostgreSQL and not Kafka, and what it waits for", l.Key, at, took.Round(time.Second))
 	case pgconn.Timeout(err) || errors.As(err, &dns):
 		return fmt.Errorf("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.Key, at, took.Round(time.Second))
 	}
@@ -129,23 +131,23 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner // without user and database, which are in the URL
 	}
-	return fmt.Errorf("%s: there is no connection to PostgreSQL at %s: %s", l.Key, at, strings.Join(strings.Fields(err.Error()), " "))
+	return fmt.Errorf("%s: cannot connect to PostgreSQL at %s: %s", l.Key, at, strings.Join(strings.Fields(err.Error()), " "))
 }
 
-// denied is what the server's own refusal of a connection means, and what to do about it, for the URL that was used.
+// denied returns what the server's refusal of a connection means, and what to do, for the URL that was used.
 func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	if name := pglimit.Parameter(cfg, pg); name != "" {
 		if pg.Code == pgerrcode.UndefinedObject || pg.Code == pgerrcode.ProtocolViolation {
 			return &cdc.HaltError{
 				Found: fmt.Sprintf("%s: PostgreSQL does not know the parameter %q (SQLSTATE %s)", l.Key, name, pg.Code),
-				Means: "it lets nobody in who asks for it",
-				Run:   "take it out of the URL",
+				Means: "it accepts no connection with this parameter",
+				Run:   "remove it from the URL",
 			}
 		}
 		return &cdc.HaltError{
 			Found: fmt.Sprintf("%s: PostgreSQL refuses the parameter %q: %s (SQLSTATE %s)", l.Key, name, pg.Message, pg.Code),
-			Means: "it lets nobody in who asks for that",
-			Run:   "correct it in the URL, or take it out",
+			Means: "it accepts no connection with this value",
+			Run:   "correct it in the URL, or remove it",
 		}
 	}
 	role, database := Ident(cfg.User), Ident(cmp.Or(cfg.Database, cfg.User))
@@ -156,13 +158,14 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	}
 	from := l.PasswordFrom()
 	who := l.Trouble(cfg, addresses(cfg), pg)
-	if who != "" && from != "" { // which a file or a command may put right at any moment: no halt, whose next try comes late
+	// a file or a command may correct this at any moment: no halt, because its next try comes late
+	if who != "" && from != "" {
 		return fmt.Errorf("%s: %s", found, who)
 	}
 	switch pg.Code {
 	case pgerrcode.InvalidPassword:
 		if who != "" {
-			return halt("the server does not believe who this is", "%s", who)
+			return halt("the server does not accept the proof of identity", "%s", who)
 		}
 		if relay {
 			return halt("the relay's role has another password, or none", "correct user and password in source.url, or give the role that password: `walpost init` does so (ALTER ROLE %s PASSWORD '…')", role)
@@ -170,12 +173,12 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		return halt("user or password is wrong", "correct them in %s", l.Key)
 	case pgerrcode.InvalidAuthorizationSpecification:
 		if who != "" {
-			return halt("the server does not let this user in so", "%s", who)
+			return halt("the server does not accept this user with this kind of login", "%s", who)
 		}
 		if relay {
-			return halt("the server does not let the relay's role in from here", "`walpost init` makes the role where there is none; one that is there needs LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf a line for it, database %s and this host", role, database)
+			return halt("the server does not accept the relay's role from this host", "`walpost init` creates the role if it does not exist; an existing role needs LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf needs a line for it, database %s and this host", role, database)
 		}
-		return halt("the server does not let this user in from here", "the role must exist and have LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", role, database, l.Key)
+		return halt("the server does not accept this user from this host", "the role must exist and have LOGIN (ALTER ROLE %s LOGIN), and pg_hba.conf needs a line for it, database %s and this host: correct that, or %s", role, database, l.Key)
 	case pgerrcode.InvalidCatalogName:
 		if l.database != "" && !relay {
 			return halt("source.url names a database that is not on this server", "create it (CREATE DATABASE %s), correct the database in source.url, or the host in %s", database, l.Key)
@@ -183,7 +186,7 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 		return halt("there is no such database on this server", "create it (CREATE DATABASE %s), or correct host, port or database in the URL", database)
 	case pgerrcode.InsufficientPrivilege:
 		if cfg.RuntimeParams["replication"] != "" {
-			return halt("the relay's role may connect and may not replicate", "give it the right: ALTER ROLE %s REPLICATION; `walpost init` does so", role)
+			return halt("the relay's role may connect but not replicate", "give it the right: ALTER ROLE %s REPLICATION; `walpost init` does so", role)
 		}
 		return halt("the role may not connect to the database", "run as the database's owner: GRANT CONNECT ON DATABASE %s TO %s", database, role)
 	case pgerrcode.TooManyConnections:
@@ -191,9 +194,9 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 			return fmt.Errorf("%s: all of max_wal_senders are in use (SELECT pid, application_name FROM pg_stat_replication): end one, or raise it and restart PostgreSQL", found)
 		}
 		const ended = "%s: %s: end a connection (SELECT pid, application_name FROM pg_stat_activity WHERE usename = '%s'), or %s"
-		switch pg.Routine { // never translated, as the message is
+		switch pg.Routine { // never translated, unlike the message
 		case "InitializeSessionUserId":
-			return fmt.Errorf(ended, found, "the role's CONNECTION LIMIT is used up", cfg.User, "take it away (ALTER ROLE "+role+" CONNECTION LIMIT -1)")
+			return fmt.Errorf(ended, found, "the role's CONNECTION LIMIT is used up", cfg.User, "remove it (ALTER ROLE "+role+" CONNECTION LIMIT -1)")
 		case "CheckMyDatabase":
 			return fmt.Errorf(ended, found, "the database's CONNECTION LIMIT is used up", cfg.User, "raise it (ALTER DATABASE "+database+" CONNECTION LIMIT …)")
 		}
@@ -201,14 +204,14 @@ func (l login) denied(cfg *pgconn.Config, pg *pgconn.PgError) error {
 	case pgerrcode.CannotConnectNow:
 		return fmt.Errorf("%s: it is starting, stopping or recovering: wait until it is ready", found)
 	case pgerrcode.ProtocolViolation, pgerrcode.FeatureNotSupported:
-		return fmt.Errorf("%s: a pooler stands in between, or another program: name PostgreSQL's own host and port in %s", found, l.Key)
+		return fmt.Errorf("%s: a pooler or another program is in between: name PostgreSQL's own host and port in %s", found, l.Key)
 	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		return fmt.Errorf("%s: %s", found, transactionPooler)
 	}
 	return errors.New(found)
 }
 
-const transactionPooler = "a pooler in transaction mode stands in between, and gives each statement another session: name PostgreSQL's own host and port, or a pool in session mode"
+const transactionPooler = "a pooler in transaction mode is in between, and gives each statement another session: name PostgreSQL's own host and port, or a pool in session mode"
 
 func errorResponse(body []byte) error {
 	var e pgproto3.ErrorResponse
@@ -218,8 +221,9 @@ func errorResponse(body []byte) error {
 	return pgconn.ErrorResponseToPgError(&e)
 }
 
-// notice halts on the one notice that means loss: from 18 on a missing publication is a warning, and its rows are skipped. Others have
-// its SQLSTATE: the server writes one each second while a standby is away that the slot waits for.
+// notice returns a halt for the one notice that means loss: from 18 on a missing publication is a warning, and its
+// rows are skipped. Other notices have the same SQLSTATE: the server writes one each second while the slot waits for
+// an absent standby.
 func notice(body []byte) error {
 	var n pgproto3.NoticeResponse
 	if err := n.Decode(body); err != nil {
@@ -231,12 +235,13 @@ func notice(body []byte) error {
 	return nil
 }
 
-// publicationMissing: it was not there when this place in the WAL was written, and creating it again does not change that.
+// publicationMissing returns the halt for a publication that did not exist when this place in the WAL was written.
+// Creating the publication again does not change that.
 func publicationMissing(said string) error {
 	return &cdc.HaltError{
 		Found: said,
-		Means: "the publication was dropped: rows committed until it is there again are never streamed",
-		Run:   "`walpost init` creates the publication again, `walpost adopt` goes on from the end of the WAL",
+		Means: "the publication was dropped: rows committed until it exists again are never streamed",
+		Run:   "`walpost init` creates the publication again, then `walpost adopt` continues from the end of the WAL",
 		Latch: true,
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// right is one on the outbox table, or on some of its columns.
+// right is a right on the outbox table, or on some of its columns.
 type right struct {
 	name    string
 	columns []string
@@ -28,21 +28,21 @@ func (r right) String() string {
 	return r.name + " (" + strings.Join(quoted, ", ") + ")"
 }
 
-// deleting is what it takes to delete delivered rows without seeing what is in them.
+// deleting returns the rights that it takes to delete delivered rows without seeing their contents.
 func deleting(cfg config.Source) []right {
 	return []right{{name: "DELETE"}, {"SELECT", []string{"ctid", "xmin", createdAt(cfg)}}}
 }
 
-// polling is what it takes to publish the rows of a table over SQL alone, and to clean up.
+// polling lists the rights that it takes to publish the rows of a table over SQL alone, and to clean up.
 var polling = []right{{name: "SELECT"}, {name: "UPDATE"}, {name: "DELETE"}}
 
-// reading is what it takes to read rows.
+// reading lists the rights that it takes to read rows.
 var reading = []right{{name: "SELECT"}}
 
-// asRole is SQL for a role's name where there is such a role, and otherwise for everybody.
+// asRole is SQL for a role's name if the role exists, and otherwise for public.
 const asRole = `(CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = $1) THEN $1 ELSE 'public' END)::name`
 
-// grants returns the SQL that gives a role what it lacks of the rights on the table, and on the schema.
+// grants returns the SQL that gives a role the rights on the table, and on the schema, that it lacks.
 func (s *Source) grants(ctx context.Context, conn *pgx.Conn, role string, wants ...right) (sql []string, err error) {
 	schema, table := s.cfg.SchemaTable()
 	var uses bool
@@ -75,7 +75,7 @@ func (s *Source) grants(ctx context.Context, conn *pgx.Conn, role string, wants 
 	return sql, nil
 }
 
-// connects returns the SQL that lets a role connect to the database; none where it may.
+// connects returns the SQL that lets a role connect to the database; none if it may already.
 func (a *Admin) connects(ctx context.Context, role string) ([]string, error) {
 	var may bool
 	var database string
@@ -88,7 +88,8 @@ func (a *Admin) connects(ctx context.Context, role string) ([]string, error) {
 	return []string{fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s", Ident(database), Ident(role))}, nil
 }
 
-// PlanCleaner returns the step that lets the role of cleanup.url come to the table; what it may do there, its own rights say.
+// PlanCleaner returns the step that lets the role of cleanup.url reach the table. The role's own rights decide what
+// it may do there.
 func (a *Admin) PlanCleaner(ctx context.Context, url string) ([]Step, error) {
 	const key = "cleanup.url"
 	who, err := a.source.other(key, url).Target()
@@ -104,7 +105,7 @@ func (a *Admin) PlanCleaner(ctx context.Context, url string) ([]Step, error) {
 		return nil, classify("look for the role", err)
 	}
 	if !there {
-		return []Step{{What: fmt.Sprintf("role %s of %s: there is no such role, and cleanup will not connect: name the table's owner, or make it (CREATE ROLE %s LOGIN PASSWORD '…') and run init again", who.User, key, Ident(who.User))}}, nil
+		return []Step{{What: fmt.Sprintf("role %s of %s: there is no such role, so cleanup cannot connect: name the table's owner, or create it (CREATE ROLE %s LOGIN PASSWORD '…') and run init again", who.User, key, Ident(who.User))}}, nil
 	}
 	sql, err := a.connects(ctx, who.User)
 	if err != nil {
@@ -114,10 +115,10 @@ func (a *Admin) PlanCleaner(ctx context.Context, url string) ([]Step, error) {
 	if sql = append(sql, uses...); err != nil || len(sql) == 0 {
 		return nil, err
 	}
-	return []Step{{What: fmt.Sprintf("role %s of %s: let it come to %s", who.User, key, a.source.cfg.Table), SQL: sql}}, nil
+	return []Step{{What: fmt.Sprintf("role %s of %s: let it reach %s", who.User, key, a.source.cfg.Table), SQL: sql}}, nil
 }
 
-// Advice says what the application's role needs to write events, unless a role has been given it.
+// Advice returns what the application's role needs to write events, unless a role has it already.
 func (a *Admin) Advice(ctx context.Context) (string, error) {
 	schema, table := a.source.cfg.SchemaTable()
 	var given, everybody bool
@@ -145,7 +146,7 @@ func (a *Admin) Advice(ctx context.Context) (string, error) {
 	return "the application's role needs the right to write events, unless it owns the table: " + strings.Join(needs, "; "), nil
 }
 
-// lacking says of a missing right which one that is, where the error is one.
+// lacking names the missing right, if the error reports one.
 func (s *Source) lacking(ctx context.Context, conn *pgx.Conn, err error, wants ...right) string {
 	if SQLState(err) != pgerrcode.InsufficientPrivilege {
 		return ""
@@ -161,8 +162,9 @@ func (s *Source) lacking(ctx context.Context, conn *pgx.Conn, err error, wants .
 	return strings.Join(sql, "; ")
 }
 
-// SameServer returns an error where source.url leads to another PostgreSQL than the administrator's URL. warning says why that could not be
-// asked: the relay may run where its URL is a good one. made says that the role is there, with the password of source.url.
+// SameServer returns an error if source.url leads to another PostgreSQL than the administrator's URL. warning is the
+// reason why that could not be checked: the relay may run where its URL works. made is true if the role exists and
+// has the password of source.url.
 func (a *Admin) SameServer(ctx context.Context, made bool) (warning string, err error) {
 	const which = `SELECT pg_postmaster_start_time()::text || ' ' || oid FROM pg_database WHERE datname = current_database()`
 	target, err := a.source.target()
@@ -176,10 +178,10 @@ func (a *Admin) SameServer(ctx context.Context, made bool) (warning string, err 
 	conn, state, err := a.asRelay(ctx)
 	switch {
 	case state == pgerrcode.InvalidPassword && made && password != "":
-		return "", fmt.Errorf("%s: PostgreSQL at %s refuses the password that role %s has at %s: they are different servers, or a pooler in between has another one: correct source.url or %[5]s",
+		return "", fmt.Errorf("%s: PostgreSQL at %s refuses the password that role %s has at %s: they are different servers, or a pooler in between has another password: correct source.url or %[5]s",
 			sourceURL, addresses(target), target.User, addresses(&a.conn.Config().Config), adminURL)
 	case err != nil:
-		return fmt.Sprintf("%v: this is right only where the relay runs elsewhere", err), nil
+		return fmt.Sprintf("%v: this is right only if the relay runs on another host", err), nil
 	}
 	defer func() { _ = conn.Close(ctx) }()
 	var theirs, ours string
@@ -195,7 +197,8 @@ func (a *Admin) SameServer(ctx context.Context, made bool) (warning string, err 
 	return "", nil
 }
 
-// OtherDatabase says that the administrator's URL names another database than source.url, in which init works; "" where that is not so.
+// OtherDatabase returns a note if the administrator's URL names another database than source.url, in which init
+// works; otherwise "".
 func (s *Source) OtherDatabase(url string) string {
 	target, err := s.target()
 	if err != nil {
@@ -205,11 +208,11 @@ func (s *Source) OtherDatabase(url string) string {
 	if err != nil || cfg.Database == "" || cfg.Database == target.Database {
 		return ""
 	}
-	return fmt.Sprintf("database %s: all is done there, because source.url names it; %s names %s", target.Database, adminURL, cfg.Database)
+	return fmt.Sprintf("database %s: init works there, because source.url names it; %s names %s", target.Database, adminURL, cfg.Database)
 }
 
-// renews says whether PostgreSQL refuses the password of source.url for its role, which is there. A server that asks for none, or that
-// does not answer, refuses nothing.
+// renews reports whether PostgreSQL refuses the password of source.url for its role, which exists. A server that asks
+// for no password, or that does not answer, refuses nothing.
 func (a *Admin) renews(ctx context.Context) (bool, error) {
 	conn, state, err := a.asRelay(ctx)
 	if err == nil {
@@ -218,7 +221,7 @@ func (a *Admin) renews(ctx context.Context) (bool, error) {
 	return state == pgerrcode.InvalidPassword, nil
 }
 
-// asRelay connects as the relay does; state is the SQLSTATE of a refusal.
+// asRelay connects with source.url; state is the SQLSTATE of a refusal.
 func (a *Admin) asRelay(ctx context.Context) (conn *pgx.Conn, state string, err error) {
 	return a.source.login().connect(ctx)
 }

@@ -23,8 +23,8 @@ const (
 	replicas = `ALTER ROLE relay REPLICATION`
 )
 
-// What an administrator who is no superuser may do differs by provider and by version. What it may, init does; what it may not is said
-// before anything is made, with a way out.
+// TestInitOnAGuardedServer: providers and versions differ in what an administrator without superuser may do. init
+// does what it may; what it may not do, it reports with a way out before it creates anything.
 func TestInitOnAGuardedServer(t *testing.T) {
 	cdctest.Long(t, "starts a server that refuses")
 	t.Parallel()
@@ -32,12 +32,12 @@ func TestInitOnAGuardedServer(t *testing.T) {
 	since16 := server.Major() >= 16
 	for _, c := range []struct {
 		name    string
-		prepare []string // boss may make roles, and owns the database
+		prepare []string // boss may create roles, and owns the database
 		kind    config.Kind
 		source  string // the user of source.url, if not relay
-		plans   string // SQL that the plan holds
+		plans   string // SQL that the plan contains
 		refused []string
-		slot    bool // is made, and read by the relay
+		slot    bool // the slot is created, and read by the relay
 	}{
 		{name: "RDS, no role", prepare: []string{rds}, plans: `GRANT rds_replication TO "relay"`},
 		{name: "RDS, a role without the right", prepare: []string{rds, relay}, plans: `GRANT rds_replication TO "relay"`},
@@ -59,10 +59,10 @@ func TestInitOnAGuardedServer(t *testing.T) {
 		{name: "no USAGE for all", prepare: []string{relay, replicas, `REVOKE ALL ON SCHEMA public FROM PUBLIC; REVOKE ALL ON DATABASE shop FROM PUBLIC`}, plans: `GRANT USAGE ON SCHEMA "public" TO "relay"`, slot: true},
 		{name: "another password", prepare: []string{relay, replicas, `ALTER ROLE relay PASSWORD 'other'; ALTER ROLE boss SUPERUSER`}, plans: `ALTER ROLE "relay" PASSWORD :password`, slot: true},
 		{name: "another password, and no right to change it", prepare: []string{relay, replicas, `ALTER ROLE relay PASSWORD 'other'; ALTER ROLE boss NOCREATEROLE`}, refused: []string{"PostgreSQL refuses the password of source.url, and the role of --admin-url (WALPOST_ADMIN_URL) may not change it"}},
-		{name: "another password, of an administrator", prepare: []string{relay, `ALTER ROLE relay SUPERUSER PASSWORD 'other'`}, refused: []string{"init does not change that of an administrator"}},
+		{name: "another password, of an administrator", prepare: []string{relay, `ALTER ROLE relay SUPERUSER PASSWORD 'other'`}, refused: []string{"init does not change an administrator's password"}},
 		{name: "polling with another password", prepare: []string{relay, `ALTER ROLE relay PASSWORD NULL; GRANT relay TO boss WITH ADMIN OPTION`}, kind: config.KindPolling, plans: `ALTER ROLE "relay" PASSWORD :password`},
 		{name: "polling, no USAGE for all", prepare: []string{relay, `REVOKE ALL ON SCHEMA public FROM PUBLIC; REVOKE ALL ON DATABASE shop FROM PUBLIC`}, kind: config.KindPolling, plans: `GRANT USAGE ON SCHEMA "public" TO "relay"`},
-		{name: "polling, no CREATEROLE", prepare: []string{`ALTER ROLE boss NOCREATEROLE`}, kind: config.KindPolling, refused: []string{`CREATE ROLE "relay" LOGIN`, "name a role in source.url that is there"}},
+		{name: "polling, no CREATEROLE", prepare: []string{`ALTER ROLE boss NOCREATEROLE`}, kind: config.KindPolling, refused: []string{`CREATE ROLE "relay" LOGIN`, "name an existing role in source.url"}},
 		{name: "polling", kind: config.KindPolling, plans: `CREATE ROLE "relay" LOGIN`},
 		{name: "polling somebody else's table", prepare: []string{relay, `CREATE TABLE outbox (id uuid PRIMARY KEY, aggregate_type text, aggregate_id text, event_type text, payload jsonb)`}, kind: config.KindPolling, refused: []string{`GRANT "postgres" TO "boss"`}},
 	} {
@@ -202,7 +202,7 @@ func TestInitOnAGuardedServer(t *testing.T) {
 	})
 }
 
-// catalog is what init could leave behind.
+// catalog lists everything that init could leave behind.
 func catalog(t *testing.T, server *devenv.Postgres) (all string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), server.URL("shop"))

@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// Identify returns the server's system id and timeline, as the relay's role reads them over SQL. Where recorded, the
-// timeline of a state record, is an earlier one, it also returns how the timelines since then ended.
+// Identify returns the server's system id and timeline, as the relay's role reads them over SQL. If recorded, the
+// timeline of a state record, is an earlier one, it also returns the ends of the timelines since then.
 func (s *Source) Identify(ctx context.Context, recorded int32) (cdc.Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -24,7 +24,7 @@ func (s *Source) Identify(ctx context.Context, recorded int32) (cdc.Identity, er
 	return s.who(ctx, conn, recorded)
 }
 
-// Identify does what Source.Identify does, on the administrator's connection.
+// Identify does the same as Source.Identify, on the administrator's connection.
 func (a *Admin) Identify(ctx context.Context, recorded int32) (cdc.Identity, error) {
 	return a.source.who(ctx, a.conn, recorded)
 }
@@ -35,7 +35,7 @@ func (s *Source) who(ctx context.Context, conn *pgx.Conn, recorded int32) (id cd
 	}
 	err = conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&id.SystemID)
 	switch {
-	case SQLState(err) == pgerrcode.InsufficientPrivilege: // some providers keep the function to themselves
+	case SQLState(err) == pgerrcode.InsufficientPrivilege: // some providers reserve the function for themselves
 	case err != nil:
 		return id, classify("identify the server", err)
 	case recorded == 0 || recorded >= id.Timeline:
@@ -44,7 +44,7 @@ func (s *Source) who(ctx context.Context, conn *pgx.Conn, recorded int32) (id cd
 	return s.history(ctx)
 }
 
-// history asks over a replication connection, which alone can read the history file.
+// history reads the identity over a replication connection, because only that can read the history file.
 func (s *Source) history(ctx context.Context) (cdc.Identity, error) {
 	pg, err := s.login().replicate(ctx)
 	if err != nil {
@@ -58,8 +58,8 @@ func (s *Source) history(ctx context.Context) (cdc.Identity, error) {
 	return cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline, History: past(ctx, pg, sys.Timeline)}, nil
 }
 
-// past returns how the timelines before this one ended; nil where the server does not know: it is then taken for one
-// that branched off elsewhere, which is a HaltError where it matters.
+// past returns the ends of the earlier timelines; nil if the server does not know them. A timeline without a known
+// end counts as one that left the common history elsewhere, which is a HaltError if it matters.
 func past(ctx context.Context, pg *pgconn.PgConn, timeline int32) []cdc.PastTimeline {
 	if timeline <= 1 {
 		return nil

@@ -38,7 +38,8 @@ type certified struct {
 	admin   *pgx.Conn
 }
 
-// rules let roles in: relay over TLS with a password, mutual with a certificate too, sure with that alone, plain without TLS.
+// rules are the pg_hba.conf: relay may connect over TLS with a password, mutual also with a certificate, sure with a
+// certificate alone, plain without TLS.
 const rules = `host all postgres 127.0.0.1/32 trust
 hostssl all relay 127.0.0.1/32 scram-sha-256
 hostssl all mutual 127.0.0.1/32 scram-sha-256 clientcert=verify-full
@@ -75,7 +76,7 @@ func newCertified(t *testing.T) *certified {
 	return c
 }
 
-// url is the role's over TLS, with its password; more is parameters, name=value.
+// url returns a URL for the role over TLS, with its password; more is parameters, name=value.
 func (c *certified) url(role string, more ...string) string {
 	q := url.Values{"sslmode": {"verify-full"}, "sslrootcert": {c.ours.File}}
 	u := url.URL{Scheme: "postgres", User: url.UserPassword(role, "secret"), Host: c.address, Path: "/postgres"}
@@ -98,7 +99,7 @@ func (c *certified) url(role string, more ...string) string {
 	return u.String()
 }
 
-// file writes one that its user alone reads.
+// file writes a file that only its user may read.
 func (c *certified) file(name, text string, mode ...os.FileMode) string {
 	c.Helper()
 	path := filepath.Join(c.folder, name)
@@ -112,7 +113,7 @@ func (c *certified) file(name, text string, mode ...os.FileMode) string {
 	return path
 }
 
-// try connects over SQL and for replication, and returns what both say.
+// try connects over SQL and for replication, and returns both errors.
 func (c *certified) try(who *identity.Postgres) error {
 	l := login{Postgres: who, application: "test"}
 	conn, err := l.open(c.Context())
@@ -134,7 +135,8 @@ func (c *certified) issue(by *cdctest.Authority, name string, until time.Time) [
 
 func with(a []string, b ...string) []string { return append(append([]string{}, a...), b...) }
 
-// TestIdentity: who may in comes in, in every way that a URL can say it, and for each that cannot there is a sentence that says what to do.
+// TestIdentity: a client with a valid identity connects, with every kind of URL; every other client gets an error
+// that says what to do.
 func TestIdentity(t *testing.T) {
 	t.Parallel()
 	c := newCertified(t)
@@ -204,7 +206,7 @@ func TestIdentity(t *testing.T) {
 	for name, b := range map[string]struct {
 		url   string
 		says  string
-		start bool // it is said at the start already
+		start bool // the error comes at the start already
 	}{
 		"no authority's file":        {c.url("relay", "sslrootcert=/no/such"), "sslrootcert: read the file: open /no/such: no such file or directory", true},
 		"an unreadable one":          {c.url("relay", "sslrootcert="+c.folder), "sslrootcert: read the file: read " + c.folder + ": is a directory", true},
@@ -254,8 +256,8 @@ func TestIdentity(t *testing.T) {
 		"allow":                      {"host=db.example user=u dbname=d sslmode=allow", "or sslmode=disable, which sends password and rows in clear", true},
 		"prefer, by a service":       {"postgres:///?service=open&servicefile=" + services, "the connection to db.example would be encrypted or not", true},
 		"an sslmode of nobody's":     {"postgres://u@db.example/d?sslmode=on", "PostgreSQL does not know this sslmode", true},
-		"Kafka's port":               {c.url("relay", "connect_timeout=1", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: look whether that is PostgreSQL and not Kafka", false},
-		"Kafka's port, clear":        {c.url("relay", "connect_timeout=1", "sslmode=disable", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: look whether that is PostgreSQL and not Kafka", false},
+		"Kafka's port":               {c.url("relay", "connect_timeout=1", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: check whether it is PostgreSQL and not Kafka", false},
+		"Kafka's port, clear":        {c.url("relay", "connect_timeout=1", "sslmode=disable", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: check whether it is PostgreSQL and not Kafka", false},
 		"who hangs up":               {c.url("relay", "address="+hangsUp), "closes the connection before it answers", false},
 		"who hangs up, in clear":     {c.url("relay", "sslmode=disable", "address="+hangsUp), "closes the connection before it answers", false},
 		"a port for TLS alone":       {c.url("relay", "address="+tlsOnly), "closes the connection before it answers", false},
@@ -278,7 +280,8 @@ func TestIdentity(t *testing.T) {
 	c.rotates(cert, key)
 }
 
-// rotates gives one URL other files, wrong ones and right ones: the last good one stands, and the log says so once.
+// rotates gives one URL other files, wrong ones and right ones: the last good one stays in use, and the log reports
+// that once.
 func (c *certified) rotates(cert, key string) {
 	c.Helper()
 	var log bytes.Buffer
@@ -354,7 +357,7 @@ func (c *certified) rotates(cert, key string) {
 	reload()
 	fails("a server's certificate that ended", "PostgreSQL at "+c.address+" has a certificate that is out of its time (valid from ")
 
-	// A command that hangs is given up.
+	// A command that hangs is stopped.
 	ctx, cancel := context.WithTimeout(c.Context(), 100*time.Millisecond)
 	defer cancel()
 	hangs := identity.NewPostgres(sourceURL, c.url("relay", "word=", "password_command=sleep 60"), zerolog.Nop())
@@ -363,7 +366,7 @@ func (c *certified) rotates(cert, key string) {
 	}
 }
 
-// TestTokenIsNoPassword: init gives a new role the password of a file, and none where a command gives tokens.
+// TestTokenIsNoPassword: init gives a new role the password of a file, and no password if a command supplies tokens.
 func TestTokenIsNoPassword(t *testing.T) {
 	t.Parallel()
 	admin := cdctest.Database(t)
@@ -378,7 +381,7 @@ func TestTokenIsNoPassword(t *testing.T) {
 	}
 	for more, want := range map[string][2]string{
 		"&password_file=" + word:      {"create it with LOGIN and REPLICATION", " PASSWORD :password"},
-		"&password_command=echo%20so": {"without a password: what password_command of source.url gives is taken for a token that ends: let the role log in with one (GRANT rds_iam TO ", ""},
+		"&password_command=echo%20so": {"without a password: password_command of source.url supplies a token that expires: let the role log in with tokens (GRANT rds_iam TO ", ""},
 	} {
 		cfg := config.Default().Source
 		cfg.URL = u.String() + more
@@ -398,7 +401,7 @@ func TestTokenIsNoPassword(t *testing.T) {
 	}
 }
 
-// TestSeveralHosts: each host has a certificate for its own name, and the second one is asked where the first is away.
+// TestSeveralHosts: each host has a certificate for its name, and the second is used if the first is away.
 func TestSeveralHosts(t *testing.T) {
 	t.Parallel()
 	ours := cdctest.NewAuthority(t, "ours", time.Time{})
@@ -422,7 +425,7 @@ func TestSeveralHosts(t *testing.T) {
 	}
 }
 
-// tlsPort is one where TLS is spoken from the first byte on.
+// tlsPort returns the address of a listener that speaks TLS from the first byte on.
 func tlsPort(t *testing.T, by *cdctest.Authority) string {
 	t.Helper()
 	its := by.Issue(t, cdctest.Certificate{Name: "other", Hosts: []string{"127.0.0.1"}})
@@ -434,7 +437,7 @@ func tlsPort(t *testing.T, by *cdctest.Authority) string {
 	return serving(t, func(conn net.Conn) { _ = tls.Server(conn, cfg).Handshake() })
 }
 
-// serving is the address of what serves connections, and then closes them.
+// serving returns the address of a listener that calls serve for each connection, and then closes it.
 func serving(t *testing.T, serve func(net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -457,7 +460,7 @@ func serving(t *testing.T, serve func(net.Conn)) string {
 	return l.Addr().String()
 }
 
-// ecKey is a key in the older form, which may be encrypted as PEM.
+// ecKey returns a key in the older form, which may be encrypted as PEM.
 func ecKey(t *testing.T, pkcs8 []byte) []byte {
 	t.Helper()
 	key, err := x509.ParsePKCS8PrivateKey(pkcs8)

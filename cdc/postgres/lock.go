@@ -11,15 +11,15 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// The first half of advisory locks on the outbox table, the table's oid the second: a table is polled, or streamed from the WAL,
-// or each row would be published twice. Each side takes its own lock first and then looks for the other's, so that of two that
-// start at once at least one sees the other.
+// These are the first halves of advisory locks on the outbox table; the table's oid is the second half. A table is
+// either polled or streamed from the WAL, or each row would be published twice. Each side takes its own lock first
+// and then looks for the other's, so that if both start at once at least one sees the other.
 const (
 	polledLock   = 0x77706f6c
 	streamedLock = 0x7770776c
 )
 
-// markStreamed says for as long as the replication connection lives that it streams the table, once it does.
+// markStreamed takes a shared advisory lock that marks the table as streamed while the replication connection lives.
 func markStreamed(ctx context.Context, pg *pgconn.PgConn, table uint32) error {
 	if table == 0 {
 		return nil
@@ -28,7 +28,7 @@ func markStreamed(ctx context.Context, pg *pgconn.PgConn, table uint32) error {
 	return err
 }
 
-// Poller is the process that polls the table; 0 when none does.
+// Poller returns the process that polls the table; 0 if there is none.
 func (s *Source) Poller(ctx context.Context) (pid int32, err error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -44,13 +44,13 @@ func (s *Source) Poller(ctx context.Context) (pid int32, err error) {
 	return poller(ctx, conn, t.oid)
 }
 
-// pollers says who polls the table.
+// pollers returns a problem if a relay polls the table.
 func (s *Source) pollers(ctx context.Context, conn *pgx.Conn, oid uint32) ([]string, error) {
 	pid, err := poller(ctx, conn, oid)
 	if pid == 0 || err != nil {
 		return nil, err
 	}
-	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop that one, or this one", s.cfg.Table, pid)}, nil
+	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop the other relay, or this one", s.cfg.Table, pid)}, nil
 }
 
 func poller(ctx context.Context, conn *pgx.Conn, oid uint32) (pid int32, err error) {
@@ -64,16 +64,16 @@ func poller(ctx context.Context, conn *pgx.Conn, oid uint32) (pid int32, err err
 	return pid, nil
 }
 
-// PollOptions is how to poll a table.
+// PollOptions says how to poll a table.
 type PollOptions struct {
 	Shared bool // with other pollers
 }
 
-// Poll takes the table for polling, for as long as the connection lives.
+// Poll takes the lock for polling the table, for as long as the connection lives.
 func (o *OpenTable) Poll(ctx context.Context, options PollOptions) error {
 	conn := o.Conn
-	// Where rows are on the way to a relay that is gone, no keepalive finds it out. On a connection that Kafka may stall, as the one for
-	// replication, this would end a relay that is only slow.
+	// While rows are on the way to a vanished relay, no keepalive notices it. On a connection that Kafka may stall,
+	// like the replication connection, this would end a relay that is only slow.
 	if _, err := conn.Exec(ctx, "SET tcp_user_timeout = '30s'"); err != nil {
 		return classify("take the outbox table", err)
 	}
@@ -103,6 +103,6 @@ func (o *OpenTable) Poll(ctx context.Context, options PollOptions) error {
 	return &cdc.HaltError{
 		Found: fmt.Sprintf("source.kind: a relay streams %s from the WAL (slot %s, pid %d)", o.Name, slot, pid),
 		Means: "each row would be published twice",
-		Run:   "stop that one, or this one",
+		Run:   "stop the other relay, or this one",
 	}
 }

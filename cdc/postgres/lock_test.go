@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// TestPollTakesTheTable for one connection, and has the server look whether it is still there.
+// TestPollTakesTheTable: one connection takes the table, and the server checks whether that connection still lives.
 func TestPollTakesTheTable(t *testing.T) {
 	t.Parallel()
 	url := cdctest.Database(t)

@@ -15,8 +15,8 @@ import (
 	"github.com/walpost/walpost/cdc/identity"
 )
 
-// Guarded is a server that asks everybody but its superuser for a password. Roles are a server's, so tests that imitate a provider's
-// share one, one after the other.
+// Guarded returns a server that requires a password from every role except its superuser. Roles belong to a server,
+// so tests that imitate a provider's share one, one after another.
 func Guarded(t *testing.T) (server *devenv.Postgres, exec func(database string, sql ...string)) {
 	t.Helper()
 	hba, err := os.CreateTemp("", "walpost-hba-*")
@@ -50,7 +50,7 @@ func Guarded(t *testing.T) (server *devenv.Postgres, exec func(database string, 
 	}
 }
 
-// A connection that is refused is about its own URL, and what to do is about that too.
+// TestARefusedConnection: the error for a refused connection names its URL's key, and says what to do about it.
 func TestARefusedConnection(t *testing.T) {
 	cdctest.Long(t, "waits for hosts that do not answer")
 	t.Parallel()
@@ -61,7 +61,7 @@ func TestARefusedConnection(t *testing.T) {
 	}
 	at := func(user, password, database string) string { return server.URLFor(user, password, database) }
 	for name, c := range map[string]struct {
-		url, relay, others string // what is said of source.url, and of the others
+		url, relay, others string // expected text for source.url, and for the other URLs
 	}{
 		"wrong password":        {at("relay", "wrong", "shop"), `ALTER ROLE "relay" PASSWORD`, "user or password is wrong"},
 		"no such role":          {at("nobody", "secret", "shop"), `ALTER ROLE "nobody" PASSWORD`, "user or password is wrong"},
@@ -84,7 +84,7 @@ func TestARefusedConnection(t *testing.T) {
 				continue // walsenders are not counted
 			}
 			if name == "no connect" && way == "replication" {
-				want = "replicate" // the look over SQL comes first and says the other
+				want = "replicate" // the check over SQL comes first and reports the other cause
 			}
 			if err == nil || !strings.HasPrefix(err.Error(), key+": ") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "slot") {
 				t.Errorf("%s, %s %s: got %v, want %s", name, key, way, err, want)
@@ -102,7 +102,7 @@ func TestARefusedConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for code, says := range map[string]string{"57P03": "wait until it is ready", "08P01": "a pooler stands in between", "42P05": "transaction mode"} {
+	for code, says := range map[string]string{"57P03": "wait until it is ready", "08P01": "a pooler or another program is in between", "42P05": "transaction mode"} {
 		if err := (login{Postgres: identity.NewPostgres("cleanup.url", "", zerolog.Nop())}).denied(cfg, &pgconn.PgError{Code: code, Message: "no"}); !strings.HasPrefix(err.Error(), "cleanup.url: ") || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", code, err)
 		}

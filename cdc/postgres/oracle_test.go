@@ -19,7 +19,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// oracle reads a stream with pglogrepl and says in one line what each message means to a relay.
+// oracle reads a stream with pglogrepl and describes in one line what each message means to a relay.
 type oracle struct {
 	relations map[uint32]*pglogrepl.RelationMessage
 }
@@ -88,7 +88,7 @@ func (o *oracle) read(body []byte) string {
 	return "other"
 }
 
-// render says the same of our message.
+// render describes a decoded message in the same way.
 func (o *oracle) render(m *cdc.Message) string {
 	switch m.Kind {
 	case cdc.Begin:
@@ -104,8 +104,8 @@ func (o *oracle) render(m *cdc.Message) string {
 	return "other"
 }
 
-// TestRecord makes a recording from the server at hand: go test ./cdc/postgres -run TestRecord -record. Otherwise it checks
-// that today's server sends what the decoder takes.
+// TestRecord makes a recording from the present server: go test ./cdc/postgres -run TestRecord -record. Otherwise it
+// checks that the decoder understands what today's server sends.
 func TestRecord(t *testing.T) {
 	admin := cdctest.Database(t)
 	ctx := t.Context()

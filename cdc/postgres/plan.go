@@ -10,14 +10,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// PlanOptions is what a plan is for beyond relaying.
+// PlanOptions says what a plan must prepare besides relaying.
 type PlanOptions struct {
-	ByDay  bool // a table that is to be created is partitioned by day
-	Delete bool // the relay's role shall delete from the table what was delivered
+	ByDay  bool // partition by day a table that is to be created
+	Delete bool // the relay's role deletes delivered rows from the table
 }
 
-// Plan returns the steps that role, table and publication need, in order. Problems that no step solves, and what the administrator may
-// not do, are an error, all of them together.
+// Plan returns the steps for role, table and publication, in order. If a problem cannot be solved by a step, or the
+// administrator may not run one, it returns an error with all problems together.
 func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
 	g, err := readGuard(ctx, a.conn)
 	if err != nil {
@@ -82,13 +82,14 @@ func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
 	return steps, nil
 }
 
-// TablePlan is what a relay that works over SQL alone needs of the table.
+// TablePlan says what a relay that works over SQL alone needs of the table.
 type TablePlan struct {
-	OID   uint32 // of the table; 0 where there is none
-	Table Step   // that makes what the table lacks
+	OID   uint32 // of the table; 0 if there is none
+	Table Step   // creates what the table lacks
 }
 
-// PlanTable returns the steps that such a relay needs, in order: its role, the table, its rights. Errors are as in Plan.
+// PlanTable returns the steps that such a relay needs, in order: its role, the table, its rights. Errors are as in
+// Plan.
 func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 	if p.OID == 0 {
 		if err := a.misspelt(ctx); err != nil {
@@ -108,7 +109,7 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 		return nil, err
 	}
 	if refused {
-		lacks = append(lacks, fmt.Sprintf("%s: the role of %s may not do that: let one who may run it, or name a role in source.url that is there", strings.Join(role.SQL, "; "), adminURL))
+		lacks = append(lacks, fmt.Sprintf("%s: the role of %s may not do that: let a role that may run it, or name an existing role in source.url", strings.Join(role.SQL, "; "), adminURL))
 	}
 	password, why, err := a.planPassword(ctx, role)
 	if err != nil {
@@ -121,7 +122,7 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	sight, err := a.planSight(ctx, true) // it cleans partitions up by their names
+	sight, err := a.planSight(ctx, true) // it cleans up partitions by their names
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +138,7 @@ func (a *Admin) PlanTable(ctx context.Context, p TablePlan) ([]Step, error) {
 	return steps, err
 }
 
-// streamed warns of publications that carry a table that is to be polled.
+// streamed returns a warning if publications carry a table that is to be polled.
 func (a *Admin) streamed(ctx context.Context, oid uint32) ([]Step, error) {
 	var by []string
 	err := a.conn.QueryRow(ctx, `SELECT ARRAY(SELECT pubname::text FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
@@ -148,10 +149,10 @@ func (a *Admin) streamed(ctx context.Context, oid uint32) ([]Step, error) {
 	if len(by) == 0 {
 		return nil, nil
 	}
-	return []Step{{What: fmt.Sprintf("warning: publication %s carries %s: a relay that streams it publishes the rows that are polled, too", some(by), a.source.cfg.Table)}}, nil
+	return []Step{{What: fmt.Sprintf("warning: publication %s carries %s: a relay that streams it would also publish the polled rows", some(by), a.source.cfg.Table)}}, nil
 }
 
-// planPollingRole gives the relay's role LOGIN, and CONNECT where PUBLIC has it not: polling does not replicate.
+// planPollingRole gives the relay's role LOGIN, and CONNECT if PUBLIC does not have it: polling does not replicate.
 func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 	step, there, login, _, err := a.theirRole(ctx, false)
 	if err != nil {
@@ -176,7 +177,7 @@ func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 	return step, nil
 }
 
-// planRights lets the relay's role do something with the table.
+// planRights gives the relay's role the rights on the table that it lacks.
 func (a *Admin) planRights(ctx context.Context, what string, wants ...right) (Step, error) {
 	target, err := a.source.target()
 	if err != nil {
@@ -192,13 +193,15 @@ func (a *Admin) planRights(ctx context.Context, what string, wants ...right) (St
 	return Step{What: fmt.Sprintf("role %s: let it %s %s", target.User, what, a.source.cfg.Table), SQL: sql}, nil
 }
 
-// planPassword gives a role that is there the password of source.url, where PostgreSQL refuses that. why says that the administrator may
-// not, and that it is nobody's password to be changed by init.
+// planPassword gives an existing role the password of source.url, if PostgreSQL refuses it. why has the reasons why
+// this is not possible: the administrator may not, or the role is an administrator's, whose password init does not
+// change.
 func (a *Admin) planPassword(ctx context.Context, role Step) (steps []Step, why []string, err error) {
 	var own bool
 	err = a.conn.QueryRow(ctx, `SELECT rolsuper OR rolname = session_user FROM pg_roles WHERE rolname = $1`, role.role).Scan(&own)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows) || err == nil && role.secret == "": // it is made with its password, or has none to compare
+	// a new role gets its password when it is created; without one there is nothing to compare
+	case errors.Is(err, pgx.ErrNoRows) || err == nil && role.secret == "":
 		return nil, nil, nil
 	case err != nil:
 		return nil, nil, classify("look for the role", err)
@@ -209,20 +212,21 @@ func (a *Admin) planPassword(ctx context.Context, role Step) (steps []Step, why 
 	}
 	const differs = "role %s: PostgreSQL refuses the password of source.url"
 	if own {
-		return nil, []string{fmt.Sprintf(differs+", and init does not change that of an administrator: correct it in source.url, or name a role for the relay alone", role.role)}, nil
+		return nil, []string{fmt.Sprintf(differs+", and init does not change an administrator's password: correct it in source.url, or name a role that only the relay uses", role.role)}, nil
 	}
 	step := Step{
-		What: fmt.Sprintf(differs+": give the role that one", role.role), SQL: []string{"ALTER ROLE " + Ident(role.role) + role.password()},
+		What: fmt.Sprintf(differs+": set it for the role", role.role), SQL: []string{"ALTER ROLE " + Ident(role.role) + role.password()},
 		role: role.role, secret: role.secret,
 	}
 	refused, err := a.try(ctx, step)
 	if refused {
-		return nil, []string{fmt.Sprintf(differs+", and the role of %s may not change it: correct it in source.url, or let one who may run %s", role.role, adminURL, step.SQL[0])}, nil
+		return nil, []string{fmt.Sprintf(differs+", and the role of %s may not change it: correct it in source.url, or let a role that may run %s", role.role, adminURL, step.SQL[0])}, nil
 	}
 	return []Step{step}, nil, err
 }
 
-// planRole gives the relay's role LOGIN, what replication needs, and CONNECT where PUBLIC has it not, and nothing else.
+// planRole gives the relay's role LOGIN, the right to replicate, and CONNECT if PUBLIC does not have it, and nothing
+// else.
 func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 	step, there, login, replicates, err := a.theirRole(ctx, g.super)
 	if err != nil {
@@ -259,8 +263,8 @@ func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 	return step, nil
 }
 
-// theirRole looks for the relay's role. The step that it returns holds the SQL that lets the role connect to the database, where that
-// is needed. With attribute a membership is not enough to replicate.
+// theirRole looks for the relay's role. The step that it returns has the SQL that lets the role connect to the
+// database, if that is needed. With attribute a membership is not enough to replicate.
 func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there, login, replicates bool, err error) {
 	target, err := a.source.target()
 	if err != nil {
@@ -280,15 +284,15 @@ func (a *Admin) theirRole(ctx context.Context, attribute bool) (step Step, there
 	return step, there, login, replicates, err
 }
 
-// login says how a new role logs in whose password is a token.
+// login returns how a new role logs in if its password is a token.
 func (s *Step) login() string {
 	if s.token == "" {
 		return ""
 	}
-	return fmt.Sprintf(", without a password: what %s of source.url gives is taken for a token that ends: let the role log in with one (GRANT rds_iam TO %s in RDS), or set a password yourself", s.token, Ident(s.role))
+	return fmt.Sprintf(", without a password: %s of source.url supplies a token that expires: let the role log in with tokens (GRANT rds_iam TO %s in RDS), or set a password yourself", s.token, Ident(s.role))
 }
 
-// password is the clause that sets it, where source.url has one.
+// password returns the clause that sets the password of source.url, if there is one.
 func (s *Step) password() string {
 	if s.secret == "" {
 		return ""
@@ -311,7 +315,7 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 		}
 		return step, t, nil
 	case byDay && !t.partitioned:
-		return Step{}, t, fmt.Errorf("--partition-by-day: %s is there already and is not partitioned: name another table in source.table, or init without it", cfg.Table)
+		return Step{}, t, fmt.Errorf("--partition-by-day: %s exists already and is not partitioned: name another table in source.table, or run init without this flag", cfg.Table)
 	}
 	_, hidden, err := a.source.detours(ctx, a.conn, t.oid)
 	if err != nil {
@@ -324,11 +328,11 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 	if problems := slices.Concat(t.hidden, hidden, t.unfit, moved); len(problems) > 0 {
 		return Step{}, t, unfit(problems)
 	}
-	return Step{What: fmt.Sprintf("table %s: there, with the columns that are needed", cfg.Table)}, t, nil
+	return Step{What: fmt.Sprintf("table %s: exists, with the columns that are needed", cfg.Table)}, t, nil
 }
 
-// misspelt returns an error where there is no table of the configured name, and one whose name differs in the case of letters alone: an
-// empty table would be made and watched, and the application's rows would never be relayed.
+// misspelt returns an error if there is no table of the configured name, but one whose name differs only in the case
+// of letters. Otherwise init would create an empty table, and the application's rows would never be relayed.
 func (a *Admin) misspelt(ctx context.Context) error {
 	schema, name := a.source.cfg.SchemaTable()
 	var there string
@@ -342,7 +346,7 @@ func (a *Admin) misspelt(ctx context.Context) error {
 	case err != nil:
 		return classify("look for the table", err)
 	}
-	return fmt.Errorf("source.table: there is no table %s: did you mean %s? Names are written in their own case; nothing was changed", a.source.cfg.Table, there)
+	return fmt.Errorf("source.table: there is no table %s: did you mean %s? Write the name in the same case; nothing was changed", a.source.cfg.Table, there)
 }
 
 func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
@@ -375,12 +379,12 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	if t.oid == 0 && !w.here {
 		return Step{What: fmt.Sprintf("publication %s: add %s to it", cfg.Publication, cfg.Table), SQL: []string{fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, TableName(cfg))}}, nil
 	}
-	return Step{What: fmt.Sprintf("publication %s: there, it carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
+	return Step{What: fmt.Sprintf("publication %s: exists, and carries the inserts into %s", cfg.Publication, cfg.Table)}, nil
 }
 
-// zoneNotes says that times of rows are of a zone that nobody knows, where it is so.
+// zoneNotes returns a note if the zone of the rows' times is not known.
 func (s *Source) zoneNotes(ctx context.Context, conn *pgx.Conn) ([]string, error) {
-	if s.cfg.Columns.CreatedAtZone != "" { // checkTable has looked at it
+	if s.cfg.Columns.CreatedAtZone != "" { // checkTable has checked it
 		return nil, nil
 	}
 	at, err := s.written(ctx, conn)
@@ -394,7 +398,7 @@ func (s *Source) zoneNotes(ctx context.Context, conn *pgx.Conn) ([]string, error
 	return nil, err
 }
 
-// notes are what keeps no row from the stream, and is worth a word all the same.
+// notes returns what an operator should know and what keeps no row from the stream.
 func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []string, err error) {
 	if notes, err = s.zoneNotes(ctx, conn); err != nil {
 		return nil, err
@@ -402,24 +406,24 @@ func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []st
 	notes = append(notes, t.left...)
 	if _, byDefault := t.generated(&s.cfg.Columns); len(byDefault) > 0 {
 		for _, c := range byDefault {
-			notes = append(notes, c.unseen(major(conn), Ident(s.cfg.Publication))+"; until then it is left alone")
+			notes = append(notes, c.unseen(major(conn), Ident(s.cfg.Publication))+"; until then it is not used")
 		}
 	}
 	w, _, err := s.width(ctx, conn, t)
 	if w.more != "" {
-		notes = append(notes, fmt.Sprintf("publication %s carries %s: changes of other tables are sent to the relay, which throws them away; and where it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED would be one: a publication of the outbox alone does neither: run `%s`, name it in source.publication, and `walpost adopt` where a relay has run already",
+		notes = append(notes, fmt.Sprintf("publication %s carries %s: the relay receives changes of other tables and discards them; and if it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED is a rewrite too: a publication of the outbox alone avoids both: run `%s`, name it in source.publication, and run `walpost adopt` if a relay has run already",
 			s.cfg.Publication, w.more, s.cfg.Table, publicationDDL(s.cfg, s.cfg.Slot+"_outbox", t)))
 	}
 	return notes, err
 }
 
-// width is what a publication carries beside a table that it names.
+// width describes what a publication carries besides a table that it names.
 type width struct {
-	more string // in words; empty is nothing
-	here bool   // a table of that name is carried without being named
+	more string // in words; empty if it carries nothing more
+	here bool   // the publication carries the table without naming it
 }
 
-// width says how wide the publication is, and whether there is one.
+// width returns how wide the publication is, and whether it exists.
 func (s *Source) width(ctx context.Context, conn *pgx.Conn, t table) (w width, exists bool, err error) {
 	schema, _ := s.cfg.SchemaTable()
 	schemas := `'{}'::text[]`

@@ -28,13 +28,14 @@ type Source struct {
 	relay       *identity.Postgres
 
 	mu     sync.Mutex
-	others map[[2]string]*identity.Postgres // by key and URL, who else connects: administrators, and cleanup
+	others map[[2]string]*identity.Postgres // by key and URL: the other roles that connect, administrators and cleanup
 }
 
 var _ cdc.Source = (*Source)(nil)
 
-// NewSource makes a source. It connects to nothing yet. The pipeline's name is shown in pg_stat_replication. The log has which client
-// certificate is used, and what is wrong with a new certificate or password, while the last good one is used.
+// NewSource returns a source, and connects to nothing yet. pg_stat_replication shows the pipeline's name. The source
+// logs which client certificate it uses, and what is wrong with a new certificate or password, while it continues
+// with the last good one.
 func NewSource(pipeline string, cfg config.Source, log zerolog.Logger) *Source {
 	log = log.With().Str("pipeline", pipeline).Logger()
 	return &Source{
@@ -43,8 +44,8 @@ func NewSource(pipeline string, cfg config.Source, log zerolog.Logger) *Source {
 	}
 }
 
-// Preflight checks what a session needs of the server, with the relay's own rights, and reports everything that is wrong at
-// once. What is wrong with publication and table alone is in Facts. It returns the table's OID, 0 where there is no table.
+// Preflight checks what a session needs from the server, with the relay's own rights, and returns all problems at
+// once. Problems of publication and table alone are in Facts. It returns the table's OID, or 0 if there is no table.
 func (s *Source) Preflight(ctx context.Context) (uint32, error) {
 	conn, err := s.Open(ctx)
 	if err != nil {
@@ -66,7 +67,7 @@ func (s *Source) Preflight(ctx context.Context) (uint32, error) {
 		return 0, classify("ask for the server's settings", err)
 	}
 	if standby {
-		return 0, errors.New("source.url: the server is a standby: waiting for its promotion; to find the primary by itself, name all hosts and target_session_attrs=read-write")
+		return 0, errors.New("source.url: the server is a standby: the relay waits for its promotion; name all hosts and target_session_attrs=read-write, and the relay finds the primary itself")
 	}
 	if version < 140000 {
 		bad("PostgreSQL %d is too old: 14 or newer is needed", version/10000)
@@ -87,12 +88,13 @@ func (s *Source) Preflight(ctx context.Context) (uint32, error) {
 		return 0, err
 	}
 	if len(problems) > 0 {
-		return 0, unfit(slices.Concat(problems, f.Hidden, f.Unfit)) // all of it in one go
+		return 0, unfit(slices.Concat(problems, f.Hidden, f.Unfit)) // all problems at once
 	}
 	return t.oid, nil
 }
 
-// checkSlot looks at what the slot is; whether it exists and where it stands is reconciled with the state record.
+// checkSlot returns a problem with the slot's kind or database. Reconcile compares its existence and position with
+// the state record.
 func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) {
 	var slotType, plugin, database, here string
 	err := conn.QueryRow(ctx, `
@@ -104,14 +106,14 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) 
 	case err != nil:
 		return "", classify("look at the slot", err)
 	case slotType != "logical" || plugin != "pgoutput":
-		return fmt.Sprintf("slot %q is a %s slot of plugin %q, a logical one of pgoutput is needed: choose another source.slot and run `walpost init`", s.cfg.Slot, slotType, plugin), nil
+		return fmt.Sprintf("slot %q is a %s slot of plugin %q, a logical slot of pgoutput is needed: choose another source.slot and run `walpost init`", s.cfg.Slot, slotType, plugin), nil
 	case database != here:
 		return fmt.Sprintf("slot %q belongs to database %q, source.url names %q: choose another source.slot or the other database", s.cfg.Slot, database, here), nil
 	}
 	return "", nil
 }
 
-// checkPublication makes sure that every insert into the outbox is in it, whole.
+// checkPublication returns the reasons why inserts into the outbox would not be in the publication, or not whole.
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	name := Ident(s.cfg.Publication)
@@ -131,7 +133,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		bad("source.publication: %s is partitioned and the publication names its partitions: ALTER PUBLICATION %s SET (publish_via_partition_root = true)", s.cfg.Table, name)
 	}
 	schema, table := s.cfg.SchemaTable()
-	// Row filters and column lists exist from 15 on; to_jsonb lets one query serve every version.
+	// Row filters and column lists exist from 15 on; with to_jsonb one query works for every version.
 	var filtered bool
 	var columns []string
 	err = conn.QueryRow(ctx, `
@@ -139,7 +141,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		       coalesce(ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t) -> 'attnames')), '{}')
 		FROM pg_publication_tables t WHERE t.pubname = $1 AND t.schemaname = $2 AND t.tablename = $3`,
 		s.cfg.Publication, schema, table).Scan(&filtered, &columns)
-	if errors.Is(err, pgx.ErrNoRows) && t.oid == 0 { // init makes the table, and adds it
+	if errors.Is(err, pgx.ErrNoRows) && t.oid == 0 { // init creates the table, and adds it
 		return problems, nil
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -149,7 +151,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	if err != nil {
 		return nil, classify("look at the publication", err)
 	}
-	// Not SET TABLE, which would take other people's tables out.
+	// Not SET TABLE, which would remove other people's tables.
 	again := fmt.Sprintf("ALTER PUBLICATION %[1]s DROP TABLE %[2]s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", name, TableName(s.cfg))
 	if filtered {
 		bad("source.publication: %s has a row filter on %s, which hides rows silently: %s", s.cfg.Publication, s.cfg.Table, again)
@@ -160,7 +162,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 			continue
 		}
 		switch c := &t.columns[from.column]; {
-		case c.generated != "" && purposes[i].value(&s.cfg.Columns) == "": // its default name alone: see notes
+		case c.generated != "" && purposes[i].value(&s.cfg.Columns) == "": // only its default name matches: see notes
 		case c.generated != "":
 			bad("%s", c.unseen(major(conn), name))
 		case purposes[i].value(&s.cfg.Columns) != "":
@@ -174,8 +176,8 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	return problems, nil
 }
 
-// Facts reads what is compared with the state record, and of the server's identity the timeline. A table that is polled is not
-// to be streamed; an Admin, who prepares that, does not mind.
+// Facts queries everything that is compared with the state record, and the timeline of the server's identity. A relay
+// must not stream a table that is polled; an Admin, who prepares a move to the WAL, may.
 func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -193,17 +195,17 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	}
 	pollers, err := s.pollers(ctx, conn, t.oid)
 	f.Unfit = append(f.Unfit, pollers...)
-	if notes, noteErr := s.notes(ctx, conn, t); noteErr == nil { // what is only worth a word keeps nobody from looking
+	if notes, noteErr := s.notes(ctx, conn, t); noteErr == nil { // notes are not important enough to fail
 		f.Notes = notes
 	}
 	f.Notes = append(f.Notes, clockNote(time.Now(), f.Time)...)
 	return f, err
 }
 
-// clocksDiffer is by how much this machine's clock may differ from the server's before it is worth a word.
+// clocksDiffer is the difference between this machine's clock and the server's from which on a note is written.
 const clocksDiffer = time.Minute
 
-// clockNote says that the clock here differs from the server's, where it does.
+// clockNote returns a note if the clock here differs too much from the server's.
 func clockNote(here, server time.Time) []string {
 	off, how := here.Sub(server), "ahead of"
 	if off < 0 {
@@ -212,15 +214,17 @@ func clockNote(here, server time.Time) []string {
 	if off < clocksDiffer {
 		return nil
 	}
-	return []string{fmt.Sprintf("this machine's clock is %s %s the database server's (%s): Kafka refuses records from more than an hour ahead, and deletes those that seem older than the topic's retention: set the clocks",
+	return []string{fmt.Sprintf("this machine's clock is %s %s the database server's (%s): Kafka rejects records from more than an hour ahead, and deletes records that seem older than the topic's retention: set the clocks",
 		off.Round(time.Minute), how, server.UTC().Format(time.RFC3339))}
 }
 
-// currentTimeline is SQL for the timeline as the server names its WAL files, which is right from the moment of a promotion on.
+// currentTimeline is SQL for the timeline in the names of the server's WAL files, which is right from the moment of a
+// promotion on.
 const currentTimeline = `('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int`
 
-// look reads one state of publication and table: what changes while they are looked at is looked at again. Otherwise the fingerprint could
-// be from before a change and the checks from behind it, and what may have hidden rows would be taken for a mistake that hid none.
+// look reads publication and table as one consistent snapshot: it starts again if the fingerprint changes meanwhile.
+// Otherwise an old fingerprint could be paired with newer checks, and a change that may have hidden rows would be
+// taken for a mistake that hid none.
 func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table, err error) {
 	for {
 		if f, err = s.identify(ctx, conn); err != nil {
@@ -246,16 +250,16 @@ func (s *Source) look(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, t table
 	}
 }
 
-// identify reads where the server and the slot stand, the fingerprint, and what keeps the table's rows from the stream.
+// identify reads the positions of server and slot, the fingerprint, and the detours of the table.
 func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err error) {
 	schema, name := s.cfg.SchemaTable()
 	f.Slot.Name, f.Configured = s.cfg.Slot, cdc.Configured{Publication: s.cfg.Publication, Table: s.cfg.Table}
 	var version int
-	// Open transactions before the end of the WAL: one that has ended in between has committed behind that.
+	// Read the open transactions before the end of the WAL: one that ends in between has its commit after that end.
 	if err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT xid FROM (`+writers+`) w)`).Scan(&f.Open); err != nil {
 		return f, classify("look for open transactions", err)
 	}
-	// The end of the WAL before the catalog: what the catalog shows held up to there.
+	// Read the end of the WAL before the catalog: the catalog's contents were valid up to there.
 	err = conn.QueryRow(ctx, `
 		SELECT pg_current_wal_flush_lsn()::text, `+currentTimeline+`, clock_timestamp(), current_setting('server_version_num')::int`,
 	).Scan(&f.WALEnd, &f.Timeline, &f.Time, &version)
@@ -268,9 +272,9 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	}
 	var table, toast uint32
 	var named bool
-	// Patroni's own sessions give it away; it leaves failover slots alone, which init makes from 17 on.
-	// oid and xmin of the publication and of its entry for the table change even when a change was undone, and when a row filter
-	// or a column list comes or goes.
+	// Patroni is recognized by its own sessions. It does not drop failover slots, which init creates from 17 on. The
+	// oid and xmin of the publication and of its entry for the table change even when a change was undone, and when a
+	// row filter or a column list is added or removed.
 	err = conn.QueryRow(ctx, `
 		SELECT s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.active_pid, 0), coalesce(s.confirmed_flush_lsn, '0/0')::text,
 		       coalesce(s.restart_lsn, '0/0')::text, coalesce(s.wal_status, ''), coalesce(to_jsonb(s) ->> 'invalidation_reason', ''),
@@ -300,8 +304,9 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	if f.Unfit, err = s.moved(ctx, conn, table); err != nil {
 		return f, err
 	}
-	// SET UNLOGGED is refused for a table that a publication names, and no other publication stands in its way. It rewrites the table,
-	// and with it comes another TOAST table; TRUNCATE, VACUUM FULL and CLUSTER keep that.
+	// PostgreSQL forbids SET UNLOGGED for a table that a publication names; no other publication prevents it. SET
+	// UNLOGGED rewrites the table, which then has another TOAST table; TRUNCATE, VACUUM FULL and CLUSTER keep the
+	// TOAST table.
 	if !named && toast != 0 {
 		f.Fingerprint += fmt.Sprintf("%s%d", cdc.ToastMark, toast)
 	}

@@ -17,7 +17,8 @@ import (
 	"github.com/walpost/walpost/cdc/postgres"
 )
 
-// A table that is swapped while it is looked at has hidden rows, and the fingerprint must be the new one, which says so.
+// TestWhatChangesWhileItIsLookedAtIsLookedAtAgain: a table that is swapped during a look has hidden rows, and the
+// look must return the new fingerprint, which shows that.
 func TestWhatChangesWhileItIsLookedAtIsLookedAtAgain(t *testing.T) {
 	admin := cdctest.Database(t)
 	cdctest.CreateOutbox(t, admin, "public.outbox")
@@ -56,8 +57,8 @@ func TestWhatChangesWhileItIsLookedAtIsLookedAtAgain(t *testing.T) {
 	}
 }
 
-// TestPatroniIsKnownByItsSessions: it drops slots that it does not know, but no failover slots, which there are from 17 on. The relay's
-// role sees its sessions, too.
+// TestPatroniIsKnownByItsSessions: Patroni drops slots that it does not know, but no failover slots, which exist from
+// 17 on. The relay's role also sees Patroni's sessions.
 func TestPatroniIsKnownByItsSessions(t *testing.T) {
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{})
 	exec := func(sql string) {

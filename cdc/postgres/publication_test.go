@@ -12,8 +12,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestPublicationThatWasMissingAtAPlaceInTheWAL: it is there again when the stream reaches the row, and every version of the server says by
-// its routine, an error or a warning, that it was not.
+// TestPublicationThatWasMissingAtAPlaceInTheWAL: the publication exists again when the stream reaches the row, and
+// every version of the server reports by its routine, in an error or a warning, that it did not exist.
 func TestPublicationThatWasMissingAtAPlaceInTheWAL(t *testing.T) {
 	t.Parallel()
 	admin := cdctest.Database(t)

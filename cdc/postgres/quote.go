@@ -8,7 +8,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// Ident returns a name as SQL, with its schema before it where there are two.
+// Ident returns a name as SQL, with its schema before it if there are two.
 func Ident(name ...string) string { return pgx.Identifier(name).Sanitize() }
 
 // Literal returns a text as SQL.

@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// Removal returns the steps that take away publication and role, as far as nobody else uses them; what stays is a step without SQL that
-// says who does. Slot and state have their own steps; the table stays.
+// Removal returns the steps that remove publication and role, as far as nothing else uses them. For an object that
+// stays it returns a step without SQL that names its users. Slot and state have their own steps; the table stays.
 func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	cfg := a.source.cfg
 	target, err := a.source.target()
@@ -34,8 +34,8 @@ func (a *Admin) Removal(ctx context.Context) ([]Step, error) {
 	return append(steps, step), nil
 }
 
-// removePublication drops the publication, unless another slot of the database may read it or it carries other tables. Which
-// publication a slot is read with stands nowhere on the server.
+// removePublication drops the publication, unless another slot of the database may be read with it or it carries
+// other tables. The server does not record with which publication a slot is read.
 func (a *Admin) removePublication(ctx context.Context) (Step, error) {
 	cfg := a.source.cfg
 	name := Ident(cfg.Publication)
@@ -54,9 +54,9 @@ func (a *Admin) removePublication(ctx context.Context) (Step, error) {
 	case !exists:
 		return Step{What: fmt.Sprintf("publication %s: not there", cfg.Publication)}, nil
 	case len(slots) > 0:
-		return Step{What: fmt.Sprintf("publication %s: left as it is: slot %s of this database may be read with it (if not: DROP PUBLICATION %s)", cfg.Publication, some(slots), name)}, nil
+		return Step{What: fmt.Sprintf("publication %s: not dropped: slot %s of this database may be read with it (if not: DROP PUBLICATION %s)", cfg.Publication, some(slots), name)}, nil
 	case len(tables) > 0:
-		return Step{What: fmt.Sprintf("publication %s: left as it is: it carries %s, too (if nobody needs that: DROP PUBLICATION %s)", cfg.Publication, some(tables), name)}, nil
+		return Step{What: fmt.Sprintf("publication %s: not dropped: it also carries %s (if nothing needs that: DROP PUBLICATION %s)", cfg.Publication, some(tables), name)}, nil
 	}
 	return Step{What: fmt.Sprintf("publication %s: drop it", cfg.Publication), SQL: []string{"DROP PUBLICATION " + name}}, nil
 }
@@ -68,8 +68,8 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 	var super, me bool
 	var slots, sessions, members []string
 	var objects int
-	// A slot does not say whose it is: any other of pgoutput, in any database, may be read with this role. Rights on the outbox and its
-	// schema are this pipeline's and are revoked.
+	// A slot does not record its role: every other pgoutput slot, in any database, may be read with this role. Rights
+	// on the outbox and its schema are this pipeline's and are revoked.
 	err := a.conn.QueryRow(ctx, `
 		SELECT r.rolsuper, r.rolname = current_user,
 		       ARRAY(SELECT format('%s (database %s)', slot_name, database) FROM pg_replication_slots WHERE plugin = 'pgoutput' AND slot_name <> $2 ORDER BY 1),
@@ -80,7 +80,7 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 		                   AND (d.classid = 'pg_class'::regclass AND d.objid = to_regclass($4) OR d.classid = 'pg_namespace'::regclass AND d.objid = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($4)))))
 		FROM pg_roles r WHERE r.rolname = $1`, role, cfg.Slot, a.source.application, TableName(cfg)).Scan(&super, &me, &slots, &sessions, &members, &objects)
 	left := func(why string) (Step, error) {
-		return Step{What: fmt.Sprintf("role %s: left as it is: %s (if nobody needs it: DROP ROLE %s)", role, why, user)}, nil
+		return Step{What: fmt.Sprintf("role %s: not dropped: %s (if nothing needs it: DROP ROLE %s)", role, why, user)}, nil
 	}
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -106,7 +106,7 @@ func (a *Admin) removeRole(ctx context.Context, role string) (Step, error) {
 	}}, nil
 }
 
-// some names a few of them, and says how many more there are.
+// some lists a few names, and how many more there are.
 func some(names []string) string {
 	const most = 3
 	if len(names) <= most {

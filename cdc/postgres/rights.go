@@ -10,16 +10,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// provider is somebody who runs PostgreSQL for others. A role that it makes on each server marks it.
+// provider is a company that runs PostgreSQL for others. It is recognized by a role that it creates on each server.
 type provider struct {
 	role    string
 	name    string
-	logical string // how wal_level becomes logical there
+	logical string // how to set wal_level to logical there
 }
 
-const fromTheStart = "wal_level is logical there from the start: ask its support"
+const fromTheStart = "wal_level is always logical there: ask its support"
 
-// providers are known by their roles; where two are there, the first holds.
+// providers lists the providers by their roles; if two match, the first counts.
 var providers = []provider{
 	{"rds_superuser", "Amazon RDS or Aurora", "set rds.logical_replication to 1 in the parameter group (of Aurora, the cluster's), and reboot"},
 	{"cloudsqlsuperuser", "Google Cloud SQL", "set the flag cloudsql.logical_decoding to on, which restarts the server"},
@@ -34,21 +34,21 @@ var providers = []provider{
 	{"mdb_admin", "Yandex Managed Service for PostgreSQL", fromTheStart},
 }
 
-// replicators are roles whose members may replicate where nobody has the attribute REPLICATION to give, in the order in which init
-// looks for one to grant.
+// replicators lists roles whose members may replicate on servers where no role can give the attribute REPLICATION, in
+// the order in which init looks for one to grant.
 var replicators = []string{"rds_replication", "mdb_replication", "rds_superuser"}
 
-// mayReplicate is SQL for what a role r of pg_roles may. Who is a member may, whether it inherits or not: the provider's server asks
-// for the membership.
+// mayReplicate is SQL for whether a role r of pg_roles may replicate. A member may, whether it inherits or not: the
+// provider's server checks the membership.
 var mayReplicate = `(r.rolreplication OR r.rolsuper OR EXISTS (SELECT FROM pg_roles g WHERE g.rolname IN ('` + strings.Join(replicators, "', '") + `') AND pg_has_role(r.oid, g.oid, 'MEMBER')))`
 
-// guard is what a server lets the role do that asks.
+// guard describes what a server allows the role of this connection.
 type guard struct {
-	me           string // who asks
+	me           string // the role of this connection
 	super        bool
 	mayReplicate bool
-	provider     *provider // nil for a server of one's own
-	replicator   string    // role whose members may replicate; empty where REPLICATION is given
+	provider     *provider // nil for a server without a provider
+	replicator   string    // role whose members may replicate; empty if REPLICATION can be given
 	ready        []string  // roles that may log in and replicate, without being a superuser
 }
 
@@ -71,7 +71,8 @@ func readGuard(ctx context.Context, conn *pgx.Conn) (g guard, err error) {
 			g.provider = &providers[i]
 		}
 	}
-	// A server that has a superuser gives the attribute: a provider's role on it came with a dump, and its members may nothing.
+	// A server with a superuser gives the attribute: a provider's role on it came with a dump, and its members have
+	// no rights.
 	for _, r := range replicators[:2] {
 		if g.replicator == "" && !g.super && slices.Contains(there, r) {
 			g.replicator = r
@@ -80,7 +81,7 @@ func readGuard(ctx context.Context, conn *pgx.Conn) (g guard, err error) {
 	return g, nil
 }
 
-// notLogical says how wal_level is changed on this server.
+// notLogical returns how to change wal_level on this server.
 func (g *guard) notLogical(is string) string {
 	if g.provider != nil {
 		return fmt.Sprintf("wal_level is %s: this is %s: %s", is, g.provider.name, g.provider.logical)
@@ -88,7 +89,7 @@ func (g *guard) notLogical(is string) string {
 	return fmt.Sprintf("wal_level is %s: ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL", is)
 }
 
-// letReplicate is the SQL that gives a role what replication needs.
+// letReplicate returns the SQL that gives a role the right to replicate.
 func (g *guard) letReplicate(role string) string {
 	role = Ident(role)
 	if g.replicator != "" {
@@ -97,27 +98,27 @@ func (g *guard) letReplicate(role string) string {
 	return fmt.Sprintf("ALTER ROLE %s REPLICATION", role)
 }
 
-// wayOut says what to do where the administrator may not make a role that replicates.
+// wayOut returns what to do if the administrator may not create a role that replicates.
 func (g *guard) wayOut(role string) string {
 	whose := ""
 	if g.provider != nil {
 		whose = " on " + g.provider.name
 	}
-	way := fmt.Sprintf("role %s of %s may not give that right%s: let one who may run the SQL above", g.me, adminURL, whose)
+	way := fmt.Sprintf("role %s of %s may not give that right%s: let a role that may run the SQL above", g.me, adminURL, whose)
 	if i := slices.Index(g.ready, role); len(g.ready) > 0 && i < 0 {
 		way += ", or name a role in source.url that has it already (" + strings.Join(g.ready, ", ") + ")"
 	}
 	return way + "; source.kind: polling needs no such right"
 }
 
-// privileges returns what the administrator lacks to make the table, or to change or publish the one with the oid, each with what
-// grants it.
+// privileges returns what the administrator lacks to create the table, or to change or publish the one with the oid,
+// each with the SQL that grants it.
 func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes bool) (lacks []string, err error) {
 	cfg := a.source.cfg
 	schema, _ := cfg.SchemaTable()
 	var me, database, owner string
 	var inDatabase, owns bool
-	var schemaLacks *string // nil where there is no such schema
+	var schemaLacks *string // nil if there is no such schema
 	err = a.conn.QueryRow(ctx, `
 		SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE'),
 		       (SELECT concat_ws(', ', CASE WHEN NOT has_schema_privilege(oid, 'CREATE') THEN 'CREATE' END,
@@ -145,7 +146,7 @@ func (a *Admin) privileges(ctx context.Context, oid uint32, changes, publishes b
 	return lacks, nil
 }
 
-// errForbidden says that the administrator may not do what the plan holds. Nothing was changed.
+// errForbidden returns the error for a plan that the administrator may not run. Nothing was changed.
 func errForbidden(lacks []string) error {
 	return errors.New(strings.Join(lacks, "\n") + "\nnothing was changed in PostgreSQL")
 }

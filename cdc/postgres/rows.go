@@ -15,10 +15,10 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// page is how many rows are asked for at once. They are read as they come, so it bounds no memory here.
+// page is how many rows one query asks for. They are processed as they arrive, so it bounds no memory here.
 const page = 1000
 
-// Retained is what the outbox table still holds of a time, [From, To) on created_at.
+// Retained reads the rows of a time range that the outbox table still has: [From, To) on created_at.
 type Retained struct {
 	From, To time.Time
 
@@ -38,7 +38,7 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 		return nil, err
 	}
 	if c.CreatedAt == "" {
-		return nil, fmt.Errorf("%s has no column that says when a row was written, by which rows would be replayed: name it in source.columns.created_at", a.source.cfg.Table)
+		return nil, fmt.Errorf("%s has no column that shows when a row was written, and replay needs it: name it in source.columns.created_at", a.source.cfg.Table)
 	}
 	age, err := a.source.Age(ctx, a.conn, c.CreatedAt)
 	if err != nil {
@@ -61,16 +61,16 @@ func (a *Admin) Retained(ctx context.Context, from, to time.Time) (*Retained, er
 
 // RowColumn is a column of the outbox that fills a field of a row.
 type RowColumn struct {
-	SQL  string // an expression of its bytes; NULL where the table does not have it
-	Body bool   // it is payload or headers, without which a row can still be named
+	SQL  string // an expression for its bytes; NULL if the table does not have it
+	Body bool   // payload or headers: a row can be named without them
 
 	field func(*cdc.Row) *[]byte
 }
 
-// RowColumns are the columns that make a row.
+// RowColumns lists the columns that make a row.
 type RowColumns []RowColumn
 
-// SQL returns the columns as a SELECT names them.
+// SQL returns the columns in the notation of a SELECT.
 func (c RowColumns) SQL() string {
 	sql := make([]string, len(c))
 	for i := range c {
@@ -79,7 +79,7 @@ func (c RowColumns) SQL() string {
 	return strings.Join(sql, ", ")
 }
 
-// Into returns where a scan of the columns puts the fields of a row.
+// Into returns the targets for a scan of the columns into a row.
 func (c RowColumns) Into(row *cdc.Row) []any {
 	fields := make([]any, len(c))
 	for i := range c {
@@ -118,7 +118,7 @@ func (r *Retained) where() string {
 	return fmt.Sprintf("FROM %s WHERE %s", TableName(r.admin.source.cfg), r.age.within("$1::text::timestamptz", "$2::text::timestamptz"))
 }
 
-// Count returns how many rows there are, and how many of them were created no later than delivered.
+// Count returns the number of rows, and how many of them were created no later than delivered.
 func (r *Retained) Count(ctx context.Context, delivered time.Time) (rows, before int64, err error) {
 	ctx, cancel := patient(ctx)
 	defer cancel()
@@ -130,7 +130,7 @@ func (r *Retained) Count(ctx context.Context, delivered time.Time) (rows, before
 	return rows, before, nil
 }
 
-// Each calls f with each row, by created_at and id. The row is f's own.
+// Each calls f with each row, by created_at and id. f may keep the row.
 func (r *Retained) Each(ctx context.Context, f func(*cdc.Row) error) error {
 	order := fmt.Sprintf(" ORDER BY %s, %s LIMIT %d", r.created, r.id, page)
 	query := "SELECT " + r.columns.SQL() + " " + r.where()
@@ -147,7 +147,7 @@ func (r *Retained) Each(ctx context.Context, f func(*cdc.Row) error) error {
 	}
 }
 
-// page calls f with each row of one query, and returns how many there were and the last of them. f may wait for Kafka.
+// page calls f with each row of one query, and returns their number and the last of them. f may wait for Kafka.
 func (r *Retained) page(ctx context.Context, query string, args []any, f func(*cdc.Row) error) (n int, last *cdc.Row, err error) {
 	ctx, cancel := patient(ctx)
 	defer cancel()
@@ -174,14 +174,14 @@ func (r *Retained) page(ctx context.Context, query string, args []any, f func(*c
 
 func text(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.999999Z07:00") }
 
-// ErrUnreadable says that the URL's role may not read the outbox, or that it took too long.
+// ErrUnreadable is returned when the URL's role may not read the outbox, or when reading took too long.
 var ErrUnreadable = errors.New("the outbox cannot be read")
 
-// TableRow is a row as the outbox table has it.
+// TableRow is a row in the outbox table.
 type TableRow struct {
 	ID, AggregateType, AggregateID, EventType string
-	CreatedAt                                 time.Time // zero where the table does not tell
-	Called                                    string    // what was asked for, as the row has it: 1.50 for 1.5
+	CreatedAt                                 time.Time // zero if the table does not have it
+	Called                                    string    // the searched value in the row's notation: 1.50 for 1.5
 }
 
 const (
@@ -189,9 +189,9 @@ const (
 	findIn    = 30 * time.Second
 )
 
-// Find looks for rows whose id is what, or, if there is none, for those whose aggregate id it is, oldest first. end is a WAL
-// position at or behind the commits of all of them. key is what holds the URL. The relay's own role may not read the table: that is ErrUnreadable. With ErrZone the
-// rows are there, without their times.
+// Find returns the rows whose id is what or, if there are none, the rows whose aggregate id is what, oldest first.
+// end is a WAL position at or after all their commits. key is the configuration key with the URL. The relay's own
+// role may not read the table: that is ErrUnreadable. With ErrZone the rows are returned without their times.
 func (s *Source) Find(ctx context.Context, key, url, what string) (rows []TableRow, end cdc.LSN, err error) {
 	conn, err := s.connectAs(ctx, key, url, "walpost where")
 	if err != nil {
@@ -239,7 +239,7 @@ func (s *Source) Find(ctx context.Context, key, url, what string) (rows []TableR
 			break
 		}
 	}
-	// Asked for behind the rows: what could be seen was committed before.
+	// Read after the rows: every visible row was committed before it.
 	err = conn.QueryRow(ctx, `SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END`).Scan(&end)
 	if err != nil {
 		return nil, 0, classify("ask for the end of the WAL", err)
@@ -250,7 +250,8 @@ func (s *Source) Find(ctx context.Context, key, url, what string) (rows []TableR
 	return rows, end, unzoned
 }
 
-// writtenAt returns SQL for when a row was written, in seconds; NULL where the table does not tell. unzoned is an ErrZone.
+// writtenAt returns SQL for the time at which a row was written, in seconds; NULL if the table does not have it.
+// unzoned is an ErrZone.
 func (s *Source) writtenAt(ctx context.Context, conn *pgx.Conn) (sql string, unzoned, err error) {
 	const unknown = "NULL::float8"
 	at, err := s.written(ctx, conn)
@@ -267,7 +268,8 @@ func (s *Source) writtenAt(ctx context.Context, conn *pgx.Conn) (sql string, unz
 	return fmt.Sprintf("extract(epoch FROM CASE WHEN isfinite(%s) THEN %s END)::float8", age.column, age.first()), nil, nil
 }
 
-// fromText returns SQL for the value of a type that a text stands for: a bytea is called by its hex digits, with or without \x.
+// fromText returns SQL for the value of a type that a text means: a bytea is given by its hex digits, with or without
+// \x.
 func fromText(text, typ string) string {
 	if typ == "bytea" {
 		return `decode(regexp_replace(` + text + `::text, '^\\x', ''), 'hex')`
@@ -275,7 +277,7 @@ func fromText(text, typ string) string {
 	return "CAST(" + text + "::text AS " + typ + ")"
 }
 
-// findBy returns the rows that have what in a column, oldest first; none where what is no value of the column's type.
+// findBy returns the rows that have what in a column, oldest first; none if what is not a value of the column's type.
 func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, columns RowColumns, by, typ, created, what string) ([]TableRow, error) {
 	const doing = "look into the outbox"
 	text := func(i int) string { return "coalesce(" + columns[i].SQL + ", '')" }
@@ -304,7 +306,7 @@ func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, columns RowColumns,
 	case pgerrcode.InsufficientPrivilege:
 		return nil, fmt.Errorf("%w: role %q may not: %s; or name one that may with --read-url", ErrUnreadable, conn.Config().User, s.lacking(ctx, conn, err, reading...))
 	case pgerrcode.QueryCanceled:
-		return nil, fmt.Errorf("%w: looking for %s took longer than %s: an index on it helps", ErrUnreadable, by, findIn)
+		return nil, fmt.Errorf("%w: the search for %s took longer than %s: create an index on it", ErrUnreadable, by, findIn)
 	}
 	if err != nil {
 		return nil, classify(doing, err)

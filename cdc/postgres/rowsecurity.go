@@ -12,14 +12,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Who reads the outbox, or deletes from it, has to see all of it. Row-level security shows others some rows, or none, and says nothing.
-// So every connection sets row_security = off, which makes that an error, and who reads asks seesAll first, which knows what helps.
+// A role that reads the outbox, or deletes from it, must see all of it. Row-level security shows other roles some
+// rows, or none, without an error. So every connection sets row_security = off, which turns that into an error, and
+// every reader calls seesAll first, whose error says what to do.
 
 // ErrUnseen is returned when row-level security would show less than all rows of the outbox.
 var ErrUnseen = errors.New("row-level security hides rows of the outbox")
 
-// seesAll returns an ErrUnseen that names role, tables and what helps. below also looks at partitions and children, for those who read
-// them by their names. What the policies say does not matter: PostgreSQL does not tell whether they let every row pass.
+// seesAll returns an ErrUnseen that names role, tables and what to do. below also checks partitions and children, for
+// a reader that names them directly. The contents of the policies do not matter: PostgreSQL does not tell whether
+// they let every row pass.
 func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error {
 	rows, err := conn.Query(ctx, family(oidOf("$1"))+`
 		SELECT current_user::text, m.name, quote_ident(o.rolname), pg_has_role(current_user, o.oid, 'USAGE'), o.rolsuper
@@ -37,7 +39,7 @@ func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error 
 		switch {
 		case owns:
 			way = ", or `ALTER TABLE " + name + " NO FORCE ROW LEVEL SECURITY`"
-		case super: // nobody should be made a member of that
+		case super: // no role should become a member of a superuser
 			return nil
 		}
 		if !slices.Contains(ways, way) {
@@ -54,7 +56,8 @@ func (s *Source) seesAll(ctx context.Context, conn *pgx.Conn, below bool) error 
 		ErrUnseen, role, few(names), Ident(role), strings.Join(ways, ""))
 }
 
-// unseen is an ErrUnseen where a server's error is one, and otherwise nil: row-level security that came since somebody asked seesAll.
+// unseen returns an ErrUnseen if a server's error is one, and otherwise nil: row-level security may have been
+// switched on since seesAll.
 func unseen(doing string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) || pg.Code != pgerrcode.InsufficientPrivilege || pg.Routine != "check_enable_rls" {
@@ -63,7 +66,8 @@ func unseen(doing string, err error) error {
 	return fmt.Errorf("%s: %w (PostgreSQL says %s): run `ALTER ROLE … BYPASSRLS` for the role that reads it, or, for the table's owner, `ALTER TABLE … NO FORCE ROW LEVEL SECURITY`", doing, ErrUnseen, pg.Message)
 }
 
-// planSight lets the relay's role see the rows that it reads or deletes; below is as in seesAll. There is no step where it does already.
+// planSight lets the relay's role see the rows that it reads or deletes; below is as in seesAll. It returns no step
+// if the role sees them already.
 func (a *Admin) planSight(ctx context.Context, below bool) ([]Step, error) {
 	cfg := a.source.cfg
 	target, err := a.source.target()

@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// pgoutput is a CopyData frame around a message.
+// pgoutput returns a CopyData frame around a message.
 func pgoutput(message ...byte) []byte {
 	body := append([]byte{'w'}, make([]byte, 24)...)
 	return frameOf('d', append(body, message...))
@@ -23,7 +23,7 @@ func frameOf(typ byte, body []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{typ}, uint32(len(body)+4)), body...)
 }
 
-// change is a message of one column of n bytes, for relation oid.
+// change returns a message of one column of n bytes, for relation oid.
 func change(kind byte, oid uint32, n int) []byte {
 	m := binary.BigEndian.AppendUint32([]byte{kind}, oid)
 	m = append(m, 'N', 0, 1, 't')
@@ -31,14 +31,14 @@ func change(kind byte, oid uint32, n int) []byte {
 	return pgoutput(append(m, bytes.Repeat([]byte{'x'}, n)...)...)
 }
 
-// emitted is a CopyData frame around a message of pg_logical_emit_message.
+// emitted returns a CopyData frame around a message of pg_logical_emit_message.
 func emitted(flags byte, prefix string, content []byte) []byte {
 	m := binary.BigEndian.AppendUint64([]byte{'M', flags}, 7)
 	m = append(append(m, prefix...), 0)
 	return pgoutput(append(binary.BigEndian.AppendUint32(m, uint32(len(content))), content...)...)
 }
 
-// skimmer is a stream of the outbox, relation 7, beside relation 9.
+// skimmer returns a stream of the outbox, relation 7, next to relation 9.
 func skimmer(t *testing.T) (*stream, net.Conn) {
 	t.Helper()
 	cfg := defaults()
@@ -51,7 +51,8 @@ func skimmer(t *testing.T) (*stream, net.Conn) {
 	return newStream(d.cfg, client, d), server
 }
 
-// take reads what comes in pieces of n bytes, but in larger ones where nothing is decided, until the stream ends, and says which kinds of messages there were.
+// take reads the stream to its end, in pieces of n bytes and in larger ones where no decision depends on the size,
+// and returns the kinds of its messages.
 func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds []cdc.MessageKind, err error) {
 	t.Helper()
 	go func() {
@@ -69,7 +70,7 @@ func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds [
 	}()
 	for {
 		_, lost := s.Fill(time.Now().Add(10 * time.Second))
-		if len(s.buf) > int(s.cfg.MaxRowBytes)+gulp {
+		if len(s.buf) > int(s.cfg.MaxRowBytes)+readChunk {
 			t.Fatalf("the buffer has grown to %d bytes", len(s.buf))
 		}
 		for {
@@ -92,8 +93,8 @@ func take(t *testing.T, s *stream, server net.Conn, wire []byte, n int) (kinds [
 	}
 }
 
-// TestForeignMessagesAreSkimmedOver: whatever their kind and size, and however the network cuts them, they are counted, held in no
-// memory, and the outbox's rows before and behind them come.
+// TestForeignMessagesAreSkimmedOver: messages of any kind and size, however the network cuts them, are counted and
+// take no memory, and the outbox's rows before and after them arrive.
 func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 	t.Parallel()
 	const large = 3 << 20 // three times a row's limit
@@ -109,7 +110,7 @@ func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 		"a prefix that is longer than the buffer":    emitted(1, string(content), nil),
 		"a message without a transaction":            emitted(0, "other", content),
 		"one that fits a row's limit":                change('I', 9, 900<<10),
-		"one byte more than the buffer":              change('I', 9, gulp-40),
+		"one byte more than the buffer":              change('I', 9, readChunk-40),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -120,7 +121,7 @@ func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 				if want := []cdc.MessageKind{cdc.Insert, cdc.Other, cdc.Other, cdc.Insert, cdc.Other, cdc.Insert}; err != nil || !slices.Equal(kinds, want) {
 					t.Errorf("in pieces of %d bytes: %v, %v; want %v", n, kinds, err, want)
 				}
-				if len(s.buf) > gulp {
+				if len(s.buf) > readChunk {
 					t.Errorf("in pieces of %d bytes: the buffer has grown to %d bytes", n, len(s.buf))
 				}
 			}
@@ -128,7 +129,8 @@ func TestForeignMessagesAreSkimmedOver(t *testing.T) {
 	}
 }
 
-// TestForeignAgreesWithTheDecoder: what is skimmed over is Other when it is decoded, however little of it was seen.
+// TestForeignAgreesWithTheDecoder: a message that is skipped unread would be Other if it were decoded, however few
+// bytes of it were seen.
 func TestForeignAgreesWithTheDecoder(t *testing.T) {
 	t.Parallel()
 	for name, rec := range recordings(t) {
@@ -154,21 +156,21 @@ func TestForeignAgreesWithTheDecoder(t *testing.T) {
 	}
 }
 
-// TestLargeMessagesThatAreNotForeign: a row of the outbox comes whole up to its limit and is a wedge above it, an unknown relation halts,
-// and what ends inside a message that is skimmed over is a lost connection.
+// TestLargeMessagesThatAreNotForeign: an outbox row arrives whole up to its limit and is an UndecodableError above
+// it; an unknown relation halts; and a stream that ends inside a skipped message is a lost connection.
 func TestLargeMessagesThatAreNotForeign(t *testing.T) {
 	t.Parallel()
-	var wedge *cdc.UndecodableError
+	var undecodable *cdc.UndecodableError
 	var halt *cdc.HaltError
 	for name, c := range map[string]struct {
 		wire  []byte
 		check func(kinds []cdc.MessageKind, err error) bool
 	}{
 		"a row at the limit":  {change('I', 7, 1<<20), func(k []cdc.MessageKind, err error) bool { return err == nil && len(k) == 1 && k[0] == cdc.Insert }},
-		"a row above it":      {change('I', 7, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &wedge) }},
+		"a row above it":      {change('I', 7, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &undecodable) }},
 		"an unknown relation": {change('I', 8, 2<<20), func(_ []cdc.MessageKind, err error) bool { return errors.As(err, &halt) }},
 		"the end inside a foreign one": {change('I', 9, 2<<20)[:1<<20], func(k []cdc.MessageKind, err error) bool {
-			return err != nil && !errors.As(err, &wedge) && !errors.As(err, &halt)
+			return err != nil && !errors.As(err, &undecodable) && !errors.As(err, &halt)
 		}},
 	} {
 		for _, n := range []int{999, 1 << 20} {
@@ -180,7 +182,8 @@ func TestLargeMessagesThatAreNotForeign(t *testing.T) {
 	}
 }
 
-// TestOnlyTheRoutineSaysThatThePublicationIsMissing: SQLSTATE 55000 and 42704 say it of a standby, a server that stops and a slot too.
+// TestOnlyTheRoutineSaysThatThePublicationIsMissing: SQLSTATE 55000 and 42704 are also used for a standby, a server
+// that stops and a slot.
 func TestOnlyTheRoutineSaysThatThePublicationIsMissing(t *testing.T) {
 	t.Parallel()
 	body := func(code, routine, context string) []byte {
@@ -206,9 +209,9 @@ func TestOnlyTheRoutineSaysThatThePublicationIsMissing(t *testing.T) {
 	if err := classify("stream", errorResponse(body("42704", "get_publication_oid", at))); !latched(err) {
 		t.Errorf("a publication that is missing in the WAL: %v, want a latched halt", err)
 	}
-	var wedge *cdc.UndecodableError
-	if err := classify("stream", errorResponse(body("42704", "typenameType", at))); !errors.As(err, &wedge) {
-		t.Errorf("something else that is missing in the WAL: %v, want a wedge", err)
+	var undecodable *cdc.UndecodableError
+	if err := classify("stream", errorResponse(body("42704", "typenameType", at))); !errors.As(err, &undecodable) {
+		t.Errorf("something else that is missing in the WAL: %v, want an UndecodableError", err)
 	}
 	var halt *cdc.HaltError
 	for code, routine := range map[string]string{

@@ -16,17 +16,17 @@ import (
 
 const (
 	countWithin   = 30 * time.Second
-	advanceWithin = 10 * time.Minute // PostgreSQL decodes all that it passes
+	advanceWithin = 10 * time.Minute // PostgreSQL decodes everything that it passes
 	countLimit    = 1_000_000        // changes
 )
 
-// Operator is an Admin with the relay's own rights, which are enough for the slot.
+// Operator returns an Admin with the relay's own rights, which are enough for the slot.
 func (s *Source) Operator(ctx context.Context) (*Admin, error) {
 	conn, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// A role that its login takes on (ALTER ROLE … SET role) is for tables, and may not replicate.
+	// A role that a login assumes (ALTER ROLE … SET role) is for tables, and may not replicate.
 	if _, err := conn.Exec(ctx, "SET ROLE NONE"); err != nil {
 		_ = conn.Close(ctx)
 		return nil, classify("take the relay's own rights", err)
@@ -34,7 +34,8 @@ func (s *Source) Operator(ctx context.Context) (*Admin, error) {
 	return &Admin{source: s, conn: conn}, nil
 }
 
-// CreateSlotSQL is how the slot is made. From 17 on PostgreSQL can keep it on standbys too, so that it survives a failover.
+// CreateSlotSQL returns the SQL that creates the slot. From 17 on PostgreSQL can keep the slot on standbys too, so
+// that it survives a failover.
 func (a *Admin) CreateSlotSQL() string {
 	failover := ""
 	if a.version() >= 17 {
@@ -43,7 +44,7 @@ func (a *Admin) CreateSlotSQL() string {
 	return fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput'%s)", a.source.cfg.Slot, failover)
 }
 
-// replicating is an Admin that may make and drop slots: this one, or one with the relay's own role.
+// replicating returns an Admin that may create and drop slots: this one, or one with the relay's own role.
 func (a *Admin) replicating(ctx context.Context) (_ *Admin, done func(), err error) {
 	g, err := readGuard(ctx, a.conn)
 	if err != nil || g.mayReplicate {
@@ -51,12 +52,13 @@ func (a *Admin) replicating(ctx context.Context) (_ *Admin, done func(), err err
 	}
 	own, err := a.source.Operator(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("role %s of %s may not make or drop slots, and the relay's role, which may, does not connect: %w", g.me, adminURL, err)
+		return nil, nil, fmt.Errorf("role %s of %s may not create or drop slots, and the relay's role, which may, cannot connect: %w", g.me, adminURL, err)
 	}
 	return own, func() { own.Close(ctx) }, nil
 }
 
-// CreateSlot makes the slot. PostgreSQL first waits for the transactions that are running; after a minute it gives up.
+// CreateSlot creates the slot. PostgreSQL first waits for the transactions that are running; after a minute
+// CreateSlot stops waiting.
 func (a *Admin) CreateSlot(ctx context.Context) error { return a.createSlot(ctx, time.Minute) }
 
 func (a *Admin) createSlot(ctx context.Context, within time.Duration) error {
@@ -67,7 +69,7 @@ func (a *Admin) createSlot(ctx context.Context, within time.Duration) error {
 		return err
 	}
 	defer done()
-	// The wait for a transaction is a wait for its lock.
+	// PostgreSQL waits for a transaction by its lock.
 	if _, err := a.conn.Exec(ctx, fmt.Sprintf(`SET statement_timeout = %d; SET lock_timeout = 0`, within.Milliseconds())); err != nil {
 		return classify("set a timeout", err)
 	}
@@ -87,7 +89,8 @@ func (a *Admin) createSlot(ctx context.Context, within time.Duration) error {
 	return failpoint.Hit("init_slot")
 }
 
-// slotWaited names the transactions whose end a new slot waits for: those of every database that have written something.
+// slotWaited returns an error with the transactions whose end a new slot waits for: the open ones of every database
+// that have written something.
 func (a *Admin) slotWaited(ctx context.Context, within time.Duration) error {
 	rows, err := a.conn.Query(ctx, `
 		SELECT pid, gid, database, seconds FROM (
@@ -111,10 +114,10 @@ func (a *Admin) slotWaited(ctx context.Context, within time.Duration) error {
 	if len(open) == 0 {
 		open = []string{"they have ended meanwhile"}
 	}
-	return fmt.Errorf("create the slot: PostgreSQL first waits for the end of transactions that were open before, and %s was not enough: %s: end what was forgotten, and run the command again; no slot was made", within, strings.Join(open, "; "))
+	return fmt.Errorf("create the slot: PostgreSQL first waits for the end of earlier transactions, and %s was not enough: %s: end those that were forgotten, and run the command again; no slot was created", within, strings.Join(open, "; "))
 }
 
-// slotsUsedUp names the slots that nobody reads.
+// slotsUsedUp returns an error with the slots that no process reads.
 func (a *Admin) slotsUsedUp(ctx context.Context, full error) error {
 	var most string
 	var unread []string
@@ -124,14 +127,14 @@ func (a *Admin) slotsUsedUp(ctx context.Context, full error) error {
 	if err != nil {
 		return classify("create the slot", full)
 	}
-	who := "each of them is read"
+	who := "each of them is in use"
 	if len(unread) > 0 {
-		who = "nobody reads " + some(unread) + ": drop one that is not needed (SELECT pg_drop_replication_slot('…'))"
+		who = "no process reads " + some(unread) + ": drop a slot that is not needed (SELECT pg_drop_replication_slot('…'))"
 	}
 	return fmt.Errorf("create the slot: all %s that max_replication_slots allows are in use: %s; or raise max_replication_slots, and restart PostgreSQL; then run the command again", most, who)
 }
 
-// DropSlot removes the slot, if it is there and nobody reads it.
+// DropSlot removes the slot, if it exists and no process reads it.
 func (a *Admin) DropSlot(ctx context.Context) error {
 	var active bool
 	err := a.conn.QueryRow(ctx, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, a.source.cfg.Slot).Scan(&active)
@@ -154,8 +157,8 @@ func (a *Admin) DropSlot(ctx context.Context) error {
 	return nil
 }
 
-// writers is SQL for the transactions of this database that have written something and are open. Every role sees pid and backend_xid of all
-// sessions. An autovacuum worker has no user, and writes no rows.
+// writers is SQL for the open transactions of this database that have written something. Every role sees pid and
+// backend_xid of all sessions. An autovacuum worker has no user, and writes no rows.
 const writers = `
 	SELECT backend_xid::text AS xid, pid, '' AS gid, coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::float8 AS seconds
 	FROM pg_stat_activity
@@ -164,7 +167,8 @@ const writers = `
 	SELECT transaction::text, 0, gid, extract(epoch FROM clock_timestamp() - prepared)::float8
 	FROM pg_prepared_xacts WHERE database = current_database()`
 
-// Writers returns the transactions of this database that have written something and are open, prepared ones too, by their ids.
+// Writers returns the open transactions of this database that have written something, prepared ones too, by their
+// ids.
 func (a *Admin) Writers(ctx context.Context) (map[string]cdc.Transaction, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
@@ -182,8 +186,9 @@ func (a *Admin) Writers(ctx context.Context) (map[string]cdc.Transaction, error)
 	return all, nil
 }
 
-// Advance moves the slot to an LSN that the server has reached. It runs no output plugin, so it passes what cannot be decoded.
-// From 17 on the server waits in it for the standbys of synchronized_standby_slots; the limit ends that.
+// Advance moves the slot to an LSN that the server has reached. It runs no output plugin, so it passes changes that
+// cannot be decoded. From 17 on the server waits in it for the standbys of synchronized_standby_slots; the limit ends
+// that.
 func (a *Admin) Advance(ctx context.Context, to cdc.LSN) error {
 	ctx, cancel := context.WithTimeout(ctx, advanceWithin)
 	defer cancel()
@@ -193,13 +198,13 @@ func (a *Admin) Advance(ctx context.Context, to cdc.LSN) error {
 	return nil
 }
 
-// Waiting counts what the slot holds for the outbox: transactions committed from from on and before to, and their rows. It
-// takes nothing from the slot.
+// Waiting counts what the slot keeps for the outbox: transactions committed at or after from and before to, and their
+// rows. It does not move the slot.
 func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, rows int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, countWithin)
 	defer cancel()
-	// On a connection that may be lost with the limit: what follows the count has one that is not. Rows are counted as they are: of those
-	// that are skipped some are no text in UTF-8.
+	// Use a separate connection that may be lost at the limit. Rows are counted without decoding their text: some of
+	// the skipped ones may not be text in UTF-8.
 	conn, err := a.source.Open(ctx)
 	if err != nil {
 		return 0, 0, err
@@ -208,7 +213,7 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 	if _, err := conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil {
 		return 0, 0, classify("set the encoding", err)
 	}
-	// A Begin carries the start of the commit record, an Insert the table's OID.
+	// A Begin has the start of the commit record, an Insert the table's OID.
 	err = conn.QueryRow(ctx, `
 		WITH m AS MATERIALIZED (
 			SELECT xid::text AS xid, data FROM pg_logical_slot_peek_binary_changes($1, $2::text::pg_lsn, $3, 'proto_version', '1', 'publication_names', $4)
@@ -225,7 +230,7 @@ func (a *Admin) Waiting(ctx context.Context, from, to cdc.LSN) (transactions, ro
 	return transactions, rows, nil
 }
 
-// EachWaiting calls f with the id of each row of the outbox that waits in the slot. It takes nothing from the slot.
+// EachWaiting calls f with the id of each row of the outbox that waits in the slot. It does not move the slot.
 func (a *Admin) EachWaiting(ctx context.Context, f func(id string)) error {
 	const doing = "look into the slot"
 	ctx, cancel := context.WithTimeout(ctx, advanceWithin)
@@ -261,9 +266,10 @@ func (a *Admin) EachWaiting(ctx context.Context, f func(id string)) error {
 	return nil
 }
 
-// Undecodable returns LSNs before and behind the begin of the commit record of the next transaction in the slot that PostgreSQL cannot
-// decode: the second steps over it, and over no later one. It takes nothing from the slot: it lets the server decode up to one LSN after
-// the other, until it knows at which record that fails. Everything before from can be decoded.
+// Undecodable returns LSNs before and after the begin of the commit record of the next transaction in the slot that
+// PostgreSQL cannot decode: skipping to the second steps over that transaction, and over no later one. It does not
+// move the slot: it lets the server decode up to one LSN after another, until it knows at which record decoding
+// fails. Everything before from can be decoded.
 func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, past cdc.LSN, err error) {
 	options := []any{a.source.cfg.Slot, Ident(a.source.cfg.Publication)}
 	fails := func(upTo cdc.LSN) (bool, error) {
@@ -278,9 +284,9 @@ func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, pas
 		err = classify("decode what waits in the slot", err)
 		return errors.As(err, new(*cdc.UndecodableError)), err
 	}
-	if wedged, err := fails(end); !wedged {
+	if undecodable, err := fails(end); !undecodable {
 		if err == nil {
-			err = errors.New("PostgreSQL can decode everything that waits in the slot: there is no such transaction; name an LSN")
+			err = errors.New("PostgreSQL can decode everything that waits in the slot: there is no transaction to skip; name an LSN")
 		}
 		return 0, 0, err
 	}
@@ -288,8 +294,8 @@ func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, pas
 	low, high := from/recordAlign, end/recordAlign+1
 	for low+1 < high {
 		middle := (low + high) / 2
-		switch wedged, err := fails(middle * recordAlign); {
-		case wedged:
+		switch undecodable, err := fails(middle * recordAlign); {
+		case undecodable:
 			high = middle
 		case err != nil:
 			return 0, 0, err
@@ -297,7 +303,7 @@ func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, pas
 			low = middle
 		}
 	}
-	past = (low + 1) * recordAlign // behind the begin of the commit record, unless that stands behind a page's header
+	past = (low + 1) * recordAlign // after the begin of the commit record, unless that is after a page's header
 	if low*recordAlign%walPage == 0 {
 		past += pageHeader
 	}
@@ -307,5 +313,5 @@ func (a *Admin) Undecodable(ctx context.Context, from, end cdc.LSN) (before, pas
 const (
 	recordAlign = 8
 	walPage     = 8192
-	pageHeader  = 40 // the longer one of a segment's first page; a commit record is longer than what that is too much
+	pageHeader  = 40 // the longer header, of a segment's first page; a commit record is longer than the difference
 )

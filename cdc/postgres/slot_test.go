@@ -14,7 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestASlotThatCannotBeMade: what keeps PostgreSQL from making it is named, of whatever database it is, and nothing is left behind.
+// TestASlotThatCannotBeMade: the error names what keeps PostgreSQL from creating the slot, in any database, and
+// nothing is left behind.
 func TestASlotThatCannotBeMade(t *testing.T) {
 	cdctest.Long(t, "starts a server with one slot")
 	t.Parallel()
@@ -54,7 +55,7 @@ func TestASlotThatCannotBeMade(t *testing.T) {
 		}
 	}
 	other("BEGIN; CREATE TABLE x (); PREPARE TRANSACTION 'it''s forgotten'")
-	refused(`the prepared transaction "it's forgotten"`, "of database template1", "ROLLBACK PREPARED 'it''s forgotten'", "no slot was made")
+	refused(`the prepared transaction "it's forgotten"`, "of database template1", "ROLLBACK PREPARED 'it''s forgotten'", "no slot was created")
 	other("ROLLBACK PREPARED 'it''s forgotten'")
 	other("BEGIN; CREATE TABLE x ()")
 	refused("the transaction of pid ", "of database template1", "SELECT pg_terminate_backend(")

@@ -13,22 +13,23 @@ import (
 )
 
 const (
-	// near is the round trip up to which a closed window costs nothing: it is open again before the server has a window's worth more.
+	// near is the longest round trip with which a closed window costs nothing: it is open again before the server has
+	// a full window more.
 	near = 200 * time.Microsecond
-	// shutBuffer is SO_RCVBUF of a window that is to be closed most of the time. The kernel doubles it.
+	// shutBuffer is the SO_RCVBUF of a window that should be closed most of the time. The kernel doubles it.
 	shutBuffer = 64 << 10
-	// wideWindow is what a window is opened to; autotuning may go on from there.
+	// wideWindow is the size to which a window is opened; autotuning may raise it further.
 	wideWindow = 1 << 20
 )
 
-// kernel is what Linux lets us do with a socket.
+// kernel holds what walpost uses of a Linux socket.
 type kernel struct {
-	raw   syscall.RawConn // nil: no TCP
+	raw   syscall.RawConn // nil: not TCP
 	timer *os.File        // nil: time.Sleep
-	high  bool            // the low-water mark is high: fewer bytes than that do not wake the process
-	shut  bool            // the receive buffer is ours and small
+	high  bool            // the low-water mark is high: fewer bytes do not wake the process
+	shut  bool            // walpost has set the receive buffer, and it is small
 
-	p   []byte // of the receive under way
+	p   []byte // of the present receive
 	n   int
 	err error
 	try func(fd uintptr) bool // bound once
@@ -46,7 +47,7 @@ func newSocket(conn net.Conn) *socket {
 	return s
 }
 
-// receive reads what is there, or waits until something is.
+// receive reads the available bytes, or waits for some.
 func (s *socket) receive(p []byte) (int, error) {
 	if s.raw == nil {
 		return s.Conn.Read(p)
@@ -59,7 +60,7 @@ func (s *socket) receive(p []byte) (int, error) {
 	return s.n, s.err
 }
 
-// waiting is how many bytes a read would find, as far as that is known.
+// waiting returns how many bytes a read would find, if that is known.
 func (s *socket) waiting() (bytes int) {
 	if s.raw == nil {
 		return 0
@@ -72,7 +73,7 @@ func (s *socket) waiting() (bytes int) {
 	return bytes
 }
 
-// attempt reads once without waiting. Before the process waits for the first byte, the mark is lowered.
+// attempt reads once without waiting. Before the process waits for the first byte, attempt lowers the mark.
 func (s *socket) attempt(fd uintptr) bool {
 	for {
 		n, err := unix.Read(int(fd), s.p)
@@ -95,18 +96,19 @@ func (s *socket) attempt(fd uintptr) bool {
 	}
 }
 
-// mark sets SO_RCVLOWAT: the kernel reports the socket as readable only from this number of bytes on (socket(7); TCP honours it for
-// poll since Linux 4.18). It is a hint: where it fails the relay is only slower.
+// mark sets SO_RCVLOWAT: the kernel reports the socket as readable only from this number of bytes on (socket(7); TCP
+// honours it for poll since Linux 4.18). It is a hint: if setting it fails the relay is only slower.
 func (s *socket) mark(fd uintptr, bytes int) {
 	_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes)
 	s.high = bytes > 1
 }
 
-// rest lets the time pass. Without the mark every packet would wake a thread of Go's poller, and the walsender would pay for the
-// waking. time.Sleep is too coarse: a process with nothing else to do waits in whole milliseconds (runtime.netpoll).
+// rest waits for d. Without the mark every packet would wake a thread of Go's poller, and the walsender would pay for
+// waking it. time.Sleep is too coarse: a process with nothing else to do waits in whole milliseconds
+// (runtime.netpoll).
 func (s *socket) rest(d time.Duration) {
 	if s.raw != nil && !s.high {
-		_ = s.raw.Control(func(fd uintptr) { s.mark(fd, gulp/2) })
+		_ = s.raw.Control(func(fd uintptr) { s.mark(fd, readChunk/2) })
 	}
 	if s.timer == nil {
 		time.Sleep(d)
@@ -129,9 +131,10 @@ func (s *socket) rest(d time.Duration) {
 	}
 }
 
-// keepShut makes the receive buffer small where the server is near, and returns the window that it then has, and how the connection
-// is for the log. It comes behind connect: before it, the buffer would decide the window scale of the connection for its whole life.
-// SO_RCVLOWAT comes after it: in a buffer that is the kernel's it would raise the window.
+// keepShut makes the receive buffer small if the server is near, and returns the window that results, and a
+// description of the connection for the log. Call it after connect: before it, the buffer would decide the
+// connection's window scale for good. It sets SO_RCVLOWAT afterwards: with a buffer that the kernel sizes,
+// SO_RCVLOWAT would raise the window.
 func (s *socket) keepShut() (window int, wire string) {
 	if s.raw == nil {
 		return 0, s.RemoteAddr().Network()
@@ -159,9 +162,9 @@ func (s *socket) keepShut() (window int, wire string) {
 	return window, wire
 }
 
-// openWindow gives the buffer back to autotuning (SO_BUF_LOCK, since Linux 5.15), for the rest of the connection. Autotuning grows a
-// buffer only when more is read in a round trip than in any before, and a full window has never more: a mark of the size of the wider
-// window makes room for it (tcp_set_rcvlowat).
+// openWindow lets autotuning size the buffer again (SO_BUF_LOCK, since Linux 5.15), for the rest of the connection.
+// Autotuning grows a buffer only when more is read in a round trip than in any before, and a full window never has
+// more. A mark of the size of the wider window makes room for it (tcp_set_rcvlowat).
 func (s *socket) openWindow() {
 	if !s.shut {
 		return
@@ -174,7 +177,7 @@ func (s *socket) openWindow() {
 	})
 }
 
-// Close closes the timer, too.
+// Close also closes the timer.
 func (s *socket) Close() error {
 	if s.timer != nil {
 		_ = s.timer.Close()

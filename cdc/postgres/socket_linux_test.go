@@ -16,7 +16,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// sockets are the two ends of a connection: the relay's and the server's.
+// sockets returns the two ends of a connection: the relay's and the server's.
 func sockets(t testing.TB, network, address string) (*socket, net.Conn) {
 	t.Helper()
 	l, err := net.Listen(network, address)
@@ -51,8 +51,8 @@ func (s *socket) option(t *testing.T, level, name int) (value int) {
 	return value
 }
 
-// TestOneByteWakes: after a rest, in which only a gulp would wake the process, a reader still gets the first byte when it comes, and
-// what came during the rest at once.
+// TestOneByteWakes: after a rest, during which only a full chunk would wake the process, a reader still gets the
+// first byte when it arrives, and the bytes that arrived during the rest at once.
 func TestOneByteWakes(t *testing.T) {
 	for _, network := range []struct{ name, address string }{{"tcp", "127.0.0.1:0"}, {"unix", t.TempDir() + "/s"}} {
 		for _, secret := range []bool{false, true} {
@@ -63,7 +63,7 @@ func TestOneByteWakes(t *testing.T) {
 					client, server = encrypted(t, s, server)
 				}
 				s.keepShut()
-				p := make([]byte, gulp)
+				p := make([]byte, readChunk)
 				for i := range 3 {
 					_ = client.SetReadDeadline(time.Now().Add(10 * time.Second))
 					s.rest(time.Millisecond)
@@ -118,7 +118,7 @@ func encrypted(t *testing.T, client, server net.Conn) (c, s net.Conn) {
 	return own, theirs
 }
 
-// TestFillCountsTheWire: what fills the window behind TLS is records, which are larger than what they carry.
+// TestFillCountsTheWire: with TLS the window is filled by TLS records, which are larger than their content.
 func TestFillCountsTheWire(t *testing.T) {
 	s, server := sockets(t, "tcp", "127.0.0.1:0")
 	client, server := encrypted(t, s, server)
@@ -142,14 +142,14 @@ func TestFillCountsTheWire(t *testing.T) {
 	}
 }
 
-// TestReset: an error names both addresses, as the net package's do.
+// TestReset: an error names both addresses, as those of the net package do.
 func TestReset(t *testing.T) {
 	s, server := sockets(t, "tcp", "127.0.0.1:0")
 	if err := server.(*net.TCPConn).SetLinger(0); err != nil {
 		t.Fatal(err)
 	}
 	_ = server.Close()
-	_, err := s.Read(make([]byte, gulp))
+	_, err := s.Read(make([]byte, readChunk))
 	if !errors.Is(err, unix.ECONNRESET) || !strings.Contains(err.Error(), s.RemoteAddr().String()) {
 		t.Errorf("the server reset it: %v", err)
 	}
@@ -176,7 +176,7 @@ func TestWindowIsKeptShut(t *testing.T) {
 		_, err := server.Write(sent)
 		ended <- err
 	}()
-	p := make([]byte, gulp)
+	p := make([]byte, readChunk)
 	got, largest := 0, 0
 	read := func() {
 		s.rest(time.Millisecond)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// kernel is what only Linux has.
+// kernel is empty: only Linux has the needed socket options.
 type kernel struct{}
 
 func newSocket(conn net.Conn) *socket { return &socket{Conn: conn} }

@@ -22,13 +22,14 @@ import (
 )
 
 const (
-	gulp         = 256 << 10 // bytes read from the socket at most in one Fill
+	readChunk    = 256 << 10 // most bytes that one Fill reads from the socket
 	writeTimeout = 10 * time.Second
 	closeTimeout = time.Second
 )
 
-// stream is one replication connection. pgconn connects, logs in and identifies; from START_REPLICATION on the frames are
-// read here, straight from the socket into one buffer, because a row should cost neither a copy nor a system call.
+// stream is one replication connection. pgconn connects, logs in and identifies. From START_REPLICATION on, stream
+// reads the frames itself, straight from the socket into one buffer, because a row should cost neither a copy nor a
+// system call.
 type stream struct {
 	cfg     config.Source
 	conn    net.Conn
@@ -37,7 +38,7 @@ type stream struct {
 	buf  []byte
 	r, w int // buf[r:w] is received and not decoded
 
-	// skim is how many bytes are still to come of a frame that is nobody's concern here; they are dropped as they come.
+	// skim is how many bytes of the skipped frame have not arrived yet; they are dropped as they arrive.
 	skim    int
 	skimmed bool // Next has to count that frame
 
@@ -49,8 +50,8 @@ type stream struct {
 
 var _ cdc.Stream = (*stream)(nil)
 
-// Connect opens the replication connection and asks the server who it is. The stream hands over the inserts into the table with that
-// OID, which nobody polls while the stream is open; 0 is no table.
+// Connect opens the replication connection and identifies the server. The stream returns the inserts into the table
+// with that OID, which no relay polls while the stream is open; 0 means that there is no table.
 func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Identity, error) {
 	pg, err := s.login().replicate(ctx)
 	if err != nil {
@@ -64,7 +65,7 @@ func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Ide
 		return nil, cdc.Identity{}, classify("identify the server", err)
 	}
 	id := cdc.Identity{SystemID: sys.SystemID, Timeline: sys.Timeline}
-	// Asked of the server itself: a pooler in between has numbers of its own.
+	// Asked over SQL: a pooler in between has process ids that are not the server's.
 	if id.PID, id.Timeout, err = backend(ctx, pg); err != nil {
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("ask for the backend's process id", err)
@@ -74,7 +75,7 @@ func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Ide
 		return nil, cdc.Identity{}, classify("take the outbox table", err)
 	}
 	id.History = past(ctx, pg, sys.Timeline)
-	// A write that took long has left a reader of pgconn's behind, which would take the stream's first bytes.
+	// A write that took long has left a background reader of pgconn, which would take the stream's first bytes.
 	if err := pg.SyncConn(ctx); err != nil {
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, classify("take over the replication connection", err)
@@ -89,7 +90,7 @@ func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Ide
 	return st, id, nil
 }
 
-// backend is the server's process behind the connection, and how long it waits for a sign of life.
+// backend returns the process id of the server's process for the connection, and its wal_sender_timeout.
 func backend(ctx context.Context, pg *pgconn.PgConn) (pid uint32, timeout time.Duration, err error) {
 	results, err := pg.Exec(ctx, "SELECT pg_backend_pid(), setting FROM pg_settings WHERE name = 'wal_sender_timeout'").ReadAll()
 	if err != nil {
@@ -107,7 +108,8 @@ func backend(ctx context.Context, pg *pgconn.PgConn) (pid uint32, timeout time.D
 	return uint32(n), time.Duration(ms) * time.Millisecond, err
 }
 
-// parseHistory reads a history file: a line for each timeline that was left, its number, where it ended, and why.
+// parseHistory parses a timeline history file: a line for each earlier timeline, with its number, the LSN of its end,
+// and the reason.
 func parseHistory(text string) (past []cdc.PastTimeline) {
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
@@ -124,7 +126,7 @@ func parseHistory(text string) (past []cdc.PastTimeline) {
 }
 
 func newStream(cfg config.Source, conn net.Conn, d *decoder) *stream {
-	s := &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, gulp)}
+	s := &stream{cfg: cfg, conn: conn, decoder: d, buf: make([]byte, readChunk)}
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = t.NetConn()
 	}
@@ -132,7 +134,7 @@ func newStream(cfg config.Source, conn net.Conn, d *decoder) *stream {
 	return s
 }
 
-// Start begins streaming at 0/0: the server goes on from the slot's confirmed position.
+// Start begins streaming at 0/0: the server continues from the slot's confirmed position.
 func (s *stream) Start(ctx context.Context) error {
 	publications := strings.ReplaceAll(Ident(s.cfg.Publication), "'", "''")
 	command := fmt.Sprintf(`START_REPLICATION SLOT "%s" LOGICAL 0/0 ("proto_version" '1', "publication_names" '%s')`, s.cfg.Slot, publications)
@@ -148,7 +150,7 @@ func (s *stream) Start(ctx context.Context) error {
 		typ, body, ok := s.frame()
 		if !ok {
 			if time.Now().After(deadline) {
-				return fmt.Errorf("start replication: PostgreSQL has not answered within %s: connection given up", answerWithin)
+				return fmt.Errorf("start replication: PostgreSQL has not answered within %s: the relay closes the connection and tries again", answerWithin)
 			}
 			if _, err := s.Fill(time.Now().Add(time.Second)); err != nil {
 				return err
@@ -168,8 +170,8 @@ func (s *stream) Start(ctx context.Context) error {
 	}
 }
 
-// Fill takes one gulp from the socket, and returns how many bytes came over the wire: behind TLS they are more than are to be decoded.
-// It sets the connection's deadline each time: an expired one would spin.
+// Fill reads one chunk from the socket, and returns how many bytes came over the wire: with TLS they are more than
+// the bytes to decode. It sets the connection's deadline each time: with an expired deadline it would spin.
 func (s *stream) Fill(deadline time.Time) (int, error) {
 	if err := s.makeRoom(); err != nil {
 		return 0, err
@@ -191,14 +193,15 @@ func (s *stream) Fill(deadline time.Time) (int, error) {
 		} else if err != nil {
 			return total, lost(err)
 		}
-		// Behind TLS a read ends with a record. Take what has been received with it, and what waits behind a record that was left over.
+		// With TLS a read ends with a TLS record. Read everything that was received with it, and everything after a
+		// record that was left over.
 		if n == 0 || s.w == len(s.buf) || s.socket == nil || !s.socket.buffered() && (s.wire() > before || s.socket.waiting() == 0) {
 			return max(total, s.wire()-before), nil
 		}
 	}
 }
 
-// wire is how many bytes were received so far, as far as that is known.
+// wire returns how many bytes were received so far, if that is known.
 func (s *stream) wire() int {
 	if s.socket == nil {
 		return 0
@@ -206,7 +209,7 @@ func (s *stream) wire() int {
 	return s.socket.received
 }
 
-// Rest lets the socket fill.
+// Rest lets the socket fill for d.
 func (s *stream) Rest(d time.Duration) {
 	if s.socket == nil {
 		time.Sleep(d)
@@ -215,7 +218,7 @@ func (s *stream) Rest(d time.Duration) {
 	s.socket.rest(d)
 }
 
-// Waiting is what the kernel has received and nobody has read.
+// Waiting returns how many received bytes are still in the kernel.
 func (s *stream) Waiting() int {
 	if s.socket == nil {
 		return 0
@@ -223,22 +226,23 @@ func (s *stream) Waiting() int {
 	return s.socket.waiting()
 }
 
-// OpenWindow gives the receive buffer back to the kernel's autotuning.
+// OpenWindow lets the kernel's autotuning size the receive buffer again.
 func (s *stream) OpenWindow() {
 	if s.socket != nil {
 		s.socket.openWindow()
 	}
 }
 
-// drop takes out of the buffer what belongs to the frame that is skimmed over.
+// drop removes the bytes of the skipped frame from the buffer.
 func (s *stream) drop() {
 	n := min(s.skim, s.w-s.r)
 	s.r += n
 	s.skim -= n
 }
 
-// makeRoom moves the incomplete message to the front, and makes the buffer as large as that message needs. A large message that is
-// not the outbox's is skimmed over: its first bytes say whose it is. A row of the outbox may be as large as the configuration says.
+// makeRoom moves the incomplete message to the front, and makes the buffer large enough for it. A large message of
+// another table is skipped unread: its first bytes show which table it belongs to. An outbox row may be as large as
+// the configuration allows.
 func (s *stream) makeRoom() error {
 	need := 0
 	if s.w-s.r >= 5 {
@@ -247,24 +251,24 @@ func (s *stream) makeRoom() error {
 			return fmt.Errorf("a frame of %d bytes in the replication stream", need)
 		}
 	}
-	if need > gulp && s.buf[s.r] == 'd' {
+	if need > readChunk && s.buf[s.r] == 'd' {
 		head := s.buf[s.r+5 : s.w]
 		switch foreign, err := s.decoder.foreign(head); {
 		case errors.Is(err, errTruncated):
-			need = gulp // its first bytes are still to come
+			need = readChunk // its first bytes are still to come
 		case err != nil:
 			return err
 		case foreign:
 			s.skim, s.skimmed = need, true
 			s.drop()
 			need = 0
-		case need > int(s.cfg.MaxRowBytes)+gulp && len(head) >= gulp/2:
+		case need > int(s.cfg.MaxRowBytes)+readChunk && len(head) >= readChunk/2:
 			return s.decoder.tooLarge(head, need)
-		case need > int(s.cfg.MaxRowBytes)+gulp:
-			need = gulp // its first columns are enough to name it
+		case need > int(s.cfg.MaxRowBytes)+readChunk:
+			need = readChunk // its first columns are enough to name the row
 		}
 	}
-	size := max(gulp, need)
+	size := max(readChunk, need)
 	if size == len(s.buf) && s.r == 0 {
 		return nil
 	}
@@ -277,7 +281,7 @@ func (s *stream) makeRoom() error {
 	return nil
 }
 
-// frame returns the next whole frame of the buffer: type and body.
+// frame returns the type and body of the next whole frame in the buffer.
 func (s *stream) frame() (typ byte, body []byte, ok bool) {
 	if s.w-s.r < 5 {
 		return 0, nil, false
@@ -291,7 +295,7 @@ func (s *stream) frame() (typ byte, body []byte, ok bool) {
 	return typ, body, true
 }
 
-// Next decodes the next message. Whatever is no CopyData ends the stream or is a notice.
+// Next decodes the next message. A frame that is not CopyData ends the stream or is a notice.
 func (s *stream) Next(m *cdc.Message) (bool, error) {
 	if s.skimmed {
 		s.skimmed = false
@@ -321,8 +325,8 @@ func (s *stream) Next(m *cdc.Message) (bool, error) {
 	}
 }
 
-// Status sends a standby status update with all three positions set: pglogrepl's own encoder turns a zero flush position
-// into the written one, and confirms what is not durable.
+// Status sends a standby status update with all three positions set: pglogrepl's encoder replaces a zero flush
+// position by the written one, and would confirm rows that are not durable.
 func (s *stream) Status(confirmed cdc.LSN, ping bool) error {
 	var f [39]byte
 	f[0] = 'd'
@@ -348,14 +352,14 @@ func (s *stream) write(b []byte) error {
 	return nil
 }
 
-// Interrupt lets the flag win over a deadline that Fill is about to set.
+// Interrupt sets a flag as well as a deadline, because Fill may be about to set another deadline.
 func (s *stream) Interrupt() {
 	s.interrupted.Store(true)
 	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
-// Close ends the copy and waits for a moment until the server has read so far: closing over unread data would reset the
-// connection and could take the last status update with it.
+// Close ends the copy and waits a moment until the server has read everything: closing a socket with unread data
+// resets the connection, and the last status update could be lost.
 func (s *stream) Close() error {
 	var err error
 	s.closeOnce.Do(func() {
@@ -368,7 +372,7 @@ func (s *stream) Close() error {
 	return err
 }
 
-// awaitCopyDone discards what is still coming until the server has ended the copy too.
+// awaitCopyDone discards what arrives until the server has ended the copy too.
 func (s *stream) awaitCopyDone(deadline time.Time) {
 	s.interrupted.Store(false)
 	for {

@@ -12,16 +12,16 @@ import (
 // OpenTable is the outbox table on an SQL connection, as the catalog describes it.
 type OpenTable struct {
 	Conn        *pgx.Conn
-	Name        string // as the configuration has it
-	OID         uint32 // 0 where there is no such table
+	Name        string // as in the configuration
+	OID         uint32 // 0 if there is no such table
 	Partitioned bool
-	Missing     []string // why there is no such table
-	Problems    []string // what is wrong with its columns
+	Missing     []string // the reasons why there is no such table
+	Problems    []string // problems with its columns
 
 	source *Source
 }
 
-// OpenTable connects as the relay's role, and looks at the table. The caller closes the connection.
+// OpenTable connects as the relay's role, and reads the table's description. The caller closes the connection.
 func (s *Source) OpenTable(ctx context.Context) (*OpenTable, error) {
 	conn, err := s.Open(ctx)
 	if err != nil {
@@ -35,7 +35,7 @@ func (s *Source) OpenTable(ctx context.Context) (*OpenTable, error) {
 	return o, nil
 }
 
-// Table looks at the table on the administrator's connection.
+// Table reads the table's description on the administrator's connection.
 func (a *Admin) Table(ctx context.Context) (*OpenTable, error) { return a.source.opened(ctx, a.conn) }
 
 func (s *Source) opened(ctx context.Context, conn *pgx.Conn) (*OpenTable, error) {
@@ -50,7 +50,7 @@ func (s *Source) opened(ctx context.Context, conn *pgx.Conn) (*OpenTable, error)
 	return o, nil
 }
 
-// SeesAll returns an ErrUnseen where row-level security shows the role less than all rows.
+// SeesAll returns an ErrUnseen if row-level security shows the role less than all rows.
 func (o *OpenTable) SeesAll(ctx context.Context) error { return o.source.seesAll(ctx, o.Conn, false) }
 
 // Row returns the columns of the table that make a row.
@@ -59,12 +59,12 @@ func (o *OpenTable) Row(ctx context.Context) (RowColumns, error) {
 	return columns, err
 }
 
-// Written returns the column of a row's time; empty where the table has none.
+// Written returns the column of a row's time; empty if the table has none.
 func (o *OpenTable) Written(ctx context.Context) (string, error) {
 	return o.source.written(ctx, o.Conn)
 }
 
-// Age returns the column that says when a row was written. ErrZone is as in Source.Age.
+// Age returns the column's Age. ErrZone is as in Source.Age.
 func (o *OpenTable) Age(ctx context.Context, column string) (Age, error) {
 	return o.source.Age(ctx, o.Conn, column)
 }
@@ -72,19 +72,19 @@ func (o *OpenTable) Age(ctx context.Context, column string) (Age, error) {
 // Unfit returns the HaltError for a table that cannot be relayed as it is.
 func (o *OpenTable) Unfit(problems ...string) error { return unfit(problems) }
 
-// Classify turns the error of a query into the engine's decision, by its SQLSTATE. A right that is missing it names.
+// Classify turns the error of a query into the engine's decision, by its SQLSTATE. It names a missing right.
 func (o *OpenTable) Classify(doing string, err error) error {
 	return o.source.classify(o.Conn, doing, err, polling...)
 }
 
-// table is what the catalog says of the outbox.
+// table is the catalog's description of the outbox.
 type table struct {
 	oid         uint32
 	partitioned bool
 	columns     []column
-	hidden      []string // why its rows may not reach the stream
-	unfit       []string // what is wrong with its columns
-	left        []string // columns of a default name that are left alone
+	hidden      []string // the reasons why its rows may not reach the stream
+	unfit       []string // problems with its columns
+	left        []string // columns with a default name that are not used
 	mapped      mapping
 }
 
@@ -123,7 +123,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 	return t, nil
 }
 
-// readColumns reads what the catalog says of a table's columns. A domain counts as its base type.
+// readColumns reads the catalog's description of a table's columns. A domain counts as its base type.
 func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, error) {
 	rows, err := conn.Query(ctx, `
 		WITH RECURSIVE kind AS (
@@ -157,7 +157,7 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 	return columns, nil
 }
 
-// written returns the table's column of a row's time; empty where it has none.
+// written returns the table's column of a row's time; empty if it has none.
 func (s *Source) written(ctx context.Context, conn *pgx.Conn) (string, error) {
 	columns, err := s.ownColumns(ctx, conn)
 	if err != nil {
@@ -170,7 +170,7 @@ func (s *Source) written(ctx context.Context, conn *pgx.Conn) (string, error) {
 	return "", nil
 }
 
-// ownColumns reads the outbox's columns; none where there is no such table.
+// ownColumns reads the outbox's columns; none if there is no such table.
 func (s *Source) ownColumns(ctx context.Context, conn *pgx.Conn) ([]column, error) {
 	var oid uint32
 	if err := conn.QueryRow(ctx, `SELECT coalesce(`+oidOf("$1")+`, 0)`, TableName(s.cfg)).Scan(&oid); err != nil {
@@ -179,15 +179,15 @@ func (s *Source) ownColumns(ctx context.Context, conn *pgx.Conn) ([]column, erro
 	return readColumns(ctx, conn, oid)
 }
 
-// oidOf is SQL for the OID of the table with a name that quotedTable has written; NULL where there is none. Unlike to_regclass it needs no
-// right on the schema, which the relay's role does not have.
+// oidOf returns SQL for the OID of the table with a name that quotedTable has written; NULL if there is none. Unlike
+// to_regclass it needs no right on the schema, which the relay's role does not have.
 func oidOf(name string) string {
 	ident := "(parse_ident(" + name + "::text))"
 	return "(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = " + ident + "[1] AND c.relname = " + ident + "[2])"
 }
 
-// columnTypes are the outbox's columns and their types, as SQL writes them, of a domain the one it is over; none where there is no such
-// table.
+// columnTypes returns the outbox's columns and their types in SQL's notation, for a domain its base type; none if
+// there is no such table.
 func (s *Source) columnTypes(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
 	rows, err := conn.Query(ctx, `
 		WITH RECURSIVE kind AS (

@@ -20,7 +20,7 @@ import (
 type sender struct {
 	PID     uint32 `json:"pid"`
 	Name    string `json:"application_name"`
-	Sync    string `json:"sync_state"` // empty where the relay's role may not see it
+	Sync    string `json:"sync_state"` // empty if the relay's role may not see it
 	Logical bool   `json:"logical"`
 }
 
@@ -34,8 +34,8 @@ type standbySlot struct {
 	Invalidation string `json:"invalidation_reason"`
 }
 
-// waits reads what the server makes this relay wait for, and whether commits wait for the relay. All of it is visible to an ordinary role,
-// but for sync_state.
+// waits reads what the server makes this relay wait for, and whether commits wait for the relay. An ordinary role can
+// see all of it except sync_state.
 func (s *Source) waits(ctx context.Context, conn *pgx.Conn, f *cdc.Facts) error {
 	var failover bool
 	var standbys, names string
@@ -52,7 +52,7 @@ func (s *Source) waits(ctx context.Context, conn *pgx.Conn, f *cdc.Facts) error 
 		s.cfg.Slot, int32(f.Slot.ActivePID),
 	).Scan(&standbys, &names, &failover, &slots, &senders, &f.Walsender.PID, &f.Walsender.Wait, &f.Walsender.For)
 	if errors.As(err, new(*pgconn.PgError)) {
-		return nil // a server that hides its views: a stall is seen by positions, without its cause
+		return nil // a server that hides its views: positions still show a stall, but not its cause
 	}
 	if err != nil {
 		return classify("ask what the slot waits for", err)
@@ -68,7 +68,7 @@ func (s *Source) waits(ctx context.Context, conn *pgx.Conn, f *cdc.Facts) error 
 	if err := json.Unmarshal(senders, &all); err != nil {
 		return fmt.Errorf("read the walsenders: %w", err)
 	}
-	// Until its walsender is there, the relay will be called what it asks for.
+	// Until its walsender exists, the relay assumes the name that it asks for.
 	me := sender{Name: truncated(s.application)}
 	others := slices.DeleteFunc(all, func(o sender) bool {
 		if o.PID == f.Slot.ActivePID {
@@ -80,10 +80,10 @@ func (s *Source) waits(ctx context.Context, conn *pgx.Conn, f *cdc.Facts) error 
 	return nil
 }
 
-// truncated is a name as the server keeps it, which has 63 bytes for one.
+// truncated returns a name as the server keeps it, in 63 bytes.
 func truncated(name string) string { return strings.ToValidUTF8(name[:min(len(name), 63)], "") }
 
-// standbySlots are the slots that synchronized_standby_slots names, with what is wrong with them.
+// standbySlots returns the slots that synchronized_standby_slots names, with the problem of each.
 func standbySlots(setting string, have []standbySlot) (slots []cdc.StandbySlot) {
 	for _, name := range identifiers(setting) {
 		slot := cdc.StandbySlot{Name: name}
@@ -92,9 +92,9 @@ func standbySlots(setting string, have []standbySlot) (slots []cdc.StandbySlot) 
 		case i < 0:
 			slot.Away = "there is no such slot"
 		case have[i].Type != "physical":
-			slot.Away = "it is a logical slot, and only a standby's physical one can be waited for"
+			slot.Away = "it is a logical slot, and PostgreSQL can only wait for a standby's physical slot"
 		case have[i].WALStatus == "lost" || have[i].Invalidation != "":
-			slot.Away = "it was invalidated (" + cmp.Or(have[i].Invalidation, "its WAL is lost") + ") and never comes back"
+			slot.Away = "it was invalidated (" + cmp.Or(have[i].Invalidation, "its WAL is lost") + ") and cannot be used again"
 		case !have[i].Active:
 			slot.Away = "it is inactive, no standby reads from it"
 		}
@@ -125,7 +125,7 @@ type syncToken struct {
 	quoted bool
 }
 
-// is compares without regard to case, as PostgreSQL does for keywords; a quoted name is none.
+// is compares without regard to case, as PostgreSQL does for keywords; a quoted name is not a keyword.
 func (t syncToken) is(keyword string) bool { return !t.quoted && strings.EqualFold(t.text, keyword) }
 
 func syncTokens(s string) (tokens []syncToken) {
@@ -157,14 +157,14 @@ func syncTokens(s string) (tokens []syncToken) {
 	return tokens
 }
 
-// syncStandbys is what synchronous_standby_names says.
+// syncStandbys is the parsed synchronous_standby_names.
 type syncStandbys struct {
-	any     bool // ANY: whichever are fastest; otherwise the first of those that are connected
+	any     bool // ANY: the fastest ones; otherwise the first of those that are connected
 	number  int
 	members []syncToken
 }
 
-// parseSync reads synchronous_standby_names in all its forms: `a, b`, `2 (a, b)`, `FIRST 2 (a, b)`, `ANY 2 (a, b)`.
+// parseSync parses synchronous_standby_names in all its forms: `a, b`, `2 (a, b)`, `FIRST 2 (a, b)`, `ANY 2 (a, b)`.
 func parseSync(setting string) (s syncStandbys) {
 	s.number = 1
 	tokens := syncTokens(setting)
@@ -181,22 +181,22 @@ func parseSync(setting string) (s syncStandbys) {
 	return s
 }
 
-// priority is a standby's place in the list, from 1 on; 0 for one that is not in it.
+// priority returns a standby's place in the list, from 1 on; 0 if it is not in it.
 func (s *syncStandbys) priority(application string) int {
 	return 1 + slices.IndexFunc(s.members, func(t syncToken) bool {
 		return t.text == "*" || strings.EqualFold(t.text, application)
 	})
 }
 
-// commitWait says whether commits wait for the relay, and what setting ends that. Where sync_state cannot be seen, it is worked out from who
-// is connected.
+// commitWait returns an error if commits wait for the relay, with the setting that ends that. If sync_state is not
+// visible, it computes the answer from the connected standbys.
 func commitWait(setting string, me sender, others []sender) *cdc.CommitWaitError {
 	s := parseSync(setting)
 	mine := s.priority(me.Name)
 	if mine == 0 || me.Sync == "async" {
 		return nil
 	}
-	rivals := 0 // those that the server may be content with instead of the relay
+	rivals := 0 // standbys that the server may accept instead of the relay
 	var standbys []string
 	for _, o := range others {
 		if p := s.priority(o.Name); p > 0 && (s.any || p <= mine) {

@@ -7,7 +7,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 )
 
-// TestCommitsThatWaitForTheRelay: every form of synchronous_standby_names, against who is connected.
+// TestCommitsThatWaitForTheRelay: every form of synchronous_standby_names, with different connected standbys.
 func TestCommitsThatWaitForTheRelay(t *testing.T) {
 	t.Parallel()
 	a, b, logical := sender{PID: 2, Name: "a"}, sender{PID: 3, Name: "b"}, sender{PID: 4, Name: "debezium", Logical: true}
@@ -23,7 +23,7 @@ func TestCommitsThatWaitForTheRelay(t *testing.T) {
 		{"walpost", nil, "", "no", ""},
 		{"*", nil, "", "surely", ""},
 		{"*", nil, "sync", "surely", ""},
-		{"*", nil, "async", "no", ""}, // another one's: the role may see it
+		{"*", nil, "async", "no", ""}, // another role's walsender: the role may see it
 		{"*", []sender{a}, "", "can", `FIRST 1 ("a")`},
 		{"*", []sender{a}, "sync", "surely", `FIRST 1 ("a")`},
 		{"*", []sender{a}, "potential", "can", `FIRST 1 ("a")`},
@@ -41,7 +41,7 @@ func TestCommitsThatWaitForTheRelay(t *testing.T) {
 		{`ANY 2 (*)`, []sender{a, b}, "", "can", `ANY 2 ("a", "b")`},
 		{`ANY 1 ("walpost orders", a)`, []sender{a}, "", "can", `ANY 1 ("a")`},
 		{`ANY 1 (a, b)`, []sender{a}, "", "no", ""},
-		{`"any", "*"`, nil, "", "surely", ""}, // a quoted star is one too, for PostgreSQL
+		{`"any", "*"`, nil, "", "surely", ""}, // to PostgreSQL a quoted star is a star too
 		{`"a""b", " walpost orders"`, nil, "", "no", ""},
 	} {
 		got, without := "no", ""
@@ -57,7 +57,8 @@ func TestCommitsThatWaitForTheRelay(t *testing.T) {
 	}
 }
 
-// TestStandbySlotsThatAreWaitedFor are named with what is wrong with each, and the setting without them is right.
+// TestStandbySlotsThatAreWaitedFor: each slot is named with its problem, and the setting without these slots is
+// right.
 func TestStandbySlotsThatAreWaitedFor(t *testing.T) {
 	t.Parallel()
 	f := cdc.Facts{Standbys: standbySlots(`good, SB1 ,"missing",old,mine, behind`, []standbySlot{

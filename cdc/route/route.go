@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	maxTopics  = 10_000 // bounds the memory of names already made: event types come from the rows
-	maxHeaders = 1000   // of the row's own: consumers hold each as an object, and some brokers' tools give up
+	maxTopics  = 10_000 // bounds the memory for topic names: event types come from the rows
+	maxHeaders = 1000   // of the row's own: consumers keep each as an object, and some brokers' tools fail with more
 )
 
-// Router makes records. It is used by one goroutine, and the records of a window share its memory.
+// Router makes records. One goroutine uses it, and the records of a window share its memory.
 type Router struct {
 	allowed  []string
 	any      bool // every aggregate type is allowed
@@ -28,24 +28,25 @@ type Router struct {
 	delete   bool // a row without a payload is a tombstone
 	template string
 	rename   map[string]string
-	json     bool // payloads must be
+	json     bool // payloads must be JSON
 	cloud    bool // records are CloudEvents
 	names    names
 	source   []byte
-	content  []byte // the payload's type; nil where nothing is said of it
+	content  []byte // the payload's content type; nil if the configuration gives none
 	topics   map[topicKey]string
 
 	scratch []byte
-	lsn     cdc.LSN // of lsnText
+	lsn     cdc.LSN // the LSN in lsnText
 	lsnText []byte
 }
 
-// names are the keys of the headers that a record has of its row.
+// names has the keys of the headers that a record gets from its row.
 type names struct{ id, typ, lsn, seq, source, createdAt string }
 
 var (
 	ours = names{id: header.ID, typ: header.Type, lsn: header.LSN, seq: header.Seq, source: header.Source, createdAt: header.CreatedAt}
-	// Version 1.0 of CloudEvents, binary mode of its Kafka protocol binding. Position is an extension of ours.
+	// Version 1.0 of CloudEvents, binary mode of its Kafka protocol binding. Position is an extension attribute of
+	// walpost's.
 	cloudEvents = names{
 		id: header.CloudEvents + header.ID, typ: header.CloudEvents + header.Type, lsn: header.CloudEvents + header.LSN,
 		seq: header.CloudEvents + header.Seq, source: header.CloudEvents + header.Source, createdAt: header.CloudEvents + header.Time,
@@ -57,7 +58,7 @@ type topicKey struct{ aggregate, event string }
 
 var _ cdc.Route = (*Router)(nil)
 
-// New makes a router for a valid configuration.
+// New returns a router for a valid configuration.
 func New(pipeline string, cfg config.Kafka) *Router {
 	r := &Router{
 		allowed: cfg.AggregateTypes, any: cfg.AnyType(), keyless: cfg.NullKey == config.PublishKey, delete: cfg.NullPayload == config.Tombstone,
@@ -73,9 +74,9 @@ func New(pipeline string, cfg config.Kafka) *Router {
 	return r
 }
 
-// Topics returns the topics that are known before any row came, and the patterns of those that rows make known: with {event_type} in the
-// template, or with {aggregate_type} where that may be any.
-// An event type is known where kafka.rename has it, unless several aggregate types could be the one that it is of.
+// Topics returns the topics that are known before any row came, and the patterns of topics that only rows decide: if
+// the template has {event_type}, or {aggregate_type} and every aggregate type is allowed. An event type is known if
+// kafka.rename has it, unless it could belong to several aggregate types.
 func Topics(cfg config.Kafka) (known, patterns []string) {
 	ofEvents := strings.Contains(cfg.Topic, "{event_type}")
 	if cfg.AnyType() && strings.Contains(cfg.Topic, "{aggregate_type}") {
@@ -103,7 +104,7 @@ func Topics(cfg config.Kafka) (known, patterns []string) {
 // NextWindow frees the memory of the records made before.
 func (r *Router) NextWindow() { r.scratch, r.lsnText = r.scratch[:0], nil }
 
-// Route fills rec from the row, or refuses the row with a RejectedError.
+// Route fills rec from the row, or returns a RejectedError.
 func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	topic, ok := r.topics[topicKey{string(row.AggregateType), string(row.EventType)}]
 	if !ok {
@@ -128,13 +129,13 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 		return cdc.Reject(row, cdc.BadPayload, topic, "payload is not valid JSON, and kafka.payload is json")
 	}
 	if r.cloud && len(row.EventType) == 0 {
-		return cdc.Reject(row, cdc.BadType, topic, "its event type is NULL or empty, and a CloudEvent has one")
+		return cdc.Reject(row, cdc.BadType, topic, "its event type is NULL or empty, and a CloudEvent needs one")
 	}
 	*rec = cdc.Record{Row: row, Topic: topic, Key: key, Value: row.Payload, Headers: append(rec.Headers[:0], cdc.Header{Key: r.names.id, Value: row.ID})}
 	if row.EventType != nil {
 		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.typ, Value: row.EventType})
 	}
-	if row.Ordinal > 0 { // it comes from the WAL
+	if row.Ordinal > 0 { // the row comes from the WAL
 		if row.Commit != r.lsn || r.lsnText == nil {
 			r.lsn, r.lsnText = row.Commit, r.keep([]byte(row.Commit.String()))
 		}
@@ -144,7 +145,7 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.lsn, Value: r.lsnText}, cdc.Header{Key: r.names.seq, Value: seq})
 	}
 	rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.source, Value: r.source})
-	// ce_time is RFC 3339 or not there: infinity and a time without a zone are not.
+	// ce_time is RFC 3339 or missing: infinity and a time without a zone are not RFC 3339.
 	if at := r.rfc3339(row.CreatedAt); at != nil && (!r.cloud || bytes.HasSuffix(at, []byte("Z"))) {
 		rec.Headers = append(rec.Headers, cdc.Header{Key: r.names.createdAt, Value: at})
 	}
@@ -163,7 +164,7 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	return nil
 }
 
-// topic makes the topic's name of a row's types, once.
+// topic returns the topic's name for a row's types, and builds each name once.
 func (r *Router) topic(row *cdc.Row) (string, error) {
 	aggregate, event := string(row.AggregateType), string(row.EventType)
 	if aggregate == "" && r.any {
@@ -193,8 +194,8 @@ func name(template string, rename map[string]string, aggregate, event string) st
 	return strings.NewReplacer("{aggregate_type}", as(aggregate), "{event_type}", as(event)).Replace(template)
 }
 
-// own adds the row's own headers: a JSON object, or an array of pairs, in which a name may come twice. Strings are taken as they are, other
-// values as their JSON text. The names of ours are not theirs to give.
+// own adds the row's own headers: a JSON object, or an array of pairs, in which a name may come twice. Strings are
+// used unchanged, other values as their JSON text. A row cannot set the names of walpost's headers.
 func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
 	refuse := func(reason string) error { return cdc.Reject(row, cdc.BadHeaders, rec.Topic, "%s", reason) }
 	ours := len(rec.Headers)
@@ -212,7 +213,7 @@ func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
 	begin, err := d.Token()
 	pairs := begin == json.Delim('[')
 	switch {
-	case err == nil && begin == nil: // a JSON null says as much as NULL
+	case err == nil && begin == nil: // a JSON null means the same as NULL
 		return nil
 	case err != nil || begin != json.Delim('{') && !pairs:
 		return refuse("headers is neither a JSON object nor an array of pairs")
@@ -249,7 +250,7 @@ func (r *Router) own(row *cdc.Row, rec *cdc.Record) error {
 	return nil
 }
 
-// pair reads an element of an array of headers.
+// pair parses an element of an array of headers.
 func pair(element json.RawMessage) (name string, value json.RawMessage, ok bool) {
 	switch element[0] {
 	case '{':
@@ -271,7 +272,7 @@ func pair(element json.RawMessage) (name string, value json.RawMessage, ok bool)
 	return "", nil, false
 }
 
-// headerText returns a JSON string as it is, and another value as its JSON text.
+// headerText returns the content of a JSON string, and any other value as its JSON text.
 func headerText(value json.RawMessage) []byte {
 	var text string
 	if value[0] != '"' || json.Unmarshal(value, &text) != nil {
@@ -280,8 +281,8 @@ func headerText(value json.RawMessage) []byte {
 	return []byte(text)
 }
 
-// rfc3339 turns PostgreSQL's ISO output (2026-11-22 08:00:00.5+00, the connection's time zone is UTC) into RFC 3339.
-// Anything else, infinity for example, stays as it is.
+// rfc3339 converts PostgreSQL's ISO output (2026-11-22 08:00:00.5+00, the connection's time zone is UTC) to RFC 3339.
+// It returns any other value, infinity for example, unchanged.
 func (r *Router) rfc3339(b []byte) []byte {
 	if len(b) < 19 || b[10] != ' ' || !utf8.Valid(b) {
 		return b
@@ -303,7 +304,7 @@ func (r *Router) keep(b []byte) []byte {
 	return r.scratch[at:len(r.scratch):len(r.scratch)]
 }
 
-// Topic is where rows of these types go under a configuration; it need not be legal.
+// Topic returns the topic of rows of these types under a configuration; it need not be legal.
 func Topic(cfg config.Kafka, aggregateType, eventType string) string {
 	return name(cfg.Topic, cfg.Rename, aggregateType, eventType)
 }

@@ -53,7 +53,7 @@ func TestRecordOfARow(t *testing.T) {
 		{name: "infinity", change: func(r *cdc.Row) { r.CreatedAt = []byte("infinity") }, want: `outbox.event.order 42 {"a": 1} id=e1` + usual + " created_at=infinity"},
 		{name: "without a time zone", change: func(r *cdc.Row) { r.CreatedAt = []byte("2026-11-22 08:00:00") }, want: `outbox.event.order 42 {"a": 1} id=e1` + usual + " created_at=2026-11-22T08:00:00"},
 		{
-			name: "own headers, of which ours are not theirs", change: func(r *cdc.Row) {
+			name: "own headers, without the names of walpost", change: func(r *cdc.Row) {
 				r.CreatedAt, r.Headers = nil, []byte(`{"trace": "a\"b", "n": 5, "lsn": "stolen", "o": {"x": [1, 2]}, "z": null}`)
 			},
 			want: `outbox.event.order 42 {"a": 1} id=e1` + usual + ` trace=a"b n=5 o={"x": [1, 2]} z=null`,
@@ -88,7 +88,7 @@ func TestRecordOfARow(t *testing.T) {
 	}
 }
 
-// TestRecordIsACloudEvent has the attributes that version 1.0 asks for, and no others' names.
+// TestRecordIsACloudEvent: a record has the attributes that version 1.0 requires, and no others.
 func TestRecordIsACloudEvent(t *testing.T) {
 	const usual = `outbox.event.order 42 {"a": 1} ce_id=e1 ce_type=OrderPaid ce_lsn=0/16B3748 ce_seq=3 ce_source=`
 	const rest = " ce_specversion=1.0 ce_subject=42"
@@ -98,14 +98,14 @@ func TestRecordIsACloudEvent(t *testing.T) {
 		want   string
 	}{
 		{"the usual row", nil, usual + "walpost:shop ce_time=2026-11-22T08:00:00.5Z" + rest + " content-type=application/json"},
-		{"a source and a content type of one's own", func(c *config.Kafka, _ *cdc.Row) {
+		{"another source and another content type", func(c *config.Kafka, _ *cdc.Row) {
 			c.CloudEvents = config.CloudEvents{Source: "https://shop.example/orders", ContentType: "application/avro"}
 		}, usual + "https://shop.example/orders ce_time=2026-11-22T08:00:00.5Z" + rest + " content-type=application/avro"},
 		{"nothing said of the content", func(c *config.Kafka, _ *cdc.Row) { c.CloudEvents.ContentType = "" }, usual + "walpost:shop ce_time=2026-11-22T08:00:00.5Z" + rest},
 		{"no time", func(_ *config.Kafka, r *cdc.Row) { r.CreatedAt = nil }, usual + "walpost:shop" + rest + " content-type=application/json"},
 		{"infinity is no time", func(_ *config.Kafka, r *cdc.Row) { r.CreatedAt = []byte("infinity") }, usual + "walpost:shop" + rest + " content-type=application/json"},
 		{"a time without a zone is none", func(_ *config.Kafka, r *cdc.Row) { r.CreatedAt = []byte("2026-11-22 08:00:00") }, usual + "walpost:shop" + rest + " content-type=application/json"},
-		{"own headers, of which ours are not theirs", func(_ *config.Kafka, r *cdc.Row) {
+		{"own headers, without the names of walpost", func(_ *config.Kafka, r *cdc.Row) {
 			r.CreatedAt, r.Headers = nil, []byte(`{"ce_traceparent": "00-1", "ce_id": "stolen", "content-type": "text/html", "id": "mine"}`)
 		}, usual + "walpost:shop" + rest + " content-type=application/json ce_traceparent=00-1 id=mine"},
 	} {
@@ -165,12 +165,12 @@ func TestRowsThatCannotBePublishedAreNamed(t *testing.T) {
 		var rec cdc.Record
 		var refused *cdc.RejectedError
 		if err := route.New("shop", cfg).Route(in, &rec); !errors.As(err, &refused) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "0/16B3748/3") {
-			t.Errorf("%s: %v, want a Refused that says %q and where the row is", name, err, c.says)
+			t.Errorf("%s: %v, want a RejectedError that says %q and where the row is", name, err, c.says)
 		}
 	}
 }
 
-// TestRecordsOfAWindowKeepTheirBytes makes many records before any is used: one must not overwrite another's.
+// TestRecordsOfAWindowKeepTheirBytes makes many records before any is used: one must not overwrite another's bytes.
 func TestRecordsOfAWindowKeepTheirBytes(t *testing.T) {
 	r := route.New("shop", kafkaConfig())
 	for range 3 {
@@ -214,7 +214,7 @@ func TestTopics(t *testing.T) {
 	}
 }
 
-// TestPatternMatchesWhatRowsMayGoTo, and nothing else.
+// TestPatternMatchesWhatRowsMayGoTo: the pattern matches these topics and no others.
 func TestPatternMatchesWhatRowsMayGoTo(t *testing.T) {
 	cfg := kafkaConfig()
 	cfg.Topic = "shop.{aggregate_type}s.{event_type}"
@@ -243,7 +243,7 @@ func BenchmarkRoute(b *testing.B) {
 	}
 }
 
-// TestRowsThatLackSomethingByChoice are published where the configuration says so.
+// TestRowsThatLackSomethingByChoice: rows without key or payload are published if the configuration allows it.
 func TestRowsThatLackSomethingByChoice(t *testing.T) {
 	cfg := kafkaConfig()
 	cfg.NullKey, cfg.NullPayload, cfg.Payload, cfg.AggregateTypes, cfg.Topic = config.PublishKey, config.Tombstone, config.PayloadJSON, []string{config.AnyType}, "{aggregate_type}"

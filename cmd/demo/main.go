@@ -1,7 +1,9 @@
-// Command demo shows the way of a row from COMMIT to stock, and the answer's way back: PostgreSQL, Kafka, the order service, the relay
-// and the inventory service in one process. It places, pays and cancels orders, and tells where each event is, as it happens.
+// Command demo shows the way of a row from COMMIT to stock, and the way of the answer: PostgreSQL, Kafka, the order
+// service, the relay and the inventory service run from one process. It places, pays and cancels orders, and prints
+// where each event is as it moves.
 //
-// PostgreSQL is a real one, fetched where none is installed; Kafka is an in-process one. Both are gone when the demo ends.
+// PostgreSQL is a real server, fetched if none is installed. Kafka runs inside the process. The demo removes both when
+// it ends.
 package main
 
 import (
@@ -31,22 +33,22 @@ import (
 func main() { app.Main(run) }
 
 type cli struct {
-	Once     bool          `help:"End after the orders: with exit code 0 when the stock has decreased as they say, with 1 and the reason when it has not."`
-	Timeout  time.Duration `default:"60s" help:"Most time for starting everything and for the orders."`
-	LogLevel string        `default:"warn" env:"LOG_LEVEL" help:"Log of all three, on stderr: trace, debug, info, warn or error. At debug there is a line per event in each."`
+	Once     bool          `help:"End after the orders: with exit code 0 if the stock decreased by the items of the orders, otherwise with 1 and the reason."`
+	Timeout  time.Duration `default:"60s" help:"The time limit for starting everything and for the orders."`
+	LogLevel string        `default:"warn" env:"LOG_LEVEL" help:"Level of the log of all three services, on stderr: trace, debug, info, warn or error. At debug each service logs a line per event."`
 }
 
-// parts are what the tests break, one at a time.
+// parts are the parts that the tests break, one at a time.
 type parts struct {
 	relay    func(config.Config, pipeline.Options) (*pipeline.Pipeline, error)
 	consume  func(*inbox.Consumer, context.Context) error
-	patience time.Duration // an event that takes longer from its commit to its effect is not coming
+	patience time.Duration // the longest time from an event's commit to its effect; after that it counts as lost
 }
 
-var whole = parts{pipeline.New, (*inbox.Consumer).Run, 20 * time.Second}
+var allParts = parts{pipeline.New, (*inbox.Consumer).Run, 20 * time.Second}
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	return runWith(ctx, whole, args, getenv, stdout, stderr)
+	return runWith(ctx, allParts, args, getenv, stdout, stderr)
 }
 
 func runWith(ctx context.Context, with parts, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -64,12 +66,12 @@ func runWith(ctx context.Context, with parts, args []string, getenv func(string)
 		return err
 	}
 	if c.Once {
-		return errors.New("stopped before the stock could be looked at")
+		return errors.New("stopped before the stock could be compared")
 	}
 	return nil
 }
 
-// run wires everything together:
+// run connects all parts:
 //
 //	 curl                                                                           curl
 //	  │                                                                              │
@@ -83,7 +85,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	group, ctx := errgroup.WithContext(ctx)
-	limited, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("--timeout: %s are over", c.Timeout))
+	limited, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("--timeout: %s have passed", c.Timeout))
 	defer cancel()
 
 	fmt.Fprintln(out, "Starting PostgreSQL and Kafka.")
@@ -121,7 +123,7 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 		group.Go(func() error { return s.run(ctx) })
 	}
 
-	// And somebody who buys, and looks at everything.
+	// The witness buys, and follows every event.
 	group.Go(func() error {
 		defer stop()
 		w, err := newWitness(limited, pg, broker, urls, with.patience, out)
@@ -129,15 +131,15 @@ func (c *cli) run(ctx context.Context, with parts, log zerolog.Logger, out io.Wr
 			return err
 		}
 		defer w.close()
-		if err := w.tellAll(limited); err != nil || c.Once {
+		if err := w.playOrders(limited); err != nil || c.Once {
 			return err
 		}
-		return w.goOn(ctx)
+		return w.followAll(ctx)
 	})
 	return group.Wait()
 }
 
-// demo is the servers that the services need.
+// demo has the servers that the services need.
 type demo struct {
 	parts
 	pg      *devenv.Postgres
@@ -145,15 +147,15 @@ type demo struct {
 	log     zerolog.Logger
 }
 
-// component is one of the three that run.
+// component is one of the three services.
 type component struct {
 	log     zerolog.Logger
 	handler http.Handler
-	run     func(context.Context) error // beside its HTTP
+	run     func(context.Context) error // runs in addition to its HTTP server
 	close   func()
 }
 
-// databases makes both databases, with their schemas and roles.
+// databases creates both databases, with their schemas and roles.
 func (d *demo) databases(ctx context.Context) error {
 	for _, database := range []sql.Database{sql.Orders, sql.Inventory} {
 		name := string(database)
@@ -167,7 +169,8 @@ func (d *demo) databases(ctx context.Context) error {
 	return nil
 }
 
-// relays makes the relay: two WALs to Kafka, each as if it were alone. Once, it makes their roles, slots, topics and first state records.
+// relays returns the relay: two pipelines from two WALs to Kafka, each independent of the other. It also creates their
+// roles, slots, topics and first state records.
 func (d *demo) relays(ctx context.Context) (component, error) {
 	log, reg, mux := d.log.With().Str("service", "walpost").Logger(), app.NewRegistry(), http.NewServeMux()
 	var relays pipeline.Group
@@ -175,7 +178,7 @@ func (d *demo) relays(ctx context.Context) (component, error) {
 		cfg := config.Default()
 		cfg.Pipeline = string(database)
 		cfg.Source.URL = d.pg.URLFor("walpost", "", string(database))
-		cfg.Source.StatusInterval = 100 * time.Millisecond // nobody wants to watch the slot for the usual second
+		cfg.Source.StatusInterval = 100 * time.Millisecond // the default of a second would make the demo slow to watch
 		cfg.Kafka.Brokers = d.brokers
 		cfg.Kafka.AggregateTypes = []string{"order"}
 		cfg.Kafka.Replication = 1
@@ -197,7 +200,7 @@ func (d *demo) relays(ctx context.Context) (component, error) {
 	return component{log, mux, relays.Run, func() {}}, nil
 }
 
-// orders makes the order service: HTTP and PostgreSQL, which know no Kafka, and beside them what consumes the stock's answers.
+// orders returns the order service: HTTP with PostgreSQL, and next to it the consumer of the stock's answers.
 func (d *demo) orders(ctx context.Context) (component, error) {
 	log, reg, mux := d.log.With().Str("service", "orders").Logger(), app.NewRegistry(), http.NewServeMux()
 	pool, err := pgxpool.ParseConfig(d.pg.URLFor("orders_service", "", "orders"))
@@ -220,7 +223,7 @@ func (d *demo) orders(ctx context.Context) (component, error) {
 	return component{log, app.Instrument(reg, mux), wayBack.Run, store.Close}, nil
 }
 
-// inventory makes the inventory service: Kafka to PostgreSQL, and HTTP.
+// inventory returns the inventory service: it consumes from Kafka into PostgreSQL, and serves HTTP.
 func (d *demo) inventory(ctx context.Context) (component, error) {
 	log, reg, mux := d.log.With().Str("service", "inventory").Logger(), app.NewRegistry(), http.NewServeMux()
 	pool, err := pgxpool.New(ctx, d.pg.URLFor("inventory_service", "", "inventory"))

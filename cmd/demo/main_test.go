@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	cdctest.Main(m)
 }
 
-// once runs the demo in this process and returns what it showed and logged.
+// once runs the demo in this process and returns its output and its log.
 func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logged string, err error) {
 	t.Helper()
 	var stdout, stderr cdctest.Log
@@ -47,7 +47,7 @@ func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logge
 
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	out, log, err := once(t, whole, io.Discard, "--log-level", "debug")
+	out, log, err := once(t, allParts, io.Discard, "--log-level", "debug")
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, out, log)
 	}
@@ -64,7 +64,8 @@ func TestOnce(t *testing.T) {
 		if end, committed, confirmed := parse(t, m[4]), parse(t, m[5]), parse(t, m[7]); committed >= end || confirmed <= committed {
 			t.Errorf("committed at %s, the WAL's end after it %s, confirmed %s: in no order", committed, end, confirmed)
 		}
-		// One grep over the log of all three tells its way; an order over SQL passes by the order service, and is not looked for in its log.
+		// One grep over the log of all three services shows the event's way. An order over SQL does not use the order
+		// service, so its log is not searched.
 		var services []string
 		switch overSQL := m[6] == "2"; {
 		case strings.HasPrefix(m[1], "Stock"):
@@ -95,10 +96,10 @@ func TestOnce(t *testing.T) {
 		"OrderConfirmed 1: no stock moved",
 		"OrderCreated 1: no stock moved",
 		"OrderPaid 2: TEA-100 5 → 5 (shortage)",
-		"StockRejected 1: order 100004 is rejected, 39.00 EUR go back",
+		"StockRejected 1: order 100004 is rejected, 39.00 EUR are refunded",
 		"OrderRejected 1: no stock moved",
 		"OrderCancelled 1: MUG-200 2 → 4 (returned)",
-		"StockReleased 1: order 100003 is cancelled, 24.00 EUR go back",
+		"StockReleased 1: order 100003 is cancelled, 24.00 EUR are refunded",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("shown:\n%s\nwanted:\n%s\nall of it:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), out)
@@ -134,7 +135,7 @@ func parse(t *testing.T, text string) (lsn cdc.LSN) {
 func TestARelayThatDropsARow(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
-	with := whole
+	with := allParts
 	with.patience = 8 * time.Second
 	with.relay = func(cfg config.Config, o pipeline.Options) (*pipeline.Pipeline, error) {
 		client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Kafka.Brokers...))
@@ -149,14 +150,14 @@ func TestARelayThatDropsARow(t *testing.T) {
 		return pipeline.New(cfg, o)
 	}
 	out, _, err := once(t, with, io.Discard)
-	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed and does not come out of Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {
+	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed but did not arrive from Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {
 		t.Errorf("got %v, having shown:\n%s", err, out)
 	}
 }
 
-const nowhere = "nowhere" // a topic that nobody reads
+const nowhere = "nowhere" // a topic without readers
 
-// misled sends the first OrderPaid nowhere.
+// misled sends the first OrderPaid to the wrong topic.
 type misled struct{ once sync.Once }
 
 func (m *misled) OnProduceRecordBuffered(r *kgo.Record) {
@@ -168,7 +169,7 @@ func (m *misled) OnProduceRecordBuffered(r *kgo.Record) {
 func TestInventoryIsOff(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
-	with := whole
+	with := allParts
 	with.patience = 8 * time.Second
 	with.consume = func(_ *inbox.Consumer, ctx context.Context) error {
 		<-ctx.Done()
@@ -183,20 +184,20 @@ func TestInventoryIsOff(t *testing.T) {
 func TestStockThatIsNotAsTheOrdersSay(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
-	// Somebody takes a mug without an order, before the last step.
+	// A mug disappears without an order, before the last step.
 	var url string
 	thief := writerFunc(func(shown []byte) (int, error) {
 		if m := regexp.MustCompile(`PUT (\S+/MUG-200) `).FindSubmatch(shown); m != nil {
 			url = string(m[1])
 		}
-		if bytes.Contains(shown, []byte("third one is cancelled")) {
+		if bytes.Contains(shown, []byte("third order is cancelled")) {
 			if err := put(t.Context(), url, `{"available": 1}`); err != nil {
 				t.Error(err)
 			}
 		}
 		return len(shown), nil
 	})
-	out, _, err := once(t, whole, thief)
+	out, _, err := once(t, allParts, thief)
 	if err == nil || err.Error() != "the stock of MUG-200 is 3 and should be 4: 5 before, 1 in confirmed orders" {
 		t.Errorf("got %v, having shown:\n%s", err, out)
 	}
@@ -223,7 +224,7 @@ func put(ctx context.Context, url, body string) error {
 	return err
 }
 
-// A child is the demo as a process of its own, with a temporary folder of its own.
+// A child is the demo in a separate process, with a separate temporary folder.
 type child struct {
 	testing.TB
 	cmd      *exec.Cmd
@@ -233,7 +234,7 @@ type child struct {
 
 func spawn(t *testing.T, args ...string) *child {
 	t.Helper()
-	// Not t.TempDir: a server that runs as another user cannot enter that.
+	// It is not t.TempDir, because a server that runs as another user cannot enter that.
 	temp, err := os.MkdirTemp("", "demo-test-")
 	if err != nil {
 		t.Fatal(err)
@@ -257,7 +258,7 @@ func spawn(t *testing.T, args ...string) *child {
 	return c
 }
 
-// says waits until the demo has shown the text.
+// says waits until the demo has printed the text.
 func (c *child) says(text string) {
 	c.Helper()
 	cdctest.Eventually(c, time.Minute, func() error {
@@ -279,7 +280,7 @@ func (c *child) ends() int {
 	return c.cmd.ProcessState.ExitCode()
 }
 
-// folders and processes are what is there because of the demo: in its temporary folder, and working there.
+// folders returns the demo's folders in its temporary folder, and processes the processes that work there.
 func (c *child) folders() []string {
 	found, _ := filepath.Glob(filepath.Join(c.temp, "*"))
 	return found
@@ -299,12 +300,12 @@ func TestExitCode(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	good := spawn(t, "--once")
-	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased as the orders say.\n") {
-		t.Errorf("exit code %d; it said:\n%s\n%s", code, good.out.String(), good.err.String())
+	if code := good.ends(); code != 0 || good.err.String() != "" || !strings.HasSuffix(good.out.String(), "The stock has decreased by exactly the items of the confirmed orders.\n") {
+		t.Errorf("exit code %d; output:\n%s\n%s", code, good.out.String(), good.err.String())
 	}
 	late := spawn(t, "--once", "--timeout", "100ms")
-	if code := late.ends(); code != 1 || !strings.Contains(late.err.String(), "--timeout: 100ms are over") {
-		t.Errorf("exit code %d; it said:\n%s\n%s", code, late.out.String(), late.err.String())
+	if code := late.ends(); code != 1 || !strings.Contains(late.err.String(), "--timeout: 100ms have passed") {
+		t.Errorf("exit code %d; output:\n%s\n%s", code, late.out.String(), late.err.String())
 	}
 	for _, c := range []*child{good, late} {
 		if left := append(c.folders(), c.processes()...); len(left) > 0 {
@@ -335,7 +336,7 @@ func TestCtrlCLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			if code := demo.ends(); code != c.code || (code == 0) != (demo.err.String() == "") {
-				t.Errorf("exit code %d, wanted %d; it said: %s", code, c.code, demo.err.String())
+				t.Errorf("exit code %d, wanted %d; output: %s", code, c.code, demo.err.String())
 			}
 			if left := append(demo.folders(), demo.processes()...); len(left) > 0 {
 				t.Errorf("it leaves %v", left)
@@ -354,7 +355,8 @@ func (c *child) starts() {
 	})
 }
 
-// tries does what the demo proposes, word for word where the program for it is there, and waits until it is shown.
+// tries runs the commands that the demo prints, unchanged if the program for them is installed, and waits for their
+// output.
 func (c *child) tries() {
 	c.Helper()
 	psql := regexp.MustCompile(`(?m)^  .*pay_order.*'you'.*$`).FindString(c.out.String())
@@ -386,7 +388,7 @@ func TestSIGKILLLeavesNoServer(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
 	demo := spawn(t)
-	demo.says("An order comes over HTTP")
+	demo.says("An order is placed over HTTP")
 	if len(demo.processes()) == 0 {
 		t.Fatal("no server is seen while it runs")
 	}

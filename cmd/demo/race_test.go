@@ -21,10 +21,10 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// race is both services' databases, with everything between them in the test's hand: which event arrives when.
+// race has both services' databases. The test itself decides when each event arrives at the other side.
 type race struct {
 	*testing.T
-	orders, stock           *pgxpool.Pool // as the services
+	orders, stock           *pgxpool.Pool // with the services' rights
 	ordersOwner, stockOwner *pgxpool.Pool
 	store                   *inventory.Store
 }
@@ -56,7 +56,7 @@ type told struct {
 	payload       []byte
 }
 
-// rows are what an outbox tells of an order, in the order of the commits: one writes after the other here.
+// rows returns the outbox rows of an order, in the order of the commits: here one session writes after the other.
 func (r *race) rows(outbox *pgxpool.Pool, order uuid.UUID) []told {
 	r.Helper()
 	rows, _ := outbox.Query(r.Context(), `SELECT id::text, event_type, payload::text::bytea FROM outbox WHERE aggregate_id = $1 ORDER BY created_at`, order.String())
@@ -67,7 +67,7 @@ func (r *race) rows(outbox *pgxpool.Pool, order uuid.UUID) []told {
 	return found
 }
 
-// marked is what the inbox does: the event's effect in the transaction of its mark, and nothing for a copy.
+// marked does the inbox's work: it applies the event in the transaction of its mark, and does nothing for a copy.
 func marked(e told, effect func(context.Context, pgx.Tx) error) func(context.Context, pgx.Tx) error {
 	return func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `INSERT INTO inbox VALUES ('race', $1, inbox_day($1), 't', 0, 0) ON CONFLICT DO NOTHING`, e.id)
@@ -115,7 +115,7 @@ func (r *race) toOrders(e told) {
 	})
 }
 
-// paid is an order for two of a SKU of its own, of which there are so many.
+// paid places and pays an order for two pieces of a new SKU with this stock.
 func (r *race) paid(available int64) (order uuid.UUID, sku string) {
 	r.Helper()
 	sku = uuid.NewString()
@@ -143,7 +143,8 @@ var changes = map[string]func(context.Context, pgx.Tx, uuid.UUID) (orders.Change
 	},
 }
 
-// run plays one order, of which people ask for changes: choose says which of what can happen happens next, until nothing can.
+// run plays one order with the changes that people request. choose selects the next of the possible steps, until none
+// is left.
 func (r *race) run(order uuid.UUID, asked []string, choose func(of int) int) (played []string) {
 	r.Helper()
 	var heardByStock, heardByOrders int
@@ -157,7 +158,7 @@ func (r *race) run(order uuid.UUID, asked []string, choose func(of int) int) (pl
 		if heardByStock < len(ofOrders) {
 			can = append(can, step{"stock hears " + ofOrders[heardByStock].eventType, func() { r.toStock(ofOrders[heardByStock]); heardByStock++ }})
 			if !slices.Contains([]string{inventory.OrderPaid, inventory.OrderCancelled}, ofOrders[heardByStock].eventType) {
-				can[0].do() // it moves nothing, so that when it comes does not matter
+				can[0].do() // it moves no stock, so its time does not matter
 				continue
 			}
 		}
@@ -181,7 +182,7 @@ func (r *race) run(order uuid.UUID, asked []string, choose func(of int) int) (pl
 	}
 }
 
-// check says whether the end is a legal one: money, stock and events are those of the state.
+// check checks that the end is legal: money, stock and events must be those of the state.
 func (r *race) check(order uuid.UUID, sku string, start int64, played []string) (status string) {
 	r.Helper()
 	var balance, due string
@@ -209,7 +210,7 @@ func (r *race) check(order uuid.UUID, sku string, start int64, played []string) 
 	}
 	want, ok := legal[status+" "+strings.Join(heard, " ")]
 	if !ok || available != start-want.taken || balance != want.due || due != want.due || ok && (start >= 2) != (heard[0] == "StockReserved") {
-		r.Errorf("%s: order %s, stock %d of %d, balance %s of %s, the stock said %v", strings.Join(played, ", "), status, available, start, balance, due, heard)
+		r.Errorf("%s: order %s, stock %d of %d, balance %s of %s, the stock answered %v", strings.Join(played, ", "), status, available, start, balance, due, heard)
 	}
 	var history int
 	if err := r.ordersOwner.QueryRow(r.Context(), `SELECT count(*) FROM order_history WHERE order_id = $1 AND what = ANY($2)`, order, heard).Scan(&history); err != nil || history != len(heard) {
@@ -218,15 +219,16 @@ func (r *race) check(order uuid.UUID, sku string, start int64, played []string) 
 	return status
 }
 
-// TestCancelShipAndStockInEveryOrder plays every order in which a cancellation, a shipment and the events between the two databases can
-// come, with enough in stock and with too little; every event comes twice.
+// TestCancelShipAndStockInEveryOrder plays every order in which a cancellation, a shipment and the events between the
+// two databases can happen, with enough in stock and with too little; every event arrives twice.
 func TestCancelShipAndStockInEveryOrder(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	r := newRace(t)
 	for _, start := range []int64{2, 1} {
 		ends := map[string]int{}
 		for _, asked := range [][]string{nil, {"ship"}, {"cancel"}, {"cancel", "ship"}} {
-			// Each schedule is the list of the choices made; the next one differs in the last that can still be another.
+			// A schedule is the list of its choices. The next schedule differs in the last choice that has an
+			// alternative left.
 			for prefix := []int{}; prefix != nil; {
 				var made, outOf []int
 				order, sku := r.paid(start)
@@ -258,7 +260,7 @@ func TestCancelShipAndStockInEveryOrder(t *testing.T) {
 	}
 }
 
-// TestCancelAndAnswerAtTheSameInstant has one of the two wait for the other's transaction.
+// TestCancelAndAnswerAtTheSameInstant: one of the two waits for the other's transaction.
 func TestCancelAndAnswerAtTheSameInstant(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	r := newRace(t)
@@ -299,7 +301,7 @@ func TestCancelAndAnswerAtTheSameInstant(t *testing.T) {
 					var n int
 					err := r.ordersOwner.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
 					if err == nil && n == 0 {
-						err = errors.New("nobody waits")
+						err = errors.New("no session waits")
 					}
 					return err
 				})

@@ -25,7 +25,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// build makes the three programs.
+// build builds the three programs.
 func build(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -35,7 +35,8 @@ func build(t *testing.T) (dir string) {
 	return dir
 }
 
-// shop is the three programs as their users run them: a process each, over two databases and a Kafka that can be taken down.
+// shop has the three programs as their users run them: one process each, over two databases and a Kafka that the test
+// can stop.
 type shop struct {
 	*testing.T
 	bin               string
@@ -44,7 +45,7 @@ type shop struct {
 	orders, inventory string // URLs
 	kafkaConfig       devenv.KafkaConfig
 	kafka             *devenv.Kafka
-	ordersDB, stockDB *pgx.Conn // as the databases' owner
+	ordersDB, stockDB *pgx.Conn // with the owner's rights
 }
 
 func newShop(t *testing.T) *shop {
@@ -109,7 +110,7 @@ func (s *shop) command(program string, args ...string) *exec.Cmd {
 // service is one running program.
 type service struct {
 	log  cdctest.Log
-	stop func() // by SIGTERM; it must end well
+	stop func() // sends SIGTERM; the program must end without an error
 }
 
 func (s *shop) start(program string, args ...string) *service {
@@ -131,7 +132,7 @@ func (s *shop) start(program string, args ...string) *service {
 	return p
 }
 
-// ask makes a request, decodes a good answer into answer unless that is nil, and returns how long it took.
+// ask makes a request, decodes a successful answer into answer unless that is nil, and returns the duration.
 func (s *shop) ask(method, url, body string, status int, answer any) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(s.Context(), 10*time.Second)
 	defer cancel()
@@ -158,7 +159,7 @@ func (s *shop) ask(method, url, body string, status int, answer any) (time.Durat
 	return took, err
 }
 
-// eventually repeats a request until it is answered as wanted.
+// eventually repeats a request until its answer meets the condition.
 func (s *shop) eventually(method, url, body string) {
 	s.Helper()
 	cdctest.Eventually(s, 30*time.Second, func() error {
@@ -169,7 +170,7 @@ func (s *shop) eventually(method, url, body string) {
 
 const email = "ada.lovelace@shop.example"
 
-// buy places an order for one TEA-100 and pays it. The time is that of placing it.
+// buy places an order for one TEA-100 and pays it. It returns the duration of placing it.
 func (s *shop) buy() (id string, took time.Duration) {
 	s.Helper()
 	var order struct{ OrderID string }
@@ -184,7 +185,7 @@ func (s *shop) buy() (id string, took time.Duration) {
 	return order.OrderID, took
 }
 
-// waitStock waits until there are so many TEA-100.
+// waitStock waits until the stock of TEA-100 is as wanted.
 func (s *shop) waitStock(want int64) {
 	s.Helper()
 	cdctest.Eventually(s, 30*time.Second, func() error {
@@ -197,7 +198,7 @@ func (s *shop) waitStock(want int64) {
 	})
 }
 
-// TestOneEventThroughThreeLogs follows an event by its id through what the three processes log.
+// TestOneEventThroughThreeLogs finds an event by its id in the logs of all three processes.
 func TestOneEventThroughThreeLogs(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	t.Parallel()
@@ -213,7 +214,7 @@ func TestOneEventThroughThreeLogs(t *testing.T) {
 		if err := s.ordersDB.QueryRow(t.Context(), `SELECT id::text FROM outbox WHERE aggregate_id = $1 AND event_type = $2`, order, eventType).Scan(&event); err != nil {
 			t.Fatal(err)
 		}
-		// The record's own word for where it is.
+		// The record itself has its position.
 		want := map[string]any{"event_id": event, "order_id": order, "type": eventType, "topic": s.topic}
 		for _, record := range cdctest.Consume(t, s.kafka.Brokers(), s.topic, 20*time.Second, cdctest.AtLeast(2)) {
 			if header(record, "id") == event {
@@ -226,7 +227,7 @@ func TestOneEventThroughThreeLogs(t *testing.T) {
 			"inventory": {"event_id", "order_id", "type", "topic", "partition", "offset"},
 		} {
 			if eventType == "OrderCreated" && service == "inventory" {
-				fields = slices.DeleteFunc(fields, func(name string) bool { return name == "order_id" }) // it passes over it unread
+				fields = slices.DeleteFunc(fields, func(name string) bool { return name == "order_id" }) // inventory passes over it without decoding it
 			}
 			var lines []map[string]any
 			cdctest.Eventually(t, 30*time.Second, func() error {
@@ -268,7 +269,7 @@ func grep(t *testing.T, log, text string) (found []map[string]any) {
 	return found
 }
 
-// TestOrdersWaitForNobody takes everything behind the outbox down, and compares how long an order takes.
+// TestOrdersWaitForNobody stops everything after the outbox, and compares how long an order takes.
 func TestOrdersWaitForNobody(t *testing.T) {
 	cdctest.Long(t, "runs every process of the demo")
 	const start, orders = 1000, 60
@@ -307,7 +308,7 @@ func TestOrdersWaitForNobody(t *testing.T) {
 	}
 }
 
-// median is that of the times for placing n orders.
+// median places n orders and returns the median of the durations.
 func (s *shop) median(n int) time.Duration {
 	s.Helper()
 	took := make([]time.Duration, n)

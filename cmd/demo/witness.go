@@ -22,14 +22,14 @@ import (
 )
 
 const (
-	orderTopic = "outbox.event.order" // of aggregate type order
-	stockTopic = "outbox.event.stock" // of aggregate type stock
+	orderTopic = "outbox.event.order" // for the aggregate type order
+	stockTopic = "outbox.event.stock" // for the aggregate type stock
 
-	inventorySlot = "walpost_inventory" // slots are the server's, and both databases are on one
+	inventorySlot = "walpost_inventory" // both databases are on one server, whose slots need different names
 )
 
-// witness buys as a customer does, and says where the events are. It asks the tables, the slot, the topic and the consumer group;
-// what it prints is what they answered.
+// witness buys like a customer, and prints where the events are. It queries the tables, the slot, the topic and the
+// consumer group, and prints their answers.
 type witness struct {
 	out                      io.Writer
 	database                 string // URL of the orders database
@@ -37,19 +37,19 @@ type witness struct {
 	ordersDB, inventoryDB    *pgx.Conn
 	ways                     map[string]way // by topic
 	kafka                    *kgo.Client
-	arrived                  []*kgo.Record // and not looked at yet
-	patience                 time.Duration // with each event
+	arrived                  []*kgo.Record // but not handled yet
+	patience                 time.Duration // the time limit for each event
 }
 
-// way is how events get from one service to the other.
+// way is the way of events from one service to the other.
 type way struct {
-	from    *pgx.Conn // the database with their outbox
+	from    *pgx.Conn // the database of the outbox
 	slot    string
 	to, url string // the service that applies them, in the consumer group of its name
 	effect  func(ctx context.Context, event string) (string, error)
 }
 
-// newWitness gets the URLs of orders, inventory and relay.
+// newWitness returns a witness. urls are those of orders, inventory and relay.
 func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, urls [3]string, patience time.Duration, out io.Writer) (*witness, error) {
 	w := &witness{out: out, patience: patience, database: pg.URL("orders"), relay: urls[0], orders: urls[1], inventory: urls[2]}
 	var err1, err2, err3 error
@@ -65,9 +65,9 @@ func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, 
 		stockTopic: {w.inventoryDB, inventorySlot, saga.Group, w.orders, w.heard},
 	}
 	w.say("Up: PostgreSQL %d, an in-process Kafka, the order service, the relay, the inventory service.", pg.Major())
-	w.say("Each event is a row of the table outbox, written in the transaction of the change it tells of. The relay reads it from the WAL,")
-	w.say("puts it into Kafka, and only then confirms it to its replication slot; inventory takes it from Kafka and moves the stock.")
-	w.say("Inventory answers the same way: its outbox, the relay's second pipeline, and orders hears whether the stock is reserved.")
+	w.say("Each event is a row of the table outbox, written in the transaction of the change that it describes. The relay reads the row from")
+	w.say("the WAL, publishes it to Kafka, and only then confirms it to its replication slot. Inventory consumes the event and changes the stock.")
+	w.say("Inventory answers in the same way, through its own outbox and the relay's second pipeline; orders then confirms or rejects the order.")
 	return w, nil
 }
 
@@ -84,9 +84,9 @@ func (w *witness) close() {
 
 func (w *witness) say(format string, args ...any) { fmt.Fprintf(w.out, format+"\n", args...) }
 
-// tellAll places a few orders, follows each of their events, and compares the stock with the orders.
-func (w *witness) tellAll(ctx context.Context) error {
-	w.say("\nThe stock is counted")
+// playOrders places and pays a few orders, follows each of their events, and compares the stock with the orders.
+func (w *witness) playOrders(ctx context.Context) error {
+	w.say("\nThe stock is set")
 	for _, counted := range []struct{ sku, body string }{{"TEA-100", `{"available": 10}`}, {"MUG-200", `{"available": 5}`}} {
 		if err := w.send(ctx, "PUT", w.inventory+"/stock/"+counted.sku, counted.body, nil); err != nil {
 			return err
@@ -97,7 +97,7 @@ func (w *witness) tellAll(ctx context.Context) error {
 		return err
 	}
 
-	w.say("\nAn order comes over HTTP")
+	w.say("\nAn order is placed over HTTP")
 	var first struct {
 		ID string `json:"orderId"`
 	}
@@ -108,33 +108,33 @@ func (w *witness) tellAll(ctx context.Context) error {
 	if err := w.follow(ctx, orderTopic, first.ID, "OrderCreated"); err != nil {
 		return err
 	}
-	w.say("\nIt is paid")
+	w.say("\nThe order is paid")
 	if err := w.send(ctx, "POST", w.orders+"/orders/"+first.ID+"/pay", "", nil); err != nil {
 		return err
 	}
 	if err := w.follow(ctx, orderTopic, first.ID, "OrderPaid"); err != nil {
 		return err
 	}
-	w.say("\nThe stock answers, and it is confirmed")
+	w.say("\nInventory answers, and the order is confirmed")
 	if err := w.settle(ctx, first.ID, "StockReserved", "OrderConfirmed"); err != nil {
 		return err
 	}
 
-	w.say("\nAnother comes over SQL, placed and paid in one transaction: two events of one commit")
+	w.say("\nA second order is placed and paid over SQL in one transaction: two events in one commit")
 	if _, err := w.buy(ctx, `[{"sku": "TEA-100", "quantity": 3, "unitPrice": "4.50"}]`, "StockReserved", "OrderConfirmed"); err != nil {
 		return err
 	}
-	w.say("\nA third one comes the same way")
+	w.say("\nA third order is placed in the same way")
 	third, err := w.buy(ctx, `[{"sku": "MUG-200", "quantity": 2, "unitPrice": "12.00"}]`, "StockReserved", "OrderConfirmed")
 	if err != nil {
 		return err
 	}
-	w.say("\nA fourth one wants more than there is: it gets nothing, and its money back")
+	w.say("\nA fourth order asks for more than is in stock: it is rejected and refunded")
 	if _, err := w.buy(ctx, `[{"sku": "MUG-200", "quantity": 1, "unitPrice": "12.00"}, {"sku": "TEA-100", "quantity": 6, "unitPrice": "4.50"}]`,
 		"StockRejected", "OrderRejected"); err != nil {
 		return err
 	}
-	w.say("\nThe third one is cancelled: what it had taken goes back")
+	w.say("\nThe third order is cancelled: its items return to the stock")
 	if err := w.send(ctx, "POST", w.orders+"/orders/"+third+"/cancel", "", nil); err != nil {
 		return err
 	}
@@ -147,14 +147,15 @@ func (w *witness) tellAll(ctx context.Context) error {
 	return w.compare(ctx, before)
 }
 
-// goOn shows what arrives, whoever sent it, until ctx ends. An event that does not get to its end in time is said, and left.
-func (w *witness) goOn(ctx context.Context) error {
+// followAll follows every event that arrives, also those of other customers, until ctx ends. If an event does not reach its
+// end in time, followAll reports that and continues with the next.
+func (w *witness) followAll(ctx context.Context) error {
 	items := `[{"sku": "TEA-100", "quantity": 1, "unitPrice": "4.50"}]`
 	psql, err := devenv.Tool("psql")
 	if err != nil {
 		psql = "psql"
 	}
-	w.say("\nNow you. What arrives is shown here. Ctrl-C ends the demo and leaves nothing behind.\n")
+	w.say("\nNow try it yourself: every event that arrives is shown here. Ctrl-C ends the demo and removes everything that it created.\n")
 	w.say("  orders     %s/orders", w.orders)
 	w.say("  inventory  %s/stock", w.inventory)
 	w.say("  relay      %s/status and %[1]s/metrics", w.relay)
@@ -187,7 +188,8 @@ func (w *witness) goOn(ctx context.Context) error {
 	}
 }
 
-// buy places and pays an order in one transaction of SQL, and follows both its events, the stock's answer and what comes of it.
+// buy places and pays an order in one SQL transaction, and follows both its events, the stock's answer and the event of
+// the outcome.
 func (w *witness) buy(ctx context.Context, items, answer, outcome string) (order string, err error) {
 	w.say("  SELECT pay_order(create_order('bob', 'bob@shop.example', '%s'))", items)
 	err = w.ordersDB.QueryRow(ctx, `SELECT pay_order(create_order('bob', 'bob@shop.example', $1))::text`, items).Scan(&order)
@@ -202,7 +204,7 @@ func (w *witness) buy(ctx context.Context, items, answer, outcome string) (order
 	return order, w.settle(ctx, order, answer, outcome)
 }
 
-// settle follows the stock's answer to a paid order, and the event of what comes of it.
+// settle follows the stock's answer to a paid order, and the event of the order's outcome.
 func (w *witness) settle(ctx context.Context, order, answer, outcome string) error {
 	if err := w.follow(ctx, stockTopic, order, answer); err != nil {
 		return err
@@ -210,7 +212,7 @@ func (w *witness) settle(ctx context.Context, order, answer, outcome string) err
 	return w.follow(ctx, orderTopic, order, outcome)
 }
 
-// send makes a request, which must succeed, and decodes the answer into answer unless that is nil.
+// send makes a request, which must succeed. It decodes the answer into answer, unless answer is nil.
 func (w *witness) send(ctx context.Context, method, url, body string, answer any) error {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
@@ -239,7 +241,7 @@ func (w *witness) send(ctx context.Context, method, url, body string, answer any
 	return json.Unmarshal(text, answer)
 }
 
-// follow says where the event of a topic about an order is, one place after the other, until it has had its effect.
+// follow prints where the event is that a topic has about an order, place after place, until it has had its effect.
 func (w *witness) follow(ctx context.Context, topic, order, eventType string) error {
 	ctx, cancel := w.limit(ctx)
 	defer cancel()
@@ -255,7 +257,7 @@ func (w *witness) follow(ctx context.Context, topic, order, eventType string) er
 			}
 		}
 		if err := w.poll(ctx); err != nil {
-			return fmt.Errorf("%s %s is committed and does not come out of Kafka: %w; the relay says: %s", eventType, id, err, w.ready(ctx, w.relay))
+			return fmt.Errorf("%s %s is committed but did not arrive from Kafka: %w; the relay says: %s", eventType, id, err, w.ready(ctx, w.relay))
 		}
 	}
 }
@@ -264,10 +266,10 @@ func (w *witness) limit(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, w.patience, fmt.Errorf("waited %s for it", w.patience))
 }
 
-// commit says what is in the outbox of a topic's events, as it was committed.
+// commit prints the row of an event in the outbox of a topic's service, as it was committed.
 func (w *witness) commit(ctx context.Context, topic, where string, args ...any) (id string, err error) {
 	var eventType, order, xid, end string
-	// A commit is in the WAL a moment before other sessions see it: a fast relay can be ahead of this query.
+	// A commit is in the WAL a moment before other sessions see it, so a fast relay can be earlier than this query.
 	err = until(ctx, func() error {
 		return w.ways[topic].from.QueryRow(ctx, `SELECT id::text, event_type, aggregate_id, xmin::text, pg_current_wal_flush_lsn()::text
 			FROM outbox WHERE `+where, args...).Scan(&id, &eventType, &order, &xid, &end)
@@ -280,7 +282,8 @@ func (w *witness) commit(ctx context.Context, topic, where string, args ...any) 
 	return id, nil
 }
 
-// delivery says where an event in Kafka is, that the slot and the consumer group have it behind them, and what has become of it.
+// delivery prints where an event is in Kafka, waits until the slot and the consumer group have passed it, and prints
+// its effect.
 func (w *witness) delivery(ctx context.Context, record *kgo.Record) error {
 	lsn, way := header(record, "lsn"), w.ways[record.Topic]
 	w.say("    Kafka      topic %s, partition %d, offset %d; its headers: lsn %s (of its COMMIT), seq %s", record.Topic, record.Partition, record.Offset, lsn, header(record, "seq"))
@@ -299,7 +302,7 @@ func (w *witness) delivery(ctx context.Context, record *kgo.Record) error {
 	if err != nil {
 		return fmt.Errorf("%s, is not confirmed to the slot: %w; the relay says: %s", what, err, w.ready(ctx, w.relay))
 	}
-	w.say("    slot       confirmed_flush_lsn %s: all that was committed before is delivered", confirmed)
+	w.say("    slot       confirmed_flush_lsn %s: every earlier commit is delivered", confirmed)
 
 	admin := kadm.NewClient(w.kafka)
 	var consumed int64
@@ -325,7 +328,7 @@ func (w *witness) delivery(ctx context.Context, record *kgo.Record) error {
 	return nil
 }
 
-// moved says how an event has moved the stock. The movements of a SKU add up to its stock.
+// moved returns how an event moved the stock. The movements of a SKU add up to its stock.
 func (w *witness) moved(ctx context.Context, event string) (string, error) {
 	rows, err := w.inventoryDB.Query(ctx, `SELECT format('%s %s → %s (%s)', sku, total - change, total, reason)
 		FROM (SELECT *, sum(change) OVER (PARTITION BY sku ORDER BY id) AS total FROM stock_movements) AS movements
@@ -343,9 +346,9 @@ func (w *witness) moved(ctx context.Context, event string) (string, error) {
 	return strings.Join(moved, ", "), nil
 }
 
-// heard says what an order is since it heard of an event.
+// heard returns the state of an order after it received an event.
 func (w *witness) heard(ctx context.Context, event string) (heard string, err error) {
-	err = w.ordersDB.QueryRow(ctx, `SELECT format('order %s is %s', number, status) || coalesce(', ' || amount || ' ' || currency || ' go back', '')
+	err = w.ordersDB.QueryRow(ctx, `SELECT format('order %s is %s', number, status) || coalesce(', ' || amount || ' ' || currency || ' are refunded', '')
 		FROM order_history JOIN orders ON orders.id = order_history.order_id LEFT JOIN (SELECT order_id, amount FROM payments WHERE kind = 'refund') AS refund USING (order_id)
 		WHERE event_id::text = $1`, event).Scan(&heard)
 	if err != nil {
@@ -354,7 +357,7 @@ func (w *witness) heard(ctx context.Context, event string) (heard string, err er
 	return heard, nil
 }
 
-// compare says whether the stock is what it was before, less what confirmed orders bought.
+// compare checks that the stock is the earlier stock minus the items of confirmed orders.
 func (w *witness) compare(ctx context.Context, before map[string]int64) error {
 	after, err := w.stock(ctx)
 	if err != nil {
@@ -375,7 +378,7 @@ func (w *witness) compare(ctx context.Context, before map[string]int64) error {
 	if err := errors.Join(wrong...); err != nil {
 		return err
 	}
-	w.say("The stock has decreased as the orders say.")
+	w.say("The stock has decreased by exactly the items of the confirmed orders.")
 	return nil
 }
 
@@ -395,7 +398,7 @@ func quantities(ctx context.Context, conn *pgx.Conn, sql string) (map[string]int
 	return found, err
 }
 
-// next is the next record of either topic.
+// next returns the next record of either topic.
 func (w *witness) next(ctx context.Context) (*kgo.Record, error) {
 	for len(w.arrived) == 0 {
 		if err := w.poll(ctx); err != nil {
@@ -428,7 +431,7 @@ func header(record *kgo.Record, key string) string {
 	return ""
 }
 
-// ready is what a service answers to GET /readyz.
+// ready returns a service's answer to GET /readyz.
 func (w *witness) ready(ctx context.Context, url string) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
@@ -446,7 +449,7 @@ func (w *witness) ready(ctx context.Context, url string) string {
 	return string(bytes.TrimSpace(text))
 }
 
-// until tries until it works or ctx ends.
+// until repeats try until it succeeds or ctx ends.
 func until(ctx context.Context, try func() error) error {
 	for {
 		err := try()
@@ -461,7 +464,7 @@ func until(ctx context.Context, try func() error) error {
 	}
 }
 
-// ended is why ctx ended: context.Canceled for an asked-for stop, and for a deadline what it says.
+// ended returns why ctx ended: context.Canceled after a requested stop, and after a deadline its cause.
 func ended(ctx context.Context) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return ctx.Err()

@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestFrozenInTheMiddleOfAnEvent stops a process with a transaction open, as a hypervisor does. Its group gives the partitions to
-// another, which must get on, and when the first wakes up it applies nothing.
+// TestFrozenInTheMiddleOfAnEvent stops a process in an open transaction, as a hypervisor does. Its group gives the
+// partitions to another process, which must continue, and when the first one wakes up it applies nothing.
 func TestFrozenInTheMiddleOfAnEvent(t *testing.T) {
 	cdctest.Long(t, "freezes a process past its session")
 	t.Parallel()
@@ -40,7 +40,7 @@ func TestFrozenInTheMiddleOfAnEvent(t *testing.T) {
 	if err := frozen.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if err := tx.Rollback(t.Context()); err != nil { // the server goes on with what it was asked for, and nobody reads the answer
+	if err := tx.Rollback(t.Context()); err != nil { // the server executes the statement, and its answer is lost
 		t.Fatal(err)
 	}
 	cdctest.Evict(t, s.client, s.group)

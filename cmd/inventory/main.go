@@ -1,5 +1,5 @@
-// Command inventory keeps the stock: it applies the order events of a Kafka topic to its own PostgreSQL database, exactly
-// once each, and answers over HTTP.
+// Command inventory keeps the stock: it applies the order events of a Kafka topic to a PostgreSQL database, exactly
+// once each, and serves the stock over HTTP.
 package main
 
 import (
@@ -10,5 +10,5 @@ import (
 
 func main() { app.Main(runAmong(os.Environ())) }
 
-// runAmong is the program with the environment, name=value each.
+// runAmong returns the program for the environment, name=value each.
 func runAmong(environ []string) app.Run { return app.Among(environ, run) }

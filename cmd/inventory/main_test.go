@@ -39,10 +39,10 @@ func TestMain(m *testing.M) {
 	cdctest.Main(m)
 }
 
-// watched is the program, of which no secret may be seen.
+// watched is the program; the run fails if its output shows a secret.
 var watched = cdctest.Watch(runAmong(nil))
 
-// A service is the program's environment, and what a test needs to look at it from outside.
+// A service is the program's environment, with the connections through which a test observes it.
 type service struct {
 	*testing.T
 	env    map[string]string
@@ -112,7 +112,8 @@ func (s *service) start() *child {
 	return p
 }
 
-// kill ends the process where it stands, and lets the broker notice at once instead of after the session timeout.
+// kill kills the process, and removes it from the group, so that the broker notices at once instead of after the
+// session timeout.
 func (s *service) kill(p *child) {
 	s.Helper()
 	if err := p.Process.Kill(); err != nil {
@@ -122,7 +123,7 @@ func (s *service) kill(p *child) {
 	cdctest.Evict(s, s.client, s.group)
 }
 
-// terminate asks the process to stop and wants it to end well.
+// terminate sends SIGTERM and requires a clean end.
 func (s *service) terminate(p *child) {
 	s.Helper()
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
@@ -178,8 +179,8 @@ func (s *service) waitApplied(n int64) {
 	})
 }
 
-// waitsForStock waits until somebody in this database waits for a lock. Not in pg_stat_activity: who asks in a transaction, as s.conn may
-// be, sees there what was when it first asked.
+// waitsForStock waits until a session in this database waits for a lock. It does not read pg_stat_activity: a
+// transaction, such as one on s.conn, sees there the state of its first query.
 func (s *service) waitsForStock() {
 	s.Helper()
 	cdctest.Eventually(s, 30*time.Second, func() error {
@@ -191,7 +192,7 @@ func (s *service) waitsForStock() {
 	})
 }
 
-// committed is the group's offset by partition.
+// committed returns the group's offset by partition.
 func (s *service) committed() map[int32]int64 {
 	s.Helper()
 	offsets, err := kadm.NewClient(s.client).FetchOffsets(s.Context(), s.group)
@@ -210,7 +211,7 @@ func (s *service) committedSum() (sum int64) {
 	return sum
 }
 
-// behind counts the partitions of which the database has an event that Kafka does not know to be done.
+// behind counts the partitions with an event that is in the database and whose offset is not committed to Kafka.
 func (s *service) behind() (n int) {
 	committed := s.committed()
 	for partition := range int32(3) {
@@ -221,7 +222,7 @@ func (s *service) behind() (n int) {
 	return n
 }
 
-// event is a record as the relay writes it.
+// event returns a record as the relay writes it.
 func (s *service) event(eventType, orderID string, items map[string]int) *kgo.Record {
 	id := uuid.Must(uuid.NewV7()).String()
 	body := map[string]any{"eventId": id, "schemaVersion": 1, "orderId": orderID, "wasPaid": true}
@@ -240,7 +241,7 @@ func (s *service) event(eventType, orderID string, items map[string]int) *kgo.Re
 	}
 }
 
-// TestKilledUnderLoad kills the service at random points while orders are paid and cancelled, and counts the pieces.
+// TestKilledUnderLoad kills the service at random points while orders are paid and cancelled, and checks the stock.
 func TestKilledUnderLoad(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	t.Parallel()
@@ -259,7 +260,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		}
 	}
 
-	// What was produced, by SKU; every fourth event twice.
+	// The quantities produced, by SKU; every fourth event is produced twice.
 	paid, givenBack := map[string]int64{}, map[string]int64{}
 	var events, records int64
 	stop := make(chan struct{})
@@ -295,7 +296,7 @@ func TestKilledUnderLoad(t *testing.T) {
 			}
 		}
 	})
-	between, killed := 0, 0 // of the kills, those that hit between the database's commit and Kafka's; until one has
+	between, killed := 0, 0 // kills between the database's commit and Kafka's; the test goes on until there is one
 	for ; killed < kills || between == 0 && killed < 20*kills; killed++ {
 		s.waitApplied(s.number(`SELECT count(*) FROM inbox`) + 20 + rand.Int64N(150))
 		s.kill(p)
@@ -344,7 +345,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	t.Logf("%d kills, %d of them between the two commits; %d events in %d records", killed, between, events, records)
 }
 
-// TestKilledInTheMiddleOfAnEvent kills the service between the inbox row and the stock: nothing of the event may stay.
+// TestKilledInTheMiddleOfAnEvent kills the service between the inbox row and the stock: no part of the event may stay.
 func TestKilledInTheMiddleOfAnEvent(t *testing.T) {
 	cdctest.Long(t, "kills processes")
 	t.Parallel()
@@ -379,7 +380,7 @@ func TestKilledInTheMiddleOfAnEvent(t *testing.T) {
 	s.terminate(p)
 }
 
-// TestSIGTERM leaves nothing to do twice.
+// TestSIGTERM: after SIGTERM no event arrives twice.
 func TestSIGTERM(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -443,7 +444,7 @@ func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 		{"half a login", nil, map[string]string{"INVENTORY_KAFKA_TLS_CERT_FILE": "/c", "INVENTORY_KAFKA_SASL_MECHANISM": "plain", "INVENTORY_KAFKA_SASL_PASSWORD": "secret"}, []string{
 			"--kafka-tls-cert-file (INVENTORY_KAFKA_TLS_CERT_FILE): it is for connections with TLS: set --kafka-tls (INVENTORY_KAFKA_TLS) too", "--kafka-sasl-username (INVENTORY_KAFKA_SASL_USERNAME): missing",
 		}},
-		{"a Kafka that nobody knows", []string{"replay", "--offset", "0", "--kafka-tls"}, map[string]string{"INVENTORY_KAFKA_BROKERS": stranger.Listener.Addr().String()}, []string{
+		{"a Kafka with an unknown certificate", []string{"replay", "--offset", "0", "--kafka-tls"}, map[string]string{"INVENTORY_KAFKA_BROKERS": stranger.Listener.Addr().String()}, []string{
 			"has a certificate of an authority that this machine does not know (made by O=Acme Co): name the file with its certificate in --kafka-tls-ca-file (INVENTORY_KAFKA_TLS_CA_FILE)",
 		}},
 		{"migrate without URLs", []string{"migrate"}, map[string]string{"INVENTORY_DATABASE_URL": ""}, []string{"INVENTORY_DATABASE_URL", "INVENTORY_ADMIN_DATABASE_URL"}},
@@ -464,7 +465,7 @@ func TestWrongConfigurationIsReportedAtOnce(t *testing.T) {
 	}
 }
 
-// TestStaysUpWithoutPostgreSQLAndKafka waits for both, and says so.
+// TestStaysUpWithoutPostgreSQLAndKafka: the service waits for both, and reports it.
 func TestStaysUpWithoutPostgreSQLAndKafka(t *testing.T) {
 	t.Parallel()
 	ports := make([]string, 3)
@@ -496,7 +497,7 @@ func TestStaysUpWithoutPostgreSQLAndKafka(t *testing.T) {
 	s.terminate(p)
 }
 
-// TestNoErrorShowsAURL: watched fails the run where one shows the password.
+// TestNoErrorShowsAURL: watched fails the run if an error shows the password.
 func TestNoErrorShowsAURL(t *testing.T) {
 	t.Parallel()
 	for variable, commands := range map[string][][]string{
@@ -519,8 +520,8 @@ func TestNoErrorShowsAURL(t *testing.T) {
 	}
 }
 
-// TestStrayVariables: a variable that is nearly one of the program ends each command, and others that begin with INVENTORY_ are a warning,
-// but for those of other commands and of Kubernetes.
+// TestStrayVariables: a variable that resembles one of the program ends each command. Other variables that begin with
+// INVENTORY_ cause a warning, except those of other commands and of Kubernetes.
 func TestStrayVariables(t *testing.T) {
 	for _, c := range []struct{ command, names, err, warns string }{
 		{"serve", "INVENTORY_KAFKA_TLS_CAFILE", "environment INVENTORY_KAFKA_TLS_CAFILE: there is no such variable: did you mean INVENTORY_KAFKA_TLS_CA_FILE?", ""},

@@ -23,8 +23,8 @@ func (s *service) command(args ...string) (string, error) {
 	return out.String(), err
 }
 
-// TestParkedAndReplayedByCommand tells the story of an order whose payment cannot be read: its cancellation waits, other
-// orders go on, and an operator finds it, fixes it and replays.
+// TestParkedAndReplayedByCommand plays the story of an order whose payment cannot be read: its cancellation waits,
+// other orders continue, and an operator finds it, fixes it and replays.
 func TestParkedAndReplayedByCommand(t *testing.T) {
 	cdctest.Long(t, "is a story of many commands")
 	t.Parallel()
@@ -32,7 +32,7 @@ func TestParkedAndReplayedByCommand(t *testing.T) {
 	if _, err := s.conn.Exec(t.Context(), `INSERT INTO stock VALUES ('tea', 10)`); err != nil {
 		t.Fatal(err)
 	}
-	// A check that refuses what a release has forgotten, to be fixed.
+	// A CHECK that a release has forgotten rejects the row; it is fixed later.
 	if _, err := s.conn.Exec(t.Context(), `ALTER TABLE stock_movements ADD CONSTRAINT never_3 CHECK (change <> -3)`); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestParkedAndReplayedByCommand(t *testing.T) {
 		return nil
 	})
 	if n := s.number(`SELECT available FROM stock`); n != 6 {
-		t.Errorf("%d in stock: the third event stands behind nothing", n)
+		t.Errorf("%d in stock: no event is before the third", n)
 	}
 
 	list, err := s.command("parked", "list")
@@ -107,7 +107,7 @@ func TestParkedAndReplayedByCommand(t *testing.T) {
 		t.Errorf("drop: %s (%v)", out, err)
 	}
 	if _, err := s.command("parked", "pass", "0", "5"); err == nil || !strings.Contains(err.Error(), "inventory parked list") {
-		t.Errorf("pass of what is not blocked: %v", err)
+		t.Errorf("pass of a partition that is not blocked: %v", err)
 	}
 	if out, err := s.command("parked", "decisions"); err != nil || strings.Count(out, "\n") != 4 || strings.Count(out, "redrive: ") != 2 {
 		t.Errorf("decisions: %s (%v)", out, err)

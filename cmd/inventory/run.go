@@ -36,15 +36,15 @@ type cli struct {
 
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
-	Serve   serveCmd   `cmd:"" default:"withargs" help:"Consume events and answer HTTP (the default)."`
-	Parked  parkedCmd  `cmd:"" help:"See events that could not be applied, and decide about them."`
-	Replay  replayCmd  `cmd:"" help:"Give the consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
+	Serve   serveCmd   `cmd:"" default:"withargs" help:"Consume events and serve HTTP (the default)."`
+	Parked  parkedCmd  `cmd:"" help:"Show events that could not be applied; redrive, drop or pass them."`
+	Replay  replayCmd  `cmd:"" help:"Move the consumer group back to a time or an offset, so that it reads the events again; the inbox skips those that were applied."`
 	Migrate migrateCmd `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights."`
 
-	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
+	Healthcheck app.Healthcheck `cmd:"" help:"Check a running server; exit code 0 or 1. For the health check of a container."`
 }
 
-// source is what is consumed.
+// source is the topic that is consumed.
 type source struct {
 	Brokers []string `name:"kafka-brokers" env:"INVENTORY_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
 	Topic   string   `env:"INVENTORY_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
@@ -53,7 +53,7 @@ type source struct {
 	Identity identity.Kafka `embed:"" prefix:"kafka-" envprefix:"INVENTORY_KAFKA_" group:"Kafka: TLS and login"`
 }
 
-// login proves to Kafka who we are. Names of keys are those of flags.
+// login returns how the service logs in to Kafka. Its configuration keys are named like the flags.
 func (s *source) login(log zerolog.Logger) *identity.Login {
 	return identity.NewLogin(s.Identity, s.Brokers, identity.Flags("INVENTORY_"), log)
 }
@@ -64,7 +64,7 @@ type parkedCmd struct {
 	inboxcmd.Parked
 }
 
-// ProvideInboxes is called by kong for the commands below.
+// ProvideInboxes is called by kong for the subcommands of parked.
 func (c *parkedCmd) ProvideInboxes(p *process) *inboxcmd.Inboxes {
 	return p.inboxes(source{Topic: c.Topic, Group: c.Group})
 }
@@ -74,26 +74,26 @@ type replayCmd struct {
 	inboxcmd.Replay
 }
 
-// ProvideInboxes is called by kong for Run, which is Replay's.
+// ProvideInboxes is called by kong for Run, which replayCmd inherits from Replay.
 func (c *replayCmd) ProvideInboxes(p *process) (*inboxcmd.Inboxes, error) {
 	return p.inboxes(c.source), errors.Join(c.Check(), c.source.check())
 }
 
 type serveCmd struct {
 	source
-	Policy    inbox.Policy    `env:"INVENTORY_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
-	Gap       inbox.GapPolicy `env:"INVENTORY_GAP" enum:"halt,go_on" default:"halt" help:"What a partition does whose next records left the topic before they were applied: ${enum}."`
-	Batch     int             `env:"INVENTORY_BATCH" default:"500" help:"Most events in one transaction."`
-	Retention time.Duration   `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topic keeps it. 0: for ever."`
+	Policy    inbox.Policy    `env:"INVENTORY_POLICY" enum:"block,park_key,skip" default:"park_key" help:"Policy for an event that can never be applied: ${enum}."`
+	Gap       inbox.GapPolicy `env:"INVENTORY_GAP" enum:"halt,go_on" default:"halt" help:"Policy for a partition whose next records left the topic before they were applied: ${enum}."`
+	Batch     int             `env:"INVENTORY_BATCH" default:"500" help:"The most events in one transaction."`
+	Retention time.Duration   `env:"INVENTORY_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; must be longer than the topic keeps it. 0: no limit."`
 
-	HTTP  string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Where to answer HTTP."`
-	Pprof string `name:"pprof" env:"INVENTORY_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6062; empty: nowhere."`
+	HTTP  string `name:"http" env:"INVENTORY_HTTP" default:"127.0.0.1:8082" placeholder:"HOST:PORT" help:"Address to listen on."`
+	Pprof string `name:"pprof" env:"INVENTORY_PPROF" placeholder:"HOST:PORT" help:"Address for Go's profiles, on loopback only, as in 127.0.0.1:6062; empty: none."`
 }
 
 type migrateCmd struct {
 	AdminURL string `name:"admin-database-url" env:"INVENTORY_ADMIN_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that may create tables and roles."`
 
-	ReaderURL string `name:"reader-database-url" env:"INVENTORY_READER_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that reads names and pictures of products and nothing else: what the order service's mails need. Made when given."`
+	ReaderURL string `name:"reader-database-url" env:"INVENTORY_READER_DATABASE_URL" placeholder:"URL" help:"The inventory database, as a role that may only read names and pictures of products; the order service's mails need it. If given, the role is created."`
 }
 
 func run(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -102,7 +102,7 @@ func run(ctx context.Context, args, names []string, getenv func(string) string, 
 	if command == nil || err != nil {
 		return err
 	}
-	log, _ := app.NewLogger(stderr, flags.LogLevel, flags.LogFormat) // a command that logs says what is wrong with these
+	log, _ := app.NewLogger(stderr, flags.LogLevel, flags.LogFormat) // a command that logs reports mistakes in these flags itself
 	warn := func(said string) { log.Warn().Str("service", "inventory").Msg(said) }
 	if err := app.Strays(command, "INVENTORY_", names, warn); err != nil {
 		return err
@@ -111,10 +111,10 @@ func run(ctx context.Context, args, names []string, getenv func(string) string, 
 	return command.Run(&process{cli: &flags, stdout: stdout, stderr: stderr})
 }
 
-// databaseURL is what holds the URL of the inventory database.
+// databaseURL names the flag and the variable for the URL of the inventory database.
 const databaseURL = "--database-url (INVENTORY_DATABASE_URL)"
 
-// process is what a command gets.
+// process has what a command needs of the process.
 type process struct {
 	cli            *cli
 	stdout, stderr io.Writer
@@ -124,7 +124,7 @@ type process struct {
 func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	var errs []error
 	if p.cli.DatabaseURL == "" {
-		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full; migrate makes that role and sets its password"))
+		errs = append(errs, errors.New("--database-url (INVENTORY_DATABASE_URL) is missing: give the service's URL, as in postgres://inventory_service:password@host/inventory?sslmode=verify-full; migrate creates that role and sets its password"))
 	}
 	if c.AdminURL == "" {
 		errs = append(errs, errors.New("--admin-database-url (INVENTORY_ADMIN_DATABASE_URL) is missing: give the URL of a role that may create tables and roles, as in postgres://postgres@host/inventory?sslmode=verify-full"))
@@ -138,8 +138,8 @@ func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	return sql.GrantReader(ctx, c.AdminURL, p.cli.DatabaseURL, c.ReaderURL, p.stdout)
 }
 
-// Run consumes events and answers HTTP. It reports everything that is wrong with the configuration at once. What is only away, PostgreSQL or Kafka, is
-// waited for: /readyz and the log say so.
+// Run consumes events and serves HTTP. It reports all mistakes in the configuration at once. If PostgreSQL or Kafka
+// does not answer, it waits: /readyz and the log report that.
 func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
 	pool, poolErr := p.pool(ctx, log)
@@ -176,7 +176,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	inventory.Routes(mux, store, inbox.NewOperator(cfg, ""), metrics, log)
 
 	if err := store.Ping(ctx); err != nil {
-		log.Warn().Err(p.database(log).Explain(err)).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; not ready until it can (inventory migrate makes the tables)")
+		log.Warn().Err(p.database(log).Explain(err)).Msg("INVENTORY_DATABASE_URL: the database cannot be used yet; the service is not ready until it can (inventory migrate creates the tables)")
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return app.Serve(ctx, ln, app.Instrument(reg, mux), log) })
@@ -185,7 +185,7 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	return group.Wait()
 }
 
-// inboxes returns the service's one inbox, as its consumer would fill it.
+// inboxes returns the service's one inbox, with the configuration of its consumer.
 func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	return &inboxcmd.Inboxes{
 		Program: "inventory", Groups: []string{src.Group}, Stdout: p.stdout,
@@ -204,7 +204,7 @@ func (p *process) inboxes(src source) *inboxcmd.Inboxes {
 	}
 }
 
-// database is who connects to the inventory database.
+// database returns how the service logs in to the inventory database.
 func (p *process) database(log zerolog.Logger) *identity.Postgres {
 	return identity.NewPostgres(databaseURL, p.cli.DatabaseURL, log)
 }
@@ -218,7 +218,7 @@ func (p *process) pool(ctx context.Context, log zerolog.Logger) (*pgxpool.Pool, 
 		return nil, err
 	}
 	pglimit.Set(&config.ConnConfig.Config)
-	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
+	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild reads everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", databaseURL, err)
@@ -245,7 +245,7 @@ func (s *source) check() error {
 		}
 	}
 	if !legalTopic(s.Topic) {
-		errs = append(errs, fmt.Errorf("--topic (INVENTORY_TOPIC): %q is no name of a topic: use 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'", s.Topic))
+		errs = append(errs, fmt.Errorf("--topic (INVENTORY_TOPIC): %q is not a name of a topic: use 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'", s.Topic))
 	}
 	if s.Group == "" || len(s.Group) > 255 {
 		errs = append(errs, errors.New("--group (INVENTORY_GROUP): a consumer group's name has 1 to 255 bytes"))
@@ -264,7 +264,7 @@ func checkAddress(address string) error {
 	return nil
 }
 
-// legalTopic is Kafka's own rule.
+// legalTopic reports whether Kafka allows name as the name of a topic.
 func legalTopic(name string) bool {
 	const alphabet = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 	return name != "" && name != "." && name != ".." && len(name) <= 249 && strings.Trim(name, alphabet) == ""

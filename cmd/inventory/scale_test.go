@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// shares are the partitions of each member of the group.
+// shares returns the partitions of each member of the group.
 func (s *service) shares() (shares [][]int32) {
 	s.Helper()
 	groups, err := kadm.NewClient(s.client).DescribeGroups(s.Context(), s.group)
@@ -31,8 +31,8 @@ func (s *service) shares() (shares [][]int32) {
 	return shares
 }
 
-// shared waits until so many members have all three partitions among them, and each has some.
-func (s *service) shared(members int) {
+// waitForShares waits until n members share all three partitions and each has at least one.
+func (s *service) waitForShares(members int) {
 	s.Helper()
 	cdctest.Eventually(s, time.Minute, func() error {
 		shares := s.shares()
@@ -44,8 +44,8 @@ func (s *service) shared(members int) {
 	})
 }
 
-// TestScaledByPartitions runs three processes on three partitions, each with one, and kills one under load: the others have its
-// partition, and every event is applied once.
+// TestScaledByPartitions runs three processes on three partitions, each with one, and kills one under load: the others
+// take over its partition, and every event is applied once.
 func TestScaledByPartitions(t *testing.T) {
 	cdctest.Long(t, "runs several processes")
 	t.Parallel()
@@ -63,7 +63,7 @@ func TestScaledByPartitions(t *testing.T) {
 		s.env["INVENTORY_HTTP"] = fmt.Sprintf("127.0.0.1:%d", port)
 		processes[i] = s.start()
 	}
-	s.shared(3)
+	s.waitForShares(3)
 
 	var events int64
 	pay := func(n int) {
@@ -82,9 +82,9 @@ func TestScaledByPartitions(t *testing.T) {
 	}
 	_ = processes[0].Wait()
 	pay(300) // to all three partitions
-	s.shared(2)
+	s.waitForShares(2)
 	s.waitApplied(events)
-	s.shared(2)
+	s.waitForShares(2)
 	if owners := s.number(`SELECT count(DISTINCT owner) FROM inbox_partitions`); owners != 2 {
 		t.Errorf("the database knows %d owners of the partitions, want 2", owners)
 	}

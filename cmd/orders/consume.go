@@ -24,7 +24,7 @@ import (
 	"github.com/walpost/walpost/orders/statistics"
 )
 
-// groups are this service's consumer groups, each independent of the others: a new one is one entry here.
+// groups are this service's consumer groups. They are independent of each other; a new group is one entry here.
 var groups = []group{
 	{name: saga.Group, topic: stockEvents, inbox: func(s shared) inbox.Config { return saga.Inbox(s.log) }},
 	{name: notify.ChannelMail, topic: orderEvents, inbox: func(s shared) inbox.Config { return notify.NewStore(s.pool).Inbox(notify.ChannelMail, "") }, sender: sendFlags.mail},
@@ -36,33 +36,33 @@ var groups = []group{
 type group struct {
 	name  string
 	topic func(kafka) string
-	inbox func(shared) inbox.Config // what is special about its consumer
-	// sender returns what sends beside the consumer, or what is wrong with its flags; missing says which variables to set where none of
-	// them is: then the group is left out, unless it was named. It may be nil.
+	inbox func(shared) inbox.Config // the part of the configuration that differs between groups
+	// sender returns the sender that runs next to the consumer, or the mistakes in its flags. If none of its flags is
+	// set, missing names the variables to set, and the group is left out, unless it was named. sender may be nil.
 	sender func(sendFlags) (s sender, missing string, err error)
 }
 
-// background works until ctx ends, and then returns nil.
+// background runs until ctx ends, and then returns nil.
 type background func(ctx context.Context) error
 
-// shared is what a group may use.
+// shared has the parts that a group's configuration may use.
 type shared struct {
-	pool  *pgxpool.Pool // of this group alone
+	pool  *pgxpool.Pool // for this group alone
 	login *identity.Login
 	reg   prometheus.Registerer
 	log   zerolog.Logger
-	to    string // whom webhooks go to; empty where a group only looks at its inbox
+	to    string // the recipient of webhooks; empty if a command only looks at the inbox
 }
 
 func orderEvents(k kafka) string { return k.Topic }
 func stockEvents(k kafka) string { return k.StockTopic }
 
-// kafka is where the events are.
+// kafka says where the events are.
 type kafka struct {
 	Brokers     []string `name:"kafka-brokers" env:"ORDERS_KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka brokers, separated by commas."`
 	Topic       string   `env:"ORDERS_TOPIC" default:"outbox.event.order" help:"Topic of the order events."`
 	StockTopic  string   `env:"ORDERS_STOCK_TOPIC" default:"outbox.event.stock" help:"Topic of the stock's answers."`
-	GroupPrefix string   `env:"ORDERS_GROUP_PREFIX" help:"Put before the names of the consumer groups, where several shops share a Kafka."`
+	GroupPrefix string   `env:"ORDERS_GROUP_PREFIX" help:"Prefix for the names of the consumer groups; needed if several shops share a Kafka."`
 
 	Identity identity.Kafka `embed:"" prefix:"kafka-" envprefix:"ORDERS_KAFKA_" group:"Kafka: TLS and login"`
 }
@@ -75,7 +75,7 @@ func (k kafka) check() error {
 	return err
 }
 
-// login proves to Kafka who we are. Names of keys are those of flags.
+// login returns how the service logs in to Kafka. Its configuration keys are named like the flags.
 func (k kafka) login(log zerolog.Logger) *identity.Login {
 	return identity.NewLogin(k.Identity, k.Brokers, identity.Flags("ORDERS_"), log)
 }
@@ -83,13 +83,13 @@ func (k kafka) login(log zerolog.Logger) *identity.Login {
 type consumeCmd struct {
 	kafka
 	sendFlags
-	Groups    []string        `arg:"" optional:"" name:"group" help:"The groups to consume; all when none is named."`
-	Policy    inbox.Policy    `env:"ORDERS_POLICY" enum:"block,park_key,skip" default:"park_key" help:"What becomes of an event that can never be applied: ${enum}."`
-	Gap       inbox.GapPolicy `env:"ORDERS_GAP" enum:"halt,go_on" default:"halt" help:"What a partition does whose next records left the topic before they were applied: ${enum}."`
-	Batch     int             `env:"ORDERS_BATCH" default:"500" help:"Most events in one transaction."`
-	Retention time.Duration   `env:"ORDERS_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; longer than the topics keep it. 0: for ever."`
+	Groups    []string        `arg:"" optional:"" name:"group" help:"The groups to consume; without a name, all."`
+	Policy    inbox.Policy    `env:"ORDERS_POLICY" enum:"block,park_key,skip" default:"park_key" help:"Policy for an event that can never be applied: ${enum}."`
+	Gap       inbox.GapPolicy `env:"ORDERS_GAP" enum:"halt,go_on" default:"halt" help:"Policy for a partition whose next records left the topic before they were applied: ${enum}."`
+	Batch     int             `env:"ORDERS_BATCH" default:"500" help:"The most events in one transaction."`
+	Retention time.Duration   `env:"ORDERS_INBOX_RETENTION" default:"720h" help:"How long the inbox remembers an event; must be longer than the topics keep it. 0: no limit."`
 	HTTP      string          `name:"http" env:"ORDERS_CONSUME_HTTP" default:"127.0.0.1:8083" placeholder:"HOST:PORT" help:"Address to listen on, for /livez, /readyz and /metrics."`
-	Pprof     string          `name:"pprof" env:"ORDERS_CONSUME_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6063; empty: nowhere."`
+	Pprof     string          `name:"pprof" env:"ORDERS_CONSUME_PPROF" placeholder:"HOST:PORT" help:"Address for Go's profiles, on loopback only, as in 127.0.0.1:6063; empty: none."`
 }
 
 func groupNames() (names []string) {
@@ -99,7 +99,7 @@ func groupNames() (names []string) {
 	return names
 }
 
-// chosen are the groups of these names, or all.
+// chosen returns the groups with these names, or all groups if names is empty.
 func chosen(names []string) ([]group, error) {
 	for _, name := range names {
 		if !slices.Contains(groupNames(), name) {
@@ -112,7 +112,7 @@ func chosen(names []string) ([]group, error) {
 	return slices.DeleteFunc(slices.Clone(groups), func(g group) bool { return !slices.Contains(names, g.name) }), nil
 }
 
-// senders returns those of the groups that are configured, and what sends beside them. A group that was named must be configured.
+// senders returns the groups that are configured, and their senders. A group that was named must be configured.
 func (c *consumeCmd) senders(asked []group, log zerolog.Logger) (ready []group, senders map[string]sender, err error) {
 	senders = map[string]sender{}
 	for _, g := range asked {
@@ -125,7 +125,7 @@ func (c *consumeCmd) senders(asked []group, log zerolog.Logger) (ready []group, 
 		case wrong != nil && (missing == "" || slices.Contains(c.Groups, g.name)):
 			err = errors.Join(err, wrong)
 		case wrong != nil:
-			log.Warn().Str("group", g.name).Msg("left out, for nothing says where to send: set " + missing)
+			log.Warn().Str("group", g.name).Msg("group left out, because its recipient is not configured: set " + missing)
 		default:
 			ready, senders[g.name] = append(ready, g), s
 		}
@@ -133,7 +133,7 @@ func (c *consumeCmd) senders(asked []group, log zerolog.Logger) (ready []group, 
 	return ready, senders, err
 }
 
-// config is a group's consumer, all of it.
+// config returns the complete configuration of a group's consumer.
 func (g group) config(k kafka, s shared) inbox.Config {
 	cfg := g.inbox(s)
 	cfg.Brokers, cfg.Login, cfg.Topic, cfg.Group, cfg.Consumer, cfg.Pool, cfg.Log = k.Brokers, s.login, g.topic(k), k.GroupPrefix+g.name, g.name, s.pool, s.log
@@ -141,7 +141,7 @@ func (g group) config(k kafka, s shared) inbox.Config {
 	return cfg
 }
 
-// connect gives a group its own connections, so that one whose database work takes long delays no other.
+// connect opens a separate pool for a group, so that slow database work of one group does not delay another.
 func (g group) connect(ctx context.Context, database *identity.Postgres) (*pgxpool.Pool, error) {
 	config, err := database.Pool(ctx)
 	if err != nil {
@@ -149,7 +149,7 @@ func (g group) connect(ctx context.Context, database *identity.Postgres) (*pgxpo
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "orders consume " + g.name
 	pglimit.Set(&config.ConnConfig.Config)
-	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild goes through everything
+	config.ConnConfig.Tracer = pglimit.Queries{Within: 10 * time.Minute} // a rebuild reads everything
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", databaseURL, err)
@@ -157,7 +157,7 @@ func (g group) connect(ctx context.Context, database *identity.Postgres) (*pgxpo
 	return pool, nil
 }
 
-// Run runs the chosen groups. What is only away, PostgreSQL or Kafka, is waited for: /readyz and the log say so.
+// Run runs the chosen groups. If PostgreSQL or Kafka does not answer, it waits: /readyz and the log report that.
 func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
 	asked, err := chosen(c.Groups)
@@ -199,7 +199,7 @@ func (c *consumeCmd) Run(ctx context.Context, p *process) error {
 		work = append(work, consumer.Run)
 		if sends {
 			store := notify.NewStore(pool)
-			if metrics == nil { // of all channels
+			if metrics == nil { // one set of metrics for all channels
 				metrics = notify.NewMetrics(reg, store)
 			}
 			work = append(work, s.in(store, metrics, log))

@@ -23,7 +23,7 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// consumed is an orders database, a topic of stock events, and the command that brings the one to the other.
+// consumed is an orders database, a topic of stock events, and the command that consumes the topic into the database.
 type consumed struct {
 	*testing.T
 	admin  string // URL
@@ -63,7 +63,7 @@ func (c *consumed) start(groups ...string) (log *cdctest.Log, stop func()) {
 	return c.run(append([]string{"consume"}, groups...)...)
 }
 
-// run runs a command that goes on until stop.
+// run runs a command until stop.
 func (c *consumed) run(args ...string) (log *cdctest.Log, stop func()) {
 	log = &cdctest.Log{}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -127,7 +127,8 @@ const (
 	rejected = `"schemaVersion": 1, "short": [{"sku": "tea", "requested": 2, "available": 1}]`
 )
 
-// TestBadAnswersAreParkedByNameAndStopNobodyElse sends everything that is wrong, and good events between and behind it.
+// TestBadAnswersAreParkedByNameAndStopNobodyElse sends every kind of wrong event, with good events between and after
+// them.
 func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 	c := newConsumed(t)
 	first, poisoned, last, created, out := c.paid(), c.paid(), c.paid(), uuid.Nil, c.paid()
@@ -157,8 +158,8 @@ func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 	list, err := c.command("parked", "list")
 	for _, want := range []string{
 		`^group orders\n`, `StockReserved +` + nobody.String() + ` .*order ` + nobody.String() + ` does not exist here`, `not JSON, at byte 8`,
-		`an earlier event of its key is parked`, `unknown type StockMelted`, `schemaVersion is 7 and not 1`, `short must be of StockRejected`,
-		`short\[0\] is no sku that is short`, `items is a string of the wrong kind`, created.String() + ` .* is created and cannot become confirmed`,
+		`an earlier event of its key is parked`, `unknown type StockMelted`, `schemaVersion is 7 and not 1`, `short is missing in StockRejected, or present in another type`,
+		`short\[0\] has no valid sku with less available`, `items is a string of the wrong kind`, created.String() + ` .* is created and cannot become confirmed`,
 	} {
 		if err != nil || !regexp.MustCompile(want).MatchString(list) {
 			t.Errorf("no %q in the list (%v):\n%s", want, err, list)
@@ -171,7 +172,7 @@ func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 		t.Errorf("the log:\n%s", text)
 	}
 
-	// The operator gives the poisoned one up; what waited behind it goes.
+	// The operator drops the poisoned event; then the events that waited for it are applied.
 	id := regexp.MustCompile(`(?m)^(\d+) .* not JSON`).FindStringSubmatch(list)[1]
 	behind := regexp.MustCompile(`(?m)^(\d+) .* an earlier event`).FindStringSubmatch(list)[1]
 	if got, err := c.command("parked", "drop", "--group", "orders", id); err != nil || !strings.Contains(got, "dropped ") {
@@ -193,7 +194,7 @@ func TestBadAnswersAreParkedByNameAndStopNobodyElse(t *testing.T) {
 	if got, err := c.command("replay", "--group", "orders", "--offset", "0", "--dry-run"); err != nil || !strings.Contains(got, "0 events would be new, 5 the inbox will skip") {
 		t.Errorf("replay: %s (%v)", got, err)
 	}
-	// And once more, all of it: nothing happens twice.
+	// Everything is sent once more: nothing happens twice.
 	if got, err := c.command("replay", "--group", "orders", "--offset", "0"); err != nil {
 		t.Errorf("replay: %s (%v)", got, err)
 	}
@@ -221,6 +222,6 @@ func TestConsumeNamesEveryMistakeAtOnce(t *testing.T) {
 	defer stranger.Close()
 	c.env = map[string]string{"ORDERS_DATABASE_URL": "postgres://orders_service:secret@127.0.0.1:1/orders", "ORDERS_KAFKA_BROKERS": stranger.Listener.Addr().String(), "ORDERS_KAFKA_TLS": "true"}
 	if _, err := c.command("replay", "--group", "statistics", "--offset", "0"); err == nil || !strings.Contains(err.Error(), "name the file with its certificate in --kafka-tls-ca-file (ORDERS_KAFKA_TLS_CA_FILE)") {
-		t.Errorf("a Kafka that nobody knows: %v", err)
+		t.Errorf("a Kafka with an unknown certificate: %v", err)
 	}
 }

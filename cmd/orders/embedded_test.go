@@ -27,7 +27,7 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// embedding is the environment of an order service that relays its own outbox, which is prepared.
+// embedding returns the environment of an order service that relays its own outbox, after walpost init.
 func embedding(t *testing.T) (env map[string]string, admin, topic string) {
 	t.Helper()
 	admin, service := databases(t)
@@ -60,7 +60,7 @@ func idOf(r *kgo.Record) string {
 	return string(r.Headers[i].Value)
 }
 
-// says waits until the page has the text.
+// says waits until the page contains the text.
 func says(t *testing.T, page, text string) {
 	t.Helper()
 	cdctest.Eventually(t, time.Minute, func() error {
@@ -71,8 +71,8 @@ func says(t *testing.T, page, text string) {
 	})
 }
 
-// TestRelayInsideTheServiceSurvivesKills kills the one process that takes orders and relays them, in the middle of both. Every event in the
-// outbox is in Kafka, in order, and none that is not.
+// TestRelayInsideTheServiceSurvivesKills kills the one process that takes orders and relays them, while it does both.
+// Every event in the outbox is in Kafka, in order, and no other event is.
 func TestRelayInsideTheServiceSurvivesKills(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	kills := 4
@@ -94,7 +94,7 @@ func TestRelayInsideTheServiceSurvivesKills(t *testing.T) {
 	begin()
 	ctx, stop := context.WithCancel(t.Context())
 	post := func(path, body string) (answer string) {
-		for key := uuid.NewString(); ctx.Err() == nil; time.Sleep(10 * time.Millisecond) { // the next one is starting
+		for key := uuid.NewString(); ctx.Err() == nil; time.Sleep(10 * time.Millisecond) { // the next process is starting
 			status, answer := send("POST", base.Load().(string)+path, body, key)
 			if status == 200 || status == 201 {
 				return answer
@@ -144,7 +144,7 @@ func TestRelayInsideTheServiceSurvivesKills(t *testing.T) {
 			}
 			return nil
 		})
-		time.Sleep(rand.N(300 * time.Millisecond)) // the point at which it dies is to be any
+		time.Sleep(rand.N(300 * time.Millisecond)) // so that it dies at a random point
 		if err := process.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +188,8 @@ func TestRelayInsideTheServiceSurvivesKills(t *testing.T) {
 	}
 }
 
-// TestOrdersAreTakenWhileTheirRelayCannotPublish: Kafka is away, and the service is ready. Its status says what the relay lacks.
+// TestOrdersAreTakenWhileTheirRelayCannotPublish: Kafka is away, and the service is ready. Its status says what the
+// relay is waiting for.
 func TestOrdersAreTakenWhileTheirRelayCannotPublish(t *testing.T) {
 	cdctest.Long(t, "waits for a relay to start over")
 	env, _, _ := embedding(t)

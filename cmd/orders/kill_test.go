@@ -20,7 +20,7 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// startProcess starts the service as a process of its own and returns it with its base URL.
+// startProcess starts the service in a separate process and returns it with its base URL.
 func startProcess(t *testing.T, databaseURL string, env ...string) (*exec.Cmd, string) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -48,8 +48,8 @@ func startProcess(t *testing.T, databaseURL string, env ...string) (*exec.Cmd, s
 	return cmd, "http://" + line["address"].(string)
 }
 
-// kill -9 in the middle of load: afterwards every order state has exactly its event and every event its order state, and each POST,
-// repeated, gets the answer that the first one got or would have got.
+// kill -9 under load: afterwards every order state has exactly its event and every event its order state, and each
+// repeated POST gets the answer that the first one got or would have got.
 func TestKillNineTearsNothing(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	kills := 5
@@ -77,9 +77,9 @@ func TestKillNineTearsNothing(t *testing.T) {
 	var (
 		mu        sync.Mutex
 		exchanges []exchange
-		inFlight  atomic.Int64 // requests at work
-		lost      atomic.Int64 // requests whose answer a kill took, with the effect undone
-		unheard   atomic.Int64 // the same, with the effect done
+		inFlight  atomic.Int64 // requests in progress
+		lost      atomic.Int64 // requests without an answer because of a kill, and without an effect
+		unheard   atomic.Int64 // requests without an answer because of a kill, but with an effect
 	)
 	post := func(path, body string) (answer string, ok bool) {
 		e := exchange{path: path, body: body, key: uuid.NewString()}
@@ -133,7 +133,7 @@ func TestKillNineTearsNothing(t *testing.T) {
 	}
 	hits := 0
 	for range kills {
-		time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond) // the point at which it dies is to be any
+		time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond) // so that it dies at a random point
 		if inFlight.Load() > 0 {
 			hits++
 		}

@@ -1,5 +1,5 @@
-// Command orders serves the order service over HTTP, consumes what others answer, and migrates its database. What serves HTTP knows
-// PostgreSQL and no Kafka, but for the relay that --relay puts beside it.
+// Command orders serves the order service over HTTP, consumes events from Kafka, and migrates its database. The part
+// that serves HTTP uses PostgreSQL and no Kafka, unless --relay runs a relay in the same process.
 package main
 
 import (
@@ -37,22 +37,22 @@ type cli struct {
 
 	Version kong.VersionFlag `help:"Print the version and exit."`
 
-	Serve      serveCmd      `cmd:"" default:"withargs" help:"Serve HTTP until a signal comes (the default)."`
-	Consume    consumeCmd    `cmd:"" help:"Consume events from Kafka until a signal comes: the stock's answers to paid orders, what customers and partners are told, and the statistics."`
-	Mail       mailCmd       `cmd:"" help:"See the mails about orders, and have those that failed sent again."`
-	Webhook    webhookCmd    `cmd:"" help:"The same of webhooks."`
-	Parked     parkedCmd     `cmd:"" help:"See events that could not be applied, and decide about them."`
-	Replay     replayCmd     `cmd:"" help:"Give a consumer group the events from a time or an offset on once more; the inbox skips those that were applied."`
-	Statistics statisticsCmd `cmd:"" help:"What was sold, per day and product."`
+	Serve      serveCmd      `cmd:"" default:"withargs" help:"Serve HTTP until a signal arrives (the default)."`
+	Consume    consumeCmd    `cmd:"" help:"Consume events from Kafka until a signal arrives: the stock's answers to paid orders, the notifications of customers and partners, and the statistics."`
+	Mail       mailCmd       `cmd:"" help:"Show the mails about orders, and send failed ones again."`
+	Webhook    webhookCmd    `cmd:"" help:"Show the webhooks about orders, and send failed ones again."`
+	Parked     parkedCmd     `cmd:"" help:"Show events that could not be applied; redrive, drop or pass them."`
+	Replay     replayCmd     `cmd:"" help:"Move a consumer group back to a time or an offset, so that it reads the events again; the inbox skips those that were applied."`
+	Statistics statisticsCmd `cmd:"" help:"Show or rebuild the sales statistics, per day and product."`
 	Migrate    migrateCmd    `cmd:"" help:"Bring the database to the newest schema and give the service's role its rights. May run again at any time."`
 
-	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running server how it is; exit code 0 or 1. For the health check of a container."`
+	Healthcheck app.Healthcheck `cmd:"" help:"Check a running server; exit code 0 or 1. For the health check of a container."`
 }
 
 type serveCmd struct {
 	HTTP         string `name:"http" default:"127.0.0.1:8081" env:"ORDERS_HTTP" help:"Address to listen on, for orders and for /livez, /readyz and /metrics."`
-	Pprof        string `name:"pprof" env:"ORDERS_PPROF" placeholder:"HOST:PORT" help:"Where to show Go's profiles, on loopback only: 127.0.0.1:6061; empty: nowhere."`
-	Relay        bool   `env:"ORDERS_RELAY" help:"Relay the outbox too, from within this process, configured as walpost relay is: by the file that WALPOST_CONFIG names, and by WALPOST_ variables. GET /status and /metrics are at --http."`
+	Pprof        string `name:"pprof" env:"ORDERS_PPROF" placeholder:"HOST:PORT" help:"Address for Go's profiles, on loopback only, as in 127.0.0.1:6061; empty: none."`
+	Relay        bool   `env:"ORDERS_RELAY" help:"Also relay the outbox, in this process. The relay is configured like walpost relay: by the file that WALPOST_CONFIG names, and by WALPOST_ variables. GET /status and /metrics are at --http."`
 	DatabaseWait string `default:"15s" env:"ORDERS_DATABASE_WAIT" help:"How long to wait at the start for a database that does not answer yet."`
 }
 
@@ -60,20 +60,20 @@ type migrateCmd struct {
 	AdminDatabaseURL string `name:"admin-database-url" env:"ORDERS_ADMIN_DATABASE_URL" placeholder:"URL" help:"The orders database, with a role that may create tables and roles."`
 }
 
-// databaseURL is what holds the URL of the orders database.
+// databaseURL names the flag and the variable for the URL of the orders database.
 const databaseURL = "--database-url (ORDERS_DATABASE_URL)"
 
-// process is what a command gets.
+// process has what a command needs of the process.
 type process struct {
 	cli            *cli
-	names          []string // of all variables in the environment
+	names          []string // the names of all variables in the environment
 	getenv         func(string) string
 	stdout, stderr io.Writer
 }
 
 func main() { app.Main(runAmong(os.Environ())) }
 
-// runAmong is the program with the environment, name=value each.
+// runAmong returns the program for the environment, name=value each.
 func runAmong(environ []string) app.Run { return app.Among(environ, run) }
 
 func run(ctx context.Context, args, names []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -82,7 +82,7 @@ func run(ctx context.Context, args, names []string, getenv func(string) string, 
 	if err != nil || command == nil {
 		return err
 	}
-	log, _ := app.NewLogger(stderr, c.LogLevel, c.LogFormat) // a command that logs says what is wrong with these
+	log, _ := app.NewLogger(stderr, c.LogLevel, c.LogFormat) // a command that logs reports mistakes in these flags itself
 	if err := app.Strays(command, "ORDERS_", names, warn(log)); err != nil {
 		return err
 	}
@@ -101,12 +101,13 @@ func (c *migrateCmd) Run(ctx context.Context, p *process) error {
 	return sql.Migrate(ctx, sql.Orders, c.AdminDatabaseURL, p.cli.DatabaseURL, p.stdout)
 }
 
-// warn returns what logs a warning.
+// warn returns a function that logs a warning.
 func warn(log zerolog.Logger) func(string) {
 	return func(said string) { log.Warn().Str("service", "orders").Msg(said) }
 }
 
-// relays returns the configuration of the relay's pipelines, as walpost relay has it. Variables of walpost's other commands may be there.
+// relays returns the configuration of the relay's pipelines, as walpost relay reads it. Variables of walpost's other
+// commands may be set too.
 func (p *process) relays(warn func(string)) ([]config.Config, error) {
 	pipelines, err := config.Load(p.getenv("WALPOST_CONFIG"), p.getenv)
 	names := slices.DeleteFunc(slices.Clone(p.names), func(name string) bool { return !strings.HasPrefix(strings.ToUpper(name), "WALPOST_") })
@@ -115,16 +116,16 @@ func (p *process) relays(warn func(string)) ([]config.Config, error) {
 	return pipelines, errors.Join(err, strays)
 }
 
-// Run serves HTTP, and relays the outbox where that was asked for.
+// Run serves HTTP, and relays the outbox if --relay is given.
 func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	log, logErr := app.NewLogger(p.stderr, p.cli.LogLevel, p.cli.LogFormat)
 	wait, waitErr := time.ParseDuration(c.DatabaseWait)
 	if waitErr != nil || wait < 0 {
-		waitErr = fmt.Errorf("--database-wait (ORDERS_DATABASE_WAIT): %q is no duration; write it as in 15s or 2m", c.DatabaseWait)
+		waitErr = fmt.Errorf("--database-wait (ORDERS_DATABASE_WAIT): %q is not a duration; write it as in 15s or 2m", c.DatabaseWait)
 	}
 	_, httpErr := net.ResolveTCPAddr("tcp", c.HTTP)
 	if httpErr != nil {
-		httpErr = fmt.Errorf("--http (ORDERS_HTTP): %q is no address to listen on: %w; write it as in 127.0.0.1:8081", c.HTTP, httpErr)
+		httpErr = fmt.Errorf("--http (ORDERS_HTTP): %q is not an address to listen on: %w; write it as in 127.0.0.1:8081", c.HTTP, httpErr)
 	}
 	var pipelines []config.Config
 	var relayErr error
@@ -173,7 +174,8 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 		relays.Routes(mux)
 	}
 
-	// /readyz does not ask the relay: orders are taken while Kafka is away. It ends after the last request.
+	// /readyz does not depend on the relay: orders are taken while Kafka is away. The relay ends after the last
+	// request.
 	relaying, drain := context.WithCancel(context.WithoutCancel(ctx))
 	var group errgroup.Group
 	group.Go(func() error { return relays.Run(relaying) })
@@ -185,9 +187,10 @@ func (c *serveCmd) Run(ctx context.Context, p *process) error {
 	return group.Wait()
 }
 
-// waitFor gives a database that is just starting, or is being migrated, its time. One that is still not usable then is a mistake in
-// the configuration more often than not, and better told by an exit than by an order service that takes no order. Once serving, the
-// service stays up whatever the database does: /readyz says how it is, and each request tries anew.
+// waitFor waits for a database that is starting or being migrated. If the database is still unusable after wait, the
+// configuration is probably wrong: the process exits, because an exit is easier to notice than a service that takes no
+// order. Once it serves, the service runs on while the database is away: /readyz reports that, and each request tries
+// again.
 func waitFor(ctx context.Context, ready func(context.Context) error, wait time.Duration, log zerolog.Logger) error {
 	deadline := time.Now().Add(wait)
 	for attempt := 1; ; attempt++ {

@@ -29,10 +29,10 @@ func TestMain(m *testing.M) {
 	cdctest.Main(m)
 }
 
-// watched is the program, of which no secret may be seen.
+// watched is the program; the run fails if its output shows a secret.
 var watched = cdctest.Watch(runAmong(nil))
 
-// databases returns the administrator's and the service's URL of a database that is empty yet.
+// databases returns the administrator's and the service's URL of an empty database.
 func databases(t *testing.T) (admin, service string) {
 	t.Helper()
 	admin = cdctest.Database(t)
@@ -65,7 +65,7 @@ func TestMigrateSaysWhatItDid(t *testing.T) {
 		}
 	}
 	if strings.Contains(again, "applied") || !strings.Contains(again, "is at version ") {
-		t.Errorf("the second time it said:\n%s", again)
+		t.Errorf("the second run printed:\n%s", again)
 	}
 }
 
@@ -110,7 +110,7 @@ func TestEveryMistakeInTheConfigurationIsNamedAtOnce(t *testing.T) {
 	}
 }
 
-// service is run in this process, with its log read line by line.
+// service runs in this process; the test reads its log line by line.
 type service struct {
 	log   *logReader
 	end   context.CancelCauseFunc
@@ -184,7 +184,7 @@ func (l *logReader) must(t *testing.T, message string) map[string]any {
 
 var client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
-// send answers with a status and a body; 0 is no answer at all.
+// send makes a request and returns status and body; status 0 means that there was no answer.
 func send(method, url, body, key string) (int, string) {
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
@@ -296,8 +296,9 @@ func TestServeThatWaitsStopsWhenAsked(t *testing.T) {
 	}
 }
 
-// TestStrayVariables: a variable that is nearly one of the program ends each command, and others that begin with ORDERS_ are a warning.
-// Those of other commands, of Kubernetes and of other programs are nobody's mistake; the relay's are looked at where there is one.
+// TestStrayVariables: a variable that resembles one of the program ends each command. Other variables that begin with
+// ORDERS_ cause a warning. Variables of other commands, of Kubernetes and of other programs are allowed; the relay's
+// are checked if there is a relay.
 func TestStrayVariables(t *testing.T) {
 	kubernetes := []string{
 		"ORDERS_SERVICE_HOST", "ORDERS_SERVICE_PORT", "ORDERS_SERVICE_PORT_HTTP", "ORDERS_PORT", "ORDERS_PORT_8081_TCP", "ORDERS_PORT_8081_TCP_ADDR",
@@ -306,8 +307,8 @@ func TestStrayVariables(t *testing.T) {
 	for _, c := range []struct {
 		args  string
 		names []string
-		err   string // empty: the command's own, or none
-		warns string // empty: of nothing
+		err   string // empty: the command's own error, or none
+		warns string // empty: no warning
 	}{
 		{"serve", []string{"ORDERS_KAFKA_SASL_PASWORD"}, "environment ORDERS_KAFKA_SASL_PASWORD: there is no such variable: did you mean ORDERS_KAFKA_SASL_PASSWORD?", ""},
 		{"consume", []string{"ORDERS_KAFKA_TLS_CAFILE"}, "environment ORDERS_KAFKA_TLS_CAFILE: there is no such variable: did you mean ORDERS_KAFKA_TLS_CA_FILE?", ""},
@@ -320,7 +321,7 @@ func TestStrayVariables(t *testing.T) {
 		{"serve --relay", []string{"WALPOST_KAFKA_BROKER", "WALPOST_ADMIN_URL", "WALPOST_READ_URL", "LOG_FORMAT"}, "environment WALPOST_KAFKA_BROKER: there is no such variable: did you mean WALPOST_KAFKA_BROKERS?", ""},
 		{"serve --relay", []string{"WALPOST_COLOUR"}, "", "nothing reads WALPOST_COLOUR: cdc/CONFIGURATION.md names the variable of each key"},
 	} {
-		environ := []string{"ORDERS_DATABASE_ULR="} // empty is not there
+		environ := []string{"ORDERS_DATABASE_ULR="} // an empty variable counts as not set
 		for _, name := range c.names {
 			environ = append(environ, name+"=x")
 		}

@@ -21,33 +21,34 @@ import (
 	"github.com/walpost/walpost/orders/notify/render"
 )
 
-// sendFlags are those of what the groups mail and webhook send.
+// sendFlags are the flags for the senders of the groups mail and webhook.
 type sendFlags struct {
-	SMTPURL    string `name:"smtp-url" env:"ORDERS_SMTP_URL" placeholder:"URL" help:"The mail server, as in smtp://user:password@host:587?starttls=required (or optional, never; smtps:// is TLS from the beginning)."`
-	MailFrom   string `env:"ORDERS_MAIL_FROM" placeholder:"ADDRESS" help:"Whom mails are from, as in Shop <shop@shop.example>."`
-	MailRate   int    `env:"ORDERS_MAIL_RATE" default:"600" help:"Most mails a minute, of this process; 0: any number."`
-	Templates  string `name:"mail-templates" env:"ORDERS_MAIL_TEMPLATES" placeholder:"FOLDER" help:"Templates in place of the built-in ones: mail.html, mail.txt, subject.txt, and what these call."`
+	SMTPURL    string `name:"smtp-url" env:"ORDERS_SMTP_URL" placeholder:"URL" help:"The mail server, as in smtp://user:password@host:587?starttls=required (or optional, never; smtps:// uses TLS from the first byte)."`
+	MailFrom   string `env:"ORDERS_MAIL_FROM" placeholder:"ADDRESS" help:"The sender of mails, as in Shop <shop@shop.example>."`
+	MailRate   int    `env:"ORDERS_MAIL_RATE" default:"600" help:"The most mails a minute of this process; 0: no limit."`
+	Templates  string `name:"mail-templates" env:"ORDERS_MAIL_TEMPLATES" placeholder:"FOLDER" help:"Templates that replace the built-in ones: mail.html, mail.txt, subject.txt, and the templates that these call."`
 	CatalogURL string `name:"catalog-url" env:"ORDERS_CATALOG_URL" placeholder:"URL" help:"The inventory database, as the role that reads names and pictures of products."`
 
-	WebhookURL    string `name:"webhook-url" env:"ORDERS_WEBHOOK_URL" placeholder:"URL" help:"Where webhooks go, as in https://partner.example/orders."`
-	WebhookSecret string `env:"ORDERS_WEBHOOK_SECRET" placeholder:"SECRET" help:"Signs webhooks; at least 16 bytes."`
+	WebhookURL    string `name:"webhook-url" env:"ORDERS_WEBHOOK_URL" placeholder:"URL" help:"The receiver of webhooks, as in https://partner.example/orders."`
+	WebhookSecret string `env:"ORDERS_WEBHOOK_SECRET" placeholder:"SECRET" help:"The key that signs webhooks; at least 16 bytes."`
 
 	RetryEvery string `name:"mail-retry-every" env:"ORDERS_MAIL_RETRY_EVERY" default:"5m" help:"How often mails and webhooks that FAILED are re-published."`
-	RetryAge   string `name:"mail-retry-age" env:"ORDERS_MAIL_RETRY_AGE" default:"24h" help:"Up to which age; what is older waits for orders mail retry."`
-	Backoff    string `name:"mail-backoff" env:"ORDERS_MAIL_BACKOFF" default:"5s" help:"About how long after the first attempt comes the second; it doubles with each."`
+	RetryAge   string `name:"mail-retry-age" env:"ORDERS_MAIL_RETRY_AGE" default:"24h" help:"The oldest FAILED mails and webhooks that are re-published; older ones wait for orders mail retry."`
+	Backoff    string `name:"mail-backoff" env:"ORDERS_MAIL_BACKOFF" default:"5s" help:"About how long the second attempt waits after the first; the wait doubles with each attempt."`
 }
 
-// catalogURL is what holds the URL of the inventory database.
+// catalogURL names the flag and the variable for the URL of the inventory database.
 const catalogURL = "--catalog-url (ORDERS_CATALOG_URL)"
 
-// A sender sends the notifications of one channel, beside the consumer that makes them.
+// A sender sends the notifications of one channel. It runs next to the consumer that writes them.
 type sender struct {
-	to  string              // whom webhooks go to; empty for mails
-	cfg notify.SenderConfig // what the flags say
+	to  string              // the recipient of webhooks; empty for mails
+	cfg notify.SenderConfig // from the flags
 	run func(context.Context, notify.SenderConfig) error
 }
 
-// mail returns the sender of mails, or what is wrong with its flags. Where none of them is set, missing says which variables to set.
+// mail returns the sender of mails, or the mistakes in its flags. If none of its flags is set, missing names the
+// variables to set.
 func (f sendFlags) mail() (s sender, missing string, err error) {
 	if f.SMTPURL == "" && f.MailFrom == "" {
 		missing = "ORDERS_SMTP_URL, ORDERS_MAIL_FROM and ORDERS_CATALOG_URL"
@@ -55,12 +56,12 @@ func (f sendFlags) mail() (s sender, missing string, err error) {
 	_, mailErr := notify.NewMail(notify.MailConfig{URL: f.SMTPURL, From: f.MailFrom})
 	var catalogErr, rateErr error
 	if f.CatalogURL == "" {
-		catalogErr = errors.New(catalogURL + " is missing: write the inventory database's as in postgres://inventory_reader:password@host:5432/inventory?sslmode=verify-full; inventory migrate makes the role")
+		catalogErr = errors.New(catalogURL + " is missing: write the inventory database's as in postgres://inventory_reader:password@host:5432/inventory?sslmode=verify-full; inventory migrate creates the role")
 	} else {
 		catalogErr = checkURL(catalogURL, f.CatalogURL)
 	}
 	if f.MailRate < 0 {
-		rateErr = errors.New("--mail-rate (ORDERS_MAIL_RATE) is below 0: write a number of mails a minute, as in 600, or 0 for any")
+		rateErr = errors.New("--mail-rate (ORDERS_MAIL_RATE) is below 0: write a number of mails a minute, as in 600, or 0 for no limit")
 	}
 	folder := fs.FS(render.BuiltIn())
 	if f.Templates != "" {
@@ -89,7 +90,7 @@ func (f sendFlags) mail() (s sender, missing string, err error) {
 	}}, missing, errors.Join(mailErr, catalogErr, rateErr, templatesErr, timesErr)
 }
 
-// webhook is mail for webhooks.
+// webhook does for webhooks what mail does for mails.
 func (f sendFlags) webhook() (s sender, missing string, err error) {
 	if f.WebhookURL == "" && f.WebhookSecret == "" {
 		missing = "ORDERS_WEBHOOK_URL and ORDERS_WEBHOOK_SECRET"
@@ -117,67 +118,67 @@ func (f sendFlags) times() (cfg notify.SenderConfig, err error) {
 	} {
 		var wrong error
 		if *d.into, wrong = time.ParseDuration(d.text); wrong != nil || *d.into <= 0 {
-			err = errors.Join(err, fmt.Errorf("%s: %q is no time above 0; write it as in 5m or 24h", d.name, d.text))
+			err = errors.Join(err, fmt.Errorf("%s: %q is not a duration above 0; write it as in 5m or 24h", d.name, d.text))
 		}
 	}
 	return cfg, err
 }
 
-// in is s for one process.
+// in returns the sender's work in this process.
 func (s sender) in(store *notify.Store, metrics *notify.Metrics, log zerolog.Logger) background {
 	s.cfg.Store, s.cfg.Metrics, s.cfg.Log = store, metrics, log
 	return func(ctx context.Context) error { return s.run(ctx, s.cfg) }
 }
 
-// notices are the commands about one channel.
+// notices are the commands for the notifications of one channel.
 type notices struct {
-	List  noticeList  `cmd:"" help:"List them, newest first."`
-	Show  noticeShow  `cmd:"" help:"Show one whole, as JSON: what was sent, to whom, for which event, and each attempt with the answer."`
-	Retry noticeRetry `cmd:"" help:"Make those that FAILED PENDING again, with all their attempts: the consumers' senders do the rest. What was SENT stays so."`
+	List  noticeList  `cmd:"" help:"List notifications, newest first."`
+	Show  noticeShow  `cmd:"" help:"Show one notification as JSON: its content, recipient and event, and each attempt with the answer."`
+	Retry noticeRetry `cmd:"" help:"Make FAILED notifications PENDING again, with all their attempts; the senders of orders consume send them. SENT ones stay SENT."`
 }
 
 type noticeList struct {
-	Status string `enum:"PENDING,SENT,FAILED,SUPPRESSED,any" default:"any" help:"Only those that are ${enum}."`
-	Since  string `default:"168h" help:"Only those made since: a time as 2026-11-01T00:00Z, or how long ago, as in 2h."`
-	Limit  int    `default:"100" help:"At most so many."`
-	JSON   bool   `name:"json" help:"As JSON, one a line."`
+	Status string `enum:"PENDING,SENT,FAILED,SUPPRESSED,any" default:"any" help:"Only notifications with this status: ${enum}."`
+	Since  string `default:"168h" help:"Only notifications created since then: a time as in 2026-11-01T00:00Z, or an age as in 2h."`
+	Limit  int    `default:"100" help:"The most notifications to list."`
+	JSON   bool   `name:"json" help:"Print JSON, one notification a line."`
 }
 
 type noticeShow struct {
-	ID int64 `arg:"" help:"From the list."`
+	ID int64 `arg:"" help:"The id from the list."`
 }
 
 type noticeRetry struct {
-	Since string `default:"24h" help:"Those made since: a time as 2026-11-01T00:00Z, or how long ago, as in 2h."`
-	Limit int    `default:"10000" help:"At most so many, the oldest first."`
+	Since string `default:"24h" help:"Only notifications created since then: a time as in 2026-11-01T00:00Z, or an age as in 2h."`
+	Limit int    `default:"10000" help:"The most notifications to change; the oldest come first."`
 }
 
-// channel is whose notifications a command is about.
+// channel is the channel of a command's notifications.
 type channel string
 
 type mailCmd struct{ notices }
 
-// ProvideChannel is called by kong for the commands below.
+// ProvideChannel is called by kong for the subcommands of mail.
 func (*mailCmd) ProvideChannel() channel { return notify.ChannelMail }
 
 type webhookCmd struct{ notices }
 
-// ProvideChannel is called by kong for the commands below.
+// ProvideChannel is called by kong for the subcommands of webhook.
 func (*webhookCmd) ProvideChannel() channel { return notify.ChannelWebhook }
 
-// since reads a moment, or how long ago it was.
+// since parses a time, or an age such as 2h.
 func since(text string) (time.Time, error) {
 	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
 		return time.Now().Add(-ago), nil
 	}
 	at, err := inboxcmd.ParseTime(text)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("--since: %w, nor how long ago, as in 2h", err)
+		return time.Time{}, fmt.Errorf("--since: %w, and not an age as in 2h", err)
 	}
 	return at, nil
 }
 
-// notices calls do with the notifications of the orders database.
+// notices calls do with a Store for the notifications in the orders database.
 func (p *process) notices(ctx context.Context, do func(*notify.Store) error) error {
 	if err := checkURL(databaseURL, p.cli.DatabaseURL); err != nil {
 		return err
@@ -240,7 +241,7 @@ func (s *noticeShow) Run(ctx context.Context, p *process, of channel) error {
 	})
 }
 
-// Run makes what FAILED PENDING again.
+// Run makes FAILED notifications PENDING again.
 func (r *noticeRetry) Run(ctx context.Context, p *process, of channel) error {
 	from, err := since(r.Since)
 	if err != nil {
@@ -258,7 +259,7 @@ func (r *noticeRetry) Run(ctx context.Context, p *process, of channel) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(p.stdout, "%d of %d that FAILED are PENDING again; what fails once more: orders %s list --status FAILED\n", done, max(done, failed), of)
+		_, err = fmt.Fprintf(p.stdout, "%d of %d that FAILED are PENDING again; to see those that fail again: orders %s list --status FAILED\n", done, max(done, failed), of)
 		return err
 	})
 }

@@ -21,16 +21,16 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// told is what the test's mail server and partner have been told.
-type told struct {
+// received has the mails and webhooks that the test's mail server and partner have received.
+type received struct {
 	mu    sync.Mutex
 	mails []string
 	keys  []string
 }
 
-func (t *told) NewSession(*smtp.Conn) (smtp.Session, error) { return mailSession{t}, nil }
+func (t *received) NewSession(*smtp.Conn) (smtp.Session, error) { return mailSession{t}, nil }
 
-type mailSession struct{ *told }
+type mailSession struct{ *received }
 
 func (mailSession) Mail(string, *smtp.MailOptions) error { return nil }
 func (mailSession) Rcpt(string, *smtp.RcptOptions) error { return nil }
@@ -45,8 +45,8 @@ func (s mailSession) Data(r io.Reader) error {
 	return err
 }
 
-// The mail server is down until the mail has used up its attempts, then it is back, and the mail arrives without anybody typing a command.
-// The webhook does not wait for it. The history tells the story.
+// The mail server is down until the mail has used up its attempts. Then it is back, and the mail arrives without a
+// command of an operator. The webhook does not wait for it. The history shows all of it.
 func TestWhatTheTopicSaysIsMailedAndPushed(t *testing.T) {
 	c := newConsumed(t)
 	inventory := cdctest.Database(t)
@@ -55,7 +55,7 @@ func TestWhatTheTopicSaysIsMailedAndPushed(t *testing.T) {
 		sql.GrantReader(t.Context(), inventory, as("inventory_service"), as("inventory_reader"), io.Discard)); err != nil {
 		t.Fatal(err)
 	}
-	got := &told{}
+	got := &received{}
 	partner := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		got.mu.Lock()
 		defer got.mu.Unlock()
@@ -162,7 +162,7 @@ func TestRetrySaysHowFarItIs(t *testing.T) {
 	}
 	out, err := c.command("mail", "retry", "--limit", "210")
 	if err != nil || out != "100 of 210 re-published\n200 of 210 re-published\n210 of 210 re-published\n"+
-		"210 of 230 that FAILED are PENDING again; what fails once more: orders mail list --status FAILED\n" {
+		"210 of 230 that FAILED are PENDING again; to see those that fail again: orders mail list --status FAILED\n" {
 		t.Errorf("%v:\n%s", err, out)
 	}
 }

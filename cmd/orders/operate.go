@@ -14,20 +14,20 @@ import (
 
 type parkedCmd struct {
 	kafka
-	Group string `placeholder:"GROUP" help:"Of which consumer group. A list is of all when none is named."`
+	Group string `placeholder:"GROUP" help:"The consumer group. Without it, list shows all groups."`
 	inboxcmd.Parked
 }
 
-// ProvideInboxes is called by kong for the commands below.
+// ProvideInboxes is called by kong for the subcommands of parked.
 func (c *parkedCmd) ProvideInboxes(p *process) *inboxcmd.Inboxes { return p.inboxes(c.kafka, c.Group) }
 
 type replayCmd struct {
 	kafka
-	Group string `placeholder:"GROUP" help:"Which consumer group."`
+	Group string `placeholder:"GROUP" help:"The consumer group."`
 	inboxcmd.Replay
 }
 
-// ProvideInboxes is called by kong for Run, which is Replay's.
+// ProvideInboxes is called by kong for Run, which replayCmd inherits from Replay.
 func (c *replayCmd) ProvideInboxes(p *process) (*inboxcmd.Inboxes, error) {
 	return p.inboxes(c.kafka, c.Group), errors.Join(c.Check(), c.check())
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/emersion/go-smtp"
 )
 
-// receivers are a mail server and a partner's endpoint, which count what they took by what it is about.
+// receivers are a mail server and a partner's endpoint, which count the accepted mails and webhooks by their keys.
 type receivers struct {
 	smtpURL, hookURL string
 
@@ -56,7 +56,7 @@ func (r *receivers) took(of map[string]int, key string) {
 	of[key]++
 }
 
-// delivery is a session with a mail server that takes everything.
+// delivery is a session with a mail server that accepts everything.
 type delivery struct{ to *receivers }
 
 func (*delivery) Mail(string, *smtp.MailOptions) error { return nil }

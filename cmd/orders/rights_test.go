@@ -20,17 +20,17 @@ import (
 	"github.com/walpost/walpost/sql"
 )
 
-// working is the whole service, of which each part is used once by work.
+// working is the whole service. The function work uses each part once.
 type working struct {
 	*consumed
 	catalog   string // the administrator's URL of the inventory database
 	nowhere   string // a topic without events
 	receivers *receivers
-	base      string // where orders serve answers
+	base      string // the address of orders serve
 	serving   *cdctest.Log
-	consuming *cdctest.Log // of orders consume; nil where it does not run
+	consuming *cdctest.Log // the log of orders consume; nil while it does not run
 	stop      func()
-	answered  []uuid.UUID // orders that the stock has answered for
+	answered  []uuid.UUID // orders with an answer of the stock
 }
 
 func newWorking(t *testing.T) *working {
@@ -63,7 +63,7 @@ func newWorking(t *testing.T) *working {
 	return w
 }
 
-// http makes a request. The error is what the log says about it.
+// http makes a request. The error is the log's sentence about it.
 func (w *working) http(method, path, body, key string) (answer string, err error) {
 	w.Helper()
 	from := len(w.serving.String())
@@ -77,11 +77,11 @@ func (w *working) http(method, path, body, key string) (answer string, err error
 	return answer, nil
 }
 
-// place places an order, and takes it where the paths say.
+// place places an order, and makes the changes that the paths name.
 func (w *working) place(paths ...string) (id uuid.UUID, err error) {
 	const body = `{"buyerId": "b", "buyerEmail": "ada@shop.example", "items": [{"sku": "tea", "quantity": 2, "unitPrice": "19.90"}]}`
 	key := uuid.NewString()
-	for range 2 { // the second answer is the kept one
+	for range 2 { // the second answer is the stored one
 		answer, err := w.http("POST", "/orders", body, key)
 		if err != nil {
 			return id, err
@@ -112,7 +112,7 @@ func (w *working) number(query string, args ...any) (n int) {
 	return n
 }
 
-// relayNew puts what is new in the outbox on the topic. Nobody writes there between the reading and the deleting.
+// relayNew puts the new rows of the outbox on the topic. No other session writes between the reading and the deleting.
 func (w *working) relayNew() {
 	w.Helper()
 	if _, err := w.conn.Exec(w.Context(), `BEGIN; LOCK TABLE outbox IN EXCLUSIVE MODE`); err != nil {
@@ -124,7 +124,7 @@ func (w *working) relayNew() {
 	}
 }
 
-// until waits for cond, or returns what the consumers' log says of a missing right.
+// until waits for cond. It returns an error if the consumers' log reports a missing right.
 func (w *working) until(cond func() error) (denied error) {
 	w.Helper()
 	cdctest.Eventually(w, 20*time.Second, func() error {
@@ -139,7 +139,7 @@ func (w *working) until(cond func() error) (denied error) {
 	return denied
 }
 
-// caughtUp returns a condition: everything that is on the topics now is applied and told.
+// caughtUp returns a condition: all events on the topics are applied, and all notifications are sent.
 func (w *working) caughtUp() func() error {
 	w.Helper()
 	ends, err := kadm.NewClient(w.client).ListEndOffsets(w.Context(), w.topic, w.env["ORDERS_TOPIC"])
@@ -172,7 +172,8 @@ func (w *working) commands(all ...string) error {
 	return nil
 }
 
-// work is what the service does: orders from beginning to end, mails and webhooks, statistics, and what operators do.
+// work uses the whole service: orders from beginning to end, mails and webhooks, statistics, and the operators'
+// commands.
 func (w *working) work() error {
 	if status, answer := send("GET", w.base+"/readyz", "", ""); status != http.StatusOK {
 		return errors.New(answer)
@@ -225,7 +226,7 @@ func (w *working) work() error {
 		"mail list", "webhook retry"); err != nil {
 		return err
 	}
-	// Of a topic that has lost its beginning, and of the whole one.
+	// From a topic that has lost its first events, and from the whole one.
 	topic := w.env["ORDERS_TOPIC"]
 	w.env["ORDERS_TOPIC"] = w.nowhere
 	err = w.commands("statistics rebuild --partial")
@@ -236,13 +237,13 @@ func (w *working) work() error {
 	return w.commands("statistics rebuild", "statistics show")
 }
 
-// settle waits until all that there is to do is done, and stops the consumers.
-func (w *working) settle() {
+// waitUntilIdle waits until no work is left, and stops the consumers.
+func (w *working) waitUntilIdle() {
 	w.Helper()
 	if w.consuming == nil {
 		return
 	}
-	for again := true; again; again = w.number(`SELECT count(*) FROM outbox`) > 0 { // what the stock's answers have made meanwhile
+	for again := true; again; again = w.number(`SELECT count(*) FROM outbox`) > 0 { // events that the stock's answers have caused meanwhile
 		w.relayNew()
 		cdctest.Eventually(w, 20*time.Second, w.caughtUp())
 	}
@@ -250,7 +251,7 @@ func (w *working) settle() {
 	w.consuming = nil
 }
 
-// mails is what the service does with names and pictures of products.
+// mails uses names and pictures of products as the service does.
 func (w *working) mails() error {
 	id, err := w.place("/pay")
 	if err != nil {
@@ -281,11 +282,12 @@ func (w *working) mailed() {
 	w.consuming = nil
 }
 
-// TestLeastRights takes the rights of sql/orders/rights.sql and sql/inventory/reader.sql away one by one, and looks for what is lost at the end.
+// TestLeastRights revokes the rights of sql/orders/rights.sql and sql/inventory/reader.sql one by one, and checks at
+// the end that nothing is lost.
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
 	w := newWorking(t)
-	cdctest.LeastRights(t, w.admin, "orders_service", w.work, w.settle)
+	cdctest.LeastRights(t, w.admin, "orders_service", w.work, w.waitUntilIdle)
 	cdctest.LeastRights(t, w.catalog, "inventory_reader", w.mails, w.mailed)
 
 	w.consuming, w.stop = w.start()
@@ -295,13 +297,13 @@ func TestLeastRights(t *testing.T) {
 	if err := w.commands("parked redrive --group orders --all"); err != nil {
 		t.Error(err)
 	}
-	w.settle()
+	w.waitUntilIdle()
 	if n := w.number(`SELECT count(*) FROM orders WHERE id = ANY($1) AND status IN ('created', 'paid')`, w.answered); n > 0 || len(w.answered) < 50 {
-		t.Errorf("%d of %d orders have not heard what the stock answered", n, len(w.answered))
+		t.Errorf("%d of %d orders have not received the stock's answer", n, len(w.answered))
 	}
 	if n := w.number(`SELECT count(*) FROM order_history h WHERE what IN ('OrderConfirmed', 'OrderRejected', 'OrderShipped')
 		AND 2 <> (SELECT count(*) FROM notifications n WHERE n.event_id = h.event_id AND status = 'SENT')`); n > 0 {
-		t.Errorf("of %d events mail or webhook was not told", n)
+		t.Errorf("for %d events a mail or webhook was not sent", n)
 	}
 	w.receivers.mu.Lock()
 	defer w.receivers.mu.Unlock()

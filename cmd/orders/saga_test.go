@@ -24,10 +24,10 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// A shop is everything as a team would run it, each program a process of its own.
+// A shop has all programs as a team would run them, each in a separate process.
 type shop struct {
 	*testing.T
-	name              string // before everything that another test may have too
+	name              string // a prefix for names that tests share
 	folder            string // of the programs
 	orders, inventory *pgxpool.Pool
 	client            *kgo.Client
@@ -36,11 +36,11 @@ type shop struct {
 	programs          []*program
 }
 
-// A program is what is killed and started again.
+// A program is a process that the test kills and starts again.
 type program struct {
 	name    string
 	args    []string
-	address string // where it answers HTTP
+	address string // its HTTP address
 	group   string // its consumer group, if it has one
 	cmd     *exec.Cmd
 	log     cdctest.Log
@@ -127,7 +127,7 @@ func (s *shop) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// add starts a program, with an address of its own in the variable.
+// add starts a program with a free address in the variable.
 func (s *shop) add(name, variable, group string, args ...string) {
 	s.Helper()
 	port, err := devenv.FreePort()
@@ -157,7 +157,7 @@ func (s *shop) start(p *program) {
 	}
 }
 
-// kill ends a process where it stands, and starts it again.
+// kill kills a process, and starts it again.
 func (s *shop) kill(p *program) {
 	s.Helper()
 	p.kills++
@@ -181,7 +181,7 @@ func (s *shop) program(name string) *program {
 	return nil
 }
 
-// owner matches the leases of the process that runs.
+// owner returns a pattern for the leases of the running process.
 func (p *program) owner() string { return fmt.Sprintf("%%-%d-%%", p.cmd.Process.Pid) }
 
 func (s *shop) ready(p *program) {
@@ -195,7 +195,7 @@ func (s *shop) ready(p *program) {
 	})
 }
 
-// post repeats a request of the order service until it is answered, whoever dies meanwhile.
+// post repeats a request of the order service until it is answered, also if a process dies meanwhile.
 func (s *shop) post(ctx context.Context, path, body string) (int, string) {
 	key := uuid.NewString()
 	for {
@@ -207,7 +207,7 @@ func (s *shop) post(ctx context.Context, path, body string) (int, string) {
 	}
 }
 
-// buy places an order and takes it some way.
+// buy places an order and takes it along one of several ways.
 func (s *shop) buy(ctx context.Context, skus []string) error {
 	var items []string
 	for _, i := range rand.Perm(len(skus))[:1+rand.IntN(3)] {
@@ -241,7 +241,7 @@ func (s *shop) buy(ctx context.Context, skus []string) error {
 	return nil
 }
 
-// count is for a query of what must not be.
+// none runs a query that counts violations, and fails the test if there are any.
 func (s *shop) none(pool *pgxpool.Pool, what, query string, args ...any) {
 	s.Helper()
 	var n int
@@ -258,7 +258,7 @@ func (s *shop) number(pool *pgxpool.Pool, query string, args ...any) (n int) {
 	return n
 }
 
-// TestSagaSurvivesKillsOfEveryProcess kills each process in turn, in the middle of load, and adds everything up at the end.
+// TestSagaSurvivesKillsOfEveryProcess kills each process in turn, under load, and checks all sums at the end.
 func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 	cdctest.Long(t, "kills under load")
 	rounds := 7
@@ -288,7 +288,7 @@ func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 		})
 	}
 	for round := range rounds {
-		time.Sleep(time.Duration(200+rand.IntN(400)) * time.Millisecond) // the point at which it dies is to be any
+		time.Sleep(time.Duration(200+rand.IntN(400)) * time.Millisecond) // so that it dies at a random point
 		s.kill(s.programs[round%len(s.programs)])
 	}
 	for _, p := range s.programs {
@@ -312,12 +312,12 @@ func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 		}
 		if n := s.number(s.orders, `SELECT count(*) FROM order_history h WHERE what IN ('OrderConfirmed', 'OrderRejected', 'OrderShipped')
 			AND 2 <> (SELECT count(*) FROM notifications n WHERE n.event_id = h.event_id AND status IN ('SENT', 'SUPPRESSED'))`); n > 0 {
-			// As if the time of the leases were over that killed senders had.
+			// This ends the leases of killed senders at once.
 			if _, err := s.orders.Exec(t.Context(), `UPDATE notifications SET lease_until = now() WHERE lease_owner NOT LIKE $1 AND lease_owner NOT LIKE $2`,
 				s.program("mail").owner(), s.program("webhook").owner()); err != nil {
 				return err
 			}
-			return fmt.Errorf("%d events of which mail or webhook was not told", n)
+			return fmt.Errorf("%d events without a sent mail or webhook", n)
 		}
 		if n := s.number(s.orders, `
 			WITH want AS (
@@ -370,14 +370,14 @@ func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 		if len(took) > 0 {
 			t.Errorf("%s: %d arrived that are not SENT", channel, len(took))
 		}
-		// The named window: what a sender had in hand when it was killed, four at most.
+		// A killed sender may have sent up to four mails without storing the outcome; these may arrive twice.
 		if most := 4 * s.program(channel).kills; again[channel] > most {
 			t.Errorf("%s: %d arrived again, and its sender was killed %d times", channel, again[channel], s.program(channel).kills)
 		}
 		s.none(s.orders, channel+"s that arrived again without an attempt of unknown end", `SELECT greatest(0, $2 - (
 			SELECT count(*) FROM notification_attempts a JOIN notifications n ON n.id = notification_id WHERE channel = $1 AND outcome IS NULL))`, channel, again[channel])
 	}
-	t.Logf("%d kills: %v; told again: %v", rounds, byStatus, again)
+	t.Logf("%d kills: %v; sent twice: %v", rounds, byStatus, again)
 	for _, status := range []string{"confirmed", "rejected", "cancelled", "shipped"} {
 		if byStatus[status] == 0 {
 			t.Errorf("no order is %s: the load shows less than it should", status)

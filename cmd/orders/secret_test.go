@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestNoErrorShowsAURL: watched fails the run where one shows the password.
+// TestNoErrorShowsAURL: watched fails the run if an error shows the password.
 func TestNoErrorShowsAURL(t *testing.T) {
 	good := map[string]string{
 		"ORDERS_DATABASE_URL": "postgres://orders_service@127.0.0.1:1/orders?sslmode=disable", "ORDERS_ADMIN_DATABASE_URL": "postgres://postgres@127.0.0.1:1/orders?sslmode=disable",

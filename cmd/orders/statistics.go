@@ -19,20 +19,20 @@ import (
 )
 
 type statisticsCmd struct {
-	Show    statisticsShow    `cmd:"" help:"Show what was sold, per day and product."`
-	Rebuild statisticsRebuild `cmd:"" help:"Count the whole topic again. The group may run: it waits meanwhile and goes on behind it; readers see the old figures until it is done."`
+	Show    statisticsShow    `cmd:"" help:"Show the sales, per day and product."`
+	Rebuild statisticsRebuild `cmd:"" help:"Count the whole topic again. The group may run: it waits meanwhile and resumes afterwards. Readers see the old figures until the rebuild is done."`
 }
 
 type statisticsShow struct {
-	Day  string `placeholder:"DAY" help:"This day alone, as in 2026-11-22, in UTC."`
-	From string `placeholder:"DAY" help:"The first day; 30 days when not given."`
-	To   string `placeholder:"DAY" help:"The last day; today when not given."`
-	JSON bool   `name:"json" help:"As GET /statistics answers."`
+	Day  string `placeholder:"DAY" help:"Only this day, as in 2026-11-22, in UTC."`
+	From string `placeholder:"DAY" help:"The first day; by default 30 days are shown."`
+	To   string `placeholder:"DAY" help:"The last day; by default today."`
+	JSON bool   `name:"json" help:"Print JSON, as GET /statistics returns it."`
 }
 
 type statisticsRebuild struct {
 	kafka
-	Partial bool `help:"Rebuild from a topic that no longer has its first events, too."`
+	Partial bool `help:"Also rebuild from a topic that no longer has its first events."`
 }
 
 // Run counts the whole topic again.
@@ -49,23 +49,23 @@ func (r *statisticsRebuild) Run(ctx context.Context, p *process) error {
 			}
 		}})
 		if errors.Is(err, inbox.ErrCut) {
-			return fmt.Errorf("%w: nothing was changed; --partial rebuilds from what is there", err)
+			return fmt.Errorf("%w: nothing was changed; --partial rebuilds from the events that are left", err)
 		}
 		if err != nil {
 			return fmt.Errorf("%w: nothing was changed, run it again", err)
 		}
 		fmt.Fprintf(p.stdout, "%d events counted, %d copies of them skipped, %d of other types\n", done.Applied, done.Duplicates, done.Others)
 		if done.Cut {
-			fmt.Fprintln(p.stdout, "the topic has lost its beginning, and with it the orders paid before: `orders statistics show` says since when they are counted")
+			fmt.Fprintln(p.stdout, "the topic has lost its first events, so orders paid before are not counted: `orders statistics show` prints the first counted day")
 		}
-		if n := done.Aside + done.Rejected; n > 0 {
-			fmt.Fprintf(p.stdout, "%d events were left out: %d parked or dropped (orders parked list --group %s), %d cannot be counted\n", n, done.Aside, statistics.Group, done.Rejected)
+		if n := done.Excluded + done.Rejected; n > 0 {
+			fmt.Fprintf(p.stdout, "%d events were left out: %d are parked or dropped (orders parked list --group %s), %d cannot be counted\n", n, done.Excluded, statistics.Group, done.Rejected)
 		}
 		return nil
 	})
 }
 
-// Run shows what was sold.
+// Run shows the sales.
 func (show *statisticsShow) Run(ctx context.Context, p *process) error {
 	from, to, err := orders.ParseDays(cmp.Or(show.Day, show.From), cmp.Or(show.Day, show.To))
 	if err := errors.Join(err, checkURL(databaseURL, p.cli.DatabaseURL)); err != nil {
@@ -99,7 +99,7 @@ func (show *statisticsShow) Run(ctx context.Context, p *process) error {
 		return err
 	}
 	if found.Since != nil {
-		fmt.Fprintf(p.stdout, "since %s only: the topic had lost its beginning when they were rebuilt\n", *found.Since)
+		fmt.Fprintf(p.stdout, "since %s only: the topic had lost its first events when the statistics were rebuilt\n", *found.Since)
 	}
 	return nil
 }

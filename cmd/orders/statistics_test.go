@@ -19,8 +19,8 @@ import (
 	"github.com/walpost/walpost/orders/statistics"
 )
 
-// withOrderEvents gives c the topic of order events as well, and what every group needs. Nobody answers where mails and
-// webhooks go: a consumer never asks.
+// withOrderEvents gives c the topic of order events, and the settings that every group needs. The receivers of mails
+// and webhooks do not exist: a consumer never contacts them.
 func (c *consumed) withOrderEvents() (topic string) {
 	c.Helper()
 	topic = cdctest.Name(c, "order")
@@ -45,7 +45,8 @@ func (c *consumed) relay(topic string) {
 	}
 }
 
-// TestRebuildKilledAtItsLastStatementLeavesWhatWas: kill -9 of the process that has counted everything and not committed.
+// TestRebuildKilledAtItsLastStatementLeavesWhatWas kills (-9) a process that has counted everything and not committed:
+// the old statistics stay.
 func TestRebuildKilledAtItsLastStatementLeavesWhatWas(t *testing.T) {
 	cdctest.Long(t, "kills processes")
 	c := newConsumed(t)
@@ -68,7 +69,7 @@ func TestRebuildKilledAtItsLastStatementLeavesWhatWas(t *testing.T) {
 		}
 		return n
 	}
-	change(`UPDATE statistics SET orders = 99`) // so that the one can be told from the other
+	change(`UPDATE statistics SET orders = 99`) // so that old and new figures differ
 	change(`BEGIN; LOCK TABLE inbox_decisions`)
 	cmd := exec.Command(os.Args[0], "statistics", "rebuild")
 	cmd.Env = append(os.Environ(), "ORDERS_TEST_MAIN=1")
@@ -144,7 +145,7 @@ func TestStatisticsAreShownAndRebuiltByCommand(t *testing.T) {
 	}
 	// The first events are gone with their topic: the new one begins with another order.
 	c.env["ORDERS_TOPIC"], c.env["ORDERS_GROUP_PREFIX"] = c.topic, "other."
-	if got, err = c.command("statistics", "rebuild", "--partial"); err != nil || !strings.Contains(got, "the topic has lost its beginning") {
+	if got, err = c.command("statistics", "rebuild", "--partial"); err != nil || !strings.Contains(got, "the topic has lost its first events") {
 		t.Errorf("%s (%v)", got, err)
 	}
 	if got, err = c.command("statistics", "show"); err != nil || !strings.Contains(got, "since "+day+" only") {
@@ -152,7 +153,7 @@ func TestStatisticsAreShownAndRebuiltByCommand(t *testing.T) {
 	}
 }
 
-// TestStoppingOneGroupDelaysNoOther holds each group in turn where it would write, while all run in one process.
+// TestStoppingOneGroupDelaysNoOther blocks each group in turn at its first write, while all run in one process.
 func TestStoppingOneGroupDelaysNoOther(t *testing.T) {
 	cdctest.Long(t, "runs several processes")
 	c := newConsumed(t)
@@ -167,7 +168,7 @@ func TestStoppingOneGroupDelaysNoOther(t *testing.T) {
 		}
 	}()
 	var sent int64
-	// Every group moves for an event of a type that none knows: it is recorded.
+	// Every group advances for an event of an unknown type: the event is parked.
 	send := func() {
 		t.Helper()
 		sent++

@@ -75,7 +75,7 @@ func TestAnotherKafka(t *testing.T) {
 	to(second)
 	halts("but was read from cluster second")
 	out := s.MustRun("adopt")
-	for _, text := range []string{"the Kafka cluster second in place of first", "the state record covers", "may be missing in Kafka"} {
+	for _, text := range []string{"Kafka cluster second in place of first", "the state record covers", "may be missing in Kafka"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("adopt of a copy that was left behind does not say %q:\n%s", text, out)
 		}

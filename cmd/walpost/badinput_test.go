@@ -66,7 +66,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 		s.Env["WALPOST_SOURCE_URL"] = s.URLFor("nobody_at_all", cdctest.Canary)
 		r := s.StartRelay()
 		r.WaitForLog(20*time.Second, `"halted"`)
-		r.WaitForLog(3*time.Second, "`walpost init` makes the role where there is none")
+		r.WaitForLog(3*time.Second, "`walpost init` creates the role if it does not exist")
 	})
 	t.Run("slot of another plugin", func(t *testing.T) {
 		s := newTestbed(t)
@@ -74,7 +74,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 		s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
 		s.Exec("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", s.Slot())
 		r := s.StartRelay()
-		r.WaitForLog(20*time.Second, "a logical one of pgoutput is needed")
+		r.WaitForLog(20*time.Second, "a logical slot of pgoutput is needed")
 	})
 	t.Run("init beside a slot that is not ours", func(t *testing.T) {
 		s := newTestbed(t)
@@ -187,7 +187,7 @@ func TestHardenedDatabase(t *testing.T) {
 
 	cleaner, cleanerURL := s.createLogin("cleaner", "GRANT SELECT, DELETE ON events.outbox TO ROLE")
 	s.Env["WALPOST_CLEANUP_URL"] = cleanerURL
-	if out := s.MustRun("init"); !strings.Contains(out, "role "+cleaner+" of cleanup.url: let it come to events.outbox") {
+	if out := s.MustRun("init"); !strings.Contains(out, "role "+cleaner+" of cleanup.url: let it reach events.outbox") {
 		t.Errorf("init does not let the role of cleanup.url come to the table:\n%s", out)
 	}
 	s.StartRelay()

@@ -114,7 +114,7 @@ func TestRowWithoutATypeIsNoCloudEvent(t *testing.T) {
 	s.MustRun("init")
 	r := s.StartRelay()
 	s.Exec("INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', NULL, '{}')")
-	r.WaitForLog(30*time.Second, "its event type is NULL or empty, and a CloudEvent has one")
+	r.WaitForLog(30*time.Second, "its event type is NULL or empty, and a CloudEvent needs one")
 	if ready := r.Get(t, "/readyz"); !strings.HasPrefix(ready, "503") {
 		t.Errorf("not halted: %s", ready)
 	}

@@ -14,10 +14,10 @@ func TestInitSaysWhatHidesRows(t *testing.T) {
 	s := newTestbed(t)
 	const ddl = `CREATE TABLE outbox (id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, published_at timestamptz, created_at timestamptz)`
 	for says, sql := range map[string]string{
-		"inherit from it":                    ddl + `; CREATE TABLE outbox_2026 () INHERITS (outbox)`,
-		"is partitioned by published_at":     ddl + ` PARTITION BY LIST (published_at)`,
-		"unlogged, temporary or foreign":     ddl + ` PARTITION BY RANGE (created_at); CREATE UNLOGGED TABLE p PARTITION OF outbox DEFAULT`,
-		"put something else in the place of": ddl + `; CREATE RULE r AS ON INSERT TO outbox DO INSTEAD NOTHING`,
+		"inherit from it":                     ddl + `; CREATE TABLE outbox_2026 () INHERITS (outbox)`,
+		"is partitioned by published_at":      ddl + ` PARTITION BY LIST (published_at)`,
+		"unlogged, temporary or foreign":      ddl + ` PARTITION BY RANGE (created_at); CREATE UNLOGGED TABLE p PARTITION OF outbox DEFAULT`,
+		"replace an INSERT by something else": ddl + `; CREATE RULE r AS ON INSERT TO outbox DO INSTEAD NOTHING`,
 	} {
 		s.Exec(sql)
 		s.MustRefuse(says, "init")

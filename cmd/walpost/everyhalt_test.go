@@ -15,15 +15,15 @@ import (
 // it.
 var elsewhere = map[string]string{
 	"no later row is published until you decide":                                  "a row of a type that is not listed, and others there: the words are the row's",
-	"kafka does not let us see topic":                                             "fault 14",
+	"kafka does not show topic":                                                   "fault 14",
 	"this Kafka gives no producer ids":                                            "TestKafkaThatHasLess",
 	"this Kafka has no transactions":                                              "TestKafkaThatHasLess",
 	"dead letters are unresolved, and poison.hold_key":                            "100,000 dead letters would be needed: not provoked",
 	"the table cannot be polled like this, and nothing is lost | fix it":          "TestPollingUnderRowLevelSecurity",
 	"the table cannot be polled like this, and nothing is lost | , and the relay": "TestPollingBadInput",
 	"a relay streams %s from the WAL":                                             "TestFromPollingToTheWAL",
-	"a row of relation %d came before its description":                            "no server does that: the decoder's tests",
-	"the role that asked has not the right":                                       "PostgreSQL names the right that is missing: what to run depends on it",
+	"the stream has a row of relation %d before its description":                  "no server does that: the decoder's tests",
+	"the role of this connection lacks the right":                                 "PostgreSQL names the right that is missing: what to run depends on it",
 	"every later row waits in the slot; nothing is lost":                          "a row that PostgreSQL cannot decode, from 15 on",
 	"may never have been streamed, or not whole":                                  "changed and changed back, and others there",
 }

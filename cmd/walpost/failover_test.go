@@ -139,7 +139,7 @@ func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	standby := e2e.CopyServer(t, primary, devenv.CopyConfig{Standby: true, NoSlots: true})
 	s.MoveTo(standby)
 	r = s.StartRelay()
-	r.WaitForLog(20*time.Second, "waiting for its promotion")
+	r.WaitForLog(20*time.Second, "waits for its promotion")
 	s.Exec("SELECT pg_promote()")
 	r.WaitForLog(40*time.Second, `"halted"`)
 	r.WaitForLog(3*time.Second, "walpost adopt --create-slot")

@@ -119,7 +119,7 @@ func TestInitGoesOnWhereItStopped(t *testing.T) {
 	}
 	s.MustRun("init")
 	again := s.MustRun("init")
-	for _, text := range []string{"LOGIN and REPLICATION", "there, with the columns", "there, it carries", "there, as configured", "covers"} {
+	for _, text := range []string{"LOGIN and REPLICATION", "exists, with the columns", "exists, and carries", "exists, as configured", "covers"} {
 		if !strings.Contains(again, text) {
 			t.Errorf("the second init does not say %q:\n%s", text, again)
 		}

@@ -143,7 +143,7 @@ func TestOlderRecordLatchesNothingThatItDoesNotKnow(t *testing.T) {
 	s.Env["WALPOST_SOURCE_PUBLICATION"] = "walpost"
 	s.Exec(`CREATE TABLE away (LIKE outbox); CREATE FUNCTION away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO away VALUES (NEW.*); RETURN NULL; END $$;
 		CREATE TRIGGER away BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION away()`)
-	halts("sends rows elsewhere")
+	halts("sends rows to another table")
 	s.Exec("DROP TRIGGER away ON outbox")
 	s.StartRelay()
 	s.WaitForEvent(s.InsertRow())

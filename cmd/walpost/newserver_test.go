@@ -54,7 +54,7 @@ func TestNewServer(t *testing.T) {
 					t.Errorf("what was refused has made something: %s", is)
 				}
 			}
-			moved.MustRefuse("`walpost init --new-server` makes them first", "init")
+			moved.MustRefuse("`walpost init --new-server` creates them first", "init")
 			nothing()
 			before := s.StateRecord()
 			out := moved.MustRun("init", "--new-server")
@@ -62,7 +62,7 @@ func TestNewServer(t *testing.T) {
 				t.Errorf("init --new-server does not say how to go on:\n%s", out)
 			}
 			r := moved.StartRelay()
-			r.WaitForLog(20*time.Second, "`walpost adopt --new-server --create-slot` goes on with it")
+			r.WaitForLog(20*time.Second, "`walpost adopt --new-server --create-slot` continues with it")
 			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}

@@ -104,7 +104,7 @@ func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
 	}
 	came("[1 2 3] [1] [1]")
 	const states = `SELECT string_agg(concat_ws(' ', aggregate_id || event_type, status, retry_count, substr(last_error, 1, 25)), ', ' ORDER BY position) FROM outbox WHERE aggregate_id < 'k'`
-	const failed = "a1 SENT 0, b1 SENT 0, a2 SENT 0, bunwanted FAILED 2 kafka refuses its record , a3 SENT 0, b3 PENDING 0, c1 SENT 0"
+	const failed = "a1 SENT 0, b1 SENT 0, a2 SENT 0, bunwanted FAILED 2 kafka rejects its record , a3 SENT 0, b3 PENDING 0, c1 SENT 0"
 	cdctest.Eventually(t, 40*time.Second, func() error {
 		if got := s.Query(states); got != failed {
 			return fmt.Errorf("recorded is %s, want %s", got, failed)

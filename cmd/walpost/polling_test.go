@@ -248,7 +248,7 @@ func TestPollingBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Exec(`DROP INDEX outbox_position_idx`)
-	says(`source.table: public.outbox has no index for polling: let ` + "`walpost init`" + ` make it, or run it yourself: CREATE INDEX ON "public"."outbox" ("position") WHERE "status" = 'PENDING'`)
+	says(`source.table: public.outbox has no index for polling: let ` + "`walpost init`" + ` create it, or create it yourself: CREATE INDEX ON "public"."outbox" ("position") WHERE "status" = 'PENDING'`)
 	s.MustRun("init")
 	s.Env["WALPOST_SOURCE_POLLING_WORDS_PENDING"] = "NEW"
 	says(`new rows have the status 'PENDING'::text, and the relay looks for "NEW": write the rows' word in the configuration, or run ALTER TABLE "public"."outbox" ALTER "status" SET DEFAULT 'NEW'`)

@@ -136,7 +136,7 @@ var provokedHalts = []provoked{
 	{name: "table replaced before its rows were read", found: "publication or table changed", change: sqls(aRow, "ALTER TABLE outbox RENAME TO outbox_old", aRowOf("outbox_old"), "CREATE TABLE outbox (LIKE outbox_old INCLUDING ALL)", "INSERT INTO outbox SELECT * FROM outbox_old"), fix: sqls("ALTER PUBLICATION walpost SET TABLE outbox"), run: []string{"adopt", "replay"}},
 	{name: "a column of another name", found: "walpost cannot read the rows of the outbox like this", change: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "body"), fix: setting("WALPOST_SOURCE_COLUMNS_PAYLOAD", "payload")},
 	{name: "role without rights", found: "the relay cannot stream like this", change: func(s *testbed) { s.Exec("ALTER ROLE relay_" + s.Slot() + " NOREPLICATION") }, fix: func(s *testbed) { s.Exec("ALTER ROLE relay_" + s.Slot() + " REPLICATION") }},
-	{name: "role dropped", found: "the server does not let the relay's role in from here", change: func(s *testbed) { s.Exec("DROP ROLE relay_" + s.Slot()) }, run: []string{"init"}},
+	{name: "role dropped", found: "the server does not accept the relay's role from this host", change: func(s *testbed) { s.Exec("DROP ROLE relay_" + s.Slot()) }, run: []string{"init"}},
 	{name: "topic missing", found: "topic %s does not exist", change: each(func(s *testbed) { s.deleteTopic(s.Topic) }, insert(3)), run: []string{"init"}, lost: 20}, // deleted with the topic
 	{name: "dead letter topic missing", found: "the dead letter topic %s does not exist", change: each(setting("WALPOST_POISON_POLICY", "dead_letter"), insert(3)), run: []string{"init"}},
 	{name: "a row too large for us", found: "outbox row %q cannot be read", live: func(s *testbed) {
@@ -178,7 +178,7 @@ var provokedHalts = []provoked{
 		cdctest.CreateTopic(s.T, s.Brokers, "walpost.dlq."+s.Name, 2)
 	}, fix: func(s *testbed) { s.deleteTopic("walpost.dlq." + s.Name) }, run: []string{"init"}},
 	{name: "somebody else's record in the state topic", found: "the delivered position is not certain", change: each(insert(3), func(s *testbed) { s.produceRecord("walpost.state."+s.Name, "hello") }), fix: func(s *testbed) { s.deleteTopic("walpost.state." + s.Name) }, run: []string{"adopt"}},
-	{name: "a parameter that nobody knows", found: "take it out of the URL", change: func(s *testbed) { s.Env["WALPOST_SOURCE_URL"] += "&schema=public" }, fix: func(s *testbed) {
+	{name: "a parameter that nobody knows", found: "remove it from the URL", change: func(s *testbed) { s.Env["WALPOST_SOURCE_URL"] += "&schema=public" }, fix: func(s *testbed) {
 		s.Env["WALPOST_SOURCE_URL"] = strings.TrimSuffix(s.Env["WALPOST_SOURCE_URL"], "&schema=public")
 	}},
 	{name: "a parameter with a wrong value", found: "correct it in the URL", change: func(s *testbed) { s.Env["WALPOST_SOURCE_URL"] += "&work_mem=much" }, fix: func(s *testbed) {

@@ -57,9 +57,9 @@ func TestRemoveTakesOnlyWhatIsThisPipelinesAlone(t *testing.T) {
 		says                       []string
 		slots, publications, roles string
 	}{
-		{orders, []string{"publication walpost: left as it is: slot " + audit.Slot(), "role walpost: left as it is: slot ", audit.Slot() + " (database shop)", stock.Slot() + " (database stock)"}, "0", "1", "1"},
-		{audit, []string{"publication walpost: drop it", "role walpost: left as it is: slot " + stock.Slot()}, "0", "0", "1"},
-		{stock, []string{"publication walpost: drop it", "role walpost: left as it is: 1 other objects"}, "0", "0", "1"}, // polled's rights on its table
+		{orders, []string{"publication walpost: not dropped: slot " + audit.Slot(), "role walpost: not dropped: slot ", audit.Slot() + " (database shop)", stock.Slot() + " (database stock)"}, "0", "1", "1"},
+		{audit, []string{"publication walpost: drop it", "role walpost: not dropped: slot " + stock.Slot()}, "0", "0", "1"},
+		{stock, []string{"publication walpost: drop it", "role walpost: not dropped: 1 other objects"}, "0", "0", "1"}, // polled's rights on its table
 		{polled, []string{"role walpost: drop it"}, "0", "0", "0"},
 	} {
 		dry := c.s.MustRun("init", "--remove", "--yes", "--dry-run")
@@ -109,7 +109,7 @@ func TestRemoveLeavesWhatOthersUse(t *testing.T) {
 		"another table in the publication": {func() func() {
 			s.Exec("CREATE TABLE theirs (); ALTER PUBLICATION walpost ADD TABLE theirs")
 			return func() { s.Exec("DROP TABLE theirs") }
-		}, "publication walpost: left as it is: it carries public.theirs, too"},
+		}, "publication walpost: not dropped: it also carries public.theirs"},
 	} {
 		end := c.use()
 		if out := s.MustRun("init", "--remove", "--yes", "--dry-run"); !strings.Contains(out, c.says) {
@@ -126,7 +126,7 @@ func TestRemoveLeavesWhatOthersUse(t *testing.T) {
 	// A configuration with somebody else's slot removes nothing.
 	other := newTestbedOn(t, s.AdminURL, s.Brokers)
 	other.Env["WALPOST_SOURCE_SLOT"] = s.Slot()
-	other.MustRefuse("may be another pipeline's", "init", "--remove", "--yes")
+	other.MustRefuse("the slot may belong to another pipeline", "init", "--remove", "--yes")
 	if n := s.Query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()); n != "1" {
 		t.Error("the slot of another pipeline is gone")
 	}

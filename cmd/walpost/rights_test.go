@@ -318,7 +318,7 @@ func insertsLarge(s *rightsStage) {
 }
 
 // TestLeastRights: with the page's rights the work is done; without any one of them the sentence names it, and nothing is lost;
-// one that nobody misses is one too many.
+// a right whose absence changes nothing is superfluous.
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
@@ -403,7 +403,7 @@ func (s *rightsStage) testRights(heading string, works map[string]work, each boo
 			err := try(without, true)
 			switch {
 			case err == nil:
-				s.T.Errorf("%s: nobody misses %s: it is one too many", who, right)
+				s.T.Errorf("%s: %s is superfluous: the work succeeds without it", who, right)
 				continue
 			case s.sentence(err, right) == "":
 				s.T.Errorf("%s: without %s: %v", who, right, err)

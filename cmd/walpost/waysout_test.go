@@ -183,7 +183,7 @@ func TestAdoptRefuses(t *testing.T) {
 	s := newTestbed(t)
 	s.MustRun("init")
 	s.MustRefuse("nothing to adopt", "adopt")
-	s.MustRefuse("can be read", "adopt", "--create-slot")
+	s.MustRefuse("exists and is not lost", "adopt", "--create-slot")
 	r := s.StartRelay()
 	r.WaitForLog(20*time.Second, `"streaming"`)
 	s.MustRefuse("stop the relay", "adopt")
@@ -193,7 +193,7 @@ func TestAdoptRefuses(t *testing.T) {
 	s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
 	s.MustRefuse("--create-slot", "adopt")
 	s.Exec("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", s.Slot())
-	s.MustRefuse("a logical one of pgoutput is needed", "adopt")
+	s.MustRefuse("a logical slot of pgoutput is needed", "adopt")
 }
 
 // TestRefusedLeavesNothingBehind: what is refused has made neither slot nor role, publication or topic.
@@ -217,7 +217,7 @@ func TestRefusedLeavesNothingBehind(t *testing.T) {
 			s.Exec(dropSlot, s.Slot())
 		}, []string{"adopt", "--create-slot"}, "`walpost init` again"},
 		"adopt of a table that hides rows": {func(s *testbed) { s.Exec("ALTER PUBLICATION walpost DROP TABLE outbox"); s.Exec(dropSlot, s.Slot()) }, []string{"adopt", "--create-slot"}, "does not carry"},
-		"adopt of a slot that can be read": {func(*testbed) {}, []string{"adopt", "--create-slot"}, "can be read"},
+		"adopt of a slot that is not lost": {func(*testbed) {}, []string{"adopt", "--create-slot"}, "exists and is not lost"},
 		"init on another server": {func(s *testbed) {
 			s.RewriteStateRecord(func(st *cdc.State) { st.SystemID = "7" })
 			s.Exec("DROP PUBLICATION walpost")

@@ -1,3 +1,3 @@
--- Run once, on an empty volume. Tables and roles are the business of the services' own `migrate` and of `walpost init`.
+-- Runs once, on an empty volume. The services' `migrate` and `walpost init` create tables and roles.
 CREATE DATABASE orders;
 CREATE DATABASE inventory;

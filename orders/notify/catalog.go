@@ -12,16 +12,16 @@ import (
 	"github.com/walpost/walpost/cdc/pglimit"
 )
 
-// errWaits marks what is nobody's attempt: the notification waits.
+// errWaits marks an error that is not a failed attempt: the notification waits until the catalog answers.
 var errWaits = errors.New("waits")
 
-// catalogTimeout is for one question to the inventory database.
+// catalogTimeout is the limit for one query of the inventory database.
 const catalogTimeout = 5 * time.Second
 
-// Catalog reads what products are called and look like, from the inventory database and with a role that may do nothing else.
+// Catalog reads the names and pictures of products from the inventory database, with a role that has no other rights.
 type Catalog struct{ pool *pgxpool.Pool }
 
-// OpenCatalog prepares the pool's connections to the inventory database and makes none yet.
+// OpenCatalog prepares the pool's connections to the inventory database without connecting.
 func OpenCatalog(ctx context.Context, config *pgxpool.Config) (*Catalog, error) {
 	config.ConnConfig.RuntimeParams["application_name"] = "orders mail"
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
@@ -41,7 +41,8 @@ func (c *Catalog) Close() { c.pool.Close() }
 
 type product struct{ name, picture string }
 
-// products returns those of the SKUs that somebody has described. An error is errWaits: the database is away, or not as it must be.
+// products returns the products with these SKUs that have a description. An error is errWaits: the database does not
+// answer, or its tables are not as expected.
 func (c *Catalog) products(ctx context.Context, skus []string) (map[string]product, error) {
 	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()

@@ -41,7 +41,7 @@ func (s *shop) become(order uuid.UUID, state orders.Status) {
 	s.exec(s.owner, `ALTER TABLE orders ENABLE TRIGGER USER`)
 }
 
-// Decision and content, for each kind of notification, state of the order when it is decided, and setting of the customer.
+// Status and content, for each kind of notification, state of the order at that time, and setting of the customer.
 func TestKindStateAndSettingsDecide(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -106,7 +106,7 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 				}
 				if suppressed {
 					n := s.one("mail", order)
-					reason := map[bool]string{true: "the order is cancelled already", false: "the customer does not want to be told when an order is " + c.kind}[name != "this one off"]
+					reason := map[bool]string{true: "the order is cancelled already", false: "the customer does not want a notification when an order is " + c.kind}[name != "this one off"]
 					if n.Status != notify.Suppressed || n.Reason != reason || n.EndedAt == nil {
 						t.Errorf("%s: %+v, want it suppressed for %q", what, n, reason)
 					}
@@ -124,14 +124,14 @@ func TestKindStateAndSettingsDecide(t *testing.T) {
 		}
 	}
 	if n := scan[int](s, `SELECT count(*)::int FROM notification_attempts a JOIN notifications n ON n.id = notification_id WHERE status <> 'SENT'`); n != 0 {
-		t.Errorf("%d attempts to send what is suppressed", n)
+		t.Errorf("%d attempts to send a suppressed notification", n)
 	}
 	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 1000}); done != 0 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
 	}
 }
 
-// The order service's own examples are read, every line of them.
+// The order service's own examples are read completely.
 func TestTheExamplesOfTheOrderServiceAreTold(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -190,7 +190,7 @@ func TestEventsThatCannotBeToldAreNamedAndQuoteNothing(t *testing.T) {
 		"not UTF-8":              {poisoned("{\"a\": \"\xff\"}"), "not UTF-8"},
 		"too large":              {poisoned(`{"a": "` + strings.Repeat("s3cret", 1<<18) + `"}`), "more than"},
 		"another type":           {unknown, "the type is none of"},
-		"another id":             {elsewhere, "eventId is not that of the header"},
+		"another id":             {elsewhere, "eventId differs from the header"},
 		"a version of tomorrow":  {good(map[string]any{"schemaVersion": 2}), "schemaVersion is 2"},
 		"an amount as a number":  {good(map[string]any{"totalAmount": 44.8}), "totalAmount"},
 		"an amount that is none": {good(map[string]any{"totalAmount": "s3cret"}), "not the JSON of an event"},
@@ -200,7 +200,7 @@ func TestEventsThatCannotBeToldAreNamedAndQuoteNothing(t *testing.T) {
 		"a number with a break":  {good(map[string]any{"orderNumber": "1\r\nBcc: s3cret"}), "orderNumber"},
 		"a code with a break":    {good(map[string]any{"trackingCode": "1\r\ns3cret"}), "trackingCode"},
 		"no currency":            {good(map[string]any{"currency": "s3cret"}), "currency"},
-		"nobody's order":         {good(map[string]any{"orderId": uuid.NewString()}), "does not exist here"},
+		"an unknown order":       {good(map[string]any{"orderId": uuid.NewString()}), "does not exist here"},
 		"no order":               {good(map[string]any{"orderId": nil}), "orderId is missing"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,22 +13,22 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// kinds are the event types that are told, and what the telling is called.
+// kinds maps each event type that makes a notification to the kind of that notification.
 var kinds = map[string]string{"OrderConfirmed": "confirmed", "OrderRejected": "rejected", "OrderShipped": "shipped"}
 
-// eventTypes is kinds the other way round.
+// eventTypes is the inverse of kinds.
 var eventTypes = map[string]string{"confirmed": "OrderConfirmed", "rejected": "OrderRejected", "shipped": "OrderShipped"}
 
-// Types are the event types that notifications are made of; Ignored are the other ones of an order.
+// Types are the event types that make notifications. Ignored are the other event types of an order.
 var (
 	Types   = []string{"OrderConfirmed", "OrderRejected", "OrderShipped"}
 	Ignored = []string{"OrderCreated", "OrderPaid", "OrderCancelled", "OrderCompleted"}
 )
 
-// versions are those of the events' JSON.
+// versions has the upcasts for the events' JSON.
 var versions upcast.Steps
 
-// event is what a notification needs of an order event. Other fields are not looked at.
+// event has the fields of an order event that a notification needs. Other fields are ignored.
 type event struct {
 	EventID      uuid.UUID     `json:"eventId"`
 	EventType    string        `json:"eventType"`
@@ -53,8 +53,9 @@ var (
 	trackingForm = regexp.MustCompile(`^[ -~]{0,100}$`)
 )
 
-// decode reads the event of a record with these headers type and id. The error says what is wrong and quotes nothing: such an event can
-// never be told. The address is not checked: what cannot be written to is a notification that FAILED, not an event nobody can read.
+// decode reads the event of a record with these headers type and id. The error names the mistake and quotes nothing;
+// such an event can never become a notification. The address is not checked here: an unusable address makes a
+// notification FAILED, not an event unreadable.
 func decode(eventType, id string, value []byte) (event, error) {
 	var ev event
 	if kinds[eventType] == "" {
@@ -65,9 +66,9 @@ func decode(eventType, id string, value []byte) (event, error) {
 	}
 	switch {
 	case ev.EventType != eventType:
-		return event{}, errors.New("eventType is not that of the header type")
+		return event{}, errors.New("eventType differs from the header type")
 	case ev.EventID == uuid.Nil || ev.EventID.String() != id:
-		return event{}, errors.New("eventId is not that of the header id")
+		return event{}, errors.New("eventId differs from the header id")
 	case ev.OrderID == uuid.Nil:
 		return event{}, errors.New("orderId is missing")
 	case !numberForm.MatchString(ev.OrderNumber):

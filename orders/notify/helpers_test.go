@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	cdctest.Main(m)
 }
 
-// shop is an orders and an inventory database with what the services may do there.
+// shop is an orders and an inventory database, with the rights of the services there.
 type shop struct {
 	*testing.T
 	owner      *pgxpool.Pool // of the orders database
@@ -107,13 +107,13 @@ func scan[T any](s *shop, query string, args ...any) T {
 	return v
 }
 
-// order places one and returns its id.
+// order places an order and returns its id.
 func (s *shop) order() uuid.UUID {
 	s.Helper()
 	return scan[uuid.UUID](s, `SELECT create_order('buyer-7', 'ada@shop.example', '[{"sku": "TEA-100", "quantity": 2, "unitPrice": "19.90"}, {"sku": "CUP.white", "quantity": 1, "unitPrice": "5"}]')`)
 }
 
-// event is an order event as it comes out of the inbox, with the fields of change put in place of its own.
+// event returns an order event as the inbox delivers it, with the fields of change replaced.
 func event(eventType string, order uuid.UUID, change map[string]any) inbox.Event {
 	id := uuid.Must(uuid.NewV7()).String()
 	fields := map[string]any{
@@ -142,7 +142,7 @@ func (s *shop) take(channel string, ev inbox.Event) error {
 	return pgx.BeginFunc(s.Context(), pool(s.T, s.serviceURL), func(tx pgx.Tx) error { return handle(s.Context(), tx, ev) })
 }
 
-// mail is a new order with a mail about it.
+// mail makes a new order with a mail about it.
 func (s *shop) mail(eventType string, change map[string]any) uuid.UUID {
 	s.Helper()
 	order := s.order()
@@ -161,7 +161,7 @@ func (s *shop) one(channel string, order uuid.UUID) notify.Notification {
 	return list[0]
 }
 
-// until waits for the order's only notification.
+// until waits until the order's only notification has a status.
 func (s *shop) until(channel string, order uuid.UUID, status string) notify.Notification {
 	s.Helper()
 	var n notify.Notification
@@ -174,7 +174,7 @@ func (s *shop) until(channel string, order uuid.UUID, status string) notify.Noti
 	return n
 }
 
-// outcomes are those of the attempts, in order.
+// outcomes returns the outcomes of the attempts, in order.
 func outcomes(n notify.Notification) string {
 	var all []string
 	for _, a := range n.History {
@@ -183,7 +183,7 @@ func outcomes(n notify.Notification) string {
 	return strings.Join(all, " ")
 }
 
-// channel is mail over the server, with a catalog.
+// channel returns the mail channel over the server, with a catalog.
 func (s *shop) channel(server string, change ...func(*notify.MailConfig)) *notify.Mail {
 	s.Helper()
 	catalog, err := notify.OpenCatalog(context.Background(), cdctest.PoolConfig(s, s.catalogURL))
@@ -206,7 +206,7 @@ func (s *shop) channel(server string, change ...func(*notify.MailConfig)) *notif
 	return m
 }
 
-// send runs a sender until the test, or what is returned, ends it.
+// send runs a sender until the returned function or the test ends it.
 func (s *shop) send(c notify.Channel, change ...func(*notify.SenderConfig)) (stop func()) {
 	s.Helper()
 	cfg := notify.SenderConfig{Store: s.store, Channel: c, Metrics: s.metrics, Log: zerolog.New(s.log), Backoff: 10 * time.Millisecond, RetryEvery: time.Hour}
@@ -226,23 +226,23 @@ func (s *shop) send(c notify.Channel, change ...func(*notify.SenderConfig)) (sto
 	return stop
 }
 
-// mailServer is a real one on loopback. It answers as it is told and keeps what it took.
+// mailServer is a real server on loopback. It answers as configured and keeps the mails that it accepted.
 type mailServer struct {
 	url string
 	tls *tls.Config // for the client, to trust it
 
-	silent bool // it may never answer
+	silent bool // a test expects that it may never answer
 	smtps  bool // TLS from the first byte
 
 	mu       sync.Mutex
 	taken    []letter
 	sessions int
-	rcpt     func(n int) error      // to the nth recipient, over all sessions
-	data     func(l letter) error   // to a mail
-	breaks   func(n int) (cut bool) // the connection at the nth DATA
+	rcpt     func(n int) error      // the answer to the nth recipient, over all sessions
+	data     func(l letter) error   // the answer to a mail
+	breaks   func(n int) (cut bool) // whether the connection breaks at the nth DATA
 	rcpts    int
 	datas    int
-	login    string // user:password, empty: nobody needs to
+	login    string // user:password; empty: no login is needed
 }
 
 // letter is a mail as it arrived.
@@ -252,7 +252,7 @@ type letter struct {
 	body    string
 }
 
-// startMailServer is on address, or a free one.
+// startMailServer starts a server on address, or on a free one.
 func startMailServer(t *testing.T, address string, change func(*mailServer)) *mailServer {
 	t.Helper()
 	m := &mailServer{}
@@ -372,7 +372,7 @@ func (s *session) Data(r io.Reader) error {
 func (s *session) Reset()        {}
 func (s *session) Logout() error { return nil }
 
-// talker is a server that writes one thing to whoever connects, and then no more until the other end hangs up.
+// talker starts a server that writes one text to each client, and then nothing until the client disconnects.
 func talker(t *testing.T, says string) (server string) {
 	return listen(t, func(conn net.Conn) {
 		_, _ = io.WriteString(conn, says)
@@ -380,7 +380,7 @@ func talker(t *testing.T, says string) (server string) {
 	})
 }
 
-// conversation is a server that answers each command as told, or with 250; to what it has nothing to say it hangs up.
+// conversation starts a server that answers each command from the map, or with 250; for an empty answer it disconnects.
 func conversation(t *testing.T, answers map[string]string) (server string) {
 	return listen(t, func(conn net.Conn) {
 		_, _ = io.WriteString(conn, "220 hello\r\n")
@@ -429,7 +429,7 @@ func listen(t *testing.T, talk func(net.Conn)) (server string) {
 	return "smtp://" + ln.Addr().String() + "?starttls=never"
 }
 
-// nobody is the URL of a server that is not there.
+// nobody returns the URL of a server that does not exist.
 func nobody(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -15,10 +15,10 @@ import (
 
 // Routes adds to mux:
 //
-//	GET /customers/{id}/notifications   what a customer wants to be told: {"kinds": {"confirmed": true, …}, "format": "html", "language": "en"}
-//	PUT /customers/{id}/notifications   sets it, for what is decided from then on; what is left out gets its default, which is that
-//	GET /orders/{id}/mails              the mails of an order, whole, with every attempt
-//	GET /orders/{id}/webhooks           the same of webhooks
+//	GET /customers/{id}/notifications   a customer's settings: {"kinds": {"confirmed": true, …}, "format": "html", "language": "en"}
+//	PUT /customers/{id}/notifications   changes them for later notifications; a field that is left out gets its default, as shown above
+//	GET /orders/{id}/mails              the mails of an order, with content and every attempt
+//	GET /orders/{id}/webhooks           the webhooks of an order, in the same form
 func Routes(mux *http.ServeMux, store *Store, log zerolog.Logger) {
 	orders.Handle(mux, log, map[string]map[string]httpjson.Handler{
 		"/customers/{id}/notifications": {"GET": store.getSettings, "PUT": store.putSettings},
@@ -65,7 +65,7 @@ func (s *Store) putSettings(w http.ResponseWriter, r *http.Request) error {
 	return httpjson.Answer(w, asked)
 }
 
-// check names every fault, and puts true for each kind that is left out.
+// check returns every mistake in the settings, and sets each kind that was left out to true.
 func (s *Settings) check() error {
 	var faults orders.InvalidError
 	all := map[string]bool{}

@@ -11,7 +11,8 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// Inbox is what is special about the consumer that makes notifications of a channel out of order events. To is whom a webhook goes to.
+// Inbox returns the configuration of the consumer that writes a channel's notifications from order events. to is the
+// recipient of webhooks.
 func (s *Store) Inbox(channel, to string) inbox.Config {
 	return inbox.Config{Pool: s.pool, Types: Types, Ignore: Ignored, Handle: func(ctx context.Context, tx pgx.Tx, record inbox.Event) error {
 		ev, err := decode(record.Type, record.ID, record.Value)
@@ -32,7 +33,7 @@ func take(ctx context.Context, tx pgx.Tx, channel, to string, ev event, value []
 	case errors.Is(err, pgx.ErrNoRows):
 		return inbox.Permanent(fmt.Errorf("order %s does not exist here", ev.OrderID))
 	case err != nil:
-		return fmt.Errorf("read the order and what its customer wants to be told: %w", err)
+		return fmt.Errorf("read the order and its customer's settings: %w", err)
 	}
 	format := set.Format
 	if channel == ChannelWebhook {
@@ -41,7 +42,7 @@ func take(ctx context.Context, tx pgx.Tx, channel, to string, ev event, value []
 		to = clean(ev.BuyerEmail, 254)
 	}
 	kind := kinds[ev.EventType]
-	status, reason := decide(channel, kind, state, set, ev.BuyerEmail)
+	status, reason := initialStatus(channel, kind, state, set, ev.BuyerEmail)
 	_, err = tx.Exec(ctx, `INSERT INTO notifications (order_id, channel, kind, event_id, event, recipient, language, format, status, reason, final, ended_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, nullif($10, ''), $9 = 'FAILED', CASE WHEN $9 <> 'PENDING' THEN clock_timestamp() END)
 		ON CONFLICT ON CONSTRAINT notifications_once DO NOTHING`,
@@ -54,11 +55,12 @@ func take(ctx context.Context, tx pgx.Tx, channel, to string, ev event, value []
 
 const badAddress = "the recipient is not one plain e-mail address"
 
-// decide says what becomes of a notification before anybody tries to send it.
-func decide(channel, kind string, state orders.Status, set Settings, address string) (status, reason string) {
+// initialStatus returns the status of a new notification: PENDING; or SUPPRESSED or FAILED, with the reason, if nobody
+// must try to send it.
+func initialStatus(channel, kind string, state orders.Status, set Settings, address string) (status, reason string) {
 	switch {
 	case !set.Kinds[kind]:
-		return Suppressed, "the customer does not want to be told when an order is " + kind
+		return Suppressed, "the customer does not want a notification when an order is " + kind
 	case kind == "confirmed" && state == orders.Cancelled:
 		return Suppressed, "the order is cancelled already"
 	case channel == ChannelMail && !orders.PlainEmail(address):

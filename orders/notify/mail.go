@@ -20,25 +20,25 @@ import (
 	"github.com/walpost/walpost/orders/notify/render"
 )
 
-// maxServerBytes is what a mail server may say in a session; it needs some hundred.
+// maxServerBytes limits what a mail server may send in one session; a normal session has some hundred bytes.
 const maxServerBytes = 1 << 20
 
-// MailConfig is all required, but for what is said to be optional.
+// MailConfig configures a Mail. Every field is required unless its comment says optional.
 type MailConfig struct {
 	identity.Unshown
 
-	// URL of the server: smtp://user:password@host:587?starttls=required, the other values being optional and never; smtps:// is TLS from the
-	// first byte. User and password, and the ports 587 and 465, may be left out.
+	// URL of the server: smtp://user:password@host:587?starttls=required. starttls may also be optional or never.
+	// smtps:// uses TLS from the first byte. User and password may be left out, and so may the ports 587 and 465.
 	URL       string
 	From      string // an address, or Name <address>
 	Catalog   *Catalog
 	Templates *render.Templates
 
-	Timeout time.Duration // optional: how long the server may take for an answer; 0: 30 s
+	Timeout time.Duration // optional: the limit for each answer of the server; 0: 30 s
 	TLS     *tls.Config   // optional
 }
 
-// Mail is the channel over SMTP.
+// Mail is the channel that sends over SMTP.
 type Mail struct {
 	identity.Unshown
 
@@ -47,10 +47,10 @@ type Mail struct {
 	user, password  string
 	implicit        bool
 	policy          mail.TLSPolicy
-	from, messageID string // what is behind the @ of a Message-ID
+	from, messageID string // messageID is the part of a Message-ID after the @
 }
 
-// NewMail checks cfg and connects to nothing. The error has everything that is wrong with URL and From, and no password.
+// NewMail checks cfg without connecting. The error lists every mistake in URL and From, and no password.
 func NewMail(cfg MailConfig) (*Mail, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 30 * time.Second
@@ -74,8 +74,8 @@ func NewMail(cfg MailConfig) (*Mail, error) {
 
 func (m *Mail) server(text string) error {
 	u, err := url.Parse(text)
-	if err != nil { // which quotes it whole
-		return errors.New("is no URL (a password's special characters are written as in %40)")
+	if err != nil { // the error of url.Parse quotes the whole URL, with the password
+		return errors.New("is not a URL (a password's special characters are written as in %40)")
 	}
 	m.implicit = u.Scheme == "smtps"
 	m.host, m.port, m.user = u.Hostname(), u.Port(), u.User.Username()
@@ -86,7 +86,7 @@ func (m *Mail) server(text string) error {
 	policies := map[string]mail.TLSPolicy{"": mail.TLSMandatory, "required": mail.TLSMandatory, "optional": mail.TLSOpportunistic, "never": mail.NoTLS}
 	var known bool
 	if m.policy, known = policies[u.Query().Get("starttls")]; !known {
-		return errors.New("has a starttls that is none of required, optional, never")
+		return errors.New("has an unknown starttls: use required, optional or never")
 	}
 	number, err := strconv.ParseUint(m.port, 10, 16)
 	switch {
@@ -97,22 +97,22 @@ func (m *Mail) server(text string) error {
 	case m.host == "":
 		return errors.New("names no host")
 	case err != nil || number == 0:
-		return errors.New("has a port that is none")
+		return errors.New("has a port that is not a number from 1 to 65535")
 	case u.Path != "" && u.Path != "/" || u.Fragment != "":
-		return errors.New("has a path, which means nothing here")
+		return errors.New("has a path: remove it")
 	case len(u.Query()) > 1 || len(u.Query()) == 1 && !u.Query().Has("starttls"):
-		return errors.New("has a parameter other than starttls")
+		return errors.New("has a parameter other than starttls: remove it")
 	case m.user != "" && m.password == "" || m.user == "" && m.password != "":
 		return errors.New("has a user without a password, or a password without a user")
 	case m.user != "" && !m.implicit && m.policy == mail.NoTLS:
-		return errors.New("would send the password where everybody can read it: use starttls=required")
+		return errors.New("would send the password without encryption: use starttls=required")
 	}
 	return nil
 }
 
 func (m *Mail) name() string { return ChannelMail }
 
-// prepare renders the mail, once: what was rendered stays, whatever products are called when it is sent again.
+// prepare renders the mail once. A later attempt sends the stored mail, even if a product has another name by then.
 func (m *Mail) prepare(ctx context.Context, n *task) error {
 	if !orders.PlainEmail(n.Recipient) {
 		return errors.New(badAddress)
@@ -159,7 +159,7 @@ func (m *Mail) prepare(ctx context.Context, n *task) error {
 	return nil
 }
 
-// deliver has a session of its own with the server. Success is the 250 to the mail and nothing that comes after it.
+// deliver opens a session with the server for this mail. The server's 250 to the mail is success, also if an error follows.
 func (m *Mail) deliver(ctx context.Context, n *task) (string, error) {
 	msg, err := m.message(n)
 	if err != nil {
@@ -173,10 +173,10 @@ func (m *Mail) deliver(ctx context.Context, n *task) (string, error) {
 	}
 	if m.user != "" {
 		options = append(options, mail.WithUsername(m.user), mail.WithPassword(m.password),
-			mail.WithOpportunisticSMTPAuth(mail.SMTPAuthSCRAMSHA256, mail.SMTPAuthSCRAMSHA1, mail.SMTPAuthPlain, mail.SMTPAuthLogin)) // the latter two over TLS only
+			mail.WithOpportunisticSMTPAuth(mail.SMTPAuthSCRAMSHA256, mail.SMTPAuthSCRAMSHA1, mail.SMTPAuthPlain, mail.SMTPAuthLogin)) // PLAIN and LOGIN over TLS only
 	}
 	if m.implicit {
-		options = append(options, mail.WithSSL()) // the dialer does it; this is so that STARTTLS is not asked for
+		options = append(options, mail.WithSSL()) // the dialer does TLS; this option keeps the library from asking for STARTTLS
 	}
 	client, err := mail.NewClient(m.host, options...)
 	if err != nil {
@@ -189,7 +189,7 @@ func (m *Mail) deliver(ctx context.Context, n *task) (string, error) {
 	if err == nil {
 		err = errors.New("the session ended without an answer to the mail")
 	}
-	text, _, _ := strings.Cut(strings.TrimPrefix(err.Error(), "send failed: "), ", affected ") // behind it comes what we know
+	text, _, _ := strings.Cut(strings.TrimPrefix(err.Error(), "send failed: "), ", affected ") // the rest repeats facts that we have
 	said := errors.New(m.scrub(text))
 	if sent := (*mail.SendError)(nil); errors.As(err, &sent) && sent.ErrorCode()/100 == 5 {
 		return "", &refusal{said}
@@ -197,7 +197,8 @@ func (m *Mail) deliver(ctx context.Context, n *task) (string, error) {
 	return "", said
 }
 
-// session turns a panic over what the server says into an error: it is an answer out of protocol like others.
+// session turns a panic of the library over an answer of the server into an error: such an answer violates the
+// protocol.
 func session(ctx context.Context, client *mail.Client, msg *mail.Msg) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -233,7 +234,8 @@ func (m *Mail) tls() *tls.Config {
 	return config
 }
 
-// dialer connects in a way that ends with ctx whatever the server does, and that the library cannot leave open.
+// dialer returns a dial function whose connection ends with ctx in every case, and a function that closes the
+// connection, which the library may leave open.
 func (m *Mail) dialer(ctx context.Context) (dial mail.DialContextFunc, hangUp func()) {
 	var conn net.Conn
 	stop := func() bool { return true }
@@ -259,7 +261,7 @@ func (m *Mail) dialer(ctx context.Context) (dial mail.DialContextFunc, hangUp fu
 	}
 }
 
-// limitedConn ends when the server has said too much.
+// limitedConn is a connection that ends after the server has sent too many bytes.
 type limitedConn struct {
 	net.Conn
 	limited io.Reader
@@ -267,7 +269,7 @@ type limitedConn struct {
 
 func (c *limitedConn) Read(b []byte) (int, error) { return c.limited.Read(b) }
 
-// scrub takes the password out of what is written down, should a server repeat it.
+// scrub removes the password from a text that will be stored, because a server may repeat the password.
 func (m *Mail) scrub(text string) string {
 	return identity.Secret(m.password).Scrub(text, m.user)
 }

@@ -30,7 +30,7 @@ import (
 	"github.com/walpost/walpost/orders/notify/render"
 )
 
-// parts are the texts of a mail, by media type.
+// parts returns the texts of a mail, by media type.
 func parts(t *testing.T, l letter) map[string]string {
 	t.Helper()
 	kind, params, err := mime.ParseMediaType(l.message.Header.Get("Content-Type"))
@@ -62,7 +62,7 @@ func parts(t *testing.T, l letter) map[string]string {
 	}
 }
 
-// The consumer writes a row and talks to nobody; the sender does the rest, over STARTTLS and with a password.
+// The consumer writes a row and talks to no server; the sender sends the mail, over STARTTLS and with a password.
 func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -107,7 +107,8 @@ func TestAMailIsWrittenFirstAndSentThen(t *testing.T) {
 		t.Errorf("attempts %+v", n.History)
 	}
 
-	// Neither the same event, nor another one of the kind, nor re-publishing, nor a statement by hand makes it go out again.
+	// The same event, another event of this kind, re-publishing, and an UPDATE by hand: none of them sends the mail
+	// again.
 	for _, again := range []error{s.take("mail", shipped), s.take("mail", event("OrderShipped", order, nil))} {
 		if again != nil {
 			t.Error(again)
@@ -160,9 +161,9 @@ func TestWhatServersDo(t *testing.T) {
 				return nil
 			}
 		}), nil, notify.Sent, "deferred deferred sent", "250", 1},
-		"is busy for ever":            {real(func(m *mailServer) { m.data = func(letter) error { return no(452, "disk full") } }), nil, notify.Failed, five, "452", 0},
+		"is always busy":              {real(func(m *mailServer) { m.data = func(letter) error { return no(452, "disk full") } }), nil, notify.Failed, five, "452", 0},
 		"drops the connection, once":  {real(func(m *mailServer) { m.breaks = func(n int) bool { return n == 1 } }), nil, notify.Sent, "deferred sent", "250", 1},
-		"is not there":                {func(t *testing.T) *mailServer { return &mailServer{url: nobody(t)} }, nil, notify.Failed, five, "refused", 0},
+		"does not exist":              {func(t *testing.T) *mailServer { return &mailServer{url: nobody(t)} }, nil, notify.Failed, five, "refused", 0},
 		"stalls":                      {stalls(""), nil, notify.Failed, five, "timeout", 0},
 		"stalls after the greeting":   {stalls("220 hello\r\n"), nil, notify.Failed, five, "timeout", 0},
 		"greets with a refusal":       {says("554 not you\r\n"), nil, notify.Failed, five, "not you", 0},
@@ -174,7 +175,7 @@ func TestWhatServersDo(t *testing.T) {
 		"answers everything with 250": {says(strings.Repeat("250 fine\r\n", 100)), nil, notify.Failed, five, "250", 0},
 		"hangs up after the 250":      {talks(map[string]string{"DATA": "354 go on", ".": "250 queued", "QUIT": ""}), nil, notify.Sent, "sent", "250 queued", 0},
 		"knows no code":               {talks(map[string]string{"DATA": "354 go on", ".": "999 whatever"}), nil, notify.Failed, five, "999", 0},
-		"goes on where it should end": {talks(map[string]string{"DATA": "250 go on"}), nil, notify.Failed, five, "250", 0},
+		"continues after the end":     {talks(map[string]string{"DATA": "250 go on"}), nil, notify.Failed, five, "250", 0},
 		"wants another password": {
 			real(func(m *mailServer) { m.login = "shop:right" }), func(u string) string { return as("shop", "wr0ng@pass", u, "required") },
 			notify.Failed, five, "not ***, that is shop", 0,
@@ -235,7 +236,7 @@ func TestTwoSendersNeverSendOneMailTwice(t *testing.T) {
 	s := open(t)
 	server := startMailServer(t, "127.0.0.1:0", func(m *mailServer) {
 		m.data = func(letter) error {
-			time.Sleep(10 * time.Millisecond) // the other sender's chance
+			time.Sleep(10 * time.Millisecond) // so that the other sender may lease it
 			return nil
 		}
 	})
@@ -264,7 +265,7 @@ func TestTwoSendersNeverSendOneMailTwice(t *testing.T) {
 	}
 }
 
-// Between two attempts is a random time around one that doubles.
+// The wait between two attempts is random, around a value that doubles.
 func TestAttemptsKeepTheirDistance(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -294,7 +295,8 @@ func TestAttemptsKeepTheirDistance(t *testing.T) {
 	}
 }
 
-// A sender that was frozen until its lease went to another one: what it sent is SENT all the same, and what it did not is the other's.
+// A sender was frozen until its lease went to another one: a mail that it sent is SENT, and a mail that it did not send
+// belongs to the other.
 func TestASenderThatLostItsLease(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -326,7 +328,7 @@ func TestASenderThatLostItsLease(t *testing.T) {
 	}
 }
 
-// A sender that ended in the last attempt, again and again, does not get a sixth.
+// A sender that dies in the last attempt, again and again, does not get a sixth attempt.
 func TestAttemptsThatNobodyEndedCount(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -339,7 +341,7 @@ func TestAttemptsThatNobodyEndedCount(t *testing.T) {
 	}
 }
 
-// sendAsChild is a sender as a process of its own.
+// sendAsChild runs a sender in a separate process.
 func sendAsChild() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -365,8 +367,8 @@ func sendAsChild() {
 	}).Run(ctx))
 }
 
-// The one window: the sender is killed between the server's 250 and its own COMMIT. The mail goes out once more, under the same Message-ID, and
-// the attempt that nobody could end stays to be seen.
+// The sender is killed between the server's 250 and its own COMMIT. The mail is sent once more, under the same
+// Message-ID, and the attempt without an outcome stays visible.
 func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
 	cdctest.Long(t, "kills a sender again and again")
 	t.Parallel()
@@ -380,7 +382,7 @@ func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
 			if once++; once > 1 {
 				return nil
 			}
-			tx, err := s.owner.Begin(context.Background()) // so that no UPDATE of ours comes through
+			tx, err := s.owner.Begin(context.Background()) // so that no UPDATE of the sender succeeds
 			if err == nil {
 				_, err = tx.Exec(context.Background(), `SELECT FROM notifications FOR UPDATE`)
 			}
@@ -427,7 +429,7 @@ func TestKilledBetweenTheServersAnswerAndOurCommit(t *testing.T) {
 	}
 }
 
-// The 250 is there and the database is not: what happened is written down when it is back, by who knows it.
+// The 250 has arrived and the database is away: the sender stores the outcome when the database is back.
 func TestTheDatabaseGoesAwayBehindTheServersAnswer(t *testing.T) {
 	cdctest.Long(t, "waits for leases to end")
 	t.Parallel()
@@ -443,9 +445,9 @@ func TestTheDatabaseGoesAwayBehindTheServersAnswer(t *testing.T) {
 	order := s.mail("OrderConfirmed", nil)
 	s.send(s.channel(server.url), func(c *notify.SenderConfig) { c.Lease = time.Hour })
 	<-gone
-	cdctest.Eventually(t, time.Minute, func() error { // it has tried
+	cdctest.Eventually(t, time.Minute, func() error { // the sender has tried
 		if n := scan[int](s, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND query = 'rollback'`); n == 0 {
-			return errors.New("nobody has tried to write it down")
+			return errors.New("the sender has not tried to store the outcome")
 		}
 		return nil
 	})
@@ -464,7 +466,7 @@ func TestWithTheCatalogAwayMailsWaitAndAreNeverHalfFilled(t *testing.T) {
 	s.send(s.channel(server.url))
 	cdctest.Eventually(t, time.Minute, func() error {
 		if n := s.one("mail", order); !strings.Contains(n.Reason, "ORDERS_CATALOG_URL") {
-			return fmt.Errorf("it does not say what it waits for: %+v", n)
+			return fmt.Errorf("it does not give the reason why it waits: %+v", n)
 		}
 		return nil
 	})
@@ -511,7 +513,7 @@ func TestATemplateThatFailsIsRecordedAndNotInTheWay(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].OrderID != bad {
 		t.Errorf("listed as failed: %+v, %v", list, err)
 	}
-	// Fixed, it goes out when it is re-published.
+	// After the cause is fixed, the mail is sent when it is re-published.
 	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 10}); done != 1 || err != nil {
 		t.Errorf("%d re-published: %v", done, err)
 	}
@@ -534,7 +536,7 @@ func TestAddressesWithMoreThanAnAddressAreRefusedAndRecorded(t *testing.T) {
 			t.Errorf("%q is %+v", address, n)
 		}
 	}
-	// Not even when somebody insists.
+	// An UPDATE by hand does not send it again either.
 	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{Channel: "mail", Since: epoch, Limit: 100}); done != len(bad) || err != nil {
 		t.Errorf("%d of %d re-published: %v", done, len(bad), err)
 	}
@@ -551,7 +553,7 @@ func TestAddressesWithMoreThanAnAddressAreRefusedAndRecorded(t *testing.T) {
 	}
 }
 
-// SMTP is down until five attempts are used up; then it is back, and all arrive without anybody typing a command.
+// SMTP is down until five attempts are used up; then it is back, and all mails arrive without a command of an operator.
 func TestWhatFailedIsRepublishedByItself(t *testing.T) {
 	cdctest.Long(t, "waits for retries")
 	t.Parallel()
@@ -568,7 +570,7 @@ func TestWhatFailedIsRepublishedByItself(t *testing.T) {
 	}
 	stop()
 	server := startMailServer(t, strings.TrimPrefix(strings.TrimSuffix(down, "?starttls=never"), "smtp://"), func(m *mailServer) {
-		m.rcpt = func(int) error { // and refuses at first
+		m.rcpt = func(int) error { // it refuses at first
 			if refusals--; refusals >= 0 {
 				return &smtp.SMTPError{Code: 550, Message: "not yet"}
 			}
@@ -583,12 +585,12 @@ func TestWhatFailedIsRepublishedByItself(t *testing.T) {
 	}
 	stop()
 	if n := s.one("mail", old); n.Status != notify.Failed || n.Republished != 0 {
-		t.Errorf("what is too old: %+v", n)
+		t.Errorf("too old: %+v", n)
 	}
 	if n := len(server.all()); n != 2 {
 		t.Errorf("%d mails arrived, want 2", n)
 	}
-	// The command has no upper age but what is asked for.
+	// The command has no upper limit for the age but --since.
 	var heard []int
 	if done, err := s.store.Republish(t.Context(), notify.RepublishOptions{
 		Channel: "mail", Since: time.Now().Add(-3 * time.Hour), Limit: 10, Progress: func(n int) { heard = append(heard, n) },
@@ -597,7 +599,8 @@ func TestWhatFailedIsRepublishedByItself(t *testing.T) {
 	}
 }
 
-// What a server has refused is offered to it again at intervals that double, and what ran out of attempts in every round.
+// A mail that a server refused is offered to it again at intervals that double; a mail that ran out of attempts, in
+// every round.
 func TestARefusedMailIsNotForcedOnAServer(t *testing.T) {
 	t.Parallel()
 	s := open(t)

@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics of the notifications in the database, and of what the senders of this process do.
+// Metrics are the metrics of the notifications in the database, and of the attempts of this process.
 type Metrics struct {
 	store    *Store
 	attempts *prometheus.CounterVec
@@ -32,13 +32,13 @@ func NewMetrics(reg prometheus.Registerer, store *Store) *Metrics {
 	return m
 }
 
-// Describe is of prometheus.Collector.
+// Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- notificationsDesc
 	ch <- oldestDesc
 }
 
-// Collect asks the database, and says nothing when that does not answer: readyz says that.
+// Collect queries the database. It reports nothing while the database does not answer: readyz reports that.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

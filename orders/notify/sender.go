@@ -17,11 +17,11 @@ import (
 
 const (
 	maxAttempts = 5
-	workers     = 4 // sends at once: one server that stalls does not hold up the rest at once
+	workers     = 4 // parallel sends: a server that stalls does not delay all others at once
 	idle        = time.Second
-	waitAgain   = 10 * time.Second // until the catalog is asked again for a mail
-	grace       = 10 * time.Second // for a send in hand when the process stops
-	recordTime  = 30 * time.Second // for writing down what became of a send while the database comes and goes
+	waitAgain   = 10 * time.Second // until the catalog is queried again for a mail
+	grace       = 10 * time.Second // for a send that is in progress when the process stops
+	recordTime  = 30 * time.Second // for storing the outcome of a send while the database fails
 )
 
 // The outcomes of an attempt.
@@ -31,51 +31,53 @@ const (
 	outcomeRefused  = "refused"
 )
 
-// A Channel is a way out: a *Mail or a *Webhook.
+// A Channel sends notifications: a *Mail or a *Webhook.
 type Channel interface {
 	name() string
-	// prepare completes what will be sent. An error that is errWaits keeps it PENDING, any other makes it FAILED.
+	// prepare completes the content. After an errWaits the notification stays PENDING, after any other error it
+	// becomes FAILED.
 	prepare(ctx context.Context, n *task) error
-	// deliver makes one attempt and returns the answer. An error is a *refusal where another attempt would get the same. No secret is in either.
+	// deliver makes one attempt and returns the answer. The error is a *refusal if another attempt would get the
+	// same answer. Neither answer nor error contains a secret.
 	deliver(ctx context.Context, n *task) (answer string, err error)
 }
 
-// refusal is an answer that is final.
+// refusal is a final answer: another attempt would get the same.
 type refusal struct{ error }
 
 func (r *refusal) Unwrap() error { return r.error }
 
-// task is a notification in the hands of a sender.
+// task is a notification that a sender has leased.
 type task struct {
 	Notification
 	event []byte
-	lease string // its owner
+	lease string // the owner of the lease
 }
 
-// SenderConfig is all required, but for what has a default.
+// SenderConfig configures a Sender. A field without a default is required.
 type SenderConfig struct {
 	Store   *Store
 	Channel Channel
 	Metrics *Metrics
 	Log     zerolog.Logger
 
-	Rate       int           // most attempts a minute, of this process; 0: any number
-	Backoff    time.Duration // before the second attempt, about; 0: 5 s
-	Lease      time.Duration // how long a notification is one sender's; 0: 2 minutes
-	RetryEvery time.Duration // between two rounds of re-publishing what FAILED; 0: 5 minutes
-	RetryAge   time.Duration // what is older is left to `orders mail retry`; 0: 24 hours
+	Rate       int           // the most attempts of this process in a minute; 0: no limit
+	Backoff    time.Duration // the average wait before the second attempt; 0: 5 s
+	Lease      time.Duration // how long a notification belongs to one sender; 0: 2 minutes
+	RetryEvery time.Duration // between two rounds that re-publish FAILED notifications; 0: 5 minutes
+	RetryAge   time.Duration // older notifications are re-published only by `orders mail retry`; 0: 24 hours
 }
 
-// Sender sends a channel's notifications. Any number may be at work at once, in any number of processes.
+// Sender sends a channel's notifications. Any number of them may run at once, in any number of processes.
 type Sender struct {
 	cfg   SenderConfig
 	log   zerolog.Logger
 	owner string
 	seq   int
-	waits atomic.Bool // for what a mail is made of
+	waits atomic.Bool // a mail waits for the catalog
 }
 
-// NewSender does not send yet.
+// NewSender returns a Sender that sends nothing before Run.
 func NewSender(cfg SenderConfig) *Sender {
 	if cfg.Backoff == 0 {
 		cfg.Backoff = 5 * time.Second
@@ -93,7 +95,7 @@ func NewSender(cfg SenderConfig) *Sender {
 	return &Sender{cfg: cfg, log: cfg.Log.With().Str("channel", cfg.Channel.name()).Logger(), owner: fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:8])}
 }
 
-// Run sends until ctx ends, then finishes what is in hand, for at most 10 s, and returns nil.
+// Run sends until ctx ends. Then it finishes the sends in progress, for at most 10 s, and returns nil.
 func (s *Sender) Run(ctx context.Context) error {
 	sending, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -114,10 +116,10 @@ func (s *Sender) Run(ctx context.Context) error {
 		if s.cfg.Rate > 0 && !sleep(ctx, time.Until(last.Add(time.Minute/time.Duration(s.cfg.Rate)))) {
 			return nil
 		}
-		n, err := s.lease(sending) // not ctx: a query torn off may still lease one, for nobody
+		n, err := s.lease(sending) // not ctx: a cancelled query may still lease a notification, and then no sender has it
 		if err != nil != trouble {
 			if trouble = err != nil; trouble {
-				s.log.Warn().Err(err).Msg("the orders database cannot be used, trying again until it can")
+				s.log.Warn().Err(err).Msg("the orders database cannot be used; retrying until it answers")
 			} else {
 				s.log.Info().Msg("the orders database answers again")
 			}
@@ -149,7 +151,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// lease takes the notification that has been due longest, for this sender alone, or nil.
+// lease leases the notification that has been due longest to this sender, and returns nil if none is due.
 func (s *Sender) lease(ctx context.Context) (*task, error) {
 	ctx, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
@@ -172,34 +174,35 @@ func (s *Sender) lease(ctx context.Context) (*task, error) {
 	return n, nil
 }
 
-// send makes one attempt, from what is known to what became of it. What it cannot write down, the end of the lease brings up again.
+// send makes one attempt and stores its outcome. If the outcome cannot be stored, the notification is sent again when
+// its lease expires.
 func (s *Sender) send(ctx context.Context, n *task) {
 	log := s.log.With().Int64("notification", n.ID).Stringer("order_id", n.OrderID).Stringer("event_id", n.EventID).Str("kind", n.Kind).Logger()
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Lease/2) // so that nobody else has it meanwhile
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Lease/2) // so that no other sender leases it meanwhile
 	defer cancel()
 	err := s.cfg.Channel.prepare(ctx, n)
 	if waits := errors.Is(err, errWaits); s.waits.Swap(waits) != waits {
 		if waits {
-			s.log.Warn().Err(err).Msg("nothing is sent until it is back")
+			s.log.Warn().Err(err).Msg("mails wait until the catalog answers")
 		} else {
-			s.log.Info().Msg("what was waited for is back")
+			s.log.Info().Msg("the catalog answers again")
 		}
 	}
 	if err != nil {
 		s.record(ctx, log, func(ctx context.Context) error { return s.unprepared(ctx, n, err) })
 		if !errors.Is(err, errWaits) {
-			log.Warn().Err(err).Msg("it cannot be sent")
+			log.Warn().Err(err).Msg("the notification cannot be sent")
 		}
 		return
 	}
 	attempt, err := s.begin(ctx, n)
 	if err != nil {
-		log.Warn().Err(err).Msg("not sent now")
-		_ = s.unprepared(ctx, n, fmt.Errorf("%w for its attempt to be counted: %w", errWaits, err)) // else the end of the lease brings it up
+		log.Warn().Err(err).Msg("the attempt could not be counted in the database, so it is made later")
+		_ = s.unprepared(ctx, n, fmt.Errorf("%w for its attempt to be counted: %w", errWaits, err)) // if this fails too, the notification is due again when its lease expires
 		return
 	}
 	if attempt == 0 {
-		return // it is somebody else's by now, or has had its attempts
+		return // another sender has leased it, or it has no attempts left
 	}
 	answer, err := s.cfg.Channel.deliver(ctx, n)
 	outcome := outcomeSent
@@ -212,10 +215,11 @@ func (s *Sender) send(ctx context.Context, n *task) {
 	answer = clean(answer, 500)
 	s.record(ctx, log, func(ctx context.Context) error { return s.end(ctx, n, attempt, outcome, answer) })
 	s.cfg.Metrics.attempts.WithLabelValues(s.cfg.Channel.name(), outcome).Inc()
-	log.Info().Int("attempt", n.Attempts+1).Str("outcome", outcome).Msg("attempt made") // the answer may name the recipient: it is in the database
+	log.Info().Int("attempt", n.Attempts+1).Str("outcome", outcome).Msg("attempt made") // the answer is only in the database: it may name the recipient
 }
 
-// record writes down what happened, again and again while the database is away: after a 250 this is what keeps the mail from going out twice.
+// record stores an outcome, and retries while the database is away: after a 250 this prevents that the mail is sent
+// twice.
 func (s *Sender) record(ctx context.Context, log zerolog.Logger, write func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
@@ -226,16 +230,16 @@ func (s *Sender) record(ctx context.Context, log zerolog.Logger, write func(cont
 			return
 		}
 		if pause == firstPause {
-			log.Warn().Err(err).Stringer("within", recordTime).Msg("what became of it cannot be written down, trying again")
+			log.Warn().Err(err).Stringer("within", recordTime).Msg("the outcome cannot be stored, trying again")
 		}
 		if !sleep(ctx, pause) {
-			log.Error().Err(err).Msg("what became of it could not be written down: it comes up again when its lease has run out")
+			log.Error().Err(err).Msg("the outcome could not be stored: the notification is due again when its lease expires")
 			return
 		}
 	}
 }
 
-// unprepared lets the notification wait, or fails it.
+// unprepared lets the notification wait, or makes it FAILED.
 func (s *Sender) unprepared(ctx context.Context, n *task, cause error) error {
 	status, again := Failed, time.Duration(0)
 	if errors.Is(cause, errWaits) {
@@ -248,9 +252,9 @@ func (s *Sender) unprepared(ctx context.Context, n *task, cause error) error {
 	return err
 }
 
-// begin counts an attempt before it is made and keeps what will be sent. It returns 0 when there is none to make.
+// begin counts an attempt before it is made and stores the content to send. It returns 0 if no attempt may be made.
 func (s *Sender) begin(ctx context.Context, n *task) (attempt int64, err error) {
-	if n.Attempts >= maxAttempts { // the last one's sender did not come back
+	if n.Attempts >= maxAttempts { // the sender of the last attempt did not store its outcome
 		_, err := s.cfg.Store.pool.Exec(ctx, `
 			UPDATE notifications SET status = 'FAILED', reason = 'the sender ended during the last attempt: whether it arrived is unknown',
 			       ended_at = clock_timestamp(), lease_owner = NULL, lease_until = NULL
@@ -270,7 +274,8 @@ func (s *Sender) begin(ctx context.Context, n *task) (attempt int64, err error) 
 	return attempt, err
 }
 
-// end writes down what became of an attempt. A success holds even when the lease has run out: it happened.
+// end stores the outcome of an attempt. A success is stored even after the lease has expired, because the notification
+// was sent.
 func (s *Sender) end(ctx context.Context, n *task, attempt int64, outcome, answer string) error {
 	return pgx.BeginFunc(ctx, s.cfg.Store.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `UPDATE notification_attempts SET ended_at = clock_timestamp(), outcome = $2, answer = $3 WHERE id = $1`, attempt, outcome, answer)
@@ -296,13 +301,13 @@ func (s *Sender) end(ctx context.Context, n *task, attempt int64, outcome, answe
 	})
 }
 
-// backoff doubles with each attempt made, and is random from half to one and a half of that.
+// backoff returns a random time from half to one and a half of a value that doubles with each attempt made.
 func (s *Sender) backoff(made int) time.Duration {
 	d := s.cfg.Backoff << (made - 1)
 	return d/2 + mathrand.N(d)
 }
 
-// republish gives what FAILED its attempts back, in rounds.
+// republish makes FAILED notifications PENDING again, with all their attempts, in rounds.
 func (s *Sender) republish(ctx context.Context) {
 	for sleep(ctx, s.cfg.RetryEvery) {
 		done, err := s.cfg.Store.Republish(ctx, RepublishOptions{
@@ -310,12 +315,12 @@ func (s *Sender) republish(ctx context.Context) {
 		})
 		switch {
 		case err != nil && ctx.Err() == nil:
-			s.log.Warn().Err(err).Msg("what failed could not be re-published, the next round tries again")
+			s.log.Warn().Err(err).Msg("failed notifications could not be re-published; the next round tries again")
 		case done > 0:
-			s.log.Info().Int("notifications", done).Msg("what failed is re-published")
+			s.log.Info().Int("notifications", done).Msg("failed notifications re-published")
 		}
 	}
 }
 
-// maxRound bounds a round, so that it ends.
+// maxRound limits the notifications of one round, so that a round ends.
 const maxRound = 100_000

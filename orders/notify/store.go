@@ -27,10 +27,11 @@ const (
 	Suppressed = "SUPPRESSED"
 )
 
-// ErrNotFound is returned for a notification there is not.
+// ErrNotFound is returned for a notification that does not exist.
 var ErrNotFound = errors.New("there is no such notification")
 
-// Notification is one thing somebody is told about an order, over one channel. What is told, its last four fields, only Show and ByOrder give.
+// Notification is one message about an order, over one channel. Only Show and ByOrder set its content, the last four
+// fields.
 type Notification struct {
 	ID          int64      `json:"id"`
 	OrderID     uuid.UUID  `json:"orderId"`
@@ -39,11 +40,11 @@ type Notification struct {
 	EventID     uuid.UUID  `json:"eventId"`
 	Recipient   string     `json:"recipient"`
 	Language    string     `json:"language"`
-	Format      string     `json:"format"` // html (with text beside it), text, or json
+	Format      string     `json:"format"` // html (together with text), text, or json
 	Status      string     `json:"status"`
 	Reason      string     `json:"reason,omitempty"`
 	Attempts    int        `json:"attempts"`    // since it was last re-published
-	Republished int        `json:"republished"` // how often
+	Republished int        `json:"republished"` // how often it was re-published
 	CreatedAt   time.Time  `json:"createdAt"`
 	EndedAt     *time.Time `json:"endedAt,omitempty"`
 	NextAttempt *time.Time `json:"nextAttemptAt,omitempty"` // of PENDING
@@ -59,24 +60,24 @@ type Attempt struct {
 	BeganAt   time.Time  `json:"beganAt"`
 	EndedAt   *time.Time `json:"endedAt,omitempty"`
 	Recipient string     `json:"recipient"`
-	Outcome   string     `json:"outcome"` // sent, deferred, refused; unknown while it is under way, and for ever if the sender ended meanwhile
+	Outcome   string     `json:"outcome"` // sent, deferred, refused; unknown while the attempt runs, and afterwards too if its sender died
 	Answer    string     `json:"answer,omitempty"`
 }
 
 // Store keeps notifications in the orders database.
 type Store struct{ pool *pgxpool.Pool }
 
-// NewStore uses the orders database behind pool, which stays the caller's to close.
+// NewStore returns a Store that uses pool, which connects to the orders database. The caller closes pool.
 func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool} }
 
-// Settings are what a customer wants to be told, and how.
+// Settings say which notifications a customer wants, and in which form.
 type Settings struct {
 	Kinds    map[string]bool `json:"kinds"`    // each kind, on or off
 	Format   string          `json:"format"`   // html or text
 	Language string          `json:"language"` // en or de
 }
 
-// settingsColumns read a row of customer_notifications, or what holds without one.
+// settingsColumns reads a row of customer_notifications, or the defaults if there is no row.
 const settingsColumns = `coalesce(s.confirmed, true), coalesce(s.rejected, true), coalesce(s.shipped, true), coalesce(s.format, 'html'), coalesce(s.language, 'en')`
 
 func (s *Settings) scan(row pgx.Row, more ...any) error {
@@ -86,23 +87,23 @@ func (s *Settings) scan(row pgx.Row, more ...any) error {
 	return err
 }
 
-// Settings returns what the customer has set, or what holds until then.
+// Settings returns the customer's settings, or the defaults.
 func (s *Store) Settings(ctx context.Context, customer string) (Settings, error) {
 	var set Settings
 	err := set.scan(s.pool.QueryRow(ctx, `SELECT `+settingsColumns+` FROM (SELECT) AS one LEFT JOIN customer_notifications s ON s.customer_id = $1`, customer))
 	if err != nil {
-		return Settings{}, fmt.Errorf("read what a customer wants to be told: %w", err)
+		return Settings{}, fmt.Errorf("read a customer's settings: %w", err)
 	}
 	return set, nil
 }
 
-// SetSettings is for what is decided from now on; what is PENDING already stays as it was decided.
+// SetSettings changes the settings for later notifications. Notifications that are PENDING already do not change.
 func (s *Store) SetSettings(ctx context.Context, customer string, set Settings) error {
 	_, err := s.pool.Exec(ctx, `INSERT INTO customer_notifications (customer_id, confirmed, rejected, shipped, format, language) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (customer_id) DO UPDATE SET confirmed = $2, rejected = $3, shipped = $4, format = $5, language = $6, updated_at = clock_timestamp()`,
 		customer, set.Kinds["confirmed"], set.Kinds["rejected"], set.Kinds["shipped"], set.Format, set.Language)
 	if err != nil {
-		return fmt.Errorf("write what a customer wants to be told: %w", err)
+		return fmt.Errorf("write a customer's settings: %w", err)
 	}
 	return nil
 }
@@ -117,15 +118,15 @@ func (n *Notification) fields(more ...any) []any {
 	}, more...)
 }
 
-// Filter chooses notifications of a channel.
+// Filter selects notifications of a channel.
 type Filter struct {
 	Channel string
 	Status  string    // empty: any
-	Since   time.Time // made then or later
-	Limit   int       // the newest so many
+	Since   time.Time // created at this time or later
+	Limit   int       // the most notifications to return; the newest come first
 }
 
-// List returns what the filter chooses, the newest first.
+// List returns the notifications that f selects, the newest first.
 func (s *Store) List(ctx context.Context, f Filter) ([]Notification, error) {
 	rows, _ := s.pool.Query(ctx, `SELECT `+columns+` FROM notifications n
 		WHERE channel = $1 AND ($2 = '' OR status = $2) AND created_at >= $3 ORDER BY id DESC LIMIT $4`, f.Channel, f.Status, f.Since, f.Limit)
@@ -138,7 +139,7 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Notification, error) {
 	return list, nil
 }
 
-// Show returns one notification of a channel whole, or ErrNotFound.
+// Show returns one notification of a channel with its content and attempts, or ErrNotFound.
 func (s *Store) Show(ctx context.Context, channel string, id int64) (Notification, error) {
 	found, err := s.whole(ctx, `n.channel = $1 AND n.id = $2`, channel, id)
 	if err == nil && len(found) == 0 {
@@ -150,12 +151,13 @@ func (s *Store) Show(ctx context.Context, channel string, id int64) (Notificatio
 	return found[0], nil
 }
 
-// ByOrder returns what was and will be told about an order over a channel, the oldest first.
+// ByOrder returns all notifications of an order over a channel, the oldest first.
 func (s *Store) ByOrder(ctx context.Context, channel string, order uuid.UUID) ([]Notification, error) {
 	return s.whole(ctx, `n.channel = $1 AND n.order_id = $2`, channel, order)
 }
 
-// whole is of one moment: an attempt that has ended and a notification that does not know it are never seen together.
+// whole returns notifications with their content and attempts, from one snapshot: it never shows an attempt that has
+// ended together with a notification that does not know it.
 func (s *Store) whole(ctx context.Context, where string, args ...any) (list []Notification, err error) {
 	err = pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		rows, _ := tx.Query(ctx, `SELECT `+columns+`, coalesce(n.subject, ''), coalesce(n.html, ''), coalesce(n.plain, ''), CASE n.format WHEN 'json' THEN n.event ELSE '' END
@@ -179,28 +181,28 @@ func (s *Store) whole(ctx context.Context, where string, args ...any) (list []No
 	return list, nil
 }
 
-// Failed counts those of a channel that FAILED and were made at since or later.
+// Failed counts the notifications of a channel that are FAILED and were created at since or later.
 func (s *Store) Failed(ctx context.Context, channel string, since time.Time) (n int, err error) {
 	err = s.pool.QueryRow(ctx, `SELECT count(*) FROM notifications WHERE channel = $1 AND status = 'FAILED' AND created_at >= $2`, channel, since).Scan(&n)
 	if err != nil {
-		return 0, fmt.Errorf("count what failed: %w", err)
+		return 0, fmt.Errorf("count failed notifications: %w", err)
 	}
 	return n, nil
 }
 
-// republishBatch is how many rows one statement of Republish takes.
+// republishBatch is the number of rows that one statement of Republish changes.
 const republishBatch = 100
 
-// RepublishOptions say which notifications that FAILED Republish makes PENDING again.
+// RepublishOptions select the FAILED notifications that Republish makes PENDING again.
 type RepublishOptions struct {
 	Channel  string
-	Since    time.Time      // those made then or later
-	Limit    int            // how many at most, the oldest first
-	Every    time.Duration  // those that failed for good only Every·2^republished after they did; 0: at once
-	Progress func(done int) // optional; gets how many are done after each batch
+	Since    time.Time      // created at this time or later
+	Limit    int            // the most notifications; the oldest come first
+	Every    time.Duration  // notifications that were refused are selected only Every·2^republished after that; 0: at once
+	Progress func(done int) // optional; called with the number done after each batch
 }
 
-// Republish makes notifications PENDING again, with all their attempts, in batches. What is SENT stays so.
+// Republish makes notifications PENDING again, with all their attempts, in batches. A SENT notification stays SENT.
 func (s *Store) Republish(ctx context.Context, opts RepublishOptions) (done int, err error) {
 	for last := int64(0); done < opts.Limit; {
 		var n int
@@ -229,7 +231,7 @@ func (s *Store) Republish(ctx context.Context, opts RepublishOptions) (done int,
 	return done, nil
 }
 
-// count is how many notifications a channel has in a status, and how old its oldest PENDING one is.
+// count is the number of a channel's notifications in one status, and the age of the oldest PENDING one.
 type count struct {
 	channel, status string
 	n               int64
@@ -244,7 +246,7 @@ func (s *Store) counts(ctx context.Context) ([]count, error) {
 	})
 }
 
-// clean is text from outside as a column, a log and a terminal can take it.
+// clean returns text from outside in a form that a column, a log and a terminal accept.
 func clean(text string, most int) string {
 	text = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == 0x2028 || r == 0x2029 {

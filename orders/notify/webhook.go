@@ -19,39 +19,41 @@ import (
 	"github.com/walpost/walpost/cdc/identity"
 )
 
-// minSecret is the fewest bytes that sign anything.
+// minSecret is the smallest number of bytes that a signing secret may have.
 const minSecret = 16
 
-// shortestHidden is the shortest value of a URL that is taken out of answers: 1 or true hides nothing.
+// shortestHidden is the length of the shortest URL value that is removed from answers: hiding 1 or true would hide
+// nothing.
 const shortestHidden = 5
 
-// WebhookConfig is all required, but for what is said to be optional.
+// WebhookConfig configures a Webhook. Every field is required unless its comment says optional.
 type WebhookConfig struct {
 	identity.Unshown
 
-	URL    string // https://, or http:// where nobody listens in
-	Secret string // of the signature; at least 16 bytes
+	URL    string // https://, or http:// in a network that nobody can listen to
+	Secret string // the key of the signature; at least 16 bytes
 
-	Timeout time.Duration // optional: for a request and its answer; 0: 30 s
+	Timeout time.Duration // optional: the limit for a request and its answer; 0: 30 s
 }
 
-// Webhook is the channel over HTTP: each event is POSTed as it came, with
+// Webhook is the channel over HTTP: it POSTs each event unchanged, with
 //
 //	Idempotency-Key    the event's id: the same at every attempt
 //	Webhook-Event      the event's type
 //	Webhook-Signature  t=<Unix seconds>,v1=<hex of HMAC-SHA256, keyed with the secret, of "<t>." and the body>
 //
-// Any 2xx is a success. The receiver checks the signature with the time in it, refuses what is old, and applies a key once.
+// Any 2xx is a success. The receiver checks the signature with the time in it, rejects old times, and applies a key
+// once.
 type Webhook struct {
 	identity.Unshown
 
 	cfg    WebhookConfig
 	to     string
-	hidden []string // secrets of the configuration, as an answer may repeat them
+	hidden []string // secrets of the configuration, in the forms in which an answer may repeat them
 	client *http.Client
 }
 
-// NewWebhook checks cfg and connects to nothing. The error has everything that is wrong and no secret.
+// NewWebhook checks cfg without connecting. The error lists every mistake, and no secret.
 func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 30 * time.Second
@@ -59,7 +61,7 @@ func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
 	var errs []error
 	u, err := url.Parse(cfg.URL)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-		errs = append(errs, errors.New("--webhook-url (ORDERS_WEBHOOK_URL) is missing or no URL: write it as in https://partner.example/orders"))
+		errs = append(errs, errors.New("--webhook-url (ORDERS_WEBHOOK_URL) is missing or not a URL: write it as in https://partner.example/orders"))
 	}
 	if len(cfg.Secret) < minSecret {
 		errs = append(errs, fmt.Errorf("--webhook-secret (ORDERS_WEBHOOK_SECRET) is missing or shorter than %d bytes: make one with openssl rand -hex 32", minSecret))
@@ -83,7 +85,7 @@ func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
 	}}, nil
 }
 
-// To is the URL as it may be shown: without user and query.
+// To returns the URL in a form that may be shown: without user and query.
 func (w *Webhook) To() string { return w.to }
 
 // Close closes idle connections.
@@ -141,7 +143,7 @@ func (w *Webhook) scrub(text string) string {
 	return text
 }
 
-// Sign is the value of Webhook-Signature for a body sent at that time.
+// Sign returns the value of Webhook-Signature for a body sent at that time.
 func Sign(secret string, at time.Time, body []byte) string {
 	t := strconv.FormatInt(at.Unix(), 10)
 	mac := hmac.New(sha256.New, []byte(secret))

@@ -22,12 +22,12 @@ import (
 	"github.com/walpost/walpost/orders/notify"
 )
 
-// epoch is before all.
+// epoch is earlier than every notification.
 var epoch = time.Unix(0, 0)
 
 const secret = "of sixteen bytes: " + cdctest.Canary
 
-// partner is a webhook's receiver. It keeps what it took.
+// partner receives webhooks and keeps the accepted ones.
 type partner struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -35,7 +35,7 @@ type partner struct {
 	bodies []string
 }
 
-// startPartner answers the nth request with answer.
+// startPartner starts a partner that answers the nth request with answer.
 func startPartner(t *testing.T, answer func(n int, w http.ResponseWriter)) *partner {
 	t.Helper()
 	p := &partner{}
@@ -207,7 +207,7 @@ func TestChannelsNameEveryMistakeAtOnceAndNoSecret(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ url, from, want string }{
 		{"", "", "is missing"},
-		{"smtp://shop:s3cret%zz@host", "shop@shop.example", "is no URL"},
+		{"smtp://shop:s3cret%zz@host", "shop@shop.example", "is not a URL"},
 		{"http://shop:s3cret@host", "shop@shop.example", "neither smtp:// nor smtps://"},
 		{"smtp://:587", "shop@shop.example", "names no host"},
 		{"smtp://host:0", "shop@shop.example", "port"},

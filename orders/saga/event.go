@@ -10,14 +10,14 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// The types of the stock's answers.
+// The event types of the stock's answers.
 const (
 	StockReserved = "StockReserved"
 	StockRejected = "StockRejected"
 	StockReleased = "StockReleased"
 )
 
-// An Event is what an order needs to know of the stock's answer.
+// An Event has the parts of the stock's answer that an order needs.
 type Event struct {
 	ID      uuid.UUID
 	Type    string
@@ -25,24 +25,24 @@ type Event struct {
 	Detail  Detail
 }
 
-// Detail is what goes into the order's history.
+// Detail is stored in the order's history.
 type Detail struct {
 	CausedBy uuid.UUID      `json:"causedBy"` // the order's event
 	Items    []Item         `json:"items,omitempty"`
 	Short    []orders.Short `json:"short,omitempty"`
 }
 
-// Item is what was taken or given back.
+// Item is a line that was reserved or released.
 type Item struct {
 	SKU      string `json:"sku"`
 	Quantity int64  `json:"quantity"`
 }
 
-// versions are those of the events' JSON.
+// versions has the upcasts for the events' JSON.
 var versions upcast.Steps
 
-// Decode reads the event of a record from its value and its headers `type` and `id`. An error says what is wrong with the event, without
-// quoting it: such an event can never be applied. Fields that nobody here knows are not looked at.
+// Decode reads the event of a record from its value and its headers `type` and `id`. An error names the mistake and
+// quotes nothing of the event; such an event can never be applied. Unknown fields are ignored.
 func Decode(eventType, id string, value []byte) (Event, error) {
 	var body struct {
 		EventID   uuid.UUID      `json:"eventId"`
@@ -58,26 +58,26 @@ func Decode(eventType, id string, value []byte) (Event, error) {
 	header, err := uuid.Parse(id)
 	switch {
 	case body.EventType != eventType:
-		return Event{}, errors.New("eventType is not that of the header type")
+		return Event{}, errors.New("eventType differs from the header type")
 	case err != nil || body.EventID != header:
-		return Event{}, errors.New("eventId is not that of the header id")
+		return Event{}, errors.New("eventId differs from the header id")
 	case body.OrderID == uuid.Nil:
 		return Event{}, errors.New("orderId is missing")
 	case body.CausedBy == uuid.Nil:
 		return Event{}, errors.New("causedBy is missing")
 	case (eventType == StockRejected) != (len(body.Short) > 0):
-		return Event{}, errors.New("short must be of StockRejected, and is not")
+		return Event{}, errors.New("short is missing in StockRejected, or present in another type")
 	case (eventType == StockRejected) != (len(body.Items) == 0):
-		return Event{}, errors.New("items are missing, or of StockRejected")
+		return Event{}, errors.New("items are missing, or present in StockRejected")
 	}
 	for i, line := range body.Items {
 		if line.SKU == "" || line.Quantity < 1 {
-			return Event{}, fmt.Errorf("items[%d] is no sku and quantity", i)
+			return Event{}, fmt.Errorf("items[%d] has no valid sku and quantity", i)
 		}
 	}
 	for i, line := range body.Short {
 		if line.SKU == "" || line.Available < 0 || line.Requested <= line.Available {
-			return Event{}, fmt.Errorf("short[%d] is no sku that is short", i)
+			return Event{}, fmt.Errorf("short[%d] has no valid sku with less available than requested", i)
 		}
 	}
 	return Event{ID: header, Type: eventType, OrderID: body.OrderID, Detail: Detail{body.CausedBy, body.Items, body.Short}}, nil

@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/orders/saga"
 )
 
-// examples are the ones of the service that writes the events.
+// examples are the examples of the service that writes the events.
 const examples = "../../inventory/testdata/"
 
 func TestDecodeReadsWhatInventoryWrites(t *testing.T) {
@@ -42,14 +42,14 @@ func TestDecodeReadsWhatInventoryWrites(t *testing.T) {
 
 func TestDecodeNamesWhatIsWrong(t *testing.T) {
 	for name, c := range map[string]struct{ eventType, change, err string }{
-		"fields nobody knows yet": {saga.StockReserved, `{"warehouse": "north"}`, ""},
+		"unknown fields":          {saga.StockReserved, `{"warehouse": "north"}`, ""},
 		"no JSON":                 {saga.StockReserved, `secret`, "not JSON, at byte"},
 		"nothing":                 {saga.StockReserved, ``, "the value is empty"},
 		"an array":                {saga.StockReserved, `[]`, "a JSON array where an object belongs"},
 		"another version":         {saga.StockReserved, `{"schemaVersion": 2}`, "schemaVersion is 2 and not 1"},
 		"no version":              {saga.StockReserved, `{"schemaVersion": null}`, "schemaVersion is missing"},
 		"another type":            {saga.StockReserved, `{"eventType": "StockReleased"}`, "eventType"},
-		"another id":              {saga.StockReserved, `{"eventId": "0198c0de-0000-7000-8000-00000000dead"}`, "eventId is not that of the header id"},
+		"another id":              {saga.StockReserved, `{"eventId": "0198c0de-0000-7000-8000-00000000dead"}`, "eventId differs from the header id"},
 		"no uuid":                 {saga.StockReserved, `{"orderId": "secret"}`, "not the JSON of an event"},
 		"no order":                {saga.StockReserved, `{"orderId": null}`, "orderId is missing"},
 		"no cause":                {saga.StockReserved, `{"causedBy": null}`, "causedBy is missing"},

@@ -1,10 +1,10 @@
-// Package saga brings the stock's answer back to its order: a paid one becomes confirmed, or rejected and refunded.
+// Package saga applies the stock's answer to its order: a paid order becomes confirmed, or rejected and refunded.
 //
 //	outbox.event.order ──▶ inventory ──▶ its outbox ──▶ relay ──▶ outbox.event.stock ──▶ cdc/inbox ──▶ Apply
 //
-// An order that was cancelled meanwhile stays so, whatever comes: its money has gone back with the cancellation, and its stock goes back when
-// inventory hears of it. What comes is in the order's history either way. An answer for an order that nobody knows, or that could not have
-// been asked for, can never be applied.
+// An order that was cancelled meanwhile stays cancelled after any answer: the cancellation refunded its money, and
+// inventory releases its stock when it receives the cancellation. The answer is stored in the order's history in every
+// case. An answer can never be applied if its order does not exist, or if the order's state cannot have asked for it.
 package saga
 
 import (
@@ -20,10 +20,10 @@ import (
 	"github.com/walpost/walpost/orders"
 )
 
-// Group is the consumer group of the way back.
+// Group is the consumer group that applies stock events to orders.
 const Group = "orders"
 
-// Inbox is how stock events are applied to orders; where they come from and go to is for the caller to add.
+// Inbox returns the configuration that applies stock events to orders. The caller adds brokers, topic and pool.
 func Inbox(log zerolog.Logger) inbox.Config {
 	return inbox.Config{
 		Types: []string{StockReserved, StockRejected, StockReleased},
@@ -49,14 +49,14 @@ func Inbox(log zerolog.Logger) inbox.Config {
 	}
 }
 
-// Apply makes of an order, in tx, what the stock's answer says. The Change is empty when that is nothing. An error that inbox.Permanent has
-// marked says that the event can never be applied.
+// Apply changes an order, in tx, according to the stock's answer. The Change is empty if the answer changes nothing. An
+// error marked by inbox.Permanent means that the event can never be applied.
 func Apply(ctx context.Context, tx pgx.Tx, ev Event) (orders.Change, error) {
 	o, err := orders.Receive(ctx, tx, ev.OrderID, ev.Type, ev.ID, ev.Detail)
 	switch {
 	case errors.Is(err, orders.ErrNotFound):
 		return orders.Change{}, inbox.Permanent(fmt.Errorf("order %s does not exist here", ev.OrderID))
-	case errors.Is(err, orders.ErrDuplicate): // an inbox that was emptied is filled again
+	case errors.Is(err, orders.ErrDuplicate): // the inbox was emptied and is filled again
 		return orders.Change{}, nil
 	case err != nil || o.Status == orders.Cancelled:
 		return orders.Change{}, err

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { cdctest.Main(m) }
 
-// shop is an orders database, as the service sees it and as its owner does.
+// shop is an orders database, seen with the service's rights and with its owner's.
 type shop struct {
 	*testing.T
 	pool, owner *pgxpool.Pool
@@ -53,7 +53,7 @@ func (s *shop) do(change func(context.Context, pgx.Tx) error) error {
 	return pgx.BeginFunc(s.Context(), s.pool, func(tx pgx.Tx) error { return change(s.Context(), tx) })
 }
 
-// paid is an order that was placed and paid.
+// paid places and pays an order.
 func (s *shop) paid() (id uuid.UUID) {
 	s.Helper()
 	if err := s.pool.QueryRow(s.Context(), `SELECT pay_order(create_order('b', 'a@b.example', '[{"sku": "tea", "quantity": 2, "unitPrice": "19.90"}]'))`).Scan(&id); err != nil {
@@ -86,7 +86,7 @@ func answer(eventType string, order uuid.UUID) saga.Event {
 	return ev
 }
 
-// story is an order's state, its history and its payments, in a line.
+// story returns an order's state, its history and its payments, in a line.
 func (s *shop) story(id uuid.UUID) (story string) {
 	s.Helper()
 	if err := s.owner.QueryRow(s.Context(), `SELECT concat_ws(': ', status,
@@ -101,7 +101,7 @@ func (s *shop) story(id uuid.UUID) (story string) {
 func TestAPaidOrderIsConfirmedOrRejectedAndRefunded(t *testing.T) {
 	s := open(t)
 	confirmed, rejected := s.paid(), s.paid()
-	// Each of them twice: an inbox that has lost its rows is not needed for it to count once.
+	// Each of them twice: they count once even if the inbox has lost its rows.
 	reserve, reject := answer(saga.StockReserved, confirmed), answer(saga.StockRejected, rejected)
 	for _, ev := range []saga.Event{reserve, reject, reserve, reject} {
 		if err := s.apply(ev); err != nil {
@@ -131,7 +131,7 @@ func TestAPaidOrderIsConfirmedOrRejectedAndRefunded(t *testing.T) {
 	}
 }
 
-// TestWhatAnAnswerMayFind goes through every state in which an answer can find an order.
+// TestWhatAnAnswerMayFind applies an answer in every state that an order can have by then.
 func TestWhatAnAnswerMayFind(t *testing.T) {
 	s := open(t)
 	const never = "can never be applied"
@@ -160,11 +160,12 @@ func TestWhatAnAnswerMayFind(t *testing.T) {
 		}
 	}
 	if err := s.apply(answer(saga.StockReserved, uuid.New())); err == nil || !strings.Contains(err.Error(), "does not exist here") {
-		t.Errorf("for an order nobody knows: %v", err)
+		t.Errorf("for an unknown order: %v", err)
 	}
 }
 
-// TestAnOrderInHandHoldsUpNobodyWhoWritesAboutIt: a mail refers to its order, and a batch of mails to many, in an order of its own.
+// TestAnOrderInHandHoldsUpNobodyWhoWritesAboutIt: a mail refers to its order, and a batch of mails to many orders, in
+// another sequence.
 func TestAnOrderInHandHoldsUpNobodyWhoWritesAboutIt(t *testing.T) {
 	s := open(t)
 	for name, change := range map[string]func(ctx context.Context, tx pgx.Tx, id uuid.UUID) error{
@@ -185,12 +186,13 @@ func TestAnOrderInHandHoldsUpNobodyWhoWritesAboutIt(t *testing.T) {
 			_, err := s.pool.Exec(ctx, `SET lock_timeout = '20s'; INSERT INTO order_history (order_id, what) VALUES ('`+id.String()+`', 'test')`)
 			return err
 		}); err != nil {
-			t.Errorf("%s holds the order, and nobody can write about it: %v", name, err)
+			t.Errorf("%s locks the order, and rows about it cannot be written: %v", name, err)
 		}
 	}
 }
 
-// TestAnAnswerThatIsFasterThanTheCommitWaits: the relay reads an order's commit from the WAL before other sessions see it.
+// TestAnAnswerThatIsFasterThanTheCommitWaits: the relay may read an order's commit from the WAL before other sessions
+// see it.
 func TestAnAnswerThatIsFasterThanTheCommitWaits(t *testing.T) {
 	s := open(t)
 	for _, commits := range []bool{true, false} {
@@ -208,7 +210,7 @@ func TestAnAnswerThatIsFasterThanTheCommitWaits(t *testing.T) {
 			var waits int
 			err := s.owner.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waits)
 			if err == nil && waits == 0 {
-				err = errors.New("nobody waits for the order")
+				err = errors.New("no session waits for the order")
 			}
 			return err
 		})
@@ -235,7 +237,7 @@ func TestAnAnswerThatIsFasterThanTheCommitWaits(t *testing.T) {
 	}
 }
 
-// in is an order in this state.
+// in returns an order in this state.
 func (s *shop) in(state string) (id uuid.UUID) {
 	s.Helper()
 	var err error
@@ -260,7 +262,7 @@ func (s *shop) in(state string) (id uuid.UUID) {
 	return id
 }
 
-// TestPaymentsAddUpUnderLoad has buyers, the stock and the warehouse work on the same orders at once.
+// TestPaymentsAddUpUnderLoad: buyers, the stock and the warehouse change the same orders at once.
 func TestPaymentsAddUpUnderLoad(t *testing.T) {
 	cdctest.Long(t, "writes under load")
 	s := open(t)
@@ -287,7 +289,7 @@ func TestPaymentsAddUpUnderLoad(t *testing.T) {
 				default:
 					err = s.apply(answer(saga.StockReserved, id))
 				}
-				// What comes too late is refused, by name; anything else is a fault.
+				// A change that is too late is refused by name; any other error is a fault.
 				var server *pgconn.PgError
 				if err != nil && !errors.As(err, new(*orders.StateError)) && (!errors.As(err, &server) || server.Code != "55000") {
 					t.Error(err)

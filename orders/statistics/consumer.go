@@ -14,7 +14,7 @@ import (
 // Group is the consumer group.
 const Group = "statistics"
 
-// Inbox is how the order events are counted; where they come from and go to is the caller's to fill in.
+// Inbox returns the configuration that counts order events. The caller adds brokers, topic and pool.
 func Inbox() inbox.Config {
 	return inbox.Config{
 		Handle:      func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error { return count(ctx, tx, []inbox.Event{ev}) },
@@ -53,10 +53,11 @@ func count(ctx context.Context, tx pgx.Tx, records []inbox.Event) error {
 	var batch pgx.Batch
 	batch.Queue(`INSERT INTO statistics_orders (order_id, paid_on) SELECT * FROM unnest($1::uuid[], $2::date[]) ON CONFLICT DO NOTHING`, newly, days)
 	batch.Queue(`UPDATE statistics_orders SET returned = true WHERE order_id = ANY($1) AND NOT returned`, back)
-	// Of orders from before the beginning of a cut topic nothing was counted, and nothing is returned.
+	// Orders from before the beginning of a cut topic were not counted, so they cannot be returned either.
 	batch.Queue(`SELECT count(*) FROM unnest($1::uuid[]) AS id WHERE EXISTS (SELECT FROM statistics_since)
 		AND NOT EXISTS (SELECT FROM statistics_orders WHERE order_id = id)`, back)
-	// All rows in one statement and in one order: transactions that share some wait for each other and never in a circle.
+	// One statement changes all rows, in a fixed order: transactions that share rows wait for each other and cannot
+	// deadlock.
 	batch.Queue(`
 		INSERT INTO statistics SELECT paid_on, sku, currency,
 			count(DISTINCT order_id) FILTER (WHERE NOT back), coalesce(sum(quantity) FILTER (WHERE NOT back), 0), coalesce(sum(quantity * price) FILTER (WHERE NOT back), 0),
@@ -80,16 +81,16 @@ func count(ctx context.Context, tx pgx.Tx, records []inbox.Event) error {
 	}
 	var before int64
 	if err := results.QueryRow().Scan(&before); err != nil {
-		return fmt.Errorf("look for orders from before: %w", err)
+		return fmt.Errorf("look for orders that were never counted: %w", err)
 	}
 	switch {
 	case counted.RowsAffected() < int64(len(newly)):
-		return inbox.Permanent(fmt.Errorf("order %s was counted by another %s", newly[0], paid))
+		return inbox.Permanent(fmt.Errorf("order %s was counted already, from another %s", newly[0], paid))
 	case taken.RowsAffected()+before < int64(len(back)):
 		return inbox.Permanent(fmt.Errorf("order %s was never counted as paid, or is returned already", back[0]))
 	}
 	if err := results.Close(); err != nil {
-		return fmt.Errorf("count what was sold: %w", err)
+		return fmt.Errorf("count the sales: %w", err)
 	}
 	return nil
 }

@@ -22,10 +22,10 @@ const (
 	cancelled = "OrderCancelled"
 )
 
-// versions are those of the events' JSON.
+// versions has the upcasts for the events' JSON.
 var versions = upcast.Steps{paid: {toPayment}}
 
-// toPayment is OrderPaid from version 1 to 2: totalAmount and currency are the payment's.
+// toPayment converts OrderPaid from version 1 to 2: it moves totalAmount and currency into payment.
 func toPayment(fields map[string]json.RawMessage) error {
 	payment, err := json.Marshal(map[string]json.RawMessage{"amount": fields["totalAmount"], "currency": fields["currency"]})
 	if err != nil {
@@ -37,11 +37,11 @@ func toPayment(fields map[string]json.RawMessage) error {
 	return nil
 }
 
-// An event is what is counted of one.
+// An event has the parts of an order event that are counted.
 type event struct {
 	order    uuid.UUID
 	at       time.Time
-	returned bool // else paid
+	returned bool // otherwise paid
 	currency string
 	items    []item
 }
@@ -52,7 +52,7 @@ type item struct {
 	UnitPrice *orders.Money `json:"unitPrice"`
 }
 
-// The limits are wider than what the order service writes and narrower than what could hurt.
+// These limits are wider than the values that the order service writes, and small enough to be harmless.
 const (
 	maxSKUBytes = 64
 	maxQuantity = 1_000_000_000
@@ -60,8 +60,8 @@ const (
 
 var currencyForm = regexp.MustCompile(`^[A-Z]{3}$`)
 
-// decode returns nothing for an order that was cancelled before it was paid. An error says what is wrong with the event,
-// without quoting it.
+// decode returns nil for an order that was cancelled before it was paid. An error names the mistake and quotes nothing
+// of the event.
 func decode(ev inbox.Event) (*event, error) {
 	var body struct {
 		OrderID    *uuid.UUID `json:"orderId"`

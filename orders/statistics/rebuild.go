@@ -11,15 +11,15 @@ import (
 	"github.com/walpost/walpost/cdc/inbox"
 )
 
-// Rebuild empties the statistics and counts the whole topic again, in one transaction: until it is done others see what was
-// there before, and when it fails, or its process is killed, that is what stays. The group's consumers may run; they wait
-// meanwhile and go on behind it. cfg is Inbox, filled in; by is who is asked afterwards. A topic that has lost its
-// beginning is an error, inbox.ErrCut, unless opts allow it.
+// Rebuild empties the statistics and counts the whole topic again, in one transaction. Until it commits, others see the
+// old statistics; if it fails or its process is killed, the old ones stay. The group's consumers may run: they wait
+// meanwhile, and resume afterwards. cfg is Inbox's result with its missing fields set. by names the operator in the
+// recorded decision. If the topic has lost its first records, the error is inbox.ErrCut, unless opts allow that.
 func Rebuild(ctx context.Context, cfg inbox.Config, by string, opts inbox.RebuildOptions) (inbox.Rebuilt, error) {
 	operator := inbox.NewOperator(cfg, by)
 	var done inbox.Rebuilt
 	err := pgx.BeginFunc(ctx, cfg.Pool, func(tx pgx.Tx) error {
-		// A rebuild that is frozen does not hold its group for ever.
+		// A frozen rebuild must not lock its group without limit.
 		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = '60s'`); err != nil {
 			return fmt.Errorf("begin the rebuild: %w", err)
 		}
@@ -34,7 +34,7 @@ func Rebuild(ctx context.Context, cfg inbox.Config, by string, opts inbox.Rebuil
 		}
 		if opts.Partial {
 			if _, err := tx.Exec(ctx, `INSERT INTO statistics_since VALUES ('-infinity')`); err != nil {
-				return fmt.Errorf("allow for a beginning that is missing: %w", err)
+				return fmt.Errorf("record that the beginning is missing: %w", err)
 			}
 		}
 		if done, err = held.Rebuild(ctx, opts); err != nil {
@@ -50,14 +50,15 @@ func Rebuild(ctx context.Context, cfg inbox.Config, by string, opts inbox.Rebuil
 			return err
 		}
 		if _, err := tx.Exec(ctx, `UPDATE statistics_since SET since = (SELECT coalesce(min(paid_on), (now() AT TIME ZONE 'UTC')::date) FROM statistics_orders)`); err != nil {
-			return fmt.Errorf("note where the statistics begin: %w", err)
+			return fmt.Errorf("record where the statistics begin: %w", err)
 		}
 		return nil
 	})
 	return done, err
 }
 
-// reachesBack asks for the first order that was paid. A topic that was made anew begins at offset 0 without it.
+// reachesBack checks that the first paid order was counted. A topic that was deleted and created again begins at offset
+// 0, but without that order.
 func reachesBack(ctx context.Context, tx pgx.Tx) error {
 	var number int64
 	var paidAt time.Time
@@ -70,7 +71,7 @@ func reachesBack(ctx context.Context, tx pgx.Tx) error {
 	case err != nil:
 		return fmt.Errorf("look for the first paid order: %w", err)
 	case !counted:
-		return fmt.Errorf("%w: order %d, paid at %s, was the first, and its %s was not found there, or cannot be counted",
+		return fmt.Errorf("%w: order %d, paid at %s, was paid first, but its %s is missing from the topic or cannot be counted",
 			inbox.ErrCut, number, paidAt.UTC().Format(time.RFC3339), paid)
 	}
 	return nil

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) { cdctest.Main(m) }
 // A shop is an orders database and a topic of its events.
 type shop struct {
 	*testing.T
-	owner, pool *pgxpool.Pool // the second as the service
+	owner, pool *pgxpool.Pool // pool has the service's rights
 	store       *orders.Store
 	brokers     []string
 	topic       string
@@ -72,7 +72,7 @@ func (s *shop) newTopic() {
 	cdctest.CreateTopic(s, s.brokers, s.topic, 3)
 }
 
-// place places and pays an order and makes the rest of its life one of four.
+// place places and pays an order and gives the rest of its life one of four forms.
 func (s *shop) place(i int) error {
 	ctx := s.Context()
 	var id uuid.UUID
@@ -110,8 +110,9 @@ func (s *shop) places(n int) {
 	}
 }
 
-// publish puts what is new in the outbox on the topic, as a relay would, but that payments are moved to one of three days,
-// in the order too, that every second OrderPaid is written in the other version, and every third event comes twice.
+// publish puts the new rows of the outbox on the topic, as a relay would, with changes: payments move to one of three
+// days (in the order too), every second OrderPaid is written in the other version, and every third event is published
+// twice.
 func (s *shop) publish() {
 	s.Helper()
 	rows, _ := s.owner.Query(s.Context(), `SELECT o.id, o.aggregate_id, o.event_type, o.payload::text, number FROM outbox o JOIN orders ON orders.id::text = aggregate_id
@@ -164,7 +165,7 @@ func (s *shop) produce(records ...*kgo.Record) {
 	}
 }
 
-// rewrite makes of an OrderPaid one of another time and version, with a field nobody knows.
+// rewrite returns an OrderPaid with another time and version, and with an unknown field.
 func (s *shop) rewrite(value []byte, at time.Time, version int) []byte {
 	s.Helper()
 	var fields map[string]any
@@ -232,7 +233,7 @@ func scan[T any](s *shop, query string, args ...any) T {
 	return value
 }
 
-// difference counts the rows of a count over the orders that the statistics do not have, and the other way round.
+// difference counts the rows that differ between a count over the orders and the statistics.
 const difference = `
 	WITH want AS (
 		SELECT (paid_at AT TIME ZONE 'UTC')::date, sku, currency::text, count(*), sum(quantity), sum(quantity * unit_price),
@@ -261,7 +262,7 @@ func (s *shop) waitEqual() {
 	s.mustEqual()
 }
 
-// kill ends the session of a rebuild, as the end of its process would.
+// kill ends the session of a rebuild, as the death of its process would.
 func (s *shop) kill() {
 	s.Helper()
 	if n := scan[int](s, `SELECT count(pg_terminate_backend(pid))::int FROM pg_locks WHERE relation = 'statistics'::regclass AND mode = 'ShareRowExclusiveLock'`); n != 1 {
@@ -269,8 +270,8 @@ func (s *shop) kill() {
 	}
 }
 
-// TestStatisticsEqualACountOverTheOrders under load, with duplicates and both versions of OrderPaid, across a rebuild that is
-// killed and one that is not, and a consumer that is stopped and started.
+// TestStatisticsEqualACountOverTheOrders runs under load, with duplicates and both versions of OrderPaid, with a
+// rebuild that is killed and one that is not, and a consumer that is stopped and started.
 func TestStatisticsEqualACountOverTheOrders(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -310,18 +311,19 @@ func TestStatisticsEqualACountOverTheOrders(t *testing.T) {
 	if days := scan[int](s, `SELECT count(DISTINCT day)::int FROM statistics`); days < 3 {
 		t.Errorf("only %d days", days)
 	}
-	// What the rebuild replaces is not added to, and what was wrong is gone.
+	// The rebuild replaces the old counts and does not add to them, so a wrong count is gone.
 	if _, err := s.owner.Exec(t.Context(), `UPDATE statistics SET orders = 7; INSERT INTO statistics VALUES ('2020-01-01', 'X', 'EUR', 1, 1, 1, 1, 1, 1)`); err != nil {
 		t.Fatal(err)
 	}
 	done, err := s.rebuild(t.Context(), false, quiet)
-	if err != nil || done.Rejected+done.Aside > 0 || done.Duplicates == 0 {
+	if err != nil || done.Rejected+done.Excluded > 0 || done.Duplicates == 0 {
 		t.Errorf("rebuilt: %+v (%v)", done, err)
 	}
 	s.mustEqual()
 }
 
-// TestRebuildNeedsNoConsumer: it counts what the group has never read, and the group then finds duplicates.
+// TestRebuildNeedsNoConsumer: a rebuild counts events that the group has never read, and the group then finds
+// duplicates.
 func TestRebuildNeedsNoConsumer(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -379,7 +381,7 @@ func TestATopicWithoutItsBeginningIsRefusedUnlessPartial(t *testing.T) {
 		}
 	}
 
-	// Kafka has deleted the beginning. What is given back of orders from before is passed over, later too.
+	// Kafka has deleted the first events. A cancellation of an order that was paid in them is not counted, also later.
 	ends, err := kadm.NewClient(s.client).ListEndOffsets(t.Context(), s.topic)
 	if err != nil {
 		t.Fatal(err)
@@ -417,7 +419,7 @@ func TestATopicWithoutItsBeginningIsRefusedUnlessPartial(t *testing.T) {
 		t.Errorf("%d events parked", n)
 	}
 
-	// Whole again, on a topic that has everything; --partial says nothing untrue there.
+	// On a complete topic the rebuild is complete again, and --partial makes no false statement.
 	s.newTopic()
 	clear(s.published)
 	if _, err := s.owner.Exec(t.Context(), `UPDATE orders SET paid_at = paid_at + make_interval(days => (number % 3)::int)`); err != nil {
@@ -425,11 +427,11 @@ func TestATopicWithoutItsBeginningIsRefusedUnlessPartial(t *testing.T) {
 	}
 	s.publish()
 	if done, err := s.rebuild(t.Context(), true, quiet); err != nil || done.Cut || since() != "" {
-		t.Errorf("a whole topic, with leave to be cut: %+v (%v), since %q", done, err, since())
+		t.Errorf("a whole topic, with --partial: %+v (%v), since %q", done, err, since())
 	}
 	s.mustEqual()
 
-	// A topic that was made anew begins at offset 0 and yet without the first order.
+	// A topic that was deleted and created again begins at offset 0 but lacks the first order.
 	s.newTopic()
 	s.places(1)
 	s.publish()
@@ -477,7 +479,7 @@ func TestWhatCannotBeCountedIsPermanent(t *testing.T) {
 		{"OrderPaid", "items[0].sku is not", line("sku", "a\x00")},
 		{"OrderPaid", "items[0].quantity is not", line("quantity", 0)},
 		{"OrderPaid", "items[0].unitPrice is missing", line("unitPrice", nil)},
-		{"OrderPaid", "was counted by another OrderPaid", set("orderId", order)},
+		{"OrderPaid", "was counted already, from another OrderPaid", set("orderId", order)},
 		{"OrderCancelled", "wasPaid is missing", func(f map[string]any) { v1(f); f["wasPaid"] = nil }},
 		{"OrderCancelled", "was never counted as paid", v1},
 		{"OrderRejected", "or is returned already", func(f map[string]any) { v1(f); f["orderId"] = order }},
@@ -497,7 +499,7 @@ func TestWhatCannotBeCountedIsPermanent(t *testing.T) {
 		t.Errorf("%d rows differ from a count over the orders", n)
 	}
 	done, err := s.rebuild(t.Context(), false, quiet)
-	if err != nil || done.Aside != 14 || scan[int](s, difference) != 0 {
+	if err != nil || done.Excluded != 14 || scan[int](s, difference) != 0 {
 		t.Errorf("rebuilt: %+v (%v)", done, err)
 	}
 }

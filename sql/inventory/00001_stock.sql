@@ -9,7 +9,7 @@ CREATE TABLE stock (
 );
 COMMENT ON TABLE stock IS 'What can be sold now. Never below zero: what could not be served is a shortage in stock_movements.';
 
--- No foreign key to stock: a shortage may be of a sku nobody has ever stocked.
+-- No foreign key to stock: a shortage may be of a sku that was never in stock.
 CREATE TABLE stock_movements (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     sku        text NOT NULL CHECK (octet_length(sku) BETWEEN 1 AND 64),

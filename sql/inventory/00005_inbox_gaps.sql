@@ -1,6 +1,6 @@
 -- +goose Up
 
--- As cdc/inbox/schema/gaps.sql; TestMigrationIsTheSchema compares them.
+-- The same as cdc/inbox/schema/gaps.sql; TestMigrationIsTheSchema compares them.
 ALTER TABLE inbox_partitions ADD COLUMN topic_id uuid;
 COMMENT ON COLUMN inbox_partitions.topic_id IS 'The topic that next_offset counts in. Kafka gives a topic that is made again another one.';
 ALTER TABLE inbox_parked ADD COLUMN end_offset bigint;
@@ -11,7 +11,7 @@ DROP INDEX inbox_parked_open;
 CREATE INDEX inbox_parked_open ON inbox_parked (consumer, topic, sha256(key), id) WHERE status = 'parked';
 COMMENT ON COLUMN inbox_parked_keys.key IS 'The record''s key, or its SHA-256 where it has more than 1024 bytes.';
 
--- Ids whose time cannot be, before 2020 or later than tomorrow, are undated.
+-- Ids with an impossible time, before 2020 or later than tomorrow, are undated.
 ALTER TABLE inbox DROP CONSTRAINT inbox_event_day;
 ALTER TABLE inbox ADD CONSTRAINT inbox_event_day CHECK (event_day IN (0, inbox_day(event_id)));
 UPDATE inbox SET event_day = 0 WHERE event_day BETWEEN 1 AND 18261 OR event_day > (now() AT TIME ZONE 'UTC')::date - date '1970-01-01' + 1;

@@ -1,3 +1,4 @@
--- What another service may read here, and what for; sql.GrantReader takes everything back first and puts the role's quoted name for :service. The page of
--- cdc/identity has a table of it: go test ./cmd/internal/policy -run Generated -update
+-- The rights of another service that reads names and pictures, with their reasons. sql.GrantReader first revokes all
+-- rights, and replaces :service with the role's quoted name. A table on the page of cdc/identity is generated from this
+-- file: go test ./cmd/internal/policy -run Generated -update
 GRANT SELECT (sku, name, picture_url) ON products TO :service; -- names and pictures for mails

@@ -1,6 +1,7 @@
 -- +goose Up
 
--- Events, append only. The relay reads them from the WAL, so nothing here is ever marked as sent, and no index but the key is kept.
+-- Events, append only. The relay reads them from the WAL, so no row is ever marked as sent, and the primary key is the
+-- only index.
 CREATE TABLE outbox (
     id             uuid PRIMARY KEY,
     aggregate_type text NOT NULL CONSTRAINT outbox_aggregate_type CHECK (aggregate_type ~ '^[A-Za-z0-9._-]{1,100}$'),

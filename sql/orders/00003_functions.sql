@@ -1,12 +1,13 @@
 -- +goose Up
 
--- The order service's three changes for psql and for programs without HTTP. Each is one statement, so one transaction: state and event,
--- or neither. They run with the caller's rights. TestHTTPAndSQLWriteTheSameEvents keeps them equal to the Go service.
+-- The order service's three changes, for psql and for programs without HTTP. Each function is one statement and
+-- therefore one transaction: it writes both state and event, or neither. They run with the caller's rights.
+-- TestHTTPAndSQLWriteTheSameEvents keeps them equal to the Go service.
 
 -- +goose StatementBegin
 CREATE FUNCTION uuid_v7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    -- RFC 9562: 48 bits of Unix milliseconds, then random bits but for version (0111) and variant, which a v4 has already. Servers have a
-    -- function for it from 18 on only.
+    -- RFC 9562: 48 bits of Unix milliseconds, then random bits but for version (0111) and variant, which a v4 has
+    -- already. Servers have a function for it from 18 on only.
     SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
         PLACING substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid
 $$;

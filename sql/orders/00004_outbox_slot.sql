@@ -1,6 +1,6 @@
 -- +goose Up
 
--- Only columns and functions that every server from 14 to 18 has, so that the view survives an upgrade.
+-- The view uses only columns and functions that every server from 14 to 18 has, so that it survives an upgrade.
 CREATE VIEW outbox_slot AS
 SELECT slot_name AS slot,
     active,

@@ -1,7 +1,8 @@
 -- +goose Up
 
--- What becomes of a paid order: confirmed, shipped, completed, or rejected; its payments, and its history. TestHTTPAndSQLWriteTheSameEvents
--- keeps the functions equal to the Go service. There is no way down: payments and history would be lost.
+-- The states of a paid order (confirmed, shipped, completed, or rejected), its payments and its history.
+-- TestHTTPAndSQLWriteTheSameEvents keeps the functions equal to the Go service. There is no down migration: payments
+-- and history would be lost.
 
 ALTER TABLE orders
     DROP CONSTRAINT orders_status_check,

@@ -1,7 +1,8 @@
 -- +goose Up
 
--- One row for each thing a customer, or a partner's endpoint, is told about an order. The consumers write it in their inbox transaction,
--- the senders do the rest. The natural key and the trigger below make a second send after a success impossible.
+-- One row for each notification of a customer, or of a partner's endpoint, about an order. The consumers insert it in
+-- their inbox transaction; the senders send it. The natural key and the trigger below prevent a second send after a
+-- success.
 CREATE TABLE notifications (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     order_id        uuid NOT NULL REFERENCES orders,

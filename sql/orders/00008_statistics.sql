@@ -1,6 +1,7 @@
 -- +goose Up
 
--- What the consumer group statistics makes of the order events, and `orders statistics rebuild` makes anew.
+-- The tables that the consumer group statistics writes from the order events, and that `orders statistics rebuild`
+-- rebuilds.
 
 CREATE TABLE statistics (
     day               date NOT NULL,

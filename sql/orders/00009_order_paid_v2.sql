@@ -1,6 +1,7 @@
 -- +goose Up
 
--- OrderPaid, version 2: the payment that paid it, in the place of totalAmount and currency. The functions are those of 00005 otherwise.
+-- OrderPaid, version 2, has the payment instead of totalAmount and currency. Otherwise the functions are those of
+-- 00005.
 
 ALTER TABLE payments ADD COLUMN id uuid NOT NULL DEFAULT gen_random_uuid() UNIQUE;
 COMMENT ON COLUMN payments.id IS 'For others to name it by; what makes it one is (order_id, kind).';

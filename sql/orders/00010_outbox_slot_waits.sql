@@ -1,6 +1,6 @@
 -- +goose Up
 
--- A slot that is read can still hold what is not delivered, while Kafka is away for example.
+-- A slot with an active reader can still hold undelivered events, for example while Kafka is away.
 CREATE OR REPLACE VIEW outbox_slot AS
 SELECT slot_name AS slot,
     active,

@@ -1,6 +1,6 @@
 -- +goose Up
 
--- A relay that is up can be halted, a slot can be missing that was there, and a table can be polled.
+-- A running relay can be halted, a slot can have disappeared, and a table can be polled.
 CREATE OR REPLACE VIEW outbox_slot AS
 SELECT slot_name AS slot,
     active,

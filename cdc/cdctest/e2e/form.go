@@ -8,7 +8,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// Kills returns how often a test kills relays: WALPOST_KILLS, or what the form of the suite asks for.
+// Kills returns how often a test kills relays: WALPOST_KILLS, or the default of the suite's form.
 func Kills() int {
 	if n, err := strconv.Atoi(os.Getenv("WALPOST_KILLS")); err == nil {
 		return n

@@ -31,17 +31,17 @@ type Pipeline struct {
 	AdminURL string // superuser's URL of the database
 	Brokers  []string
 	Name     string
-	Topic    string // of aggregate type order
+	Topic    string // of the aggregate type order
 	Env      map[string]string
 }
 
-// New returns a pipeline with an empty database; init makes what walpost needs.
+// New returns a pipeline with an empty database. `walpost init` has not run there.
 func New(t testing.TB, program Program) *Pipeline {
 	t.Helper()
 	return NewOn(t, program, cdctest.Database(t), cdctest.Kafka(t))
 }
 
-// NewOn is New for a given database and given brokers.
+// NewOn does the same as New, for a given database and given brokers.
 func NewOn(t testing.TB, program Program, admin string, brokers []string) *Pipeline {
 	t.Helper()
 	name := cdctest.Name(t, "orders")
@@ -65,7 +65,7 @@ func NewOn(t testing.TB, program Program, admin string, brokers []string) *Pipel
 		defer cancel()
 		conn, err := pgx.Connect(ctx, admin)
 		if err != nil {
-			return // the server was this test's own
+			return // a server of this test alone is closed already
 		}
 		defer func() { _ = conn.Close(ctx) }()
 		_, _ = conn.Exec(ctx, "DROP ROLE IF EXISTS "+pgx.Identifier{"relay_" + slot}.Sanitize())
@@ -73,7 +73,7 @@ func NewOn(t testing.TB, program Program, admin string, brokers []string) *Pipel
 	return s
 }
 
-// Copy returns the same pipeline with a configuration that can be changed by itself.
+// Copy returns the same pipeline with a copy of its configuration.
 func (s *Pipeline) Copy() *Pipeline {
 	other := *s
 	other.Env = maps.Clone(s.Env)
@@ -107,7 +107,7 @@ func (s *Pipeline) Run(args ...string) (string, error) {
 	return out.String(), err
 }
 
-// MustRun is Run for a command that has to succeed.
+// MustRun runs a command that must succeed, and returns its output.
 func (s *Pipeline) MustRun(args ...string) string {
 	s.T.Helper()
 	out, err := s.Run(args...)
@@ -117,7 +117,7 @@ func (s *Pipeline) MustRun(args ...string) string {
 	return out
 }
 
-// Status returns what `walpost status` printed, whatever its exit code says of the pipeline.
+// Status returns the output of `walpost status`, with any exit code.
 func (s *Pipeline) Status(flags ...string) string {
 	s.T.Helper()
 	out, err := s.Run(append([]string{"status"}, flags...)...)
@@ -127,7 +127,7 @@ func (s *Pipeline) Status(flags ...string) string {
 	return out
 }
 
-// MustRefuse runs a command that must fail with an error that holds the text.
+// MustRefuse runs a command that must fail with an error that contains the text.
 func (s *Pipeline) MustRefuse(says string, args ...string) {
 	s.T.Helper()
 	out, err := s.Run(args...)
@@ -146,7 +146,7 @@ func (s *Pipeline) StateRecord() *cdc.State {
 	return st
 }
 
-// RewriteStateRecord changes the state record behind the relay's back.
+// RewriteStateRecord changes the state record without the relay's knowledge.
 func (s *Pipeline) RewriteStateRecord(change func(*cdc.State)) {
 	s.T.Helper()
 	st := s.StateRecord()
@@ -162,7 +162,7 @@ func (s *Pipeline) RewriteStateRecord(change func(*cdc.State)) {
 	}
 }
 
-// Sink returns the relay's own access to Kafka, as the configuration describes it.
+// Sink returns a sink with the relay's configuration for Kafka.
 func (s *Pipeline) Sink() *kafka.Sink {
 	s.T.Helper()
 	cfgs, err := config.Load("", s.Getenv)
@@ -191,7 +191,7 @@ func (s *Pipeline) WaitUntilConfirmed(within time.Duration) {
 	s.WaitForSlot(within, "confirmed_flush_lsn >= '"+end+"'")
 }
 
-// CheckDelivered waits until everything committed is delivered and confirmed, and checks the topic against the ledger.
+// CheckDelivered waits until everything committed is delivered and confirmed, and compares the topic with the ledger.
 func (s *Pipeline) CheckDelivered(ledger cdctest.Ledger) cdctest.Report {
 	s.T.Helper()
 	s.WaitUntilConfirmed(time.Minute)
@@ -203,7 +203,7 @@ func (s *Pipeline) CheckDelivered(ledger cdctest.Ledger) cdctest.Report {
 	return report
 }
 
-// CleanupMustRefuse runs cleanup, which must fail with the texts and delete nothing.
+// CleanupMustRefuse runs cleanup, which must fail with an error that contains the texts, and must delete nothing.
 func (s *Pipeline) CleanupMustRefuse(texts ...string) {
 	s.T.Helper()
 	before := s.CountRows()
@@ -234,7 +234,7 @@ func (s *Pipeline) WaitForEvent(id string) {
 	})
 }
 
-// EventIDs returns the ids of the events in the topic, each once, in the order of their first appearance.
+// EventIDs returns the distinct event ids in the topic, in the order of their first appearance.
 func (s *Pipeline) EventIDs() (ids []string) {
 	s.T.Helper()
 	seen := map[string]bool{}
@@ -247,8 +247,8 @@ func (s *Pipeline) EventIDs() (ids []string) {
 	return ids
 }
 
-// LimitTopic sets the topic's max.message.bytes and returns once the broker goes by it. A broker answers before it does; it takes
-// changes over in their order, so the limit of a second topic, set later, shows it.
+// LimitTopic sets the topic's max.message.bytes and returns when the broker applies it. A broker answers earlier. It
+// applies changes in their order, so LimitTopic sets the limit of a second topic afterwards and waits for that one.
 func (s *Pipeline) LimitTopic(bytes string) {
 	s.T.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...), kgo.ProducerBatchCompression(kgo.NoCompression()))
@@ -276,7 +276,8 @@ func (s *Pipeline) LimitTopic(bytes string) {
 	})
 }
 
-// Truncate deletes all records of a topic. A broker refuses that for a topic that is compacted only.
+// Truncate deletes all records of a topic. A broker refuses that for a topic that is only compacted, so Truncate
+// changes its policy meanwhile.
 func Truncate(ctx context.Context, admin *kadm.Client, topic string) error {
 	policy := func(value string) error {
 		answers, err := admin.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "cleanup.policy", Value: &value}}, topic)
@@ -292,7 +293,7 @@ func Truncate(ctx context.Context, admin *kadm.Client, topic string) error {
 	if err != nil {
 		return err
 	}
-	for { // the leader may not know of the policy yet
+	for { // the leader may not know the new policy yet
 		answers, err := admin.DeleteRecords(ctx, ends.Offsets())
 		if err == nil {
 			err = answers.Error()
@@ -307,5 +308,5 @@ func Truncate(ctx context.Context, admin *kadm.Client, topic string) error {
 	}
 }
 
-// PrintedReplay finds the arguments of a replay that walpost prints.
+// PrintedReplay matches the arguments of a replay command that walpost prints.
 var PrintedReplay = regexp.MustCompile("`walpost (replay --from [^ ]+ --to [^`]+)`")

@@ -10,8 +10,9 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 )
 
-// NewForPoison returns a pipeline after init, with an outbox that lets anything in, a topic per event type of which only one exists, and, if the policy asks for
-// it, a dead letter topic under a name that a row could be routed to.
+// NewForPoison returns a pipeline after init. Its outbox accepts any row. Rows of each event type have their own topic,
+// and only one of these topics exists. If the policy asks for a dead letter topic, that topic has a name that a row
+// could be routed to.
 func NewForPoison(t testing.TB, program Program, policy string) *Pipeline {
 	t.Helper()
 	s := New(t, program)
@@ -29,7 +30,7 @@ func NewForPoison(t testing.TB, program Program, policy string) *Pipeline {
 	return s
 }
 
-// InsertPoison writes one row of SQL expressions; columns that are not given have harmless values. It returns the row's id.
+// InsertPoison writes one row of SQL expressions; other columns get harmless values. It returns the row's id.
 func (s *Pipeline) InsertPoison(columns map[string]string) string {
 	s.T.Helper()
 	id := s.Query("SELECT gen_random_uuid()::text")
@@ -42,7 +43,7 @@ func (s *Pipeline) InsertPoison(columns map[string]string) string {
 	return id
 }
 
-// DeadLetters returns what the dead letter topic holds.
+// DeadLetters returns the entries of the dead letter topic.
 func (s *Pipeline) DeadLetters() []kafka.Entry {
 	s.T.Helper()
 	entries, err := s.Sink().Entries(s.T.Context())
@@ -52,7 +53,7 @@ func (s *Pipeline) DeadLetters() []kafka.Entry {
 	return entries
 }
 
-// PublishedIDs returns the id of each record in the topic, in the order of their partition.
+// PublishedIDs returns the id of each record in the topic, in the order of each partition.
 func (s *Pipeline) PublishedIDs() (ids []string) {
 	s.T.Helper()
 	for _, r := range cdctest.ReadAll(s.T, s.Brokers, s.Topic) {
@@ -61,7 +62,7 @@ func (s *Pipeline) PublishedIDs() (ids []string) {
 	return ids
 }
 
-// Poison is a kind of row that can never be published: a column's value, as SQL, and what the relay says of it.
+// Poison is a kind of poison row: a column's value, as SQL, and the words of the relay's error.
 type Poison struct {
 	Name, Column, Value string
 	Class               cdc.Class
@@ -69,12 +70,12 @@ type Poison struct {
 	Says                string
 }
 
-// Poisons are all kinds.
+// Poisons lists all kinds of poison rows.
 var Poisons = []Poison{
 	{"type not listed", "aggregate_type", "'invoice'", cdc.BadType, false, "kafka.aggregate_types"},
 	{"type NULL", "aggregate_type", "NULL", cdc.BadType, false, "kafka.aggregate_types"},
 	{"illegal topic", "event_type", "'a b'", cdc.BadTopic, true, "does not allow"},
-	{"the dead letter topic itself", "event_type", "'dead'", cdc.BadTopic, true, "that is the dead letter topic"},
+	{"the dead letter topic itself", "event_type", "'dead'", cdc.BadTopic, true, "which is the dead letter topic"},
 	{"id NULL", "id", "NULL", cdc.BadID, true, "id is NULL"},
 	{"key NULL", "aggregate_id", "NULL", cdc.BadKey, false, "aggregate_id is empty"},
 	{"key empty", "aggregate_id", "''", cdc.BadKey, false, "aggregate_id is empty"},

@@ -16,7 +16,7 @@ func NewPolled(t testing.TB, program Program) *Pipeline {
 	return NewPolledOn(t, program, cdctest.Kafka(t))
 }
 
-// NewPolledOn is NewPolled on given brokers.
+// NewPolledOn does the same as NewPolled, on given brokers.
 func NewPolledOn(t testing.TB, program Program, brokers []string) *Pipeline {
 	t.Helper()
 	s := NewOn(t, program, cdctest.Database(t), brokers)
@@ -26,7 +26,7 @@ func NewPolledOn(t testing.TB, program Program, brokers []string) *Pipeline {
 	return s
 }
 
-// Backlog returns what `walpost status` says of the rows that wait.
+// Backlog returns the waiting rows that `walpost status` reports.
 func (s *Pipeline) Backlog() polling.Backlog {
 	s.T.Helper()
 	var st struct {
@@ -53,7 +53,7 @@ func (s *Pipeline) WaitUntilPolled() {
 	})
 }
 
-// CheckPolled is CheckDelivered for a polled table.
+// CheckPolled does the same as CheckDelivered, for a polled table.
 func (s *Pipeline) CheckPolled(ledger cdctest.Ledger) cdctest.Report {
 	s.T.Helper()
 	s.WaitUntilPolled()

@@ -17,22 +17,23 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// Program is how a test runs walpost.
+// Program says how a test runs walpost.
 type Program struct {
-	// Main runs walpost in the test's process: the function of its package. Where it is nil, all commands run in their own process.
+	// Main runs walpost in the test's process: the function of its package. If it is nil, all commands run in separate
+	// processes.
 	Main func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error
 	Path string   // of the binary
-	Vars []string // of the binary's environment, KEY=value, besides the test's own and the configuration
+	Vars []string // of the binary's environment, KEY=value, in addition to the test's environment and the configuration
 }
 
-// Command returns the binary's command, which is not started.
+// Command returns the binary's command, not yet started.
 func (p Program) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command(p.Path, args...)
 	cmd.Env = append(os.Environ(), p.Vars...)
 	return cmd
 }
 
-// run runs a command to its end, or until ctx ends. The error of another process is what it printed to standard error.
+// run runs a command to its end, or until ctx ends. The error of a separate process is its output on standard error.
 func (p Program) run(ctx context.Context, args []string, env map[string]string, out io.Writer) error {
 	if p.Main != nil {
 		return p.Main(ctx, args, func(key string) string { return env[key] }, out, out)
@@ -52,9 +53,9 @@ func (p Program) run(ctx context.Context, args []string, env map[string]string, 
 	return nil
 }
 
-// Build returns a function that builds the command in a directory, with flags of go build, and returns the binary's path. It builds when
-// it is first called. The binary has the race detector where the test has it, unless a flag says -race=false, and is deleted when
-// the test ends.
+// Build returns a function that builds the command in a directory, with flags of go build, and returns the binary's
+// path. The first call builds. The binary has the race detector if the test has it, unless a flag says -race=false, and
+// is deleted when the test ends.
 func Build(t testing.TB, dir string, flags ...string) func() string {
 	t.Helper()
 	absolute, err := filepath.Abs(dir)
@@ -82,8 +83,8 @@ func Build(t testing.TB, dir string, flags ...string) func() string {
 	}
 }
 
-// dependOnSources looks at all of the module's source files, because go test takes a result from its cache when the files that the test
-// itself looked at are unchanged.
+// dependOnSources reads all of the module's source files: go test takes a result from its cache unless a file changed
+// that the test itself has read.
 func dependOnSources() error {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {

@@ -18,19 +18,19 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// Relay is a running `walpost relay`, in the test's process or in its own.
+// Relay is a running `walpost relay`, in the test's process or in a separate one.
 type Relay struct {
 	T    testing.TB
 	Log  *cdctest.Log
-	Stop func() error // SIGTERM, or the end of its context; returns how it ended
+	Stop func() error // sends SIGTERM, or ends its context; returns the relay's error
 
 	// Only a relay in a separate process has these.
 	Kill func() // SIGKILL
 	PID  int
-	Gone <-chan struct{} // closed when it has ended
+	Gone <-chan struct{} // closed when the process has ended
 }
 
-// StartRelay runs a relay in the test's process where the program can, and otherwise in its own.
+// StartRelay runs a relay in the test's process if the program can do that, and otherwise in a separate one.
 func (s *Pipeline) StartRelay() *Relay {
 	s.T.Helper()
 	if s.Main == nil {
@@ -53,13 +53,13 @@ func (s *Pipeline) StartRelay() *Relay {
 	return r
 }
 
-// SpawnRelay runs a relay in its own process.
+// SpawnRelay runs a relay in a separate process.
 func (s *Pipeline) SpawnRelay() *Relay {
 	s.T.Helper()
 	return s.StartCommand(s.Command("relay"))
 }
 
-// StartCommand starts a command, with the configuration and more variables in its environment.
+// StartCommand starts a command with the configuration and further variables in its environment.
 func (s *Pipeline) StartCommand(cmd *exec.Cmd, env ...string) *Relay {
 	s.T.Helper()
 	cmd.Env = append(cmd.Environ(), env...)
@@ -98,7 +98,8 @@ func (s *Pipeline) StartCommand(cmd *exec.Cmd, env ...string) *Relay {
 	return r
 }
 
-// report shows the end of the log of a relay whose test failed. What the race detector found in another process fails the test.
+// report prints the end of a relay's log if the test failed. It fails the test if the race detector found a race in the
+// relay's process.
 func (s *Pipeline) report(r *Relay, err error) {
 	cdctest.NoSecret(s.T, "the relay", fmt.Sprint(r.Log.String(), "\n", err))
 	if r.PID != 0 && strings.Contains(r.Log.String(), "WARNING: DATA RACE") {
@@ -110,7 +111,7 @@ func (s *Pipeline) report(r *Relay, err error) {
 	}
 }
 
-// WaitForLog waits until the log holds the text.
+// WaitForLog waits until the log contains the text.
 func (r *Relay) WaitForLog(within time.Duration, text string) {
 	r.T.Helper()
 	cdctest.Eventually(r.T, within, func() error {
@@ -121,7 +122,7 @@ func (r *Relay) WaitForLog(within time.Duration, text string) {
 	})
 }
 
-// Get asks the relay's HTTP address, which its log tells, and returns status and body.
+// Get requests a path from the relay's HTTP address, which it takes from the log, and returns status and body.
 func (r *Relay) Get(t testing.TB, path string) string {
 	t.Helper()
 	r.WaitForLog(30*time.Second, `"serving HTTP"`)
@@ -132,7 +133,7 @@ func (r *Relay) Get(t testing.TB, path string) string {
 	return said
 }
 
-// Ask is Get for a relay that may have ended.
+// Ask does the same as Get for a relay that may have ended.
 func (r *Relay) Ask(path string) (string, error) {
 	before, _, _ := strings.Cut(r.Log.String(), `"serving HTTP"`)
 	_, rest, _ := strings.Cut(before[strings.LastIndexByte(before, '\n')+1:], `"address":"`)
@@ -200,7 +201,7 @@ func (r *Relay) WaitUntilFrozen(within time.Duration) {
 	})
 }
 
-// Memory returns how much memory the relay's process has had resident at its highest, in bytes.
+// Memory returns the highest resident memory of the relay's process, in bytes.
 func (r *Relay) Memory() int {
 	r.T.Helper()
 	highest := PeakMemory(r.PID)
@@ -227,8 +228,8 @@ func (r *Relay) CPU() time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond // a hundred ticks a second
 }
 
-// PeakMemory returns how much memory a process has had resident at its highest, in bytes, or 0. What the kernel says of one that has ended is of no use: it
-// begins with what its parent had.
+// PeakMemory returns the highest resident memory of a running process, in bytes, or 0. The kernel's figure for an ended
+// process is useless: it starts with its parent's memory.
 func PeakMemory(pid int) int64 {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	_, rest, _ := strings.Cut(string(status), "VmHWM:")
@@ -237,7 +238,7 @@ func PeakMemory(pid int) int64 {
 	return kb << 10
 }
 
-// WaitForMetrics waits until the relay's metrics have all of these.
+// WaitForMetrics waits until the relay's metrics contain all of these texts.
 func (r *Relay) WaitForMetrics(t testing.TB, texts ...string) {
 	t.Helper()
 	cdctest.Eventually(t, 30*time.Second, func() error {
@@ -251,7 +252,7 @@ func (r *Relay) WaitForMetrics(t testing.TB, texts ...string) {
 	})
 }
 
-// MustBeUndisturbed fails the test when a session of the relay has ended, or the relay could not look at the server.
+// MustBeUndisturbed fails the test if a session of the relay has ended, or if the relay could not look at the server.
 func (r *Relay) MustBeUndisturbed() {
 	r.T.Helper()
 	if log := r.Log.String(); strings.Contains(log, "starting over") || strings.Contains(log, "cannot check publication and table") {

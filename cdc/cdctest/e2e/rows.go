@@ -26,7 +26,7 @@ func (s *Pipeline) Exec(sql string, args ...any) {
 	}
 }
 
-// Query returns the one text that the SQL selects.
+// Query returns the one text value that the SQL selects.
 func (s *Pipeline) Query(sql string, args ...any) (text string) {
 	s.T.Helper()
 	conn := s.Connect()
@@ -74,7 +74,7 @@ func (s *Pipeline) CountRows() string {
 	return s.Query("SELECT count(*)::text FROM outbox")
 }
 
-// WaitForCommits waits until the writer has committed this many rows more.
+// WaitForCommits waits until the writer has committed this many more rows.
 func WaitForCommits(t testing.TB, w *cdctest.Writer, more int) {
 	t.Helper()
 	want := w.Committed() + more
@@ -86,7 +86,7 @@ func WaitForCommits(t testing.TB, w *cdctest.Writer, more int) {
 	})
 }
 
-// InsertEvent writes an outbox row of a key on a connection, in the transaction that is open there.
+// InsertEvent inserts an outbox row for a key on a connection, in the transaction that is open there.
 func InsertEvent(t testing.TB, conn *pgx.Conn, key, event string) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), `INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', $1, $2, '{}')`, key, event); err != nil {
@@ -102,7 +102,7 @@ func ExecOn(t testing.TB, conn *pgx.Conn, sql string) {
 	}
 }
 
-// Header returns a header that the relay sets, under its own name or the one of CloudEvents.
+// Header returns a header that the relay sets, under its plain name or the name of CloudEvents.
 func Header(r *kgo.Record, key string) string {
 	for _, h := range r.Headers {
 		if h.Key == key || h.Key == "ce_"+key {
@@ -112,7 +112,7 @@ func Header(r *kgo.Record, key string) string {
 	return ""
 }
 
-// PositionOf returns the position that a record's headers hold.
+// PositionOf returns the position in a record's headers.
 func PositionOf(t testing.TB, r *kgo.Record) (p cdc.Position) {
 	t.Helper()
 	seq, err := strconv.ParseUint(Header(r, "seq"), 10, 32)

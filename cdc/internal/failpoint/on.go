@@ -15,7 +15,7 @@ import (
 // point is one entry of the variable.
 type point struct {
 	action string
-	at     int64 // acts the at-th time
+	at     int64 // acts at this pass
 	passed atomic.Int64
 }
 
@@ -45,7 +45,7 @@ func parse(text string) map[string]*point {
 	return all
 }
 
-// Hit is passed by the relay at the named instant.
+// Hit carries out the action of the named point. The relay calls it when it passes the point.
 func Hit(name string) error {
 	p := points[name]
 	if p == nil || p.passed.Add(1) != p.at {
@@ -55,7 +55,7 @@ func Hit(name string) error {
 	switch action, d, _ := strings.Cut(p.action, "="); action {
 	case "kill":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {} // nothing more is done in the moment that it takes
+		select {} // nothing more is done until the signal arrives
 	case "stop":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	case "sleep":

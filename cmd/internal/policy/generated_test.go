@@ -30,7 +30,7 @@ import (
 
 var update = flag.Bool("update", false, "write the generated parts of pages")
 
-// catalogue is a registry that only lists the registered metrics.
+// catalogue is a registry that only lists the metrics that are registered.
 type catalogue struct {
 	rows   []string
 	labels map[string][]string // by metric
@@ -64,7 +64,7 @@ func (c *catalogue) MustRegister(collectors ...prometheus.Collector) {
 
 func (c *catalogue) Unregister(prometheus.Collector) bool { return false }
 
-// metrics returns the metrics of all programs.
+// metrics returns the metrics of all processes.
 func metrics(t *testing.T) (c catalogue) {
 	t.Helper()
 	cfg := config.Default()
@@ -90,7 +90,7 @@ func (c *catalogue) table() string {
 	return "| metric | what it is |\n|---|---|\n" + strings.Join(c.rows, "")
 }
 
-// identityTable returns the table of the settings for Kafka, as keys and as flags.
+// identityTable returns the settings of Kafka, as keys and as flags.
 func identityTable(v reflect.Type, key, flag string) string {
 	var b strings.Builder
 	for field := range v.Fields() {
@@ -106,7 +106,7 @@ func identityTable(v reflect.Type, key, flag string) string {
 
 var granted = regexp.MustCompile(`^(GRANT .+ TO ):service; -- (.+)$`)
 
-// servicesTable returns the table of the rights of the services' roles, as migrate grants them.
+// servicesTable returns the rights of the services' roles, as migrate grants them.
 func servicesTable(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder

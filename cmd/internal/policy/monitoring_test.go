@@ -22,8 +22,8 @@ var (
 	identifier = regexp.MustCompile(`[a-zA-Z_][a-zA-Z0-9_]*\b(?: ?\()?`)
 )
 
-// TestMonitoringAsksForWhatThereIs: alerts and board name only metrics and labels that the processes have, and
-// Prometheus scrapes only services that the stack has.
+// TestMonitoringAsksForWhatThereIs checks that alerts and board name only metrics and labels that the processes have,
+// and that Prometheus scrapes only services that the stack has.
 func TestMonitoringAsksForWhatThereIs(t *testing.T) {
 	all := metrics(t)
 	all.labels["up"] = nil

@@ -46,8 +46,8 @@ func packages(t *testing.T) map[string]pkg {
 	return all
 }
 
-// TestWhoMayImportWhom: imports go in one direction, cmd → adapters → cdc; the services import neither each other nor
-// the engine.
+// TestWhoMayImportWhom checks that imports follow the direction of the data: cmd → adapters → cdc. The services know
+// neither each other nor the engine.
 func TestWhoMayImportWhom(t *testing.T) {
 	all := packages(t)
 	kafka := "github.com/twmb/franz-go"
@@ -81,7 +81,7 @@ func TestWhoMayImportWhom(t *testing.T) {
 		for _, forbidden := range never {
 			for _, imported := range p.Imports {
 				if imported == module+"cdc/internal/failpoint" || imported == module+"cdc/inbox/schema" || imported == module+"cdc/pglimit" || imported == module+"cdc/header" || imported == module+"cdc/identity" || imported == module+"cdc/misspelt" || imported == module+"cdc/version" {
-					continue // empty in what people run; a text; leaves: limits, names, who connects, what was meant
+					continue // failpoints, which released programs do not have; a text; packages that import nothing of ours
 				}
 				if imported == forbidden || strings.HasPrefix(imported, strings.TrimSuffix(forbidden, "/")+"/") {
 					t.Errorf("%s imports %s", who, imported)
@@ -98,8 +98,8 @@ func TestWhoMayImportWhom(t *testing.T) {
 	}
 }
 
-// TestWhoEmbedsARelay: only the program orders may, of the services. No package below a command imports the whole
-// relay.
+// TestWhoEmbedsARelay checks that of the services only orders embeds a relay, in its command. No package below a
+// command knows the whole relay.
 func TestWhoEmbedsARelay(t *testing.T) {
 	var who []string
 	for path, p := range packages(t) {
@@ -113,8 +113,8 @@ func TestWhoEmbedsARelay(t *testing.T) {
 	}
 }
 
-// TestProductionBinariesCarryNoTestCode: a program that people deploy must not contain the code that starts servers for
-// tests.
+// TestProductionBinariesCarryNoTestCode checks that the programs that people deploy hold no code that starts servers
+// for tests.
 func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 	all := packages(t)
 	for _, binary := range []string{"cmd/walpost", "cmd/orders", "cmd/inventory"} {
@@ -140,8 +140,8 @@ func TestProductionBinariesCarryNoTestCode(t *testing.T) {
 	}
 }
 
-// TestProductionBinariesHaveNoFailpoints looks for their names in the programs. As a check it finds them in a program
-// that was built with them.
+// TestProductionBinariesHaveNoFailpoints looks for the names of failpoints in each program, and finds them only in one
+// built with their tag.
 func TestProductionBinariesHaveNoFailpoints(t *testing.T) {
 	cdctest.Long(t, "builds every binary")
 	for _, c := range []struct {
@@ -177,7 +177,7 @@ func TestEveryPackageSaysItsOneIdea(t *testing.T) {
 	}
 }
 
-// TestTopLevel: the top level has the agreed folders, and the files that tools need there.
+// TestTopLevel checks that the top level holds the folders of the project, and the files that tools expect there.
 func TestTopLevel(t *testing.T) {
 	root := filepath.Join("..", "..", "..")
 	out, err := exec.Command("git", "-C", root, "ls-files").Output()

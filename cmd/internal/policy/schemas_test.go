@@ -16,8 +16,8 @@ import (
 
 var release = flag.Bool("release", false, "make the schemas of the events as they are those of the last release, if they may be")
 
-// TestSchemasKeepWhatWasReleased compares the schemas of every service's events with those of the last release, which
-// are copied in testdata/released. At a release: go test ./cmd/internal/policy -run Schemas -release
+// TestSchemasKeepWhatWasReleased compares the schemas of every service's events with those of the last release. Copies
+// of these are in testdata/released. At a release: go test ./cmd/internal/policy -run Schemas -release
 func TestSchemasKeepWhatWasReleased(t *testing.T) {
 	root, released := filepath.Join("..", "..", ".."), filepath.Join("testdata", "released")
 	files := glob(t, root, filepath.Join("*", "schemas", "*.json"))
@@ -84,8 +84,9 @@ func schemaAt(t *testing.T, path string) (schema map[string]any) {
 	return schema
 }
 
-// broken returns the changes of a schema that are not allowed. Old programs read new events and new programs old ones,
-// so within a version a schema may gain only optional fields and better descriptions.
+// broken returns the changes of a schema that are not allowed. Consumers read events that were written before the
+// change, and old consumers read events that were written after it. So within a version a schema may gain optional
+// fields and better words, and nothing else.
 func broken(old, now map[string]any) []string {
 	var found []string
 	compare("", inline(old, old), inline(now, now), func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) })
@@ -150,7 +151,7 @@ func texts(list any) (found []string) {
 	return found
 }
 
-// inline replaces a $ref by the schema that it points to.
+// inline replaces each $ref by the schema that it points to.
 func inline(node any, schema map[string]any) any {
 	switch node := node.(type) {
 	case map[string]any:
@@ -182,7 +183,7 @@ func inline(node any, schema map[string]any) any {
 
 func TestSchemasThatBreakAreToldFromThoseThatDoNot(t *testing.T) {
 	const path = "testdata/released/orders/schemas/order_paid.v1.json"
-	// at returns the part of a schema at this path of keywords.
+	// at returns the part of a schema that this path of keywords leads to.
 	at := func(schema map[string]any, path ...string) map[string]any {
 		for _, step := range path {
 			schema, _ = schema[step].(map[string]any)

@@ -33,7 +33,7 @@ func init() {
 
 var brokerFaults = map[int]func(*trial){43: leaderKilled, 44: brokerPaused, 45: notInSync, 46: brokerDiskFull}
 
-// realBroker is one of three real ones.
+// realBroker is one of three real brokers.
 type realBroker struct{ addr, pidFile, data string }
 
 func (b *realBroker) signal(t *testing.T, sig syscall.Signal) {
@@ -51,13 +51,13 @@ func (b *realBroker) signal(t *testing.T, sig syscall.Signal) {
 	}
 }
 
-// realCluster is three real brokers; one fault at a time has them.
+// realCluster is three real brokers, which one fault at a time uses.
 type realCluster struct {
 	mu      sync.Mutex
 	brokers []realBroker
 }
 
-// startCluster returns them, started when they are first asked for.
+// startCluster returns a function that starts the cluster at its first call.
 func startCluster(t *testing.T) func() any {
 	return sync.OnceValue(func() any {
 		cmd := exec.Command("../../../.ci/kafka/start", "3")
@@ -124,7 +124,7 @@ func (s *trial) prepareOnThreeBrokers() *realCluster {
 	return c
 }
 
-// leader is the broker that leads the topic's first partition.
+// leader returns the broker that leads the topic's first partition.
 func (c *realCluster) leader(s *trial) *realBroker {
 	s.t.Helper()
 	admin, _ := s.kafkaClients()
@@ -144,7 +144,7 @@ func (c *realCluster) leader(s *trial) *realBroker {
 	return nil
 }
 
-// leaderKilled is fault 43.
+// leaderKilled runs fault 43.
 func leaderKilled(s *trial) {
 	c := s.prepareOnThreeBrokers()
 	for range 2 {
@@ -157,18 +157,18 @@ func leaderKilled(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// brokerPaused is fault 44.
+// brokerPaused runs fault 44.
 func brokerPaused(s *trial) {
 	c := s.prepareOnThreeBrokers()
 	s.whileFrozen(c.leader(s), func() {
-		time.Sleep(8 * time.Second) // past its session
+		time.Sleep(8 * time.Second) // longer than its session
 		s.waitForCommits(100)
 	})
 	s.endFault()
 	s.wantNoDuplicates(s.finish())
 }
 
-// whileFrozen calls f while a broker is frozen, and thaws the broker also when f fails.
+// whileFrozen calls f while a broker is frozen, and thaws the broker even if f fails.
 func (s *trial) whileFrozen(b *realBroker, f func()) {
 	s.t.Helper()
 	b.signal(s.t, syscall.SIGSTOP)
@@ -176,7 +176,7 @@ func (s *trial) whileFrozen(b *realBroker, f func()) {
 	f()
 }
 
-// notInSync is fault 45: three replicas must be in sync, and one is paused.
+// notInSync runs fault 45: three replicas must be in sync, and one is paused.
 func notInSync(s *trial) {
 	c := s.prepareOnThreeBrokers()
 	admin, _ := s.kafkaClients()
@@ -204,7 +204,7 @@ func notInSync(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// brokerDiskFull is fault 46.
+// brokerDiskFull runs fault 46.
 func brokerDiskFull(s *trial) {
 	c := s.prepareOnThreeBrokers()
 	b := &c.brokers[2]

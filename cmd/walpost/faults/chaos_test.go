@@ -17,8 +17,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// TestChaos does one random fault after the other, in both modes, for as long as WALPOST_CHAOS says (10m; a few seconds
-// without it), and prints the seed of its choices; WALPOST_CHAOS_SEED takes it again.
+// TestChaos runs one random fault after another, in both modes, for as long as WALPOST_CHAOS says (10m; a few seconds
+// without it), and prints the seed of its choices; WALPOST_CHAOS_SEED repeats them.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, "random faults for some seconds")
@@ -45,11 +45,11 @@ func TestChaos(t *testing.T) {
 	}
 }
 
-// soak is fault 42.
+// soak runs fault 42.
 func soak(s *trial) { s.disturbAtRandom(5*time.Second, rand.Uint64()) }
 
-// disturbAtRandom has two relays and disturbs them, PostgreSQL and both networks; at the end, one more relay finds
-// everything as it must be.
+// disturbAtRandom starts two relays and disturbs them, PostgreSQL and both networks. At the end, one more relay must
+// find everything correct.
 func (s *trial) disturbAtRandom(lasts time.Duration, seed uint64) {
 	s.t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -66,7 +66,7 @@ func (s *trial) disturbAtRandom(lasts time.Duration, seed uint64) {
 		return cdctest.Pass
 	})
 	s.Env["WALPOST_KAFKA_BROKERS"] = strings.Join(s.kafkaProxy.Brokers(), ",")
-	s.mayMisplace = true // a frozen relay may be replaced: see fault 3
+	s.mayMisplace = true // another relay may replace a frozen one: see fault 3
 	relays := []*e2e.Relay{s.SpawnRelay(), s.SpawnRelay()}
 	s.relays = append(s.relays, relays...)
 	pause := func(most time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(most)))) }

@@ -16,9 +16,9 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// jumpingBinary is a walpost with failpoints, built when it is first asked for, whose wall clock jumps between an hour
-// ago, now and an hour ahead, every second. The clock is the one of the standard library, changed while walpost is
-// built; the monotonic clock runs on, as it does when a machine's is set.
+// jumpingBinary returns a function that builds, at its first call, a walpost with failpoints whose wall clock jumps
+// between an hour ago, now and an hour ahead, every second. The clock is the one of the standard library, changed
+// while walpost is built; the monotonic clock continues, as it does when a machine's clock is set.
 func jumpingBinary(t *testing.T) func() string {
 	t.Helper()
 	overlay := filepath.Join(t.TempDir(), "overlay.json")
@@ -36,7 +36,7 @@ func jumpingBinary(t *testing.T) func() string {
 		const asked = "\tsec, nsec, mono := runtimeNow()\n"
 		jumping := strings.Replace(string(source), asked, asked+"\tsec += (mono/1e9%3 - 1) * 3600\n", 1)
 		if jumping == string(source) {
-			return errors.New("time.Now is not written as it was: see where it asks the runtime")
+			return errors.New("the source of time.Now has changed: find where it calls the runtime")
 		}
 		changed := filepath.Join(filepath.Dir(overlay), "time.go")
 		text, err := json.Marshal(map[string]any{"Replace": map[string]string{clock: changed}})
@@ -50,7 +50,7 @@ func jumpingBinary(t *testing.T) func() string {
 	}
 }
 
-// clockJumps is fault 38.
+// clockJumps runs fault 38.
 func clockJumps(s *trial) {
 	binary := s.jumping()
 	s.failpoints = func() string { return binary }

@@ -21,8 +21,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// limitSessions makes settings that keep applications' sessions from hanging around, here for the relay's role in this
-// database.
+// limitSessions applies settings that end idle sessions of applications, here for the relay's role in this database.
 func limitSessions(s *e2e.Pipeline) {
 	s.T.Helper()
 	settings := map[string]string{
@@ -37,7 +36,7 @@ func limitSessions(s *e2e.Pipeline) {
 	}
 }
 
-// hygienic is fault 50: a transaction takes longer than each of the timeouts, because Kafka pauses in its middle.
+// hygienic runs fault 50: a transaction takes longer than each of the timeouts, because Kafka pauses in its middle.
 func hygienic(s *trial) {
 	s.prepare(setup{env: map[string]string{"WALPOST_WINDOW_ROWS": "1000"}, load: cdctest.WriterConfig{Rate: 10}})
 	limitSessions(s.Pipeline)
@@ -52,8 +51,8 @@ func hygienic(s *trial) {
 	r.MustBeUndisturbed()
 }
 
-// pollingHygienic is fault 51: 50 for a poller that keeps the order, and is idle between two looks, and for one that
-// keeps a transaction open while Kafka pauses.
+// pollingHygienic runs fault 51: the same as 50 for a relay that keeps the order, and is idle between two looks, and
+// for one that keeps a transaction open while Kafka pauses.
 func pollingHygienic(of *trial) {
 	of.t.Run("key", func(t *testing.T) {
 		t.Parallel()
@@ -89,27 +88,27 @@ func pollHygienic(t *testing.T, program e2e.Program, env map[string]string) {
 	r.MustBeUndisturbed()
 }
 
-// namespace is a network that is reached over one link, with a name and two addresses in it. A command of it resolves
-// the name there.
+// namespace is a network that is reached over one link. It has a name and two addresses. A command in it resolves the
+// name there.
 type namespace struct {
 	t      *testing.T
 	name   string // of the network namespace
 	prefix string // of its addresses
 	hosts  string // file
 
-	down  atomic.Bool // who connects is sent away
+	down  atomic.Bool // new connections are closed at once
 	mu    sync.Mutex
 	conns map[net.Conn]bool
 }
 
 const namespaceHost = "postgres.walpost.test"
 
-// newNamespace needs root. Neither of its addresses has anything behind it yet.
+// newNamespace makes a namespace, and needs root. Nothing listens at its addresses yet.
 func newNamespace(t *testing.T) *namespace {
 	t.Helper()
 	tag := fmt.Sprintf("wp%08x", rand.Uint32())
 	i := &namespace{t: t, name: tag, prefix: fmt.Sprintf("10.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 8*rand.IntN(32)), hosts: filepath.Join(t.TempDir(), "hosts"), conns: map[net.Conn]bool{}}
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", tag).Run() }) // and the link with it
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", tag).Run() }) // this also removes the link
 	i.run("ip", "netns", "add", tag)
 	i.run("ip", "link", "add", tag+"a", "type", "veth", "peer", "name", tag+"b", "netns", tag)
 	i.run("ip", "addr", "add", i.addr(1)+"/29", "dev", tag+"a")
@@ -138,7 +137,7 @@ func (i *namespace) addr(n int) string {
 	return fmt.Sprint(base, last+n)
 }
 
-// resolveTo gives the host its address.
+// resolveTo sets the address of the host.
 func (i *namespace) resolveTo(n int) {
 	i.t.Helper()
 	if err := os.WriteFile(i.hosts, []byte("127.0.0.1 localhost\n"+i.addr(n)+" "+namespaceHost+"\n"), 0o644); err != nil {
@@ -146,7 +145,7 @@ func (i *namespace) resolveTo(n int) {
 	}
 }
 
-// dropPackets lets an address answer nothing more, not even that it is not there; passPackets ends that.
+// dropPackets makes an address answer nothing, not even that it does not exist; passPackets ends that.
 func (i *namespace) dropPackets(n int) {
 	i.t.Helper()
 	i.run("ip", "netns", "exec", i.name, "iptables", "-A", "INPUT", "-d", i.addr(n), "-j", "DROP")
@@ -159,7 +158,7 @@ func (i *namespace) passPackets(n int) {
 	i.run("ip", "netns", "exec", i.name, "iptables", "-D", "OUTPUT", "-s", i.addr(n), "-j", "DROP")
 }
 
-// closeConnections closes all connections as a server does that stops.
+// closeConnections closes all connections as a stopping server does.
 func (i *namespace) closeConnections() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -168,7 +167,7 @@ func (i *namespace) closeConnections() {
 	}
 }
 
-// forward forwards a port of both addresses to the target, and returns it.
+// forward forwards a port of both addresses to the target, and returns the port.
 func (i *namespace) forward(target string) (port string) {
 	i.t.Helper()
 	listener, err := i.listen()
@@ -191,7 +190,8 @@ func (i *namespace) forward(target string) (port string) {
 				_ = client.Close()
 				continue
 			}
-			if raw, err := client.(*net.TCPConn).SyscallConn(); err == nil { // as a server finds out that its client is gone
+			// as a server notices that its client is gone
+			if raw, err := client.(*net.TCPConn).SyscallConn(); err == nil {
 				_ = raw.Control(func(fd uintptr) {
 					for option, n := range map[int]int{syscall.TCP_KEEPIDLE: 2, syscall.TCP_KEEPINTVL: 1, syscall.TCP_KEEPCNT: 3, 0x12: 3000} { // TCP_USER_TIMEOUT
 						_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, option, n)
@@ -219,12 +219,12 @@ func (i *namespace) forward(target string) (port string) {
 	return port
 }
 
-// listen makes a listener in the namespace: a socket stays where it was made.
+// listen opens a listener in the namespace: a socket stays in the namespace in which it was opened.
 func (i *namespace) listen() (listener net.Listener, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never back: the thread ends with the goroutine
+		runtime.LockOSThread() // without unlocking: the thread ends with the goroutine
 		var ns *os.File
 		if ns, err = os.Open("/run/netns/" + i.name); err != nil {
 			return
@@ -253,7 +253,7 @@ func (i *namespace) command(binary string, args ...string) *exec.Cmd {
 	return exec.Command("unshare", append([]string{"--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, i.hosts, binary}, args...)...)
 }
 
-// urlThrough leads the URL to the namespace's name.
+// urlThrough returns a URL that leads to the namespace's name.
 func (i *namespace) urlThrough(source, port, more string) string {
 	i.t.Helper()
 	u, err := url.Parse(source)
@@ -269,8 +269,8 @@ func (i *namespace) urlThrough(source, port, more string) string {
 	return u.String()
 }
 
-// moveTwice moves the server of a relay. The server stops, and is at another address when it is back, while the old one
-// swallows what comes; then it vanishes without a word, and is at the first address again.
+// moveTwice moves a relay's server. The server stops, and is at another address when it is back, while the old
+// address answers nothing. Then it vanishes without closing connections, and is at the first address again.
 func (i *namespace) moveTwice(r *e2e.Relay, flows func()) {
 	i.t.Helper()
 	i.down.Store(true)
@@ -278,8 +278,8 @@ func (i *namespace) moveTwice(r *e2e.Relay, flows func()) {
 	r.WaitForLog(15*time.Second, "starting over")
 	i.dropPackets(2)
 	i.down.Store(false)
-	time.Sleep(2 * time.Second)            // somebody asks the address that is gone
-	i.waitUntilMoved(r, 3, 45*time.Second) // 15 s on a machine that has nothing else to do
+	time.Sleep(2 * time.Second)            // a client asks for the address that is gone
+	i.waitUntilMoved(r, 3, 45*time.Second) // 15 s on an otherwise idle machine
 	flows()
 	i.passPackets(2)
 	i.dropPackets(3)
@@ -302,7 +302,7 @@ func (i *namespace) waitUntilMoved(r *e2e.Relay, n int, within time.Duration) {
 	i.t.Logf("address %d: back after %s", n, time.Since(began).Round(100*time.Millisecond))
 }
 
-// moved is fault 52.
+// moved runs fault 52.
 func moved(s *trial) {
 	if os.Getuid() != 0 {
 		s.reportNotRun("network namespaces take root")
@@ -317,7 +317,7 @@ func moved(s *trial) {
 	s.finish()
 }
 
-// pollingMoved is fault 53: 52 for a poller.
+// pollingMoved runs fault 53: the same as 52 for a relay that polls.
 func pollingMoved(of *trial) {
 	if os.Getuid() != 0 {
 		of.reportNotRun("network namespaces take root")

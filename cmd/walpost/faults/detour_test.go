@@ -8,7 +8,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// rowsPast is fault 61: rows of the outbox that are never in the stream as its inserts.
+// rowsPast runs fault 61: rows of the outbox that the stream never has as the outbox's inserts.
 func rowsPast(s *trial) {
 	const child = `CREATE TABLE outbox_c () INHERITS (outbox)`
 	const trigger = `CREATE FUNCTION to_child() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO outbox_old SELECT NEW.*; RETURN NULL; END $$;
@@ -17,9 +17,9 @@ func rowsPast(s *trial) {
 	s.wantHaltAfterEach(setup{},
 		breakage{"a child", exec(child), []string{"tables that inherit from it (public.outbox_c)"}},
 		breakage{"a rule", exec(`CREATE RULE away AS ON INSERT TO outbox DO INSTEAD NOTHING`), []string{"rules on public.outbox"}},
-		breakage{"a trigger", exec(`CREATE TABLE outbox_old (LIKE outbox); ` + trigger), []string{"sends rows elsewhere"}})
+		breakage{"a trigger", exec(`CREATE TABLE outbox_old (LIKE outbox); ` + trigger), []string{"sends rows to another table"}})
 
-	// It comes while the relay streams, and the publication is changed while that is fixed.
+	// The detour comes while the relay streams, and the publication is changed while the detour is fixed.
 	s.prepare(setup{quiet: true, env: map[string]string{"WALPOST_SOURCE_CHECK_INTERVAL": "100ms"}})
 	r := s.StartRelay()
 	r.WaitForLog(time.Minute, `"streaming"`)
@@ -38,7 +38,7 @@ func rowsPast(s *trial) {
 		s.t.Fatal(err)
 	}
 
-	// What hid rows is gone before anybody decides, and left no trace in the catalog.
+	// The detour is gone before the operator decides, and left no trace in the catalog.
 	s.Exec(`DROP TABLE outbox_c`)
 	s.deliverWithOneRelay(1)
 	s.Exec(child + `; INSERT INTO outbox_c SELECT gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}'`)
@@ -48,8 +48,8 @@ func rowsPast(s *trial) {
 	s.replayAsPrinted(s.MustRun("adopt"))
 }
 
-// replayAsPrinted runs the replay that was printed, and wants every row of the table in the topic once the relay has
-// gone on.
+// replayAsPrinted runs the printed replay, and requires every row of the table in the topic once the relay has
+// resumed.
 func (s *trial) replayAsPrinted(adopted string) {
 	s.T.Helper()
 	m := e2e.PrintedReplay.FindStringSubmatch(adopted)
@@ -70,7 +70,7 @@ func (s *trial) replayAsPrinted(adopted string) {
 	}
 }
 
-// movedRows is fault 62: an UPDATE that moves a row to another partition, which the WAL shows as another insert.
+// movedRows runs fault 62: an UPDATE that moves a row to another partition, which the WAL shows as another insert.
 func movedRows(s *trial) {
 	s.wantHaltAfterEach(setup{init: []string{"--partition-by-day"}},
 		breakage{"a partition by status", func(s *trial) {
@@ -82,7 +82,7 @@ func movedRows(s *trial) {
 			s.Exec(`DROP TABLE outbox_default; CREATE UNLOGGED TABLE outbox_fast PARTITION OF outbox DEFAULT`)
 		}, []string{"unlogged, temporary or foreign (public.outbox_fast)"}})
 
-	// It is not latched: without the key all goes on.
+	// The halt is not latched: without the key the relay resumes.
 	s.prepare(setup{quiet: true, init: []string{"--partition-by-day"}, env: map[string]string{"WALPOST_SOURCE_CHECK_INTERVAL": "100ms"}})
 	s.deliverWithOneRelay(5)
 	s.Exec(`ALTER TABLE outbox DROP CONSTRAINT outbox_pkey, ADD COLUMN status text DEFAULT 'NEW'; DROP TABLE outbox_default; CREATE TABLE outbox_default PARTITION OF outbox DEFAULT PARTITION BY LIST (status)`)

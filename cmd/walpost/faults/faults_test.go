@@ -18,7 +18,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// update writes what a run of TestFaults found into the table; cells of what did not run stay.
+// update writes the results of a run of TestFaults into the table; cells of faults that did not run stay.
 var update = flag.Bool("update", false, "TestFaults: write the results into cdc/FAULTS.md")
 
 // newCluster starts three real brokers; see the build tag brokers.
@@ -26,22 +26,22 @@ var newCluster = func(*testing.T) func() any { return nil }
 
 const faultsFile = "../../../cdc/FAULTS.md"
 
-// modes are the values of the configuration's delivery.
+// modes has the values of the configuration's delivery.
 var modes = []config.Delivery{config.AtLeastOnce, config.ExactlyOnce}
 
-// fault is a line of the table: what is done, what must come of it, and the test that does it in one mode.
+// fault is a line of the table: the fault, the required result, and the test that runs it in one mode.
 type fault struct {
 	number int
 	name   string
-	does   string // and what happens to rows, order, duplicates and positions
+	does   string // the fault, and the result for rows, order, duplicates and positions
 	run    func(*trial)
 	tags   string // build tags that the test needs
-	slow   bool   // only where asked for, and in the long form
+	slow   bool   // runs only if it is named, and in the long form
 }
 
 func (f *fault) path() string { return fmt.Sprintf("%d_%s", f.number, f.name) }
 
-// quick reports whether -short does the fault too: a hand-over between relays, an answer that is lost, and a halt.
+// quick reports whether -short runs the fault too: a hand-over between relays, an answer that is lost, and a halt.
 func (f *fault) quick() bool { return f.number == 4 || f.number == 9 || f.number == 25 }
 
 func (f *fault) command() string {
@@ -54,7 +54,7 @@ func (f *fault) command() string {
 // cell is one result. The table shows green, red or not run, and nothing else.
 type cell struct {
 	result string
-	back   time.Duration // until rows flowed again, 0 where that depends on a person
+	back   time.Duration // until rows flowed again; 0 if that depends on a person
 }
 
 const (
@@ -83,9 +83,9 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	built := newBinaries(t)
-	// A plain `go test ./...` stays under five minutes: it does each line that is not slow, in one of the modes.
+	// A plain `go test ./...` stays under five minutes: it runs each line that is not slow, in one of the modes.
 	asked := flag.Lookup("test.run").Value.String() != ""
-	// .ci/versions runs each line in one mode a version, and in both over all of them.
+	// .ci/versions runs each line in one mode per version, and in both modes over all versions.
 	major, _ := strconv.Atoi(os.Getenv("WALPOST_TEST_POSTGRES"))
 	one, shift := os.Getenv("WALPOST_TEST_ONE_MODE") != "", major/2%2
 	for _, f := range faults {
@@ -98,7 +98,7 @@ func TestFaults(t *testing.T) {
 				cdctest.Long(t, "it does a few of the faults")
 			}
 			for i, m := range modes {
-				polling := strings.Contains(f.name, "poll") // at least once is all there is
+				polling := strings.Contains(f.name, "poll") // polling is always at least once
 				if polling && m != config.AtLeastOnce || !asked && (!polling && i != f.number%2 || f.slow && !cdctest.LongForm()) {
 					continue
 				}
@@ -126,7 +126,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestFaultTable keeps file and tests in step: the same lines with the same texts and commands, and no red cell.
+// TestFaultTable compares file and tests: the same lines with the same texts and commands, and no red cell.
 func TestFaultTable(t *testing.T) {
 	if *update { // texts and commands
 		if err := os.WriteFile(faultsFile, []byte(render(readTable(t))), 0o644); err != nil {
@@ -154,7 +154,7 @@ func TestFaultTable(t *testing.T) {
 
 var tableLine = regexp.MustCompile("^\\| (\\d+) .* \\| (green|red|not run) \\| (green|red|not run) \\| (.*) \\| `.*TestFaults/([^']*)'` \\|$")
 
-// readTable reads the results that stand in the file.
+// readTable returns the results in the file.
 func readTable(t *testing.T) map[string]map[config.Delivery]cell {
 	t.Helper()
 	text, err := os.ReadFile(faultsFile)

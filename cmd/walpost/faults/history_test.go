@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// copyPostgres copies the trial's stopped server, cold: a standby of it, or the same as it was, and starts the first
+// copyPostgres stops the trial's server, copies it as a standby or as an identical server, and starts the first
 // again.
 func (s *trial) copyPostgres(standby bool) *devenv.Postgres {
 	s.t.Helper()
@@ -44,7 +44,7 @@ func (s *trial) copyPostgres(standby bool) *devenv.Postgres {
 	return copied
 }
 
-// pointTo points relay, writer, oracle and sampler at another server.
+// pointTo points relay, writer, oracle and sampler to another server.
 func (s *trial) pointTo(server *devenv.Postgres) {
 	s.t.Helper()
 	u, err := url.Parse(s.Env["WALPOST_SOURCE_URL"])
@@ -70,7 +70,7 @@ func (s *trial) promote(standby *devenv.Postgres) {
 	}
 }
 
-// failedOver is fault 22: a standby whose slot lags is promoted after it has received everything.
+// failedOver runs fault 22: a standby whose slot lags is promoted after it has received everything.
 func failedOver(s *trial) {
 	s.prepare(setup{server: true})
 	s.failOver()
@@ -80,7 +80,7 @@ func (s *trial) failOver() {
 	s.t.Helper()
 	r := s.startStreaming()
 	s.waitForCommits(100)
-	standby := s.copyPostgres(true) // its slot stays where it is now
+	standby := s.copyPostgres(true) // its slot stays at this position
 	s.waitForCommits(200)
 	s.waitUntilDelivered()
 	s.writer.Stop()
@@ -114,7 +114,7 @@ func (s *trial) failOver() {
 	}
 }
 
-// tailLost is fault 23: the standby that is promoted lacks what the relay has already published, and gives its LSNs to
+// tailLost runs fault 23: the promoted standby lacks rows that the relay has already published, and gives their LSNs to
 // others.
 func tailLost(s *trial) {
 	s.prepare(setup{server: true})
@@ -153,7 +153,7 @@ func tailLost(s *trial) {
 	s.recovery = time.Since(s.faultEnded)
 	ledger := s.writer.Stop()
 	s.WaitUntilConfirmed(time.Minute)
-	// What was published and then taken back is no ghost: it was committed once.
+	// A row that was published and then taken back was committed once, so it is expected.
 	taken := map[uuid.UUID]bool{}
 	for _, e := range gone.Events {
 		taken[e.ID] = true
@@ -179,7 +179,7 @@ func tailLost(s *trial) {
 	r.WaitForLog(3*time.Second, fmt.Sprintf(`"rows":%d,`, len(taken)))
 }
 
-// splitBrain is fault 24: the old primary lives on after a promotion, and the relay looks at it.
+// splitBrain runs fault 24: the old primary keeps running after a promotion, and the relay connects to it.
 func splitBrain(s *trial) {
 	s.prepare(setup{server: true, quiet: true})
 	s.deliverWithOneRelay(20)
@@ -191,7 +191,7 @@ func splitBrain(s *trial) {
 	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "timeline 2", "timeline 1", "stale primary") })
 }
 
-// deliverWithOneRelay has a relay publish rows, and stops it.
+// deliverWithOneRelay starts a relay, which publishes rows, and stops it.
 func (s *trial) deliverWithOneRelay(rows int) {
 	s.t.Helper()
 	r := s.StartRelay()
@@ -203,7 +203,8 @@ func (s *trial) deliverWithOneRelay(rows int) {
 	}
 }
 
-// restored is fault 37: a backup of the database, restored, and restored and written past what was delivered.
+// restored runs fault 37: a backup of the database, restored, and restored and then written beyond the delivered
+// position.
 func restored(s *trial) {
 	s.prepare(setup{server: true, quiet: true})
 	s.deliverWithOneRelay(20)
@@ -218,15 +219,15 @@ func restored(s *trial) {
 	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "another history") })
 }
 
-// breakage is a way to spoil what a halt is for.
+// breakage is a way to break something that a halt must notice.
 type breakage struct {
 	name string
 	does func(*trial)
 	says []string
 }
 
-// wantHaltAfterEach does each on a new pipeline that has delivered rows: the relay halts, publishes nothing and
-// confirms nothing.
+// wantHaltAfterEach applies each breakage to a new pipeline that has delivered rows: the relay must halt, publish
+// nothing and confirm nothing.
 func (s *trial) wantHaltAfterEach(c setup, all ...breakage) {
 	c.quiet = true
 	for _, b := range all {
@@ -242,7 +243,7 @@ func (s *trial) wantHaltAfterEach(c setup, all ...breakage) {
 	}
 }
 
-// tryInsertRows writes rows that a wrong relay would skip, into whatever the outbox is now.
+// tryInsertRows inserts rows that a wrong relay would skip, into the table that is now called the outbox.
 func (s *trial) tryInsertRows(n int) {
 	conn := s.Connect()
 	defer func() { _ = conn.Close(s.t.Context()) }()
@@ -250,7 +251,7 @@ func (s *trial) tryInsertRows(n int) {
 		SELECT gen_random_uuid(), 'order', 'k' || i % 7, 'OrderPaid', '{}' FROM generate_series(1, $1::int) i`, n)
 }
 
-// slotDropped is fault 25.
+// slotDropped runs fault 25.
 func slotDropped(s *trial) {
 	s.wantHaltAfterEach(setup{}, breakage{"dropped", func(s *trial) {
 		s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
@@ -260,7 +261,7 @@ func slotDropped(s *trial) {
 	}
 }
 
-// slotMoved is fault 26.
+// slotMoved runs fault 26.
 func slotMoved(s *trial) {
 	s.wantHaltAfterEach(setup{},
 		breakage{"dropped and made again", func(s *trial) {
@@ -274,7 +275,7 @@ func slotMoved(s *trial) {
 		}, []string{"re-created or advanced"}})
 }
 
-// slotLost is fault 27.
+// slotLost runs fault 27.
 func slotLost(s *trial) {
 	s.wantHaltAfterEach(setup{settings: map[string]string{"max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}}, breakage{"lost", func(s *trial) {
 		s.Exec("CREATE TABLE filler (t text)")
@@ -290,7 +291,7 @@ func slotLost(s *trial) {
 	}, []string{"is lost", "walpost adopt"}})
 }
 
-// publicationChanged is fault 28, also where it was changed back.
+// publicationChanged runs fault 28, also if the publication was changed back.
 func publicationChanged(s *trial) {
 	sql := func(statements ...string) func(*trial) {
 		return func(s *trial) {
@@ -307,7 +308,7 @@ func publicationChanged(s *trial) {
 		breakage{"publish changed and changed back", sql("ALTER PUBLICATION walpost SET (publish = 'update')", "ALTER PUBLICATION walpost SET (publish = 'insert')"), []string{"publication or table changed"}})
 }
 
-// tableChanged is fault 29: what may be done to the table, and what must halt.
+// tableChanged runs fault 29: changes of the table that are allowed, and those that must halt.
 func tableChanged(s *trial) {
 	s.prepare(setup{})
 	s.startStreaming()

@@ -21,7 +21,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// takeKafkaAway is fault 6: Kafka is away for longer than queue_timeout.
+// takeKafkaAway runs fault 6: Kafka is away for longer than queue_timeout.
 func takeKafkaAway(s *trial) {
 	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "200"}})
 	r := s.startMeasured()
@@ -66,8 +66,8 @@ func kafkaAway() time.Duration {
 	return 6 * time.Second
 }
 
-// slowKafkaDown is fault 7: requests that take long, then little bandwidth. PostgreSQL waits, and does not lose
-// patience.
+// slowKafkaDown runs fault 7: requests that take long, then little bandwidth. PostgreSQL waits, and keeps the
+// connection.
 func slowKafkaDown(s *trial) {
 	s.prepare(setup{options: "-c wal_sender_timeout=1s", env: map[string]string{"WALPOST_WINDOW_ROWS": "50"}})
 	r := s.startStreaming()
@@ -84,7 +84,7 @@ func slowKafkaDown(s *trial) {
 	}
 }
 
-// moveLeaders is fault 8: partitions change their leaders all the time, and brokers leave and join.
+// moveLeaders runs fault 8: partitions change their leaders all the time, and brokers leave and join.
 func moveLeaders(s *trial) {
 	s.prepare(setup{kfake: 3})
 	s.startStreaming()
@@ -108,7 +108,7 @@ func moveLeaders(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// loseFrames has the proxy lose one answer (or request) of each kind, again and again.
+// loseFrames makes the proxy lose one answer (or request) of each kind, again and again.
 func (s *trial) loseFrames(every int64, fromServer bool, keys ...kmsg.Key) (lost *atomic.Int64) {
 	lost = new(atomic.Int64)
 	var seen atomic.Int64
@@ -125,7 +125,7 @@ func (s *trial) loseFrames(every int64, fromServer bool, keys ...kmsg.Key) (lost
 	return lost
 }
 
-// loseProduceAnswers is fault 9: what was appended looks lost, and is sent again.
+// loseProduceAnswers runs fault 9: appended records look lost, and are sent again.
 func loseProduceAnswers(s *trial) {
 	s.prepare(setup{})
 	lost := s.loseFrames(10, true, kmsg.Produce)
@@ -146,10 +146,11 @@ func (s *trial) waitForLosses(lost *atomic.Int64, n int64) {
 	})
 }
 
-// loseEndAnswers is fault 10: a commit whose fate nobody knows, carried out or not. At least once knows no
-// transactions; there it is the answer that gives the producer its id.
+// loseEndAnswers runs fault 10: a commit with an unknown outcome, carried out or not. At least once has no
+// transactions; there the lost answer is the one that gives the producer its id.
 func loseEndAnswers(s *trial) {
-	s.prepare(setup{load: cdctest.WriterConfig{Rate: 8}}) // what is confirmed too early is confirmed before the next window
+	// a window that is confirmed too early is confirmed before the next window
+	s.prepare(setup{load: cdctest.WriterConfig{Rate: 8}})
 	every, key := int64(4), kmsg.EndTxn
 	if s.mode == config.AtLeastOnce {
 		every, key = 2, kmsg.InitProducerID
@@ -182,7 +183,7 @@ func (s *trial) answerWithError(err *kerr.Error, count int, keys ...kmsg.Key) {
 	h.Remove()
 }
 
-// refuseForReplicas is fault 11: what passes.
+// refuseForReplicas runs fault 11: errors that pass.
 func refuseForReplicas(s *trial) {
 	s.prepare(setup{kfake: 1})
 	s.startStreaming()
@@ -193,7 +194,7 @@ func refuseForReplicas(s *trial) {
 	if n := s.countDuplicates(); n > 0 {
 		s.t.Errorf("%d duplicates, and everything was tried again in place", n)
 	}
-	// This ends the session, and hits rows whose window's state record is taken.
+	// This error ends the session, and hits rows whose window's state record Kafka has taken.
 	for range 3 {
 		h := s.kfake.Cluster().Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: s.Topic, Err: kerr.CorruptMessage, When: func(r kmsg.Request) bool {
 			return len(r.(*kmsg.ProduceRequest).Topics) > 1
@@ -207,7 +208,7 @@ func refuseForReplicas(s *trial) {
 	s.finish()
 }
 
-// deleteTopic is fault 12.
+// deleteTopic runs fault 12.
 func deleteTopic(s *trial) {
 	s.prepare(setup{})
 	r := s.startStreaming()
@@ -249,7 +250,7 @@ func (s *trial) kafkaClients() (*kadm.Client, *kgo.Client) {
 	return kadm.NewClient(client), client
 }
 
-// revokeKafkaRights is fault 14: the relay may no longer write, and then may again.
+// revokeKafkaRights runs fault 14: the relay loses the right to write, and gets it back.
 func revokeKafkaRights(s *trial) {
 	s.prepare(setup{kfake: 1})
 	s.startStreaming()
@@ -267,7 +268,7 @@ func revokeKafkaRights(s *trial) {
 			s.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", s.Slot())
 		}
 		if c.err == kerr.TransactionalIDAuthorizationFailed && s.mode == config.AtLeastOnce {
-			h.Remove() // it has none
+			h.Remove() // at least once has no transactional id
 			continue
 		}
 		if err := h.Wait(timeout(s.t, 40*time.Second), 1); err != nil {
@@ -281,7 +282,7 @@ func revokeKafkaRights(s *trial) {
 	s.finish()
 }
 
-// fenceProducer is fault 15: the producer's id, epoch or sequence is not what Kafka knows, and a transaction that timed
+// fenceProducer runs fault 15: Kafka does not know the producer's id, epoch or sequence, or a transaction has timed
 // out.
 func fenceProducer(s *trial) {
 	s.prepare(setup{kfake: 1})
@@ -310,13 +311,14 @@ func fenceProducer(s *trial) {
 	s.finish()
 }
 
-// useUpEpoch is fault 65: the epoch of the relay's producer id comes to its end.
+// useUpEpoch runs fault 65: the epoch of the relay's producer id reaches its end.
 func useUpEpoch(s *trial) {
 	if s.mode == config.AtLeastOnce {
 		s.reportNotRun("no transaction raises an epoch")
 		return
 	}
-	const last, before = math.MaxInt16 - 1, 6 // the epoch of a producer id's last transaction, and how many there are before it
+	// the epoch of a producer id's last transaction, and the number of transactions before it
+	const last, before = math.MaxInt16 - 1, 6
 	s.prepare(setup{quiet: true, env: map[string]string{"WALPOST_WINDOW_ROWS": "1"}})
 	points := []string{"before_end_txn", "after_end_txn", "after_begin_txn"}
 	if !cdctest.LongForm() {
@@ -367,7 +369,7 @@ func (s *trial) raiseEpoch(to int16) {
 	}
 }
 
-// moveCoordinators is fault 16: coordinators move, and are busy.
+// moveCoordinators runs fault 16: coordinators move, and are busy.
 func moveCoordinators(s *trial) {
 	s.prepare(setup{kfake: 3})
 	s.startStreaming()
@@ -384,7 +386,7 @@ func moveCoordinators(s *trial) {
 	s.finish()
 }
 
-// addPartitions is fault 17: partitions are added under load. A key may go on in another partition.
+// addPartitions runs fault 17: partitions are added under load. A key may continue in another partition.
 func addPartitions(s *trial) {
 	s.prepare(setup{})
 	s.partitionsAdded = true
@@ -399,7 +401,7 @@ func addPartitions(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// spoilStateTopic is fault 18: the state topic is not what the relay left.
+// spoilStateTopic runs fault 18: the state topic is not as the relay left it.
 func spoilStateTopic(s *trial) {
 	put := func(value string) func(*kadm.Client, *kgo.Client, string) error {
 		return func(_ *kadm.Client, client *kgo.Client, topic string) error {

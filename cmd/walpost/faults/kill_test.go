@@ -12,11 +12,10 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// gaps are what a kill found: which of the gaps between row, state record and slot it fell into.
+// gaps records into which of the gaps between row, state record and slot a kill fell.
 type gaps struct{ inFlight, beforeState, beforeConfirm bool }
 
-// lookAtGaps compares what was committed, what is in the topic, what the state record says and what the slot has
-// confirmed.
+// lookAtGaps compares the committed rows, the topic, the state record and the slot's confirmed position.
 func (s *trial) lookAtGaps(committed int, topicToo bool) gaps {
 	s.T.Helper()
 	st := s.StateRecord()
@@ -27,7 +26,7 @@ func (s *trial) lookAtGaps(committed int, topicToo bool) gaps {
 	if confirmed > st.Covered {
 		s.T.Errorf("I2: the slot has confirmed %s, the state record covers %s", confirmed, st.Covered)
 	}
-	if !topicToo { // it grows
+	if !topicToo { // the topic grows
 		return gaps{beforeConfirm: st.Covered > confirmed}
 	}
 	ids := map[string]bool{}
@@ -46,8 +45,8 @@ func (s *trial) lookAtGaps(committed int, topicToo bool) gaps {
 }
 
 // TestKillLosesNothing kills -9 under load until every gap between row, state and slot was hit: at random, and every
-// other time as soon as a state record is durable, for what is then not confirmed yet is confirmed within milliseconds
-// on servers that ask. WALPOST_KILLS says how often. With -short it kills twice, which is too seldom to hit every gap.
+// other time as soon as a state record is durable, because servers that ask get the confirmation within milliseconds.
+// WALPOST_KILLS sets the number of kills. With -short it kills twice, which is too seldom to hit every gap.
 func TestKillLosesNothing(t *testing.T) {
 	t.Parallel()
 	built := newBinaries(t)
@@ -57,13 +56,13 @@ func TestKillLosesNothing(t *testing.T) {
 			s := &trial{t: t, mode: m, binaries: built}
 			s.prepare(setup{env: map[string]string{"LOG_LEVEL": "debug"}, load: cdctest.WriterConfig{Rate: 80, Prepared: true, Long: 300 * time.Millisecond}})
 			var inFlight, beforeState, beforeConfirm, n int
-			open := func() bool { // exactly once there is nothing between row and state
+			open := func() bool { // in exactly-once there is no gap between row and state record
 				return inFlight == 0 || beforeConfirm == 0 || (beforeState == 0 && m == config.AtLeastOnce)
 			}
 			for ; n < e2e.Kills() || (n < 5*e2e.Kills() && open() && !testing.Short()); n++ {
 				r := s.startStreaming()
 				if n%2 == 0 {
-					time.Sleep(rand.N(1000 * time.Millisecond)) // the instant of the kill is what is random here
+					time.Sleep(rand.N(1000 * time.Millisecond)) // this makes the instant of the kill random
 				} else {
 					durable := make(chan struct{})
 					r.Log.On("state record is durable", func() {
@@ -86,12 +85,12 @@ func TestKillLosesNothing(t *testing.T) {
 				t.Error("a gap was never hit: this run proves nothing about it")
 			}
 			if m == config.ExactlyOnce && beforeState > 0 {
-				t.Errorf("exactly once, and %d times rows were there without their state record", beforeState)
+				t.Errorf("exactly once, but %d times Kafka had rows without their state record", beforeState)
 			}
 			s.endFault()
 			s.startStreaming()
 			if report := s.finish(); m == config.AtLeastOnce && report.Duplicates == 0 && !testing.Short() {
-				t.Error("no kill led to a replay: the kills were too tame to prove anything")
+				t.Error("no kill led to a repeat: this run proves nothing")
 			}
 		})
 	}

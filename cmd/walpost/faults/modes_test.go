@@ -9,7 +9,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// partitionsDropped is fault 70: rows of three days past are written and their partitions cleaned up at the same time.
+// partitionsDropped runs fault 70: rows of three past days are inserted while their partitions are cleaned up.
 func partitionsDropped(s *trial) {
 	s.prepare(setup{init: []string{"--partition-by-day"}, quiet: true})
 	today := time.Now().UTC()
@@ -52,14 +52,14 @@ func partitionsDropped(s *trial) {
 	}
 }
 
-// pastPartitions returns the partitions of days past.
+// pastPartitions returns the partitions of past days.
 func (s *trial) pastPartitions() string {
 	s.t.Helper()
 	return s.Query(`SELECT coalesce(string_agg(c.relname, ' ' ORDER BY c.relname), '') FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
 		WHERE inhparent = 'outbox'::regclass AND c.relname ~ '_2' AND c.relname < $1`, time.Now().UTC().Format("outbox_20060102"))
 }
 
-// insertedAndDeleted is fault 72, with a trigger for the service that would delete.
+// insertedAndDeleted runs fault 72, with a trigger for the service that would delete.
 func insertedAndDeleted(s *trial) {
 	s.prepare(setup{quiet: true})
 	s.onEachRow("DELETE FROM outbox WHERE id = NEW.id")

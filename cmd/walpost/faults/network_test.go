@@ -7,8 +7,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// partitioned is fault 33: each side of the relay is lost in each way; another relay takes over where the slot is what
-// is lost.
+// partitioned runs fault 33: each side of the relay is lost in each way; another relay takes over if the connection to
+// the slot is lost.
 func partitioned(s *trial) {
 	s.prepare(setup{options: "-c wal_sender_timeout=2s"})
 	s.startStreaming()
@@ -22,7 +22,7 @@ func partitioned(s *trial) {
 			s.waitForCommits(20)
 			p.Set(wires[0], wires[1])
 			if p == s.pgProxy && wires[0] == gone {
-				// The server notices within wal_sender_timeout, and a relay elsewhere takes over.
+				// The server notices within wal_sender_timeout, and a relay on another host takes over.
 				s.endFault()
 				through := s.Env["WALPOST_SOURCE_URL"]
 				s.Env["WALPOST_SOURCE_URL"] = strings.Replace(through, s.pgProxy.Addr(), s.pgAddress, 1)
@@ -47,10 +47,9 @@ func partitioned(s *trial) {
 	s.finish()
 }
 
-// fragmented is fault 34: bytes one by one, and every message split at every offset, from both sides.
+// fragmented runs fault 34: bytes one by one, and every message split at every offset, from both sides.
 func fragmented(s *trial) {
-	// Each byte is a wake-up of a broker: 30 rows a second were more than a busy one could read, and the window took 36
-	// s.
+	// Each byte wakes a broker: a busy one could not read 30 rows a second, and the window took 36 s.
 	s.prepare(setup{load: cdctest.WriterConfig{Rate: 10, Body: 50}})
 	s.startStreaming()
 	for _, wire := range []cdctest.Wire{{Chunk: 1}, {Split: true}} {

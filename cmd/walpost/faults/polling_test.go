@@ -15,7 +15,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// pollingLateCommit is fault 75: transactions that commit late what they inserted early, in each order of their ids.
+// pollingLateCommit runs fault 75: transactions that commit late what they inserted early, in each order of their ids.
 func pollingLateCommit(of *trial) {
 	t := of.t
 	s := e2e.NewPolled(t, of.program())
@@ -81,7 +81,7 @@ func pollingLateCommit(of *trial) {
 	e2e.ExecOn(t, c, "ROLLBACK")
 	comes("between", "first", "second")
 
-	// One that is prepared and forgotten.
+	// One transaction is prepared and forgotten.
 	e2e.ExecOn(t, a, "BEGIN")
 	e2e.InsertEvent(t, a, "prepared", "first")
 	e2e.ExecOn(t, a, "PREPARE TRANSACTION '"+s.Name+"'")
@@ -96,8 +96,8 @@ func pollingLateCommit(of *trial) {
 	comes("prepared", "first", "second")
 }
 
-// pollingKilled is fault 73: kills -9 under load between any two steps, and loses the connection before and the answer
-// after the marking.
+// pollingKilled runs fault 73: kills -9 under load between any two steps, then loses the connection before the marking,
+// and the answer after it.
 func pollingKilled(of *trial) {
 	t := of.t
 	s := e2e.NewPolled(t, of.program())
@@ -116,7 +116,7 @@ func pollingKilled(of *trial) {
 	s.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, "walpost "+s.Name)
 	r.WaitForLog(30*time.Second, "session ended, starting over")
 	r.Kill()
-	// The rows are marked, and nobody hears of it.
+	// The rows are marked, but the answer is lost.
 	var lost atomic.Bool
 	u, err := url.Parse(s.Env["WALPOST_SOURCE_URL"])
 	if err != nil {
@@ -132,11 +132,12 @@ func pollingKilled(of *trial) {
 	s.SpawnRelay().WaitForLog(30*time.Second, "session ended, starting over")
 	report := s.CheckPolled(w.Stop())
 	if report.Duplicates == 0 {
-		t.Error("nothing came twice: the kills were too tame to prove anything")
+		t.Error("nothing came twice: this run proves nothing")
 	}
 }
 
-// pollingClock is fault 76: the clock of fault 38 under a poller, with a row that is refused until it has failed.
+// pollingClock runs fault 76: the clock of fault 38 for a relay that polls, with a row that is rejected until it has
+// failed.
 func pollingClock(of *trial) {
 	t := of.t
 	binary := of.jumping()
@@ -162,7 +163,7 @@ func pollingClock(of *trial) {
 	s.CheckPolled(w.Stop())
 }
 
-// twoPollers is fault 74: a second relay stand by and take over, again and again.
+// twoPollers runs fault 74: a second relay stands by and takes over, again and again.
 func twoPollers(of *trial) {
 	t := of.t
 	s := e2e.NewPolled(t, of.program())

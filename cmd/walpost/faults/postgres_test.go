@@ -18,7 +18,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// stopPostgres stops the trial's own server while nobody but the relay and the writer looks.
+// stopPostgres stops the trial's own server while only the relay and the writer are connected.
 func (s *trial) stopPostgres(mode string) (took time.Duration) {
 	s.t.Helper()
 	if s.sampler != nil {
@@ -32,7 +32,7 @@ func (s *trial) stopPostgres(mode string) (took time.Duration) {
 	return time.Since(began)
 }
 
-// startPostgres starts it again.
+// startPostgres starts the server again.
 func (s *trial) startPostgres() {
 	s.t.Helper()
 	if err := s.server.Start(timeout(s.t, time.Minute)); err != nil {
@@ -43,7 +43,7 @@ func (s *trial) startPostgres() {
 	}
 }
 
-// postgresRestarts is fault 19: every way to stop PostgreSQL, and with Kafka away.
+// postgresRestarts runs fault 19: every way to stop PostgreSQL, and with Kafka away.
 func postgresRestarts(s *trial) {
 	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "2s", "WALPOST_WINDOW_ROWS": "200"}})
 	s.startStreaming()
@@ -80,7 +80,7 @@ func postgresRestarts(s *trial) {
 	}
 }
 
-// postgresKilled is fault 20: kill -9 of the walsender, which crashes the server, and of the postmaster.
+// postgresKilled runs fault 20: kill -9 of the walsender, which crashes the server, and of the postmaster.
 func postgresKilled(s *trial) {
 	s.prepare(setup{server: true})
 	s.startStreaming()
@@ -98,8 +98,8 @@ func postgresKilled(s *trial) {
 		witness := s.Connect()
 		postmaster := strings.Contains(victim, "postmaster")
 		if postmaster {
-			// A backend that reads the WAL for SQL waits for more without a look at its postmaster, and an orphan keeps
-			// the next server out.
+			// A backend that reads the WAL for SQL waits for more WAL without checking its postmaster, and an orphan
+			// prevents the next server's start.
 			s.sampler.Pause()
 			s.oracle.Rest()
 		}
@@ -107,13 +107,13 @@ func postgresKilled(s *trial) {
 			s.t.Fatal(err)
 		}
 		if postmaster {
-			if err := s.server.Stop(timeout(s.t, time.Minute), "immediate"); err != nil { // it is gone
+			if err := s.server.Stop(timeout(s.t, time.Minute), "immediate"); err != nil { // the server is gone
 				s.t.Fatal(err)
 			}
 			cdctest.Eventually(s.t, time.Minute, func() error { return s.server.Start(s.t.Context()) })
 			s.sampler.Resume()
 		}
-		cdctest.Eventually(s.t, time.Minute, func() error { // the server ends every connection when it has noticed
+		cdctest.Eventually(s.t, time.Minute, func() error { // the server ends every connection once it has noticed
 			if witness.Ping(s.t.Context()) == nil {
 				return errors.New("the server has not noticed")
 			}
@@ -135,7 +135,8 @@ func postgresKilled(s *trial) {
 	s.finish()
 }
 
-// slotRegresses is fault 21: a server that has forgotten confirmations sends rows again; the state record knows better.
+// slotRegresses runs fault 21: a server that has forgotten confirmations sends rows again; the relay recognizes them by
+// the state record.
 func slotRegresses(s *trial) {
 	s.prepare(setup{server: true, settings: map[string]string{"checkpoint_timeout": "1h"}})
 	regressed := false
@@ -160,7 +161,7 @@ func slotRegresses(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// openTransactions is fault 30: a long transaction and a forgotten prepared one, both in the database of the outbox.
+// openTransactions runs fault 30: a long transaction and a forgotten prepared one, both in the database of the outbox.
 func openTransactions(s *trial) {
 	s.prepare(setup{load: cdctest.WriterConfig{Rate: 60, Prepared: true, Long: time.Second}})
 	s.startStreaming()
@@ -169,7 +170,7 @@ func openTransactions(s *trial) {
 	s.Exec("BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION '" + s.Name + "'")
 	pinned := s.Query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot())
 	s.waitForCommits(300)
-	s.waitUntilDelivered() // rows flow all the same
+	s.waitUntilDelivered() // rows flow nevertheless
 	s.Exec("CHECKPOINT")
 	s.waitUntilDelivered()
 	s.t.Logf("restart_lsn was %s, and is %s with a transaction prepared", pinned, s.Query("SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()))
@@ -178,8 +179,8 @@ func openTransactions(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// hugeTransactions is fault 31: one transaction with very many rows, and one that has nothing to do with the outbox.
-// The relay is killed in the middle of the first and its memory stays.
+// hugeTransactions runs fault 31: one transaction with very many rows, and one without outbox rows. The relay is killed
+// in the middle of the first, and its memory must not grow.
 func hugeTransactions(s *trial) {
 	rows := 60_000
 	if cdctest.LongForm() {
@@ -204,7 +205,7 @@ func hugeTransactions(s *trial) {
 	s.finish()
 }
 
-// walFull is fault 35: the disk of pg_wal is full, the server crashes, and is given more room.
+// walFull runs fault 35: the disk of pg_wal is full, the server crashes, and gets more room.
 func walFull(s *trial) {
 	if os.Getuid() != 0 {
 		s.reportNotRun("mounting a small file system takes root")
@@ -238,7 +239,7 @@ func walFull(s *trial) {
 	s.startLoad(cdctest.WriterConfig{Rate: 60})
 	r := s.startStreaming()
 	s.waitForCommits(100)
-	r.Signal(syscall.SIGSTOP) // nobody confirms, and the WAL is kept
+	r.Signal(syscall.SIGSTOP) // no relay confirms, so the WAL is kept
 	conn := s.Connect()
 	defer func() { _ = conn.Close(context.Background()) }()
 	if _, err := conn.Exec(s.t.Context(), "CREATE TABLE filler (t text)"); err != nil {
@@ -266,8 +267,7 @@ func walFull(s *trial) {
 	s.finish()
 }
 
-// serverLimits is fault 39: an impatient server, one that never loses patience, one without a walsender left, a login
-// refused.
+// serverLimits runs fault 39: a very short timeout, none, no free walsender, a refused login.
 func serverLimits(s *trial) {
 	s.prepare(setup{server: true, settings: map[string]string{"max_wal_senders": "1"}, options: "-c wal_sender_timeout=0"})
 	u := s.Env["WALPOST_SOURCE_URL"]
@@ -279,7 +279,7 @@ func serverLimits(s *trial) {
 	}
 	// The only walsender is taken.
 	var taken *pgx.Conn
-	cdctest.Eventually(s.t, 20*time.Second, func() (err error) { // the relay's may not have ended yet
+	cdctest.Eventually(s.t, 20*time.Second, func() (err error) { // the relay's own may not have ended yet
 		taken, err = pgx.Connect(s.t.Context(), s.AdminURL+"&replication=database")
 		return err
 	})
@@ -288,26 +288,26 @@ func serverLimits(s *trial) {
 	_ = taken.Close(s.t.Context())
 	r = s.waitUntilStreaming(r)
 	s.waitUntilDelivered()
-	// The login is refused, and then is not.
+	// The login is refused, and then accepted.
 	role := "relay_" + s.Slot()
 	s.Exec("ALTER ROLE " + role + " NOLOGIN")
 	s.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", s.Slot())
 	r.WaitForLog(20*time.Second, "LOGIN")
 	s.Exec("ALTER ROLE " + role + " LOGIN")
 	r.Kill()
-	// Impatient: five times status_interval.
+	// A short timeout: five times status_interval.
 	s.Env["WALPOST_SOURCE_URL"] = strings.Replace(u, "wal_sender_timeout%3D0", "wal_sender_timeout%3D500ms", 1)
 	r = s.startStreaming()
 	s.waitForCommits(200)
 	s.endFault()
 	s.wantNoDuplicates(s.finish())
 	if log := r.Log.String(); strings.Contains(log, "starting over") {
-		s.t.Errorf("the impatient server lost patience:\n%s", log)
+		s.t.Errorf("the server with the short timeout ended the session:\n%s", log)
 	}
 }
 
-// storm is fault 40: PostgreSQL wants to stop, and asks thousands of times a second, while Kafka blocks what would let
-// it.
+// storm runs fault 40: PostgreSQL wants to stop, and asks thousands of times a second, while Kafka blocks the records
+// that would let it stop.
 func storm(s *trial) {
 	s.prepare(setup{server: true, env: map[string]string{"WALPOST_QUEUE_TIMEOUT": "3s", "WALPOST_WINDOW_ROWS": "200"}})
 	r := s.startMeasured()
@@ -321,7 +321,7 @@ func storm(s *trial) {
 		s.t.Errorf("the stop took %s, queue_timeout is 3 s", took)
 	}
 	if share := busy.Seconds() / time.Since(began).Seconds(); time.Since(began) > time.Second && share > 0.5 {
-		s.t.Errorf("the relay used %.0f %% of a core while it was asked", 100*share)
+		s.t.Errorf("the relay used %.0f %% of a core during the storm", 100*share)
 	}
 	s.t.Logf("stopped in %s, %s of CPU time", took.Round(time.Millisecond), busy)
 	s.startPostgres()
@@ -330,7 +330,7 @@ func storm(s *trial) {
 	s.finish()
 }
 
-// oldState is fault 41: a state record of the first version, and one of a newer program.
+// oldState runs fault 41: a state record of the first version, and one of a newer program.
 func oldState(s *trial) {
 	s.prepare(setup{})
 	r := s.startStreaming()
@@ -338,7 +338,7 @@ func oldState(s *trial) {
 	if err := r.Stop(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.RewriteStateRecord(func(st *cdc.State) { // what the first version knew
+	s.RewriteStateRecord(func(st *cdc.State) { // the fields that the first version had
 		*st = cdc.State{
 			Version: 1, Pipeline: st.Pipeline, SystemID: st.SystemID, Timeline: st.Timeline, Covered: st.Covered, CommitLSN: st.CommitLSN, Ordinal: st.Ordinal,
 			LastXID: st.LastXID, LastCommitTime: st.LastCommitTime, Fingerprint: st.Fingerprint, Instance: st.Instance, Epoch: st.Epoch, Time: st.Time,

@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// killAtEachInstant is fault 1: kill -9 at every instant that has a name, also of init.
+// killAtEachInstant runs fault 1: kill -9 at every named instant, also of init.
 func killAtEachInstant(s *trial) {
 	s.prepare(setup{quiet: true, env: map[string]string{"WALPOST_WINDOW_ROWS": "50"}})
 	s.MustRun("init", "--remove", "--yes")
@@ -25,7 +25,7 @@ func killAtEachInstant(s *trial) {
 		r := s.StartCommand(exec.Command(s.failpoints(), "init"), fmt.Sprintf("WALPOST_FAILPOINT=%s:kill@%d", point, at))
 		r.WaitUntilEnded(30 * time.Second)
 		if !strings.Contains(r.Log.String(), "failpoint "+point) {
-			break // it was whole by then
+			break // init was complete before this instant
 		}
 	}
 	s.MustRun("init")
@@ -48,12 +48,12 @@ func killAtEachInstant(s *trial) {
 	s.finish()
 }
 
-// stopAtAnyInstant is fault 2: SIGTERM at any instant under load.
+// stopAtAnyInstant runs fault 2: SIGTERM at any instant under load.
 func stopAtAnyInstant(s *trial) {
 	s.prepare(setup{})
 	for range e2e.Kills() {
 		r := s.startStreaming()
-		time.Sleep(rand.N(500 * time.Millisecond)) // the instant of the stop is what is random here
+		time.Sleep(rand.N(500 * time.Millisecond)) // this makes the instant of the stop random
 		if err := r.Stop(); err != nil {
 			s.t.Fatalf("asked to stop, the relay ended with %v:\n%s", err, r.Log)
 		}
@@ -67,10 +67,10 @@ func stopAtAnyInstant(s *trial) {
 	s.wantNoDuplicates(s.finish())
 }
 
-// freezeAndReplace is fault 3: a relay is stopped past wal_sender_timeout, replaced, and goes on.
+// freezeAndReplace runs fault 3: a relay is frozen for longer than wal_sender_timeout, replaced, and continues.
 func freezeAndReplace(s *trial) {
 	s.prepare(setup{options: "-c wal_sender_timeout=2s", env: map[string]string{"WALPOST_WINDOW_ROWS": "50"}})
-	s.mayMisplace = true // at least once: its one window may land late, a stale contiguous run
+	s.mayMisplace = true // in at-least-once its one window may arrive late, a stale contiguous run
 	points := []string{"after_decode", "mid_produce", "mid_flush"}
 	if s.mode == config.ExactlyOnce {
 		points = []string{"mid_produce", "before_end_txn", "after_commit_before_ack"}
@@ -98,7 +98,7 @@ func freezeAndReplace(s *trial) {
 	s.finish()
 }
 
-// countDuplicates counts records of events that are there already.
+// countDuplicates returns how many records repeat an event.
 func (s *trial) countDuplicates() (n int) {
 	ids := map[string]bool{}
 	for _, r := range cdctest.ReadAll(s.t, s.Brokers, s.Topic) {
@@ -111,7 +111,7 @@ func (s *trial) countDuplicates() (n int) {
 	return n
 }
 
-// runSeveralRelays is fault 4: several relays on one slot.
+// runSeveralRelays runs fault 4: several relays on one slot.
 func runSeveralRelays(s *trial) {
 	s.prepare(setup{})
 	first := s.startStreaming()
@@ -125,7 +125,7 @@ func runSeveralRelays(s *trial) {
 	epoch := s.StateRecord().Epoch
 	s.waitForCommits(50)
 	if now := s.StateRecord().Epoch; now != epoch {
-		s.t.Errorf("the standing by relay took epoch %d from %d", now, epoch)
+		s.t.Errorf("the standby took epoch %d after %d", now, epoch)
 	}
 	if err := second.Stop(); err != nil {
 		s.t.Fatal(err)
@@ -133,11 +133,11 @@ func runSeveralRelays(s *trial) {
 	s.waitUntilStreaming(third)
 	s.finish()
 	if n := strings.Count(third.Log.String(), "standing by"); n != 1 {
-		s.t.Errorf("standing by is told once, not %d times", n)
+		s.t.Errorf("the standby reported itself %d times, want once", n)
 	}
 }
 
-// runOneNameOnTwoSlots is fault 5: two pipelines of one name, and so of one transactional id, on different slots.
+// runOneNameOnTwoSlots runs fault 5: two pipelines of one name, and so of one transactional id, on different slots.
 func runOneNameOnTwoSlots(s *trial) {
 	s.prepare(setup{})
 	first := s.startStreaming()

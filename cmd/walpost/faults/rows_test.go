@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// insertWithLedger inserts rows of one key, with a text of some bytes, in one transaction, and notes them in the
+// insertWithLedger inserts rows of one key, with a text of some bytes, in one transaction, and writes them into the
 // ledger.
 func (s *trial) insertWithLedger(key string, rows, bytes int) {
 	s.t.Helper()
@@ -25,8 +25,8 @@ func (s *trial) insertWithLedger(key string, rows, bytes int) {
 		SELECT id, aggregate_id, (payload->>'n')::int, (payload->>'n')::int, sha256(convert_to(payload::text, 'UTF8')) FROM new`, key, rows, bytes)
 }
 
-// limitLowered is fault 13: the topic takes less than it did, and a row is larger. The relay halts, knows the row, and
-// goes on when it can be taken.
+// limitLowered runs fault 13: the topic takes less than before, and a row is larger. The relay halts, names the row,
+// and resumes when the topic takes it.
 func limitLowered(s *trial) {
 	s.prepare(setup{load: cdctest.WriterConfig{Rate: 60, Body: 100}})
 	r := s.startStreaming()
@@ -38,7 +38,7 @@ func limitLowered(s *trial) {
 	s.waitForCommits(50)
 	for _, record := range cdctest.ReadAll(s.t, s.Brokers, s.Topic) {
 		if string(record.Key) == "large" {
-			s.t.Error("the row that is too large is there")
+			s.t.Error("Kafka has the row that is too large")
 		}
 	}
 	r.Kill()
@@ -48,8 +48,8 @@ func limitLowered(s *trial) {
 	s.finish()
 }
 
-// unreadable is fault 32: rows that the relay will not read, or PostgreSQL cannot send. Each is a wedge at one LSN, and
-// halts with the command that steps over it.
+// unreadable runs fault 32: rows that the relay will not read, or that PostgreSQL cannot send. The relay halts at each
+// with its LSN and the command that steps over it.
 func unreadable(s *trial) {
 	s.prepare(setup{quiet: true})
 	s.deliverWithOneRelay(20)
@@ -58,7 +58,7 @@ func unreadable(s *trial) {
 		VALUES (gen_random_uuid(), 'order', 'k', 'Written', jsonb_build_object('text', repeat('x', 20000000)))`)
 	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "source.max_row_bytes", "walpost skip") })
 
-	// Bytes that are no UTF-8, in a database that does not care.
+	// Bytes that are no UTF-8, in a database that does not check.
 	server := cdctest.Postgres(s.t)
 	name := strings.ReplaceAll(cdctest.Name(s.t, "ascii"), "-", "_")
 	s.Exec("CREATE DATABASE " + name + " ENCODING 'SQL_ASCII' TEMPLATE template0")
@@ -93,7 +93,7 @@ func unreadable(s *trial) {
 	s.wantNothingMoved(func() { s.waitUntilHalted(s.StartRelay(), "SQLSTATE 22021", "walpost skip") })
 }
 
-// malformed is fault 36: every kind of row that can never be published, each between two good ones of its key, under
+// malformed runs fault 36: every kind of row that can never be published, each between two good ones of its key, under
 // both policies.
 func malformed(s *trial) {
 	for _, policy := range []string{"dead_letter", "halt"} {

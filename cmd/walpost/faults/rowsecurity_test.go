@@ -10,8 +10,8 @@ import (
 
 const secure = `ALTER TABLE outbox ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY`
 
-// streamUnderPolicy is fault 63: row-level security comes under load, and cleanup.every stops until it may see the
-// rows.
+// streamUnderPolicy runs fault 63: row-level security is switched on under load, and cleanup.every stops until its role
+// may see the rows.
 func streamUnderPolicy(s *trial) {
 	s.prepare(setup{env: map[string]string{"WALPOST_CLEANUP_EVERY": "1s", "WALPOST_CLEANUP_RETENTION": "0s"}})
 	r := s.startStreaming()
@@ -34,7 +34,7 @@ func streamUnderPolicy(s *trial) {
 	}
 }
 
-// pollUnderPolicy is fault 64: the same for a poller, which halts.
+// pollUnderPolicy runs fault 64: the same for a relay that polls, which halts.
 func pollUnderPolicy(of *trial) {
 	s := e2e.NewPolled(of.t, of.program())
 	s.MustRun("init")

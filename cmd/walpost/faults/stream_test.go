@@ -20,8 +20,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// foreignGiants is fault 54: messages of others, in front of, between and behind the outbox's rows of one transaction,
-// each many times what a row may be and what the relay may hold.
+// foreignGiants runs fault 54: messages of other tables before, between and after the outbox's rows of one transaction,
+// each many times larger than a row may be and than the relay may keep in memory.
 func foreignGiants(s *trial) {
 	s.prepare(setup{quiet: true})
 	s.Exec("DROP PUBLICATION walpost; CREATE PUBLICATION walpost FOR ALL TABLES")
@@ -34,7 +34,7 @@ func foreignGiants(s *trial) {
 		ledgerRow("before", 1),
 		"INSERT INTO blobs SELECT 1, decode(repeat('ab', 30000000), 'hex')",
 		ledgerRow("between", 2),
-		"UPDATE blobs SET b = decode(repeat('cd', 25000000), 'hex')", // the old row with it
+		"UPDATE blobs SET b = decode(repeat('cd', 25000000), 'hex')", // the message has the old row too
 		"SELECT pg_logical_emit_message(true, 'other tool', repeat('x', 30000000))",
 		"UPDATE outbox SET event_type = event_type WHERE aggregate_id = 'before'",
 		"DELETE FROM blobs",
@@ -47,7 +47,7 @@ func foreignGiants(s *trial) {
 	}
 	held := r.Memory()
 	s.t.Logf("the relay held %d MiB", held>>20)
-	if held > 80<<20 { // one giant alone is 60 MB of text, and without it the relay holds 30 MiB
+	if held > 80<<20 { // one giant alone is 60 MB of text, and without it the relay uses 30 MiB
 		s.t.Error("that is as much as a giant")
 	}
 }
@@ -60,7 +60,7 @@ func ledgerRow(key string, n int) string {
 		INSERT INTO ledger (id, key, seq, ord, sum) SELECT id, aggregate_id, 1, ORD, sha256(convert_to(payload::text, 'UTF8')) FROM new`)
 }
 
-// waitUntilStalled waits until the relay says that it stalls, with the texts, on its log and at /readyz and /status.
+// waitUntilStalled waits until the relay reports a stall with the texts, in its log and at /readyz and /status.
 func (s *trial) waitUntilStalled(r *e2e.Relay, texts ...string) {
 	s.t.Helper()
 	cdctest.Eventually(s.t, 30*time.Second, func() error {
@@ -99,7 +99,7 @@ func (s *trial) waitUntilReady(r *e2e.Relay) {
 	})
 }
 
-// wantStatus wants `walpost status` to say the texts.
+// wantStatus requires the texts in the output of `walpost status`.
 func (s *trial) wantStatus(texts ...string) {
 	s.t.Helper()
 	out := s.Status()
@@ -117,7 +117,7 @@ func (s *trial) setServerSetting(name, value string) {
 	s.Exec("SELECT pg_reload_conf()")
 }
 
-// standbySlotAway is fault 55.
+// standbySlotAway runs fault 55.
 func standbySlotAway(s *trial) {
 	const setting = "synchronized_standby_slots"
 	s.prepare(setup{server: true, least: 17, load: cdctest.WriterConfig{Rate: 20}})
@@ -129,7 +129,7 @@ func standbySlotAway(s *trial) {
 	s.wantStatus("blocked ", `"sb1": it is inactive`, `"nosuch": there is no such slot`)
 	s.stopPostgres("fast")
 	s.startPostgres()
-	// A standby that reads, and has not got far.
+	// A standby that reads, and is late.
 	standby := s.startLaggingStandby("sb1")
 	s.setServerSetting(setting, "sb1")
 	s.waitUntilStalled(r, `"sb1": its standby has received the WAL up to`)
@@ -171,7 +171,7 @@ func (s *trial) startLaggingStandby(slot string) *pgconn.PgConn {
 	return conn
 }
 
-// synchronousStandby is fault 56.
+// synchronousStandby runs fault 56.
 func synchronousStandby(s *trial) {
 	const setting, every, can = "synchronous_standby_names", "every commit on this server waits", "commits on this server may have to wait"
 	s.prepare(setup{server: true, kfake: 1, load: cdctest.WriterConfig{Rate: 20}})
@@ -241,7 +241,7 @@ func synchronousStandby(s *trial) {
 	case <-time.After(cdctest.Patience(20 * time.Second)):
 		s.t.Error("the commit still waits after the printed command")
 	}
-	r.WaitForLog(30*time.Second, "no commit waits for this relay any more") // also where the session has ended meanwhile
+	r.WaitForLog(30*time.Second, "no commit waits for this relay any more") // also if the session has ended meanwhile
 	s.kafkaProxy.Set(cdctest.Wire{}, cdctest.Wire{})
 	s.endFault()
 	s.finish()
@@ -286,7 +286,7 @@ func (s *trial) slowDownProcess(pid int) (release func()) {
 	return release
 }
 
-// foreignBraked is fault 57.
+// foreignBraked runs fault 57.
 func foreignBraked(s *trial) {
 	rows := 1_200_000
 	if cdctest.LongForm() {
@@ -305,7 +305,7 @@ func foreignBraked(s *trial) {
 			s.t.Fatal(err)
 		}
 	}
-	s.WaitUntilConfirmed(time.Minute) // it has read all of it, and what comes is the replay
+	s.WaitUntilConfirmed(time.Minute) // the relay has read all of it, and only the replay follows
 	release := s.slowDownProcess(pid)
 	if _, err := conn.Exec(s.t.Context(), "COMMIT"); err != nil {
 		s.t.Fatal(err)
@@ -314,10 +314,10 @@ func foreignBraked(s *trial) {
 	s.waitUntilStalled(r, fmt.Sprintf("the walsender is at work (process %d", pid))
 	s.wantStatus(fmt.Sprintf("its walsender is process %d", pid))
 	if cdctest.LongForm() {
-		time.Sleep(2 * time.Minute) // of silence: a minute is what a dead connection gets
+		time.Sleep(2 * time.Minute) // of silence: a dead connection is closed after a minute
 	}
 	if now := s.walsenderPID(); now != pid {
-		s.t.Errorf("the walsender was process %d and is %d: the relay gave a connection up that was at work", pid, now)
+		s.t.Errorf("the walsender was process %d and is %d: the relay closed a connection whose walsender was at work", pid, now)
 	}
 	release()
 	began := time.Now()
@@ -332,7 +332,7 @@ func foreignBraked(s *trial) {
 	}
 }
 
-// walsenderStopped is fault 58.
+// walsenderStopped runs fault 58.
 func walsenderStopped(s *trial) {
 	s.prepare(setup{server: true, load: cdctest.WriterConfig{Rate: 20}})
 	r := s.startStreaming()
@@ -347,19 +347,19 @@ func walsenderStopped(s *trial) {
 	s.pgProxy.Cut()
 	r.WaitForLog(20*time.Second, fmt.Sprintf("the slot is still held by this relay's former session, PID %d", pid))
 	if log := r.Log.String(); strings.Contains(log, "another relay owns") {
-		s.t.Errorf("the relay takes itself for another one:\n%s", log)
+		s.t.Errorf("the relay takes its former session for another relay:\n%s", log)
 	}
 	if lag := s.lagSeconds(r); lag < 10 {
 		s.t.Errorf("the lag is %.1f s while the slot is held", lag)
 	}
 	s.signalProcess(pid, syscall.SIGCONT)
-	s.Exec("SELECT pg_terminate_backend($1)", pid) // as the sentence says
+	s.Exec("SELECT pg_terminate_backend($1)", pid) // as the halt's text says
 	s.endFault()
 	s.finish()
 	s.waitUntilReady(r)
 }
 
-// lagSeconds returns the relay's lag in seconds, as /status and the metric have it.
+// lagSeconds returns the relay's lag in seconds, which /status and the metric must agree on.
 func (s *trial) lagSeconds(r *e2e.Relay) float64 {
 	s.t.Helper()
 	var status struct {
@@ -374,8 +374,8 @@ func (s *trial) lagSeconds(r *e2e.Relay) float64 {
 	return *status.Lag
 }
 
-// pollingStalls is fault 59: what keeps a polled table's rows from being taken, each on a table of its own, at the same
-// time.
+// pollingStalls runs fault 59: causes that keep a polled table's rows from being read, each on a separate table, at the
+// same time.
 func pollingStalls(of *trial) {
 	const write = "INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES (gen_random_uuid(), 'order', 'k', 'Written', '{}')"
 	var group sync.WaitGroup
@@ -387,7 +387,7 @@ func pollingStalls(of *trial) {
 		{"key", write, "LOCK TABLE outbox IN EXCLUSIVE MODE", "holds a lock"},
 		{"none", write, "SELECT FROM outbox FOR UPDATE", "holds a lock"}, // the relay steps over it
 		{"key", "SELECT", write, "rows wait for the transaction"},
-		{"key", write, "", "the relay's process on the server is"}, // which is stopped
+		{"key", write, "", "the relay's process on the server is"}, // the relay's process is stopped
 	} {
 		s := &trial{Pipeline: e2e.NewPolled(of.t, of.program()), t: of.t, binaries: of.binaries}
 		s.Env["WALPOST_SOURCE_POLLING_ORDER"] = c.order
@@ -416,7 +416,7 @@ func pollingStalls(of *trial) {
 		}
 		group.Go(func() {
 			named := []string{c.says}
-			if c.holds != write { // the oldest transaction of the whole server, here perhaps another's
+			if c.holds != write { // the oldest transaction of the whole server, here perhaps another test's
 				named = append(named, strconv.Itoa(pid))
 			}
 			s.waitUntilStalled(r, named...)
@@ -428,7 +428,7 @@ func pollingStalls(of *trial) {
 	group.Wait()
 }
 
-// standbyRestarts is fault 60.
+// standbyRestarts runs fault 60.
 func standbyRestarts(s *trial) {
 	s.prepare(setup{server: true, least: 17, quiet: true})
 	s.Exec("SELECT pg_create_physical_replication_slot('sb1', true)")

@@ -18,8 +18,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// trial is one fault in one mode of delivery: a relay's way from PostgreSQL to Kafka with a proxy on each side, a
-// writer with its ledger, the oracle that knows the true order, and the sampler that watches what is confirmed.
+// trial is one fault in one mode of delivery: a relay between PostgreSQL and Kafka with a proxy on each side, a
+// writer with its ledger, the oracle that knows the true order, and the sampler that watches the confirmed LSN.
 type trial struct {
 	*e2e.Pipeline
 	t    *testing.T
@@ -28,29 +28,29 @@ type trial struct {
 	result   string
 	recovery time.Duration
 
-	server              *devenv.Postgres // nil where it is the shared one
-	kfake               *devenv.Kafka    // nil where it is a real one
+	server              *devenv.Postgres // nil if it is the shared one
+	kfake               *devenv.Kafka    // nil if it is a real one
 	pgProxy, kafkaProxy *cdctest.Proxy
-	pgAddress           string // behind its proxy
+	pgAddress           string // address of its proxy
 
 	oracle      *cdctest.Oracle
 	sampler     *cdctest.Sampler
 	writer      *cdctest.Writer
 	relays      []*e2e.Relay
 	faultEnded  time.Time
-	faultEndLSN string // the WAL's end then
+	faultEndLSN string // the end of the WAL at the end of the fault
 
 	mayMisplace     bool // see fault 3
 	partitionsAdded bool // partitions were added: see fault 17
 }
 
-// setup says what a trial is made of. The zero value is the shared PostgreSQL and the Kafka that the run tests with.
+// setup describes a trial. The zero value uses the shared PostgreSQL and the Kafka of this test run.
 type setup struct {
-	server   bool              // a PostgreSQL of its own, to be stopped
-	least    int               // the first version that can do it: an older one that the run tests with is not taken
-	settings map[string]string // of that
-	kfake    int               // this many in-process brokers, whatever the run tests with
-	brokers  []string          // instead of those the run tests with
+	server   bool              // a separate PostgreSQL, which the trial may stop
+	least    int               // the first major version that supports the fault: an older version of this run is replaced
+	settings map[string]string // settings of the separate PostgreSQL
+	kfake    int               // number of in-process brokers, instead of the Kafka of this run
+	brokers  []string          // instead of the brokers of this run
 	options  string            // of the relay's connections: -c wal_sender_timeout=2s
 	env      map[string]string
 	init     []string             // more arguments of init
@@ -58,7 +58,7 @@ type setup struct {
 	load     cdctest.WriterConfig // Rate 60, with prepared and long transactions, if zero
 }
 
-// prepare makes everything but a relay, and runs init.
+// prepare makes everything except a relay, and runs init.
 func (s *trial) prepare(c setup) {
 	t := s.t
 	t.Helper()
@@ -89,7 +89,7 @@ func (s *trial) prepare(c setup) {
 	}
 	s.Pipeline = e2e.NewOn(t, s.program(), admin, brokers)
 	s.Env["WALPOST_DELIVERY"] = string(s.mode)
-	s.Env["WALPOST_SOURCE_STATUS_INTERVAL"] = "100ms" // what is confirmed too early is confirmed often
+	s.Env["WALPOST_SOURCE_STATUS_INTERVAL"] = "100ms" // an LSN that is confirmed too early is confirmed often
 	for k, v := range c.env {
 		s.Env[k] = v
 	}
@@ -147,13 +147,13 @@ func (s *trial) startStreaming() *e2e.Relay {
 	return s.waitUntilStreaming(s.SpawnRelay())
 }
 
-// startMeasured starts a relay whose memory and CPU time are its own, and not the race detector's.
+// startMeasured starts a relay without the race detector, so that its memory and CPU time can be measured.
 func (s *trial) startMeasured() *e2e.Relay {
 	s.t.Helper()
 	return s.waitUntilStreaming(s.StartCommand(exec.Command(s.failpoints(), "relay")))
 }
 
-// waitUntilStreaming waits for a minute at most: a halt that is not latched is tried again after 30 s.
+// waitUntilStreaming waits at most a minute: the relay tries again 30 s after a halt that is not latched.
 func (s *trial) waitUntilStreaming(r *e2e.Relay) *e2e.Relay {
 	s.t.Helper()
 	r.WaitForLog(time.Minute, `"streaming"`)
@@ -169,7 +169,7 @@ func (s *trial) startWithFailpoints(points string) *e2e.Relay {
 	return r
 }
 
-// waitForCommits waits until this many rows more are committed.
+// waitForCommits waits until this many more rows are committed.
 func (s *trial) waitForCommits(by int) {
 	s.t.Helper()
 	seen := s.writer.Committed()
@@ -181,7 +181,7 @@ func (s *trial) waitForCommits(by int) {
 	})
 }
 
-// waitUntilDelivered waits until what is committed now is delivered and confirmed.
+// waitUntilDelivered waits until all rows committed by now are delivered and confirmed.
 func (s *trial) waitUntilDelivered() {
 	s.t.Helper()
 	s.WaitUntilConfirmed(30 * time.Second)
@@ -194,7 +194,7 @@ func (s *trial) endFault() {
 	s.faultEnded = time.Now()
 }
 
-// finish waits until everything is delivered and confirmed, and checks all that a run must hold.
+// finish waits until everything is delivered and confirmed, and checks all promises of a run.
 func (s *trial) finish() cdctest.Report {
 	s.t.Helper()
 	if s.faultEnded.IsZero() {
@@ -205,7 +205,7 @@ func (s *trial) finish() cdctest.Report {
 	return s.finishWith(s.writer.Stop())
 }
 
-// finishWith is finish for a ledger of which only a part may be asked for.
+// finishWith does the same as finish with another ledger, for runs that may lose a part of their rows.
 func (s *trial) finishWith(ledger cdctest.Ledger) cdctest.Report {
 	s.t.Helper()
 	ledger = s.oracle.Complete(s.t, ledger)
@@ -248,9 +248,9 @@ func (s *trial) wantNoDuplicates(report cdctest.Report) {
 	}
 }
 
-// waitUntilWALReleased waits until the server lets go of the WAL that was needed: restart_lsn moves past what was
-// committed when all was confirmed. It does so when a snapshot of running transactions is confirmed; a checkpoint logs
-// one. On the shared server other tests' open transactions hold it back.
+// waitUntilWALReleased waits until the server no longer keeps the WAL: restart_lsn passes everything that was
+// committed when all was confirmed. That happens when a snapshot of running transactions is confirmed; a checkpoint
+// logs one. On the shared server other tests' open transactions delay it.
 func (s *trial) waitUntilWALReleased() {
 	s.t.Helper()
 	if s.server == nil {
@@ -269,12 +269,12 @@ func (s *trial) waitUntilWALReleased() {
 
 var publishedMetric = regexp.MustCompile(`(?m)^walpost_rows_published_total\{.*\} (\d+)`)
 
-// metrics compares what the one relay of this run has counted with what is there.
+// checkMetrics compares the counters of the run's only relay with the records in Kafka.
 func (s *trial) checkMetrics(r *e2e.Relay, report cdctest.Report) {
 	s.t.Helper()
 	text, err := r.Ask("/metrics")
 	if err != nil {
-		return // it has ended
+		return // the relay has ended
 	}
 	m := publishedMetric.FindStringSubmatch(text)
 	if m == nil {
@@ -289,14 +289,14 @@ func (s *trial) checkMetrics(r *e2e.Relay, report cdctest.Report) {
 	}
 }
 
-// reportNotRun records that this machine cannot do the fault.
+// reportNotRun records that this machine cannot run the fault.
 func (s *trial) reportNotRun(why string) {
 	s.t.Log("not run: " + why)
 	s.result = notRun
 }
 
-// waitUntilHalted waits until the relay has halted with a sentence that holds the texts and says so at /readyz and in
-// `walpost status`.
+// waitUntilHalted waits until the relay has halted with a sentence that contains the texts, and reports it at /readyz
+// and in `walpost status`.
 func (s *trial) waitUntilHalted(r *e2e.Relay, texts ...string) {
 	s.t.Helper()
 	r.WaitForLog(60*time.Second, `"halted"`)
@@ -308,7 +308,7 @@ func (s *trial) waitUntilHalted(r *e2e.Relay, texts ...string) {
 	}
 }
 
-// wantNothingMoved calls f, which must neither publish nor confirm.
+// wantNothingMoved calls f, during which the relay must neither publish nor confirm.
 func (s *trial) wantNothingMoved(f func()) {
 	s.t.Helper()
 	const slot = "SELECT coalesce(max(confirmed_flush_lsn), '0/0')::text FROM pg_replication_slots WHERE slot_name = $1"
@@ -325,9 +325,9 @@ func (s *trial) wantNothingMoved(f func()) {
 	}
 }
 
-// binaries are what the faults run; each is built when it is first asked for.
+// binaries are the programs that the faults run; each is built when it is first needed.
 type binaries struct {
-	walpost    func() string // as people run it
+	walpost    func() string // as in production
 	failpoints func() string
 	jumping    func() string // with failpoints, and a clock that jumps
 	cluster    func() any    // three real brokers

@@ -1,9 +1,8 @@
-// Package render turns what is known of an order into a mail: a subject, HTML made of components, and plain text, in the languages of
-// Languages.
+// Package render makes a mail from an order: a subject, HTML made of components, and plain text, in each of Languages.
 //
 //	mail.html ─▶ header · badge · lines · footer        mail.txt        subject.txt
 //
-// A mail is rendered whole or not at all: a template that fails gives an error that names it.
+// Render returns a whole mail, or an error that names the template that failed.
 package render
 
 import (
@@ -24,12 +23,12 @@ import (
 //go:embed templates
 var builtIn embed.FS
 
-// Mail is what a template sees.
+// Mail is the data for the templates.
 type Mail struct {
 	Kind         string // confirmed, rejected or shipped
 	Language     string // one of Languages
 	OrderID      string
-	Number       string // of the order, for people
+	Number       string // the order's number for people
 	Lines        []Line
 	Total        orders.Money
 	Currency     string
@@ -39,20 +38,20 @@ type Mail struct {
 // Line is one line of the order.
 type Line struct {
 	SKU       string
-	Name      string // the SKU where nobody has described it
+	Name      string // the SKU if the product has no description
 	Picture   string // a URL, or empty
 	Quantity  int
 	UnitPrice orders.Money
 	Available *int64 // of rejected, on the lines that were short: how many there were
 }
 
-// Sum is the line's amount.
+// Sum returns the line's amount.
 func (l Line) Sum() orders.Money { return l.UnitPrice * orders.Money(l.Quantity) }
 
 // Rendered is a mail, ready to be sent.
 type Rendered struct{ Subject, HTML, Text string }
 
-// Languages are those that mails can be written in; the first is what nobody has chosen.
+// Languages are the languages of mails. The first is the default.
 var Languages = []string{"en", "de"}
 
 // Templates render mails. They may be used concurrently.
@@ -61,7 +60,7 @@ type Templates struct {
 	text *texttemplate.Template
 }
 
-// BuiltIn are the templates of this package.
+// BuiltIn returns the templates of this package.
 func BuiltIn() fs.FS {
 	folder, err := fs.Sub(builtIn, "templates")
 	if err != nil {
@@ -70,7 +69,7 @@ func BuiltIn() fs.FS {
 	return folder
 }
 
-// Parse reads *.html and *.txt of folder, among them mail.html, mail.txt and subject.txt.
+// Parse reads the templates *.html and *.txt of folder. Among them must be mail.html, mail.txt and subject.txt.
 func Parse(folder fs.FS) (*Templates, error) {
 	html, htmlErr := htmltemplate.New("").Option("missingkey=error").ParseFS(folder, "*.html")
 	text, textErr := texttemplate.New("").Option("missingkey=error").ParseFS(folder, "*.txt")
@@ -94,7 +93,7 @@ type view struct {
 	Story story
 }
 
-// Money is an amount as it is written in the mail's language.
+// Money returns an amount as text in the mail's language.
 func (v view) Money(m orders.Money) string {
 	text := m.String()
 	if v.Language == "de" {
@@ -103,7 +102,7 @@ func (v view) Money(m orders.Money) string {
 	return text + " " + v.Currency
 }
 
-// Render makes the mail.
+// Render returns the mail for m.
 func (t *Templates) Render(m Mail) (Rendered, error) {
 	said, ok := vocabulary[m.Language]
 	if !ok {

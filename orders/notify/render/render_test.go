@@ -30,7 +30,7 @@ func order(kind, language string) render.Mail {
 	return m
 }
 
-// The goldens are read by people: go test ./orders/notify/render -update, and look at them.
+// People review the goldens: run go test ./orders/notify/render -update, and look at them.
 func TestMailsAreAsTheGoldensShow(t *testing.T) {
 	templates, err := render.Parse(render.BuiltIn())
 	if err != nil {
@@ -53,7 +53,7 @@ func TestMailsAreAsTheGoldensShow(t *testing.T) {
 				}
 				want, err := os.ReadFile(path)
 				if err != nil || string(want) != text {
-					t.Errorf("%s (%v) is not what is rendered:\n%s", path, err, text)
+					t.Errorf("%s (%v) differs from the rendered mail:\n%s", path, err, text)
 				}
 			}
 		}
@@ -80,8 +80,8 @@ func TestATemplateThatFailsIsNamed(t *testing.T) {
 	}{
 		"does not parse":        {with("mail.html", "{{"), order("shipped", "en"), "mail.html"},
 		"is missing":            {with("mail.txt", ""), order("shipped", "en"), "mail.txt"},
-		"calls what is not":     {with("mail.txt", "{{template \"other\"}}"), order("shipped", "en"), "other"},
-		"asks for what is not":  {with("mail.html", "{{.Unknown}}"), order("shipped", "en"), "Unknown"},
+		"unknown template":      {with("mail.txt", "{{template \"other\"}}"), order("shipped", "en"), "other"},
+		"unknown field":         {with("mail.html", "{{.Unknown}}"), order("shipped", "en"), "Unknown"},
 		"fails on one kind":     {with("mail.html", "{{slice .TrackingCode 0 40}}"), order("shipped", "en"), "mail.html"},
 		"breaks the subject":    {with("subject.txt", "a\r\nBcc: b"), order("shipped", "en"), "subject.txt"},
 		"an empty subject":      {with("subject.txt", " \n"), order("shipped", "en"), "subject.txt"},

@@ -7,7 +7,7 @@ type words struct {
 	stories                                     map[string]story
 }
 
-// story is what a kind of mail says.
+// story has the texts of one kind of mail.
 type story struct{ Subject, Badge, Colour, Text string }
 
 var vocabulary = map[string]words{
