@@ -11,15 +11,15 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// insertOld is insert, two hours ago.
+// insertOldRows inserts rows that were created two hours ago.
 func (s *testbed) insertOldRows(n int) {
 	s.T.Helper()
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)
 		SELECT gen_random_uuid(), 'order', 'k' || i % 7, 'OrderPaid', jsonb_build_object('n', i), now() - interval '2 hours' FROM generate_series(1, $1::int) i`, n)
 }
 
-// TestCleanupDeletesWhatIsConfirmedAndOld and nothing else: neither what is young, nor what was committed by a
-// transaction that is still open when it begins, nor anything on a dry run.
+// TestCleanupDeletesWhatIsConfirmedAndOld: cleanup deletes no young rows, and no rows that were committed by a
+// transaction that was still open when it began. A dry run deletes nothing.
 func TestCleanupDeletesWhatIsConfirmedAndOld(t *testing.T) {
 	t.Parallel()
 	s, _ := newTestbedOnOwnServer(t) // other tests' open transactions would be in the way
@@ -63,7 +63,7 @@ func TestCleanupDeletesWhatIsConfirmedAndOld(t *testing.T) {
 	}
 }
 
-// TestCleanupRefuses wherever rows of the table may still be needed.
+// TestCleanupRefuses: cleanup refuses in every state in which rows of the table may still be needed.
 func TestCleanupRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*testbed)
@@ -101,8 +101,8 @@ func TestCleanupRefuses(t *testing.T) {
 	}
 }
 
-// TestPolledPartitionsAreCleanedUp: a day of which every row is sent or dropped goes whole, one with a failed row
-// stays, and those of the days to come are made.
+// TestPolledPartitionsAreCleanedUp: cleanup drops a day's partition if every row in it is sent or dropped, keeps one
+// with a failed row, and creates those of the next days.
 func TestPolledPartitionsAreCleanedUp(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -144,8 +144,8 @@ func TestPolledPartitionsAreCleanedUp(t *testing.T) {
 	}
 }
 
-// TestCleanupOfAPolledTable takes what was sent or dropped, and is old. What is pending or failed stays, also
-// when it is old.
+// TestCleanupOfAPolledTable: cleanup deletes old rows that were sent or dropped, and keeps pending and failed rows,
+// also old ones.
 func TestCleanupOfAPolledTable(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -190,8 +190,8 @@ func TestCleanupOfAPolledTable(t *testing.T) {
 	}
 }
 
-// TestCleanupReachesEveryRow of a polled table that is divided: children by inheritance, partitions of no
-// time, partitions of partitions. It refuses while one of them hides rows from who cleans up.
+// TestCleanupReachesEveryRow of a polled table that is divided: children by inheritance, partitions by another column
+// than the time, partitions of partitions. Cleanup refuses while one of them hides rows from its role.
 func TestCleanupReachesEveryRow(t *testing.T) {
 	t.Parallel()
 	const columns = `(id uuid, aggregate_type text, aggregate_id text, event_type text, payload jsonb, created_at timestamptz DEFAULT clock_timestamp())`
@@ -231,7 +231,7 @@ func TestCleanupReachesEveryRow(t *testing.T) {
 	}
 }
 
-// TestCleanupBySchedule has the relay do it, with its own role, which may see nothing of the rows.
+// TestCleanupBySchedule: the relay cleans up with its role, which may not read the rows.
 func TestCleanupBySchedule(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -271,8 +271,8 @@ func TestCleanupBySchedule(t *testing.T) {
 	s.MustRun("init", "--remove", "--yes")
 }
 
-// TestPartitionsByDay are made by init and by cleanup, published through their root, and dropped whole: not while a row
-// in one is not confirmed, nor while one is in use. The relay notices nothing.
+// TestPartitionsByDay: init and cleanup create the partitions, and their rows are published through the root. Cleanup
+// drops a partition whole, but not while it is in use or has a row that is not confirmed. The relay is not affected.
 func TestPartitionsByDay(t *testing.T) {
 	t.Parallel()
 	s, _ := newTestbedOnOwnServer(t) // other tests' open transactions would be in the way
@@ -342,7 +342,8 @@ func TestPartitionsByDay(t *testing.T) {
 	}
 }
 
-// TestPartitionsBySchedule: the relay's own role is told whom it needs, and the owner in cleanup.url does it.
+// TestPartitionsBySchedule: the relay's role cannot drop partitions, and its error names the role that can. The owner
+// in cleanup.url can.
 func TestPartitionsBySchedule(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

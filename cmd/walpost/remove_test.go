@@ -11,8 +11,8 @@ import (
 )
 
 // TestRemoveTakesOnlyWhatIsThisPipelinesAlone has four pipelines with one role: two in one database with one
-// publication, one in another database, and one that polls. Each removal leaves what the others need, and says who
-// needs it. The last one leaves nothing.
+// publication, one in another database, and one that polls. Each removal leaves what the other pipelines need, and
+// names them. The last one leaves nothing.
 func TestRemoveTakesOnlyWhatIsThisPipelinesAlone(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

@@ -46,7 +46,7 @@ func TestUsersOwnTable(t *testing.T) {
 			id:     "e-1", value: `{"a": 2, "z": 1}`, headers: map[string]string{"source": ""},
 		},
 		{
-			name:   "bytea, own headers, a schema of its own and mixed case",
+			name:   "bytea, own headers, its own schema and mixed case",
 			env:    map[string]string{"WALPOST_SOURCE_TABLE": "Shop.OutBox", "WALPOST_SOURCE_COLUMNS_HEADERS": "meta"},
 			ddl:    `CREATE SCHEMA "Shop"; CREATE TABLE "Shop"."OutBox" (id uuid, aggregate_type text, aggregate_id text, event_type text, payload bytea, meta jsonb, "other Column" int)`,
 			insert: `INSERT INTO "Shop"."OutBox" VALUES ('0192f1a0-0000-7000-8000-000000000002', 'order', 'k', 'OrderPaid', '\x00ff10', '{"traceparent": "00-ab", "n": 5, "id": "stolen", "x": {"y": [1]}}')`,
@@ -111,7 +111,7 @@ func TestPublicationThatCarriesMore(t *testing.T) {
 	}
 }
 
-// TestTemplateOverEventType has a topic per event type, with names of its own.
+// TestTemplateOverEventType has a topic for each event type, with renamed types.
 func TestTemplateOverEventType(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

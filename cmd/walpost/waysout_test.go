@@ -27,7 +27,7 @@ func (s *testbed) deleteTopic(name string) {
 	}
 }
 
-// dry runs a command with --dry-run and makes sure that it changed nothing.
+// DryRun runs a command with --dry-run and checks that it changed nothing.
 func (s *testbed) DryRun(args ...string) string {
 	s.T.Helper()
 	before := s.positions()
@@ -125,7 +125,7 @@ func TestRowTooLargeForUsIsSteppedOver(t *testing.T) {
 	}
 }
 
-// TestSkipRefusesToGuess: whatever would not do what it says.
+// TestSkipRefusesToGuess: skip refuses each LSN with which it would not do what the operator expects.
 func TestSkipRefusesToGuess(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
