@@ -153,7 +153,7 @@ func TestNewServer(t *testing.T) {
 	}
 }
 
-// subscribeTo has another server's outbox replicated here, with a row that comes last, and ends that. It returns the row's id.
+// subscribeTo replicates another server's outbox to this one, until a last row has arrived. It returns that row's id.
 func (s *testbed) subscribeTo(from *testbed) (late string) {
 	s.T.Helper()
 	name := s.Slot() + "_sub"
