@@ -52,8 +52,10 @@ type Status struct {
 	WALPerHour  *int64     `json:"wal_bytes_per_hour,omitempty"`
 	SlotSeconds *float64   `json:"slot_seconds_left,omitempty"`
 	State       *cdc.State `json:"state,omitempty"`
-	// Decisions are those of operators, the oldest first. Only Status without a running relay reads them.
+	// Decisions are those of operators, the oldest first. Gaps are the ranges of commits that a decision left behind and that
+	// no replay has filled. Only Status without a running relay reads both.
 	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
+	Gaps        []cdc.Gap        `json:"gaps,omitempty"`
 	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // missing without poison.policy: dead_letter
 	Backlog     *polling.Backlog `json:"backlog,omitempty"`                 // of a polled table
 	Notes       []string         `json:"notes,omitempty"`                   // facts to know that do not stop the relay
@@ -143,6 +145,13 @@ func blocker(err error) Blocker {
 	}
 	parts := halt.Parts()
 	return Blocker{Found: before + parts[0][1], Means: parts[1][1], Run: parts[2][1]}
+}
+
+// decided fills in the operators' decisions, and the gaps that they left.
+func (s *Status) decided(decisions []cdc.Decision) {
+	if s.Decisions, s.Gaps = decisions, cdc.Gaps(decisions); len(s.Gaps) > 0 {
+		s.Verdict = NeedsSomeone
+	}
 }
 
 // puts fills in the number of unresolved dead letters.

@@ -60,7 +60,7 @@ func (w wal) survey(ctx context.Context, st *Status) {
 	}
 	if !away {
 		if decisions, err := w.sink.Decisions(ctx); err == nil { // Peek reports an error
-			st.Decisions = decisions
+			st.decided(decisions)
 		}
 		if w.cfg.Poison.Policy == config.PolicyDeadLetter {
 			if n, err := w.sink.Unresolved().Count(ctx); !st.blocked(err) {

@@ -135,6 +135,9 @@ func status(out io.Writer, s pipeline.Status) {
 	for _, n := range s.Notes {
 		row("note", "%s", n)
 	}
+	for _, g := range s.Gaps {
+		row("gap", "rows committed in %s may be missing in Kafka: run %s; if you know that none is missing, add --none-missing", g.Range, g.Run)
+	}
 	if len(s.Blocked) == 0 {
 		row("blocked", "by nothing")
 	}
