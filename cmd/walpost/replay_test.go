@@ -112,6 +112,9 @@ func TestGapStaysUntilItIsReplayed(t *testing.T) {
 		s.InsertRows(5)
 		s.Exec("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", s.Slot())
 		adopted := s.MustRun("adopt")
+		if last := regexp.MustCompile("\nnext: run `walpost replay --from \\S+ --to \\S+`; the relay may stream meanwhile\n$"); !last.MatchString(adopted) {
+			t.Errorf("adopt does not end with the next command:\n%s", adopted)
+		}
 		r = s.StartRelay()
 		r.WaitForLog(20*time.Second, `"streaming"`)
 		out, err := s.Run("status")
