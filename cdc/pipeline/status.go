@@ -19,7 +19,7 @@ type Verdict string
 const (
 	Flows        Verdict = "flows"         // rows reach Kafka, or would
 	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka did not answer
-	NeedsSomeone Verdict = "needs_someone" // rows do not flow, or dead letters are unresolved: an operator has to act
+	NeedsSomeone Verdict = "needs_someone" // rows do not flow, dead letters are unresolved, or a gap is not replayed: an operator has to act
 )
 
 // Status is the state of a pipeline, as `walpost status` and GET /status show it. A field that is missing is zero, or not
@@ -61,6 +61,8 @@ type Status struct {
 	Notes       []string         `json:"notes,omitempty"`                   // facts to know that do not stop the relay
 	Blocked     []string         `json:"blocked"`                           // the causes that keep rows from flowing, each with what to do
 	BlockedBy   []Blocker        `json:"blocked_by,omitempty"`              // the same causes, each in its parts
+
+	halts bool // a halt is among the causes
 }
 
 // Blocker is a cause that keeps rows from flowing. A halt has all three parts; another cause is one sentence, in Found.
@@ -103,6 +105,7 @@ func (s *Status) blocked(err error) bool {
 		return false
 	case errors.As(err, new(*cdc.HaltError)):
 		s.halted(err)
+		s.halts = true
 	default:
 		s.add(err)
 		if s.Verdict == Flows {

@@ -103,7 +103,8 @@ func (w wal) survey(ctx context.Context, st *Status) {
 			st.blocked(seen.State.Halt.Halt())
 		}
 	}
-	if slot := seen.Facts.Slot; slot.Exists && !slot.Active {
+	// A halted relay releases the slot: then the halt alone says what to do.
+	if slot := seen.Facts.Slot; slot.Exists && !slot.Active && !st.halts {
 		st.blockedBy("no relay streams from the slot: start `walpost relay`; if one runs, its log and /readyz say why it does not stream")
 	}
 }
