@@ -18,7 +18,7 @@ type Verdict string
 // The verdicts, from the best to the worst.
 const (
 	Flows        Verdict = "flows"         // rows reach Kafka, or would
-	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka did not answer
+	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka could not be read
 	NeedsSomeone Verdict = "needs_someone" // rows do not flow, dead letters are unresolved, or a gap is not replayed: an operator has to act
 )
 
@@ -78,7 +78,7 @@ const kafkaAway = "kafka does not answer: look into its brokers' logs"
 // Slot is the replication slot.
 type Slot struct {
 	Name           string `json:"name"`
-	Exists         *bool  `json:"exists,omitempty"` // missing if PostgreSQL did not answer
+	Exists         *bool  `json:"exists,omitempty"` // missing if PostgreSQL could not be read
 	Active         bool   `json:"active"`
 	ConfirmedFlush string `json:"confirmed_flush_lsn,omitempty"`
 	RestartLSN     string `json:"restart_lsn,omitempty"`
