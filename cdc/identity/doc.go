@@ -1,5 +1,7 @@
-// Package identity proves to Kafka and PostgreSQL who this process is, and checks that they are who they say.
+// Package identity proves the identity of this process to Kafka and PostgreSQL, and checks the identity of their
+// servers.
 //
-// Certificates, keys, authorities, passwords and tokens come from files and commands, and are read again at each new connection: a
-// rotation needs no restart. Where one cannot be read again, the last good one is used, and the log says what is wrong with the new one.
+// Certificates, keys, authorities, passwords and tokens come from files and commands. The package reads them again for
+// each new connection, so a rotation needs no restart. If one cannot be read again, it uses the last good one, and logs
+// the fault of the new one.
 package identity

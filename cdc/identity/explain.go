@@ -18,7 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// RefusedError is a sentence about a Kafka that does not let us in: what was found, what it means, what to do.
+// RefusedError is the error of a Kafka that refuses our connection or login. Its sentence has the cause and what to do.
 type RefusedError struct {
 	sentence string
 	err      error
@@ -28,11 +28,12 @@ type RefusedError struct {
 func (r *RefusedError) Error() string { return r.sentence }
 func (r *RefusedError) Unwrap() error { return r.err }
 
-// Ours reports whether a setting of ours is at fault, or what it names, and no broker.
+// Ours reports whether the fault is in a setting of ours, or in a file or command that it names, and not in a broker.
 func (r *RefusedError) Ours() bool { return r.ours }
 
-// Explain returns why Kafka at these addresses has not let us in, or nil where neither err nor, of one that only says that time is over, the newest connection
-// tells: where nobody answers, for example. It may ask Kafka which logins it takes.
+// Explain returns the reason why Kafka at these addresses refuses us. It takes the reason from err or, if err is only a
+// timeout, from the newest connection. It returns nil if neither has one, for example if no broker answers. It may ask
+// Kafka which logins it accepts.
 func (l *Login) Explain(ctx context.Context, at string, err error) error {
 	if l == nil || err == nil {
 		return nil
@@ -49,7 +50,7 @@ func (l *Login) Explain(ctx context.Context, at string, err error) error {
 	return l.explain(at, err, takes)
 }
 
-// explain says it of the brokers at these addresses.
+// explain returns the reason from err alone. takes are the logins that Kafka accepts.
 func (l *Login) explain(at string, err error, takes []string) error {
 	var mistake *mistakeError
 	if errors.As(err, &mistake) {
@@ -75,7 +76,7 @@ func (l *Login) explain(at string, err error, takes []string) error {
 	return &RefusedError{said, err, false}
 }
 
-// tlsTrouble says what is wrong with a certificate, the server's or ours, or nothing.
+// tlsTrouble returns the fault of a certificate, the server's or ours; "" if err is about something else.
 func (l *Login) tlsTrouble(kafka string, err error) string {
 	if said := certificateTrouble(kafka, err, l.name("tls_ca_file"), l.k.TLSCAFile, l.name("tls_server_name")); said != "" {
 		return said
@@ -87,7 +88,7 @@ func (l *Login) tlsTrouble(kafka string, err error) string {
 	return ""
 }
 
-// loginTrouble says of an answer to a login what it means, or nothing.
+// loginTrouble returns the meaning of Kafka's answer to a login; "" if err is about something else.
 func (l *Login) loginTrouble(kafka string, err error, takes []string) string {
 	s := &l.k.SASL
 	mechanism := l.name("sasl.mechanism")
@@ -117,14 +118,14 @@ func (l *Login) loginTrouble(kafka string, err error, takes []string) string {
 	return ""
 }
 
-// letIn says whether a broker has let us in before.
+// letIn reports whether a broker has accepted our login before.
 func (l *Login) letIn() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.inside
 }
 
-// tokenKey names where the token comes from.
+// tokenKey returns the key of the setting that the token comes from.
 func (l *Login) tokenKey() string {
 	switch s := &l.k.SASL; {
 	case s.TokenURL != "":
@@ -135,7 +136,7 @@ func (l *Login) tokenKey() string {
 	return l.name("sasl.token_file")
 }
 
-// alert says of a TLS alert of the other side what it means.
+// alert returns the meaning of a TLS alert that the broker has sent.
 func (l *Login) alert(kafka, alert string) string {
 	certFile, keyFile := l.name("tls_cert_file"), l.name("tls_key_file")
 	l.mu.Lock()
@@ -161,7 +162,7 @@ func (l *Login) alert(kafka, alert string) string {
 	return fmt.Sprintf("%s refuses the client certificate of %s (%s): write one there that Kafka trusts; its log says why", kafka, certFile, alert)
 }
 
-// cutOff says of a connection that the other side has ended what that means, or nothing.
+// cutOff returns the likely reason why the broker has ended a connection; "" if err is about something else.
 func (l *Login) cutOff(kafka string, err error) string {
 	l.mu.Lock()
 	wanted := l.wanted
@@ -178,7 +179,8 @@ func (l *Login) cutOff(kafka string, err error) string {
 	return fmt.Sprintf("%s ends the connection: TLS on one side only (%s is %t), or another login than it wants (%s is %q)", kafka, l.name("tls"), l.k.TLS, l.name("sasl.mechanism"), l.k.SASL.Mechanism)
 }
 
-// certificateTrouble says why the certificate of a server is not trusted, or nothing. The keys are those that can change that; nameKey may be empty.
+// certificateTrouble returns the reason why a server's certificate is not trusted; "" if err is about something else.
+// caKey and nameKey name the settings that can change that; nameKey may be empty.
 func certificateTrouble(server string, err error, caKey, caFile, nameKey string) string {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
@@ -211,6 +213,7 @@ func certificateTrouble(server string, err error, caKey, caFile, nameKey string)
 	return ""
 }
 
+// madeBy returns the issuer of a certificate in brackets.
 func madeBy(cert *x509.Certificate) string {
 	if cert == nil {
 		return ""
@@ -218,7 +221,7 @@ func madeBy(cert *x509.Certificate) string {
 	return fmt.Sprintf(" (made by %s)", oneLine(cert.Issuer.String()))
 }
 
-// namesOf are the hosts that a certificate is for.
+// namesOf returns the hosts that a certificate names, five at most.
 func namesOf(cert *x509.Certificate) []string {
 	names := slices.Clone(cert.DNSNames)
 	for _, ip := range cert.IPAddresses {
@@ -230,7 +233,7 @@ func namesOf(cert *x509.Certificate) []string {
 	return names
 }
 
-// takes returns the names of the logins that Kafka takes, as far as it says them.
+// takes asks Kafka for the names of the logins that it accepts. It returns none if Kafka does not answer.
 func (l *Login) takes(ctx context.Context) (known []string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

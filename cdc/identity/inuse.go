@@ -9,10 +9,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// expiresSoon is how long before its end a certificate is worth a warning.
+// expiresSoon is how long before a certificate's end the log warns.
 const expiresSoon = 7 * 24 * time.Hour
 
-// inUse are the client certificates that the newest connections show, by the names of their keys.
+// inUse has the client certificates that the newest connections use, by the names of their keys.
 type inUse struct {
 	log zerolog.Logger
 
@@ -20,13 +20,14 @@ type inUse struct {
 	of map[string]shown
 }
 
-// shown is a certificate as the log has it.
+// shown is a certificate that was logged.
 type shown struct {
 	leaf *x509.Certificate
-	soon bool // its end is near
+	soon bool // the warning about its end was logged
 }
 
-// note takes down which certificate is used from now on, nil for none. It logs one that is another, and one whose end has come near.
+// note records the certificate that is used from now on, nil for none. It logs a new certificate, and warns once when
+// its end is near.
 func (u *inUse) note(key string, leaf *x509.Certificate) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

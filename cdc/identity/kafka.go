@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Kafka says how a client proves its identity to Kafka, and which servers it trusts. The same struct defines keys of a configuration and
-// flags of a command.
+// Kafka says how a client proves its identity to Kafka, and which servers it trusts. The same struct defines keys of a
+// configuration and flags of a command.
 type Kafka struct {
 	TLS           bool   `yaml:"tls" name:"tls" env:"TLS" help:"connect with TLS"`
 	TLSCAFile     string `yaml:"tls_ca_file" name:"tls-ca-file" env:"TLS_CA_FILE" placeholder:"FILE" help:"file with the certificates of the authorities that sign Kafka's certificates (PEM); empty: the system's authorities"`
@@ -55,13 +55,14 @@ const (
 
 var mechanisms = []string{string(Plain), string(ScramSHA256), string(ScramSHA512), string(OAuthBearer), string(AWSMSKIAM)}
 
-// Names returns what people call a key of Kafka, as tls_ca_file and sasl.username.
+// Names is a function that returns the user's name of a key of [Kafka], for example of tls_ca_file or sasl.username.
 type Names func(key string) string
 
-// Keys are the names in a configuration file: kafka.tls_ca_file.
+// Keys returns the name of a key in a configuration file: kafka.tls_ca_file.
 func Keys(key string) string { return "kafka." + key }
 
-// Flags returns the names on the command line of a program whose variables begin with env: --kafka-tls-ca-file (ORDERS_KAFKA_TLS_CA_FILE).
+// Flags returns the function for the names on the command line of a program whose variables begin with env:
+// --kafka-tls-ca-file (ORDERS_KAFKA_TLS_CA_FILE).
 func Flags(env string) Names {
 	return func(key string) string {
 		return fmt.Sprintf("--kafka-%s (%sKAFKA_%s)", strings.NewReplacer(".", "-", "_", "-").Replace(key), env, strings.ToUpper(strings.ReplaceAll(key, ".", "_")))
@@ -71,12 +72,12 @@ func Flags(env string) Names {
 // setting is the value of one key.
 type setting struct{ key, value string }
 
-// Check returns everything that is wrong with the settings and the files that they name, a sentence for each, or nil. It connects to
-// nothing and runs nothing.
+// Check returns an error with every mistake in the settings and in the files that they name, a sentence for each, or
+// nil. It opens no connection and runs no command.
 func (k *Kafka) Check(name Names) error {
 	errs := k.mistakes(name)
 	if len(errs) > 0 {
-		return errors.Join(errs...) // which file is meant is not known yet
+		return errors.Join(errs...) // until these are corrected, it is not known which file is meant
 	}
 	s := &k.SASL
 	if k.TLSCAFile != "" {
@@ -101,7 +102,7 @@ func (k *Kafka) Check(name Names) error {
 	return errors.Join(errs...)
 }
 
-// mistakes are the combinations of settings that cannot work.
+// mistakes returns an error for each combination of settings that cannot work.
 func (k *Kafka) mistakes(name Names) (errs []error) {
 	s := &k.SASL
 	bad := func(key, format string, args ...any) {
@@ -190,6 +191,7 @@ func (k *Kafka) mistakes(name Names) (errs []error) {
 	return errs
 }
 
+// endpointMistakes reports with bad the mistakes in the settings of token_url.
 func (k *Kafka) endpointMistakes(name Names, bad func(key, format string, args ...any)) {
 	s := &k.SASL
 	u, err := url.Parse(s.TokenURL)
@@ -207,7 +209,7 @@ func (k *Kafka) endpointMistakes(name Names, bad func(key, format string, args .
 	}
 }
 
-// extensions returns the pairs.
+// extensions returns the pairs of the setting extensions.
 func (s *SASL) extensions() (map[string]string, error) {
 	pairs := map[string]string{}
 	for pair := range strings.SplitSeq(s.Extensions, ",") {
@@ -223,20 +225,20 @@ func (s *SASL) extensions() (map[string]string, error) {
 	return pairs, nil
 }
 
-// warnings are what works, and is better otherwise: a sentence each.
+// warnings returns a sentence for each setting that works, but is not safe.
 func (k *Kafka) warnings(name Names, brokers []string) (said []string) {
 	if u, err := url.Parse(k.SASL.TokenURL); err == nil && u.Scheme == "http" && !loopback(u.Host) {
-		said = append(said, fmt.Sprintf("%s: the client secret and the token go to %s without TLS: write https:// where the service has it", name("sasl.token_url"), u.Host))
+		said = append(said, fmt.Sprintf("%s: the client secret and the token go to %s without TLS: write https://, if the service has TLS", name("sasl.token_url"), u.Host))
 	}
 	if s := k.SASL.Mechanism; !k.TLS && (s == Plain || s == OAuthBearer) {
 		if at := slices.IndexFunc(brokers, func(b string) bool { return !loopback(b) }); at >= 0 {
-			said = append(said, fmt.Sprintf("%s: %s sends what proves who we are to %s as it is, without TLS: everybody on the way can read it: set %s where Kafka has it", name("sasl.mechanism"), s, brokers[at], name("tls")))
+			said = append(said, fmt.Sprintf("%s: %s sends the password or the token to %s in clear, without TLS, so that others on the network can read it: set %s, if Kafka has TLS", name("sasl.mechanism"), s, brokers[at], name("tls")))
 		}
 	}
 	return said
 }
 
-// loopback reports whether an address, with or without a port, is of this machine.
+// loopback reports whether an address, with or without a port, is a loopback address.
 func loopback(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -246,7 +248,7 @@ func loopback(address string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// given are the settings that have a value.
+// given returns the settings that have a value.
 func given(settings []setting) (set []setting) {
 	for _, s := range settings {
 		if s.value != "" {
@@ -256,7 +258,7 @@ func given(settings []setting) (set []setting) {
 	return set
 }
 
-// orOf lists words for a sentence: a, b or c.
+// orOf joins words for a sentence: a, b or c.
 func orOf(words []string) string {
 	last := len(words) - 1
 	if last < 1 {
@@ -265,13 +267,13 @@ func orOf(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// mistakeError is what is wrong with a setting, in a sentence that begins with its name.
+// mistakeError is the error of a setting. Its sentence begins with the setting's name.
 type mistakeError struct{ err error }
 
 func (m *mistakeError) Error() string { return m.err.Error() }
 func (m *mistakeError) Unwrap() error { return m.err }
 
-// about puts the name of a setting before what is wrong with it.
+// about returns err as a mistakeError that begins with the name of the setting; nil for nil.
 func about(name string, err error) error {
 	if err == nil {
 		return nil

@@ -43,7 +43,8 @@ func start(t *testing.T, opts ...kfake.Opt) (string, *kfake.Cluster) {
 	return cluster.ListenAddrs()[0], cluster
 }
 
-// served is how a broker with this certificate takes connections. Where clients is not nil, it wants a certificate of that authority.
+// served returns the TLS configuration of a broker with this certificate. If clients is not nil, the broker wants a
+// client certificate of that authority.
 func served(t *testing.T, pair cdctest.Pair, clients *cdctest.Authority) *tls.Config {
 	t.Helper()
 	cert, err := tls.LoadX509KeyPair(pair.CertFile, pair.KeyFile)
@@ -70,7 +71,7 @@ func pool(t *testing.T, file string) *x509.CertPool {
 	return all
 }
 
-// ask connects to the broker and asks it something. The error is the sentence, where the login has one.
+// ask connects to the broker and sends it a request. The error is the login's sentence, if it has one.
 func ask(t *testing.T, k identity.Kafka, broker string) error {
 	t.Helper()
 	if err := k.Check(identity.Keys); err != nil {
@@ -98,7 +99,8 @@ func asks(t *testing.T, login *identity.Login, broker string) error {
 	return err
 }
 
-// bearers has the broker take the tokens that take says are good, with Apache Kafka's two steps for those that are not.
+// bearers makes the broker accept the tokens for which take returns true, and refuse others in Apache Kafka's two
+// steps.
 func bearers(cluster *kfake.Cluster, life time.Duration, good func(first string) bool) {
 	control(cluster, func(_ *kmsg.SASLHandshakeRequest, resp *kmsg.SASLHandshakeResponse) {
 		resp.SupportedMechanisms = []string{"OAUTHBEARER"}
@@ -138,13 +140,13 @@ func write(t *testing.T, text string) string {
 	return path
 }
 
-// jwt is a token that says when it expires. Nobody has signed it.
+// jwt returns a token that contains the time when it expires. It has no signature.
 func jwt(expires time.Time) string {
 	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 	return part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"sub":"walpost","exp":%d}`, expires.Unix())) + "." + part("x")
 }
 
-// TestEachWayIn logs in to Kafka in each way that there is.
+// TestEachWayIn logs in to Kafka with each mechanism and each source of a password or token.
 func TestEachWayIn(t *testing.T) {
 	t.Parallel()
 	ca, clients := cdctest.NewAuthority(t, "servers", time.Time{}), cdctest.NewAuthority(t, "clients", time.Time{})
@@ -180,7 +182,7 @@ func TestEachWayIn(t *testing.T) {
 		broker string
 		k      identity.Kafka
 	}{
-		"TLS with an authority of our own":  {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: cdctest.Canary})},
+		"TLS with a private authority":  {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: cdctest.Canary})},
 		"another name of the server":        {named, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSServerName: "kafka.example"}},
 		"scram-sha-256 over TLS":            {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.ScramSHA256, Username: "walpost", Password: cdctest.Canary})},
 		"a client certificate":              {mutual, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSCertFile: client.CertFile, TLSKeyFile: client.KeyFile}},
@@ -296,7 +298,7 @@ func join(t *testing.T, files ...string) string {
 	return write(t, string(all))
 }
 
-// TestAmazonMSK logs in by IAM, and has a sentence for each reason why not.
+// TestAmazonMSK logs in by IAM, and checks the sentence for each reason why that fails.
 func TestAmazonMSK(t *testing.T) {
 	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": cdctest.Canary, "AWS_REGION": "", "AWS_DEFAULT_REGION": ""} {
 		t.Setenv(name, value)
@@ -333,14 +335,14 @@ func TestAmazonMSK(t *testing.T) {
 	}
 }
 
-// TestTokenIsRenewed: a client logs in again on its connection before Kafka ends that (KIP-368), with a token that the endpoint has given in time.
-// Where the endpoint gives none, the last one is used to its end.
+// TestTokenIsRenewed: a client logs in again on its connection before Kafka ends it (KIP-368), with a token that it has
+// requested in time. If the endpoint returns none, the client uses the last one until it expires.
 func TestTokenIsRenewed(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		life  time.Duration
-		fails bool // the endpoint gives one token, and then none for a while
+		fails bool // the endpoint returns one token, and then none for a while
 	}{{"in time", 6 * time.Second, false}, {"not at once", 3 * time.Second, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -428,7 +430,7 @@ type connected func()
 
 func (c connected) OnBrokerConnect(kgo.BrokerMetadata, time.Duration, net.Conn, error) { c() }
 
-// TestTokenEndpoint has one sentence for each answer that is no token.
+// TestTokenEndpoint checks the sentence for each answer without a token.
 func TestTokenEndpoint(t *testing.T) {
 	t.Parallel()
 	broker, cluster := start(t)
@@ -479,7 +481,7 @@ func TestTokenEndpoint(t *testing.T) {
 	}
 }
 
-// TestWrongSettings has one sentence for each wrong combination, and names each file that cannot be read.
+// TestWrongSettings checks the sentence for each wrong combination and for each file that cannot be read.
 func TestWrongSettings(t *testing.T) {
 	t.Parallel()
 	ca := cdctest.NewAuthority(t, "servers", time.Time{})
@@ -500,7 +502,7 @@ func TestWrongSettings(t *testing.T) {
 	half := write(t, string(whole)+string(whole[:len(whole)/2]))
 	for name, c := range map[string]struct {
 		k    identity.Kafka
-		says string // all of it; empty: it is right
+		says string // the whole error; empty: the settings are right
 	}{
 		"nothing at all":             {identity.Kafka{}, ""},
 		"TLS alone":                  {identity.Kafka{TLS: true}, ""},
@@ -511,11 +513,11 @@ func TestWrongSettings(t *testing.T) {
 		"a key of another":           {pair(a.CertFile, b.KeyFile), "kafka.tls_key_file: the key in the file " + b.KeyFile + " does not fit the certificate in " + a.CertFile + ": write the two that were made together"},
 		"the files changed places":   {pair(a.KeyFile, a.CertFile), "kafka.tls_cert_file: the file " + a.KeyFile + " holds no certificate: write PEM there, which begins with -----BEGIN CERTIFICATE-----"},
 		"no key in the file":         {pair(a.CertFile, ca.File), "kafka.tls_key_file: the file " + ca.File + " holds no key: write PEM there, which begins with -----BEGIN PRIVATE KEY-----"},
-		"a key with a passphrase":    {pair(a.CertFile, write(t, "-----BEGIN ENCRYPTED PRIVATE KEY-----")), "has a passphrase, which nobody is there to type"},
+		"a key with a passphrase":    {pair(a.CertFile, write(t, "-----BEGIN ENCRYPTED PRIVATE KEY-----")), "has a passphrase, which this process cannot ask for"},
 		"an empty authority":         {identity.Kafka{TLS: true, TLSCAFile: empty}, "kafka.tls_ca_file: the file " + empty + " holds no certificate: it is empty: write PEM there, which begins with -----BEGIN CERTIFICATE-----"},
 		"half of an authority":       {identity.Kafka{TLS: true, TLSCAFile: half}, "kafka.tls_ca_file: the file " + half + " is cut off or damaged: of the 2 things that begin in it 1 can be read: copy it again"},
 		"half of a chain":            {pair(half, a.KeyFile), "kafka.tls_cert_file: the file " + half + " is cut off or damaged"},
-		"a web page as a token":      {bearer(identity.SASL{TokenFile: write(t, "<html>login</html>")}), "kafka.sasl.token_file: what is there is no token, which has no spaces, brackets and quotes: write the token alone"},
+		"a web page as a token":      {bearer(identity.SASL{TokenFile: write(t, "<html>login</html>")}), "kafka.sasl.token_file: this is not a token, because a token has no spaces, brackets or quotes: write the token alone"},
 		"a Java keystore":            {identity.Kafka{TLS: true, TLSCAFile: write(t, "\xfe\xed\xfe\xed")}, "it is a Java keystore: turn it into"},
 		"a relative path":            {identity.Kafka{TLS: true, TLSCAFile: "ca.crt"}, `kafka.tls_ca_file: "ca.crt" depends on where the process is started: write the whole path, from / on`},
 		"a file that is not there":   {identity.Kafka{TLS: true, TLSCAFile: none}, "kafka.tls_ca_file: read the file: open " + none + ": no such file or directory"},
@@ -558,7 +560,7 @@ func TestWrongSettings(t *testing.T) {
 	})
 }
 
-// TestWarningsAreSaidOnce: what is common inside a cluster is no error.
+// TestWarningsAreSaidOnce: settings that are common inside a cluster are a warning, and not an error.
 func TestWarningsAreSaidOnce(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -566,7 +568,7 @@ func TestWarningsAreSaidOnce(t *testing.T) {
 		broker string
 		says   string
 	}{
-		"plain, away":       {identity.Kafka{SASL: identity.SASL{Mechanism: identity.Plain}}, "kafka:9092", "kafka.sasl.mechanism: plain sends what proves who we are to kafka:9092 as it is, without TLS"},
+		"plain, away":       {identity.Kafka{SASL: identity.SASL{Mechanism: identity.Plain}}, "kafka:9092", "kafka.sasl.mechanism: plain sends the password or the token to kafka:9092 in clear, without TLS"},
 		"oauthbearer, away": {identity.Kafka{SASL: identity.SASL{Mechanism: identity.OAuthBearer}}, "10.0.0.1:9092", "kafka.sasl.mechanism: oauthbearer sends"},
 		"plain, here":       {identity.Kafka{SASL: identity.SASL{Mechanism: identity.Plain}}, "127.0.0.1:9092", ""},
 		"plain, TLS":        {identity.Kafka{TLS: true, SASL: identity.SASL{Mechanism: identity.Plain}}, "kafka:9092", ""},
@@ -585,7 +587,7 @@ func TestWarningsAreSaidOnce(t *testing.T) {
 	}
 }
 
-// TestNoErrorShowsTheTokenURL whole: its user and its parameters can be secret.
+// TestNoErrorShowsTheTokenURL: an error does not show the URL's user and parameters, which can be secret.
 func TestNoErrorShowsTheTokenURL(t *testing.T) {
 	t.Parallel()
 	broker, cluster := start(t)
@@ -604,8 +606,9 @@ func TestNoErrorShowsTheTokenURL(t *testing.T) {
 	}
 }
 
-// TestLoginThatWaits: who asks Kafka for less time than a token or a password has to come learns what the login waits for. What that came to
-// stays said where others have only waited, and a client that was closed meanwhile says nothing.
+// TestLoginThatWaits: a caller with a timeout that is shorter than the time for a token or a password learns what the
+// login waits for. The result of the wait remains reported while other logins wait. A client that is closed meanwhile
+// reports nothing.
 func TestLoginThatWaits(t *testing.T) {
 	t.Parallel()
 	locked, _ := start(t, kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "walpost", cdctest.Canary))
@@ -675,7 +678,7 @@ func TestLoginThatWaits(t *testing.T) {
 				return nil
 			})
 			if after := time.Since(from); after < 7*time.Second {
-				t.Errorf("%q is said after %s", c.then, after)
+				t.Errorf("%q appears after %s", c.then, after)
 			}
 			host, port, _ := net.SplitHostPort(c.broker)
 			n, _ := net.LookupPort("tcp", port)
@@ -689,7 +692,8 @@ func TestLoginThatWaits(t *testing.T) {
 	}
 }
 
-// TestLastGoodOneIsRefused: where the last good token or password is refused because no newer one can be read, that comes first.
+// TestLastGoodOneIsRefused: Kafka refuses the last good token or password, and no newer one can be read. The error
+// first names the reason why it cannot be read.
 func TestLastGoodOneIsRefused(t *testing.T) {
 	t.Parallel()
 	const empty = " is empty: write the password or the token there"
@@ -700,11 +704,11 @@ func TestLastGoodOneIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		mechanism identity.Mechanism
 		word      string
-		over      bool   // it is refused when it has ended
-		renewed   string // what the file holds then
+		over      bool   // Kafka refuses it after it has expired
+		renewed   string // the text of the file then
 		code      int16
-		says      string // behind the key and the file
-		all       bool   // and nothing else
+		says      string // the error after the key and the file
+		all       bool   // the error contains nothing else
 	}{
 		"a token that ends soon":          {identity.OAuthBearer, "SOON", false, "", kerr.IllegalSaslState.Code, empty + "; the last good one expires at SOON-AT", true},
 		"a token that has ended":          {identity.OAuthBearer, "OVER", true, "", kerr.IllegalSaslState.Code, empty + "; the last good one has expired at OVER-AT", true},

@@ -10,25 +10,25 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// kept is a value that is read at each new connection. Where that fails, the last good value stands.
+// kept is a value that is read again for each new connection. If that fails, it keeps the last good value.
 type kept[T any] struct {
-	key  string // names it to people: kafka.tls_cert_file
+	key  string // the setting's name: kafka.tls_cert_file
 	read func(context.Context) (T, error)
 	log  zerolog.Logger
-	// ends returns when the last good value can be used no longer. nil, and a zero time: never.
+	// ends returns the time when a value expires. A nil function and a zero time mean never.
 	ends func(T) time.Time
 
 	mu     sync.Mutex
 	last   T
 	good   bool  // last holds a value
-	failed error // why the value could not be read again; nil: it could
+	failed error // why the value could not be read again; nil if it could
 }
 
-// get reads the value. Where that fails and one was good before, it returns that one and logs the failure, once for each that is new.
-// Its error does not name the key.
+// get reads the value. If that fails and there is a last good value, get returns that one, and logs each new failure
+// once. Its error does not contain the key.
 func (k *kept[T]) get(ctx context.Context) (T, error) { return k.of(ctx, k.read) }
 
-// of is get where each reading depends on another.
+// of does what get does, with another function to read the value.
 func (k *kept[T]) of(ctx context.Context, read func(context.Context) (T, error)) (T, error) {
 	value, err := read(ctx)
 	k.mu.Lock()
@@ -51,12 +51,13 @@ func (k *kept[T]) of(ctx context.Context, read func(context.Context) (T, error))
 	return k.last, nil
 }
 
-// over reports whether the last good value can be used no longer, or ends within the time.
+// over reports whether the last good value has expired, or expires within the time.
 func (k *kept[T]) over(within time.Duration) bool {
 	end := k.end()
 	return !end.IsZero() && time.Until(end) <= within
 }
 
+// end returns the time when the last good value expires; zero if it does not, or there is none.
 func (k *kept[T]) end() time.Time {
 	if !k.good || k.ends == nil {
 		return time.Time{}
@@ -64,11 +65,11 @@ func (k *kept[T]) end() time.Time {
 	return k.ends(k.last)
 }
 
-// withEnd returns the error with the end of the last good value, where that has one.
+// withEnd returns the error with the time when the last good value expires, if it does.
 func (k *kept[T]) withEnd(err error) error {
 	end := k.end()
 	switch said := end.UTC().Format(time.RFC3339); {
-	case end.IsZero(), errors.As(err, new(*expiredError)): // which says it
+	case end.IsZero(), errors.As(err, new(*expiredError)): // an expiredError has the time
 		return err
 	case k.over(0):
 		return fmt.Errorf("%w; the last good one has expired at %s", err, said)
@@ -77,8 +78,9 @@ func (k *kept[T]) withEnd(err error) error {
 	}
 }
 
-// cause returns why the last good value is refused, in a sentence that begins with its key, or "". renewed says that it was refused when a
-// login was to be renewed, which a value in its last seconds is, too. ending says that its end explains all.
+// cause returns the reason why the server refuses the last good value, in a sentence that begins with the key, or "".
+// renewed says that the server refused to renew a login; it also refuses a value that expires within seconds. ending
+// reports that the value's end is the whole reason.
 func (k *kept[T]) cause(renewed bool) (said string, ending bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

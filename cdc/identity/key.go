@@ -10,7 +10,7 @@ import (
 	"runtime"
 )
 
-// readOwn returns the certificate of sslcert with the key of sslkey; nil where none is named.
+// readOwn returns the certificate of sslcert with the key of sslkey; nil if neither is set.
 func (u params) readOwn() (*tls.Certificate, error) {
 	certFile, keyFile := u.files["sslcert"], u.files["sslkey"]
 	switch {
@@ -28,7 +28,7 @@ func (u params) readOwn() (*tls.Certificate, error) {
 	return pair, about("sslcert", inTime(pair))
 }
 
-// leaf returns the certificate itself, without its chain; nil where there is none.
+// leaf returns the certificate without its chain; nil if there is none.
 func leaf(own *tls.Certificate) *x509.Certificate {
 	if own == nil {
 		return nil
@@ -36,7 +36,7 @@ func leaf(own *tls.Certificate) *x509.Certificate {
 	return own.Leaf
 }
 
-// readKey returns the key as PEM, in clear.
+// readKey returns the key as unencrypted PEM.
 func (u params) readKey(path string) ([]byte, error) {
 	if err := private(path); err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func (u params) readKey(path string) ([]byte, error) {
 	return decrypt(text, path, u.files["sslpassword"])
 }
 
-// decrypt returns the key in clear, where it is one.
+// decrypt returns the key unencrypted, if the text is a key.
 func decrypt(text []byte, path, password string) ([]byte, error) {
 	block, _ := pem.Decode(text)
 	switch {
@@ -68,8 +68,8 @@ func decrypt(text []byte, path, password string) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der}), nil
 }
 
-// private returns an error where every user of the machine may read the file. A group may: a file that a container's user reads through
-// its group is mounted so.
+// private returns an error if every user of the machine may read the file. The group may read it, because containers
+// often mount a file that their user reads through its group.
 func private(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
 
-// Login makes the connections of all Kafka clients of one owner. Each new connection uses what the files hold then. A nil Login connects
-// without TLS and logs in to nothing.
+// Login makes the connections of all Kafka clients of one owner. Each new connection uses the present contents of the
+// files. A nil Login connects without TLS and without a login.
 type Login struct {
 	Unshown
 
@@ -29,29 +29,29 @@ type Login struct {
 	brokers []string
 	name    Names
 	log     zerolog.Logger
-	tls     *connection    // nil: none
-	sasl    sasl.Mechanism // nil: none
-	proof   proof          // the password or the token; nil: none
+	tls     *connection    // nil: no TLS
+	sasl    sasl.Mechanism // nil: no login
+	proof   proof          // the password or the token; nil: neither
 	certs   inUse
 	warned  sync.Once
 
 	mu      sync.Mutex
-	inside  bool                // a broker has let us in
-	wanted  bool                // a broker has asked for a client certificate, and there is none
-	refused map[string]refusal  // by broker: why the newest connection to it failed
-	waits   map[*time.Time]bool // since when who logs in waits for the password or the token
+	inside  bool                // a broker has accepted our login
+	wanted  bool                // a broker has requested a client certificate, and there is none
+	refused map[string]refusal  // by broker, the failure of the newest connection to it
+	waits   map[*time.Time]bool // the start times of logins that wait for the password or the token
 }
 
-// refusedLately is how long ago a connection may have failed that says how things are: a client tries again sooner.
+// refusedLately is how long a failed connection counts as the present state. A client tries again sooner than that.
 const refusedLately = time.Minute
 
-// refusal is why a connection failed.
+// refusal is the failure of a connection.
 type refusal struct {
 	err error
 	at  time.Time
 }
 
-// NewLogin makes a Login of settings that Check has found nothing wrong with. Nothing is read before the first connection.
+// NewLogin returns a Login for settings that Check has accepted. It reads no file before the first connection.
 func NewLogin(k Kafka, brokers []string, name Names, log zerolog.Logger) *Login {
 	l := &Login{k: k, brokers: brokers, name: name, log: log, certs: inUse{log: log}, refused: map[string]refusal{}, waits: map[*time.Time]bool{}}
 	if k.TLS {
@@ -89,7 +89,7 @@ func NewLogin(k Kafka, brokers []string, name Names, log zerolog.Logger) *Login 
 	return l
 }
 
-// Options returns what each client needs beside its brokers.
+// Options returns the options that each client needs in addition to its brokers.
 func (l *Login) Options() []kgo.Opt {
 	if l == nil {
 		return nil
@@ -109,7 +109,8 @@ func (l *Login) Options() []kgo.Opt {
 	return opts
 }
 
-// OnBrokerConnect is called by each client for each connection, once it is logged in, or is not.
+// OnBrokerConnect records the result of a connection. Each client calls it for each connection, after the login has
+// succeeded or failed.
 func (l *Login) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
 	at := net.JoinHostPort(meta.Host, strconv.Itoa(int(meta.Port)))
 	l.mu.Lock()
@@ -120,23 +121,23 @@ func (l *Login) OnBrokerConnect(meta kgo.BrokerMetadata, _ time.Duration, _ net.
 		return
 	}
 	if gaveUp(err) && !errors.As(err, new(*mistakeError)) {
-		return // it says nothing about the broker, and must not hide what another connection was told
+		return // the error says nothing about the broker, and must not replace another connection's failure
 	}
 	l.refused[at] = refusal{err, time.Now()}
 }
 
-// gaveUp reports whether an error says only that somebody's time was over, or that somebody has stopped waiting.
+// gaveUp reports whether an error says only that a timeout has passed, or that the client has stopped waiting.
 func gaveUp(err error) bool {
 	return timedOut(err) || errors.Is(err, context.Canceled) || errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, net.ErrClosed)
 }
 
-// timedOut reports whether an error says that time is over: that of a context, or that of a connection.
+// timedOut reports whether an error is a timeout of a context or of a connection.
 func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// Trouble says why Kafka has not let the newest connection in, or what that waits for, in a sentence, or returns nil: where all is well, or
-// nobody answers at all.
+// Trouble returns the reason why Kafka has refused the newest connection, or what that connection waits for. It returns
+// nil if Kafka has accepted it, or if no broker answers.
 func (l *Login) Trouble() error {
 	if l == nil {
 		return nil
@@ -150,7 +151,7 @@ func (l *Login) Trouble() error {
 		}
 	}
 	l.mu.Unlock()
-	if !errors.As(newest.err, new(*mistakeError)) { // which is what the wait came to
+	if !errors.As(newest.err, new(*mistakeError)) { // such an error is how the wait has ended
 		if waits := l.awaits(); waits != "" {
 			return &RefusedError{sentence: waits, err: context.DeadlineExceeded, ours: true}
 		}
@@ -161,18 +162,18 @@ func (l *Login) Trouble() error {
 	return l.explain(at, newest.err, nil)
 }
 
-// proof is what proves who we are: a kept password or token.
+// proof is a kept password or token, which proves our identity.
 type proof interface {
 	cause(renewed bool) (said string, ending bool)
 }
 
-// noted is a mechanism whose waiting for what proves who we are is noted in the login.
+// noted is a mechanism that records in the Login how long it waits for the password or the token.
 type noted struct {
 	sasl.Mechanism
 	login *Login
 }
 
-// Authenticate begins a login. It asks for the password or the token, and Kafka for nothing.
+// Authenticate begins a login. It reads the password or the token, and sends nothing to Kafka.
 func (n *noted) Authenticate(ctx context.Context, host string) (sasl.Session, []byte, error) {
 	began, l := time.Now(), n.login
 	l.mu.Lock()
@@ -182,16 +183,16 @@ func (n *noted) Authenticate(ctx context.Context, host string) (sasl.Session, []
 	l.mu.Lock()
 	delete(l.waits, &began)
 	l.mu.Unlock()
-	if ctx.Err() != nil { // the client was closed: what it has waited for is not at fault
+	if ctx.Err() != nil { // the client was closed, so the error does not show a fault
 		return nil, nil, ctx.Err()
 	}
 	return session, first, err
 }
 
-// waitsLong is after how long who logs in waits for something that does not answer.
+// waitsLong is how long a login waits for the password or the token before Trouble reports it.
 const waitsLong = time.Second
 
-// awaits returns what a login has waited for, in a sentence, or "": no login waits long.
+// awaits returns a sentence about the file, command or endpoint that a login has waited for; "" if no login waits long.
 func (l *Login) awaits() string {
 	l.mu.Lock()
 	long := false
@@ -223,7 +224,7 @@ func (l *Login) awaits() string {
 	return fmt.Sprintf("%s: the file %s has not been read yet: look at the disk that it is on", l.name(key), file)
 }
 
-// Certificates returns when the certificates in use expire, by the name of their key.
+// Certificates returns the times when the certificates in use expire, by the name of their key.
 func (l *Login) Certificates() map[string]time.Time {
 	if l == nil {
 		return nil
@@ -231,13 +232,14 @@ func (l *Login) Certificates() map[string]time.Time {
 	return l.certs.ends()
 }
 
+// askedForCertificate records that a broker has requested a client certificate, and there is none.
 func (l *Login) askedForCertificate() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.wanted = true
 }
 
-// password returns where the password comes from.
+// password returns the password with its source.
 func (l *Login) password() *kept[Secret] {
 	s := &l.k.SASL
 	key, read := "sasl.password", func(context.Context) (Secret, error) { return s.Password, nil }
@@ -250,6 +252,7 @@ func (l *Login) password() *kept[Secret] {
 	return &kept[Secret]{key: l.name(key), log: l.log, read: read}
 }
 
+// fromFile returns the function that reads a password from a file.
 func fromFile(path string) func(context.Context) (Secret, error) {
 	return func(context.Context) (Secret, error) {
 		word, err := readWord(path)
@@ -257,6 +260,7 @@ func fromFile(path string) func(context.Context) (Secret, error) {
 	}
 }
 
+// fromCommand returns the function that reads a password from a command.
 func fromCommand(command string) func(context.Context) (Secret, error) {
 	return func(ctx context.Context) (Secret, error) {
 		word, err := runForWord(ctx, command)
@@ -264,7 +268,7 @@ func fromCommand(command string) func(context.Context) (Secret, error) {
 	}
 }
 
-// authorities returns where the certificates of authorities come from; nil where they are the system's.
+// authorities returns the certificates of authorities with their file; nil for the system's.
 func (l *Login) authorities(key, path string) *kept[*x509.CertPool] {
 	if path == "" {
 		return nil
@@ -272,7 +276,7 @@ func (l *Login) authorities(key, path string) *kept[*x509.CertPool] {
 	return &kept[*x509.CertPool]{key: l.name(key), log: l.log, read: func(context.Context) (*x509.CertPool, error) { return readAuthorities(path) }}
 }
 
-// pair returns where the client certificate comes from; nil where there is none.
+// pair returns the client certificate with its files; nil if there is none.
 func (l *Login) pair() *kept[*tls.Certificate] {
 	if l.k.TLSCertFile == "" {
 		return nil

@@ -12,16 +12,17 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl"
 )
 
-// AWSLogin returns what proves to a broker of Amazon MSK, at this host of this region, who we are. Where that cannot be said, its error says
-// why in a sentence.
+// AWSLogin is a function that returns the signed request with which we log in to a broker of Amazon MSK, at this host
+// of this region. Its error is a sentence with the reason.
 type AWSLogin func(ctx context.Context, host, region string) ([]byte, error)
 
 var awsLogin AWSLogin
 
-// RegisterAWS is called by package cdc/identity/aws, which has the SDK; who does not import it has no SDK in the program.
+// RegisterAWS sets the function for the login to Amazon MSK. Package cdc/identity/aws calls it. Only a program that
+// imports that package contains the AWS SDK.
 func RegisterAWS(login AWSLogin) { awsLogin = login }
 
-// awsWithin is how long the SDK may take to find credentials: less than who connects waits for an answer.
+// awsWithin is how long the SDK may take to find credentials. It is shorter than the timeout of a connection.
 const awsWithin = 8 * time.Second
 
 func (l *Login) aws() sasl.Mechanism { return &iam{login: l} }
@@ -54,7 +55,8 @@ func (m *iam) Authenticate(ctx context.Context, address string) (sasl.Session, [
 	return iamSession{}, first, nil
 }
 
-// regionOf returns the region in a broker's name, b-1.shop.abc123.c2.kafka.eu-central-1.amazonaws.com, or the environment's.
+// regionOf returns the region in a broker's name, b-1.shop.abc123.c2.kafka.eu-central-1.amazonaws.com, or the
+// environment's.
 func regionOf(host string) string {
 	if _, behind, ok := strings.Cut(host, ".amazonaws."); ok && behind != "" {
 		labels := strings.Split(strings.TrimSuffix(host, ".amazonaws."+behind), ".")
@@ -68,7 +70,7 @@ func regionOf(host string) string {
 
 type iamSession struct{}
 
-// Challenge takes Kafka's answer, which names the request.
+// Challenge reads Kafka's answer, which names the request.
 func (iamSession) Challenge(said []byte) (bool, []byte, error) {
 	if len(said) == 0 {
 		return false, nil, errors.New("kafka has answered the AWS login with nothing")

@@ -19,18 +19,18 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-// tokenWithin is how long an endpoint has to give a token: less than who connects waits for an answer.
+// tokenWithin is how long an endpoint may take to return a token. It is shorter than the timeout of a connection.
 const tokenWithin = 8 * time.Second
 
-// token proves to Kafka who we are, for a while.
+// token proves our identity to Kafka until it expires.
 type token struct {
 	word    Secret
-	expires time.Time // zero: nobody knows
+	expires time.Time // zero: unknown
 }
 
 func (t token) expired() bool { return !t.expires.IsZero() && !time.Now().Before(t.expires) }
 
-// token returns where the token comes from.
+// token returns the token with its source.
 func (l *Login) token() *kept[token] {
 	s := &l.k.SASL
 	var key string
@@ -46,7 +46,7 @@ func (l *Login) token() *kept[token] {
 	return &kept[token]{key: l.name(key), log: l.log, read: read, ends: func(t token) time.Time { return t.expires }}
 }
 
-// inWord returns the token that a file or a command holds.
+// inWord returns the token that a file or a command contains.
 func inWord(read func(context.Context) (Secret, error)) func(context.Context) (token, error) {
 	return func(ctx context.Context) (token, error) {
 		word, err := read(ctx)
@@ -64,12 +64,12 @@ func inWord(read func(context.Context) (Secret, error)) func(context.Context) (t
 	}
 }
 
-// tokenPattern is what RFC 6750 (2.1) lets a token be.
+// tokenPattern matches the tokens that RFC 6750 (2.1) allows.
 var tokenPattern = regexp.MustCompile(`^[A-Za-z0-9._~+/-]+=*$`)
 
-var errNoToken = errors.New("what is there is no token, which has no spaces, brackets and quotes: write the token alone")
+var errNoToken = errors.New("this is not a token, because a token has no spaces, brackets or quotes: write the token alone")
 
-// expiry returns when a token expires, if it is one that says so (JWT).
+// expiry returns the time when a token expires, if it is a JWT, which contains it.
 func expiry(word string) time.Time {
 	parts := strings.Split(word, ".")
 	if len(parts) != 3 {
@@ -85,18 +85,18 @@ func expiry(word string) time.Time {
 	return time.Unix(int64(claims.Exp), 0)
 }
 
-// endpoint gives tokens for the client's secret.
+// endpoint requests tokens with the client's secret.
 type endpoint struct {
 	login       *Login
 	secret      *kept[Secret]
 	connection  *connection // of https
 	credentials clientcredentials.Config
 
-	mu      sync.Mutex // one asks, the others wait for that answer
+	mu      sync.Mutex // one caller requests a token, the others wait for its answer
 	token   token
 	renewAt time.Time
 	failed  error
-	until   time.Time // of failed: who has waited does not ask once more
+	until   time.Time // until then failed counts, and the callers that have waited do not request once more
 }
 
 func (l *Login) endpoint() *endpoint {
@@ -111,11 +111,12 @@ func (l *Login) endpoint() *endpoint {
 	}
 }
 
-// renewSoon is what is left of a token's time when a new one is asked for at the latest: who logs in with one that ends within two seconds
-// has to log in once more within one, which Kafka refuses.
+// renewSoon is the least time that a token must have left; with less, a new one is requested. A client that logs in
+// with a token that expires within two seconds has to log in again within one second, which Kafka refuses.
 const renewSoon = 10 * time.Second
 
-// get returns the token that there is, and a new one where less than a fifth of its time is left, or, of a short one, less than half.
+// get returns the present token. It requests a new one if less than a fifth of its time is left, or, of a short time,
+// less than half.
 func (e *endpoint) get(ctx context.Context) (token, error) {
 	asked := time.Now()
 	e.mu.Lock()
@@ -128,7 +129,7 @@ func (e *endpoint) get(ctx context.Context) (token, error) {
 	}
 	t, err := e.ask(ctx)
 	if err != nil && ctx.Err() != nil {
-		return token{}, ctx.Err() // who gives up says nothing about the endpoint
+		return token{}, ctx.Err() // the caller gave up, which says nothing about the endpoint
 	}
 	if err != nil {
 		e.failed, e.until = err, time.Now()
@@ -142,7 +143,7 @@ func (e *endpoint) get(ctx context.Context) (token, error) {
 	return t, nil
 }
 
-// ask returns a new token.
+// ask requests a new token.
 func (e *endpoint) ask(ctx context.Context) (token, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenWithin)
 	defer cancel()
@@ -167,7 +168,8 @@ func (e *endpoint) ask(ctx context.Context) (token, error) {
 	return token{Secret(t.AccessToken), t.Expiry}, nil
 }
 
-// says returns what an answer without a token means. What else the endpoint has written is not in it: that can be a secret.
+// says returns the meaning of an answer without a token. It leaves out other text of the endpoint, which can be a
+// secret.
 func (e *endpoint) says(ctx context.Context, err error, secret Secret) error {
 	l, at := e.login, HideURL(e.credentials.TokenURL)
 	var refused *oauth2.RetrieveError
@@ -206,7 +208,7 @@ func (e *endpoint) says(ctx context.Context, err error, secret Secret) error {
 	return fmt.Errorf("%s cannot be reached: %w: start it, or name the service's token endpoint", at, errors.Unwrap(err))
 }
 
-// oneLine is what another program says, short and without controls.
+// oneLine returns the text of another program as one short line, without control characters.
 func oneLine(said string) string {
 	said = strings.Join(strings.FieldsFunc(said, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
 	if cut := []rune(said); len(cut) > 200 {
@@ -238,22 +240,23 @@ func (b *bearer) Authenticate(ctx context.Context, host string) (sasl.Session, [
 	return &bearerSession{Session: session}, first, err
 }
 
-// bearerSession lets Kafka say why it takes no token: RFC 7628 has it do that in two steps.
+// bearerSession is a login with a token. It reads the reason why Kafka refuses a token, which by RFC 7628 takes two
+// steps.
 type bearerSession struct {
 	sasl.Session
-	refused string // what Kafka said, in the first step
+	refused string // Kafka's reason, from the first step
 }
 
 var errTokenRefused = errors.New("kafka refuses the token")
 
-// Challenge goes on with a login.
+// Challenge reads Kafka's answer to the token.
 func (s *bearerSession) Challenge(said []byte) (bool, []byte, error) {
 	switch {
 	case s.refused != "":
 		return true, nil, fmt.Errorf("%w: %s", errTokenRefused, s.refused)
 	case len(said) > 0:
 		s.refused = oneLine(string(said))
-		return false, []byte{1}, nil // it answers with an error, which has its reason
+		return false, []byte{1}, nil // Kafka then answers with an error that has its reason
 	}
 	return s.Session.Challenge(said)
 }

@@ -26,12 +26,13 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Postgres is the URL of a database, or keyword=value, and who connects there. It takes libpq's parameters, and password_file and
-// password_command beside them. What they name is read again at each new connection.
+// Postgres holds the URL of a database, or keyword=value, and opens connections to it. The URL may have libpq's
+// parameters, and also password_file and password_command. Postgres reads the files and runs the command again for each
+// new connection.
 type Postgres struct {
 	Unshown
 
-	Key string // what holds the URL, as people know it: source.url
+	Key string // name of the setting that holds the URL: source.url
 	url string
 
 	params   kept[params]
@@ -46,16 +47,16 @@ const (
 	passwordCommand = "password_command"
 )
 
-// params is a URL with all that stands behind it: the environment and the service file.
+// params has the parameters of a URL, with those from the environment and the service file.
 type params struct {
 	files  map[string]string // the parameters of files: sslrootcert, sslcert, sslkey, passfile
-	pool   *pgxpool.Config   // the rest, without certificates
-	names  []string          // of parameters that are pgx's, not PostgreSQL's
-	source string            // where the password comes from: password_file, password_command; empty for the URL and libpq's ways
-	from   string            // that file or command
+	pool   *pgxpool.Config   // the other parameters, without certificates
+	names  []string          // names of parameters that only pgx knows
+	source string            // password_file or password_command, if the password comes from it; empty for the URL and libpq's sources
+	from   string            // the file or the command of source
 }
 
-// NewPostgres returns who connects with the URL that the key holds. Nothing is read yet.
+// NewPostgres returns a Postgres for the URL that the setting key holds. It reads nothing yet.
 func NewPostgres(key, url string, log zerolog.Logger) *Postgres {
 	return &Postgres{
 		Key: key, url: url,
@@ -67,11 +68,12 @@ func NewPostgres(key, url string, log zerolog.Logger) *Postgres {
 	}
 }
 
-// Certificates returns when the client certificate in use expires, by the name of its key: source.url: sslcert.
+// Certificates returns the time when the client certificate in use expires, by the name of its key: source.url:
+// sslcert.
 func (p *Postgres) Certificates() map[string]time.Time { return p.certs.ends() }
 
-// Check returns what is wrong with the URL, and with the files that it names. No command is run. That a certificate has expired is no
-// reason not to start: a new file may be on its way.
+// Check returns an error with the mistakes in the URL, and in the files that it names. It runs no command. An expired
+// certificate is no error, because a process must start although the new file is written only later.
 func (p *Postgres) Check() error {
 	_, err := p.read(context.Background(), true, false)
 	if errors.As(err, new(*expiredError)) {
@@ -80,7 +82,8 @@ func (p *Postgres) Check() error {
 	return err
 }
 
-// Target returns where the URL leads, and as whom: no password that a file or a command has, and no certificate.
+// Target returns the servers, the database and the role of the URL, without a password from a file or a command, and
+// without certificates.
 func (p *Postgres) Target() (*pgconn.Config, error) {
 	u, err := p.params.of(context.Background(), func(context.Context) (params, error) { return parse(p.url) })
 	if err != nil {
@@ -89,7 +92,7 @@ func (p *Postgres) Target() (*pgconn.Config, error) {
 	return u.pool.ConnConfig.Config.Copy(), nil
 }
 
-// Config returns what the next connection needs. Parameters that only pgx knows are an error.
+// Config returns the configuration of the next connection. Parameters that only pgx knows are an error.
 func (p *Postgres) Config(ctx context.Context) (*pgx.ConnConfig, error) {
 	cfg, err := p.read(ctx, true, true)
 	if err != nil {
@@ -98,7 +101,7 @@ func (p *Postgres) Config(ctx context.Context) (*pgx.ConnConfig, error) {
 	return cfg.ConnConfig, nil
 }
 
-// Pool returns the configuration of a pool, each of whose connections asks again.
+// Pool returns the configuration of a pool. Each of its connections reads the password and the certificates again.
 func (p *Postgres) Pool(ctx context.Context) (*pgxpool.Config, error) {
 	cfg, err := p.read(ctx, false, false)
 	if err != nil {
@@ -108,7 +111,7 @@ func (p *Postgres) Pool(ctx context.Context) (*pgxpool.Config, error) {
 	return cfg, nil
 }
 
-// Renew gives the configuration what the next connection needs. It is a BeforeConnect of pgx.
+// Renew sets the password and the certificates for the next connection. It is a BeforeConnect of pgx.
 func (p *Postgres) Renew(ctx context.Context, cfg *pgx.ConnConfig) error {
 	now, err := p.read(ctx, false, true)
 	if err != nil {
@@ -120,8 +123,9 @@ func (p *Postgres) Renew(ctx context.Context, cfg *pgx.ConnConfig) error {
 	return nil
 }
 
-// RolePassword returns the password that the role of the URL is to have, and where it comes from, where that is no place that the role's
-// password may be set from: a command's word is a token that ends soon, and so is one that is too long for a password.
+// RolePassword returns the password that init can set for the role of the URL. If it must not be set, RolePassword
+// returns the source of the password instead: the output of a command is a token that expires soon, and so is a text
+// that is too long for a password.
 func (p *Postgres) RolePassword(ctx context.Context) (password, token string, err error) {
 	target, err := p.Target()
 	if err != nil {
@@ -144,10 +148,11 @@ func (p *Postgres) RolePassword(ctx context.Context) (password, token string, er
 	return word, "", nil
 }
 
-// longestPassword is the most bytes of a password that people set. Tokens have more: RDS's about a thousand, Azure's two.
+// longestPassword is the largest number of bytes of a password that people set. Tokens have more: RDS's about 1,000,
+// Azure's about 2,000.
 const longestPassword = 256
 
-// PasswordFrom returns password_file or password_command, where the URL has one.
+// PasswordFrom returns password_file or password_command, if the URL has one of them.
 func (p *Postgres) PasswordFrom() string {
 	u, err := parse(p.url)
 	if err != nil {
@@ -156,8 +161,8 @@ func (p *Postgres) PasswordFrom() string {
 	return u.source
 }
 
-// read returns the URL's configuration with everything in it that is read from files. pure refuses parameters that only pgx knows; with ask
-// the password is there, too.
+// read returns the URL's configuration with the contents of its files. With pure, parameters that only pgx knows are an
+// error. With ask, it also reads the password.
 func (p *Postgres) read(ctx context.Context, pure, ask bool) (*pgxpool.Config, error) {
 	fail := func(err error) (*pgxpool.Config, error) { return nil, fmt.Errorf("%s: %w", p.Key, err) }
 	u, err := p.params.of(ctx, func(context.Context) (params, error) { return parse(p.url) })
@@ -199,8 +204,8 @@ func (p *Postgres) read(ctx context.Context, pure, ask bool) (*pgxpool.Config, e
 	return cfg, nil
 }
 
-// foreign are parameters that stand in URLs written for another program. PostgreSQL knows none of them, and one would
-// change what kind of connection is opened.
+// foreign are parameters that URLs for other programs have. PostgreSQL knows none of them, and one would open another
+// kind of connection.
 var foreign = map[string]string{
 	"default_query_exec_mode":    "pgx",
 	"statement_cache_capacity":   "pgx",
@@ -208,14 +213,15 @@ var foreign = map[string]string{
 	"replication":                "walpost, which sets it where it is needed",
 }
 
-// libpqs are parameters of libpq that would go to the server, which knows none of them.
+// libpqs are parameters of libpq that pgx would send to the server, which knows none of them.
 var libpqs = []string{
 	"sslcrl", "sslcrldir", "sslcompression", "sslkeylogfile", "ssl_min_protocol_version", "ssl_max_protocol_version", "gssencmode", "gsslib", "gssdelegation",
 	"hostaddr", "load_balance_hosts", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout", "requirepeer",
 	"scram_client_key", "scram_server_key", "oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope", "fallback_application_name",
 }
 
-// withoutFiles are the parameters whose files pgx would read: we do, to say what is wrong with one, and to keep the last good one.
+// withoutFiles are the parameters whose files pgx would read. We read them instead, to name the fault of a file, and to
+// keep the last good one.
 var withoutFiles = []string{"sslrootcert", "sslcert", "sslkey", "passfile"}
 
 // parse reads the URL, the environment and the service file. Its errors never hold the URL.
@@ -229,7 +235,7 @@ func parse(text string) (params, error) {
 		return u, err
 	}
 	plain := without(text, slices.DeleteFunc(slices.Clone(withoutFiles), func(name string) bool { return name == "sslrootcert" && u.files[name] == "system" }))
-	// This one leaves in RuntimeParams what the pool's would take out.
+	// ParseConfig of pgconn keeps the pool's parameters in RuntimeParams, so that they can be found there.
 	raw, err := pgconn.ParseConfig(plain)
 	if err != nil {
 		return u, said(plain, err)
@@ -270,7 +276,7 @@ func parse(text string) (params, error) {
 	return u, nil
 }
 
-// said is what pgx says of a URL that it cannot read, without the URL.
+// said returns pgx's reason why it cannot read a URL, without the URL.
 func said(text string, err error) error {
 	const form = "postgres://user@host:5432/database?sslmode=verify-full"
 	if inner := errors.Unwrap(err); inner != nil && inner.Error() == "sslmode is invalid" {
@@ -285,20 +291,22 @@ func said(text string, err error) error {
 	return fmt.Errorf("not a PostgreSQL URL (%s)", form)
 }
 
-// noName says whether a host is none that a name or an address can be: it may hold a part of the password, and errors name hosts.
+// noName reports whether a host has characters that no name and no address has. Then it may contain a part of the
+// password, and must not be in an error.
 func noName(cfg *pgconn.Config) bool {
 	return slices.ContainsFunc(all(cfg), func(f *pgconn.FallbackConfig) bool {
 		return !strings.HasPrefix(f.Host, "/") && strings.ContainsAny(strings.TrimPrefix(f.Host, "@"), "@'\"\\ \t#?&=*<>{}|^`")
 	})
 }
 
-// unescaped reports whether a URL has two @ before its parameters: what lies between them is a part of a password.
+// unescaped reports whether a URL has two @ before its parameters: the text between them is a part of a password.
 func unescaped(text string) bool {
 	before, _, _ := strings.Cut(text, "?")
 	return isURL(text) && strings.Count(before, "@") > 1
 }
 
-// opportunistic returns a host that is reached with TLS or without, whichever works; "" where there is none off this machine.
+// opportunistic returns a host to which the connection would be with or without TLS, as the server likes; "" if there
+// is none, apart from this machine.
 func opportunistic(cfg *pgconn.Config) string {
 	for _, f := range all(cfg) {
 		if !onThisMachine(f.Host) && eitherWay(cfg, f) {
@@ -308,7 +316,7 @@ func opportunistic(cfg *pgconn.Config) string {
 	return ""
 }
 
-// eitherWay says whether the address is tried with TLS and without.
+// eitherWay reports whether the address is tried both with TLS and without.
 func eitherWay(cfg *pgconn.Config, f *pgconn.FallbackConfig) bool {
 	return slices.ContainsFunc(all(cfg), func(g *pgconn.FallbackConfig) bool {
 		return g.Host == f.Host && g.Port == f.Port && (g.TLSConfig == nil) != (f.TLSConfig == nil)
@@ -322,7 +330,7 @@ func onThisMachine(host string) bool {
 
 func isSocket(host string) bool { return strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") }
 
-// all are the addresses of a configuration, with TLS or without.
+// all returns the addresses of a configuration, with TLS or without.
 func all(cfg *pgconn.Config) []*pgconn.FallbackConfig {
 	return append([]*pgconn.FallbackConfig{{Host: cfg.Host, Port: cfg.Port, TLSConfig: cfg.TLSConfig}}, cfg.Fallbacks...)
 }
@@ -331,7 +339,7 @@ func overTLS(cfg *pgconn.Config) bool {
 	return slices.ContainsFunc(all(cfg), func(f *pgconn.FallbackConfig) bool { return f.TLSConfig != nil })
 }
 
-// certify puts authorities and the client's certificate into each TLS configuration.
+// certify sets the authorities and the client's certificate in each TLS configuration.
 func certify(cfg *pgconn.Config, roots *x509.CertPool, own *tls.Certificate) {
 	for _, f := range all(cfg) {
 		t := f.TLSConfig
@@ -340,7 +348,7 @@ func certify(cfg *pgconn.Config, roots *x509.CertPool, own *tls.Certificate) {
 		}
 		if roots != nil {
 			t.RootCAs = roots
-			if t.InsecureSkipVerify && !eitherWay(cfg, f) { // verify-ca, and require where authorities are named, as libpq has it
+			if t.InsecureSkipVerify && !eitherWay(cfg, f) { // verify-ca, and require with authorities, as in libpq
 				t.VerifyPeerCertificate = nil
 				t.VerifyConnection = func(s tls.ConnectionState) error { return signedBy(roots, s.PeerCertificates) }
 			}
@@ -351,7 +359,8 @@ func certify(cfg *pgconn.Config, roots *x509.CertPool, own *tls.Certificate) {
 	}
 }
 
-// signedBy returns an error where none of the authorities has signed the first certificate, be it for what name it likes.
+// signedBy returns an error if none of the authorities has signed the first certificate. It does not check the
+// certificate's names.
 func signedBy(roots *x509.CertPool, chain []*x509.Certificate) error {
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
@@ -361,13 +370,14 @@ func signedBy(roots *x509.CertPool, chain []*x509.Certificate) error {
 	return err
 }
 
-// inEnvironment are the variables that hold the parameters of settings.
+// inEnvironment are the variables of libpq for the parameters that settings reads.
 var inEnvironment = map[string]string{
 	"PGSSLROOTCERT": "sslrootcert", "PGSSLCERT": "sslcert", "PGSSLKEY": "sslkey", "PGSSLPASSWORD": "sslpassword",
 	"PGPASSFILE": "passfile", "PGSERVICE": "service", "PGSERVICEFILE": "servicefile",
 }
 
-// settings returns the parameters of files: from the home folder, the environment, the service file and the text; the later one counts.
+// settings returns the parameters that name files, from the home folder, the environment, the service file and the
+// text. A later source wins.
 func settings(text string) (map[string]string, error) {
 	s := map[string]string{}
 	at := func(names ...string) (path string, there bool) {
@@ -414,13 +424,13 @@ func settings(text string) (map[string]string, error) {
 	return s, nil
 }
 
-// parameter is keyword=value or keyword='value', where a backslash goes before a character that stands for itself.
+// parameter matches keyword=value or keyword='value', with a backslash before an escaped character.
 var (
 	parameter = regexp.MustCompile(`([^\s=]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s\\]|\\.)*))`)
 	escaped   = regexp.MustCompile(`\\(.)`)
 )
 
-// written returns the parameters that stand in the text itself: a URL's query, or keyword=value.
+// written returns the parameters in the text itself: a URL's query, or keyword=value.
 func written(text string) map[string]string {
 	found := map[string]string{}
 	if !isURL(text) {
@@ -442,7 +452,7 @@ func isURL(text string) bool {
 	return strings.HasPrefix(text, "postgres://") || strings.HasPrefix(text, "postgresql://")
 }
 
-// query is a URL's, by libpq's rule: a @ before the first slash ends user and password.
+// query returns the query of a URL, by libpq's rule: a @ before the first slash ends user and password.
 func query(text string) string {
 	_, rest, _ := strings.Cut(text, "://")
 	if i := strings.IndexAny(rest, "@/"); i >= 0 && rest[i] == '@' {
@@ -452,7 +462,8 @@ func query(text string) string {
 	return query
 }
 
-// without returns the text with empty parameters behind it: of two of one name the later one counts.
+// without returns the text with the named parameters appended as empty, because the later one of two with the same name
+// counts.
 func without(text string, names []string) string {
 	if !isURL(text) {
 		if strings.HasSuffix(strings.TrimSpace(text), "=") {
@@ -469,7 +480,7 @@ func without(text string, names []string) string {
 	return text + between + strings.Join(names, "=&") + "="
 }
 
-// password returns the word that the next login says.
+// password returns the password or token for the next login.
 func (u params) password(ctx context.Context, target *pgconn.Config) (string, error) {
 	var word string
 	var err error
@@ -490,7 +501,7 @@ func (u params) password(ctx context.Context, target *pgconn.Config) (string, er
 	return word, nil
 }
 
-// readRoots returns the authorities of sslrootcert; nil where those of the system are asked.
+// readRoots returns the authorities of sslrootcert; nil for the system's.
 func (u params) readRoots() (*x509.CertPool, error) {
 	path := u.files["sslrootcert"]
 	if path == "" || path == "system" {
@@ -500,7 +511,7 @@ func (u params) readRoots() (*x509.CertPool, error) {
 	return roots, about("sslrootcert", err)
 }
 
-// fromPassfile returns the first host's password; "" where the file has none for it.
+// fromPassfile returns the password for the first host; "" if the file has none for it.
 func (u params) fromPassfile(target *pgconn.Config) (string, error) {
 	path := u.files["passfile"]
 	if err := private(path); err != nil {
@@ -512,7 +523,7 @@ func (u params) fromPassfile(target *pgconn.Config) (string, error) {
 	}
 	host := target.Host
 	if isSocket(host) {
-		host = "localhost" // so the file calls a socket
+		host = "localhost" // the file's name for a socket
 	}
 	return file.FindPassword(host, strconv.Itoa(int(target.Port)), target.Database, target.User), nil
 }

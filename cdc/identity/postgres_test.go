@@ -14,7 +14,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestURLThatCannotBeReadIsNamed says what is wrong with a URL, and never the URL.
+// TestURLThatCannotBeReadIsNamed: the error has the mistake in a URL, and never the URL.
 func TestURLThatCannotBeReadIsNamed(t *testing.T) {
 	for url, says := range map[string]string{
 		"jdbc:postgresql://host/db?user=a&password=s3cret":                 "source.url: a JDBC URL: take jdbc: away",
@@ -31,7 +31,7 @@ func TestURLThatCannotBeReadIsNamed(t *testing.T) {
 	}
 }
 
-// TestEnvironmentCounts: what libpq's variables say is in force where the URL says nothing.
+// TestEnvironmentCounts: libpq's variables set the parameters that the URL does not set.
 func TestEnvironmentCounts(t *testing.T) {
 	folder := t.TempDir()
 	write := func(name, text string) string {
@@ -49,7 +49,7 @@ func TestEnvironmentCounts(t *testing.T) {
 	for _, c := range []struct {
 		url  string
 		env  map[string]string
-		says string // of Check; or how the connection is
+		says string // the error of Check, or the kind of connection
 	}{
 		{"postgres://u@db.example/d", nil, "the connection to db.example would be encrypted or not"},
 		{"postgres://u@db.example/d", map[string]string{"PGSSLMODE": "disable"}, "u@db.example in clear"},
@@ -112,7 +112,7 @@ func described(cfg *pgconn.Config) string {
 	return who + " over TLS"
 }
 
-// TestRolePassword: what is a token is never set as a role's password.
+// TestRolePassword: a token is never set as a role's password.
 func TestRolePassword(t *testing.T) {
 	write := func(text string) string {
 		path := filepath.Join(t.TempDir(), "word")
@@ -138,7 +138,8 @@ func TestRolePassword(t *testing.T) {
 	}
 }
 
-// TestPoolAsksAgain: a pool takes pgx's parameters, and each of its connections has what the files say then.
+// TestPoolAsksAgain: a pool accepts pgx's parameters, and each of its connections uses the present contents of the
+// files.
 func TestPoolAsksAgain(t *testing.T) {
 	word := filepath.Join(t.TempDir(), "word")
 	write := func(text string) {
@@ -158,11 +159,11 @@ func TestPoolAsksAgain(t *testing.T) {
 	}
 }
 
-// TestRefusedTokens: what servers that are not to be had here say, in their words.
+// TestRefusedTokens has the errors, in their original words, of servers that tests cannot start.
 func TestRefusedTokens(t *testing.T) {
 	for from, says := range map[string]string{
-		"password_command": "the word of password_command is wrong or has ended, as a token does after some minutes: password_command is asked again at each try",
-		"":                 "wants a token: name password_command or password_file",
+		"password_command": "the password or token of password_command is wrong or has expired, as a token does after some minutes: password_command is read again at each attempt",
+		"":                 "wants a token: if the password is a token, set password_command or password_file",
 	} {
 		url := "postgres://u@db.example/d?sslmode=require"
 		cfg, err := pgconn.ParseConfig(url)
@@ -179,8 +180,8 @@ func TestRefusedTokens(t *testing.T) {
 	}
 }
 
-// TestCertificateInUse: the log says which certificate each connection shows, when it is another one or its end has come near. One that
-// cannot be used changes nothing, and one that is not named any more is forgotten.
+// TestCertificateInUse: the log says which certificate each connection shows, when it is another one or its end has
+// come near. One that cannot be used changes nothing, and one that is not named any more is forgotten.
 func TestCertificateInUse(t *testing.T) {
 	ours := cdctest.NewAuthority(t, "ours", time.Time{})
 	month, days := time.Now().Add(30*24*time.Hour).Truncate(time.Second), time.Now().Add(49*time.Hour).Truncate(time.Second)

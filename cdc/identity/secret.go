@@ -30,13 +30,14 @@ func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String(
 // MarshalText returns what String returns.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Hide returns a copy of a struct in which what its tags call secret:"yes" can be shown: of a URL all but passwords, of everything else ***.
+// Hide returns a copy of a struct that can be shown. It replaces the fields with the tag secret:"yes": in a URL the
+// passwords, any other value by ***.
 func Hide[T any](v T) T {
 	hide(reflect.ValueOf(&v).Elem())
 	return v
 }
 
-// Show writes a value without methods as fmt would: a type's Format calls it with what Hide returns.
+// Show writes a value without methods as fmt would. A type's Format calls it with the result of Hide.
 func Show(f fmt.State, verb rune, v any) { _, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), v) }
 
 func hide(v reflect.Value) {
@@ -54,7 +55,8 @@ func hide(v reflect.Value) {
 	}
 }
 
-// HideURL returns a URL without passwords, in its user and in its parameters, and *** for every other text.
+// HideURL returns a URL without the passwords in its user and its parameters. It returns *** for a text that is not a
+// URL.
 func HideURL(text string) string {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme == "" || u.Host == "" {
@@ -69,23 +71,25 @@ func HideURL(text string) string {
 		}
 		u.RawQuery = query.Encode()
 	}
-	u.Fragment, u.RawFragment = "", "" // the rest of a password with a # that is not escaped
+	u.Fragment, u.RawFragment = "", "" // it can be the rest of a password with an unescaped #
 	return u.Redacted()
 }
 
-// harmless are the parameters of a URL that can be shown.
+// harmless are the parameters of a URL that are no secrets.
 var harmless = []string{
 	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation", "channel_binding", "require_auth", "host", "hostaddr", "port", "user", "dbname",
 	"passfile", "password_file", "service", "servicefile", "target_session_attrs", "load_balance_hosts", "connect_timeout", "application_name", "starttls",
 }
 
-// Unshown is embedded in what has secrets in fields that are not exported: fmt does not call Format of these, and would write them.
+// Unshown is embedded in types with secrets in unexported fields: fmt does not call Format of such fields, and would
+// write them.
 type Unshown struct{}
 
-// Format writes nothing of what holds it.
+// Format writes nothing of the value that embeds Unshown.
 func (Unshown) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(not shown: it has secrets)") }
 
-// Scrub returns what another program has written without the word, should it repeat that: plain, in base64, or as it is written in a URL.
+// Scrub returns the text of another program without the word, in case the text repeats it: plain, in base64, or escaped
+// as in a URL.
 func (s Secret) Scrub(text, user string) string {
 	b64 := base64.StdEncoding.EncodeToString
 	word := s.Reveal()

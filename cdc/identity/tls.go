@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// dialWithin is how long a connection and its handshake may take: less than who connects waits for an answer.
+// dialWithin is how long a connection and its handshake may take. It is shorter than the client's timeout.
 const dialWithin = 8 * time.Second
 
 // readAuthorities returns the certificates of a file.
@@ -40,11 +40,11 @@ func readAuthorities(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// expiredError is about a certificate or a token whose time is over.
+// expiredError is the error of a certificate or a token that has expired.
 type expiredError struct{ error }
 
-// checkAuthorities returns an error where the file is not one of certificates. That they have expired is no reason not to start: a new file
-// may be on its way.
+// checkAuthorities returns an error if the file does not contain certificates. Expired ones are no error, because a
+// process must start although the new file is written only later.
 func checkAuthorities(path string) error {
 	_, err := readAuthorities(path)
 	if errors.As(err, new(*expiredError)) {
@@ -53,9 +53,9 @@ func checkAuthorities(path string) error {
 	return err
 }
 
-// certificates are those of a PEM file; there is at least one.
+// certificates returns the certificates of a PEM file, at least one.
 func certificates(path string, text []byte) (certs []*x509.Certificate, err error) {
-	blocks := 0 // pem.Decode passes over what is damaged
+	blocks := 0 // pem.Decode skips damaged blocks
 	for rest := text; ; blocks++ {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
@@ -79,7 +79,7 @@ func certificates(path string, text []byte) (certs []*x509.Certificate, err erro
 	return certs, nil
 }
 
-// instead says what to write in the place of a file that is not PEM, which begins so.
+// instead returns what to write to a file that is not PEM. begin is the line with which the PEM would begin.
 func instead(text []byte, begins string) string {
 	switch {
 	case len(bytes.TrimSpace(text)) == 0:
@@ -92,7 +92,7 @@ func instead(text []byte, begins string) string {
 	return "write PEM there, which begins with " + begins
 }
 
-// readPair returns the client certificate and its key; certKey and keyKey name their files to people.
+// readPair returns the client certificate and its key; certKey and keyKey are the names of their settings for errors.
 func readPair(certKey, certFile, keyKey, keyFile string, readKey func(path string) ([]byte, error)) (*tls.Certificate, error) {
 	certs, err := os.ReadFile(certFile)
 	if err != nil {
@@ -118,19 +118,19 @@ func readPair(certKey, certFile, keyKey, keyFile string, readKey func(path strin
 	return &pair, nil
 }
 
-// clearKey returns the key of a file, which has no passphrase.
+// clearKey returns the key of a file, and an error if it has a passphrase.
 func clearKey(path string) ([]byte, error) {
 	key, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the file: %w", err)
 	}
 	if bytes.Contains(key, []byte("ENCRYPTED")) {
-		return nil, fmt.Errorf("the key in the file %s has a passphrase, which nobody is there to type: write it without one, `openssl pkey -in %s -out new.key`", path, path)
+		return nil, fmt.Errorf("the key in the file %s has a passphrase, which this process cannot ask for: write it without one, `openssl pkey -in %s -out new.key`", path, path)
 	}
 	return key, nil
 }
 
-// endOf returns when a client certificate expires; zero where there is none.
+// endOf returns the time when a client certificate expires; zero if there is none.
 func endOf(pair *tls.Certificate) time.Time {
 	if pair == nil {
 		return time.Time{}
@@ -138,7 +138,7 @@ func endOf(pair *tls.Certificate) time.Time {
 	return pair.Leaf.NotAfter
 }
 
-// inTime returns an error where the certificate's time is over, or has not begun.
+// inTime returns an error if the certificate has expired, or is not valid yet.
 func inTime(pair *tls.Certificate) error {
 	switch leaf := pair.Leaf; {
 	case !time.Now().Before(leaf.NotAfter):
@@ -149,12 +149,12 @@ func inTime(pair *tls.Certificate) error {
 	return nil
 }
 
-// connection makes connections with TLS, each with what the files hold then.
+// connection opens connections with TLS, each with the present contents of the files.
 type connection struct {
 	serverName  string
-	authorities *kept[*x509.CertPool]   // nil: the system's
-	pair        *kept[*tls.Certificate] // nil: none
-	asked       func()                  // is called where the server asks for a client certificate and there is none
+	authorities *kept[*x509.CertPool]   // nil: the system's authorities
+	pair        *kept[*tls.Certificate] // nil: no client certificate
+	asked       func()                  // is called if the server requests a client certificate and there is none
 }
 
 func (c *connection) config(ctx context.Context) (*tls.Config, error) {
@@ -173,7 +173,7 @@ func (c *connection) config(ctx context.Context) (*tls.Config, error) {
 			return nil, err
 		}
 	}
-	// It is sent to a server that names other authorities, too: that one says then what it does not like.
+	// Send the certificate also to a server that names other authorities, so that the server answers with its reason.
 	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		if c.pair == nil && c.asked != nil {
 			c.asked()

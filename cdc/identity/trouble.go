@@ -16,15 +16,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// noTLS is what pgx says of a server that takes no TLS, and notPostgres how it begins where the answer is none of PostgreSQL's. These
-// errors have no names.
+// noTLS is the text of pgx's error for a server without TLS. notPostgres begins the text of its error for an answer
+// that does not come from PostgreSQL. pgx has no names for these errors.
 const (
 	noTLS       = "server refused TLS connection"
 	notPostgres = "unknown message type"
 )
 
-// Trouble returns what a connection's error says about identity and transport, and what to do: which certificate, authority or password
-// is wrong, on which side. It is "" where the error is about something else. at names the server.
+// Trouble returns what a connection's error means for identity and transport, and what to do: which certificate,
+// authority or password is wrong, and on which side. It returns "" if the error is about something else. at is the
+// server's address.
 func (p *Postgres) Trouble(cfg *pgconn.Config, at string, err error) string {
 	u, _ := parse(p.url)
 	var pg *pgconn.PgError
@@ -44,27 +45,27 @@ func (p *Postgres) Trouble(cfg *pgconn.Config, at string, err error) string {
 	case strings.Contains(err.Error(), noTLS):
 		return fmt.Sprintf("PostgreSQL at %s takes no TLS: switch it on there (ssl = on), or write sslmode=disable in the URL, which sends password and rows in clear", at)
 	case errors.As(err, &record):
-		return fmt.Sprintf("%s does not answer as a server with TLS does: look whether that is PostgreSQL's port, and leave sslnegotiation out unless it is PostgreSQL 17 or newer", at)
+		return fmt.Sprintf("%s does not answer as a server with TLS does: check that this is PostgreSQL's port, and leave sslnegotiation out unless it is PostgreSQL 17 or newer", at)
 	case errors.As(err, &alert) && alert.Op == "remote error":
 		return refusedOurs(cfg, at, alert.Err.Error())
 	case strings.Contains(err.Error(), notPostgres):
-		return fmt.Sprintf("%s does not speak as PostgreSQL does: look whether that is PostgreSQL's port%s", at, alone(cfg))
+		return fmt.Sprintf("%s does not answer as PostgreSQL does: check that this is PostgreSQL's port%s", at, alone(cfg))
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return fmt.Sprintf("%s closes the connection before it says anything: wait, where PostgreSQL stops or starts; else look whether that is PostgreSQL's port%s", at, alone(cfg))
+		return fmt.Sprintf("%s closes the connection before it answers: wait, if PostgreSQL is starting or stopping; otherwise check that this is PostgreSQL's port%s", at, alone(cfg))
 	}
 	return ""
 }
 
-// alone is what to do about a port that takes TLS only, where we spoke without.
+// alone returns what to do if the port accepts only TLS; "" if the connection has used TLS.
 func alone(cfg *pgconn.Config) string {
 	if overTLS(cfg) {
 		return ""
 	}
-	return "; where it takes TLS alone, write sslmode=verify-full in place of disable"
+	return "; if the port accepts only TLS, write sslmode=verify-full in place of disable"
 }
 
-// Explain returns the error with what it says about identity and transport in front, where it is a connection's and says something. Behind
-// one about a right, which a service's migrate grants, it says so.
+// Explain returns the error of a connection with its meaning for identity and transport in front, if it has one. To an
+// error about a missing right it adds that a service's migrate grants it.
 func (p *Postgres) Explain(err error) error {
 	var failed *pgconn.ConnectError
 	if !errors.As(err, &failed) {
@@ -80,7 +81,7 @@ func (p *Postgres) Explain(err error) error {
 	return err
 }
 
-// refusedOurs says what the server's TLS has against us.
+// refusedOurs returns the reason why the server ended the TLS handshake.
 func refusedOurs(cfg *pgconn.Config, at, said string) string {
 	said = strings.TrimPrefix(said, "tls: ")
 	own := clients(cfg)
@@ -90,7 +91,8 @@ func refusedOurs(cfg *pgconn.Config, at, said string) string {
 	return fmt.Sprintf("PostgreSQL at %s refuses the certificate of sslcert, %s by %s (%s), which expires at %s: have one issued by an authority of the server's ssl_ca_file, and look at the clocks", at, own.Subject, own.Issuer, said, own.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// denied says what a server's refusal has to do with who we are. Routines are never translated, as messages are.
+// denied returns what a server's refusal means for our identity; "" if it is about something else. It compares the name
+// of the server's routine, because messages can be translated and routines cannot.
 func denied(cfg *pgconn.Config, from, passfile string, pg *pgconn.PgError) string {
 	password := pg.Code == pgerrcode.InvalidPassword
 	if !password && pg.Code != pgerrcode.InvalidAuthorizationSpecification {
@@ -105,11 +107,11 @@ func denied(cfg *pgconn.Config, from, passfile string, pg *pgconn.PgError) strin
 		if cfg.RuntimeParams["replication"] != "" {
 			more = " and rds.iam_auth_for_replication = 1"
 		}
-		return fmt.Sprintf("the word of %s is wrong or has ended, as a token does after some minutes: %[1]s is asked again at each try, so correct what it gives; where it is a token, the role must be allowed to use one (in RDS by GRANT rds_iam TO %s%s)", from, cfg.User, more)
+		return fmt.Sprintf("the password or token of %s is wrong or has expired, as a token does after some minutes: %[1]s is read again at each attempt, so correct its result; to use a token, the role needs the right to do so (in RDS by GRANT rds_iam TO %s%s)", from, cfg.User, more)
 	case pg.Routine == "auth_failed" && cfg.Password == "" && passfile != "":
 		return fmt.Sprintf("no password was sent: no line of the file %s (passfile, PGPASSFILE) is for host %s, port %d, database %s and user %s: add HOST:PORT:DATABASE:USER:PASSWORD there", passfile, cfg.Host, cfg.Port, cfg.Database, cfg.User)
 	case pg.Routine == "auth_failed" && !password && !onThisMachine(cfg.Host):
-		return "the server asks another service who this is (PAM, LDAP), or wants a token: name password_command or password_file where the password is a token"
+		return "the server asks another service to check the login (PAM, LDAP), or wants a token: if the password is a token, set password_command or password_file"
 	case pg.Routine == "ClientAuthentication" && strings.Contains(pg.Message, "client certificate"):
 		if own == nil {
 			return "pg_hba.conf wants a client's certificate (clientcert): name sslcert and sslkey"
@@ -121,7 +123,7 @@ func denied(cfg *pgconn.Config, from, passfile string, pg *pgconn.PgError) strin
 	return ""
 }
 
-// clients is the client's certificate; nil where there is none.
+// clients returns the client's certificate; nil if there is none.
 func clients(cfg *pgconn.Config) *x509.Certificate {
 	for _, f := range all(cfg) {
 		if f.TLSConfig != nil && len(f.TLSConfig.Certificates) > 0 {

@@ -12,13 +12,14 @@ import (
 )
 
 const (
-	// commandWithin is how long a command has to print a password or a token: less than who connects waits for an answer.
+	// commandWithin is how long a command may take to print a password or a token. It is shorter than the timeout of a
+	// connection.
 	commandWithin = 8 * time.Second
-	// longestWord is the most bytes that a file or a command may hold: a token of some services has several KiB.
+	// longestWord is the largest number of bytes of a password or a token: tokens of some services have several KiB.
 	longestWord = 64 << 10
 )
 
-// readWord returns what the file holds, without the line's end.
+// readWord returns the one line of the file, without the line's end.
 func readWord(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -34,8 +35,8 @@ func readWord(path string) (string, error) {
 	return word(string(text), "the file "+path)
 }
 
-// runForWord returns the first line that the command prints. Words are separated by spaces; there is no shell. What it prints beside that
-// is not in the error: it can hold a secret.
+// runForWord runs the command and returns the line that it prints. Spaces separate the command's words; no shell is
+// used. The error does not contain the command's output, which can be a secret.
 func runForWord(ctx context.Context, command string) (string, error) {
 	words := strings.Fields(command)
 	if len(words) == 0 {
@@ -61,7 +62,7 @@ func runForWord(ctx context.Context, command string) (string, error) {
 	return word(out.String(), "the command "+words[0])
 }
 
-// word returns the one line of text.
+// word returns the text if it is one line that is not empty.
 func word(text, of string) (string, error) {
 	text = strings.TrimRight(text, "\r\n")
 	switch {

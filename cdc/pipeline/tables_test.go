@@ -161,8 +161,8 @@ func TestEveryTypeIsTheSameBySQL(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(fmt.Sprint(steps), `column "headers" has the type bigint and is left alone`) {
-				t.Errorf("init does not say that headers is left alone: %v", steps)
+			if !strings.Contains(fmt.Sprint(steps), `column "headers" has the type bigint and is not used`) {
+				t.Errorf("init does not say that headers is not used: %v", steps)
 			}
 			stop := run(t.Context(), p)
 			defer func() { _ = stop() }()

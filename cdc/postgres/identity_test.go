@@ -237,7 +237,7 @@ func TestIdentity(t *testing.T) {
 		"no TLS there":               {strings.Replace(cdctest.Postgres(t).URL("postgres"), "disable", "verify-full", 1), "takes no TLS: switch it on there (ssl = on), or write sslmode=disable", false},
 		"TLS alone there":            {c.url("relay", "sslmode=disable"), "pg_hba.conf does not let the role relay in from this host without TLS", false},
 		"wrong password":             {c.url("relay", "word=wrong"), "`walpost init` does so (ALTER ROLE", false},
-		"a token that ended":         {c.url("relay", "word=", "password_file="+c.file("token", "old")), "the word of password_file is wrong or has ended, as a token does after some minutes: password_file is asked again at each try", false},
+		"a token that ended":         {c.url("relay", "word=", "password_file="+c.file("token", "old")), "the password or token of password_file is wrong or has expired, as a token does after some minutes: password_file is read again at each attempt", false},
 		"no word in the file":        {c.url("relay", "word=", "password_file="+c.file("empty", "\n")), "is empty: write the password or the token there", true},
 		"two words in it":            {c.url("relay", "word=", "password_file="+c.file("two", "a\nb\n")), "holds more than one line", true},
 		"no such file":               {c.url("relay", "word=", "password_file=/no/such"), "password_file: read the file: stat /no/such", true},
@@ -258,10 +258,10 @@ func TestIdentity(t *testing.T) {
 		"an sslmode of nobody's":     {"postgres://u@db.example/d?sslmode=on", "PostgreSQL does not know this sslmode", true},
 		"Kafka's port":               {c.url("relay", "connect_timeout=1", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: check whether it is PostgreSQL and not Kafka", false},
 		"Kafka's port, clear":        {c.url("relay", "connect_timeout=1", "sslmode=disable", "address="+cdctest.Kafka(t)[0]), "has not answered within 1s: check whether it is PostgreSQL and not Kafka", false},
-		"who hangs up":               {c.url("relay", "address="+hangsUp), "closes the connection before it says anything", false},
-		"who hangs up, in clear":     {c.url("relay", "sslmode=disable", "address="+hangsUp), "closes the connection before it says anything", false},
-		"a port for TLS alone":       {c.url("relay", "address="+tlsOnly), "closes the connection before it says anything", false},
-		"the same, in clear":         {c.url("relay", "sslmode=disable", "address="+tlsOnly), "where it takes TLS alone, write sslmode=verify-full", false},
+		"who hangs up":               {c.url("relay", "address="+hangsUp), "closes the connection before it answers", false},
+		"who hangs up, in clear":     {c.url("relay", "sslmode=disable", "address="+hangsUp), "closes the connection before it answers", false},
+		"a port for TLS alone":       {c.url("relay", "address="+tlsOnly), "closes the connection before it answers", false},
+		"the same, in clear":         {c.url("relay", "sslmode=disable", "address="+tlsOnly), "if the port accepts only TLS, write sslmode=verify-full", false},
 	} {
 		who := identity.NewPostgres(sourceURL, b.url, zerolog.Nop())
 		err := c.try(who)
@@ -317,7 +317,7 @@ func (c *certified) rotates(cert, key string) {
 	if _, err := c.admin.Exec(c.Context(), "ALTER ROLE mutual PASSWORD 'next'"); err != nil {
 		c.Fatal(err)
 	}
-	if err := c.try(who); err == nil || !strings.Contains(err.Error(), "the word of password_file is wrong or has ended") {
+	if err := c.try(who); err == nil || !strings.Contains(err.Error(), "the password or token of password_file is wrong or has expired") {
 		c.Errorf("the old word after a new password: %v", err)
 	}
 	c.file("own.word", "next")

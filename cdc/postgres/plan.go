@@ -168,7 +168,7 @@ func (a *Admin) planPollingRole(ctx context.Context) (Step, error) {
 	case len(step.SQL) > 0:
 		step.What = fmt.Sprintf("role %s: let it connect to the database", step.role)
 	default:
-		step.What = fmt.Sprintf("role %s: there, with LOGIN", step.role)
+		step.What = fmt.Sprintf("role %s: exists, with LOGIN", step.role)
 	}
 	step.SQL = append(sql, step.SQL...)
 	if !there {
@@ -254,7 +254,7 @@ func (a *Admin) planRole(ctx context.Context, g *guard) (Step, error) {
 	case len(connect) > 0:
 		step.What, sql = fmt.Sprintf("role %s: let it connect to the database", step.role), nil
 	default:
-		step.What, sql = fmt.Sprintf("role %s: there, with LOGIN and REPLICATION", step.role), nil
+		step.What, sql = fmt.Sprintf("role %s: exists, with LOGIN and REPLICATION", step.role), nil
 	}
 	step.SQL = append(sql, connect...)
 	if !there {

@@ -61,7 +61,7 @@ func TestASlotThatCannotBeMade(t *testing.T) {
 	refused("the transaction of pid ", "of database template1", "SELECT pg_terminate_backend(")
 	other("ROLLBACK")
 	exec("SELECT pg_create_physical_replication_slot('forgotten')")
-	refused("all 1 that max_replication_slots allows are in use", "nobody reads forgotten", "SELECT pg_drop_replication_slot(")
+	refused("all 1 that max_replication_slots allows are in use", "no process reads forgotten", "SELECT pg_drop_replication_slot(")
 	exec("SELECT pg_drop_replication_slot('forgotten')")
 	if err := admin.createSlot(t.Context(), 5*time.Second); err != nil {
 		t.Error(err)

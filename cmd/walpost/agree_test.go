@@ -25,7 +25,7 @@ import (
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
-// everywhere is what must be said of a pipeline in one state, wherever it is asked.
+// everywhere is what every place must show of a pipeline in one state.
 type everywhere struct {
 	role   cdc.Role         // walpost_role and /status; "" where no relay runs
 	ready  bool             // /readyz
@@ -36,7 +36,7 @@ type everywhere struct {
 	says   string           // in log, /readyz, /status and `walpost status`, where they say anything
 }
 
-// state is brought about from the one before, by the pipeline's relays.
+// state is reached from the one before, by the pipeline's relays.
 type state struct {
 	name  string
 	bring func(*agreeing)
@@ -46,7 +46,7 @@ type state struct {
 // agreeing is a pipeline that goes from state to state.
 type agreeing struct {
 	*testbed
-	relays []*e2e.Relay // the last one is asked; all are scraped
+	relays []*e2e.Relay // the last one answers the requests; all are scraped
 	kafka  *cdctest.Proxy
 	server *devenv.Postgres
 }
@@ -87,8 +87,8 @@ const (
 	waiting  = "It is read, and"
 )
 
-// TestEverywhereTheSame brings pipelines from state to state and asks log, /readyz, /status, `walpost status`, metrics, the alerts' rules
-// and the view outbox_slot.
+// TestEverywhereTheSame takes pipelines from state to state, and compares log, /readyz, /status, `walpost status`,
+// metrics, the alerts' rules and the view outbox_slot.
 func TestEverywhereTheSame(t *testing.T) {
 	t.Parallel()
 	flows, needs, cannot := pipeline.Flows, pipeline.NeedsSomeone, pipeline.CannotTell
@@ -229,14 +229,15 @@ func polledThroughProxy(t *testing.T) *agreeing {
 	return throughProxy(t, &agreeing{testbed: newPolledTestbed(t)})
 }
 
-// onQuietServer has no WAL but the pipeline's own: the background writer, which writes a snapshot now and then, is stopped.
+// onQuietServer runs on a server whose WAL comes only from the pipeline: its background writer, which writes a snapshot
+// from time to time, is stopped.
 func onQuietServer(t *testing.T) *agreeing {
 	a := throughProxy(t, onOwnServer(t, map[string]string{"autovacuum": "off", "checkpoint_timeout": "1h"}))
 	a.signalWriter(syscall.SIGSTOP)
 	return a
 }
 
-// signalWriter sends the server's background writer a signal, and that it goes on before the test ends.
+// signalWriter sends the server's background writer a signal, and lets it continue before the test ends.
 func (a *agreeing) signalWriter(sig syscall.Signal) {
 	a.T.Helper()
 	pid, err := strconv.Atoi(a.Query("SELECT pid::text FROM pg_stat_activity WHERE backend_type = 'background writer'"))
@@ -258,7 +259,7 @@ func onOwnServer(t *testing.T, settings map[string]string) *agreeing {
 	return &agreeing{testbed: newTestbedOn(t, server.URL("shop"), cdctest.Kafka(t)), server: server}
 }
 
-// onSmallServer keeps 1 MB of WAL for a slot, as soon as a checkpoint is asked for.
+// onSmallServer runs on a server that keeps 1 MB of WAL for a slot, after the next checkpoint.
 func onSmallServer(t *testing.T) *agreeing {
 	return onOwnServer(t, map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "checkpoint_timeout": "1h"})
 }
@@ -276,7 +277,7 @@ func (a *agreeing) writeWAL() {
 	})
 }
 
-// slotView is the newest migration of outbox_slot.
+// slotView returns the newest migration of outbox_slot.
 func slotView(t *testing.T) string {
 	files, err := filepath.Glob("../../sql/orders/*outbox_slot*.sql")
 	if err != nil || files == nil {
@@ -290,8 +291,8 @@ func slotView(t *testing.T) string {
 	return up
 }
 
-// agrees returns nil where everybody says what is wanted, and otherwise an error about the first who does not. Who is asked at less cost is
-// asked before.
+// agrees returns nil if every place shows the wanted state, and otherwise an error about the first that does not. Cheap
+// questions come first.
 func (a *agreeing) agrees(want everywhere, rules map[string]string) error {
 	if n := len(a.relays); n > 0 {
 		r := a.relays[n-1]
@@ -375,7 +376,8 @@ func alertRules(t *testing.T) map[string]string {
 
 var comparison = regexp.MustCompile(`^\(?(max|min) by \([a-z, ]+\) \((\w+)(?:\{(role="\w+")\})?\) (==|>|<|<=) ([\d *]+)\)?$`)
 
-// firing returns the alerts whose rules hold for metrics as they were scraped, in their order. It understands the rules that there are.
+// firing returns the alerts whose rules are true for the scraped metrics, in their order. It understands only the
+// expressions that our rules have.
 func firing(t testing.TB, rules map[string]string, metrics string) string {
 	holds := func(text string) bool {
 		c := comparison.FindStringSubmatch(text)

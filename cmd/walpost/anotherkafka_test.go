@@ -13,9 +13,9 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestAnotherKafka moves a pipeline to another cluster and back: with a copy that is complete, with one that was left behind, and with
-// nothing. The record says of which cluster it is, so that a copy is never taken for what it was copied from; with what the sentences say
-// to run, no row is missing.
+// TestAnotherKafka moves a pipeline to another cluster and back: with a complete copy of the topics, with an old copy,
+// and without one. The state record names its cluster, so that the relay never takes a copy for the original. With the
+// commands that the halts print, no row is missing.
 func TestAnotherKafka(t *testing.T) {
 	t.Parallel()
 	cluster := func(id string) []string {
@@ -120,7 +120,7 @@ func TestAnotherKafka(t *testing.T) {
 	s.StartRelay().WaitForLog(20*time.Second, moved)
 }
 
-// copyTopics copies topics as they are now, as a mirror does.
+// copyTopics copies the present contents of topics, as a mirror does.
 func copyTopics(t *testing.T, from, to []string, topics ...string) {
 	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(to...), kgo.RecordPartitioner(kgo.ManualPartitioner()))

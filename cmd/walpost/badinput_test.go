@@ -14,8 +14,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestWhatIsWrongWithTheServerIsSaidTogether has a server on which nothing is as it must be. One line names all of it,
-// each with the way to fix it, and once fixed the relay streams without being restarted.
+// TestWhatIsWrongWithTheServerIsSaidTogether has a server on which every setting is wrong. One halt names all of them,
+// each with the way to fix it. After they are fixed the relay streams without a restart.
 func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
@@ -45,7 +45,7 @@ func TestWhatIsWrongWithTheServerIsSaidTogether(t *testing.T) {
 	}
 }
 
-// TestColumnListAndMissingRights are refused early, in the words of the configuration.
+// TestColumnListAndMissingRights: both are refused early, in the words of the configuration.
 func TestColumnListAndMissingRights(t *testing.T) {
 	t.Parallel()
 	t.Run("column list", func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 		r := s.StartRelay()
 		r.WaitForLog(20*time.Second, "a logical slot of pgoutput is needed")
 	})
-	t.Run("init beside a slot that is not ours", func(t *testing.T) {
+	t.Run("init with a slot of another pipeline", func(t *testing.T) {
 		s := newTestbed(t)
 		s.Exec("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", s.Slot())
 		if _, err := s.Run("init"); err == nil || !strings.Contains(err.Error(), "it is not known which of its rows were delivered") {
@@ -85,7 +85,7 @@ func TestColumnListAndMissingRights(t *testing.T) {
 	})
 }
 
-// TestInitSaysWhatWillNotBePublished counts the rows that no slot will ever stream.
+// TestInitSaysWhatWillNotBePublished: init counts the rows that are older than the slot.
 func TestInitSaysWhatWillNotBePublished(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -96,7 +96,7 @@ func TestInitSaysWhatWillNotBePublished(t *testing.T) {
 	}
 }
 
-// TestRelaysRoleHasNothingElse: LOGIN and REPLICATION; not the rows.
+// TestRelaysRoleHasNothingElse: the relay's role has LOGIN and REPLICATION, and cannot read the rows.
 func TestRelaysRoleHasNothingElse(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -113,7 +113,7 @@ func TestRelaysRoleHasNothingElse(t *testing.T) {
 	cdctest.Consume(t, s.Brokers, s.Topic, 20*time.Second, cdctest.AtLeast(3))
 }
 
-// TestMadeTableIsTheServicesTable: what init makes where there is no table is what the orders service migrates to.
+// TestMadeTableIsTheServicesTable: the table that init creates equals the one of the orders service's migrations.
 func TestMadeTableIsTheServicesTable(t *testing.T) {
 	t.Parallel()
 	columns := func(s *testbed) string {
@@ -133,8 +133,8 @@ func TestMadeTableIsTheServicesTable(t *testing.T) {
 	}
 }
 
-// TestHardenedDatabase: PUBLIC may nothing, and everything works after init all the same: the relay, its cleanup, a cleanup of its own and
-// polling. What an application needs is printed.
+// TestHardenedDatabase: PUBLIC has no rights, and after init everything works nevertheless: the relay, its cleanup,
+// `walpost cleanup` and polling. Init prints the rights that an application needs.
 func TestHardenedDatabase(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -198,8 +198,8 @@ func TestHardenedDatabase(t *testing.T) {
 	}
 }
 
-// TestInitAtOnce: of several that begin at the same time one makes everything, and the others find it. So it is with pipelines of two
-// databases and one role.
+// TestInitAtOnce: of several inits that begin at the same time one creates everything, and the others find it. The same
+// holds for pipelines of two databases with one role.
 func TestInitAtOnce(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
@@ -238,7 +238,7 @@ func TestInitAtOnce(t *testing.T) {
 	}
 }
 
-// TestNoErrorShowsAURL: Run fails the test where the error or the output of a command shows the password.
+// TestNoErrorShowsAURL: Run fails the test if the error or the output of a command contains the password.
 func TestNoErrorShowsAURL(t *testing.T) {
 	s := newTestbedOn(t, "postgres://postgres@127.0.0.1:1/shop?sslmode=disable", []string{"127.0.0.1:1"})
 	for key, commands := range map[string][][]string{

@@ -21,7 +21,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// benchKafka is WALPOST_TEST_KAFKA, or a kfake in a process of its own, so that its CPU is not the relay's.
+// benchKafka returns the brokers of WALPOST_TEST_KAFKA, or starts kfake in another process, so that its CPU is not
+// counted as the relay's.
 func benchKafka(b *testing.B) []string {
 	b.Helper()
 	if addrs := os.Getenv("WALPOST_TEST_KAFKA"); addrs != "" {
@@ -74,8 +75,8 @@ func relayBinary(b *testing.B) string {
 	return path
 }
 
-// insertOf is the statement with which load writes the rows of a transaction. A row has about the given length on the
-// wire, in bytes. The table of init cannot make it less than 170: narrow is for 100.
+// insertOf returns the statement with which load writes the rows of a transaction. A row has about the given length on
+// the wire, in bytes. In the table of init it cannot be less than 170, so narrow is for 100.
 func insertOf(bytes int) string {
 	if bytes <= 100 {
 		return `INSERT INTO outbox SELECT t * per + i, 'order', 'order-' || (t * per + i) % 5000, 'OrderPaid', '{}' FROM generate_series(1, per) i`
@@ -88,7 +89,7 @@ func insertOf(bytes int) string {
 
 const narrow = `CREATE TABLE outbox (id bigint PRIMARY KEY, aggregate_type text NOT NULL, aggregate_id text NOT NULL, event_type text NOT NULL, payload jsonb NOT NULL)`
 
-// load writes rows in transactions of perTx, with the server's own procedures.
+// load writes rows in transactions of perTx, with a procedure in the server.
 func load(b *testing.B, s *testbed, insert string, rows, perTx int) {
 	b.Helper()
 	s.Exec(`CREATE OR REPLACE PROCEDURE load(n int, per int) LANGUAGE plpgsql AS $$
@@ -165,7 +166,7 @@ func drain(b *testing.B, s *testbed, binary string, rows int) (d drained) {
 	return d
 }
 
-// built is a relay of the built binary, not started, and where its log will be.
+// builtRelay returns a relay of the built binary, not started, and its log.
 func (s *testbed) builtRelay(binary string) (*exec.Cmd, *cdctest.Log) {
 	cmd, log := exec.Command(binary, "relay"), &cdctest.Log{}
 	for k, v := range s.Env {
@@ -180,7 +181,7 @@ func (s *testbed) builtRelay(binary string) (*exec.Cmd, *cdctest.Log) {
 	return cmd, log
 }
 
-// wireOf is what a relay's log says of its replication connection.
+// wireOf returns the transport of the replication connection, from a relay's log.
 func wireOf(log string) string {
 	for line := range strings.Lines(log) {
 		var said struct{ Message, Wire string }
@@ -256,7 +257,7 @@ var deliveries = []string{"at_least_once", "exactly_once"}
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// BenchmarkFirstEvent is the time from the start of the process to the first record of a waiting row.
+// BenchmarkFirstEvent measures the time from the start of the process to the first record of a waiting row.
 func BenchmarkFirstEvent(b *testing.B) {
 	binary := relayBinary(b)
 	brokers := benchKafka(b)

@@ -16,8 +16,8 @@ import (
 	"github.com/walpost/walpost/cdc/inbox/schema"
 )
 
-// TestConsumerReadsBothKindsOfHeaders: a relay turns to CloudEvents while its topic is in use. An event that is there
-// under both kinds of headers is one event, for the inbox and for walpost itself.
+// TestConsumerReadsBothKindsOfHeaders: a relay changes to CloudEvents while its topic is in use. An event that is there
+// with both kinds of headers is one event, for the inbox and for walpost.
 func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -105,7 +105,7 @@ func TestConsumerReadsBothKindsOfHeaders(t *testing.T) {
 	}
 }
 
-// TestRowWithoutATypeIsNoCloudEvent: it is poison, and says so.
+// TestRowWithoutATypeIsNoCloudEvent: such a row is a poison row, and the halt says so.
 func TestRowWithoutATypeIsNoCloudEvent(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

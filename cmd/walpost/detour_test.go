@@ -8,7 +8,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestInitSaysWhatHidesRows and what is sent for nothing, and refuses the first before it makes anything.
+// TestInitSaysWhatHidesRows: init refuses a publication that hides rows, before it creates anything, and reports one
+// that sends rows of other tables.
 func TestInitSaysWhatHidesRows(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -49,7 +50,7 @@ func TestInitSaysWhatHidesRows(t *testing.T) {
 	other.publishOneRow()
 }
 
-// oneOf has a relay publish a row.
+// publishOneRow runs a relay that publishes a row.
 func (s *testbed) publishOneRow() {
 	s.T.Helper()
 	s.StartRelay()

@@ -11,8 +11,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// dlqStage has published one row of each of three keys, and put three aside: 1 and 4 are too large and of one key, 3 of
-// another. With hold_key, 2 is held behind 1.
+// dlqStage publishes one row of each of three keys, and makes three dead letters: 1 and 4 are too large and have the
+// same key, 3 has another. With hold_key, 2 is held for 1.
 func dlqStage(t *testing.T, env map[string]string) *testbed {
 	t.Helper()
 	s := newTestbed(t)
@@ -36,7 +36,7 @@ func dlqStage(t *testing.T, env map[string]string) *testbed {
 
 func event(n int) string { return fmt.Sprintf("00000000-0000-7000-8000-%012d", n) }
 
-// short makes of ids on the topic their last digits.
+// short returns the last digits of the ids on the topic.
 func short(ids []string) string {
 	var b strings.Builder
 	for _, id := range ids {
@@ -54,7 +54,7 @@ func (s *testbed) countUnresolved() string {
 	return short(ids)
 }
 
-// ofKey are the ids of a key on the topic, in order.
+// eventsOfKey returns the ids of a key's events on the topic, in order.
 func (s *testbed) eventsOfKey(key string) string {
 	s.T.Helper()
 	var ids []string
@@ -66,8 +66,8 @@ func (s *testbed) eventsOfKey(key string) string {
 	return short(ids)
 }
 
-// TestDLQRedrive: what is redriven is the record that the row asked for, with its id and key, and one header more. What
-// is rejected again stays, with a sentence.
+// TestDLQRedrive: a redriven record is the one that the row would have had, with its id and key, and one more header. A
+// dead letter that is rejected again stays, with a sentence.
 func TestDLQRedrive(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, nil)
@@ -131,7 +131,7 @@ func TestDLQRedrive(t *testing.T) {
 	}
 }
 
-// TestDLQRedriveOfAHeldKey frees the key of a running relay: in order, and without a restart.
+// TestDLQRedriveOfAHeldKey: redrive ends the key hold of a running relay, in order and without a restart.
 func TestDLQRedriveOfAHeldKey(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_POISON_HOLD_KEY": "true"})
@@ -157,7 +157,7 @@ func TestDLQRedriveOfAHeldKey(t *testing.T) {
 	}
 }
 
-// TestDLQDrop asks, and says what waits.
+// TestDLQDrop: drop asks for confirmation, and reports the dead letters that were held.
 func TestDLQDrop(t *testing.T) {
 	t.Parallel()
 	s := dlqStage(t, map[string]string{"WALPOST_POISON_HOLD_KEY": "true"})

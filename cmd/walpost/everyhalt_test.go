@@ -90,7 +90,7 @@ func isHalt(typ ast.Expr) bool {
 	return false
 }
 
-// literals are all texts in an expression, in their order.
+// literals returns all texts in an expression, in their order.
 func literals(n ast.Node) (text string) {
 	ast.Inspect(n, func(n ast.Node) bool {
 		if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {

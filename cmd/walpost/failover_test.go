@@ -17,10 +17,10 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// TestFailover promotes a standby that lacks the end of what was delivered, under a relay whose URL names both servers.
-// It follows by itself; the lost rows are counted and told; new commits that use their LSNs again are delivered; and
-// the old primary, back and first in the URL, is refused. From 17 on PostgreSQL keeps the slot on the standby; before,
-// the copy holds it, as tools that copy slots do.
+// TestFailover promotes a standby server that lacks the last delivered rows, while a relay runs whose URL names both
+// servers. The relay follows by itself, and reports the number of lost rows. It delivers new commits that have the same
+// LSNs, and refuses the old primary when that is back and first in the URL. PostgreSQL 17 and later keep the slot on
+// the standby server; before that, the copy has the slot, as tools that copy slots do it.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	s, primary := newTestbedOnOwnServer(t)
@@ -114,8 +114,8 @@ func (s *testbed) rowIDs() []string {
 	return strings.Fields(s.Query("SELECT coalesce(string_agg(id::text, ' '), '') FROM outbox"))
 }
 
-// TestPromotedStandbyWithoutTheSlot halts, and goes on with a new slot when an operator says so, naming what lies
-// between.
+// TestPromotedStandbyWithoutTheSlot: the relay halts. When an operator adopts a new slot, it continues, and the gap is
+// named.
 func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	t.Parallel()
 	s, primary := newTestbedOnOwnServer(t)
@@ -163,9 +163,9 @@ func TestPromotedStandbyWithoutTheSlot(t *testing.T) {
 	}
 }
 
-// TestRestoredSnapshot goes back to a copy of the disk: same system id, same timeline. While it is behind, its WAL end
-// gives it away; once it has written past what was delivered, its transactions do, and nothing was confirmed to its
-// slot until then.
+// TestRestoredSnapshot restores a copy of the disk, with the same system id and timeline. While the copy is behind, the
+// end of its WAL reveals it. After it has written more than was delivered, its transactions reveal it, and until then
+// the relay has confirmed nothing to its slot.
 func TestRestoredSnapshot(t *testing.T) {
 	t.Parallel()
 	s, primary := newTestbedOnOwnServer(t)

@@ -10,9 +10,9 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// TestGroupTakesOverPipelineByPipeline has two processes with the same two pipelines. Each pipeline is streamed by one
-// of them and stood by for by the other. The first loses the database of one pipeline and that one alone changes hands;
-// then it is killed, and the second has both. Nothing is missing in either.
+// TestGroupTakesOverPipelineByPipeline has two processes with the same two pipelines. One of them streams each
+// pipeline, and the other stands by. The first loses the database of one pipeline, and only that pipeline changes to
+// the second. Then the first is killed, and the second streams both. No row is missing in either.
 func TestGroupTakesOverPipelineByPipeline(t *testing.T) {
 	t.Parallel()
 	a := newTestbed(t)

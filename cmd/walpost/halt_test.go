@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// delivered has a pipeline that has published rows and was stopped.
+// delivered returns a pipeline whose relay has published rows and was stopped.
 func delivered(t *testing.T) *testbed {
 	t.Helper()
 	s := newTestbed(t)
@@ -25,8 +25,8 @@ func delivered(t *testing.T) *testbed {
 	return s
 }
 
-// TestReconcileHalts changes one side behind the relay's back. Each time the relay halts with a sentence that says what
-// was found and what to run, publishes nothing, confirms nothing, and gives the slot back.
+// TestReconcileHalts changes one side while the relay is stopped. Each time the relay halts with a sentence that says
+// what was found and what to run, publishes nothing, confirms nothing, and gives the slot back.
 func TestReconcileHalts(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -107,7 +107,7 @@ func TestReconcileHalts(t *testing.T) {
 	}
 }
 
-// TestInitGoesOnWhereItStopped runs init at every place where an earlier one can have ended.
+// TestInitGoesOnWhereItStopped runs init after each step at which an earlier init can have stopped.
 func TestInitGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -119,7 +119,7 @@ func TestInitGoesOnWhereItStopped(t *testing.T) {
 	}
 	s.MustRun("init")
 	again := s.MustRun("init")
-	for _, text := range []string{"LOGIN and REPLICATION", "exists, with the columns", "exists, and carries", "there, as configured", "covers"} {
+	for _, text := range []string{"LOGIN and REPLICATION", "exists, with the columns", "exists, and carries", "exists, as configured", "covers"} {
 		if !strings.Contains(again, text) {
 			t.Errorf("the second init does not say %q:\n%s", text, again)
 		}
@@ -136,8 +136,9 @@ func TestInitGoesOnWhereItStopped(t *testing.T) {
 	cdctest.Consume(t, s.Brokers, s.Topic, 20*time.Second, cdctest.AtLeast(3))
 }
 
-// TestRowThatKafkaCannotTakeHalts puts a row between others that can never be published. What is before it arrives,
-// nothing behind it does, it is named, and once it can be taken the rest goes on, with nothing twice.
+// TestRowThatKafkaCannotTakeHalts puts a row that can never be published between others. The earlier rows arrive, the
+// later ones do not, and the halt names the row. After the row can be published the relay continues, and nothing
+// arrives twice.
 func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 	t.Parallel()
 	type poison struct {
@@ -207,7 +208,8 @@ func TestRowThatKafkaCannotTakeHalts(t *testing.T) {
 	}
 }
 
-// TestChangesUnderARunningRelay changes what the relay needs while it streams. It halts before anything is skipped.
+// TestChangesUnderARunningRelay changes publication, table or slot while the relay streams. It halts before a row is
+// skipped.
 func TestChangesUnderARunningRelay(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -12,8 +12,8 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestIdleServerIsNoStall: a server on which nothing is written but what it writes itself, a switched WAL file,
-// checkpoints, a transaction that is rolled back and one that is open, has nothing that waits.
+// TestIdleServerIsNoStall: a server with only its own writes has no rows that wait: a switched WAL file, checkpoints, a
+// transaction that is rolled back and one that is open.
 func TestIdleServerIsNoStall(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)

@@ -79,7 +79,7 @@ type phase struct {
 	lasts time.Duration
 }
 
-// schedule is when each transaction is due, and of which phase it is.
+// schedule returns when each transaction is due, and its phase.
 func schedule(phases []phase) (due []time.Duration, of []int) {
 	var begins time.Duration
 	for p, phase := range phases {
@@ -278,7 +278,7 @@ func startConsumer(ctx context.Context, b *testing.B, s *testbed, transactions, 
 	return c
 }
 
-// quantiles are p50, p99 and p99.9 of sorted times, in milliseconds.
+// quantiles returns p50, p99 and p99.9 of sorted times, in milliseconds.
 func quantiles(sorted []time.Duration) (q [3]float64) {
 	for i, part := range []float64{0.5, 0.99, 0.999} {
 		if len(sorted) > 0 {
@@ -288,12 +288,12 @@ func quantiles(sorted []time.Duration) (q [3]float64) {
 	return q
 }
 
-// all are the times of all phases.
+// all returns the times of all phases.
 func (l lived) all() []time.Duration {
 	return slices.Sorted(slices.Values(slices.Concat(l.latencies...)))
 }
 
-// times is the quantiles in words, and those of each phase.
+// times returns the quantiles as text, with those of each phase.
 func (l lived) times() string {
 	q := quantiles(l.all())
 	text := fmt.Sprintf("%.1f, %.1f, %.1f", q[0], q[1], q[2])
@@ -306,7 +306,7 @@ func (l lived) times() string {
 	return text
 }
 
-// rate is what was written, in events a second, and says so where more was planned.
+// rate returns how much was written, in events a second, and the plan if it was more.
 func (l lived) rate() string {
 	text := thousands(l.written*float64(l.perTx)) + "/s"
 	if l.written < 0.98*l.planned {

@@ -53,7 +53,7 @@ func statOf(pid int) (stat, error) {
 	return parseStat(string(line))
 }
 
-// cpuOf is what a process has used so far; nothing is known of one that has gone.
+// cpuOf returns the CPU time of a process so far. known is false if the process is gone.
 func cpuOf(pid int) (used cpu, known bool) {
 	p, err := statOf(pid)
 	return p.own, err == nil
@@ -75,7 +75,7 @@ func parseSteal(text string) (cpus int, steal time.Duration) {
 	return cpus, steal
 }
 
-// listener is the process that listens on an address's port, 0 where that is none of this machine.
+// listener returns the process that listens on an address's port, 0 if it is not on this machine.
 func listener(addr string) int {
 	_, port, _ := net.SplitHostPort(addr)
 	n, _ := strconv.Atoi(port)
@@ -112,7 +112,7 @@ func (s *testbed) processes() machine {
 	return machine{postmaster: pid, broker: listener(s.Brokers[0])}
 }
 
-// walsender is the process that serves the relay's slot, 0 if none does.
+// walsenderPID returns the process that serves the relay's slot, 0 if there is none.
 func (s *testbed) walsenderPID() int {
 	s.T.Helper()
 	conn := s.Connect()
@@ -175,8 +175,8 @@ func (m machine) shares() (s shares) {
 	}
 }
 
-// others is the part of the machine that was used since before by none of those. What the kernel does while no process
-// runs is not in it: of that, most is waking those.
+// others returns the part of the machine that other processes have used since before. It leaves out the kernel's time
+// without a process, most of which is spent to wake those processes.
 func (s shares) others(before shares) float64 {
 	known := func(s shares) time.Duration { return s.postgres + s.broker + s.relay + s.itself }
 	used := s.everybody - before.everybody - (known(s) - known(before))

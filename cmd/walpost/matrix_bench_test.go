@@ -160,7 +160,7 @@ func (c matrixCell) run(b *testing.B, binary string, brokers []string) (lines []
 		this := map[string]drained{}
 		busy := false
 		for j := range c.readers {
-			reader := c.readers[(i+j)%len(c.readers)] // each is first in its turn
+			reader := c.readers[(i+j)%len(c.readers)] // each is first once
 			this[reader] = read[reader][i]()
 			busy = busy || this[reader].others > tooBusy
 		}
@@ -220,7 +220,7 @@ func (r round) broker() float64     { return r.each(r.kafka) }
 func (r round) memory() float64     { return float64(r.rss) / (1 << 20) }
 func (r round) switches() float64   { return 1000 * float64(r.voluntary) / r.rows }
 
-// each is microseconds a row.
+// each returns a time as microseconds a row.
 func (r round) each(d time.Duration) float64 { return float64(d.Microseconds()) / r.rows }
 
 func (r round) String() string {
@@ -255,7 +255,7 @@ func (rs results) busy() (n int) {
 	return n
 }
 
-// plain is the ratio to at least once, in parentheses, where there is one.
+// plain returns the ratio to at least once, in parentheses, if there is one.
 func (rs results) plain() string {
 	if len(rs) == 0 || rs[0].plain == 0 {
 		return ""

@@ -83,7 +83,7 @@ func TestMigrateSourceWaits(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
 	s.MustRun("init")
-	if _, err := s.Run("migrate-source"); err == nil || !strings.Contains(err.Error(), "with source.kind: wal") {
+	if _, err := s.Run("migrate-source"); err == nil || !strings.Contains(err.Error(), "run this with the new configuration, source.kind: wal") {
 		t.Errorf("with source.kind: polling: %v", err)
 	}
 	s.Env["WALPOST_SOURCE_KIND"] = "wal"

@@ -168,7 +168,7 @@ func admit(b *testing.B, s *testbed, url string) {
 	})
 }
 
-// capacity is how many MB a second arrive over the link when they are written in pieces of a size.
+// capacity returns how many MB a second arrive over the link when they are written in pieces of a size.
 func capacity(b *testing.B, link *cdctest.Link, size int) float64 {
 	b.Helper()
 	const warm, during = time.Second, time.Second

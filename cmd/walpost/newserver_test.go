@@ -54,7 +54,7 @@ func TestNewServer(t *testing.T) {
 					t.Errorf("what was refused has made something: %s", is)
 				}
 			}
-			moved.MustRefuse("`walpost init --new-server` makes them first", "init")
+			moved.MustRefuse("`walpost init --new-server` creates them first", "init")
 			nothing()
 			before := s.StateRecord()
 			out := moved.MustRun("init", "--new-server")
@@ -153,7 +153,7 @@ func TestNewServer(t *testing.T) {
 	}
 }
 
-// subscribeTo has another server's outbox replicated here, with a row that comes last, and ends that. It returns the row's id.
+// subscribeTo replicates another server's outbox to this one, until a last row has arrived. It returns that row's id.
 func (s *testbed) subscribeTo(from *testbed) (late string) {
 	s.T.Helper()
 	name := s.Slot() + "_sub"

@@ -18,8 +18,8 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// together is the process that has the pipelines of several testbeds: a file, and variables for what nobody writes into
-// files.
+// together returns the process with the pipelines of several testbeds: a file, and variables for the settings that
+// people do not write into files.
 func together(t testing.TB, testbeds ...*testbed) *testbed {
 	t.Helper()
 	all := &testbed{&e2e.Pipeline{Program: program, T: t, Env: map[string]string{
@@ -202,8 +202,8 @@ func TestMemoryLimitGrowsWithEachPipeline(t *testing.T) {
 	}
 }
 
-// TestPipelinesAllDrain: one pipeline has nothing to finish when the process is asked to stop, the other waits for its
-// Kafka, and is waited for.
+// TestPipelinesAllDrain: at the stop of the process one pipeline has nothing to finish. The other waits for its Kafka,
+// and the process waits for it.
 func TestPipelinesAllDrain(t *testing.T) {
 	t.Parallel()
 	a, b := newTestbed(t), newTestbed(t)

@@ -18,8 +18,8 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 )
 
-// TestPoisonHalts: the first policy. What stands before the row arrives, nothing behind it does, and it is said which
-// row and why.
+// TestPoisonHalts: with the first policy the rows before the poison row are published, no later row is, and the halt
+// names the row and the reason.
 func TestPoisonHalts(t *testing.T) {
 	t.Parallel()
 	for _, kind := range e2e.Poisons {
@@ -43,8 +43,9 @@ func TestPoisonHalts(t *testing.T) {
 	}
 }
 
-// TestPoisonIsPutAside: the second and the third. Every kind of poison, each between two rows of its key, in one go:
-// the poison is in the dead letter topic, whole and with its reason; everything else is published, in order, or held.
+// TestPoisonIsPutAside tests the second policy, with and without hold_key. Every kind of poison row comes between two
+// rows of its key, all at once: the poison rows are in the dead letter topic, whole and with the reason; all other rows
+// are published, in order, or held.
 func TestPoisonIsPutAside(t *testing.T) {
 	t.Parallel()
 	for _, policy := range []string{"dead_letter", "dead_letter+hold_key"} {
@@ -212,8 +213,8 @@ func killAroundDeadLetters(t *testing.T, delivery config.Delivery) {
 	}
 }
 
-// TestDeadLetterTopicIsGuarded: a topic that would lose dead letters, or that is the outbox's, is a clear sentence and
-// nothing is published.
+// TestDeadLetterTopicIsGuarded: a topic that would lose dead letters, or that is a topic of the outbox, is a halt with
+// a clear sentence, and no row is published.
 func TestDeadLetterTopicIsGuarded(t *testing.T) {
 	t.Parallel()
 	create := func(s *testbed, partitions int32, policy string) {
@@ -261,8 +262,8 @@ func TestDeadLetterTopicIsGuarded(t *testing.T) {
 	})
 }
 
-// TestLimitLoweredUnderARunningRelay: the relay knows a limit that no longer holds, and Kafka refuses a whole batch. No
-// innocent row is put aside.
+// TestLimitLoweredUnderARunningRelay: the relay knows a limit that Kafka has lowered since, and Kafka rejects a whole
+// batch. No innocent row becomes a dead letter.
 func TestLimitLoweredUnderARunningRelay(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

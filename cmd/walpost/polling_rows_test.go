@@ -21,7 +21,7 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// between puts a proxy between the relay and PostgreSQL.
+// putProxyBetween puts a proxy between the relay and PostgreSQL.
 func (s *testbed) putProxyBetween(pass func(cdctest.Frame) cdctest.Verdict) *cdctest.Proxy {
 	s.T.Helper()
 	u, err := url.Parse(s.Env["WALPOST_SOURCE_URL"])
@@ -49,7 +49,8 @@ func (n *sent) pass(f cdctest.Frame) cdctest.Verdict {
 	return cdctest.Pass
 }
 
-// TestPolledRowThatOnlyKafkaRefuses is among others of its key and of other keys: it is found out, and it alone fails.
+// TestPolledRowThatOnlyKafkaRefuses: Kafka rejects one row among others of its key and of other keys. The relay finds
+// it, and only this row fails.
 func TestPolledRowThatOnlyKafkaRefuses(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
@@ -184,7 +185,8 @@ func TestPolledPartitions(t *testing.T) {
 	}
 }
 
-// TestPollingAPartitionedTable adds what polling needs to a table that has partitions, or says why not.
+// TestPollingAPartitionedTable: init adds the columns for polling to a table with partitions, or names the reason why
+// it cannot.
 func TestPollingAPartitionedTable(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -207,8 +209,9 @@ func TestPollingAPartitionedTable(t *testing.T) {
 	s.Exec(`CREATE TABLE outbox_rest PARTITION OF outbox FOR VALUES FROM (MINVALUE) TO (MAXVALUE)`)
 }
 
-// TestPollerCutOff loses its connection to PostgreSQL while Kafka hangs, and with it the table, which another takes.
-// What the first has sent to Kafka comes late, as one run in order that came before.
+// TestPollerCutOff: a relay loses its connection to PostgreSQL, and with it the table, while Kafka hangs. Another relay
+// takes the table. The rows that the first one had sent to Kafka arrive late, as one run in order of rows that had
+// arrived before.
 func TestPollerCutOff(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -268,8 +271,8 @@ func TestPollerCutOff(t *testing.T) {
 	comes("[early late1 late2 later late1 late2 last]")
 }
 
-// TestPolledRowTooLarge has rows whose payload, headers or key are larger than source.max_row_bytes. They are never
-// read, and hold their keys like any row that is refused.
+// TestPolledRowTooLarge has rows whose payload, headers or key are larger than source.max_row_bytes. The relay never
+// reads them, and they hold their keys like any rejected row.
 func TestPolledRowTooLarge(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -352,7 +355,7 @@ func TestPollingReadsWhatItPublishes(t *testing.T) {
 	if got, rows := wire.all.Load(), int64(300*10_100); got > 2*rows {
 		t.Errorf("PostgreSQL sent %d bytes for %d", got, rows)
 	}
-	// Small ones fill windows by and by.
+	// Small rows fill windows slowly.
 	wire.updates.Store(0)
 	s.InsertRows(3000)
 	s.WaitUntilPolled()
@@ -361,7 +364,7 @@ func TestPollingReadsWhatItPublishes(t *testing.T) {
 	}
 }
 
-// TestWherePolled gives each answer from the table, and where on Kafka a row is.
+// TestWherePolled gets each answer from the table, and the place of a row on Kafka.
 func TestWherePolled(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -427,7 +430,7 @@ func TestWherePolled(t *testing.T) {
 	}
 }
 
-// TestReplayPolled publishes once more what the table still has, whatever its status.
+// TestReplayPolled publishes the rows that are still in the table once more, with any status.
 func TestReplayPolled(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -455,7 +458,7 @@ func TestReplayPolled(t *testing.T) {
 	}
 }
 
-// TestARefusedRowIsShownWhileItIsTriedAgain tells it from one that nobody has looked at.
+// TestARefusedRowIsShownWhileItIsTriedAgain: status and metrics distinguish it from a row that was never tried.
 func TestARefusedRowIsShownWhileItIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)

@@ -53,7 +53,8 @@ func TestPolledRowsTravelFromInitToTopic(t *testing.T) {
 	}
 }
 
-// TestFailedRowHoldsItsKey has a row that is refused until it has failed. Only its key waits, until a person decides.
+// TestFailedRowHoldsItsKey has a row that is rejected until it has failed. Only its key waits, until an operator
+// decides.
 func TestFailedRowHoldsItsKey(t *testing.T) {
 	t.Parallel()
 	for _, after := range []string{"mark", "delete"} {
@@ -142,7 +143,7 @@ func TestFailedRowHoldsItsKey(t *testing.T) {
 	}
 }
 
-// TestPollersWithoutOrder share the rows, and each row is published by one of them.
+// TestPollersWithoutOrder: several relays share the rows, and one of them publishes each row.
 func TestPollersWithoutOrder(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -185,7 +186,7 @@ func TestPollersWithoutOrder(t *testing.T) {
 	s.WaitUntilPolled()
 }
 
-// TestPollingSurvivesKafka: Kafka that is away is no attempt of any row.
+// TestPollingSurvivesKafka: an outage of Kafka does not count as an attempt of any row.
 func TestPollingSurvivesKafka(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -215,7 +216,7 @@ func TestPollingSurvivesKafka(t *testing.T) {
 	s.WaitUntilPolled()
 }
 
-// TestPollingBadInput says in one sentence what is wrong, and goes on once it is fixed.
+// TestPollingBadInput: a faulty table is a halt with one sentence for each fault, which ends after the fault is fixed.
 func TestPollingBadInput(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -248,7 +249,7 @@ func TestPollingBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Exec(`DROP INDEX outbox_position_idx`)
-	says(`source.table: public.outbox has no index for polling: let ` + "`walpost init`" + ` make it, or run it yourself: CREATE INDEX ON "public"."outbox" ("position") WHERE "status" = 'PENDING'`)
+	says(`source.table: public.outbox has no index for polling: let ` + "`walpost init`" + ` create it, or create it yourself: CREATE INDEX ON "public"."outbox" ("position") WHERE "status" = 'PENDING'`)
 	s.MustRun("init")
 	s.Env["WALPOST_SOURCE_POLLING_WORDS_PENDING"] = "NEW"
 	says(`new rows have the status 'PENDING'::text, and the relay looks for "NEW": write the rows' word in the configuration, or run ALTER TABLE "public"."outbox" ALTER "status" SET DEFAULT 'NEW'`)
@@ -285,7 +286,7 @@ func TestFromPollingToTheWAL(t *testing.T) {
 		t.Errorf("migrate-source:\n%s", out)
 	}
 	early := s.StartRelay()
-	early.WaitForLog(20*time.Second, "and each row would be published twice: stop that one, or this one")
+	early.WaitForLog(20*time.Second, "and each row would be published twice: stop the other relay, or this one")
 	if err := early.Stop(); err != nil {
 		t.Error(err)
 	}

@@ -191,13 +191,13 @@ var provokedHalts = []provoked{
 	}, fix: func(s *testbed) { s.deleteTopic("walpost.state." + s.Name) }, run: []string{"adopt"}},
 }
 
-// insertText is insert for a payload that is text.
+// insertTextRows does what InsertRows does, for a payload of type text.
 func (s *testbed) insertTextRows(n int) {
 	s.T.Helper()
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}' FROM generate_series(1, $1::int)`, n)
 }
 
-// policy sets a topic's cleanup.policy.
+// setCleanupPolicy sets a topic's cleanup.policy.
 func (s *testbed) setCleanupPolicy(topic, policy string) {
 	s.T.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...))
@@ -211,7 +211,7 @@ func (s *testbed) setCleanupPolicy(topic, policy string) {
 	}
 }
 
-// produce writes one record to a topic.
+// produceRecord writes one record to a topic.
 func (s *testbed) produceRecord(topic, value string) {
 	s.T.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...), kgo.DefaultProduceTopic(topic))
@@ -231,8 +231,7 @@ func aRowOf(table string) string {
 var aRow = aRowOf("outbox")
 
 // TestPrintedCommandsEndEachHalt provokes each halt, runs the commands that its sentence prints, as they are printed,
-// and finds that the halt has ended: every row that stands in the table is in Kafka, but for those that were given up
-// and counted.
+// and checks that the halt has ended: every row of the table is in Kafka, except those that were given up and counted.
 func TestPrintedCommandsEndEachHalt(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
@@ -276,7 +275,7 @@ func TestPrintedCommandsEndEachHalt(t *testing.T) {
 	}
 }
 
-// endsIn waits until the relay is halted, and does what the halt says.
+// wantHalt waits until the relay is halted, and does what the halt says.
 func (s *testbed) wantHalt(r *e2e.Relay, c provoked) {
 	s.T.Helper()
 	sentence := haltSentence(r)
@@ -331,7 +330,7 @@ func (s *testbed) wantHalt(r *e2e.Relay, c provoked) {
 	}
 }
 
-// find returns the printed command that begins with the words.
+// findCommands returns the printed command that begins with the words.
 func (s *testbed) findCommands(sentence, words string) []string {
 	s.T.Helper()
 	for _, args := range printed(sentence) {

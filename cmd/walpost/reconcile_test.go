@@ -15,9 +15,9 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// TestWhatHidesRowsIsSeenWithoutARow changes what the relay depends on while it streams and nobody writes: only looking
-// finds it. It is latched: undoing it changes nothing, a restart changes nothing, and every place says the same
-// sentence.
+// TestWhatHidesRowsIsSeenWithoutARow changes publication or table while the relay streams and no row is written: only
+// the relay's checks can find it. The halt is latched: it remains after the change is undone and after a restart, and
+// every place shows the same sentence.
 func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -52,7 +52,7 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 				s.Exec(c.undo)
 			}
 			var st *cdc.State
-			cdctest.Eventually(t, 20*time.Second, func() error { // it is said first, and written when what was received is delivered
+			cdctest.Eventually(t, 20*time.Second, func() error { // the relay first logs the halt, and writes it after it has delivered the received rows
 				if st = s.StateRecord(); st.Halt == nil || !st.Halt.Latched || st.Halt.Risk.From == 0 || st.Halt.Risk.To < st.Halt.Risk.From {
 					return fmt.Errorf("the halt is not latched with its range: %+v", st.Halt)
 				}
@@ -81,8 +81,8 @@ func TestWhatHidesRowsIsSeenWithoutARow(t *testing.T) {
 	}
 }
 
-// TestColumns: one more is nobody's business; one that is needed and gone halts at once, and the halt ends with its
-// cause.
+// TestColumns: an added column changes nothing. A needed column that is gone halts the relay at once, and the halt ends
+// with its cause.
 func TestColumns(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -105,8 +105,8 @@ func TestColumns(t *testing.T) {
 	r.WaitForLog(20*time.Second, `column \"event_type\" has the type integer that cannot be used`)
 }
 
-// TestSlotThatIsLostIsNamedWithItsGap: the server gives the slot's WAL away when it may keep no more of it, or nobody
-// came for it.
+// TestSlotThatIsLostIsNamedWithItsGap: the server invalidates the slot, because it may keep no more WAL for it, or
+// because no relay has read it for too long.
 func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 	t.Parallel()
 	cdctest.Long(t, endToEnd)
@@ -167,7 +167,8 @@ func TestSlotThatIsLostIsNamedWithItsGap(t *testing.T) {
 	}
 }
 
-// TestStateTopicThatIsNotToBeTrusted: one clear sentence and a halt, never a start from zero.
+// TestStateTopicThatIsNotToBeTrusted: a damaged state topic is a halt with one clear sentence, and never a start from
+// zero.
 func TestStateTopicThatIsNotToBeTrusted(t *testing.T) {
 	t.Parallel()
 	admin := func(s *testbed) *kadm.Client {

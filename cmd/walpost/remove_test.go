@@ -126,7 +126,7 @@ func TestRemoveLeavesWhatOthersUse(t *testing.T) {
 	// A configuration with somebody else's slot removes nothing.
 	other := newTestbedOn(t, s.AdminURL, s.Brokers)
 	other.Env["WALPOST_SOURCE_SLOT"] = s.Slot()
-	other.MustRefuse("may be another pipeline's", "init", "--remove", "--yes")
+	other.MustRefuse("may belong to another pipeline", "init", "--remove", "--yes")
 	if n := s.Query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()); n != "1" {
 		t.Error("the slot of another pipeline is gone")
 	}

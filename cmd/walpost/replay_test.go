@@ -74,7 +74,7 @@ func TestReplayFillsAGap(t *testing.T) {
 	}
 }
 
-// TestReplaySaysWhatItRefuses and publishes the rest.
+// TestReplaySaysWhatItRefuses: replay names the rows that it rejects, and publishes the others.
 func TestReplaySaysWhatItRefuses(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)

@@ -180,7 +180,7 @@ func removes(s *rightsStage) {
 	}
 }
 
-// putsAside has a row of another aggregate type put aside by a relay.
+// putsAside runs a relay that makes a dead letter of a row of another aggregate type.
 func putsAside(s *rightsStage) {
 	s.row = uuid.NewString()
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT unnest(ARRAY[$1, gen_random_uuid()]), 'refund', gen_random_uuid()::text, 'Refunded', '{}'`, s.row)
@@ -295,7 +295,7 @@ func (s *testbed) consume(t testing.TB, group, last string) error {
 	return err
 }
 
-// published has a row delivered.
+// published runs a relay that delivers a row.
 func published(s *rightsStage) {
 	s.Exec("DELETE FROM outbox")
 	inserts(s)
@@ -475,7 +475,7 @@ var postgresWorks = map[string]work{
 	"replay":               {env: asReader, prep: published, do: replaying},
 }
 
-// relaysOn has a row delivered, and a relay that goes on, as cleaning up asks for.
+// relaysOn runs a relay that delivers a row and keeps running, because a cleanup needs that.
 func relaysOn(s *rightsStage) {
 	s.beside = s.boss.StartRelay()
 	s.row = s.InsertRow()

@@ -12,7 +12,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// login makes a role that may read and clean up the outbox, and returns its name and URL.
+// createLogin creates a role that may read and clean up the outbox, and returns its name and URL.
 func (s *testbed) createLogin(base string, grants ...string) (name, url string) {
 	s.T.Helper()
 	name = strings.ReplaceAll(cdctest.Name(s.T, base), "-", "_")
@@ -34,7 +34,8 @@ func (s *testbed) createLogin(base string, grants ...string) (name, url string) 
 	return name, s.URLFor(name, cdctest.Canary)
 }
 
-// TestPollingUnderRowLevelSecurity halts instead of finding nothing, and so do all who read the table.
+// TestPollingUnderRowLevelSecurity: the relay halts instead of finding no rows, and so do all commands that read the
+// table.
 func TestPollingUnderRowLevelSecurity(t *testing.T) {
 	t.Parallel()
 	s := newPolledTestbed(t)
@@ -102,7 +103,8 @@ func TestPollingUnderRowLevelSecurity(t *testing.T) {
 	}
 }
 
-// TestStreamingUnderRowLevelSecurity goes on: the WAL does not know of it. Those who read or clean up the table do.
+// TestStreamingUnderRowLevelSecurity: the relay streams on, because row-level security does not affect the WAL. It
+// affects commands that read or clean up the table.
 func TestStreamingUnderRowLevelSecurity(t *testing.T) {
 	t.Parallel()
 	for _, delivery := range []string{"at_least_once", "exactly_once"} {
@@ -162,8 +164,8 @@ func TestStreamingUnderRowLevelSecurity(t *testing.T) {
 	}
 }
 
-// TestPartitionIsNotDroppedUnseen: row-level security of a partition that its owner is subject to made it look as if
-// all in it was delivered.
+// TestPartitionIsNotDroppedUnseen: row-level security of a partition, to which its owner is subject, had hidden
+// undelivered rows from cleanup.
 func TestPartitionIsNotDroppedUnseen(t *testing.T) {
 	t.Parallel()
 	s, _ := newTestbedOnOwnServer(t)

@@ -83,7 +83,7 @@ func (k *secureKafka) certify(authority *cdctest.Authority) {
 	k.write("ca.pem", slices.Compact([]string{k.authority.File, authority.File})...)
 }
 
-// reload has the broker that runs take its new certificate, and waits until a connection gets it.
+// reload makes the running broker read its new certificate, and waits until a connection gets it.
 func (k *secureKafka) reload(authority *cdctest.Authority) {
 	k.t.Helper()
 	path := filepath.Join(k.folder, "broker.pem")
@@ -267,7 +267,7 @@ func (k *secureKafka) ways(t *testing.T) map[string]map[string]string {
 	}
 }
 
-// eachWay has init, relay and a consumer do their work with the rights of the page, one way after the other.
+// eachWay runs init, relay and a consumer with the rights of the page, with one way to log in after the other.
 func (k *secureKafka) eachWay(t *testing.T) {
 	for name, env := range k.ways(t) {
 		t.Run(name, func(t *testing.T) {
@@ -292,7 +292,7 @@ func (k *secureKafka) eachWay(t *testing.T) {
 	}
 }
 
-// whatDoesNotFit has a command and a relay ask a broker that cannot take them as they come.
+// whatDoesNotFit runs a command and a relay against a broker that does not accept their kind of connection.
 func (k *secureKafka) whatDoesNotFit(t *testing.T) {
 	s := k.pipeline(t, "relay", nil)
 	other := cdctest.NewAuthority(t, "another authority", time.Time{})
@@ -346,7 +346,7 @@ func (k *secureKafka) whatDoesNotFit(t *testing.T) {
 	}
 }
 
-// leastRights is TestLeastRights on a real broker.
+// leastRights runs TestLeastRights on a real broker.
 func (k *secureKafka) leastRights(t *testing.T) {
 	k.scram("walpost", "pw")
 	s := newRightsStage(t, []string{k.plain})
@@ -362,7 +362,7 @@ type loaded struct {
 	relay  *e2e.Relay
 }
 
-// load starts a relay and a writer.
+// load writes rows in transactions of perTx, with a procedure in the server.
 func (k *secureKafka) load(t *testing.T, user, delivery string, env map[string]string) *loaded {
 	t.Helper()
 	l := &loaded{testbed: k.pipeline(t, user, env, "init", "init, exactly_once", "relay", "relay, exactly_once"), user: user}

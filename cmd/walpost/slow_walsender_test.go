@@ -51,7 +51,7 @@ func TestASlowWalsender(t *testing.T) {
 	r.MustBeUndisturbed()
 }
 
-// replays says that a walsender reads what it has spilled.
+// replays reports whether a walsender reads the changes that it has spilled to disk.
 func replays(pid int) bool {
 	dir := fmt.Sprintf("/proc/%d/fd/", pid)
 	entries, _ := os.ReadDir(dir)

@@ -29,9 +29,10 @@ func (s soaked) String() string {
 		s.goroutines, s.files, s.sockets, s.stateTopic>>10, s.sinceStart, s.behind)
 }
 
-// BenchmarkSoak runs a relay exactly once whose every row is a window of its own, so that minutes have the windows of a working day, while
-// it is scraped and probed. It prints ten times what the relay holds, and fails where that grows after the first quarter, or where rows
-// are missing, doubled or out of order. WALPOST_SOAK says how long it lasts (a minute without it). b.N is not used.
+// BenchmarkSoak runs a relay exactly once in which every row has its own window, so that minutes have the windows of a
+// working day, while it is scraped and probed. It prints ten times what the relay holds, and fails where that grows
+// after the first quarter, or where rows are missing, doubled or out of order. WALPOST_SOAK says how long it lasts (a
+// minute without it). b.N is not used.
 func BenchmarkSoak(b *testing.B) {
 	lasts := time.Minute
 	if text := os.Getenv("WALPOST_SOAK"); text != "" {
@@ -42,7 +43,7 @@ func BenchmarkSoak(b *testing.B) {
 	}
 	s := newTestbedOn(b, cdctest.Database(b), benchKafka(b))
 	s.Env["WALPOST_DELIVERY"], s.Env["WALPOST_WINDOW_ROWS"] = "exactly_once", "1"
-	s.Env["WALPOST_POISON_POLICY"] = "dead_letter" // whose topic is asked at each scrape
+	s.Env["WALPOST_POISON_POLICY"] = "dead_letter" // each scrape reads its topic
 	s.MustRun("init")
 	cmd, log := s.builtRelay(relayBinary(b))
 	if err := cmd.Start(); err != nil {

@@ -46,7 +46,7 @@ func TestUsersOwnTable(t *testing.T) {
 			id:     "e-1", value: `{"a": 2, "z": 1}`, headers: map[string]string{"source": ""},
 		},
 		{
-			name:   "bytea, own headers, a schema of its own and mixed case",
+			name:   "bytea, own headers, its own schema and mixed case",
 			env:    map[string]string{"WALPOST_SOURCE_TABLE": "Shop.OutBox", "WALPOST_SOURCE_COLUMNS_HEADERS": "meta"},
 			ddl:    `CREATE SCHEMA "Shop"; CREATE TABLE "Shop"."OutBox" (id uuid, aggregate_type text, aggregate_id text, event_type text, payload bytea, meta jsonb, "other Column" int)`,
 			insert: `INSERT INTO "Shop"."OutBox" VALUES ('0192f1a0-0000-7000-8000-000000000002', 'order', 'k', 'OrderPaid', '\x00ff10', '{"traceparent": "00-ab", "n": 5, "id": "stolen", "x": {"y": [1]}}')`,
@@ -111,7 +111,7 @@ func TestPublicationThatCarriesMore(t *testing.T) {
 	}
 }
 
-// TestTemplateOverEventType has a topic per event type, with names of its own.
+// TestTemplateOverEventType has a topic for each event type, with renamed types.
 func TestTemplateOverEventType(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -122,7 +122,7 @@ func TestTemplateOverEventType(t *testing.T) {
 	create := "kafka-topics.sh --bootstrap-server " + strings.Join(s.Brokers, ",") + " --create --topic " + s.Name + ".orders.%s --partitions 5 --replication-factor 1 --config retention.ms=3600000"
 	for _, args := range [][]string{{"init", "--dry-run"}, {"init"}} { // which makes the topic of the event type that is known
 		out := s.MustRun(args...)
-		for _, text := range []string{"topic " + topic + ": create it with 5 partitions", "topics " + s.Name + ".orders.{event_type}: only the rows say", fmt.Sprintf(create, "EVENT_TYPE")} {
+		for _, text := range []string{"topic " + topic + ": create it with 5 partitions", "topics " + s.Name + ".orders.{event_type}: their names depend on the event types", fmt.Sprintf(create, "EVENT_TYPE")} {
 			if !strings.Contains(out, text) {
 				t.Errorf("%v does not say %q:\n%s", args, text, out)
 			}

@@ -33,7 +33,7 @@ type testbed struct{ *e2e.Pipeline }
 
 const endToEnd = "an end-to-end test"
 
-// newTestbed is for a test that -short leaves out; newStory is for the few that it runs.
+// newTestbed returns a testbed for a test that -short leaves out; newStory returns one for the few tests that it runs.
 func newTestbed(t testing.TB) *testbed {
 	t.Helper()
 	cdctest.Long(t, endToEnd)

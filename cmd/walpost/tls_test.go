@@ -160,7 +160,7 @@ func TestRelayOverTLS(t *testing.T) {
 	r.logged("password", "is empty")
 	r.Exec(`ALTER ROLE "` + r.role + `" PASSWORD 'next'`)
 	r.cut()
-	const wrong = "the word of password_file is wrong or has ended"
+	const wrong = "the password or token of password_file is wrong or has expired"
 	cdctest.Eventually(t, 20*time.Second, func() error {
 		said, err := r.relay.Ask("/readyz")
 		return errors.Join(err, contains(said, "503"), contains(said, wrong), contains(r.relay.Log.String(), wrong))

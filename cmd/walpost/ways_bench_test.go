@@ -15,7 +15,7 @@ import (
 )
 
 // BenchmarkWays compares, on one machine, the ways in and the ways of keeping the table small: first 500 events a
-// second for some seconds, each in a transaction of its own, then a backlog of WALPOST_BENCH_ROWS (100,000) that was
+// second for some seconds, each in its own transaction, then a backlog of WALPOST_BENCH_ROWS (100,000) that was
 // written a day ago, published and cleaned up. Of the first it reports time from commit to consumer and what relay and
 // PostgreSQL, writers included, used of a core; of the second rows per second, CPU per event while it is published, WAL
 // per event from its insert until it is published and for cleaning up, and the size of table and indexes when all is
@@ -115,13 +115,13 @@ func (s *testbed) number(sql string, args ...any) float64 {
 	return n
 }
 
-// written is the WAL since a position, in bytes.
+// walWritten returns the bytes of WAL since a position.
 func (s *testbed) walWritten(since string) float64 {
 	s.T.Helper()
 	return s.number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1::text::pg_lsn)::text", since)
 }
 
-// tableMiB is the outbox, its partitions and indexes.
+// tableMiB returns the size of the outbox with its partitions and indexes.
 func (s *testbed) tableMiB() float64 {
 	s.T.Helper()
 	return s.number(`SELECT coalesce((SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname ~ '^outbox' AND relkind = 'r'), 0)::text`) / (1 << 20)

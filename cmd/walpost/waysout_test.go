@@ -27,7 +27,7 @@ func (s *testbed) deleteTopic(name string) {
 	}
 }
 
-// dry runs a command with --dry-run and makes sure that it changed nothing.
+// DryRun runs a command with --dry-run and checks that it changed nothing.
 func (s *testbed) DryRun(args ...string) string {
 	s.T.Helper()
 	before := s.positions()
@@ -125,7 +125,7 @@ func TestRowTooLargeForUsIsSteppedOver(t *testing.T) {
 	}
 }
 
-// TestSkipRefusesToGuess: whatever would not do what it says.
+// TestSkipRefusesToGuess: skip refuses each LSN with which it would not do what the operator expects.
 func TestSkipRefusesToGuess(t *testing.T) {
 	t.Parallel()
 	s := newTestbed(t)
@@ -183,7 +183,7 @@ func TestAdoptRefuses(t *testing.T) {
 	s := newTestbed(t)
 	s.MustRun("init")
 	s.MustRefuse("nothing to adopt", "adopt")
-	s.MustRefuse("can be read", "adopt", "--create-slot")
+	s.MustRefuse("exists and is not lost", "adopt", "--create-slot")
 	r := s.StartRelay()
 	r.WaitForLog(20*time.Second, `"streaming"`)
 	s.MustRefuse("stop the relay", "adopt")
@@ -217,7 +217,7 @@ func TestRefusedLeavesNothingBehind(t *testing.T) {
 			s.Exec(dropSlot, s.Slot())
 		}, []string{"adopt", "--create-slot"}, "`walpost init` again"},
 		"adopt of a table that hides rows": {func(s *testbed) { s.Exec("ALTER PUBLICATION walpost DROP TABLE outbox"); s.Exec(dropSlot, s.Slot()) }, []string{"adopt", "--create-slot"}, "does not carry"},
-		"adopt of a slot that can be read": {func(*testbed) {}, []string{"adopt", "--create-slot"}, "can be read"},
+		"adopt of a slot that is not lost": {func(*testbed) {}, []string{"adopt", "--create-slot"}, "exists and is not lost"},
 		"init on another server": {func(s *testbed) {
 			s.RewriteStateRecord(func(st *cdc.State) { st.SystemID = "7" })
 			s.Exec("DROP PUBLICATION walpost")

@@ -25,7 +25,7 @@ func (s *testbed) where(args ...string) pipeline.Trace {
 	return w
 }
 
-// row writes one outbox row and returns its id, a UUIDv7.
+// insertBytes writes one outbox row and returns its id, a UUIDv7.
 func (s *testbed) insertBytes(key string, bytes int) string {
 	s.T.Helper()
 	id := uuid.Must(uuid.NewV7()).String()
@@ -199,7 +199,7 @@ func TestWhereAfterPartitionsWereAdded(t *testing.T) {
 	}
 }
 
-// partitions adds partitions to the topic.
+// CreatePartitions adds partitions to the topic.
 func (s *testbed) CreatePartitions(n int) {
 	s.T.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers...))

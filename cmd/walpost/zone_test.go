@@ -13,7 +13,7 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 )
 
-// zoned is a testbed in a database of another zone, whose outbox has times without one.
+// zoned prepares a database of another time zone, with an outbox whose times have no zone.
 func zoned(s *testbed, zone, partition string) {
 	s.T.Helper()
 	s.Exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), '` + zone + `'); END $$`)

@@ -2,8 +2,9 @@
 //
 //	import _ "github.com/walpost/walpost/cdc/identity/aws"
 //
-// Credentials come from where each program of AWS looks for them: the environment, the shared files, a web identity (IRSA), the container (EKS Pod
-// Identity, ECS) and the instance's metadata. They are looked for again at each login.
+// Credentials come from the places that all programs of AWS use: the environment, the shared files, a web identity
+// (IRSA), the container (EKS Pod Identity, ECS) and the instance's metadata. The package reads them again for each
+// login.
 package aws
 
 import (
@@ -26,9 +27,9 @@ import (
 
 const (
 	service = "kafka-cluster"
-	// validFor is how long a login may be on its way, in seconds, which is more than any clock differs.
+	// validFor is how long a signed login is valid, in seconds: longer than the clocks of two machines differ.
 	validFor = "900"
-	// emptyBody is the SHA-256 of nothing.
+	// emptyBody is the SHA-256 of an empty body.
 	emptyBody = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 )
 
@@ -47,13 +48,13 @@ func login(ctx context.Context, host, region string) ([]byte, error) {
 	return sign(ctx, credentials, host, region, time.Now())
 }
 
-// short is the error without the attempts that the SDK lists behind it.
+// short returns the error without the attempts that the SDK lists after it.
 func short(err error) error {
 	first, _, _ := strings.Cut(err.Error(), "\n")
 	return errors.New(first)
 }
 
-// sign returns the request that these credentials prove until some minutes after the time.
+// sign returns a request with the signature of these credentials, which is valid for some minutes after the time.
 func sign(ctx context.Context, credentials sdk.Credentials, host, region string, at time.Time) ([]byte, error) {
 	query := url.Values{"Action": {service + ":Connect"}, "X-Amz-Expires": {validFor}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/?"+query.Encode(), nil)

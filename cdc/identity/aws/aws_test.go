@@ -60,7 +60,7 @@ func verified(t *testing.T, payload []byte, secret string) map[string]string {
 
 // TestCredentials takes credentials from each place that AWS has for them, and signs with them.
 func TestCredentials(t *testing.T) {
-	// franz-go's own login tells that the signature is recomputed rightly.
+	// The login of franz-go proves that verified recomputes the signature correctly.
 	_, payload, err := aws.Auth{AccessKey: "AKIAOTHER", SecretKey: "other/+secret", SessionToken: "token/+="}.AsManagedStreamingIAMMechanism().Authenticate(t.Context(), broker+":9098")
 	if err != nil {
 		t.Fatal(err)
