@@ -73,8 +73,11 @@ func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error
 		err = r.flush(ctx)
 	}
 	what := fmt.Sprintf("%d rows were published again", r.done.Published)
-	if err != nil {
+	switch {
+	case err != nil:
 		what += ", then it failed"
+	case r.done.Rejected > 0:
+		what += fmt.Sprintf(", %d were rejected", r.done.Rejected)
 	}
 	noted := p.note(ctx, replayed(what, o.From, o.To, err == nil && r.done.Rejected == 0))
 	switch {
@@ -100,7 +103,9 @@ func (p *Pipeline) NoneMissing(ctx context.Context, from, to time.Time) error {
 
 // replayed returns the decision that a replay writes down. complete is true if no row of its time range is missing after it.
 func replayed(what string, from, to time.Time, complete bool) cdc.Decision {
-	return cdc.Decision{Command: "replay", What: what, From: from.Format(time.RFC3339Nano), To: to.Format(time.RFC3339Nano), Complete: complete}
+	d := cdc.Decision{Command: "replay", From: from.UTC().Format(time.RFC3339Nano), To: to.UTC().Format(time.RFC3339Nano), Complete: complete}
+	d.What = fmt.Sprintf("%s (--from %s --to %s)", what, d.From, d.To)
+	return d
 }
 
 // replay is one call of Replay.

@@ -136,7 +136,7 @@ func TestGapStaysUntilItIsReplayed(t *testing.T) {
 			t.Error("a dry run ends the gap")
 		}
 		s.MustRun(args...)
-		if out, err := s.Run("status"); err != nil || strings.Contains(out, "\ngap ") {
+		if out, err := s.Run("status"); err != nil || strings.Contains(out, "\ngap ") || !strings.Contains(out, "("+strings.TrimPrefix(m[2], "replay ")+")\n") {
 			t.Errorf("after %v: %v\n%s", args, err, out)
 		}
 		if n := len(s.EventIDs()); n != 5 {
