@@ -196,7 +196,8 @@ func (p Progress) step(what string, args ...any) {
 	}
 }
 
-// note writes an operator's decision to the state topic.
-func (p *Pipeline) note(ctx context.Context, command, what, from, to string) error {
-	return p.kind.note(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: cmp.Or(p.operator, "unknown"), What: what, From: from, To: to})
+// note writes an operator's decision to the state topic. It fills in the time and the operator.
+func (p *Pipeline) note(ctx context.Context, d cdc.Decision) error {
+	d.Time, d.By = time.Now().UTC(), cmp.Or(p.operator, "unknown")
+	return p.kind.note(ctx, &d)
 }
