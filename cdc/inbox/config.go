@@ -82,16 +82,16 @@ func (cfg Config) validate() error {
 		}
 	}
 	if !slices.Contains([]Policy{Block, ParkKey, Skip}, cfg.Policy) {
-		errs = append(errs, fmt.Errorf("Policy is %q: it must be block, park_key or skip", cfg.Policy))
+		errs = append(errs, fmt.Errorf("policy %q: it must be block, park_key or skip", cfg.Policy))
 	}
 	if cfg.Gap != Halt && cfg.Gap != GoOn {
-		errs = append(errs, fmt.Errorf("Gap is %q: it must be halt or go_on", cfg.Gap))
+		errs = append(errs, fmt.Errorf("gap policy %q: it must be halt or go_on", cfg.Gap))
 	}
 	if cfg.Batch < 1 {
-		errs = append(errs, fmt.Errorf("Batch is %d events: it must be at least 1", cfg.Batch))
+		errs = append(errs, fmt.Errorf("a batch of %d events: it must be at least 1", cfg.Batch))
 	}
 	if cfg.Retention < 0 || cfg.Retention > 0 && cfg.Retention < 24*time.Hour {
-		errs = append(errs, fmt.Errorf("Retention is %v: the inbox forgets whole days, so it must be at least 24h, or 0 to forget nothing", cfg.Retention))
+		errs = append(errs, fmt.Errorf("a retention of %v: the inbox forgets whole days, so it must be at least 24h, or 0 to forget nothing", cfg.Retention))
 	}
 	return errors.Join(errs...)
 }
