@@ -182,7 +182,7 @@ func TestEachWayIn(t *testing.T) {
 		broker string
 		k      identity.Kafka
 	}{
-		"TLS with a private authority":  {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: cdctest.Canary})},
+		"TLS with a private authority":      {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: cdctest.Canary})},
 		"another name of the server":        {named, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSServerName: "kafka.example"}},
 		"scram-sha-256 over TLS":            {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.ScramSHA256, Username: "walpost", Password: cdctest.Canary})},
 		"a client certificate":              {mutual, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSCertFile: client.CertFile, TLSKeyFile: client.KeyFile}},
