@@ -132,5 +132,8 @@ func (r *RejectedError) halt() *HaltError {
 // A commit record is longer than eight bytes, and PostgreSQL sends a transaction if and only if its commit record
 // begins at or after the slot's position.
 func giveUp(commit LSN) string {
-	return fmt.Sprintf("`walpost skip --to %s` gives up the rest of this one transaction; you can write its rows to the outbox again", commit+8)
+	return fmt.Sprintf("`walpost skip --to %s` gives up for good the rows of this one transaction that were not delivered; %s", commit+8, othersStay)
 }
+
+// othersStay ends the sentence about a skip of one transaction.
+const othersStay = "its delivered rows stay in Kafka, and you can write the others to the outbox again"

@@ -249,7 +249,7 @@ func (r *reader) undecodable(err error) error {
 	halt := &HaltError{
 		Found: w.Found,
 		Means: "every later row waits in the slot; nothing is lost",
-		Run:   "`walpost skip --to next` finds the one transaction that cannot be decoded, and gives it up; you can write its rows to the outbox again",
+		Run:   "`walpost skip --to next` finds the one transaction that cannot be decoded, and gives up for good its rows that were not delivered; " + othersStay,
 	}
 	if r.tracker.open {
 		tx := r.tracker.tx

@@ -172,6 +172,15 @@ func (s *State) copied() bool { return s.Cluster != "" && s.ReadFrom != "" && s.
 // Last returns the position of the last durable row.
 func (s *State) Last() Position { return Position{s.CommitLSN, s.Ordinal} }
 
+// DeliveredIn returns how many rows of a range's first transaction are delivered, according to the record. A relay that
+// crashed before it wrote the record may have delivered more.
+func (s *State) DeliveredIn(r Range) int64 {
+	if s.CommitLSN >= r.From && s.CommitLSN < r.To {
+		return int64(s.Ordinal)
+	}
+	return 0
+}
+
 // Key returns the record's key: each session has another, so that no session overwrites another's record.
 func (s *State) Key() string { return fmt.Sprintf("%d/%s", s.Epoch, s.Instance) }
 

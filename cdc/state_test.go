@@ -69,3 +69,12 @@ func TestParseLSN(t *testing.T) {
 		}
 	}
 }
+
+// TestDeliveredInCountsAPartOfATransaction: only rows of a transaction that the range has and the record covers in part.
+func TestDeliveredInCountsAPartOfATransaction(t *testing.T) {
+	for commit, want := range map[LSN]int64{0: 0, 0x0f: 0, 0x10: 3, 0x1f: 3, 0x20: 0} {
+		if got := (&State{CommitLSN: commit, Ordinal: 3}).DeliveredIn(Range{0x10, 0x20}); got != want {
+			t.Errorf("last commit %s: %d delivered rows, want %d", commit, got, want)
+		}
+	}
+}

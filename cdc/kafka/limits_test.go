@@ -39,7 +39,7 @@ func TestACommandsPublishingHasALimit(t *testing.T) {
 		}
 	}
 	defer func() { _ = admin.Delete(context.Background(), cfg.StateTopic()) }()
-	for name, open := range map[string]func(context.Context) (cdc.Publisher, error){"a decision": admin.OpenFenced, "a replay": sink.OpenReplay, "the relay": sink.Open} {
+	for name, open := range map[string]func(context.Context) (cdc.Publisher, error){"a decision": admin.OpenFenced, "a replay": func(ctx context.Context) (cdc.Publisher, error) { return sink.OpenReplay(ctx, false) }, "the relay": sink.Open} {
 		t.Run(name, func(t *testing.T) {
 			pub, err := open(t.Context())
 			if err != nil {

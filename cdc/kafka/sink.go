@@ -189,10 +189,10 @@ func (s *Sink) Open(ctx context.Context) (cdc.Publisher, error) {
 }
 
 // OpenReplay returns a client for `walpost replay`, which works next to the relay's: in exactly-once it has another
-// transactional id.
-func (s *Sink) OpenReplay(ctx context.Context) (cdc.Publisher, error) {
+// transactional id. In a dry run it has none, because it publishes nothing and must fence no replay that runs.
+func (s *Sink) OpenReplay(ctx context.Context, dryRun bool) (cdc.Publisher, error) {
 	var id string
-	if s.cfg.Delivery == config.ExactlyOnce {
+	if s.cfg.Delivery == config.ExactlyOnce && !dryRun {
 		id = s.cfg.TransactionalID() + ".replay"
 	}
 	p, err := s.newPublisher(ctx, id, s.cfg.Kafka.TransactionTimeout)

@@ -23,7 +23,7 @@ const (
 type ReplayOptions struct {
 	AdminURL string    // URL of a role that may read the outbox
 	From, To time.Time // rows created at or after From and before To
-	DryRun   bool
+	DryRun   bool      // route and check the rows, and publish none
 	// Progress is called before the first row and then every two seconds. It may be nil.
 	Progress func(Replayed)
 }
@@ -32,11 +32,11 @@ type ReplayOptions struct {
 type Replayed struct {
 	Rows int64 // number of rows of this time that are still in the table
 	// Delivered is the commit time of the last row that was delivered before the replay, if it is known. Before is the number
-	// of rows that were created before it: those that are not in a gap arrive twice.
+	// of rows that were created before it: Kafka has them already, except those in a gap.
 	Delivered  time.Time
 	Before     int64
-	Published  int64
-	Last       string      // created_at of the last row that was published
+	Published  int64       // in a dry run, the number of rows that would be published
+	Last       string      // created_at of the last of them
 	Rejected   int         // number of rows that were rejected
 	Rejections []Rejection // the first of them
 }
@@ -57,20 +57,23 @@ func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error
 	if err != nil {
 		return Replayed{}, err
 	}
-	r := &replay{Pipeline: p, progress: o.Progress, route: route.New(p.cfg.Pipeline, p.cfg.Kafka), mark: []byte(time.Now().UTC().Format(time.RFC3339))}
+	r := &replay{Pipeline: p, progress: o.Progress, dryRun: o.DryRun, route: route.New(p.cfg.Pipeline, p.cfg.Kafka), mark: []byte(time.Now().UTC().Format(time.RFC3339))}
 	if r.done.Delivered, err = p.kind.delivered(ctx); err != nil {
 		return r.done, err
 	}
-	if r.done.Rows, r.done.Before, err = rows.Count(ctx, r.done.Delivered); err != nil || o.DryRun {
+	if r.done.Rows, r.done.Before, err = rows.Count(ctx, r.done.Delivered); err != nil {
 		return r.done, err
 	}
 	r.tell()
-	if r.pub, err = p.sink.OpenReplay(ctx); err != nil {
+	if r.pub, err = p.sink.OpenReplay(ctx, o.DryRun); err != nil {
 		return r.done, err
 	}
 	defer r.pub.Close()
 	if err = rows.Each(ctx, func(row *cdc.Row) error { return r.add(ctx, row) }); err == nil {
 		err = r.flush(ctx)
+	}
+	if o.DryRun {
+		return r.done, err
 	}
 	what := fmt.Sprintf("%d rows were published again", r.done.Published)
 	switch {
@@ -115,6 +118,7 @@ type replay struct {
 	route    *route.Router
 	mark     []byte
 	progress func(Replayed)
+	dryRun   bool
 	told     time.Time
 
 	rows  []*cdc.Row
@@ -165,8 +169,10 @@ func (r *replay) flush(ctx context.Context) error {
 		records = append(records, rec)
 	}
 	if len(records) > 0 {
-		if err := r.pub.Publish(ctx, records, nil); err != nil {
-			return err
+		if !r.dryRun {
+			if err := r.pub.Publish(ctx, records, nil); err != nil {
+				return err
+			}
 		}
 		r.done.Published += int64(len(records))
 		r.done.Last = strings.TrimSpace(string(records[len(records)-1].Row.CreatedAt))

@@ -55,13 +55,13 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 		return s, err
 	}
 	s.Range = cdc.Range{From: d.State.Covered, To: to}
-	s.What = "rows that are not delivered and were committed in this range are given up"
+	s.What = "rows that were committed in this range and not delivered are given up for good"
 	if o.Next {
-		s.What = "the one transaction that PostgreSQL cannot decode is given up"
+		s.What = "the one transaction that PostgreSQL cannot decode is given up for good; its rows that were delivered stay in Kafka"
 	} else if transactions, rows, err := d.pg.Waiting(ctx, s.From, to); err != nil {
 		s.Uncounted = err
 	} else {
-		s.What = fmt.Sprintf("%d outbox rows of %d transactions are given up, except those that were delivered already", rows, transactions)
+		s.What = givenUp(transactions, rows, d.State.DeliveredIn(s.Range))
 	}
 	switch before := d.State.Halt; {
 	case before != nil && state.Halt != nil:
@@ -87,6 +87,16 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 		return s, err
 	}
 	return s, d.advance(ctx, to)
+}
+
+// givenUp returns the sentence about the rows of a range, of which the first ones may have been delivered.
+func givenUp(transactions, rows, delivered int64) string {
+	delivered = min(delivered, rows)
+	said := fmt.Sprintf("%d outbox rows of %d transactions are given up for good: no relay will publish them", rows-delivered, transactions)
+	if delivered > 0 {
+		said += fmt.Sprintf("; %d earlier rows of the first transaction were delivered, and stay in Kafka", delivered)
+	}
+	return said
 }
 
 // undecodable returns the LSN after the one transaction that PostgreSQL cannot decode. It returns an error while earlier rows

@@ -305,7 +305,7 @@ func (s *testbed) wantHalt(r *e2e.Relay, c provoked) {
 		out := s.MustRun(s.findCommands(sentence, command)...)
 		said += out
 	}
-	if m := regexp.MustCompile(`(\d+) outbox rows of 1 transactions are given up`).FindStringSubmatch(said); c.lost > 0 && c.run[0] == "skip --to" && !strings.Contains(said, "the one transaction that PostgreSQL cannot decode") {
+	if m := regexp.MustCompile(`(\d+) outbox rows of 1 transactions are given up for good`).FindStringSubmatch(said); c.lost > 0 && c.run[0] == "skip --to" && !strings.Contains(said, "the one transaction that PostgreSQL cannot decode") {
 		if m == nil {
 			s.T.Errorf("skip does not say how many rows are given up:\n%s", said)
 		} else if n, _ := strconv.Atoi(m[1]); n < c.lost {

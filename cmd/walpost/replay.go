@@ -13,7 +13,7 @@ type replayCmd struct {
 	AdminURL string `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, as a role that may read the outbox table. The relay's role may not."`
 	From     string `required:"" placeholder:"TIME" help:"Publish rows that were created (created_at) at or after this time: 2026-11-22T08:00:00Z."`
 	To       string `required:"" placeholder:"TIME" help:"Publish rows that were created before this time, or now."`
-	DryRun   bool   `help:"Print the number of rows, and publish nothing."`
+	DryRun   bool   `help:"Print how many rows would be published and rejected, and publish nothing."`
 
 	NoneMissing bool `help:"Publish nothing, and write down your decision that Kafka has every row of this time, so that walpost status no longer shows its gap."`
 }
@@ -47,12 +47,10 @@ func (c *replayCmd) Run(p *process) error {
 	r, err := pl.Replay(p.ctx, o)
 	switch {
 	case err == nil && c.DryRun:
-		c.found(p, cfg, o, r)
-		p.say("nothing was published (--dry-run)")
+		rejections(p, r)
+		p.say("nothing was published (--dry-run): %d rows would be published, and %d rejected", r.Published, r.Rejected)
 	case began && (err == nil || r.Published > 0 || r.Rejected > 0):
-		for _, rejected := range r.Rejections {
-			p.say("rejected: row %q: %s", rejected.EventID, rejected.Reason)
-		}
+		rejections(p, r)
 		if r.Published == 0 {
 			p.say("nothing was published: if rows of that time are missing in Kafka, they were deleted from the table, or their created_at is another time")
 			break
@@ -60,6 +58,13 @@ func (c *replayCmd) Run(p *process) error {
 		p.say("%d rows were published again, the last one created at %s", r.Published, r.Last)
 	}
 	return err
+}
+
+// rejections prints the first rows that cannot be published under this configuration, each with the reason.
+func rejections(p *process, r pipeline.Replayed) {
+	for _, rejected := range r.Rejections {
+		p.say("rejected: row %q: %s", rejected.EventID, rejected.Reason)
+	}
 }
 
 // noneMissing writes down that no row of the time range is missing.
@@ -107,9 +112,9 @@ func (*replayCmd) found(p *process, cfg config.Config, o pipeline.ReplayOptions,
 	case cfg.Source.Kind == config.KindPolling:
 		p.say("rows that were published before arrive twice, and so do pending rows, which the relay publishes as well: consumers drop repeats by the header id")
 	case r.Delivered.IsZero():
-		p.say("it is not known how many of them were published before; those arrive twice, and consumers drop repeats by the header id")
+		p.say("it is not known how many of them Kafka has already; a replay publishes these again, and consumers drop the second copy by the header id")
 	default:
-		p.say("%d of them were created before the last row that was delivered (committed %s): those that are not in a gap arrive twice, and consumers drop repeats by the header id",
+		p.say("Kafka may have up to %d of them already, because they were created before the last delivered row (committed %s); a replay publishes these again, and consumers drop the second copy by the header id",
 			r.Before, r.Delivered.UTC().Format(time.RFC3339))
 	}
 }

@@ -82,6 +82,13 @@ func TestReplaySaysWhatItRefuses(t *testing.T) {
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) SELECT gen_random_uuid(), t, 'k', 'OrderPaid', '{}' FROM unnest('{order,invoice,order}'::text[]) t`)
 	hour := time.Now().Add(-time.Hour).Format(time.RFC3339)
 	later := time.Now().Add(time.Hour).Format(time.RFC3339)
+	if out := s.DryRun("replay", "--from", hour, "--to", later); !strings.Contains(out, `its aggregate type "invoice" is not in kafka.aggregate_types`) ||
+		!strings.HasSuffix(out, "\nnothing was published (--dry-run): 2 rows would be published, and 1 rejected\n") {
+		t.Errorf("dry run:\n%s", out)
+	}
+	if n := len(s.EventIDs()); n != 0 {
+		t.Errorf("a dry run published %d rows", n)
+	}
 	s.MustRefuse("1 rows were rejected", "replay", "--from", hour, "--to", later)
 	if n := len(s.EventIDs()); n != 2 {
 		t.Errorf("%d rows published, want the two that can be", n)
