@@ -141,6 +141,11 @@ type Decision struct {
 	What    string    `json:"what"`
 	From    string    `json:"from,omitempty"` // an LSN or a time, in the command's notation
 	To      string    `json:"to,omitempty"`
+	// Missing describes the rows that the decision left behind. The record of an older walpost does not have it.
+	Missing *Missing `json:"missing,omitempty"`
+	// Complete is true for a replay that published every row which it found from From to To, and for an operator's
+	// statement that no row of this time is missing.
+	Complete bool `json:"complete,omitempty"`
 }
 
 // DecisionPrefix begins the keys of decisions in the state topic.

@@ -390,12 +390,9 @@ func Reference() string {
 	b.WriteString("| key | default | what it is |\n|---|---|---|\n")
 	cfg := Default()
 	eachKey(reflect.ValueOf(&cfg).Elem(), nil, func(path []string, v reflect.Value, tag reflect.StructTag) {
-		def := fmt.Sprint(v.Interface())
-		switch {
-		case v.IsZero() && v.Kind() != reflect.Int:
+		def := "`" + fmt.Sprint(v.Interface()) + "`"
+		if _, duration := v.Interface().(time.Duration); v.IsZero() && v.Kind() != reflect.Int && !duration {
 			def = ""
-		default:
-			def = "`" + def + "`"
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", strings.Join(path, "."), def, cmp.Or(tag.Get("doc"), tag.Get("help")))
 	})

@@ -225,7 +225,7 @@ func TestStrays(t *testing.T) {
 
 func TestReferenceHasEveryKey(t *testing.T) {
 	ref := Reference()
-	for _, key := range []string{"`pipeline`", "`source.columns.payload`", "`kafka.sasl.password`", "`window.pace`", "`2ms`", "`4MiB`"} {
+	for _, key := range []string{"`pipeline`", "`source.columns.payload`", "`kafka.sasl.password`", "`window.pace`", "`2ms`", "`4MiB`", "`cleanup.every` | `0s` |"} {
 		if !strings.Contains(ref, key) {
 			t.Errorf("the reference lacks %s", key)
 		}

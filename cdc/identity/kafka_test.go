@@ -182,7 +182,7 @@ func TestEachWayIn(t *testing.T) {
 		broker string
 		k      identity.Kafka
 	}{
-		"TLS with an authority of our own":  {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: cdctest.Canary})},
+		"TLS with a private authority":      {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.Plain, Username: "walpost", Password: cdctest.Canary})},
 		"another name of the server":        {named, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSServerName: "kafka.example"}},
 		"scram-sha-256 over TLS":            {encrypted, with(tlsOn, identity.SASL{Mechanism: identity.ScramSHA256, Username: "walpost", Password: cdctest.Canary})},
 		"a client certificate":              {mutual, identity.Kafka{TLS: true, TLSCAFile: ca.File, TLSCertFile: client.CertFile, TLSKeyFile: client.KeyFile}},
@@ -678,7 +678,7 @@ func TestLoginThatWaits(t *testing.T) {
 				return nil
 			})
 			if after := time.Since(from); after < 7*time.Second {
-				t.Errorf("%q is said after %s", c.then, after)
+				t.Errorf("%q appears after %s", c.then, after)
 			}
 			host, port, _ := net.SplitHostPort(c.broker)
 			n, _ := net.LookupPort("tcp", port)

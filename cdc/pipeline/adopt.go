@@ -109,7 +109,11 @@ func (p *Pipeline) Adopt(ctx context.Context, o AdoptOptions) (done Adoption, er
 		return done, nil
 	}
 	written = true // an error of write does not prove the opposite
-	if err := d.write(ctx, a.State, "adopt", what, a.Gap.From, a.Gap.To); err != nil {
+	made := cdc.Decision{Command: "adopt", What: what, From: a.Gap.From.String(), To: a.Gap.To.String()}
+	if !a.Gap.IsZero() {
+		made.Missing = cdc.LeftBehind(d.State, &d.Facts, done.Open)
+	}
+	if err := d.write(ctx, a.State, made); err != nil {
 		return done, err
 	}
 	if a.Advance != 0 {

@@ -76,7 +76,7 @@ func (d *decision) close(ctx context.Context) {
 }
 
 // write makes the state record durable, and writes the decision down.
-func (d *decision) write(ctx context.Context, st *cdc.State, command, what string, from, to cdc.LSN) error {
+func (d *decision) write(ctx context.Context, st *cdc.State, made cdc.Decision) error {
 	if err := d.pub.Publish(ctx, nil, st); err != nil {
 		return fmt.Errorf("write the state record: %w", err)
 	}
@@ -84,7 +84,7 @@ func (d *decision) write(ctx context.Context, st *cdc.State, command, what strin
 		return err
 	}
 	d.progress.step("state record in %s: covered = %s", d.cfg.StateTopic(), st.Covered)
-	return d.note(ctx, command, what, from.String(), to.String())
+	return d.note(ctx, made)
 }
 
 // movable returns an error while PostgreSQL would not move the slot: PostgreSQL 17 and later first wait for the standby

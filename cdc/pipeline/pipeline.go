@@ -119,7 +119,7 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	of := p.kind.watched()
 	of.login, of.certified = p.sink, []certified{p.sink, p.source}
 	p.metrics = newMetrics(cfg.Pipeline, of, p.registry)
-	observer := cdc.Tee(logger(cfg, o.Log, p.away), p.metrics.observer())
+	observer := cdc.Tee(p.metrics.observer(), logger(cfg, o.Log, p.away)) // so that /readyz says it when the log does
 	if tell := observer.Role; cfg.Commands("`walpost ") != "`walpost " {
 		observer.Role = func(role cdc.Role, err error) { tell(role, runnable(&cfg, err)) }
 	}
@@ -196,7 +196,8 @@ func (p Progress) step(what string, args ...any) {
 	}
 }
 
-// note writes an operator's decision to the state topic.
-func (p *Pipeline) note(ctx context.Context, command, what, from, to string) error {
-	return p.kind.note(ctx, &cdc.Decision{Time: time.Now().UTC(), Command: command, By: cmp.Or(p.operator, "unknown"), What: what, From: from, To: to})
+// note writes an operator's decision to the state topic. It fills in the time and the operator.
+func (p *Pipeline) note(ctx context.Context, d cdc.Decision) error {
+	d.Time, d.By = time.Now().UTC(), cmp.Or(p.operator, "unknown")
+	return p.kind.note(ctx, &d)
 }

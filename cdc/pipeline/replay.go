@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/header"
 	"github.com/walpost/walpost/cdc/route"
 )
@@ -72,10 +73,13 @@ func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error
 		err = r.flush(ctx)
 	}
 	what := fmt.Sprintf("%d rows were published again", r.done.Published)
-	if err != nil {
+	switch {
+	case err != nil:
 		what += ", then it failed"
+	case r.done.Rejected > 0:
+		what += fmt.Sprintf(", %d were rejected", r.done.Rejected)
 	}
-	noted := p.note(ctx, "replay", what, o.From.Format(time.RFC3339Nano), o.To.Format(time.RFC3339Nano))
+	noted := p.note(ctx, replayed(what, o.From, o.To, err == nil && r.done.Rejected == 0))
 	switch {
 	case err != nil:
 		return r.done, fmt.Errorf("the replay did not finish: run it again from the time of the last row: %w", errors.Join(err, noted))
@@ -86,6 +90,22 @@ func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error
 		return r.done, fmt.Errorf("%d rows were rejected and are not published: fix the cause, and run this again", r.done.Rejected)
 	}
 	return r.done, nil
+}
+
+// NoneMissing writes down the operator's decision that no row of a time range is missing in Kafka, and publishes nothing.
+// Status then no longer shows a gap of this time.
+func (p *Pipeline) NoneMissing(ctx context.Context, from, to time.Time) error {
+	if p.cfg.Source.Kind == config.KindPolling {
+		return errors.New("source.kind: polling leaves no gap and keeps no decisions: the column of the status says which rows were published")
+	}
+	return p.note(ctx, replayed("no row is missing in Kafka, by the operator's decision; nothing was published", from, to, true))
+}
+
+// replayed returns the decision that a replay writes down. complete is true if no row of its time range is missing after it.
+func replayed(what string, from, to time.Time, complete bool) cdc.Decision {
+	d := cdc.Decision{Command: "replay", From: from.UTC().Format(time.RFC3339Nano), To: to.UTC().Format(time.RFC3339Nano), Complete: complete}
+	d.What = fmt.Sprintf("%s (--from %s --to %s)", what, d.From, d.To)
+	return d
 }
 
 // replay is one call of Replay.

@@ -82,7 +82,8 @@ func (p *Pipeline) Skip(ctx context.Context, o SkipOptions) (s Skipped, err erro
 	if o.DryRun {
 		return s, nil
 	}
-	if err := d.write(ctx, state, "skip", s.What, s.From, to); err != nil {
+	made := cdc.Decision{Command: "skip", What: s.What, From: s.From.String(), To: to.String()}
+	if err := d.write(ctx, state, made); err != nil {
 		return s, err
 	}
 	return s, d.advance(ctx, to)

@@ -18,8 +18,8 @@ type Verdict string
 // The verdicts, from the best to the worst.
 const (
 	Flows        Verdict = "flows"         // rows reach Kafka, or would
-	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka did not answer
-	NeedsSomeone Verdict = "needs_someone" // rows do not flow, or dead letters are unresolved: an operator has to act
+	CannotTell   Verdict = "cannot_tell"   // PostgreSQL or Kafka could not be read
+	NeedsSomeone Verdict = "needs_someone" // rows do not flow, dead letters are unresolved, or a gap is not replayed: an operator has to act
 )
 
 // Status is the state of a pipeline, as `walpost status` and GET /status show it. A field that is missing is zero, or not
@@ -52,13 +52,17 @@ type Status struct {
 	WALPerHour  *int64     `json:"wal_bytes_per_hour,omitempty"`
 	SlotSeconds *float64   `json:"slot_seconds_left,omitempty"`
 	State       *cdc.State `json:"state,omitempty"`
-	// Decisions are those of operators, the oldest first. Only Status without a running relay reads them.
+	// Decisions are those of operators, the oldest first. Gaps are the ranges of commits that a decision left behind and that
+	// no replay has filled. Only Status without a running relay reads both.
 	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
+	Gaps        []cdc.Gap        `json:"gaps,omitempty"`
 	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // missing without poison.policy: dead_letter
 	Backlog     *polling.Backlog `json:"backlog,omitempty"`                 // of a polled table
 	Notes       []string         `json:"notes,omitempty"`                   // facts to know that do not stop the relay
 	Blocked     []string         `json:"blocked"`                           // the causes that keep rows from flowing, each with what to do
 	BlockedBy   []Blocker        `json:"blocked_by,omitempty"`              // the same causes, each in its parts
+
+	halts bool // a halt is among the causes
 }
 
 // Blocker is a cause that keeps rows from flowing. A halt has all three parts; another cause is one sentence, in Found.
@@ -74,7 +78,7 @@ const kafkaAway = "kafka does not answer: look into its brokers' logs"
 // Slot is the replication slot.
 type Slot struct {
 	Name           string `json:"name"`
-	Exists         *bool  `json:"exists,omitempty"` // missing if PostgreSQL did not answer
+	Exists         *bool  `json:"exists,omitempty"` // missing if PostgreSQL could not be read
 	Active         bool   `json:"active"`
 	ConfirmedFlush string `json:"confirmed_flush_lsn,omitempty"`
 	RestartLSN     string `json:"restart_lsn,omitempty"`
@@ -101,6 +105,7 @@ func (s *Status) blocked(err error) bool {
 		return false
 	case errors.As(err, new(*cdc.HaltError)):
 		s.halted(err)
+		s.halts = true
 	default:
 		s.add(err)
 		if s.Verdict == Flows {
@@ -143,6 +148,13 @@ func blocker(err error) Blocker {
 	}
 	parts := halt.Parts()
 	return Blocker{Found: before + parts[0][1], Means: parts[1][1], Run: parts[2][1]}
+}
+
+// decided fills in the operators' decisions, and the gaps that they left.
+func (s *Status) decided(decisions []cdc.Decision) {
+	if s.Decisions, s.Gaps = decisions, cdc.Gaps(decisions); len(s.Gaps) > 0 {
+		s.Verdict = NeedsSomeone
+	}
 }
 
 // puts fills in the number of unresolved dead letters.

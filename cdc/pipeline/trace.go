@@ -77,18 +77,21 @@ type WhereOptions struct {
 func (p *Pipeline) Where(ctx context.Context, o WhereOptions) (*Trace, error) {
 	t := &Trace{Asked: o.ID, Events: []Traced{}}
 	key, url := p.kind.reader(cmp.Or(o.ReadKey, "source.url"), cmp.Or(o.ReadURL, p.cfg.Source.URL))
-	rows, end, err := p.source.Find(ctx, key, url, o.ID)
-	if errors.Is(err, postgres.ErrUnreadable) || errors.Is(err, postgres.ErrZone) {
-		t.Notes = append(t.Notes, err.Error())
-	} else if err != nil {
-		return nil, err
+	rows, end, unread := p.source.Find(ctx, key, url, o.ID)
+	if errors.Is(unread, postgres.ErrUnreadable) || errors.Is(unread, postgres.ErrZone) {
+		t.Notes = append(t.Notes, unread.Error())
+	} else if unread != nil {
+		return nil, unread
 	}
 	t.names = names(o.ID, rows)
 	// Read the server's facts after the rows and before the topics: a row that the server reports as delivered is then on the topics.
-	if err := p.kind.trace(ctx, t, rows, end); err != nil {
+	err := p.kind.trace(ctx, t, rows, end)
+	if err != nil {
 		return nil, err
 	}
-	if t.From, err = from(o.ID, rows, o.Since); err != nil {
+	if t.From, err = from(o.ID, rows, o.Since); errors.Is(err, errNoRow) && errors.Is(unread, postgres.ErrUnreadable) {
+		return nil, fmt.Errorf("%w. To search Kafka without the row, say how far back: --since 24h", unread)
+	} else if err != nil {
 		return nil, errors.Join(append([]error{err}, notes(t.Notes)...)...)
 	}
 	if err := p.search(ctx, t, rows); err != nil {
@@ -140,6 +143,9 @@ func notes(texts []string) (errs []error) {
 	return errs
 }
 
+// errNoRow is returned if no row has the id or key, and the id has no time in it.
+var errNoRow = errors.New("no row of the outbox has this id or key: its transaction was rolled back, the row was deleted, or it was never written. To search Kafka too, say how far back: --since 24h")
+
 // from returns the time of the oldest record to read.
 func from(what string, rows []postgres.TableRow, since time.Duration) (time.Time, error) {
 	if since > 0 {
@@ -167,7 +173,7 @@ func from(what string, rows []postgres.TableRow, since time.Duration) (time.Time
 		return at, ahead
 	}
 	if at.IsZero() {
-		return at, fmt.Errorf("no readable row of the outbox has %q, and it is not a UUIDv7, which contains its time: say how far back to read, --since 24h for example", what)
+		return at, errNoRow
 	}
 	return at.Add(-clockMargin).UTC(), nil
 }

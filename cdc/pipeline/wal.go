@@ -60,7 +60,7 @@ func (w wal) survey(ctx context.Context, st *Status) {
 	}
 	if !away {
 		if decisions, err := w.sink.Decisions(ctx); err == nil { // Peek reports an error
-			st.Decisions = decisions
+			st.decided(decisions)
 		}
 		if w.cfg.Poison.Policy == config.PolicyDeadLetter {
 			if n, err := w.sink.Unresolved().Count(ctx); !st.blocked(err) {
@@ -103,7 +103,8 @@ func (w wal) survey(ctx context.Context, st *Status) {
 			st.blocked(seen.State.Halt.Halt())
 		}
 	}
-	if slot := seen.Facts.Slot; slot.Exists && !slot.Active {
+	// A halted relay releases the slot: then the halt alone says what to do.
+	if slot := seen.Facts.Slot; slot.Exists && !slot.Active && !st.halts {
 		st.blockedBy("no relay streams from the slot: start `walpost relay`; if one runs, its log and /readyz say why it does not stream")
 	}
 }

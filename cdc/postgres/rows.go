@@ -304,7 +304,11 @@ func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, columns RowColumns,
 	case pgerrcode.InvalidTextRepresentation, pgerrcode.NumericValueOutOfRange, pgerrcode.InvalidParameterValue:
 		return nil, nil
 	case pgerrcode.InsufficientPrivilege:
-		return nil, fmt.Errorf("%w: role %q may not: %s; or name one that may with --read-url", ErrUnreadable, conn.Config().User, s.lacking(ctx, conn, err, reading...))
+		grant := ""
+		if sql := s.lacking(ctx, conn, err, reading...); sql != "" {
+			grant = "run `" + sql + "`, or "
+		}
+		return nil, fmt.Errorf("%w: role %q may not read it: %sname a role that may with --read-url", ErrUnreadable, conn.Config().User, grant)
 	case pgerrcode.QueryCanceled:
 		return nil, fmt.Errorf("%w: the search for %s took longer than %s: create an index on it", ErrUnreadable, by, findIn)
 	}

@@ -238,7 +238,7 @@ func TestServeTakesOrdersTellsOperatorsAndStopsWhenAsked(t *testing.T) {
 	if err := <-s.ended; err != nil {
 		t.Errorf("stopped with %v", err)
 	}
-	if line := s.log.must(t, "stopping"); line["cause"] != "terminated" {
+	if line := s.log.must(t, "stopping HTTP"); line["cause"] != "terminated" {
 		t.Errorf("got %v", line)
 	}
 }

@@ -25,14 +25,26 @@ func (c *adoptCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	_, err = pl.Adopt(p.ctx, pipeline.AdoptOptions{
+	done, err := pl.Adopt(p.ctx, pipeline.AdoptOptions{
 		NewServer: c.NewServer, LeftBehind: c.LeftBehind, AdminURL: p.ownURL(cfg, "ADMIN_URL", c.AdminURL),
 		CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Decided: p.adopts, Progress: steps(p.stdout),
 	})
 	if err == nil {
 		p.goOn(c.DryRun)
+		p.fillGap(c.DryRun, done)
 	}
 	return err
+}
+
+// fillGap prints the replay as the next step after an adoption that left a gap.
+func (p *process) fillGap(dryRun bool, a pipeline.Adoption) {
+	switch {
+	case dryRun || a.Gap.IsZero():
+	case len(a.Open) > 0:
+		p.say("next: when the open transactions have ended, run %s; the relay may stream meanwhile", a.ReplayOpen)
+	default:
+		p.say("next: run %s; the relay may stream meanwhile", a.Replay)
+	}
 }
 
 // adopts prints what adopt accepts, and which rows may be missing in Kafka.

@@ -11,7 +11,7 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
 )
 
-// insertOld is insert, two hours ago.
+// insertOldRows inserts n rows with a created_at two hours ago.
 func (s *testbed) insertOldRows(n int) {
 	s.T.Helper()
 	s.Exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, created_at)

@@ -14,9 +14,14 @@ type replayCmd struct {
 	From     string `required:"" placeholder:"TIME" help:"Publish rows that were created (created_at) at or after this time: 2026-11-22T08:00:00Z."`
 	To       string `required:"" placeholder:"TIME" help:"Publish rows that were created before this time, or now."`
 	DryRun   bool   `help:"Print the number of rows, and publish nothing."`
+
+	NoneMissing bool `help:"Publish nothing, and write down your decision that Kafka has every row of this time, so that walpost status no longer shows its gap."`
 }
 
 func (c *replayCmd) Run(p *process) error {
+	if c.NoneMissing {
+		return c.noneMissing(p)
+	}
 	cfg, err := p.config()
 	url, missing := p.adminURL(cfg, c.AdminURL, "replay reads the outbox table")
 	if err := errors.Join(err, missing); err != nil {
@@ -55,6 +60,27 @@ func (c *replayCmd) Run(p *process) error {
 		p.say("%d rows were published again, the last one created at %s", r.Published, r.Last)
 	}
 	return err
+}
+
+// noneMissing writes down that no row of the time range is missing.
+func (c *replayCmd) noneMissing(p *process) error {
+	from, to, err := c.times(time.Now())
+	if err != nil {
+		return err
+	}
+	pl, err := p.pipeline()
+	if err != nil {
+		return err
+	}
+	if c.DryRun {
+		p.say("nothing was written down (--dry-run)")
+		return nil
+	}
+	if err := pl.NoneMissing(p.ctx, from, to); err != nil {
+		return err
+	}
+	p.say("done: walpost status no longer counts rows that were created from %s to %s as missing", from.UTC().Format(time.RFC3339), to.UTC().Format(time.RFC3339))
+	return nil
 }
 
 // times returns the times of --from and --to.

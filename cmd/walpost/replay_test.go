@@ -1,12 +1,17 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
+	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 // TestReplayFillsAGap loses rows the way an advanced slot does, and brings them back from the table: whole, in created
@@ -88,4 +93,54 @@ func TestReplaySaysWhatItRefuses(t *testing.T) {
 	s.MustRefuse("is not before", "replay", "--from", later, "--to", hour)
 	s.Env["WALPOST_ADMIN_URL"] = ""
 	s.MustRefuse("--admin-url", "replay", "--from", hour, "--to", later)
+}
+
+// TestGapStaysUntilItIsReplayed: a relay streams after an adoption that left rows behind, and status needs an operator
+// until a replay has covered their time, or the operator has written down that none is missing.
+func TestGapStaysUntilItIsReplayed(t *testing.T) {
+	t.Parallel()
+	s := newTestbed(t)
+	s.MustRun("init")
+	gap := regexp.MustCompile("\ngap        rows committed in (\\(.*?\\]) may be missing in Kafka: run `walpost (replay --from \\S+ --to \\S+)`.*\nblocked    by nothing\n$")
+	var r *e2e.Relay
+	for i, end := range []string{"", "--none-missing"} {
+		if r != nil {
+			if err := r.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.InsertRows(5)
+		s.Exec("SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", s.Slot())
+		adopted := s.MustRun("adopt")
+		if last := regexp.MustCompile("\nnext: run `walpost replay --from \\S+ --to \\S+`; the relay may stream meanwhile\n$"); !last.MatchString(adopted) {
+			t.Errorf("adopt does not end with the next command:\n%s", adopted)
+		}
+		r = s.StartRelay()
+		r.WaitForLog(20*time.Second, `"streaming"`)
+		out, err := s.Run("status")
+		m := gap.FindStringSubmatch(out)
+		if m == nil || !errors.Is(err, app.ExitError(1)) || !strings.Contains(adopted, "rows committed in "+m[1]) || !strings.Contains(adopted, m[2]) {
+			t.Fatalf("%v: status shows\n%s\nafter\n%s", err, out, adopted)
+		}
+		var st pipeline.Status
+		out, _ = s.Run("status", "--json")
+		if err := json.Unmarshal([]byte(out), &st); err != nil || len(st.Gaps) != 1 || st.Gaps[0].Range.String() != m[1] || st.Verdict != pipeline.NeedsSomeone {
+			t.Errorf("%v: status shows %+v, %s", err, st.Gaps, st.Verdict)
+		}
+		args := strings.Fields(m[2])
+		if end != "" {
+			args = append(args, end)
+		}
+		s.DryRun(args...)
+		if _, err := s.Run("status"); err == nil {
+			t.Error("a dry run ends the gap")
+		}
+		s.MustRun(args...)
+		if out, err := s.Run("status"); err != nil || strings.Contains(out, "\ngap ") || !strings.Contains(out, "("+strings.TrimPrefix(m[2], "replay ")+")\n") {
+			t.Errorf("after %v: %v\n%s", args, err, out)
+		}
+		if n := len(s.EventIDs()); n != 5 {
+			t.Errorf("%d: %d events, want the 5 of the first gap", i, n)
+		}
+	}
 }

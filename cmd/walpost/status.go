@@ -113,7 +113,7 @@ func status(out io.Writer, s pipeline.Status) {
 	case s.Slot.Exists != nil:
 		row("slot", "%s: does not exist", s.Slot.Name)
 	default:
-		row("slot", "%s: unknown: PostgreSQL did not answer", s.Slot.Name)
+		row("slot", "%s: unknown: PostgreSQL could not be read", s.Slot.Name)
 	}
 	switch {
 	case s.Slot == nil:
@@ -121,7 +121,7 @@ func status(out io.Writer, s pipeline.Status) {
 		row("state", "covered %s, last row %s/%d, epoch %d by %s, %s", s.State.Covered, s.State.CommitLSN, s.State.Ordinal,
 			s.State.Epoch, s.State.Instance, s.State.Time.Format(time.RFC3339))
 	default:
-		row("state", "no record, or Kafka did not answer")
+		row("state", "no record, or Kafka could not be read")
 	}
 	if s.DeadLetters != nil {
 		row("poison", "%d unresolved dead letters (`walpost dlq list`)", *s.DeadLetters)
@@ -134,6 +134,9 @@ func status(out io.Writer, s pipeline.Status) {
 	}
 	for _, n := range s.Notes {
 		row("note", "%s", n)
+	}
+	for _, g := range s.Gaps {
+		row("gap", "rows committed in %s may be missing in Kafka: run %s; if you know that none is missing, add --none-missing", g.Range, g.Run)
 	}
 	if len(s.Blocked) == 0 {
 		row("blocked", "by nothing")

@@ -22,6 +22,16 @@ func TestStatusPrintsAHaltInLines(t *testing.T) {
 	}
 }
 
+// TestStatusOfASlotThatCouldNotBeRead: PostgreSQL may have answered, and refused the role or the database; blocked names
+// the cause.
+func TestStatusOfASlotThatCouldNotBeRead(t *testing.T) {
+	var out strings.Builder
+	status(&out, pipeline.Status{Pipeline: "orders", Slot: &pipeline.Slot{Name: "walpost"}})
+	if want := "slot       walpost: unknown: PostgreSQL could not be read\n"; !strings.Contains(out.String(), want) {
+		t.Errorf("walpost status prints\n%s\nwant %s", &out, want)
+	}
+}
+
 // TestStatusBesideABusyRelay asks again and again while slot and state record move: it must never see one behind the
 // other and tell an operator to begin again.
 func TestStatusBesideABusyRelay(t *testing.T) {

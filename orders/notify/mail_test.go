@@ -174,7 +174,7 @@ func TestWhatServersDo(t *testing.T) {
 		"never ends a line":           {says(strings.Repeat("2", 2<<20)), nil, notify.Failed, five, "EOF", 0},
 		"answers everything with 250": {says(strings.Repeat("250 fine\r\n", 100)), nil, notify.Failed, five, "250", 0},
 		"hangs up after the 250":      {talks(map[string]string{"DATA": "354 go on", ".": "250 queued", "QUIT": ""}), nil, notify.Sent, "sent", "250 queued", 0},
-		"knows no code":               {talks(map[string]string{"DATA": "354 go on", ".": "999 whatever"}), nil, notify.Failed, five, "999", 0},
+		"knows no code":               {talks(map[string]string{"DATA": "354 go on", ".": "999 anything"}), nil, notify.Failed, five, "999", 0},
 		"continues after the end":     {talks(map[string]string{"DATA": "250 go on"}), nil, notify.Failed, five, "250", 0},
 		"wants another password": {
 			real(func(m *mailServer) { m.login = "shop:right" }), func(u string) string { return as("shop", "wr0ng@pass", u, "required") },

@@ -116,7 +116,7 @@ func Serve(ctx context.Context, ln net.Listener, h http.Handler, log zerolog.Log
 		return fmt.Errorf("serve HTTP on %s: %w", ln.Addr(), err)
 	case <-ctx.Done():
 	}
-	log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopping")
+	log.Info().AnErr("cause", context.Cause(ctx)).Msg("stopping HTTP")
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	err := server.Shutdown(grace)

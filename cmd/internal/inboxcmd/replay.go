@@ -44,7 +44,7 @@ func (r *Replay) Run(ctx context.Context, in *Inboxes) error {
 // report prints the plan.
 func (r *Replay) report(stdout io.Writer, group string, plan []inbox.Rewind, err error) error {
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "PARTITION\tFROM\tTO\tNEW\tINBOX SKIPS\tPARKED\tNOT OURS")
+	fmt.Fprintln(table, "PARTITION\tFROM\tTO\tNEW\tINBOX SKIPS\tPARKED\tOTHERS")
 	var fresh, skips int
 	for _, p := range plan {
 		fmt.Fprintf(table, "%d\t%d\t%d\t%d\t%d\t%d\t%d\n", p.Partition, p.From, p.Committed, p.New, p.Duplicates, p.Parked, p.Others)
