@@ -181,6 +181,13 @@ func (w wal) gap(ctx context.Context) error {
 	if _, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts); err != nil {
 		return fmt.Errorf("nothing was deleted, because a replay may need rows of the table: %w", err)
 	}
+	decisions, err := w.sink.Decisions(ctx)
+	if err != nil {
+		return err
+	}
+	if gaps := cdc.Gaps(decisions); len(gaps) > 0 {
+		return fmt.Errorf("nothing was deleted, because rows committed in %s may be missing in Kafka: run %s; if you know that none is missing, add --none-missing", gaps[0].Range, gaps[0].Run)
+	}
 	return nil
 }
 
