@@ -45,7 +45,7 @@ func problemOf(err error) problem {
 		return problem{Status: http.StatusNotFound, Detail: ErrNotFound.Error()}
 	case errors.As(err, &state):
 		return problem{Status: http.StatusConflict, Detail: state.Error()}
-	case errors.Is(err, outbox.ErrRefused), errors.As(err, &pgErr) && !passes(pgErr.Code):
+	case errors.Is(err, outbox.ErrRejected), errors.As(err, &pgErr) && !passes(pgErr.Code):
 		return problem{Status: http.StatusInternalServerError}
 	}
 	return problem{

@@ -85,7 +85,7 @@ func ExampleTable_AppendSQL() {
 		return tx.Commit()
 	}
 	fmt.Println("sent:", send("p-1", "Lisbon"))
-	fmt.Println("refused:", errors.Is(send("", "Porto"), outbox.ErrRefused)) // the event has no key: neither event nor parcel is written
+	fmt.Println("refused:", errors.Is(send("", "Porto"), outbox.ErrRejected)) // the event has no key: neither event nor parcel is written
 
 	var parcels, written int
 	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM parcels), count(*) FROM outbox`).Scan(&parcels, &written)

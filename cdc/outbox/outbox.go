@@ -46,9 +46,9 @@ const (
 	maxHeaders       = 16_384
 )
 
-// ErrRefused is wrapped by the error for an event that can never be written without a change. Roll the transaction
+// ErrRejected is wrapped by the error for an event that can never be written without a change. Roll the transaction
 // back.
-var ErrRefused = errors.New("outbox: event refused")
+var ErrRejected = errors.New("outbox: event rejected")
 
 var aggregateType = regexp.MustCompile(`^[A-Za-z0-9._-]{1,100}$`)
 
@@ -75,7 +75,7 @@ type Table string
 func (t Table) quoted() string { return pgx.Identifier(strings.Split(string(t), ".")).Sanitize() }
 
 // Append writes the event in tx: the event exists if tx commits, and not otherwise. After any error tx must be rolled
-// back. An error that wraps ErrRefused comes again for the same event.
+// back. An error that wraps ErrRejected comes again for the same event.
 func (t Table) Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 	var batch pgx.Batch
 	if err := t.Queue(&batch, ev); err != nil {
@@ -85,7 +85,7 @@ func (t Table) Append(ctx context.Context, tx pgx.Tx, ev Event) error {
 }
 
 // AppendSQL does what Append does, for a transaction of database/sql. A violation that only the table's CHECKs find
-// wraps ErrRefused with the driver pgx/v5/stdlib. An error of another driver is wrapped unchanged.
+// wraps ErrRejected with the driver pgx/v5/stdlib. An error of another driver is wrapped unchanged.
 func (t Table) AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
 	headers, err := ev.check()
 	if err != nil {
@@ -97,7 +97,7 @@ func (t Table) AppendSQL(ctx context.Context, tx *sql.Tx, ev Event) error {
 	return appended(ev, err)
 }
 
-// appended returns the error of an insert, with ErrRefused if the same event would fail again.
+// appended returns the error of an insert, with ErrRejected if the same event would fail again.
 func appended(ev Event, err error) error {
 	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) {
 		switch pgErr.Code {
@@ -106,9 +106,9 @@ func appended(ev Event, err error) error {
 				return fmt.Errorf("append event %s of type %q: the outbox has no partition for the present time: `walpost cleanup` creates those of the next days, and a DEFAULT partition takes rows that have none", ev.ID, ev.Type)
 			}
 			// pgErr.Detail holds the row, so leave it out
-			return fmt.Errorf("%w: event %s of type %q violates %s of the outbox", ErrRefused, ev.ID, ev.Type, pgErr.ConstraintName)
+			return fmt.Errorf("%w: event %s of type %q violates %s of the outbox", ErrRejected, ev.ID, ev.Type, pgErr.ConstraintName)
 		case pgerrcode.UntranslatableCharacter, pgerrcode.NumericValueOutOfRange: // \u0000, or a number larger than numeric
-			return fmt.Errorf("%w: event %s of type %q: payload cannot be stored as jsonb: %s", ErrRefused, ev.ID, ev.Type, pgErr.Message)
+			return fmt.Errorf("%w: event %s of type %q: payload cannot be stored as jsonb: %s", ErrRejected, ev.ID, ev.Type, pgErr.Message)
 		}
 	}
 	if err != nil {
@@ -153,7 +153,7 @@ func (ev Event) check() (headers string, err error) {
 	headers, ok := encodeHeaders(ev.Headers)
 	wrong(ok, "headers must be UTF-8 without NUL and at most %d bytes as jsonb", maxHeaders)
 	if len(errs) > 0 {
-		return "", fmt.Errorf("%w: %w", ErrRefused, errors.Join(errs...))
+		return "", fmt.Errorf("%w: %w", ErrRejected, errors.Join(errs...))
 	}
 	return headers, nil
 }

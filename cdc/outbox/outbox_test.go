@@ -172,7 +172,7 @@ func TestAppendRefusesWhatTheTableRefuses(t *testing.T) {
 			if text(other) != text(err) {
 				t.Errorf("Append says %v, and AppendSQL %v", err, other)
 			}
-			if c.ok != (err == nil) || !c.ok && (!errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), c.says)) {
+			if c.ok != (err == nil) || !c.ok && (!errors.Is(err, outbox.ErrRejected) || !strings.Contains(err.Error(), c.says)) {
 				t.Fatalf("got %v", err)
 			}
 			if c.says == "" || ev.ID == uuid.Nil {
@@ -203,16 +203,16 @@ func TestAppendTellsAnEventApartThatIsRefusedFromADatabaseThatIsGone(t *testing.
 	}
 	err = table.Append(t.Context(), tx, ev)
 	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) || pgErr.Code != pgerrcode.UniqueViolation || errors.Is(err, outbox.ErrRefused) {
+	if !errors.As(err, &pgErr) || pgErr.Code != pgerrcode.UniqueViolation || errors.Is(err, outbox.ErrRejected) {
 		t.Errorf("the same id twice: %v", err)
 	}
 	_ = conn.Close(t.Context())
-	if err := table.Append(t.Context(), tx, ev); err == nil || errors.Is(err, outbox.ErrRefused) {
+	if err := table.Append(t.Context(), tx, ev); err == nil || errors.Is(err, outbox.ErrRejected) {
 		t.Errorf("on a closed connection: %v", err)
 	}
 }
 
-// TestAppendWhereNoPartitionIs: a missing partition is not the event's fault, so the error is not ErrRefused.
+// TestAppendWhereNoPartitionIs: a missing partition is not the event's fault, so the error is not ErrRejected.
 func TestAppendWhereNoPartitionIs(t *testing.T) {
 	conn, err := pgx.Connect(t.Context(), cdctest.Database(t))
 	if err != nil {
@@ -224,7 +224,7 @@ func TestAppendWhereNoPartitionIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return table.Append(t.Context(), tx, good()) })
-	if err == nil || errors.Is(err, outbox.ErrRefused) || !strings.Contains(err.Error(), "no partition for the present time: `walpost cleanup`") {
+	if err == nil || errors.Is(err, outbox.ErrRejected) || !strings.Contains(err.Error(), "no partition for the present time: `walpost cleanup`") {
 		t.Errorf("append: %v", err)
 	}
 }
