@@ -49,6 +49,7 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 			if err := r.Stop(); err != nil {
 				t.Fatal(err)
 			}
+			s.MustRefuse(says, "cleanup", "--retention", "6h")
 			s.Exec("SELECT pg_drop_replication_slot($1)", s.Slot())
 			missing := []string{s.insertAgo("0"), s.insertAgo("0")}
 			printed := e2e.PrintedReplay.FindStringSubmatch(s.MustRun("adopt", "--create-slot"))
@@ -56,7 +57,6 @@ func TestTimesOfTheWritersZone(t *testing.T) {
 				t.Fatal("adopt prints no replay")
 			}
 			s.MustRefuse(says, strings.Fields(printed[1])...)
-			s.MustRefuse(says, "cleanup", "--retention", "6h")
 			s.MustRefuse(says, "where", old)
 			if w := s.where("--since", "1h", old); len(w.Notes) != 1 || !strings.Contains(w.Notes[0], says) || w.Events[0].Times != 1 {
 				t.Errorf("where: %+v", w)
