@@ -99,15 +99,19 @@ func (s *trial) waitUntilReady(r *e2e.Relay) {
 	})
 }
 
-// wantStatus requires the texts in the output of `walpost status`.
+// wantStatus waits until `walpost status` prints the texts. The WAL can end at a page's end for a while, and then the lag is 0: the server
+// writes the next record within 30 s.
 func (s *trial) wantStatus(texts ...string) {
 	s.t.Helper()
-	out := s.Status()
-	for _, text := range texts {
-		if !strings.Contains(out, text) {
-			s.t.Errorf("status does not say %q:\n%s", text, out)
+	cdctest.Eventually(s.t, 45*time.Second, func() error {
+		out := s.Status()
+		for _, text := range texts {
+			if !strings.Contains(out, text) {
+				return fmt.Errorf("status does not say %q:\n%s", text, out)
+			}
 		}
-	}
+		return nil
+	})
 }
 
 // setServerSetting changes a setting of the trial's own server, while it runs.
