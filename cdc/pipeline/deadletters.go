@@ -298,8 +298,8 @@ func (r *redrive) record(ctx context.Context, e *kafka.Entry) (rec cdc.Record, s
 		rec.Headers = append(rec.Headers, cdc.Header{Key: header.Redriven, Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))})
 		err = r.client.Check(ctx, &rec)
 	}
-	if refused := (*cdc.RejectedError)(nil); errors.As(err, &refused) {
-		return rec, "still rejected: " + refused.Reason, nil
+	if rejected := (*cdc.RejectedError)(nil); errors.As(err, &rejected) {
+		return rec, "still rejected: " + rejected.Reason, nil
 	}
 	return rec, "", err
 }

@@ -221,7 +221,7 @@ func (c *metrics) status() Status {
 	case s.Role == cdc.Streaming || s.Role == cdc.Standby:
 		s.Verdict = Flows
 	case s.Role == cdc.Halted && cause != nil:
-		s.halted(cause)
+		s.needsSomeone(cause)
 	default: // until it streams, or halts
 		if s.Verdict = CannotTell; cause != nil {
 			s.add(cause)

@@ -155,9 +155,9 @@ func (r *replay) flush(ctx context.Context) error {
 		if err == nil {
 			err = r.pub.Check(ctx, &rec)
 		}
-		if refused := (*cdc.RejectedError)(nil); errors.As(err, &refused) {
+		if rejected := (*cdc.RejectedError)(nil); errors.As(err, &rejected) {
 			if r.done.Rejected++; r.done.Rejected <= rejectedMost {
-				r.done.Rejections = append(r.done.Rejections, Rejection{string(row.ID), refused.Reason})
+				r.done.Rejections = append(r.done.Rejections, Rejection{string(row.ID), rejected.Reason})
 			}
 			continue
 		}

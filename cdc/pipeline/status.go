@@ -104,7 +104,7 @@ func (s *Status) blocked(err error) bool {
 	case err == nil:
 		return false
 	case errors.As(err, new(*cdc.HaltError)):
-		s.halted(err)
+		s.needsSomeone(err)
 		s.halts = true
 	default:
 		s.add(err)
@@ -115,8 +115,8 @@ func (s *Status) blocked(err error) bool {
 	return true
 }
 
-// halted adds the cause of a halt.
-func (s *Status) halted(err error) {
+// needsSomeone adds a cause that an operator has to look at, and sets the verdict.
+func (s *Status) needsSomeone(err error) {
 	s.add(err)
 	s.Verdict = NeedsSomeone
 }
@@ -124,7 +124,7 @@ func (s *Status) halted(err error) {
 // blockedBy adds a cause that keeps rows from flowing; "" is none.
 func (s *Status) blockedBy(why string) {
 	if why != "" {
-		s.halted(errors.New(why))
+		s.needsSomeone(errors.New(why))
 	}
 }
 
