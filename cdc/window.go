@@ -16,6 +16,11 @@ type Row struct {
 	Payload       []byte
 	Headers       []byte
 	CreatedAt     []byte
+
+	// Shape describes the columns, and Further has the values of more of them. Both are nil unless the route asks for
+	// them: config.Verbatim.
+	Shape   *Shape
+	Further [][]byte
 }
 
 func (r *Row) size() int {
@@ -35,11 +40,15 @@ type Record struct {
 	Key     []byte
 	Value   []byte
 	Headers []Header
+	// Timestamp is the record's timestamp; zero: the time at which it is sent.
+	Timestamp time.Time
+	// Placed is true if the route has chosen Partition. Otherwise the hash of the key chooses it.
+	Placed bool
 
 	// Rejected is the reason why the record is a dead letter; nil for an ordinary record.
 	Rejected *RejectedError
 
-	// Publish sets Partition and Offset.
+	// Publish sets Offset, and Partition of a record that is not placed.
 	Partition int32
 	Offset    int64
 }

@@ -21,6 +21,7 @@ type Config struct {
 	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is walpost.state.<pipeline>"`
 	Source          Source        `yaml:"source"`
 	Kafka           Kafka         `yaml:"kafka"`
+	Debezium        Debezium      `yaml:"debezium" doc:"options of Debezium's Outbox Event Router under their own names, for a pipeline whose records are those that Debezium would write: {route.topic.replacement: \"events.${routedByValue}\", value.converter: org.apache.kafka.connect.storage.StringConverter}; they choose columns, topics, keys and headers, and the keys of walpost that do so stay unset: cdc/debezium/README.md"`
 	Poison          Poison        `yaml:"poison"`
 	Cleanup         Cleanup       `yaml:"cleanup"`
 	Delivery        Delivery      `yaml:"delivery" doc:"at_least_once: after a crash, rows that are newer than the state record are published again, and consumers drop repeats by the header id; exactly_once: a Kafka transaction holds the rows and the state record, and a read_committed consumer sees each row once"`
@@ -66,7 +67,30 @@ type Columns struct {
 	Headers       string `yaml:"headers" doc:"jsonb, json or text; further record headers of the row: a JSON object, or an array of pairs, [{\"key\": \"a\", \"value\": \"b\"}] or [[\"a\", \"b\"]]. Empty: the column headers, if the table has it and its type fits; -: no column"`
 	CreatedAt     string `yaml:"created_at" doc:"timestamptz or timestamp; it is the header created_at. Empty: the column created_at, if the table has it and its type fits; -: no column"`
 	CreatedAtZone string `yaml:"created_at_zone" doc:"time zone of a created_at of type timestamp, Europe/Berlin for example; walpost replay, cleanup and where need it. Empty: UTC, if every default of the database is UTC; otherwise these commands refuse"`
+
+	Verbatim *Verbatim `yaml:"-"`
 }
+
+// Debezium holds options of Debezium's Outbox Event Router; cdc/debezium reads them.
+type Debezium map[string]string
+
+// Verbatim is a request for columns of any type, with their values as PostgreSQL prints them and a description in
+// Row.Shape. A route that writes types differently makes it; no file sets it.
+type Verbatim struct {
+	Further  []string          // columns besides those of Columns
+	Optional bool              // the table may lack columns of Further
+	Options  map[string]string // the option that names a column, by its key in source.columns, for messages
+	Updates  Updates
+}
+
+// Updates is what the relay does with an UPDATE of the outbox that the publication carries.
+type Updates string
+
+// The choices; an empty one ignores updates.
+const (
+	WarnOfUpdate Updates = "warn"
+	HaltAtUpdate Updates = "halt"
+)
 
 // None, in place of a column's name, means that the table has no such column.
 const None = "-"

@@ -244,7 +244,7 @@ func envName(prefix string, path []string) string {
 func eachKey(v reflect.Value, path []string, f func(path []string, v reflect.Value, tag reflect.StructTag)) {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
-		if !field.IsExported() {
+		if !field.IsExported() || field.Tag.Get("yaml") == "-" {
 			continue
 		}
 		p := slices.Clone(path)
