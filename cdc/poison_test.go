@@ -418,8 +418,8 @@ func TestDeadLetterIsTheWholeRow(t *testing.T) {
 		if !reflect.DeepEqual(*got, d) {
 			t.Errorf("%s:\n got  %.300v\n want %.300v", name, *got, d)
 		}
-		if most := 2*row.size() + 2048; len(rec.Value) > most {
-			t.Errorf("%s: %d bytes became %d", name, row.size(), len(rec.Value))
+		if most := 2*row.Size() + 2048; len(rec.Value) > most {
+			t.Errorf("%s: %d bytes became %d", name, row.Size(), len(rec.Value))
 		}
 		if !slices.Equal(holdsOf(rec.Headers), d.Holds()) {
 			t.Errorf("%s: the headers hold %q, the letter %q", name, holdsOf(rec.Headers), d.Holds())

@@ -3,14 +3,14 @@ package cdc
 // Shape describes the columns that a row's values come from, for a route that writes types differently. A column that
 // the table does not have is nil.
 type Shape struct {
-	Table         string // schema.name, as the stream sends it
-	ID            *Column
-	AggregateType *Column
-	AggregateID   *Column
-	EventType     *Column
-	Payload       *Column
-	CreatedAt     *Column
-	Further       []*Column // in the order of config.Verbatim.Further
+	Table         string    `json:"table"` // schema.name, as the stream sends it
+	ID            *Column   `json:"id,omitempty"`
+	AggregateType *Column   `json:"aggregate_type,omitempty"`
+	AggregateID   *Column   `json:"aggregate_id,omitempty"`
+	EventType     *Column   `json:"event_type,omitempty"`
+	Payload       *Column   `json:"payload,omitempty"`
+	CreatedAt     *Column   `json:"created_at,omitempty"`
+	Further       []*Column `json:"further,omitempty"` // in the order of config.Verbatim.Further
 }
 
 // Column is a column of the outbox table, as the catalog describes it.
