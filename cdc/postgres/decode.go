@@ -388,7 +388,9 @@ func (d *decoder) shapes(oid uint32, columns []column) error {
 	}
 	for i := range columns {
 		c := &columns[i]
-		c.shape.Type = c.typeOID
+		if c.shape.Type = c.typeOID; c.shape.Type >= firstOther {
+			c.shape.Type = 0
+		}
 		if at := find(catalog, c.name); at >= 0 && catalog[at].declared == c.declared {
 			modifier := c.shape.Modifier
 			if c.shape = catalog[at].shape; c.declared == c.typeOID { // not a domain

@@ -151,6 +151,9 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 		if len(s.Labels) == 0 {
 			s.Labels = nil
 		}
+		if s.Type >= firstOther {
+			s.Type = 0
+		}
 		switch {
 		case c.typeOID >= firstOther && text:
 			c.typeOID = otherText
