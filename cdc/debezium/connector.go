@@ -126,40 +126,40 @@ func readJSON(text []byte) (*Connector, error) {
 	return c.named(), nil
 }
 
-// jsonObject is a JSON object with its members in their order.
-type jsonObject []jsonMember
+// optionTree is a JSON object with its members in their order.
+type optionTree []treeMember
 
-type jsonMember struct {
+type treeMember struct {
 	name  string
-	value jsonValue
+	value treeValue
 }
 
-// jsonValue is a JSON value: an object, a list whose elements are not kept, null, or the text of a scalar.
-type jsonValue struct {
-	object jsonObject
+// treeValue is a JSON value: an object, a list whose elements are not kept, null, or the text of a scalar.
+type treeValue struct {
+	object optionTree
 	list   bool
 	null   bool
 	text   string
 }
 
-func (o jsonObject) get(name string) (jsonValue, bool) {
+func (o optionTree) get(name string) (treeValue, bool) {
 	for _, m := range o {
 		if m.name == name {
 			return m.value, true
 		}
 	}
-	return jsonValue{}, false
+	return treeValue{}, false
 }
 
 // levels is how deep an object is read: name, info, config. Connect takes no deeper one.
 const levels = 4
 
 // readObject reads an object from its { on. Below the levels, an object is treated as a list, which no option may be.
-func readObject(d *json.Decoder, levels int) (jsonObject, error) {
+func readObject(d *json.Decoder, levels int) (optionTree, error) {
 	if _, err := d.Token(); err != nil {
 		return nil, err
 	}
-	o := jsonObject{}
+	o := optionTree{}
 	for d.More() {
 		name, err := d.Token()
 		if err != nil {
@@ -169,7 +169,7 @@ func readObject(d *json.Decoder, levels int) (jsonObject, error) {
 		if err := d.Decode(&raw); err != nil {
 			return nil, err
 		}
-		m := jsonMember{name: name.(string)}
+		m := treeMember{name: name.(string)}
 		switch raw = bytes.TrimSpace(raw); raw[0] {
 		case '{':
 			if levels == 1 {

@@ -41,17 +41,6 @@ func (w *Worker) producer(option string) string { return w.value("producer." + o
 // The three parts of a record that a converter writes.
 var recordParts = []string{"key", "value", "header"}
 
-// sameBytes are the converters whose bytes walpost writes, by their full names.
-var sameBytes = []string{
-	"org.apache.kafka.connect.storage.StringConverter",
-	"org.apache.kafka.connect.json.JsonConverter",
-	"org.apache.kafka.connect.converters.IntegerConverter",
-	"org.apache.kafka.connect.converters.LongConverter",
-	"org.apache.kafka.connect.converters.ByteArrayConverter",
-	"io.debezium.converters.BinaryDataConverter",
-	"org.apache.kafka.connect.storage.SimpleHeaderConverter",
-}
-
 const (
 	stringConverter = "org.apache.kafka.connect.storage.StringConverter"
 	jsonConverter   = "org.apache.kafka.connect.json.JsonConverter"
@@ -63,7 +52,7 @@ const (
 // simple name, too, also without Converter.
 func converterOf(class string) string {
 	class = strings.TrimSpace(class)
-	for _, full := range sameBytes {
+	for _, full := range Converters() {
 		short := simple(full)
 		if class == full || class == short || class == strings.TrimSuffix(short, "Converter") {
 			return full
@@ -152,11 +141,7 @@ func (i *importing) converterOption(e entry, part, class, option string) {
 			i.line(e, NoEffect, "it changes no record")
 			return
 		case "decimal.format":
-			if strings.EqualFold(value, "BASE64") {
-				i.line(e, NoEffect, "JsonConverter's default")
-				return
-			}
-			i.line(e, Unsupported, "a numeric column in JSON is base64, not a number")
+			taken(value)
 			return
 		case "replace.null.with.default":
 			if isTrue(value) {
@@ -186,9 +171,12 @@ func (i *importing) converterOption(e entry, part, class, option string) {
 			i.line(e, Unsupported, "the text is in UTF-8")
 			return
 		}
-	case binaryConverter:
+	case binaryConverter, "io.debezium.converters.ByteArrayConverter":
 		if option == "delegate.converter.type" || strings.HasPrefix(option, "delegate.converter.type.") {
-			i.line(e, NoEffect, "it is for heartbeats and other records that are no bytes, and walpost writes none")
+			if full := converterOf(value); option == "delegate.converter.type" && full != "" {
+				value = full
+			}
+			taken(value)
 			return
 		}
 	}

@@ -377,12 +377,12 @@ func (i *importing) chooseTable() {
 	signal := i.value("signal.data.collection", "")
 	for _, p := range includes {
 		name, ok := p.literal()
-		switch yes, known := selects(i.options, i.router, prefix+"."+name); {
+		switch yes, told := selects(i.options, i.router, prefix+"."+name); {
 		case chosen != "":
 		case !ok:
 			i.wrong("%s: an expression in it can match several tables: name the outbox with --table", label)
 			return
-		case strings.EqualFold(name, signal), known && !yes:
+		case strings.EqualFold(name, signal), told && !yes:
 			others = append(others, name)
 		default:
 			candidates = append(candidates, name)
@@ -528,7 +528,7 @@ func (i *importing) readOption(e entry) {
 		f(i, e)
 		return
 	}
-	lists := [][]known{connectorOptions, connectOptions}
+	lists := [][]explained{connectorOptions, connectOptions}
 	if i.connector.Server {
 		lists[1] = engineOptions
 	}
@@ -540,7 +540,7 @@ func (i *importing) readOption(e entry) {
 	}
 	for _, f := range families {
 		if strings.HasPrefix(e.name, f.name) && (f.connect && !i.connector.Server || f.server && i.connector.Server) {
-			i.static(e, f.known)
+			i.static(e, f.explained)
 			return
 		}
 	}
@@ -551,7 +551,7 @@ func (i *importing) readOption(e entry) {
 }
 
 // static notes the sentence of an option.
-func (i *importing) static(e entry, k known) {
+func (i *importing) static(e entry, k explained) {
 	if k.harmless != nil && !slices.ContainsFunc(k.harmless, func(v string) bool { return strings.EqualFold(v, strings.TrimSpace(e.value)) }) {
 		i.line(e, Unsupported, "%s", k.seen)
 		return
@@ -577,7 +577,7 @@ func (i *importing) knownNames() (names []string) {
 			names = append(names, prefix+n)
 		}
 	}
-	of := func(list []known) (all []string) {
+	of := func(list []explained) (all []string) {
 		for _, k := range list {
 			all = append(all, k.name)
 		}

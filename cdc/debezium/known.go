@@ -16,8 +16,8 @@ const (
 	NoEffect                   // it changes no record
 )
 
-// known is an option that an input may have.
-type known struct {
+// explained is an option that an input may have.
+type explained struct {
 	name     string
 	says     string
 	harmless []string // the values with which the option changes nothing, usually its default; nil: every value
@@ -44,7 +44,7 @@ const (
 
 // connectorOptions are the options of Debezium's PostgreSQL connector, version 3.6, except those that import reads one by
 // one (see readers).
-var connectorOptions = []known{
+var connectorOptions = []explained{
 	{name: "database.query.timeout.ms", says: saysConnection},
 	{name: "database.initial.statements", says: "statements for Debezium's JDBC connections: walpost runs none"},
 	{name: "database.tcpKeepAlive", says: saysConnection},
@@ -83,11 +83,6 @@ var connectorOptions = []known{
 	{name: "topic.naming.strategy", harmless: []string{"io.debezium.schema.SchemaTopicNamingStrategy"}, says: saysNames, seen: "the strategy may name the schemas of an envelope otherwise: walpost names them as Debezium does by default"},
 	{name: "schema.name.adjustment.mode", harmless: []string{"none"}, says: "Debezium's default", seen: "the names of schemas in keys and values keep their letters"},
 	{name: "field.name.adjustment.mode", harmless: []string{"none"}, says: "Debezium's default", seen: "the names of fields in an envelope, and in an expanded payload, keep their letters"},
-	{name: "binary.handling.mode", harmless: []string{"bytes"}, says: saysType + ", Debezium's default", seen: "a column of type bytea is written as its bytes, not as text"},
-	{name: "decimal.handling.mode", harmless: []string{"precise"}, says: saysType + ", Debezium's default", seen: "a column of type numeric is written as with precise"},
-	{name: "time.precision.mode", harmless: []string{"adaptive"}, says: saysType + ", Debezium's default", seen: "a date, time or timestamp in a header or an envelope is written as with adaptive, in microseconds for example"},
-	{name: "hstore.handling.mode", harmless: []string{"json"}, says: saysType + ", Debezium's default", seen: "a column of type hstore is written as with json"},
-	{name: "interval.handling.mode", harmless: []string{"numeric"}, says: saysType + ", Debezium's default", seen: "an interval is written as with numeric, a number of microseconds"},
 	{name: "include.unknown.datatypes", harmless: []string{"false"}, says: saysType + ", Debezium's default", seen: "a column of a type that Debezium does not know is not there"},
 	{name: "money.fraction.digits", harmless: []string{"2"}, says: saysType + ", Debezium's default", seen: "a column of type money has two digits after the point"},
 	{name: "event.converting.failure.handling.mode", harmless: []string{"warn", "fail"}, says: "walpost never drops a row: poison.policy says what happens to one that cannot be published", seen: "a row that Debezium would drop halts walpost (poison.policy)"},
@@ -159,7 +154,7 @@ var connectorOptions = []known{
 }
 
 // connectOptions are the options that Kafka Connect 4.3 has for every connector.
-var connectOptions = []known{
+var connectOptions = []explained{
 	{name: "connector.plugin.version", says: saysPlugin},
 	{name: "key.converter.plugin.version", says: saysPlugin},
 	{name: "value.converter.plugin.version", says: saysPlugin},
@@ -184,7 +179,7 @@ var connectOptions = []known{
 }
 
 // engineOptions are the options of Debezium Server's engine, below debezium.source.
-var engineOptions = []known{
+var engineOptions = []explained{
 	{name: "name", says: "the engine's name"},
 	{name: "offset.storage", says: "walpost keeps its position in the topic walpost.state.<pipeline>; the move reads this one"},
 	{name: "offset.storage.file.filename", says: "walpost keeps its position in the topic walpost.state.<pipeline>; the move reads this file"},
@@ -209,22 +204,22 @@ var engineOptions = []known{
 
 // families are options whose names begin with a prefix and end with a name of the user's, or of a client's option.
 var families = []struct {
-	known
+	explained
 	connect, server bool
 }{
-	{known{name: "snapshot.select.statement.overrides.", says: saysSnapshot}, true, true},
-	{known{name: "signal.kafka.", says: saysSignal}, true, true},
-	{known{name: "signal.consumer.", says: saysSignal}, true, true},
-	{known{name: "driver.", says: saysConnection}, true, true},
-	{known{name: "schema.history.internal", says: "the PostgreSQL connector has no schema history"}, true, true},
-	{known{name: "openlineage.", says: saysLineage}, true, true},
-	{known{name: "consumer.override.", says: saysConnect}, true, false},
-	{known{name: "admin.override.", says: "a setting of the client with which Connect creates topics: `walpost init` creates walpost's own"}, true, false},
-	{known{name: "confluent.", says: saysConnect}, true, false},
-	{known{name: "_aiven.", says: saysConnect}, true, false},
-	{known{name: "errors.deadletterqueue.", says: "Connect has this for sinks only: poison.topic names walpost's dead letter topic"}, true, false},
-	{known{name: "offset.storage.", says: saysEngine}, false, true},
-	{known{name: "internal.", says: saysInternal}, false, true},
+	{explained{name: "snapshot.select.statement.overrides.", says: saysSnapshot}, true, true},
+	{explained{name: "signal.kafka.", says: saysSignal}, true, true},
+	{explained{name: "signal.consumer.", says: saysSignal}, true, true},
+	{explained{name: "driver.", says: saysConnection}, true, true},
+	{explained{name: "schema.history.internal", says: "the PostgreSQL connector has no schema history"}, true, true},
+	{explained{name: "openlineage.", says: saysLineage}, true, true},
+	{explained{name: "consumer.override.", says: saysConnect}, true, false},
+	{explained{name: "admin.override.", says: "a setting of the client with which Connect creates topics: `walpost init` creates walpost's own"}, true, false},
+	{explained{name: "confluent.", says: saysConnect}, true, false},
+	{explained{name: "_aiven.", says: saysConnect}, true, false},
+	{explained{name: "errors.deadletterqueue.", says: "Connect has this for sinks only: poison.topic names walpost's dead letter topic"}, true, false},
+	{explained{name: "offset.storage.", says: saysEngine}, false, true},
+	{explained{name: "internal.", says: saysInternal}, false, true},
 }
 
 // readers are the options that import reads one by one.
@@ -233,7 +228,8 @@ var readers = []string{
 	"topic.prefix", "plugin.name", "slot.name", "slot.drop.on.stop", "slot.failover", "slot.stream.params", "publication.name", "publication.autocreate.mode",
 	"publish.via.partition.root", "table.include.list", "table.exclude.list", "schema.include.list", "schema.exclude.list", "column.include.list", "column.exclude.list",
 	"column.propagate.source.type", "datatype.propagate.source.type", "skipped.operations", "snapshot.mode", "notification.enabled.channels", "provide.transaction.metadata",
-	"event.processing.failure.handling.mode", "extended.headers.enabled",
+	"event.processing.failure.handling.mode", "extended.headers.enabled", "binary.handling.mode", "decimal.handling.mode", "time.precision.mode",
+	"interval.handling.mode", "hstore.handling.mode",
 	"database.hostname", "database.port", "database.user", "database.password", "database.dbname", "database.sslmode", "database.sslcert", "database.sslkey",
 	"database.sslpassword", "database.sslrootcert", "database.sslfactory",
 }
@@ -285,10 +281,10 @@ var routerOptions = []string{
 }
 
 // knownIn returns the option of this name in the list.
-func knownIn(list []known, name string) (known, bool) {
-	i := slices.IndexFunc(list, func(k known) bool { return k.name == name })
+func knownIn(list []explained, name string) (explained, bool) {
+	i := slices.IndexFunc(list, func(k explained) bool { return k.name == name })
 	if i < 0 {
-		return known{}, false
+		return explained{}, false
 	}
 	return list[i], true
 }

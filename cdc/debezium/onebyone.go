@@ -23,9 +23,14 @@ func init() { // a literal would refer to itself
 			i.set("extended.headers.enabled", strings.TrimSpace(e.value))
 			i.line(e, TakenOver, "extended.headers.enabled")
 		},
-		"converters":      (*importing).plugins,
-		"post.processors": (*importing).plugins,
-		"plugin.name":     func(i *importing, e entry) { i.line(e, Equivalent, "walpost reads slots of pgoutput") },
+		"binary.handling.mode":   (*importing).typeMode,
+		"decimal.handling.mode":  (*importing).typeMode,
+		"time.precision.mode":    (*importing).typeMode,
+		"interval.handling.mode": (*importing).typeMode,
+		"hstore.handling.mode":   (*importing).typeMode,
+		"converters":             (*importing).plugins,
+		"post.processors":        (*importing).plugins,
+		"plugin.name":            func(i *importing, e entry) { i.line(e, Equivalent, "walpost reads slots of pgoutput") },
 		"slot.name": func(i *importing, e entry) {
 			i.line(e, Equivalent, "source.slot; the move continues with this slot, or with a second one")
 		},
@@ -98,7 +103,18 @@ func init() { // a literal would refer to itself
 // isTrue reports whether an option's value is true.
 func isTrue(value string) bool { return strings.EqualFold(strings.TrimSpace(value), "true") }
 
-// plugins notes what a consumer sees without Debezium's converters or post processors.
+// typeMode takes the form of a type of column over, or writes what a consumer sees in its place.
+func (i *importing) typeMode(e entry) {
+	value := strings.TrimSpace(e.value)
+	if _, err := Parse(map[string]string{optionPrefix: "p", e.name: value}); err == nil {
+		i.set(e.name, value)
+		i.line(e, TakenOver, "%s", e.name)
+		return
+	}
+	i.line(e, Unsupported, "columns of this kind are written as with %s, Debezium's default", known[e.name].normal)
+}
+
+// plugins writes the line of Debezium's converters or post processors.
 func (i *importing) plugins(e entry) {
 	names := commaList(e.value)
 	if len(names) == 0 {
