@@ -136,7 +136,9 @@ func TestRecordings(t *testing.T) {
 	if os.Getenv("WALPOST_TEST_KAFKA") != "" {
 		t.Skip("every recording has topics of the same names, and needs a Kafka alone")
 	}
-	files, err := filepath.Glob("testdata/*/*.json")
+	files, err := filepath.Glob("testdata/cases/*.json")
+	more, _ := filepath.Glob("testdata/more/*.json")
+	files = append(files, more...)
 	if err != nil || len(files) < 71 {
 		t.Fatal(len(files), err)
 	}

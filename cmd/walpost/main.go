@@ -40,6 +40,8 @@ type cli struct {
 
 	MigrateSource migrateSourceCmd `cmd:"" help:"Move a polled pipeline to the WAL without a gap: create the slot, then wait until the running poller has published everything older. Run it with the new configuration (source.kind: wal)."`
 
+	Import importCmd `cmd:"" help:"Print walpost's configuration for an outbox that Debezium's Outbox Event Router publishes today, with a line for each of its options. Exit code 0: no consumer would see a difference; 1: something is not supported."`
+
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running process whether it is ready, for the health check of a container. Exit code 0: it is; 1: it is not."`
 }
 
