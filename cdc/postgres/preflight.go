@@ -169,6 +169,15 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 			left = append(left, strconv.Quote(c.name))
 		}
 	}
+	for _, at := range t.mapped.further {
+		switch {
+		case at < 0 || len(columns) == 0 && t.columns[at].generated == "" || slices.Contains(columns, t.columns[at].name):
+		case t.columns[at].generated != "":
+			bad("%s", t.columns[at].unseen(major(conn), name))
+		default:
+			left = append(left, strconv.Quote(t.columns[at].name))
+		}
+	}
 	left = slices.Compact(left)
 	if problems = slices.Compact(problems); len(left) > 0 {
 		bad("source.publication: the column list of %s leaves out %s: %s", s.cfg.Publication, strings.Join(left, ", "), again)
