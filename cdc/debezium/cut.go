@@ -1,6 +1,7 @@
 package debezium
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -130,6 +131,36 @@ type backlog struct {
 	bytes       int64
 	first, last cdc.LSN
 	exact       bool // the connector's last row was found in the slot
+	// waiting are the first of these rows, up to mostWaiting, as far as their ids can be read.
+	waiting []waitingRow
+	shared  int64 // of these rows, those of the connector's last stored LSN: rows of one COPY
+	found   int64 // rows before start that only a look into Kafka has shown
+}
+
+// waitingRow is a row that may be in Kafka, although the offset does not say so.
+type waitingRow struct {
+	id     string
+	start  cdc.Start // the position after it
+	length int64
+}
+
+// mostWaiting is how many rows are looked up in Kafka.
+const mostWaiting = 10_000
+
+// passes moves the start past the rows that are in Kafka, up to the first one that is not.
+func (l *backlog) passes(there map[string]bool) {
+	for len(l.waiting) > 0 && there[l.waiting[0].id] {
+		row := l.waiting[0]
+		l.start.Last, l.start.XID, l.start.Commit = row.start.Last, row.start.XID, row.start.Commit
+		l.waiting = l.waiting[1:]
+		l.rows--
+		l.bytes -= row.length
+		l.shared = max(0, l.shared-1)
+		l.found++
+		if len(l.waiting) > 0 {
+			l.first = l.waiting[0].start.Last.Commit
+		}
+	}
 }
 
 func (l *backlog) String() string {
@@ -139,9 +170,18 @@ func (l *backlog) String() string {
 	return fmt.Sprintf("%d rows (%d bytes of WAL messages) committed from %s to %s", l.rows, l.bytes, l.first, l.last)
 }
 
+// outbox is the table, and the column with a row's id.
+type outbox struct {
+	oid uint32
+	id  string
+}
+
+// headBytes is how much of a row is read: its id is among the first columns, and its payload may be large.
+const headBytes = 2048
+
 // peek reads what a slot that nobody reads keeps for a publication, in the order in which a connector gets it, and finds
 // the connector's position in it. It does not move the slot. o may be nil: then only the slot tells the position.
-func peek(ctx context.Context, conn *pgx.Conn, slot, publication string, table uint32, o *Offset, confirmed cdc.LSN) (*backlog, error) {
+func peek(ctx context.Context, conn *pgx.Conn, slot, publication string, of outbox, o *Offset, confirmed cdc.LSN) (*backlog, error) {
 	if o == nil {
 		o = &Offset{}
 	}
@@ -151,13 +191,13 @@ func peek(ctx context.Context, conn *pgx.Conn, slot, publication string, table u
 	// A Begin has the start of the commit record, the commit time and the id; an Insert begins with the table's OID. The
 	// function's lsn is the one that a connector sees.
 	rows, err := conn.Query(ctx, `
-		SELECT lsn::text, substring(data FOR 21), length(data)
+		SELECT lsn::text, CASE get_byte(data, 0) WHEN ascii('R') THEN data WHEN ascii('I') THEN substring(data FOR $3) ELSE substring(data FOR 21) END, length(data)
 		FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', $2)
-		WHERE get_byte(data, 0) IN (ascii('B'), ascii('C'), ascii('I'), ascii('U'), ascii('D'), ascii('T'))`, slot, postgres.Ident(publication))
+		WHERE get_byte(data, 0) IN (ascii('R'), ascii('B'), ascii('C'), ascii('I'), ascii('U'), ascii('D'), ascii('T'))`, slot, postgres.Ident(publication), headBytes)
 	if err != nil {
 		return nil, fmt.Errorf("look into slot %s: %w", slot, err)
 	}
-	w := walk{backlog: l, offset: o, table: table}
+	w := walk{backlog: l, offset: o, outbox: of, column: -1}
 	var lsn cdc.LSN
 	var data []byte
 	var length int64
@@ -171,7 +211,8 @@ func peek(ctx context.Context, conn *pgx.Conn, slot, publication string, table u
 type walk struct {
 	*backlog
 	offset *Offset
-	table  uint32
+	outbox
+	column int // of the id in the table's rows; -1: not known
 
 	commit  cdc.LSN // start of the open transaction's commit record
 	xid     uint32
@@ -182,7 +223,7 @@ type walk struct {
 	open    bool  // rows of the open transaction are counted
 }
 
-// message takes the next message: its LSN, its first 21 bytes and its whole length.
+// message takes the next message: its LSN, its first bytes and its whole length.
 func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 	switch kind := data[0]; kind {
 	case 'B':
@@ -191,6 +232,10 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 		}
 		w.commit, w.xid, w.ordinal, w.same, w.at, w.open = cdc.LSN(binary.BigEndian.Uint64(data[1:])), binary.BigEndian.Uint32(data[17:]), 0, 0, 0, false
 		w.time = time.UnixMicro(int64(binary.BigEndian.Uint64(data[9:])) + epoch2000).UTC()
+	case 'R':
+		if rel := (relation{}); len(data) >= 5 && binary.BigEndian.Uint32(data[1:]) == w.oid && rel.read(data[5:]) {
+			w.column = slices.Index(rel, w.id)
+		}
 	case 'C':
 		if w.open {
 			w.last = lsn
@@ -200,7 +245,7 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			w.at, w.same = lsn, 0
 		}
 		w.same++
-		row := kind == 'I' && len(data) >= 5 && binary.BigEndian.Uint32(data[1:]) == w.table
+		row := kind == 'I' && len(data) >= 5 && binary.BigEndian.Uint32(data[1:]) == w.oid
 		if row {
 			w.ordinal++
 		}
@@ -218,16 +263,83 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			w.rows++
 			w.bytes += length
 			w.open, w.last = true, w.commit
+			if w.offset.row() && w.xid == w.offset.XID && lsn == w.offset.Processed {
+				w.shared++
+			}
+			id, ok := field(data[5:], w.column)
+			if ok && len(w.waiting) == int(w.rows)-1 && w.rows <= mostWaiting {
+				w.waiting = append(w.waiting, waitingRow{id, cdc.Start{Last: cdc.Position{Commit: w.commit, Ordinal: w.ordinal}, XID: w.xid, Commit: w.time}, length})
+			}
 		}
 	}
 	return nil
+}
+
+// relation has the names of a table's columns, as pgoutput describes it.
+type relation []string
+
+// read reads a description, after the OID. It reports false for one that is cut off.
+func (r *relation) read(b []byte) bool {
+	text := func() (s string, ok bool) {
+		before, after, ok := bytes.Cut(b, []byte{0})
+		b = after
+		return string(before), ok
+	}
+	_, schema := text()
+	_, name := text()
+	if !schema || !name || len(b) < 3 {
+		return false
+	}
+	n := int(binary.BigEndian.Uint16(b[1:]))
+	b = b[3:]
+	for range n {
+		if len(b) < 1 {
+			return false
+		}
+		b = b[1:] // flags
+		column, ok := text()
+		if !ok || len(b) < 8 {
+			return false
+		}
+		b = b[8:] // type and its modifier
+		*r = append(*r, column)
+	}
+	return true
+}
+
+// field returns a column's text of an inserted row, after the table's OID. It reports false if the column is NULL or not
+// among the bytes.
+func field(b []byte, column int) (string, bool) {
+	if column < 0 || len(b) < 3 || b[0] != 'N' {
+		return "", false
+	}
+	for b = b[3:]; len(b) > 0; column-- {
+		kind := b[0]
+		b = b[1:]
+		if kind == 't' {
+			if len(b) < 4 {
+				return "", false
+			}
+			n := uint64(binary.BigEndian.Uint32(b))
+			if b = b[4:]; n > uint64(len(b)) {
+				return "", false
+			}
+			if column == 0 {
+				return string(b[:n]), true
+			}
+			b = b[n:]
+		} else if column == 0 {
+			return "", false
+		}
+	}
+	return "", false
 }
 
 const epoch2000 = 946684800000000 // PostgreSQL's epoch, in microseconds of Unix time
 
 // peekCopy does the same as peek with a temporary copy of a slot that a connector reads at the moment. The copy ends
 // with the connection, if not before.
-func peekCopy(ctx context.Context, conn *pgx.Conn, name, publication string, table uint32, o *Offset) (l *backlog, err error) {
+func peekCopy(ctx context.Context, conn *pgx.Conn, name, publication string, of outbox, o *Offset) (l *backlog, err error) {
 	copied := fmt.Sprintf("walpost_look_%d", conn.PgConn().PID())
 	var confirmed cdc.LSN
 	err = conn.QueryRow(ctx, `SELECT lsn::text FROM pg_copy_logical_replication_slot($1, $2, true)`, name, copied).Scan(&confirmed)
@@ -240,7 +352,7 @@ func peekCopy(ctx context.Context, conn *pgx.Conn, name, publication string, tab
 			err = fmt.Errorf("drop the copy of slot %s: %w", name, dropped)
 		}
 	}()
-	return peek(ctx, conn, copied, publication, table, o, confirmed)
+	return peek(ctx, conn, copied, publication, of, o, confirmed)
 }
 
 // lockWithin is how long the cut waits for the table's lock at a time: writers queue behind it.

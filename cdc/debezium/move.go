@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -297,6 +298,9 @@ func (m *move) restOffset(ctx context.Context) (*Offset, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the connector's offset: %w", err)
 	}
+	if len(answer.Offsets) == 0 {
+		return nil, none("Kafka Connect has no stored offset of connector %q: it has published no row yet, or its offsets were deleted: wait until it has published one (offset.flush.interval.ms, 60 s by default, after it); if it will never run again, `walpost init` begins without it", m.owner.name)
+	}
 	var records []stored
 	for _, o := range answer.Offsets {
 		key, _ := json.Marshal([]any{m.owner.name, map[string]string{"server": o.Partition.Server}})
@@ -430,19 +434,31 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil { // the rows' text is not read
 		return nil, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
 	}
-	b, err := peek(ctx, m.conn, m.slot.name, m.publication.name, m.table.OID, o, m.slot.confirmed)
+	b, err := peek(ctx, m.conn, m.slot.name, m.publication.name, m.outbox(), o, m.slot.confirmed)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'UTF8'"); err != nil {
 		return nil, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
 	}
+	if err := m.lookUp(ctx, b); err != nil {
+		return nil, err
+	}
 	m.say("%s has stored %s; its slot %s has confirmed %s", m.owner, o, m.slot.name, m.slot.confirmed)
 	from := fmt.Sprintf("walpost begins at %s", b.start.Covered)
-	if b.exact && b.start.Last.Ordinal > 0 {
-		from = fmt.Sprintf("walpost begins after the connector's last stored row, number %d of transaction %d, committed at %s", b.start.Last.Ordinal, b.start.XID, b.start.Last.Commit)
+	if b.start.Last.Ordinal > 0 {
+		from = fmt.Sprintf("walpost begins after the connector's last row, number %d of transaction %d, committed at %s", b.start.Last.Ordinal, b.start.XID, b.start.Last.Commit)
 	}
-	m.say("%s; the slot keeps %s after that: those of them that the connector published after it stored this offset come again, and the others come for the first time", from, b)
+	if b.found > 0 {
+		from += fmt.Sprintf(" (%d rows after the stored offset are in Kafka: they do not come again)", b.found)
+	}
+	again := "they are not in Kafka, and come for the first time"
+	if b.rows > 0 && len(b.waiting) == 0 {
+		again = "their ids cannot be looked up in Kafka: those that the connector published after it stored this offset come again"
+	} else if b.rows > 0 {
+		again = "the first of them is not in Kafka; later ones that are there come again: those that the connector had sent out of order when it was killed"
+	}
+	m.say("%s; the slot keeps %s after that: %s", from, b, again)
 	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that, which may come again", m.slot.name, m.owner, o, b)); err != nil {
 		return nil, err
 	}
@@ -451,6 +467,57 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 		fmt.Sprintf("delete the connector before somebody starts it again (DELETE /connectors/%s/offsets, then DELETE /connectors/%s; for Debezium Server its container and offset file): the slot has one reader, and an old offset would only confuse a later connector", m.owner.name, m.owner.name),
 		fmt.Sprintf("slot %s and publication %s are walpost's now: drop neither", m.slot.name, m.publication.name),
 	}, nil
+}
+
+// outbox returns the table and its column with the ids.
+func (m *move) outbox() outbox { return outbox{m.table.OID, m.router("table.field.event.id", "id")} }
+
+// router returns the value of an option of the Outbox Event Router, or its default.
+func (m *move) router(name, otherwise string) string {
+	for alias := range strings.SplitSeq(m.Option("transforms"), ",") {
+		alias = strings.TrimSpace(alias)
+		if strings.HasSuffix(m.Option("transforms."+alias+".type"), "EventRouter") {
+			return m.option("transforms."+alias+"."+name, otherwise)
+		}
+	}
+	return otherwise
+}
+
+// variable matches the parts of a topic's template that the rows fill in.
+var variable = regexp.MustCompile(`\$(\{[^}]*\}|[0-9]+)`)
+
+// lookUp looks for the waiting rows in Kafka, by the header id, and passes those that are there.
+func (m *move) lookUp(ctx context.Context, b *backlog) error {
+	if len(b.waiting) == 0 {
+		return nil
+	}
+	template := m.router("route.topic.replacement", "outbox.event.${routedByValue}")
+	var pattern strings.Builder
+	end := 0
+	for _, at := range variable.FindAllStringIndex(template, -1) {
+		pattern.WriteString(regexp.QuoteMeta(template[end:at[0]]) + ".*")
+		end = at[1]
+	}
+	topics, err := m.sink.Topics(ctx, regexp.MustCompile("^"+pattern.String()+regexp.QuoteMeta(template[end:])+"$"))
+	if err != nil {
+		return err
+	}
+	wanted, there := map[string]bool{}, map[string]bool{}
+	for _, row := range b.waiting {
+		wanted[row.id] = true
+	}
+	// A record has the connector's time, which is later than the commit; its clock may differ from the server's.
+	_, _, err = m.sink.Search(ctx, kafka.Search{Topics: topics, From: b.waiting[0].start.Commit.Add(-10 * time.Minute), Match: func(id, _ string) bool {
+		if id = strings.Trim(id, `"`); wanted[id] {
+			there[id] = true
+		}
+		return false
+	}})
+	if err != nil {
+		return fmt.Errorf("look for the rows that wait in Kafka: %w", err)
+	}
+	b.passes(there)
+	return nil
 }
 
 func few(names []string) string {
@@ -565,7 +632,7 @@ func (m *move) cut(ctx context.Context, to, slot string) error {
 		return nil
 	}
 	// The slot must know the publication, and nothing of the table: else it is one that something else has made.
-	b, err := peek(ctx, m.conn, slot, to, m.table.OID, nil, 0)
+	b, err := peek(ctx, m.conn, slot, to, m.outbox(), nil, 0)
 	if err != nil {
 		return fmt.Errorf("nothing was moved: %w: slot %s is older than publication %s: name another source.slot, or drop it if nothing needs it", err, slot, to)
 	}
@@ -615,7 +682,11 @@ func (m *move) drained(ctx context.Context) error {
 		o, err := m.offset(ctx)
 		var b *backlog
 		if err == nil {
-			b, err = peekCopy(ctx, m.conn, m.slot.name, m.publication.name, m.table.OID, o)
+			b, err = peekCopy(ctx, m.conn, m.slot.name, m.publication.name, m.outbox(), o)
+		}
+		if err == nil && b.rows > 0 && b.rows == b.shared {
+			// Rows of one COPY share an LSN, and the offset does not say which of them are published.
+			err = m.lookUp(ctx, b)
 		}
 		if err == nil && b.rows == 0 {
 			m.say("%s has stored %s: it has published every row before the cut", m.owner, o)

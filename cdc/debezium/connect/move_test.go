@@ -1,0 +1,218 @@
+//go:build debezium
+
+package connect_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/cdctest/e2e"
+	"github.com/walpost/walpost/cdc/debezium/connect"
+)
+
+// moving is a pipeline of walpost and a connector of the same table, which writers fill all the time.
+type moving struct {
+	*e2e.Pipeline
+	t      *testing.T
+	worker *connect.Worker
+	config map[string]string // of the connector
+	file   string            // with the connector's configuration
+	writer *cdctest.Writer
+}
+
+const connector = "outbox"
+
+// startMoving starts Kafka, the connector and the writers.
+func startMoving(t *testing.T, mode string, writer cdctest.WriterConfig) *moving {
+	t.Helper()
+	walpost := e2e.Build(t, "../../../cmd/walpost", "-tags=failpoints", "-race=false")()
+	if t.Failed() {
+		t.FailNow()
+	}
+	brokers := connect.Kafka(t)
+	m := &moving{Pipeline: e2e.NewOn(t, e2e.Program{Path: walpost}, cdctest.Database(t), brokers), t: t}
+	m.Env["WALPOST_DELIVERY"] = mode
+	cdctest.CreateOutbox(t, m.AdminURL, "outbox")
+	slot := cdctest.SlotName(t, "dbz")
+	m.Exec("DROP PUBLICATION walpost; CREATE PUBLICATION dbz_pub FOR TABLE outbox")
+	m.Exec("SELECT pg_create_logical_replication_slot('" + slot + "', 'pgoutput')")
+	m.config = connect.Connector(m.AdminURL, map[string]string{
+		"slot.name": slot,
+		"transforms.outbox.table.field.event.key": "aggregate_id", "transforms.outbox.route.by.field": "aggregate_type",
+		"transforms.outbox.route.topic.replacement": m.Name + ".${routedByValue}",
+	})
+	m.save()
+	m.worker = connect.Start(t, connect.Config{Brokers: brokers, Distributed: true, Settings: map[string]string{"offset.flush.interval.ms": "2000"}})
+	m.worker.Deploy(connector, m.config)
+	writer.URL, writer.Rate, writer.Body, writer.Long = m.AdminURL, 60, 100, 100*time.Millisecond
+	m.writer = cdctest.StartWriter(t, writer)
+	m.more(500)
+	m.worker.Await(time.Minute, func() error {
+		offsets, err := m.worker.Offsets(connector)
+		if err == nil && len(offsets) == 0 {
+			err = errNoOffsets
+		}
+		return err
+	})
+	return m
+}
+
+// save writes the connector's configuration to the file.
+func (m *moving) save() {
+	m.t.Helper()
+	text, err := json.Marshal(map[string]any{"name": connector, "config": m.config})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.file = filepath.Join(m.t.TempDir(), "connector.json")
+	if err := os.WriteFile(m.file, text, 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// more waits until the writers have committed n further events.
+func (m *moving) more(n int) {
+	m.t.Helper()
+	upTo := m.writer.Committed() + n
+	cdctest.Eventually(m.t, time.Minute, func() error {
+		if now := m.writer.Committed(); now < upTo {
+			return fmt.Errorf("%d events of %d", now, upTo)
+		}
+		return nil
+	})
+}
+
+// takeOver runs the command with further flags.
+func (m *moving) takeOver(flags ...string) string {
+	m.t.Helper()
+	out := m.MustRun(m.flags(flags...)...)
+	m.t.Logf("walpost take-over %s\n%s", strings.Join(flags, " "), out)
+	return out
+}
+
+func (m *moving) flags(flags ...string) []string {
+	return append([]string{"take-over", "--connector", m.file, "--connect-url", m.worker.URL()}, flags...)
+}
+
+// killed runs the command, which kills itself at a named instant.
+func (m *moving) killed(at string) {
+	m.t.Helper()
+	r := m.StartCommand(m.Command(m.flags()...), "WALPOST_FAILPOINT="+at+":kill")
+	r.WaitUntilEnded(2 * time.Minute)
+	if !strings.Contains(r.Log.String(), "failpoint "+at) {
+		m.t.Fatalf("it was not killed at %s:\n%s", at, r.Log)
+	}
+}
+
+// verdict stops the writers, waits for every event, and compares the topic with the ledger.
+func (m *moving) verdict() cdctest.Report {
+	m.t.Helper()
+	ledger := m.writer.Stop()
+	ledger.Polled = true // Debezium's records have no position
+	var records []*kgo.Record
+	cdctest.Eventually(m.t, time.Minute, func() error {
+		records = cdctest.ReadAll(m.t, m.Brokers, m.Topic)
+		seen := map[string]bool{}
+		for _, r := range records {
+			r.Headers = slices.DeleteFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key != "id" })
+			seen[e2e.Header(r, "id")] = true
+		}
+		if len(seen) < len(ledger.Events) {
+			return fmt.Errorf("%d events of %d", len(seen), len(ledger.Events))
+		}
+		return nil
+	})
+	slices.SortStableFunc(records, func(a, b *kgo.Record) int {
+		if a.Partition != b.Partition {
+			return int(a.Partition - b.Partition)
+		}
+		return int(a.Offset - b.Offset)
+	})
+	report := cdctest.Check(ledger, records)
+	if err := report.Err(); err != nil {
+		m.t.Errorf("the ledger has %d events: %v", len(ledger.Events), err)
+	}
+	m.t.Logf("ledger: %d events committed; %d records: every event there, in the order of its key; %d duplicates in %d replays", len(ledger.Events), report.Records, report.Duplicates, report.Replays)
+	return report
+}
+
+// place returns the connector's stored offset.
+func (m *moving) place() map[string]any {
+	m.t.Helper()
+	offsets, err := m.worker.Offsets(connector)
+	if err != nil || len(offsets) != 1 {
+		m.t.Fatal(offsets, err)
+	}
+	return offsets[0].Place
+}
+
+var modes = []string{"at_least_once", "exactly_once"}
+
+// TestMoveSameSlot stops the connector in order, and goes on from its slot and offset: no event comes twice.
+func TestMoveSameSlot(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			m := startMoving(t, mode, cdctest.WriterConfig{})
+			m.Env["WALPOST_SOURCE_SLOT"], m.Env["WALPOST_SOURCE_PUBLICATION"] = m.config["slot.name"], "dbz_pub"
+			m.MustRefuse("so the connector runs: stop it (PUT /connectors/outbox/stop)", m.flags()...)
+			m.more(300)
+			m.worker.Stop(connector)
+			m.t.Logf("offset: %v", m.place())
+			m.more(300)
+			m.takeOver("--dry-run")
+			m.takeOver()
+			relay := m.SpawnRelay()
+			m.more(300)
+			if mode == "exactly_once" { // at least once, a kill repeats rows
+				relay.Kill()
+				m.more(200)
+				relay = m.SpawnRelay()
+			}
+			if report := m.verdict(); report.Duplicates > 0 {
+				t.Errorf("%d duplicates after an orderly stop", report.Duplicates)
+			}
+			_ = relay
+		})
+	}
+}
+
+// TestMoveSecondSlot moves to a second slot while the connector runs. The command is killed at each of its instants, Connect
+// is killed after the cut, and the relay later.
+func TestMoveSecondSlot(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) {
+			// A killed connector of Debezium 3.6.1 loses rows of a COPY: they share an LSN, and it goes on after that.
+			m := startMoving(t, mode, cdctest.WriterConfig{NoCopy: true})
+			m.Env["WALPOST_SOURCE_PUBLICATION"] = "relayed"
+			m.takeOver("--dry-run")
+			for _, at := range []string{"takeover_publication", "takeover_slot", "takeover_cut", "takeover_after_cut"} {
+				m.more(50)
+				m.killed(at)
+			}
+			m.worker.Kill()
+			m.more(100)
+			m.worker.Begin()
+			for _, at := range []string{"takeover_drained", "init_record"} {
+				m.killed(at)
+			}
+			m.MustRefuse("has a state record already", m.flags()...)
+			relay := m.SpawnRelay()
+			m.more(300)
+			m.worker.Delete(connector)
+			m.Exec("SELECT pg_drop_replication_slot('" + m.config["slot.name"] + "')")
+			relay.Kill()
+			m.more(100)
+			m.SpawnRelay()
+			m.verdict()
+		})
+	}
+}
