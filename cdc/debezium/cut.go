@@ -141,6 +141,7 @@ type backlog struct {
 type waitingRow struct {
 	id     string
 	start  cdc.Start // the position after it
+	end    cdc.LSN   // of its transaction, if it is the last row there
 	length int64
 }
 
@@ -152,6 +153,7 @@ func (l *backlog) passes(there map[string]bool) {
 	for len(l.waiting) > 0 && there[l.waiting[0].id] {
 		row := l.waiting[0]
 		l.start.Last, l.start.XID, l.start.Commit = row.start.Last, row.start.XID, row.start.Commit
+		l.start.Covered = max(l.start.Covered, row.end)
 		l.waiting = l.waiting[1:]
 		l.rows--
 		l.bytes -= row.length
@@ -237,8 +239,15 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			w.column = slices.Index(rel, w.id)
 		}
 	case 'C':
-		if w.open {
+		last := len(w.waiting) - 1
+		switch {
+		case w.open:
 			w.last = lsn
+			if int(w.rows) == last+1 {
+				w.waiting[last].end = lsn
+			}
+		case w.exact && w.start.Last.Commit == w.commit: // the transaction is published whole
+			w.start.Covered = max(w.start.Covered, lsn)
 		}
 	default:
 		if lsn != w.at {
@@ -266,9 +275,9 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			if w.offset.row() && w.xid == w.offset.XID && lsn == w.offset.Processed {
 				w.shared++
 			}
-			id, ok := field(data[5:], w.column)
+			id, ok := columnText(data[5:], w.column)
 			if ok && len(w.waiting) == int(w.rows)-1 && w.rows <= mostWaiting {
-				w.waiting = append(w.waiting, waitingRow{id, cdc.Start{Last: cdc.Position{Commit: w.commit, Ordinal: w.ordinal}, XID: w.xid, Commit: w.time}, length})
+				w.waiting = append(w.waiting, waitingRow{id: id, length: length, start: cdc.Start{Last: cdc.Position{Commit: w.commit, Ordinal: w.ordinal}, XID: w.xid, Commit: w.time}})
 			}
 		}
 	}
@@ -307,9 +316,9 @@ func (r *relation) read(b []byte) bool {
 	return true
 }
 
-// field returns a column's text of an inserted row, after the table's OID. It reports false if the column is NULL or not
+// columnText returns a column's text of an inserted row, after the table's OID. It reports false if the column is NULL or not
 // among the bytes.
-func field(b []byte, column int) (string, bool) {
+func columnText(b []byte, column int) (string, bool) {
 	if column < 0 || len(b) < 3 || b[0] != 'N' {
 		return "", false
 	}
