@@ -32,7 +32,6 @@ type WriterConfig struct {
 	Rate       int    // transactions per second, all together; 0: as fast as the server takes them
 	Seed       uint64 // of the random choices; 0: a random seed, which is logged
 
-	NoCopy   bool          // no row is written by COPY
 	Prepared bool          // every fourth transaction goes through PREPARE TRANSACTION
 	Long     time.Duration // every tenth transaction stays open for this long before it ends
 }
@@ -453,7 +452,7 @@ func (tx *transaction) piece(ctx context.Context) error {
 			batch.Queue("INSERT INTO "+table.Sanitize()+" (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1, $2, $3, $4, $5::text::jsonb)",
 				ids[i], cfg.Type, keys[i], "Written", payloads[i])
 		}
-	case how == 1 || cfg.NoCopy:
+	case how == 1:
 		batch.Queue("INSERT INTO "+table.Sanitize()+` (id, aggregate_type, aggregate_id, event_type, payload)
 			SELECT id, $1, key, $2, payload::jsonb FROM unnest($3::uuid[], $4::text[], $5::text[]) AS e (id, key, payload)`,
 			cfg.Type, "Written", ids, keys, payloads)

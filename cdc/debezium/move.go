@@ -322,6 +322,9 @@ type status struct {
 
 // running returns an error if the connector has tasks, or may have them again by itself.
 func (m *move) running(ctx context.Context) error {
+	if m.slot.active && m.option("slot.drop.on.stop", "false") == "true" {
+		return fmt.Errorf("slot.drop.on.stop is true, so the connector drops slot %s when it stops: set it to false in the connector, or take way (b)", m.slot.name)
+	}
 	if m.slot.active {
 		return fmt.Errorf("slot %s is being read (pid %d), so the connector runs: %s, and run this again", m.slot.name, m.slot.pid, m.stopIt())
 	}
@@ -575,6 +578,9 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 		return nil, err
 	}
 	m.say("%s has stored %s; its slot %s has confirmed %s", m.owner, o, m.slot.name, m.slot.confirmed)
+	if err := m.readers(ctx); err != nil {
+		return nil, err
+	}
 	if err := m.Pipeline.Prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -622,6 +628,20 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 		return nil, err
 	}
 	return m.afterCut(), nil
+}
+
+// readers reports other slots that may be read with the connector's publication. PostgreSQL does not record it.
+func (m *move) readers(ctx context.Context) error {
+	var others []string
+	err := m.conn.QueryRow(ctx, `SELECT ARRAY(SELECT slot_name::text FROM pg_replication_slots
+		WHERE database = current_database() AND plugin = 'pgoutput' AND slot_name <> ALL ($1) ORDER BY 1)`, []string{m.slot.name, m.Config.Source.Slot}).Scan(&others)
+	if err != nil {
+		return fmt.Errorf("look for other slots: %w", err)
+	}
+	if len(others) > 0 {
+		m.say("note: slot %s of this database may also be read with publication %s: its reader gets no row of %s after the cut", few(others), m.publication.name, m.Config.Source.Table)
+	}
+	return nil
 }
 
 // cut moves the table between the publications. It tries again while a transaction holds the table.

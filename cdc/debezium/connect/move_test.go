@@ -32,7 +32,7 @@ type moving struct {
 const connector = "outbox"
 
 // startMoving starts Kafka, the connector and the writers.
-func startMoving(t *testing.T, mode string, writer cdctest.WriterConfig) *moving {
+func startMoving(t *testing.T, mode string) *moving {
 	t.Helper()
 	walpost := e2e.Build(t, "../../../cmd/walpost", "-tags=failpoints", "-race=false")()
 	if t.Failed() {
@@ -53,8 +53,7 @@ func startMoving(t *testing.T, mode string, writer cdctest.WriterConfig) *moving
 	m.save()
 	m.worker = connect.Start(t, connect.Config{Brokers: brokers, Distributed: true, Settings: map[string]string{"offset.flush.interval.ms": "2000"}})
 	m.worker.Deploy(connector, m.config)
-	writer.URL, writer.Rate, writer.Body, writer.Long = m.AdminURL, 60, 100, 100*time.Millisecond
-	m.writer = cdctest.StartWriter(t, writer)
+	m.writer = cdctest.StartWriter(t, cdctest.WriterConfig{URL: m.AdminURL, Rate: 60, Body: 100, Long: 100 * time.Millisecond})
 	m.more(500)
 	m.worker.Await(time.Minute, func() error {
 		offsets, err := m.worker.Offsets(connector)
@@ -168,7 +167,7 @@ var modes = []string{"at_least_once", "exactly_once"}
 func TestMoveSameSlot(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
-			m := startMoving(t, mode, cdctest.WriterConfig{})
+			m := startMoving(t, mode)
 			m.Env["WALPOST_SOURCE_SLOT"], m.Env["WALPOST_SOURCE_PUBLICATION"] = m.config["slot.name"], "dbz_pub"
 			m.MustRefuse("so the connector runs: stop it (PUT /connectors/outbox/stop)", m.flags()...)
 			m.more(300)
@@ -218,7 +217,7 @@ func (m *moving) stop(relay *e2e.Relay) {
 func TestMoveAfterAKill(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
-			m := startMoving(t, mode, cdctest.WriterConfig{})
+			m := startMoving(t, mode)
 			m.Env["WALPOST_SOURCE_SLOT"], m.Env["WALPOST_SOURCE_PUBLICATION"] = m.config["slot.name"], "dbz_pub"
 			m.more(300)
 			m.worker.Kill()
@@ -237,8 +236,7 @@ func TestMoveAfterAKill(t *testing.T) {
 func TestMoveSecondSlot(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
-			// A killed connector of Debezium 3.6.1 loses rows of a COPY: they share an LSN, and it goes on after that.
-			m := startMoving(t, mode, cdctest.WriterConfig{NoCopy: true})
+			m := startMoving(t, mode)
 			m.Env["WALPOST_SOURCE_PUBLICATION"] = "relayed"
 			m.takeOver("--dry-run")
 			for _, at := range []string{"takeover_publication", "takeover_slot", "takeover_cut", "takeover_after_cut"} {
