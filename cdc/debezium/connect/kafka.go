@@ -21,7 +21,8 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// Kafka returns the brokers of WALPOST_TEST_KAFKA, or starts a real Apache Kafka that ends with the test.
+// Kafka returns the brokers of WALPOST_TEST_KAFKA, or starts a real Apache Kafka that ends with the test. It creates topics,
+// of three partitions, for those who produce to them.
 func Kafka(t testing.TB) []string {
 	t.Helper()
 	if addrs := os.Getenv("WALPOST_TEST_KAFKA"); addrs != "" {
@@ -29,6 +30,7 @@ func Kafka(t testing.TB) []string {
 	}
 	_, here, _, _ := runtime.Caller(0)
 	cmd := exec.Command(filepath.Join(filepath.Dir(here), "../../../.ci/kafka/start"))
+	cmd.Env = append(os.Environ(), "KAFKA_CREATES_TOPICS=true")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

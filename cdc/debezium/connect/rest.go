@@ -113,24 +113,41 @@ func (w *Worker) Deploy(name string, config map[string]string) {
 func (w *Worker) AwaitStreaming(name string) {
 	w.t.Helper()
 	w.Await(2*time.Minute, func() error {
-		status, err := w.Status(name)
-		if err != nil {
-			return err
+		err := w.Streaming(name)
+		var failed *TaskError
+		if errors.As(err, &failed) {
+			w.t.Fatal(err)
 		}
-		for _, s := range append(status.Tasks, status.Connector) {
-			if s.State == "FAILED" {
-				w.t.Fatalf("connector %s has failed: %s", name, s.Trace)
-			}
-		}
-		if len(status.Tasks) == 0 || status.Tasks[0].State != "RUNNING" {
-			return fmt.Errorf("connector %s: %+v", name, status)
-		}
-		config, err := w.Config(name)
-		if err != nil {
-			return err
-		}
-		return slotIsRead(config)
+		return err
 	})
+}
+
+// TaskError says that a connector or its task has failed, and will not go on before somebody restarts it.
+type TaskError struct{ Name, Trace string }
+
+func (e *TaskError) Error() string {
+	return fmt.Sprintf("connector %s has failed: %s", e.Name, e.Trace)
+}
+
+// Streaming returns nil if the connector's task runs and its slot has a reader, and a TaskError if the task has failed.
+func (w *Worker) Streaming(name string) error {
+	status, err := w.Status(name)
+	if err != nil {
+		return err
+	}
+	for _, s := range append(status.Tasks, status.Connector) {
+		if s.State == "FAILED" {
+			return &TaskError{name, s.Trace}
+		}
+	}
+	if len(status.Tasks) == 0 || status.Tasks[0].State != "RUNNING" {
+		return fmt.Errorf("connector %s: %+v", name, status)
+	}
+	config, err := w.Config(name)
+	if err != nil {
+		return err
+	}
+	return slotIsRead(config)
 }
 
 // slotIsRead returns nil if a process reads the connector's slot.
