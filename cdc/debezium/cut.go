@@ -3,7 +3,7 @@ package debezium
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
+	bigendian "encoding/binary"
 	"errors"
 	"fmt"
 	"regexp"
@@ -232,10 +232,10 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 		if len(data) < 21 {
 			return errors.New("a Begin is too short")
 		}
-		w.commit, w.xid, w.ordinal, w.same, w.at, w.open = cdc.LSN(binary.BigEndian.Uint64(data[1:])), binary.BigEndian.Uint32(data[17:]), 0, 0, 0, false
-		w.time = time.UnixMicro(int64(binary.BigEndian.Uint64(data[9:])) + epoch2000).UTC()
+		w.commit, w.xid, w.ordinal, w.same, w.at, w.open = cdc.LSN(bigendian.BigEndian.Uint64(data[1:])), bigendian.BigEndian.Uint32(data[17:]), 0, 0, 0, false
+		w.time = time.UnixMicro(int64(bigendian.BigEndian.Uint64(data[9:])) + epoch2000).UTC()
 	case 'R':
-		if rel := (relation{}); len(data) >= 5 && binary.BigEndian.Uint32(data[1:]) == w.oid && rel.read(data[5:]) {
+		if rel := (relation{}); len(data) >= 5 && bigendian.BigEndian.Uint32(data[1:]) == w.oid && rel.read(data[5:]) {
 			w.column = slices.Index(rel, w.id)
 		}
 	case 'C':
@@ -254,7 +254,7 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			w.at, w.same = lsn, 0
 		}
 		w.same++
-		row := kind == 'I' && len(data) >= 5 && binary.BigEndian.Uint32(data[1:]) == w.oid
+		row := kind == 'I' && len(data) >= 5 && bigendian.BigEndian.Uint32(data[1:]) == w.oid
 		if row {
 			w.ordinal++
 		}
@@ -299,7 +299,7 @@ func (r *relation) read(b []byte) bool {
 	if !schema || !name || len(b) < 3 {
 		return false
 	}
-	n := int(binary.BigEndian.Uint16(b[1:]))
+	n := int(bigendian.BigEndian.Uint16(b[1:]))
 	b = b[3:]
 	for range n {
 		if len(b) < 1 {
@@ -329,7 +329,7 @@ func columnText(b []byte, column int) (string, bool) {
 			if len(b) < 4 {
 				return "", false
 			}
-			n := uint64(binary.BigEndian.Uint32(b))
+			n := uint64(bigendian.BigEndian.Uint32(b))
 			if b = b[4:]; n > uint64(len(b)) {
 				return "", false
 			}

@@ -39,10 +39,10 @@ const (
 type MoveOptions struct {
 	Config   config.Config
 	AdminURL string // URL of a superuser, or of an owner of table and publications that may replicate
-	// Option returns the value of one of the connector's properties; empty if it is not set. Name is the connector's name:
-	// empty stands for the one connector with the topic.prefix.
-	Option func(string) string
-	Name   string
+	// Connector is the connector's configuration. Name is its name: empty stands for the one connector with the
+	// topic.prefix.
+	Connector *Connector
+	Name      string
 	// The place of the offsets: ConnectURL of a worker's REST interface, OffsetTopic of its Kafka, which is that of the
 	// pipeline, or OffsetFile of a standalone worker or of Debezium Server.
 	ConnectURL  string
@@ -83,9 +83,13 @@ type move struct {
 	others      []string        // further tables that the connector captures
 }
 
-// option returns the value of a property, or its default.
+// option returns the value of one of the connector's properties, or its default.
 func (m *move) option(name, otherwise string) string {
-	return cmp.Or(strings.TrimSpace(m.Option(name)), otherwise)
+	value := m.Connector.Option(name)
+	if m.Connector.Server {
+		value = cmp.Or(m.Connector.Option("debezium.source."+name), m.Connector.Option("debezium."+name))
+	}
+	return cmp.Or(strings.TrimSpace(value), otherwise)
 }
 
 func (m *move) say(what string, args ...any) { m.Progress(fmt.Sprintf(what, args...)) }
@@ -102,12 +106,12 @@ func (o MoveOptions) open(ctx context.Context) (_ *move, err error) {
 		o.HTTP = &http.Client{Timeout: 30 * time.Second}
 	}
 	m := &move{MoveOptions: o}
-	m.owner = owner{o.Name, m.option("topic.prefix", m.Option("database.server.name"))}
-	if class := m.Option("connector.class"); class != "" && !strings.HasSuffix(class, ".PostgresConnector") && class != "PostgresConnector" {
+	m.owner = owner{o.Name, m.option("topic.prefix", m.option("database.server.name", ""))}
+	if class := m.option("connector.class", ""); class != "" && !strings.HasSuffix(class, ".PostgresConnector") && class != "PostgresConnector" {
 		return nil, fmt.Errorf("connector.class: %s is no connector of Debezium for PostgreSQL: name the connector of the outbox", class)
 	}
 	if o.ConnectURL != "" && o.Name == "" {
-		return nil, errors.New("--name: missing: name the connector at --connect-url")
+		return nil, errors.New("--connector: missing: name the connector at --connect-url")
 	}
 	if m.owner.prefix == "" {
 		return nil, errors.New("topic.prefix: the connector's configuration does not have it, and its offset is stored under it: give the whole configuration")
@@ -135,7 +139,7 @@ func (o MoveOptions) open(ctx context.Context) (_ *move, err error) {
 	case len(m.table.Problems) > 0:
 		return nil, m.table.Unfit(m.table.Problems...)
 	}
-	if list := m.Option("table.include.list"); list != "" && !includes(list, o.Config.Source.Table) {
+	if list := m.option("table.include.list", ""); list != "" && !includes(list, o.Config.Source.Table) {
 		return nil, fmt.Errorf("table.include.list: the connector captures %s, and not %s: name the connector of this table, or correct source.table", list, o.Config.Source.Table)
 	}
 	return m, nil
@@ -165,9 +169,9 @@ func (m *move) captured(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look at publication %s: %w", m.publication.name, err)
 	}
-	list, without := m.Option("table.include.list"), m.Option("table.exclude.list")
+	list, without := m.option("table.include.list", ""), m.option("table.exclude.list", "")
 	m.others = slices.DeleteFunc(tables, func(name string) bool {
-		return list != "" && !includes(list, name) || without != "" && includes(without, name) || name == m.Option("signal.data.collection")
+		return list != "" && !includes(list, name) || without != "" && includes(without, name) || name == m.option("signal.data.collection", "")
 	})
 	return nil
 }
@@ -477,9 +481,9 @@ func (m *move) outbox() outbox { return outbox{m.table.OID, m.router("table.fiel
 
 // router returns the value of an option of the Outbox Event Router, or its default.
 func (m *move) router(name, otherwise string) string {
-	for alias := range strings.SplitSeq(m.Option("transforms"), ",") {
+	for alias := range strings.SplitSeq(m.option("transforms", ""), ",") {
 		alias = strings.TrimSpace(alias)
-		if strings.HasSuffix(m.Option("transforms."+alias+".type"), "EventRouter") {
+		if strings.HasSuffix(m.option("transforms."+alias+".type", ""), "EventRouter") {
 			return m.option("transforms."+alias+"."+name, otherwise)
 		}
 	}

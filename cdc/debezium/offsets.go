@@ -3,7 +3,7 @@ package debezium
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/binary"
+	bigendian "encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -169,7 +169,7 @@ func findOffset(records []stored, want owner, place string, whole bool) (*Offset
 	}
 	switch {
 	case len(of) > 1:
-		return nil, owner{}, fmt.Errorf("%s has offsets of %s: name the connector with --name", place, listOwners(of))
+		return nil, owner{}, fmt.Errorf("%s has offsets of %s: name the connector with --connector", place, listOwners(of))
 	case len(of) == 1 && newest[of[0]] == nil:
 		return nil, owner{}, none("%s: the offset of %s was deleted (a tombstone), so it is not known what the connector has published: if its slot still exists, `walpost adopt` continues from the slot; rows may come again", place, of[0])
 	case len(of) == 1:
@@ -224,7 +224,7 @@ func parseFile(file []byte) ([]stored, error) {
 	if !ok || len(rest) < 18 || rest[8] != 0x77 || rest[9] != 8 {
 		return nil, other
 	}
-	size := binary.BigEndian.Uint32(rest[14:18])
+	size := bigendian.BigEndian.Uint32(rest[14:18])
 	rest = rest[18:]
 	described := false
 	array := func() (b []byte, ok bool) {
@@ -240,7 +240,7 @@ func parseFile(file []byte) ([]stored, error) {
 			return nil, false
 		}
 		described = true
-		n := binary.BigEndian.Uint32(rest)
+		n := bigendian.BigEndian.Uint32(rest)
 		if rest = rest[4:]; uint64(n) > uint64(len(rest)) {
 			return nil, false
 		}

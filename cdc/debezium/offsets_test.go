@@ -74,7 +74,7 @@ func TestFindOffset(t *testing.T) {
 	}{
 		`topic t has no offset of connector "c" with topic.prefix "p", only of connector "a" with topic.prefix "p", connector "b"`: {two, owner{"c", "p"}, true},
 		`only of connector "a"`:                            {two, owner{"a", "other"}, true},
-		`name the connector with --name`:                   {append(two, record("c", "p", older)), owner{"", "p"}, true},
+		`name the connector with --connector`:                   {append(two, record("c", "p", older)), owner{"", "p"}, true},
 		`was deleted (a tombstone)`:                        {append(two, record("a", "p", "")), owner{"a", "p"}, true},
 		`topic t is empty`:                                 {nil, owner{"a", "p"}, true},
 		`its first records are gone`:                       {nil, owner{"a", "p"}, false},
@@ -82,7 +82,7 @@ func TestFindOffset(t *testing.T) {
 	} {
 		if _, _, err := findOffset(c.records, c.want, "topic t", c.whole); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v, want an error that says %q", err, says)
-		} else if says != `name the connector with --name` && !strings.Contains(says, "another connector than") && !errors.Is(err, errNoOffset) {
+		} else if says != `name the connector with --connector` && !strings.Contains(says, "another connector than") && !errors.Is(err, errNoOffset) {
 			t.Errorf("%v is not errNoOffset", err)
 		}
 	}

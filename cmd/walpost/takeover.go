@@ -1,12 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/walpost/walpost/cdc"
@@ -15,10 +12,11 @@ import (
 )
 
 type takeOverCmd struct {
-	Connector   string        `placeholder:"FILE" help:"Read the connector's configuration from this file, - for standard input: the JSON of a connector, or Debezium Server's application.properties."`
-	ConnectURL  string        `name:"connect-url" placeholder:"URL" help:"Ask the REST interface of a Kafka Connect worker for the connector's configuration, state and offset."`
-	Name        string        `placeholder:"NAME" help:"Take over from the connector of this name. The default is the name in the configuration, or the only connector with its topic.prefix."`
-	OffsetTopic string        `placeholder:"TOPIC" help:"Read the connector's offset from this topic (offset.storage.topic of the worker)."`
+	File        string        `arg:"" optional:"" help:"Read the connector's configuration from this file, as import does. - reads from standard input."`
+	ConnectURL  string        `name:"connect-url" env:"WALPOST_CONNECT_URL" placeholder:"URL" help:"Ask a running Kafka Connect for the connector's state and offset, and without FILE for its configuration: http://host:8083, with user and password if it asks for them."`
+	ConnectCA   string        `name:"connect-ca-file" placeholder:"FILE" help:"With --connect-url: the certificates of the authorities that sign Connect's certificate (PEM). The default is the system's authorities."`
+	Connector   string        `placeholder:"NAME" help:"Take over from the connector with this name. The default is the name in the configuration, or the only connector with its topic.prefix."`
+	OffsetTopic string        `placeholder:"TOPIC" help:"Read the connector's offset from this topic (offset.storage.topic of the worker), if Connect cannot be asked."`
 	OffsetFile  string        `placeholder:"FILE" help:"Read the connector's offset from this file of a standalone worker or of Debezium Server (offset.storage.file.filename)."`
 	AdminURL    string        `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, as an administrator, as init does. A second slot needs an owner of both publications and of the table."`
 	Wait        time.Duration `default:"10m" help:"Wait this long for the connector to store the offset of its last row, and for transactions that hold the table."`
@@ -39,14 +37,23 @@ func (c *takeOverCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	name, option, err := c.connector(p)
+	from := importCmd{File: c.File, ConnectURL: c.ConnectURL, ConnectCA: c.ConnectCA, Connector: c.Connector}
+	client, err := from.client()
 	if err != nil {
 		return err
 	}
+	defer client.CloseIdleConnections()
+	if c.File != "" { // it comes before what Connect says
+		from = importCmd{File: c.File}
+	}
+	connector, err := from.read(p)
+	if err != nil {
+		return fmt.Errorf("the connector's configuration: %w", err)
+	}
 	say := steps(p.stdout)
 	o := debezium.MoveOptions{
-		Config: cfg, AdminURL: url, Name: name, Option: option, ConnectURL: c.ConnectURL, OffsetTopic: c.OffsetTopic, OffsetFile: c.OffsetFile,
-		Wait: c.Wait, DryRun: c.DryRun,
+		Config: cfg, AdminURL: url, Connector: connector, Name: cmp.Or(c.Connector, connector.Name), ConnectURL: c.ConnectURL, OffsetTopic: c.OffsetTopic, OffsetFile: c.OffsetFile,
+		Wait: c.Wait, DryRun: c.DryRun, HTTP: client,
 		Pipeline: beginner{p, pl, url, c.DryRun},
 		Progress: func(what string, sql ...string) { say(pipeline.Step{What: what, SQL: sql}) },
 	}
@@ -65,37 +72,6 @@ func (c *takeOverCmd) Run(p *process) error {
 		p.say("next: %s", what)
 	}
 	return nil
-}
-
-// connector returns the connector's name and a function that returns the values of its properties.
-func (c *takeOverCmd) connector(p *process) (name string, option func(string) string, err error) {
-	if c.Connector == "" {
-		return "", nil, errors.New("--connector: missing: name the file with the connector's configuration")
-	}
-	in := p.stdin
-	if c.Connector != "-" {
-		file, err := os.Open(c.Connector)
-		if err != nil {
-			return "", nil, fmt.Errorf("--connector: %w", err)
-		}
-		defer func() { _ = file.Close() }()
-		in = file
-	}
-	text, err := io.ReadAll(in)
-	if err != nil {
-		return "", nil, fmt.Errorf("--connector: %w", err)
-	}
-	var wrapped struct {
-		Name   string
-		Config map[string]string
-	}
-	if err := json.Unmarshal(text, &wrapped); err != nil {
-		return "", nil, fmt.Errorf("--connector: %w", err)
-	}
-	if c.Name != "" {
-		wrapped.Name = c.Name
-	}
-	return wrapped.Name, func(name string) string { return wrapped.Config[name] }, nil
 }
 
 // beginner lets a pipeline begin and end for a move.

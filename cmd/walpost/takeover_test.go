@@ -90,7 +90,7 @@ func (p *played) flags(over map[string]string, more ...string) []string {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		p.T.Fatal(err)
 	}
-	return append([]string{"take-over", "--connector", file, "--offset-topic", p.topic}, more...)
+	return append([]string{"take-over", file, "--offset-topic", p.topic}, more...)
 }
 
 // refuses checks that a take-over fails with a sentence and changes nothing.
@@ -207,7 +207,7 @@ func TestTakeOverBeginsWhereTheOffsetIs(t *testing.T) {
 		}
 	}
 	p.stores("")
-	p.MustRun(append(p.flags(nil)[:3], "--offset-file", p.offsetFile(half))...)
+	p.MustRun(append(p.flags(nil)[:2], "--offset-file", p.offsetFile(half))...)
 	p.stores(half)
 	p.refusesBecauseBegun()
 	r := p.StartRelay()
@@ -384,9 +384,9 @@ func TestTakeOverRefuses(t *testing.T) {
 	test := cdctest.SlotName(t, "test")
 	p.Exec("SELECT pg_create_logical_replication_slot('" + test + "', 'test_decoding')")
 	p.refuses("is a slot of test_decoding", p.flags(map[string]string{"slot.name": test})...)
-	p.refuses("it is not known where the connector's offsets are", p.flags(nil)[:3]...)
-	p.refuses("there is no topic nowhere", append(p.flags(nil)[:3], "--offset-topic", "nowhere")...)
-	p.refuses("it is not the offset file of Kafka Connect", append(p.flags(nil)[:3], "--offset-file", p.flags(nil)[2])...)
+	p.refuses("it is not known where the connector's offsets are", p.flags(nil)[:2]...)
+	p.refuses("there is no topic nowhere", append(p.flags(nil)[:2], "--offset-topic", "nowhere")...)
+	p.refuses("it is not the offset file of Kafka Connect", append(p.flags(nil)[:2], "--offset-file", p.flags(nil)[1])...)
 
 	// A slot of another database.
 	other := cdctest.SlotName(t, "elsewhere")
@@ -412,8 +412,8 @@ func TestTakeOverRefuses(t *testing.T) {
 		}
 	}))
 	defer worker.Close()
-	p.refuses("is PAUSED with 1 tasks, and could read the slot again", append(p.flags(nil)[:3], "--connect-url", worker.URL)...)
-	p.refuses("there is no such connector", append(p.flags(nil)[:3], "--connect-url", worker.URL, "--name", "gone")...)
+	p.refuses("is PAUSED with 1 tasks, and could read the slot again", append(p.flags(nil)[:2], "--connect-url", worker.URL)...)
+	p.refuses("there is no such connector", append(p.flags(nil)[:2], "--connect-url", worker.URL, "--connector", "gone")...)
 
 	// Somebody advanced the slot.
 	p.inserts(1)

@@ -99,7 +99,7 @@ func (m *moving) takeOver(flags ...string) string {
 }
 
 func (m *moving) flags(flags ...string) []string {
-	return append([]string{"take-over", "--connector", m.file, "--connect-url", m.worker.URL()}, flags...)
+	return append([]string{"take-over", m.file, "--connect-url", m.worker.URL()}, flags...)
 }
 
 // killed runs the command, which kills itself at a named instant.
@@ -222,7 +222,7 @@ func TestMoveAfterAKill(t *testing.T) {
 			m.more(300)
 			m.worker.Kill()
 			m.more(100)
-			topic := []string{"take-over", "--connector", m.file, "--offset-topic", m.worker.OffsetTopic}
+			topic := []string{"take-over", m.file, "--offset-topic", m.worker.OffsetTopic}
 			t.Log(m.MustRun(topic...))
 			m.SpawnRelay()
 			m.more(300)
