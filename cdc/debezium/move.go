@@ -81,6 +81,7 @@ type move struct {
 	slot        slotSeen        // of the connector
 	publication publicationSeen // of the connector
 	others      []string        // further tables that the connector captures
+	topics      *regexp.Regexp  // of the topics that the pipeline's rows go to; nil if the pipeline does not follow the router
 }
 
 // option returns the value of one of the connector's properties, or its default.
@@ -99,13 +100,22 @@ func (o MoveOptions) open(ctx context.Context) (_ *move, err error) {
 	if o.Config.Source.Kind != config.KindWAL {
 		return nil, errors.New("source.kind: a polled pipeline has no slot to take over: write source.kind: wal")
 	}
+	var pattern *regexp.Regexp
+	if len(o.Config.Debezium) > 0 {
+		options, err := Parse(o.Config.Debezium)
+		if err != nil {
+			return nil, err
+		}
+		options.Configure(&o.Config)
+		pattern = New(options).Pattern()
+	}
 	if o.Progress == nil {
 		o.Progress = func(string, ...string) {}
 	}
 	if o.HTTP == nil {
 		o.HTTP = &http.Client{Timeout: 30 * time.Second}
 	}
-	m := &move{MoveOptions: o}
+	m := &move{MoveOptions: o, topics: pattern}
 	m.owner = owner{o.Name, m.option("topic.prefix", m.option("database.server.name", ""))}
 	if class := m.option("connector.class", ""); class != "" && !strings.HasSuffix(class, ".PostgresConnector") && class != "PostgresConnector" {
 		return nil, fmt.Errorf("connector.class: %s is no connector of Debezium for PostgreSQL: name the connector of the outbox", class)
@@ -498,14 +508,18 @@ func (m *move) lookUp(ctx context.Context, b *backlog) error {
 	if len(b.waiting) == 0 {
 		return nil
 	}
-	template := m.router("route.topic.replacement", "outbox.event.${routedByValue}")
-	var pattern strings.Builder
-	end := 0
-	for _, at := range variable.FindAllStringIndex(template, -1) {
-		pattern.WriteString(regexp.QuoteMeta(template[end:at[0]]) + ".*")
-		end = at[1]
+	pattern := m.topics
+	if pattern == nil {
+		template := m.router("route.topic.replacement", "outbox.event.${routedByValue}")
+		var said strings.Builder
+		end := 0
+		for _, at := range variable.FindAllStringIndex(template, -1) {
+			said.WriteString(regexp.QuoteMeta(template[end:at[0]]) + ".*")
+			end = at[1]
+		}
+		pattern = regexp.MustCompile("^" + said.String() + regexp.QuoteMeta(template[end:]) + "$")
 	}
-	topics, err := m.sink.Topics(ctx, regexp.MustCompile("^"+pattern.String()+regexp.QuoteMeta(template[end:])+"$"))
+	topics, err := m.sink.Topics(ctx, pattern)
 	if err != nil {
 		return err
 	}

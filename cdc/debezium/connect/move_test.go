@@ -4,6 +4,7 @@ package connect_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -75,6 +76,20 @@ func (m *moving) save() {
 	m.file = filepath.Join(m.t.TempDir(), "connector.json")
 	if err := os.WriteFile(m.file, text, 0o600); err != nil {
 		m.t.Fatal(err)
+	}
+}
+
+// imported gives the pipeline the configuration that walpost imports from the connector, so that its records are like the
+// connector's.
+func (m *moving) imported() {
+	m.t.Helper()
+	file := filepath.Join(m.t.TempDir(), "walpost.yaml")
+	if err := os.WriteFile(file, []byte(m.MustRun("import", m.file, "--brokers", strings.Join(m.Brokers, ","))), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	m.Env["WALPOST_CONFIG"] = file
+	for _, decided := range []string{"WALPOST_KAFKA_TOPIC", "WALPOST_KAFKA_AGGREGATE_TYPES", "WALPOST_SOURCE_SLOT"} {
+		delete(m.Env, decided)
 	}
 }
 
@@ -168,7 +183,7 @@ func TestMoveSameSlot(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
 			m := startMoving(t, mode)
-			m.Env["WALPOST_SOURCE_SLOT"], m.Env["WALPOST_SOURCE_PUBLICATION"] = m.config["slot.name"], "dbz_pub"
+			m.imported()
 			m.MustRefuse("so the connector runs: stop it (PUT /connectors/outbox/stop)", m.flags()...)
 			m.more(300)
 			m.worker.Stop(connector)
@@ -178,13 +193,13 @@ func TestMoveSameSlot(t *testing.T) {
 			m.MustRefuse("has a state record already", m.flags()...)
 			relay := m.SpawnRelay()
 			m.more(300)
-			m.WaitUntilConfirmed(time.Minute)
+			m.confirmed()
 			if mode == "exactly_once" { // at least once, a kill repeats rows
 				relay.Kill()
 				m.more(200)
 				relay = m.SpawnRelay()
 				m.more(100)
-				m.WaitUntilConfirmed(time.Minute)
+				m.confirmed()
 			}
 
 			m.MustRefuse("stop the relay with SIGTERM", m.flags("--back")...)
@@ -203,6 +218,19 @@ func TestMoveSameSlot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// confirmed waits until the relay has confirmed everything written so far.
+func (m *moving) confirmed() {
+	m.t.Helper()
+	end := m.Query("SELECT pg_current_wal_lsn()::text")
+	m.worker.Await(time.Minute, func() error {
+		slots := m.Query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = ANY ($1) AND active AND confirmed_flush_lsn >= $2::text::pg_lsn", []string{m.config["slot.name"], m.Slot()}, end)
+		if slots == "0" {
+			return errors.New("not confirmed yet")
+		}
+		return nil
+	})
 }
 
 // stop ends a relay in order.
@@ -252,7 +280,7 @@ func TestMoveSecondSlot(t *testing.T) {
 			m.MustRefuse("has a state record already", m.flags()...)
 			relay := m.SpawnRelay()
 			m.more(300)
-			m.WaitUntilConfirmed(time.Minute)
+			m.confirmed()
 			m.worker.Delete(connector)
 			m.Exec("SELECT pg_drop_replication_slot('" + m.config["slot.name"] + "')")
 			if mode == "exactly_once" { // at least once, a kill repeats rows
@@ -260,7 +288,7 @@ func TestMoveSecondSlot(t *testing.T) {
 				m.more(100)
 				relay = m.SpawnRelay()
 				m.more(100)
-				m.WaitUntilConfirmed(time.Minute)
+				m.confirmed()
 			}
 
 			m.stop(relay)
