@@ -40,14 +40,15 @@ type Difference struct {
 	Partition int32
 	Offset    int64
 	ID        string
-	Part      string // topic, partition, key, value, timestamp, a header, or row
+	Part      string // topic, partition, key, value, timestamp, the name of a header, order of headers, or row
 	Kafka     string // what Kafka has
 	Walpost   string // what walpost would write
 }
 
 // Compared counts what Compare has read.
 type Compared struct {
-	Topics, Partitions, Records int
+	Topics              []string
+	Partitions, Records int
 
 	Equal, Different int
 	Gone             int // records whose row is no longer in the table
@@ -73,7 +74,7 @@ func (p *Pipeline) Compare(ctx context.Context, o CompareOptions) (Compared, err
 	topics = slices.DeleteFunc(topics, func(name string) bool {
 		return strings.HasPrefix(name, "__") || strings.HasPrefix(name, "walpost.")
 	})
-	c.done.Topics = len(topics)
+	c.done.Topics = topics
 	flush := func() error {
 		found := map[string]*cdc.Row{}
 		if len(c.ids) > 0 {
@@ -206,21 +207,30 @@ func (c *comparison) parts(r compared, rec *cdc.Record, differs func(part, has, 
 	if !rec.Timestamp.IsZero() && !rec.Timestamp.Equal(r.Timestamp) {
 		differs("timestamp", fmt.Sprint(r.Timestamp.UnixMilli()), fmt.Sprint(rec.Timestamp.UnixMilli()))
 	}
+	ours := map[string][][]byte{}
 	var has, would []string
-	for _, h := range r.Headers {
-		has = append(has, h.Key)
-	}
 	for _, h := range rec.Headers {
+		ours[h.Key] = append(ours[h.Key], h.Value)
 		would = append(would, h.Key)
 	}
-	if !slices.Equal(has, would) {
-		differs("headers", strings.Join(has, ", "), strings.Join(would, ", "))
-		return
-	}
-	for i, h := range r.Headers {
-		if ours := rec.Headers[i].Value; h.Key != runID && !same(h.Value, ours) {
-			differs("header "+h.Key, short(h.Value), short(ours))
+	for _, h := range r.Headers {
+		has = append(has, h.Key)
+		if len(ours[h.Key]) == 0 {
+			differs("header "+h.Key, short(h.Value), "no such header")
+			continue
 		}
+		value := ours[h.Key][0]
+		if ours[h.Key] = ours[h.Key][1:]; h.Key != runID && !same(h.Value, value) {
+			differs("header "+h.Key, short(h.Value), short(value))
+		}
+	}
+	for _, h := range slices.Compact(slices.Sorted(slices.Values(would))) {
+		for _, value := range ours[h] {
+			differs("header "+h, "no such header", short(value))
+		}
+	}
+	if len(has) == len(would) && !slices.Equal(has, would) && slices.Equal(slices.Sorted(slices.Values(has)), slices.Sorted(slices.Values(would))) {
+		differs("order of headers", strings.Join(has, ", "), strings.Join(would, ", "))
 	}
 }
 

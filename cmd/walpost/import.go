@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -136,7 +138,12 @@ func (c *importCmd) check(p *process) error {
 	if err != nil {
 		return err
 	}
-	o := pipeline.CompareOptions{Records: c.Records, Values: c.ShowValues, Differs: p.differs}
+	times := map[string]int{}
+	o := pipeline.CompareOptions{Records: c.Records, Values: c.ShowValues, Differs: func(d pipeline.Difference) {
+		if times[d.Part]++; times[d.Part] <= shownDifferences {
+			p.differs(d)
+		}
+	}}
 	if o.ReadURL = p.ownURL(cfg, "READ_URL", c.ReadURL); o.ReadURL != "" {
 		o.ReadKey = "--read-url (WALPOST_READ_URL)"
 	} else if o.ReadURL = p.ownURL(cfg, "ADMIN_URL", p.getenv("WALPOST_ADMIN_URL")); o.ReadURL != "" {
@@ -146,7 +153,12 @@ func (c *importCmd) check(p *process) error {
 	if err != nil {
 		return err
 	}
-	p.say("compared the newest %d records of %d partitions in %d topics: %d are equal, %d differ", done.Records, done.Partitions, done.Topics, done.Equal, done.Different)
+	for _, part := range slices.Sorted(maps.Keys(times)) {
+		if more := times[part] - shownDifferences; more > 0 {
+			p.say("and %d more such differences: %s", more, app.Line(part))
+		}
+	}
+	p.say("compared %d records, the newest of each partition of %s: %d are equal, %d differ", done.Records, strings.Join(done.Topics, ", "), done.Equal, done.Different)
 	if done.Gone > 0 {
 		p.say("not compared: %d records, because the table no longer has their rows", done.Gone)
 	}
@@ -161,6 +173,9 @@ func (c *importCmd) check(p *process) error {
 	}
 	return nil
 }
+
+// shownDifferences is how many differences of the same part of a record are printed.
+const shownDifferences = 5
 
 // differs prints a difference between a record and what walpost would write.
 func (p *process) differs(d pipeline.Difference) {

@@ -212,7 +212,7 @@ func TestImportCheckComparesRecords(t *testing.T) {
 	for i := range 20 {
 		write(i, func(*kgo.Record) {})
 	}
-	if got, err := check(); err != nil || got != "compared the newest 20 records of 3 partitions in 1 topics: 20 are equal, 0 differ\n" {
+	if got, err := check(); err != nil || got != "compared 20 records, the newest of each partition of "+topic+": 20 are equal, 0 differ\n" {
 		t.Errorf("of equal records: %v, %s", err, got)
 	}
 	gone := write(20, func(*kgo.Record) {})
@@ -226,6 +226,13 @@ func TestImportCheckComparesRecords(t *testing.T) {
 	write(25, func(r *kgo.Record) { r.Headers[5].Value = nil })
 	write(26, func(r *kgo.Record) { r.Headers = r.Headers[4:] })
 	write(27, func(r *kgo.Record) { r.Partition = (r.Partition + 1) % 3 })
+	write(29, func(r *kgo.Record) {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: "origin", Value: []byte("shop")})
+	})
+	write(30, func(r *kgo.Record) { r.Headers[4], r.Headers[5] = r.Headers[5], r.Headers[4] })
+	for i := range 6 {
+		write(31+i, func(r *kgo.Record) { r.Headers[5].Value = []byte("Other") })
+	}
 	write(28, func(r *kgo.Record) { r.Value = nil })
 	got, err := check()
 	var code app.ExitError
@@ -233,12 +240,14 @@ func TestImportCheckComparesRecords(t *testing.T) {
 		t.Errorf("exit code %d, %v", code, err)
 	}
 	for _, want := range []string{
-		"compared the newest 29 records of 3 partitions in 1 topics: 20 are equal, 6 differ\n",
+		"compared 37 records, the newest of each partition of " + topic + ": 20 are equal, 14 differ\n",
 		"not compared: 2 records, because the table no longer has their rows\n", "not compared: 1 records without a header id",
 		`000023: value: 28 bytes, different from byte 20 on in Kafka, 30 bytes, different from byte 20 on by walpost`,
 		`000024: key: "other" in Kafka, "key-24" by walpost`,
 		`000025: header type: null in Kafka, "OrderPlaced" by walpost`,
-		`000026: headers: id, type in Kafka, __debezium.context.connectorLogicalName, `,
+		`000026: header __debezium.context.connectorLogicalName: no such header in Kafka, "shop" by walpost`,
+		`000029: header origin: "shop" in Kafka, no such header by walpost`, `000030: order of headers: __debezium.context.connectorLogicalName, `,
+		"and 2 more such differences: header type\n",
 		`000027: partition: `, `000028: value: null in Kafka, 30 bytes`,
 	} {
 		if !strings.Contains(got, want) {
@@ -251,7 +260,7 @@ func TestImportCheckComparesRecords(t *testing.T) {
 	if got, _ = check("--show-values", "--records", "1000"); !strings.Contains(got, `000023: value: "{\"n\": 23, \"word\": \"changed\"}" in Kafka, "{\"n\": 23, \"word\": \"secret-23\"}" by walpost`) {
 		t.Errorf("with values:\n%s", got)
 	}
-	if got, _ = check("--records", "3"); !strings.Contains(got, "compared the newest 3 records of 3 partitions") {
+	if got, _ = check("--records", "3"); !strings.Contains(got, "compared 3 records, the newest") {
 		t.Errorf("of three records:\n%s", got)
 	}
 	for want, args := range map[string][]string{
