@@ -8,8 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/walpost/walpost/cdc/misspelt"
 )
 
 // ImportOptions are the inputs of Import besides the connector.
@@ -564,7 +562,7 @@ func (i *importing) unknown(e entry, names []string) {
 	said := "Debezium ignores it: remove it from a copy of the input, or correct its name"
 	if now := renamed[strings.TrimPrefix(e.name, "transforms."+i.router.name+".")]; now != "" {
 		said = "Debezium calls it " + now + " today: write that in a copy of the input"
-	} else if meant := misspelt.Nearest(e.label, names); meant != "" {
+	} else if meant := nearest(e.label, names); meant != "" {
 		said = "did you mean " + meant + "?"
 	}
 	i.wrong("%s: there is no such option: %s", printable(e.label), said)
@@ -610,7 +608,7 @@ func (i *importing) readTransform(e entry, rest string) {
 			names = append(names, t.name)
 		}
 		name, option, _ := strings.Cut(rest, ".")
-		if meant := misspelt.Nearest(name, names); meant != "" {
+		if meant := nearest(name, names); meant != "" {
 			i.wrong("%s: the chain has no transformation of this name: did you mean %s?", printable(e.label), i.label("transforms."+meant+"."+option))
 			return
 		}
@@ -779,7 +777,7 @@ func (i *importing) readTopicCreation(e entry, rest string) {
 		i.line(e, NoEffect, "topic.creation.groups does not name this group")
 	default:
 		if !slices.Contains(topicCreation, option) {
-			if meant := misspelt.Nearest(option, topicCreation); meant != "" {
+			if meant := nearest(option, topicCreation); meant != "" {
 				i.wrong("%s: there is no such option: did you mean topic.creation.%s.%s?", printable(e.label), printable(group), meant)
 				return
 			}

@@ -164,6 +164,7 @@ func TestImportNamesBadInput(t *testing.T) {
 		"no class":                     {without(base, "connector.class"), "connector.class: missing"},
 		"no router":                    {without(base, "transforms"), "transforms: the chain has no outbox router"},
 		"MongoDB's router":             {strings.Replace(base, "transforms.outbox.EventRouter", "mongodb.transforms.outbox.MongoEventRouter", 1), "the outbox router for MongoDB"},
+		"a router of others":           {strings.Replace(base, "io.debezium.transforms.outbox", "com.example", 1), "transforms: the chain has no outbox router"},
 		"two routers":                  {strings.Replace(base, "transforms=outbox", "transforms=outbox,more\ntransforms.more.type=EventRouter", 1), "the chain has 2 outbox routers"},
 		"an SMT without a class":       {strings.Replace(base, "transforms=outbox", "transforms=outbox,more", 1), `transforms.more.type: missing: transforms names "more"`},
 		"decoderbufs by default":       {without(base, "plugin.name"), "plugin.name: missing, so that Debezium uses decoderbufs"},
