@@ -217,7 +217,7 @@ func reasons(trace string) (first, cause string) {
 
 var logLine = regexp.MustCompile(`^[0-9:.]+ (WARN |ERROR) +(?:\[([^|\]]*)[^\]]*\] )?(\w+): (.*)$`)
 
-// logOf returns the warnings and errors of a connector, of classes that say what becomes of a row.
+// logOf returns the warnings and errors of a connector, of the classes that handle rows.
 func logOf(log, name string) (lines []string) {
 	for line := range strings.Lines(log) {
 		m := logLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
