@@ -37,7 +37,7 @@ func (c *checkpointer) done(rows []Row, covered LSN, now time.Time) {
 	c.next.CommitLSN, c.next.Ordinal, c.next.LastXID, c.next.LastCommitTime = last.Commit, last.Ordinal, last.XID, last.CommitTime
 	c.rows, c.rowsAt = true, now
 	for i := range rows {
-		c.bytes += rows[i].size()
+		c.bytes += rows[i].Size()
 	}
 }
 

@@ -110,14 +110,20 @@ type deadLetterJSON struct {
 	Payload       column    `json:"payload"`
 	Headers       column    `json:"headers"`
 	CreatedAt     column    `json:"created_at"`
+	Shape         *Shape    `json:"shape,omitempty"`
+	Further       []column  `json:"further,omitempty"`
 }
 
 // Value returns the whole row as JSON.
 func (d *DeadLetter) Value() ([]byte, error) {
 	r := &d.Row
+	var further []column
+	for _, value := range r.Further {
+		further = append(further, value)
+	}
 	value, err := encodeJSON(deadLetterJSON{
 		deadLetterVersion, r.Commit.String(), r.Ordinal, r.XID, r.CommitTime,
-		r.ID, r.AggregateType, r.AggregateID, r.EventType, r.Payload, r.Headers, r.CreatedAt,
+		r.ID, r.AggregateType, r.AggregateID, r.EventType, r.Payload, r.Headers, r.CreatedAt, r.Shape, further,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode dead letter %s: %w", d.Key(), err)
@@ -188,8 +194,11 @@ func ParseDeadLetter(headers []Header, value []byte) (*DeadLetter, error) {
 	d := &DeadLetter{Row: Row{
 		Position: Position{Ordinal: j.Seq}, XID: j.XID, CommitTime: j.CommitTime,
 		ID: j.ID, AggregateType: j.AggregateType, AggregateID: j.AggregateID, EventType: j.EventType,
-		Payload: j.Payload, Headers: j.Headers, CreatedAt: j.CreatedAt,
+		Payload: j.Payload, Headers: j.Headers, CreatedAt: j.CreatedAt, Shape: j.Shape,
 	}}
+	for _, value := range j.Further {
+		d.Row.Further = append(d.Row.Further, value)
+	}
 	if err := d.Row.Commit.Scan(j.LSN); err != nil {
 		return nil, fmt.Errorf("read dead letter: lsn: %w", err)
 	}

@@ -84,20 +84,21 @@ type Class string
 // The classes. ByKafka: only the broker could find the cause. ForOrder: the row is held because an earlier row of its
 // key is a dead letter. ByHandler: a handler in the process did not take the row.
 const (
-	BadType    Class = "type"
-	BadTopic   Class = "topic"
-	BadID      Class = "id"
-	BadKey     Class = "key"
-	BadPayload Class = "payload"
-	BadHeaders Class = "headers"
-	TooLarge   Class = "size"
-	ByKafka    Class = "kafka"
-	ForOrder   Class = "held"
-	ByHandler  Class = "handler"
+	BadType      Class = "type"
+	BadTopic     Class = "topic"
+	BadID        Class = "id"
+	BadKey       Class = "key"
+	BadPayload   Class = "payload"
+	BadHeaders   Class = "headers"
+	BadPartition Class = "partition"
+	TooLarge     Class = "size"
+	ByKafka      Class = "kafka"
+	ForOrder     Class = "held"
+	ByHandler    Class = "handler"
 )
 
 // Classes lists the classes that dead letters can have.
-var Classes = []Class{BadType, BadTopic, BadID, BadKey, BadPayload, BadHeaders, TooLarge, ByKafka, ForOrder}
+var Classes = []Class{BadType, BadTopic, BadID, BadKey, BadPayload, BadHeaders, BadPartition, TooLarge, ByKafka, ForOrder}
 
 // RejectedError is the error for a row that can never be published as it is. The engine turns it into a [HaltError]
 // or a [DeadLetter]. It is valid as long as its row.
@@ -123,7 +124,7 @@ func (r *RejectedError) halt() *HaltError {
 	return &HaltError{
 		Found: r.Error(),
 		Means: "no later row is published until you decide; nothing is lost",
-		Run: "fix the cause: raise the topic's limit, and the relay resumes by itself, or correct kafka.aggregate_types or kafka.rename and restart it; " +
+		Run: "fix the cause: raise the topic's limit, and the relay resumes by itself, or correct the configuration (kafka.aggregate_types, kafka.rename, the options under debezium) and restart it; " +
 			"or set poison.policy: dead_letter and restart it, which moves such rows to the dead letter topic; or " + giveUp(r.Row.Commit),
 	}
 }

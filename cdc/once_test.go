@@ -26,7 +26,7 @@ func (b *onceBroker) Publish(ctx context.Context, records []Record, st *State) e
 	}
 	bytes := 0
 	for i := range records {
-		bytes += records[i].Row.size()
+		bytes += records[i].Row.Size()
 	}
 	if len(records) > 0 {
 		if last := records[len(records)-1].Row.Position; st.Last() != last {

@@ -403,8 +403,12 @@ func TestDeadLetterIsTheWholeRow(t *testing.T) {
 		},
 		"bytes":                           {ID: []byte{0xff, 0}, AggregateID: []byte("\xc3("), Payload: []byte{0, 1, 0xfe, 0xff}},
 		"text with one byte that is none": {Payload: []byte("caf\xe9 au lait, s'il vous plait"), Headers: []byte("\xff and much more text than that")},
-		"control characters":              {Payload: bytes.Repeat([]byte{1}, 1000)},
-		"a megabyte":                      {Payload: bytes.Repeat([]byte(`"\`), 600_000)},
+		"columns that a route asked for": {
+			ID: []byte("e1"), Further: [][]byte{nil, {}, []byte("t"), {0xff}},
+			Shape: &Shape{Table: "public.outbox", ID: &Column{Name: "id", Type: 2950, TypeName: "uuid", Modifier: -1, NotNull: true}, Further: []*Column{nil, {Name: "a", Labels: []string{"x"}, Default: "1"}, {Name: "b"}, {Name: "c"}}},
+		},
+		"control characters": {Payload: bytes.Repeat([]byte{1}, 1000)},
+		"a megabyte":         {Payload: bytes.Repeat([]byte(`"\`), 600_000)},
 	} {
 		d := DeadLetter{Row: row, Class: TooLarge, Reason: "why", Topic: "t", HeldFor: "0/1/1/x", Source: "p", Time: time.Date(2026, 11, 22, 8, 0, 0, 1, time.UTC)}
 		var rec Record
@@ -418,8 +422,8 @@ func TestDeadLetterIsTheWholeRow(t *testing.T) {
 		if !reflect.DeepEqual(*got, d) {
 			t.Errorf("%s:\n got  %.300v\n want %.300v", name, *got, d)
 		}
-		if most := 2*row.size() + 2048; len(rec.Value) > most {
-			t.Errorf("%s: %d bytes became %d", name, row.size(), len(rec.Value))
+		if most := 2*row.Size() + 2048; len(rec.Value) > most {
+			t.Errorf("%s: %d bytes became %d", name, row.Size(), len(rec.Value))
 		}
 		if !slices.Equal(holdsOf(rec.Headers), d.Holds()) {
 			t.Errorf("%s: the headers hold %q, the letter %q", name, holdsOf(rec.Headers), d.Holds())

@@ -23,8 +23,13 @@ type Row struct {
 	Further [][]byte
 }
 
-func (r *Row) size() int {
-	return len(r.ID) + len(r.AggregateType) + len(r.AggregateID) + len(r.EventType) + len(r.Payload) + len(r.Headers) + len(r.CreatedAt)
+// Size returns the number of bytes of the row's values.
+func (r *Row) Size() int {
+	n := len(r.ID) + len(r.AggregateType) + len(r.AggregateID) + len(r.EventType) + len(r.Payload) + len(r.Headers) + len(r.CreatedAt)
+	for _, value := range r.Further {
+		n += len(value)
+	}
+	return n
 }
 
 // Header is one header of a Kafka record.
@@ -56,8 +61,9 @@ type Record struct {
 // Window is a set of rows that are published and become durable together: rows in commit order, copied into one slab,
 // and the position that is covered once they are durable.
 type Window struct {
-	Rows []Row
-	slab []byte
+	Rows    []Row
+	slab    []byte
+	further [][]byte // the slab of Row.Further
 
 	// covered is the last commit end or in-order keepalive in the window; zero if there is none.
 	covered LSN
@@ -77,7 +83,7 @@ func newWindow(maxRows, maxBytes int) *Window {
 // add copies the row into the window, or returns false if the window has no room for it. An empty window takes a row
 // of any size.
 func (w *Window) add(r *Row) bool {
-	n := r.size()
+	n := r.Size()
 	if len(w.Rows) == w.maxRows || (len(w.Rows) > 0 && len(w.slab)+n > cap(w.slab)) {
 		return false
 	}
@@ -88,6 +94,13 @@ func (w *Window) add(r *Row) bool {
 	c := &w.Rows[len(w.Rows)-1]
 	c.ID, c.AggregateType, c.AggregateID = w.copy(r.ID), w.copy(r.AggregateType), w.copy(r.AggregateID)
 	c.EventType, c.Payload, c.Headers, c.CreatedAt = w.copy(r.EventType), w.copy(r.Payload), w.copy(r.Headers), w.copy(r.CreatedAt)
+	if r.Further != nil {
+		at := len(w.further)
+		for _, value := range r.Further {
+			w.further = append(w.further, w.copy(value))
+		}
+		c.Further = w.further[at:len(w.further):len(w.further)]
+	}
 	return true
 }
 
@@ -110,5 +123,6 @@ func (w *Window) reset() {
 		w.slab = make([]byte, 0, w.maxBytes) // one oversized row must not keep its memory
 	}
 	clear(w.Rows)
-	*w = Window{Rows: w.Rows[:0], slab: w.slab[:0], maxRows: w.maxRows, maxBytes: w.maxBytes}
+	clear(w.further)
+	*w = Window{Rows: w.Rows[:0], slab: w.slab[:0], further: w.further[:0], maxRows: w.maxRows, maxBytes: w.maxBytes}
 }

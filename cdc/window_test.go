@@ -3,12 +3,14 @@ package cdc
 import (
 	"bytes"
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 )
 
 func row(i, size int) *Row {
-	return &Row{ID: fmt.Appendf(nil, "%d", i), Payload: bytes.Repeat([]byte{byte('a' + i%26)}, size)}
+	payload := bytes.Repeat([]byte{byte('a' + i%26)}, size)
+	return &Row{ID: fmt.Appendf(nil, "%d", i), Payload: payload, Further: [][]byte{nil, payload[:size/2], {}}}
 }
 
 // TestWindowKeepsItsRowsAndItsSize fills windows with rows of many sizes: the rows keep their content, and the memory
@@ -29,7 +31,7 @@ func TestWindowKeepsItsRowsAndItsSize(t *testing.T) {
 		}
 		for i := range w.Rows {
 			want := row(i, (i*37+round)%300)
-			if !bytes.Equal(w.Rows[i].ID, want.ID) || !bytes.Equal(w.Rows[i].Payload, want.Payload) {
+			if got := &w.Rows[i]; !bytes.Equal(got.ID, want.ID) || !bytes.Equal(got.Payload, want.Payload) || !reflect.DeepEqual(got.Further, want.Further) {
 				t.Fatalf("round %d: row %d was changed by a later one", round, i)
 			}
 		}

@@ -74,12 +74,35 @@ type Columns struct {
 // Debezium holds options of Debezium's Outbox Event Router; cdc/debezium reads them.
 type Debezium map[string]string
 
+// UnmarshalYAML reads a value that is no text, true for example, as the text that was written.
+func (d *Debezium) UnmarshalYAML(decode func(any) error) error {
+	var options map[string]any
+	if err := decode(&options); err != nil {
+		return err
+	}
+	*d = nil
+	if len(options) > 0 {
+		*d = Debezium{}
+	}
+	for name, value := range options {
+		switch value.(type) {
+		case nil:
+			(*d)[name] = ""
+		case string, bool, int, int64, uint64, float64:
+			(*d)[name] = fmt.Sprint(value)
+		default:
+			return fmt.Errorf("debezium: %s: write one value, in quotes if it has a comma or a colon", name)
+		}
+	}
+	return nil
+}
+
 // Verbatim is a request for columns of any type, with their values as PostgreSQL prints them and a description in
 // Row.Shape. A route that writes types differently makes it; no file sets it.
 type Verbatim struct {
 	Further  []string          // columns besides those of Columns
 	Optional bool              // the table may lack columns of Further
-	Options  map[string]string // the option that names a column, by its key in source.columns, for messages
+	Options  map[string]string // the option that names a column, by its key in source.columns, or further; for messages
 	Updates  Updates
 }
 

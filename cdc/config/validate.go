@@ -43,10 +43,11 @@ func (c *Config) validate(env string) error {
 			between("shutdown_timeout", c.ShutdownTimeout, 0, forever, ""),
 		},
 		c.Source.rules(env),
-		c.Kafka.rules(env),
+		c.Kafka.rules(env, len(c.Debezium) > 0),
 		c.Poison.rules(c.Pipeline, c.topics()),
 		c.Cleanup.rules(),
 		c.Window.rules(),
+		c.debeziumRules(),
 		c.pollingRules(),
 		c.togetherRules(),
 	)...)
@@ -83,14 +84,14 @@ func (s *Source) rules(env string) rules {
 	}
 }
 
-// rules returns the results of the rules for Kafka.
-func (k *Kafka) rules(env string) rules {
+// rules returns the results of the rules for Kafka. anyType is true if the configuration needs no aggregate types.
+func (k *Kafka) rules(env string, anyType bool) rules {
 	r := rules{
 		k.Kafka.Check(identity.Keys),
 		unless(len(k.Brokers) > 0, "kafka.brokers: missing: write [host:9092], or set %s", envName(env, []string{"kafka", "brokers"})),
 		unless(templatePattern.MatchString(k.Topic) && LegalTopic(strings.NewReplacer("{aggregate_type}", "a", "{event_type}", "e").Replace(k.Topic)),
 			"kafka.topic: %q: write only letters, digits, '.', '_', '-', {aggregate_type} and {event_type}, and do not begin with __ or walpost.", k.Topic),
-		unless(len(k.AggregateTypes) > 0, "kafka.aggregate_types: missing: list the aggregate types that may be published, [order] for example"),
+		unless(len(k.AggregateTypes) > 0 || anyType, "kafka.aggregate_types: missing: list the aggregate types that may be published, [order] for example"),
 		oneOf("kafka.headers", k.Headers, HeadersWalpost, HeadersCloudEvents),
 		unless(isURI(k.CloudEvents.Source), "kafka.cloudevents.source: %q: write a URI, https://shop.example/orders for example", k.CloudEvents.Source),
 		unless(k.CloudEvents.ContentType == "" || isMediaType(k.CloudEvents.ContentType),
@@ -148,6 +149,42 @@ func (w *Window) rules() rules {
 		between("window.rows", w.Rows, 1, 1_000_000, ""),
 		between("window.bytes", w.Bytes, 64<<10, 256<<20, ""),
 		between("window.pace", w.Pace, 0, time.Second, ""),
+	}
+}
+
+// debeziumRules returns an error for each key that is set although the options of Debezium decide it.
+func (c *Config) debeziumRules() (r rules) {
+	if len(c.Debezium) == 0 {
+		return nil
+	}
+	def := Default()
+	set, plain := decidedByDebezium(c), decidedByDebezium(&def)
+	for i := range set {
+		r = append(r, unless(set[i].value == plain[i].value, "%s: the options under debezium decide it: leave it out", set[i].key))
+	}
+	return r
+}
+
+// keyValue is the value of a key, as text.
+type keyValue struct{ key, value string }
+
+// decidedByDebezium returns the keys that the options of Debezium decide, and their values.
+func decidedByDebezium(c *Config) []keyValue {
+	columns, k := &c.Source.Columns, &c.Kafka
+	return []keyValue{
+		{"source.columns.id", columns.ID},
+		{"source.columns.aggregate_type", columns.AggregateType},
+		{"source.columns.aggregate_id", columns.AggregateID},
+		{"source.columns.event_type", columns.EventType},
+		{"source.columns.payload", columns.Payload},
+		{"source.columns.headers", columns.Headers},
+		{"kafka.topic", k.Topic},
+		{"kafka.aggregate_types", fmt.Sprint(k.AggregateTypes)},
+		{"kafka.rename", fmt.Sprint(k.Rename)},
+		{"kafka.headers", string(k.Headers)},
+		{"kafka.payload", string(k.Payload)},
+		{"kafka.null_key", string(k.NullKey)},
+		{"kafka.null_payload", string(k.NullPayload)},
 	}
 }
 

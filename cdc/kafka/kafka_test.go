@@ -108,6 +108,59 @@ func TestPublishTellsEachRecordsPlace(t *testing.T) {
 	}
 }
 
+// TestPlacedRecords publishes records whose route chose partition and timestamp, among others, and checks that a
+// partition that the topic does not have is rejected, also after partitions were added.
+func TestPlacedRecords(t *testing.T) {
+	s := newStage(t, cdctest.Kafka(t)).create(t)
+	p := s.open(t)
+	records := s.records(0, 30)
+	at := time.UnixMilli(1553460779123)
+	for i := range records {
+		if r := &records[i]; i%2 == 0 {
+			r.Placed, r.Partition, r.Timestamp = true, int32(i/2%3), at.Add(time.Duration(i)*time.Millisecond)
+		}
+		if err := p.Check(t.Context(), &records[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Publish(t.Context(), records, nil); err != nil {
+		t.Fatal(err)
+	}
+	byHash := map[string]int32{}
+	for _, r := range cdctest.ReadAll(t, s.cfg.Kafka.Brokers, s.topic) {
+		i, err := strconv.Atoi(string(r.Value))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if records[i].Placed && (r.Partition != int32(i/2%3) || !r.Timestamp.Equal(records[i].Timestamp)) {
+			t.Errorf("placed record %d: partition %d at %s", i, r.Partition, r.Timestamp)
+		}
+		if !records[i].Placed {
+			if was, ok := byHash[string(r.Key)]; ok && was != r.Partition || time.Since(r.Timestamp).Abs() > time.Hour {
+				t.Errorf("record %d of key %s: partition %d, another is in %d; at %s", i, r.Key, r.Partition, was, r.Timestamp)
+			}
+			byHash[string(r.Key)] = r.Partition
+		}
+	}
+	r := s.records(0, 1)[0]
+	for _, partition := range []int32{-1, 3} {
+		r.Placed, r.Partition = true, partition
+		var rejected *cdc.RejectedError
+		if err := p.Check(t.Context(), &r); !errors.As(err, &rejected) || rejected.Class != cdc.BadPartition {
+			t.Errorf("partition %d of 3: %v", partition, err)
+		}
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := kadm.NewClient(client).CreatePartitions(t.Context(), 1, s.topic); err != nil {
+		t.Fatal(err)
+	}
+	cdctest.Eventually(t, 10*time.Second, func() error { return p.Check(t.Context(), &r) })
+}
+
 // TestEveryPromiseIsChecked makes one partition fail: Publish must not report the window as durable, and must name
 // the topic.
 func TestEveryPromiseIsChecked(t *testing.T) {

@@ -37,8 +37,9 @@ func (s *Sink) mostBytes() int { return min(maxBatch, int(s.cfg.Kafka.MaxRequest
 
 // limit is the most bytes that a topic takes in a record.
 type limit struct {
-	bytes   int
-	assumed bool // the topic's limit may not be read
+	bytes      int
+	assumed    bool // the topic's limit may not be read
+	partitions int
 }
 
 // publisher is one session's client.
@@ -144,6 +145,15 @@ func (p *publisher) Check(ctx context.Context, r *cdc.Record) error {
 	for _, h := range r.Headers {
 		size += len(h.Key) + len(h.Value) + 10
 	}
+	if r.Placed && (r.Partition < 0 || int(r.Partition) >= most.partitions) {
+		p.forget(r.Topic) // partitions may have been added since
+		if most, err = p.limit(ctx, r.Topic); err != nil {
+			return err
+		}
+		if r.Partition < 0 || int(r.Partition) >= most.partitions {
+			return cdc.Reject(r.Row, cdc.BadPartition, r.Topic, "its partition would be %d, and topic %s has %d", r.Partition, r.Topic, most.partitions)
+		}
+	}
 	switch {
 	case size <= most.bytes:
 		return nil
@@ -175,6 +185,13 @@ func (p *publisher) known(topic string) (known limit, ok bool) {
 	return known, ok
 }
 
+// forget lets the next limit ask Kafka for the topic again.
+func (p *publisher) forget(topic string) {
+	p.limitsMu.Lock()
+	defer p.limitsMu.Unlock()
+	delete(p.limits, topic)
+}
+
 // askLimits asks for the limits of topics, all at once; one that does not exist is a HaltError.
 func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 	found, err := p.sink.describeTopics(ctx, p.client, topics, "Write")
@@ -195,9 +212,9 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 				Run:   run + ", and the relay resumes by itself",
 			}
 		}
-		known := limit{defaultLimit, found[topic].hidden}
+		known := limit{defaultLimit, found[topic].hidden, found[topic].partitions}
 		if n, err := strconv.Atoi(found[topic].config["max.message.bytes"]); err == nil {
-			known = limit{n, false}
+			known.bytes, known.assumed = n, false
 		}
 		known.bytes = min(known.bytes, p.sink.mostBytes())
 		p.limits[topic] = known
@@ -381,7 +398,10 @@ func (p *publisher) convert(records []cdc.Record) {
 		for _, h := range r.Headers {
 			p.headers = append(p.headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
 		}
-		p.records[i] = kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: p.headers[at:len(p.headers):len(p.headers)]}
+		p.records[i] = kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: p.headers[at:len(p.headers):len(p.headers)], Timestamp: r.Timestamp}
+		if r.Placed {
+			p.records[i].Partition, p.records[i].Context = r.Partition, placed
+		}
 	}
 }
 
@@ -412,6 +432,11 @@ func (p *publisher) failure(records []cdc.Record) error {
 		}
 	}
 	if errors.Is(p.err, kerr.InvalidTimestamp) {
+		for i := range records {
+			if &p.records[i] == p.failed && !records[i].Timestamp.IsZero() {
+				return cdc.Reject(records[i].Row, cdc.ByKafka, records[i].Topic, "kafka does not take its timestamp %s for topic %s: %v", records[i].Timestamp.UTC().Format(time.RFC3339), records[i].Topic, p.err)
+			}
+		}
 		return fmt.Errorf("produce to topic %s: %w: the clock of this machine says %s, and Kafka takes no record from more than an hour ahead or from earlier than a limit (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set the clock, here or on the brokers",
 			p.failed.Topic, p.err, time.Now().UTC().Format(time.RFC3339))
 	}

@@ -284,5 +284,41 @@ func (s *Sink) newPublisher(ctx context.Context, transactionalID string, timeout
 	return p, nil
 }
 
-// partitioner returns murmur2 of the key, as in the Java client.
-func partitioner() kgo.Partitioner { return kgo.StickyKeyPartitioner(nil) }
+// placed is the context of a record whose partition the route has chosen.
+var placed = context.WithValue(context.Background(), placedKey{}, true)
+
+type placedKey struct{}
+
+// partitioner returns murmur2 of the key, as in the Java client, except for records that are placed.
+func partitioner() kgo.Partitioner { return places{kgo.StickyKeyPartitioner(nil)} }
+
+// places keeps the partition of a record that is placed, and leaves the others to the partitioner.
+type places struct{ kgo.Partitioner }
+
+// ForTopic returns the partitioner of a topic.
+func (p places) ForTopic(topic string) kgo.TopicPartitioner {
+	others := p.Partitioner.ForTopic(topic)
+	batches, _ := others.(kgo.TopicPartitionerOnNewBatch)
+	return placesOfTopic{others, batches}
+}
+
+type placesOfTopic struct {
+	kgo.TopicPartitioner
+	batches kgo.TopicPartitionerOnNewBatch
+}
+
+// OnNewBatch lets records without a key change to another partition.
+func (p placesOfTopic) OnNewBatch() { p.batches.OnNewBatch() }
+
+// RequiresConsistency returns true for a placed record: it waits for a partition without a leader.
+func (p placesOfTopic) RequiresConsistency(r *kgo.Record) bool {
+	return r.Context == placed || p.TopicPartitioner.RequiresConsistency(r)
+}
+
+// Partition returns the partition of a record.
+func (p placesOfTopic) Partition(r *kgo.Record, n int) int {
+	if r.Context == placed {
+		return int(r.Partition)
+	}
+	return p.TopicPartitioner.Partition(r, n)
+}

@@ -12,7 +12,6 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/header"
 	"github.com/walpost/walpost/cdc/kafka"
-	"github.com/walpost/walpost/cdc/route"
 )
 
 // DeadLetter is a row that could not be published. It is in the dead letter topic, or is a failed row of a polled table.
@@ -227,7 +226,7 @@ func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := redrive{RedriveOptions: o, client: client, router: route.New(w.cfg.Pipeline, w.cfg.Kafka), order: cdc.NewKeyOrder()}
+	r := redrive{RedriveOptions: o, client: client, router: w.Pipeline.router(), order: cdc.NewKeyOrder()}
 	for len(selected) > 0 {
 		n, err := r.window(ctx, selected)
 		if err != nil {
@@ -251,7 +250,7 @@ func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 type redrive struct {
 	RedriveOptions
 	client *kafka.Redriver
-	router *route.Router
+	router cdc.Route
 	order  *cdc.KeyOrder
 	done   []Moved
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/kafka"
-	"github.com/walpost/walpost/cdc/route"
 )
 
 // mostChecked is the largest number of a new server's rows that an adoption looks for in Kafka.
@@ -90,7 +89,7 @@ func (d *decision) known(ctx context.Context, ids []string, since time.Time) (ma
 	for _, id := range ids {
 		wanted[id] = true
 	}
-	topics, err := d.sink.Topics(ctx, route.Pattern(d.cfg.Kafka))
+	topics, err := d.sink.Topics(ctx, d.router().Pattern())
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/debezium"
 	"github.com/walpost/walpost/cdc/identity"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
@@ -36,7 +38,8 @@ type Pipeline struct {
 	identity.Unshown
 
 	cfg      config.Config
-	patterns []string // templates of topics whose names depend on the rows
+	options  *debezium.Options // nil: the records are walpost's
+	patterns []string          // templates of topics whose names depend on the rows
 	log      zerolog.Logger
 	operator string
 	source   *postgres.Source
@@ -107,13 +110,26 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	topics, patterns := route.Topics(cfg.Kafka)
-	p := &Pipeline{cfg: cfg, patterns: patterns, log: o.Log, operator: o.Operator, sink: kafka.NewSink(cfg, topics, o.Log, o.Kafka...)}
+	p := &Pipeline{log: o.Log, operator: o.Operator}
+	if len(cfg.Debezium) > 0 {
+		var err error
+		if p.options, err = debezium.Parse(cfg.Debezium); err != nil {
+			return nil, err
+		}
+		p.options.Configure(&cfg)
+	}
+	p.cfg = cfg
+	var topics []string
+	topics, p.patterns = p.router().Topics()
+	p.sink = kafka.NewSink(cfg, topics, o.Log, o.Kafka...)
 	if cfg.Source.Kind == config.KindPolling {
 		table := polling.NewOutbox(cfg.Pipeline, cfg.Source, o.Log)
 		p.source, p.kind = table.Source, polled{p, table}
 	} else {
 		p.source, p.kind = postgres.NewSource(cfg.Pipeline, cfg.Source, o.Log), wal{p}
+	}
+	if p.options != nil {
+		p.source.Require(func(shape *cdc.Shape) error { return debezium.New(p.options).Fits(shape) })
 	}
 	p.registry = prometheus.NewRegistry()
 	of := p.kind.watched()
@@ -125,6 +141,25 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	}
 	p.relay = p.kind.relay(observer)
 	return p, nil
+}
+
+// router turns rows into records, and knows the topics that rows may go to.
+type router interface {
+	cdc.Route
+	// Topics returns the topics that are known before any row comes, and templates of those that only rows decide.
+	Topics() (known, patterns []string)
+	// Topic returns the topic of rows of these types.
+	Topic(aggregateType, eventType string) string
+	// Pattern returns an expression for the topics that rows may go to.
+	Pattern() *regexp.Regexp
+}
+
+// router returns a new router. One goroutine may use it.
+func (p *Pipeline) router() router {
+	if p.options != nil {
+		return debezium.New(p.options)
+	}
+	return route.New(p.cfg.Pipeline, p.cfg.Kafka)
 }
 
 // register registers the metrics with the registerer; nil registers nothing.

@@ -11,7 +11,6 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
-	"github.com/walpost/walpost/cdc/route"
 )
 
 // polled is a pipeline whose relay queries the table for rows. It has neither slot nor state record: the table's columns tell
@@ -22,7 +21,7 @@ type polled struct {
 }
 
 func (p polled) relay(observer cdc.Observer) *cdc.Supervisor {
-	return p.table.Relay(p.cfg, polling.ToKafka(p.sink, route.New(p.cfg.Pipeline, p.cfg.Kafka)), observer).Supervisor
+	return p.table.Relay(p.cfg, polling.ToKafka(p.sink, p.router()), observer).Supervisor
 }
 
 func (p polled) watched() watched {

@@ -11,7 +11,6 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/header"
-	"github.com/walpost/walpost/cdc/route"
 )
 
 const (
@@ -57,7 +56,7 @@ func (p *Pipeline) Replay(ctx context.Context, o ReplayOptions) (Replayed, error
 	if err != nil {
 		return Replayed{}, err
 	}
-	r := &replay{Pipeline: p, progress: o.Progress, dryRun: o.DryRun, route: route.New(p.cfg.Pipeline, p.cfg.Kafka), mark: []byte(time.Now().UTC().Format(time.RFC3339))}
+	r := &replay{Pipeline: p, progress: o.Progress, dryRun: o.DryRun, route: p.router(), mark: []byte(time.Now().UTC().Format(time.RFC3339))}
 	if r.done.Delivered, err = p.kind.delivered(ctx); err != nil {
 		return r.done, err
 	}
@@ -115,7 +114,7 @@ func replayed(what string, from, to time.Time, complete bool) cdc.Decision {
 type replay struct {
 	*Pipeline
 	pub      cdc.Publisher
-	route    *route.Router
+	route    cdc.Route
 	mark     []byte
 	progress func(Replayed)
 	dryRun   bool
@@ -137,7 +136,7 @@ func (r *replay) tell() {
 // add adds a row to the window, and publishes the window if it is full.
 func (r *replay) add(ctx context.Context, row *cdc.Row) error {
 	r.rows = append(r.rows, row)
-	r.bytes += len(row.Payload) + len(row.Headers) + len(row.AggregateID)
+	r.bytes += row.Size()
 	if len(r.rows) < min(replayRows, r.cfg.Window.Rows) && r.bytes < int(r.cfg.Window.Bytes) {
 		return nil
 	}

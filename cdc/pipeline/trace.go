@@ -15,7 +15,6 @@ import (
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cdc/postgres"
-	"github.com/walpost/walpost/cdc/route"
 )
 
 // clockMargin is the largest difference between the clocks of writer, PostgreSQL and relay that a search allows for.
@@ -191,7 +190,7 @@ func timeOf(id string) time.Time {
 // of a key, of every topic of the outbox. If the key is unknown, or the event is not there (partitions were added since, or
 // topics renamed), it reads all partitions.
 func (p *Pipeline) search(ctx context.Context, t *Trace, rows []postgres.TableRow) error {
-	all, err := p.sink.Topics(ctx, route.Pattern(p.cfg.Kafka))
+	all, err := p.sink.Topics(ctx, p.router().Pattern())
 	if err != nil {
 		return err
 	}
@@ -202,7 +201,7 @@ func (p *Pipeline) search(ctx context.Context, t *Trace, rows []postgres.TableRo
 		e.created = r.CreatedAt
 		q.Key = []byte(r.AggregateID)
 		if r.ID == r.Called {
-			q.Topics = []string{route.Topic(p.cfg.Kafka, r.AggregateType, r.EventType)}
+			q.Topics = []string{p.router().Topic(r.AggregateType, r.EventType)}
 		}
 	}
 	for {

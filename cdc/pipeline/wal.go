@@ -10,14 +10,13 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/postgres"
-	"github.com/walpost/walpost/cdc/route"
 )
 
 // wal is a pipeline from the WAL: it has a slot and a state record.
 type wal struct{ *Pipeline }
 
 func (w wal) relay(observer cdc.Observer) *cdc.Supervisor {
-	return cdc.NewRelay(options(&w.cfg), w.source, w.sink, route.New(w.cfg.Pipeline, w.cfg.Kafka), observer).Supervisor
+	return cdc.NewRelay(options(&w.cfg), w.source, w.sink, w.router(), observer).Supervisor
 }
 
 // options returns the engine's options for the configuration.

@@ -49,7 +49,7 @@ func (o *Outbox) selectRows(columns postgres.RowColumns, most, from string, more
 	inner := []string{o.sql("{position} AS position"), o.sql("{retry_count} AS retries")}
 	outer := []string{"position", "retries", "bytes"}
 	var sizes []string
-	for i, c := range columns {
+	for i, c := range columns.List {
 		name := fmt.Sprintf("c%d", i)
 		inner, sizes = append(inner, c.SQL+" AS "+name), append(sizes, "coalesce(octet_length("+name+"), 0)::bigint")
 		limit := "octet_length(" + name + ") <= " + o.maxRow()
@@ -216,7 +216,7 @@ func (t *table) fetch(ctx context.Context, q querier, most, bytes int, due []int
 		}
 		items = append(items, it)
 		r := &it.row
-		if size += len(r.ID) + len(r.AggregateType) + len(r.AggregateID) + len(r.EventType) + len(r.Payload) + len(r.Headers); size >= bytes {
+		if size += r.Size(); size >= bytes {
 			t.rows = len(items)
 			return items, true, nil
 		}

@@ -15,6 +15,9 @@ type column struct {
 	typeOID   uint32 // for a domain its base type; otherText and otherUnfit for types that are not PostgreSQL's own
 	typ       string // in SQL's notation; empty if only the stream describes it
 	generated string // s: stored, v: virtual; empty: not generated
+
+	declared uint32     // OID of the column's own type, which may be a domain
+	shape    cdc.Column // for a route that asks for it
 }
 
 // Type OIDs, fixed in pg_type.dat.
@@ -60,21 +63,23 @@ type purpose struct {
 	types    []uint32
 	are      string
 	of       func(*cdc.Row) *[]byte
+	in       func(*cdc.Shape) **cdc.Column // nil: a shape does not describe it
 }
 
 var purposes = []purpose{
-	{fieldID, "id", func(c *config.Columns) string { return c.ID }, "", idTypes, "uuid, text, an integer, numeric or bytea", func(r *cdc.Row) *[]byte { return &r.ID }},
-	{fieldAggregateType, "aggregate_type", func(c *config.Columns) string { return c.AggregateType }, "", textTypes, "text or an enum", func(r *cdc.Row) *[]byte { return &r.AggregateType }},
-	{fieldAggregateID, "aggregate_id", func(c *config.Columns) string { return c.AggregateID }, "", idTypes, "text, uuid, an integer, numeric or bytea", func(r *cdc.Row) *[]byte { return &r.AggregateID }},
-	{fieldEventType, "event_type", func(c *config.Columns) string { return c.EventType }, "", textTypes, "text or an enum", func(r *cdc.Row) *[]byte { return &r.EventType }},
-	{fieldPayload, "payload", func(c *config.Columns) string { return c.Payload }, "", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, oidBytea, otherText}, "jsonb, json, text or bytea", func(r *cdc.Row) *[]byte { return &r.Payload }},
-	{fieldHeaders, "headers", func(c *config.Columns) string { return c.Headers }, "headers", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, otherText}, "jsonb, json or text", func(r *cdc.Row) *[]byte { return &r.Headers }},
-	{fieldCreatedAt, "created_at", func(c *config.Columns) string { return c.CreatedAt }, "created_at", []uint32{oidTimestamptz, oidTimestamp}, "timestamptz or timestamp", func(r *cdc.Row) *[]byte { return &r.CreatedAt }},
+	{fieldID, "id", func(c *config.Columns) string { return c.ID }, "", idTypes, "uuid, text, an integer, numeric or bytea", func(r *cdc.Row) *[]byte { return &r.ID }, func(s *cdc.Shape) **cdc.Column { return &s.ID }},
+	{fieldAggregateType, "aggregate_type", func(c *config.Columns) string { return c.AggregateType }, "", textTypes, "text or an enum", func(r *cdc.Row) *[]byte { return &r.AggregateType }, func(s *cdc.Shape) **cdc.Column { return &s.AggregateType }},
+	{fieldAggregateID, "aggregate_id", func(c *config.Columns) string { return c.AggregateID }, "", idTypes, "text, uuid, an integer, numeric or bytea", func(r *cdc.Row) *[]byte { return &r.AggregateID }, func(s *cdc.Shape) **cdc.Column { return &s.AggregateID }},
+	{fieldEventType, "event_type", func(c *config.Columns) string { return c.EventType }, "", textTypes, "text or an enum", func(r *cdc.Row) *[]byte { return &r.EventType }, func(s *cdc.Shape) **cdc.Column { return &s.EventType }},
+	{fieldPayload, "payload", func(c *config.Columns) string { return c.Payload }, "", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, oidBytea, otherText}, "jsonb, json, text or bytea", func(r *cdc.Row) *[]byte { return &r.Payload }, func(s *cdc.Shape) **cdc.Column { return &s.Payload }},
+	{fieldHeaders, "headers", func(c *config.Columns) string { return c.Headers }, "headers", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, otherText}, "jsonb, json or text", func(r *cdc.Row) *[]byte { return &r.Headers }, nil},
+	{fieldCreatedAt, "created_at", func(c *config.Columns) string { return c.CreatedAt }, "created_at", []uint32{oidTimestamptz, oidTimestamp}, "timestamptz or timestamp", func(r *cdc.Row) *[]byte { return &r.CreatedAt }, func(s *cdc.Shape) **cdc.Column { return &s.CreatedAt }},
 }
 
 // mapping has the source of each purpose, in their order.
 type mapping struct {
 	from     []origin
+	further  []int // of each column of config.Verbatim.Further; -1: the table does not have it
 	problems []string
 	left     []string // columns with a default name that are not used, and why
 }
@@ -98,12 +103,13 @@ func mapColumns(cfg config.Columns, columns []column) mapping {
 			if !named {
 				name = p.fallback
 			}
-			i := slices.IndexFunc(columns, func(c column) bool { return c.name == name })
+			i := find(columns, name)
 			switch {
+			case i < 0 && named && cfg.Verbatim != nil && p.field == fieldEventType: // for people only
 			case i < 0 && named:
-				m.problems = append(m.problems, fmt.Sprintf("source.columns.%s: the table has no column %q: name the right one", p.key, name))
+				m.problems = append(m.problems, fmt.Sprintf("%s: the table has no column %q: name the right one", optionOf(&cfg, p.key), name))
 			case i < 0:
-			case slices.Contains(p.types, columns[i].typeOID):
+			case slices.Contains(p.types, columns[i].typeOID), named && cfg.Verbatim != nil:
 				from.column = i
 			case named:
 				m.problems = append(m.problems, fmt.Sprintf("source.columns.%s: column %q has %s that cannot be used here: it must be %s", p.key, name, columns[i].what(), p.are))
@@ -113,7 +119,33 @@ func mapColumns(cfg config.Columns, columns []column) mapping {
 		}
 		m.from = append(m.from, from)
 	}
+	if cfg.Verbatim == nil {
+		return m
+	}
+	for _, name := range cfg.Verbatim.Further {
+		i := find(columns, name)
+		if i < 0 && !cfg.Verbatim.Optional {
+			m.problems = append(m.problems, fmt.Sprintf("%s: the table has no column %q: name the right one", optionOf(&cfg, furtherColumns), name))
+		}
+		m.further = append(m.further, i)
+	}
 	return m
+}
+
+// find returns the index of the column with the name; -1 if there is none.
+func find(columns []column, name string) int {
+	return slices.IndexFunc(columns, func(c column) bool { return c.name == name })
+}
+
+// furtherColumns is the key of config.Verbatim.Options for its Further.
+const furtherColumns = "further"
+
+// optionOf returns the configuration key that names the column for a purpose.
+func optionOf(cfg *config.Columns, key string) string {
+	if cfg.Verbatim != nil && cfg.Verbatim.Options[key] != "" {
+		return cfg.Verbatim.Options[key]
+	}
+	return "source.columns." + key
 }
 
 // what returns the column's type in words.
@@ -122,6 +154,41 @@ func (c *column) what() string {
 		return "a type"
 	}
 	return "the type " + c.typ
+}
+
+// shape returns the description of a row's columns.
+func (m *mapping) shape(table string, columns []column) *cdc.Shape {
+	s := &cdc.Shape{Table: table}
+	for i, p := range purposes {
+		if at := m.from[i].column; at >= 0 && p.in != nil {
+			*p.in(s) = &columns[at].shape
+		}
+	}
+	for _, at := range m.further {
+		var c *cdc.Column
+		if at >= 0 {
+			c = &columns[at].shape
+		}
+		s.Further = append(s.Further, c)
+	}
+	return s
+}
+
+// verbatim returns the description by which tuples are decoded for a route that knows the types.
+func (m *mapping) verbatim(table string, columns []column) *relation {
+	rel := m.relation(columns)
+	clear(rel.form)
+	rel.constants.Shape = m.shape(table, columns)
+	if len(m.further) == 0 {
+		return rel
+	}
+	rel.further, rel.values = make([]int, len(columns)), make([][]byte, len(m.further))
+	for i, at := range m.further {
+		if at >= 0 {
+			rel.further[at] = i + 1
+		}
+	}
+	return rel
 }
 
 // relation returns the description by which the columns' tuples are decoded.
@@ -144,6 +211,13 @@ func (m *mapping) relation(columns []column) *relation {
 		}
 	}
 	return rel
+}
+
+// verbatim returns an expression for the column as PostgreSQL prints it, which a cast to text does not always return:
+// it drops the blanks of char(n), and writes true for t.
+func (c *column) verbatim() string {
+	name := Ident(c.name)
+	return "CASE WHEN " + name + " IS NOT NULL THEN convert_to(format('%s', " + name + "), 'UTF8') END"
 }
 
 // sql returns an expression for a column's bytes for a purpose: the same bytes that the decoder returns.

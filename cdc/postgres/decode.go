@@ -33,6 +33,11 @@ type decoder struct {
 	relations map[uint32]*relation
 	// types that are not PostgreSQL's own, as the server describes them: a domain is its base type
 	types map[uint32]uint32
+	// describe asks the catalog for a table's columns, for a route that knows the types; nil: the stream is all there is.
+	describe func(table uint32) ([]column, error)
+	problems func(*mapping, []column) []string // with a description of columns, for such a route
+	onUpdate func()                            // is called with the first update of the outbox; nil: updates are ignored
+	halts    bool                              // at an update of the outbox
 }
 
 // relation has the places of the outbox's columns in a tuple; the map has nil for a table that is not the outbox.
@@ -41,6 +46,8 @@ type relation struct {
 	form      []form
 	constants cdc.Row // fields that no column fills
 	scratch   []byte
+	further   []int    // of each column on the wire, its place in values plus one; 0: none; nil if there are no such columns
+	values    [][]byte // Row.Further of the last row
 }
 
 // form is a column's format on the wire, if its text is not its value.
@@ -66,7 +73,11 @@ const (
 )
 
 func newDecoder(cfg config.Source, tableOID uint32) *decoder {
-	return &decoder{cfg: cfg, tableOID: tableOID, relations: map[uint32]*relation{}, types: map[uint32]uint32{}}
+	d := &decoder{cfg: cfg, tableOID: tableOID, relations: map[uint32]*relation{}, types: map[uint32]uint32{}}
+	if v := cfg.Columns.Verbatim; v != nil {
+		d.halts = v.Updates == config.HaltAtUpdate
+	}
+	return d
 }
 
 // copyData decodes the content of a CopyData frame: a WAL message or a keepalive. Slices in m point into body.
@@ -110,8 +121,10 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 	case pglogrepl.MessageTypeType:
 		m.Kind = cdc.Other
 		d.typ(&r)
-	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate,
-		pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeMessage:
+	case pglogrepl.MessageTypeUpdate:
+		m.Kind = cdc.Other
+		return d.update(&r)
+	case pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate, pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeMessage:
 		m.Kind = cdc.Other
 	default:
 		return fmt.Errorf("unknown pgoutput message %q", byte(t))
@@ -137,7 +150,12 @@ func (d *decoder) foreign(head []byte) (bool, error) {
 	case pglogrepl.MessageTypeInsert:
 		rel, err := d.known(&r)
 		return rel == nil && err == nil, err
-	case pglogrepl.MessageTypeUpdate, pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate, pglogrepl.MessageTypeMessage:
+	case pglogrepl.MessageTypeUpdate:
+		if err := d.update(&r); err != nil {
+			return false, err
+		}
+		return true, nil
+	case pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate, pglogrepl.MessageTypeMessage:
 		return true, nil
 	}
 	if r.short {
@@ -160,6 +178,27 @@ func (d *decoder) known(r *cursor) (*relation, error) {
 	return rel, nil
 }
 
+// update handles an update of the outbox as config.Verbatim asks.
+func (d *decoder) update(r *cursor) error {
+	if !d.halts && d.onUpdate == nil {
+		return nil
+	}
+	rel, err := d.known(r)
+	if err != nil || rel == nil {
+		return err
+	}
+	if d.halts {
+		option := optionOf(&d.cfg.Columns, "updates")
+		return &cdc.UndecodableError{
+			Found: "a row of the outbox was updated, and " + option + " halts the relay then",
+			Fix:   "to publish the rows after it and ignore updates, set " + option + ": warn",
+		}
+	}
+	d.onUpdate()
+	d.onUpdate = nil
+	return nil
+}
+
 // insert decodes the tuple of an outbox row. Other tables' rows become Other.
 func (d *decoder) insert(r *cursor, m *cdc.Message) error {
 	rel, err := d.known(r)
@@ -180,6 +219,10 @@ func (d *decoder) insert(r *cursor, m *cdc.Message) error {
 // tuple reads the columns and points row's fields to them. A NULL column stays nil.
 func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
 	*row = rel.constants
+	if rel.values != nil {
+		clear(rel.values)
+		row.Further = rel.values
+	}
 	if n := int(r.uint16()); n != len(rel.field) {
 		return fmt.Errorf("a tuple of %d columns, the relation has %d", n, len(rel.field))
 	}
@@ -198,6 +241,9 @@ func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
 		}
 		if r.short {
 			return errTruncated
+		}
+		if rel.further != nil && rel.further[i] > 0 {
+			rel.values[rel.further[i]-1] = value
 		}
 		if form := rel.form[i]; f != 0 && form != formText {
 			if err := rel.reform(form, f, value, row); err != nil {
@@ -293,7 +339,8 @@ func (d *decoder) relation(r *cursor) error {
 		r.skip(1) // flags
 		columns[i].name = r.string()
 		columns[i].typeOID = r.uint32()
-		r.skip(4) // type modifier
+		columns[i].declared = columns[i].typeOID
+		columns[i].shape = cdc.Column{Name: columns[i].name, Modifier: int32(r.uint32())}
 		if r.short {
 			return errTruncated
 		}
@@ -310,14 +357,51 @@ func (d *decoder) relation(r *cursor) error {
 			c.typeOID = d.types[c.typeOID]
 		}
 	}
+	if d.cfg.Columns.Verbatim != nil {
+		if err := d.shapes(oid, columns); err != nil {
+			return err
+		}
+	}
 	m := mapColumns(d.cfg.Columns, columns)
+	if d.problems != nil {
+		m.problems = append(m.problems, d.problems(&m, columns)...)
+	}
 	if len(m.problems) > 0 {
 		return &cdc.UndecodableError{
 			Found: "at this place in the WAL the table's columns do not fit: " + strings.Join(m.problems, "; "),
 			Fix:   "if source.columns is wrong, correct it",
 		}
 	}
-	d.relations[oid] = m.relation(columns)
+	if d.cfg.Columns.Verbatim != nil {
+		d.relations[oid] = m.verbatim(name, columns)
+	} else {
+		d.relations[oid] = m.relation(columns)
+	}
+	return nil
+}
+
+// shapes completes the columns' descriptions from the catalog, which knows more than the stream: NOT NULL, defaults,
+// labels. A column that was changed since this place in the WAL has only what the stream says.
+func (d *decoder) shapes(oid uint32, columns []column) error {
+	var catalog []column
+	if d.describe != nil {
+		var err error
+		if catalog, err = d.describe(oid); err != nil {
+			return err
+		}
+	}
+	for i := range columns {
+		c := &columns[i]
+		if c.shape.Type = c.typeOID; c.shape.Type >= firstOther {
+			c.shape.Type = 0
+		}
+		if at := find(catalog, c.name); at >= 0 && catalog[at].declared == c.declared {
+			modifier := c.shape.Modifier
+			if c.shape = catalog[at].shape; c.declared == c.typeOID { // not a domain
+				c.shape.Modifier = modifier
+			}
+		}
+	}
 	return nil
 }
 

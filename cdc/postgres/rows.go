@@ -68,22 +68,29 @@ type RowColumn struct {
 }
 
 // RowColumns lists the columns that make a row.
-type RowColumns []RowColumn
+type RowColumns struct {
+	List []RowColumn
+
+	shape *cdc.Shape // of a row, for a route that asks for it
+}
 
 // SQL returns the columns in the notation of a SELECT.
 func (c RowColumns) SQL() string {
-	sql := make([]string, len(c))
-	for i := range c {
-		sql[i] = c[i].SQL
+	sql := make([]string, len(c.List))
+	for i := range c.List {
+		sql[i] = c.List[i].SQL
 	}
 	return strings.Join(sql, ", ")
 }
 
 // Into returns the targets for a scan of the columns into a row.
 func (c RowColumns) Into(row *cdc.Row) []any {
-	fields := make([]any, len(c))
-	for i := range c {
-		fields[i] = c[i].field(row)
+	if row.Shape = c.shape; c.shape != nil {
+		row.Further = make([][]byte, len(c.shape.Further))
+	}
+	fields := make([]any, len(c.List))
+	for i := range c.List {
+		fields[i] = c.List[i].field(row)
 	}
 	return fields
 }
@@ -91,25 +98,38 @@ func (c RowColumns) Into(row *cdc.Row) []any {
 // rowColumns returns the columns that make a row, and the types of all columns of the table.
 func (s *Source) rowColumns(ctx context.Context, conn *pgx.Conn) (columns RowColumns, types map[string]string, err error) {
 	if types, err = s.columnTypes(ctx, conn); err != nil {
-		return nil, nil, err
+		return RowColumns{}, nil, err
 	}
 	all, err := s.ownColumns(ctx, conn)
 	if err != nil {
-		return nil, nil, err
+		return RowColumns{}, nil, err
 	}
 	m := mapColumns(s.cfg.Columns, all)
 	if len(m.problems) > 0 {
-		return nil, nil, fmt.Errorf("%s: %s", s.cfg.Table, strings.Join(m.problems, "; "))
+		return RowColumns{}, nil, fmt.Errorf("%s: %s", s.cfg.Table, strings.Join(m.problems, "; "))
 	}
 	for i, p := range purposes {
 		sql := "NULL::bytea"
 		switch from := m.from[i]; {
+		case from.column >= 0 && s.cfg.Columns.Verbatim != nil:
+			sql = all[from.column].verbatim()
 		case from.column >= 0:
 			sql = all[from.column].sql(p.field)
 		case from.constant != nil:
 			sql = "convert_to(" + Literal(string(from.constant)) + ", 'UTF8')"
 		}
-		columns = append(columns, RowColumn{SQL: sql, Body: p.field&(fieldPayload|fieldHeaders) != 0, field: p.of})
+		columns.List = append(columns.List, RowColumn{SQL: sql, Body: p.field&(fieldPayload|fieldHeaders) != 0, field: p.of})
+	}
+	if s.cfg.Columns.Verbatim == nil {
+		return columns, types, nil
+	}
+	columns.shape = m.shape(s.cfg.Table, all)
+	for i, at := range m.further {
+		sql := "NULL::bytea"
+		if at >= 0 {
+			sql = all[at].verbatim()
+		}
+		columns.List = append(columns.List, RowColumn{SQL: sql, Body: true, field: func(r *cdc.Row) *[]byte { return &r.Further[i] }})
 	}
 	return columns, types, nil
 }
@@ -280,7 +300,7 @@ func fromText(text, typ string) string {
 // findBy returns the rows that have what in a column, oldest first; none if what is not a value of the column's type.
 func (s *Source) findBy(ctx context.Context, conn *pgx.Conn, columns RowColumns, by, typ, created, what string) ([]TableRow, error) {
 	const doing = "look into the outbox"
-	text := func(i int) string { return "coalesce(" + columns[i].SQL + ", '')" }
+	text := func(i int) string { return "coalesce(" + columns.List[i].SQL + ", '')" }
 	found, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s, %s, %s, %s, %s FROM %s WHERE %s = %s ORDER BY 5 LIMIT %d`,
 		text(0), text(1), text(2), text(3), created, TableName(s.cfg), Ident(by), fromText("$1", typ), mostFound), what)
 	var rows []TableRow

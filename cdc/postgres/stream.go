@@ -85,9 +85,30 @@ func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Ide
 		_ = pg.Close(ctx)
 		return nil, cdc.Identity{}, fmt.Errorf("take over the replication connection: %w", err)
 	}
-	st := newStream(s.cfg, hijacked.Conn, newDecoder(s.cfg, table))
+	d := newDecoder(s.cfg, table)
+	if v := s.cfg.Columns.Verbatim; v != nil {
+		d.describe, d.problems = s.describe, s.problems
+		if v.Updates == config.WarnOfUpdate {
+			d.onUpdate = func() {
+				s.log.Warn().Str("slot", s.cfg.Slot).Str("table", s.cfg.Table).Msg("a row of the outbox was updated: updates are not published, and later ones in this session are not logged")
+			}
+		}
+	}
+	st := newStream(s.cfg, hijacked.Conn, d)
 	id.Window, id.Wire = st.socket.keepShut()
 	return st, id, nil
+}
+
+// describe reads a table's columns from the catalog while the stream waits.
+func (s *Source) describe(table uint32) ([]column, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	conn, err := s.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	return readColumns(ctx, conn, table)
 }
 
 // backend returns the process id of the server's process for the connection, and its wal_sender_timeout.

@@ -113,7 +113,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 		return t, err
 	}
 	t.mapped = mapColumns(s.cfg.Columns, t.columns)
-	t.unfit, t.left = t.mapped.problems, t.mapped.left
+	t.unfit, t.left = slices.Concat(t.mapped.problems, s.problems(&t.mapped, t.columns)), t.mapped.left
 	switch problem, err := s.unknownZone(ctx, conn); {
 	case err != nil:
 		return t, err
@@ -127,14 +127,17 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, error) {
 	rows, err := conn.Query(ctx, `
 		WITH RECURSIVE kind AS (
-			SELECT a.attnum, t.oid, t.typtype, t.typcategory, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			SELECT a.attnum, t.oid, t.typtype, t.typcategory, t.typbasetype, a.atttypmod AS modifier, t.typtypmod, a.attnotnull AS filled FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 			WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 			UNION ALL
-			SELECT k.attnum, t.oid, t.typtype, t.typcategory, t.typbasetype FROM kind k JOIN pg_type t ON t.oid = k.typbasetype WHERE k.typtype = 'd'
+			SELECT k.attnum, t.oid, t.typtype, t.typcategory, t.typbasetype, k.typtypmod, t.typtypmod, k.filled FROM kind k JOIN pg_type t ON t.oid = k.typbasetype WHERE k.typtype = 'd'
 		)
 		SELECT a.attname::text, k.oid, k.typtype IN ('b', 'e') AND k.typcategory <> 'A',
-		       format_type(a.atttypid, a.atttypmod) || CASE WHEN k.oid <> a.atttypid THEN ', a domain over ' || format_type(k.oid, NULL) ELSE '' END, a.attgenerated::text
+		       format_type(a.atttypid, a.atttypmod) || CASE WHEN k.oid <> a.atttypid THEN ', a domain over ' || format_type(k.oid, NULL) ELSE '' END, a.attgenerated::text,
+		       a.atttypid, format_type(k.oid, k.modifier), k.modifier, k.filled, coalesce(pg_get_expr(d.adbin, d.adrelid), ''),
+		       ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = k.oid ORDER BY e.enumsortorder)
 		FROM pg_attribute a JOIN kind k ON k.attnum = a.attnum AND k.typtype <> 'd'
+		LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 		WHERE a.attrelid = $1 ORDER BY a.attnum`, table)
 	if err != nil {
 		return nil, classify("read the table's columns", err)
@@ -142,7 +145,15 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 	columns, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (column, error) {
 		var c column
 		var text bool
-		err := r.Scan(&c.name, &c.typeOID, &text, &c.typ, &c.generated)
+		s := &c.shape
+		err := r.Scan(&c.name, &c.typeOID, &text, &c.typ, &c.generated, &c.declared, &s.TypeName, &s.Modifier, &s.NotNull, &s.Default, &s.Labels)
+		s.Name, s.Type = c.name, c.typeOID
+		if len(s.Labels) == 0 {
+			s.Labels = nil
+		}
+		if s.Type >= firstOther {
+			s.Type = 0
+		}
 		switch {
 		case c.typeOID >= firstOther && text:
 			c.typeOID = otherText

@@ -22,6 +22,7 @@ const (
 
 // Router makes records. One goroutine uses it, and the records of a window share its memory.
 type Router struct {
+	cfg      config.Kafka
 	allowed  []string
 	any      bool // every aggregate type is allowed
 	keyless  bool // a row without a key is published
@@ -61,7 +62,7 @@ var _ cdc.Route = (*Router)(nil)
 // New returns a router for a valid configuration.
 func New(pipeline string, cfg config.Kafka) *Router {
 	r := &Router{
-		allowed: cfg.AggregateTypes, any: cfg.AnyType(), keyless: cfg.NullKey == config.PublishKey, delete: cfg.NullPayload == config.Tombstone,
+		cfg: cfg, allowed: cfg.AggregateTypes, any: cfg.AnyType(), keyless: cfg.NullKey == config.PublishKey, delete: cfg.NullPayload == config.Tombstone,
 		template: cfg.Topic, rename: cfg.Rename, json: cfg.Payload == config.PayloadJSON,
 		names: ours, source: []byte(cfg.EventSource(pipeline)), topics: map[topicKey]string{},
 	}
@@ -77,7 +78,8 @@ func New(pipeline string, cfg config.Kafka) *Router {
 // Topics returns the topics that are known before any row came, and the patterns of topics that only rows decide: if
 // the template has {event_type}, or {aggregate_type} and every aggregate type is allowed. An event type is known if
 // kafka.rename has it, unless it could belong to several aggregate types.
-func Topics(cfg config.Kafka) (known, patterns []string) {
+func (r *Router) Topics() (known, patterns []string) {
+	cfg := &r.cfg
 	ofEvents := strings.Contains(cfg.Topic, "{event_type}")
 	if cfg.AnyType() && strings.Contains(cfg.Topic, "{aggregate_type}") {
 		return nil, []string{cfg.Topic}
@@ -304,19 +306,19 @@ func (r *Router) keep(b []byte) []byte {
 	return r.scratch[at:len(r.scratch):len(r.scratch)]
 }
 
-// Topic returns the topic of rows of these types under a configuration; it need not be legal.
-func Topic(cfg config.Kafka, aggregateType, eventType string) string {
-	return name(cfg.Topic, cfg.Rename, aggregateType, eventType)
+// Topic returns the topic of rows of these types; it need not be legal.
+func (r *Router) Topic(aggregateType, eventType string) string {
+	return name(r.template, r.rename, aggregateType, eventType)
 }
 
-// Pattern matches the topics that rows may go to.
-func Pattern(cfg config.Kafka) *regexp.Regexp {
+// Pattern returns an expression for the topics that rows may go to.
+func (r *Router) Pattern() *regexp.Regexp {
+	cfg, allowed := &r.cfg, r.allowed
 	var types []string
-	if cfg.AnyType() {
-		types = []string{"[a-zA-Z0-9._-]+"}
-		cfg.AggregateTypes = nil
+	if r.any {
+		types, allowed = []string{"[a-zA-Z0-9._-]+"}, nil
 	}
-	for _, t := range cfg.AggregateTypes {
+	for _, t := range allowed {
 		types = append(types, regexp.QuoteMeta(name("{aggregate_type}", cfg.Rename, t, "")))
 	}
 	template := regexp.QuoteMeta(cfg.Topic)

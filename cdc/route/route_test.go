@@ -208,7 +208,7 @@ func TestTopics(t *testing.T) {
 		{"{aggregate_type}.{event_type}", []string{"stock", "order"}, map[string]string{"OrderPaid": "paid"}, "[] [order.{event_type} stock.{event_type}]"},
 	} {
 		cfg.Topic, cfg.AggregateTypes, cfg.Rename = c.topic, c.types, c.rename
-		if got := fmt.Sprint(route.Topics(cfg)); got != c.want {
+		if got := fmt.Sprint(route.New("shop", cfg).Topics()); got != c.want {
 			t.Errorf("%s of %v, %v: %s, want %s", c.topic, c.types, c.rename, got, c.want)
 		}
 	}
@@ -218,9 +218,9 @@ func TestTopics(t *testing.T) {
 func TestPatternMatchesWhatRowsMayGoTo(t *testing.T) {
 	cfg := kafkaConfig()
 	cfg.Topic = "shop.{aggregate_type}s.{event_type}"
-	p := route.Pattern(cfg)
+	p := route.New("shop", cfg).Pattern()
 	for name, want := range map[string]bool{
-		route.Topic(cfg, "order", "OrderCreated"): true, route.Topic(cfg, "Übersicht", "x"): true,
+		route.New("shop", cfg).Topic("order", "OrderCreated"): true, route.New("shop", cfg).Topic("Übersicht", "x"): true,
 		"shop.invoices.created": false, "shopXorders.created": false, "shop.orders.": false, "a.shop.orders.created": false,
 	} {
 		if p.MatchString(name) != want {
@@ -247,10 +247,10 @@ func BenchmarkRoute(b *testing.B) {
 func TestRowsThatLackSomethingByChoice(t *testing.T) {
 	cfg := kafkaConfig()
 	cfg.NullKey, cfg.NullPayload, cfg.Payload, cfg.AggregateTypes, cfg.Topic = config.PublishKey, config.Tombstone, config.PayloadJSON, []string{config.AnyType}, "{aggregate_type}"
-	if known, patterns := route.Topics(cfg); known != nil || !slices.Equal(patterns, []string{"{aggregate_type}"}) {
+	if known, patterns := route.New("shop", cfg).Topics(); known != nil || !slices.Equal(patterns, []string{"{aggregate_type}"}) {
 		t.Errorf("known before any row came: %v; patterns %v", known, patterns)
 	}
-	if !route.Pattern(cfg).MatchString("shop.orders") {
+	if !route.New("shop", cfg).Pattern().MatchString("shop.orders") {
 		t.Error("a topic of a row is not one of the pipeline's")
 	}
 	r := route.New("shop", cfg)
