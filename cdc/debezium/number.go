@@ -41,6 +41,12 @@ func appendFloat(b []byte, f float64, single bool) []byte {
 	}
 	at := len(b)
 	b = strconv.AppendFloat(b, f, 'E', -1, bits)
+	if bytes.IndexByte(b[at:], '.') < 0 { // of two digits, Java takes the nearest ones: 4.9E-324
+		two := strconv.AppendFloat(nil, f, 'E', 1, bits)
+		if same, err := strconv.ParseFloat(string(two), bits); err == nil && same == f {
+			b = append(b[:at], two...)
+		}
+	}
 	e := at + bytes.IndexByte(b[at:], 'E')
 	exponent, _ := strconv.Atoi(string(b[e+1:]))
 	b = b[:e]

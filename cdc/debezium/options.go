@@ -136,7 +136,7 @@ func Names() []string {
 	for _, c := range []string{"key.converter", "value.converter", "header.converter"} {
 		names = append(names, c)
 		for _, sub := range converterOptions {
-			names = append(names, c+"."+sub)
+			names = append(names, c+"."+sub, c+".delegate.converter.type."+sub)
 		}
 	}
 	slices.Sort(names)
@@ -149,7 +149,7 @@ func Parse(given map[string]string) (*Options, error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	names := Names()
 	for _, name := range slices.Sorted(maps.Keys(given)) {
-		if slices.Contains(names, name) || strings.Contains(name, ".converter.delegate.converter.type.") {
+		if slices.Contains(names, name) {
 			continue
 		}
 		if meant := misspelt.Nearest(name, names); meant != "" {
