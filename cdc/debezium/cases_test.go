@@ -25,7 +25,7 @@ import (
 	"github.com/walpost/walpost/cdc/pipeline"
 )
 
-// recording is what Debezium made of some rows: testdata/cases, testdata/relay and testdata/more.
+// recording is what Debezium made of some rows: testdata/cases, testdata/relay and testdata/rows.
 type recording struct {
 	About   string
 	Config  map[string]string // over base.json
@@ -215,7 +215,7 @@ func empty(t *testing.T, conn *pgx.Conn) {
 // TestMoreRecordings routes the rows of further recordings, which PostgreSQL prints and describes, without a relay. Their
 // statements are inserts.
 func TestMoreRecordings(t *testing.T) {
-	files, err := filepath.Glob("testdata/more/*.json")
+	files, err := filepath.Glob("testdata/rows/*.json")
 	if err != nil || len(files) == 0 {
 		t.Fatal(len(files), err)
 	}
