@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // errSlotRead is returned by a decision while a relay reads the slot: the relay would overwrite it.
@@ -57,6 +58,50 @@ func SkipTo(pipeline string, st *State, f Facts, to LSN) (*State, error) {
 		next.Halt = nil
 	}
 	return &next, nil
+}
+
+// Start is where a pipeline begins on a slot that another program has read.
+type Start struct {
+	// Covered is an LSN at or below which that program has made everything durable.
+	Covered LSN
+	// Last is its last durable row, with the id and the commit time of the row's transaction, if the row is in a
+	// transaction that ends after Covered. Zero if there is none.
+	Last   Position
+	XID    uint32
+	Commit time.Time
+}
+
+// BeginAt returns the first state record of a pipeline that begins at a position on an existing slot. It returns an error
+// if rows could be lost: the slot must be free and at or before the position.
+func BeginAt(pipeline string, st *State, f Facts, at Start) (*State, error) {
+	if st != nil {
+		return nil, fmt.Errorf("pipeline %q has a state record already, which covers %s: it has begun before, and a second beginning could lose rows: give this pipeline another name, or run `walpost status`", pipeline, st.Covered)
+	}
+	switch slot := f.Slot; {
+	case !slot.Exists:
+		return nil, fmt.Errorf("slot %q does not exist: there is no position to begin at", slot.Name)
+	case slot.Lost():
+		how, _ := slot.lost()
+		return nil, fmt.Errorf("slot %q is lost (%s): rows committed after %s can no longer be streamed from it", slot.Name, how, slot.ConfirmedFlush)
+	case slot.Active:
+		return nil, fmt.Errorf("slot %q is being read (pid %d): stop the program that reads it, and run this again", slot.Name, slot.ActivePID)
+	case slot.ConfirmedFlush > at.Covered:
+		return nil, fmt.Errorf("slot %q has confirmed %s, and %s is before that: rows committed between the two would be lost", slot.Name, slot.ConfirmedFlush, at.Covered)
+	case at.Covered > f.WALEnd || at.Last.Commit > f.WALEnd:
+		return nil, fmt.Errorf("the position %s is after the end of the WAL, %s: it is of another server", max(at.Covered, at.Last.Commit), f.WALEnd)
+	}
+	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
+		return nil, fmt.Errorf("walpost cannot read the rows like this: fix it first: %s", strings.Join(problems, "; "))
+	}
+	next := &State{
+		Version: StateVersion, Pipeline: pipeline, Slot: f.Slot.Name, SystemID: f.SystemID, Timeline: f.Timeline, Configured: f.Configured,
+		Covered: at.Covered, Skipped: at.Covered, Fingerprint: f.Fingerprint, Checked: f.WALEnd, CheckedAt: f.Time,
+		Instance: "begin", Epoch: 1, Time: f.Time,
+	}
+	if at.Last.Commit >= at.Covered && at.Last.Ordinal > 0 {
+		next.CommitLSN, next.Ordinal, next.LastXID, next.LastCommitTime = at.Last.Commit, at.Last.Ordinal, at.XID, at.Commit
+	}
+	return next, nil
 }
 
 // Adoption describes what `walpost adopt` accepts.

@@ -223,3 +223,63 @@ func TestAdoptNewServer(t *testing.T) {
 		t.Errorf("no record: %v", err)
 	}
 }
+
+// TestBeginAt checks that a pipeline begins on another program's slot only where no row could be lost, and that the engine
+// then drops what that program has delivered, and nothing else.
+func TestBeginAt(t *testing.T) {
+	clock := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	row := Start{Covered: 0x100, Last: Position{0x120, 2}, XID: 7, Commit: clock}
+	for name, c := range map[string]struct {
+		st     *State
+		at     Start
+		change func(*Facts)
+		says   string // an error
+	}{
+		"between transactions": {nil, Start{Covered: 0x100}, func(*Facts) {}, ""},
+		"in a transaction":     {nil, row, func(*Facts) {}, ""},
+		"a pipeline that runs": {&State{Covered: 0x90}, row, func(*Facts) {}, "has a state record already, which covers 0/90"},
+		"no slot":              {nil, row, func(f *Facts) { f.Slot.Exists = false }, "does not exist"},
+		"a lost slot":          {nil, row, func(f *Facts) { f.Slot.WALStatus = "lost" }, "is lost (wal_status lost)"},
+		"a slot that is read":  {nil, row, func(f *Facts) { f.Slot.Active, f.Slot.ActivePID = true, 99 }, "is being read (pid 99)"},
+		"a slot that is ahead": {nil, row, func(f *Facts) { f.Slot.ConfirmedFlush = 0x101 }, "rows committed between the two would be lost"},
+		"another server":       {nil, row, func(f *Facts) { f.WALEnd = 0x110 }, "is after the end of the WAL"},
+		"hidden rows":          {nil, row, func(f *Facts) { f.Hidden = []string{"a rule"} }, "fix it first: a rule"},
+	} {
+		f := Facts{Identity: Identity{SystemID: "1", Timeline: 1}, WALEnd: 0x200, Time: clock, Slot: SlotFacts{Name: "dbz", Exists: true, ConfirmedFlush: 0x100}}
+		c.change(&f)
+		st, err := BeginAt("p", c.st, f, c.at)
+		if c.says != "" {
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: %v, want an error that says %q", name, err, c.says)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		next, err := Reconcile("p", st, f)
+		if err != nil || next.Covered != 0x100 || next.Skipped != 0x100 || next.Last() != c.at.Last {
+			t.Errorf("%s: %+v, %v", name, next, err)
+			continue
+		}
+		tr := newTracker(next, f.Slot.ConfirmedFlush)
+		for _, tx := range []struct {
+			commit LSN
+			xid    uint32
+			want   [3]bool // which of its rows are delivered
+		}{{0xF0, 5, [3]bool{}}, {0x120, 7, [3]bool{c.at.Last.Ordinal == 0, c.at.Last.Ordinal == 0, true}}, {0x140, 6, [3]bool{true, true, true}}} {
+			if err := tr.begin(&Message{Kind: Begin, LSN: tx.commit, Row: Row{XID: tx.xid, CommitTime: clock}}); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			for i, want := range tx.want {
+				if got, err := tr.row(&Row{}); err != nil || got != want {
+					t.Errorf("%s: row %d of the commit at %s is delivered: %v, %v", name, i+1, tx.commit, got, err)
+				}
+			}
+			if _, err := tr.commit(&Message{Kind: Commit, LSN: tx.commit + 8}); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+	}
+}

@@ -3,5 +3,5 @@
 // connector stands.
 //
 // Options are the router's, under their own names. A Router is the engine's route that follows them. Import turns the
-// configuration of a connector, or of Debezium Server, into one of walpost, and reports the fate of each option.
+// configuration of a connector, or of Debezium Server, into one of walpost, and reports the effect of each option.
 package debezium

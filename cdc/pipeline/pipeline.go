@@ -128,6 +128,9 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	} else {
 		p.source, p.kind = postgres.NewSource(cfg.Pipeline, cfg.Source, o.Log), wal{p}
 	}
+	if p.options != nil {
+		p.source.Require(func(shape *cdc.Shape) error { return debezium.New(p.options).Fits(shape) })
+	}
 	p.registry = prometheus.NewRegistry()
 	of := p.kind.watched()
 	of.login, of.certified = p.sink, []certified{p.sink, p.source}

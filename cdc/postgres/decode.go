@@ -35,8 +35,9 @@ type decoder struct {
 	types map[uint32]uint32
 	// describe asks the catalog for a table's columns, for a route that knows the types; nil: the stream is all there is.
 	describe func(table uint32) ([]column, error)
-	onUpdate func() // is called with the first update of the outbox; nil: updates are ignored
-	halts    bool   // at an update of the outbox
+	problems func(*mapping, []column) []string // with a description of columns, for such a route
+	onUpdate func()                            // is called with the first update of the outbox; nil: updates are ignored
+	halts    bool                              // at an update of the outbox
 }
 
 // relation has the places of the outbox's columns in a tuple; the map has nil for a table that is not the outbox.
@@ -362,6 +363,9 @@ func (d *decoder) relation(r *cursor) error {
 		}
 	}
 	m := mapColumns(d.cfg.Columns, columns)
+	if d.problems != nil {
+		m.problems = append(m.problems, d.problems(&m, columns)...)
+	}
 	if len(m.problems) > 0 {
 		return &cdc.UndecodableError{
 			Found: "at this place in the WAL the table's columns do not fit: " + strings.Join(m.problems, "; "),

@@ -14,6 +14,8 @@ import (
 type PlanOptions struct {
 	ByDay  bool // partition by day a table that is to be created
 	Delete bool // the relay's role deletes delivered rows from the table
+	// Unpublished leaves the publication out: it gets the table later, in another transaction.
+	Unpublished bool
 }
 
 // Plan returns the steps for role, table and publication, in order. If a problem cannot be solved by a step, or the
@@ -38,9 +40,11 @@ func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	publication, err := a.planPublication(ctx, table)
-	if err != nil {
-		return nil, err
+	var publication Step
+	if !o.Unpublished {
+		if publication, err = a.planPublication(ctx, table); err != nil {
+			return nil, err
+		}
 	}
 	notes, err := a.source.notes(ctx, a.conn, table)
 	if err != nil {
@@ -64,7 +68,10 @@ func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
 	if lacks = append(lacks, why...); len(lacks) > 0 {
 		return nil, errForbidden(lacks)
 	}
-	steps := slices.Concat([]Step{role}, password, []Step{step, publication})
+	steps := slices.Concat([]Step{role}, password, []Step{step})
+	if !o.Unpublished {
+		steps = append(steps, publication)
+	}
 	for _, note := range notes {
 		steps = append(steps, Step{What: note})
 	}

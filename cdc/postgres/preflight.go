@@ -26,6 +26,7 @@ type Source struct {
 	application string
 	log         zerolog.Logger
 	relay       *identity.Postgres
+	fits        func(*cdc.Shape) error // nil: the route takes every row
 
 	mu     sync.Mutex
 	others map[[2]string]*identity.Postgres // by key and URL: the other roles that connect, administrators and cleanup
@@ -42,6 +43,21 @@ func NewSource(pipeline string, cfg config.Source, log zerolog.Logger) *Source {
 		cfg: cfg, application: "walpost " + pipeline, log: log, relay: identity.NewPostgres(sourceURL, cfg.URL, log),
 		others: map[[2]string]*identity.Postgres{},
 	}
+}
+
+// Require makes fits decide which columns a route takes, if config.Verbatim asks for their description. A table that does
+// not fit is a problem like a missing column. Call it before the source is used; fits may be called at any time.
+func (s *Source) Require(fits func(*cdc.Shape) error) { s.fits = fits }
+
+// problems returns the reasons why the route does not take rows of the columns.
+func (s *Source) problems(m *mapping, columns []column) []string {
+	if s.fits == nil || s.cfg.Columns.Verbatim == nil || len(m.problems) > 0 {
+		return nil
+	}
+	if err := s.fits(m.shape(s.cfg.Table, columns)); err != nil {
+		return strings.Split(err.Error(), "\n")
+	}
+	return nil
 }
 
 // Preflight checks what a session needs from the server, with the relay's own rights, and returns all problems at

@@ -87,7 +87,7 @@ func (s *Source) Connect(ctx context.Context, table uint32) (cdc.Stream, cdc.Ide
 	}
 	d := newDecoder(s.cfg, table)
 	if v := s.cfg.Columns.Verbatim; v != nil {
-		d.describe = s.describe
+		d.describe, d.problems = s.describe, s.problems
 		if v.Updates == config.WarnOfUpdate {
 			d.onUpdate = func() {
 				s.log.Warn().Str("slot", s.cfg.Slot).Str("table", s.cfg.Table).Msg("a row of the outbox was updated: updates are not published, and later ones in this session are not logged")

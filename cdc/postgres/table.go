@@ -113,7 +113,7 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 		return t, err
 	}
 	t.mapped = mapColumns(s.cfg.Columns, t.columns)
-	t.unfit, t.left = t.mapped.problems, t.mapped.left
+	t.unfit, t.left = slices.Concat(t.mapped.problems, s.problems(&t.mapped, t.columns)), t.mapped.left
 	switch problem, err := s.unknownZone(ctx, conn); {
 	case err != nil:
 		return t, err

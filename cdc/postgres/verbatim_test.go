@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -94,6 +95,28 @@ func TestVerbatimColumnsAreTheSameByBothWays(t *testing.T) {
 	}
 	if i != 2 || rows.Err() != nil {
 		t.Errorf("%d rows by SQL: %v", i, rows.Err())
+	}
+
+	source.Require(func(shape *cdc.Shape) error {
+		return fmt.Errorf("the.option: %s is wrong\nanother: too", shape.ID.TypeName)
+	})
+	const says = "the.option: integer is wrong; another: too"
+	if _, err := source.Preflight(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if facts, err := source.Facts(t.Context()); err != nil || strings.Join(facts.Unfit, "; ") != says {
+		t.Errorf("columns that the route does not take: %q, %v", facts.Unfit, err)
+	}
+	d = newDecoder(cfg, frames.table)
+	d.describe, d.problems = source.describe, source.problems
+	var undecodable *cdc.UndecodableError
+	for _, f := range frames.all {
+		if err := d.copyData(bytes.Clone(f), new(cdc.Message)); errors.As(err, &undecodable) || err != nil {
+			break
+		}
+	}
+	if undecodable == nil || !strings.Contains(undecodable.Found, says) {
+		t.Errorf("columns that the route does not take, in the stream: %v", undecodable)
 	}
 
 	cfg.Columns.Verbatim.Optional, cfg.Columns.Verbatim.Options = false, map[string]string{"further": "debezium.x"}

@@ -38,7 +38,10 @@ type cli struct {
 	Cleanup cleanupCmd `cmd:"" help:"Delete the outbox rows that are confirmed and older than the retention. In a partitioned table, drop old partitions and create those of the next days."`
 	Where   whereCmd   `cmd:"" help:"Find an event by its id, or all events of a key (order id): show where each was published, or why not."`
 
+	TakeOver      takeOverCmd      `cmd:"" help:"Take over from Debezium's Outbox Event Router without a gap: on the connector's slot after it is stopped, or on a second slot beside the running connector, as source.slot says. With --back, give slot and publication back to a connector."`
 	MigrateSource migrateSourceCmd `cmd:"" help:"Move a polled pipeline to the WAL without a gap: create the slot, then wait until the running poller has published everything older. Run it with the new configuration (source.kind: wal)."`
+
+	Import importCmd `cmd:"" help:"Print walpost's configuration for an outbox that Debezium's Outbox Event Router publishes today, with a line for each of its options. Exit code 0: no consumer would see a difference; 1: something is not supported."`
 
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running process whether it is ready, for the health check of a container. Exit code 0: it is; 1: it is not."`
 }

@@ -1,0 +1,151 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/postgres"
+)
+
+// BeginOptions are the options of Begin.
+type BeginOptions struct {
+	AdminURL string // URL of an administrator, in the database of source.url
+	// At is where to begin. Nil prepares the role, its rights and the topics, and begins nothing: publication and slot
+	// need not exist yet.
+	At       *cdc.Start
+	Why      string // how At was found, for the decision that is written down
+	DryRun   bool
+	Progress Progress
+}
+
+// Begin lets the pipeline begin at a position on an existing slot that another program has read. It prepares what
+// `walpost init` prepares, except table, publication and slot, which must exist, and writes the first state record. It
+// changes nothing if the pipeline has a state record.
+func (p *Pipeline) Begin(ctx context.Context, o BeginOptions) error {
+	w, ok := p.kind.(wal)
+	if !ok {
+		return errors.New("source.kind: a polled pipeline has no slot to begin on: write source.kind: wal")
+	}
+	s, err := p.open(ctx, o.AdminURL, o.DryRun, o.Progress)
+	if err != nil {
+		return err
+	}
+	defer s.close(ctx)
+	seen, err := readAll(ctx, s.pg, s.state)
+	if err != nil {
+		return err
+	}
+	begun := func() (*cdc.State, error) {
+		if o.At == nil && seen.State == nil {
+			return nil, nil
+		}
+		at := cdc.Start{}
+		if o.At != nil {
+			at = *o.At
+		}
+		return cdc.BeginAt(p.cfg.Pipeline, seen.State, seen.Facts, at)
+	}
+	if _, err := begun(); err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	if _, err := s.pg.SameServer(ctx, false); err != nil {
+		return err
+	}
+	table, err := s.pg.Table(ctx)
+	if err != nil {
+		return err
+	}
+	if table.OID == 0 {
+		return table.Unfit(table.Missing...)
+	}
+	steps, err := s.pg.Plan(ctx, postgres.PlanOptions{Delete: p.cfg.Cleanup.Every > 0 && p.cfg.Cleanup.URL == "", Unpublished: o.At == nil})
+	if err != nil {
+		return err
+	}
+	if err := s.do(ctx, steps...); err != nil {
+		return err
+	}
+	for _, plan := range s.kafka.Topics() {
+		if err := s.topic(ctx, plan); err != nil {
+			return err
+		}
+	}
+	if o.At == nil {
+		return nil
+	}
+	if o.DryRun {
+		s.step("state record in %s: write the first one, covered = %s", w.cfg.StateTopic(), o.At.Covered)
+		return nil
+	}
+	if err := seen.again(ctx, s.pg); err != nil {
+		return err
+	}
+	first, err := begun()
+	if err != nil {
+		return err
+	}
+	first.Time = time.Now().UTC()
+	if err := s.kafka.WriteState(ctx, first); err != nil {
+		return err
+	}
+	s.step("state record in %s: written, covered = %s", w.cfg.StateTopic(), first.Covered)
+	s.warn(&seen.Facts)
+	return p.note(ctx, cdc.Decision{Command: "take-over", What: o.Why, To: o.At.Covered.String()})
+}
+
+// LeaveOptions are the options of Leave.
+type LeaveOptions struct {
+	DryRun   bool
+	Decided  func(Left) // is called with the result before Leave changes anything; may be nil
+	Progress Progress
+}
+
+// Left says where a pipeline was left.
+type Left struct {
+	At    cdc.LSN // everything at or below it is in Kafka, and the slot is there
+	Again int64   // rows after At that are in Kafka: another reader of the slot gets them once more
+}
+
+// Leave ends a pipeline whose slot another program goes on with: it moves the slot to the position of the state record, and
+// deletes the state topic. Slot, publication, table and role stay. The relay must be stopped. It runs with the relay's
+// rights.
+func (p *Pipeline) Leave(ctx context.Context, o LeaveOptions) (left Left, err error) {
+	if _, ok := p.kind.(wal); !ok {
+		return left, errors.New("source.kind: a polled pipeline has no slot that another program could go on with")
+	}
+	d, err := p.kind.decide(ctx, decideOptions{0, o.DryRun, o.Progress})
+	if err != nil {
+		return left, err
+	}
+	defer d.close(ctx)
+	if err := d.read(ctx); err != nil {
+		return left, err
+	}
+	if d.State, err = cdc.Reconcile(p.cfg.Pipeline, d.State, d.Facts); err != nil {
+		return left, fmt.Errorf("nothing was changed: %w", err)
+	}
+	if err := d.movable(); err != nil {
+		return left, err
+	}
+	left.At = d.State.Covered
+	if last := d.State.Last(); last.Ordinal > 0 && last.Commit >= left.At {
+		// Rows of one transaction: windows end inside it, and the slot stands before it.
+		left.Again = int64(last.Ordinal)
+	}
+	if o.Decided != nil {
+		o.Decided(left)
+	}
+	if o.DryRun {
+		return left, nil
+	}
+	if d.Facts.Slot.ConfirmedFlush < left.At {
+		if err := d.advance(ctx, left.At); err != nil {
+			return left, err
+		}
+	}
+	d.progress.step("topic %s: delete it", p.cfg.StateTopic())
+	return left, d.kafka.Delete(ctx, p.cfg.StateTopic())
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/walpost/walpost/cdc/debezium"
+	"github.com/walpost/walpost/cmd/internal/app"
+)
+
+type importCmd struct {
+	File       string   `arg:"" optional:"" help:"Read this file: the JSON of a connector as it is sent to Connect, its .properties file, Strimzi's KafkaConnector, or Debezium Server's application.properties. - reads from standard input."`
+	ConnectURL string   `name:"connect-url" env:"WALPOST_CONNECT_URL" placeholder:"URL" help:"Read the connector from a running Kafka Connect: http://host:8083, with user and password if it asks for them."`
+	ConnectCA  string   `name:"connect-ca-file" placeholder:"FILE" help:"With --connect-url: the certificates of the authorities that sign Connect's certificate (PEM). The default is the system's authorities."`
+	Connector  string   `placeholder:"NAME" help:"With --connect-url: read the connector with this name, if Connect has several with an outbox router."`
+	Worker     string   `placeholder:"FILE" help:"Read the worker's configuration from this .properties file: its converters count where the connector has none, and its bootstrap.servers."`
+	Brokers    []string `placeholder:"HOST:PORT" help:"Write these brokers into the configuration. The default is those of the worker or of Debezium Server."`
+	Table      string   `placeholder:"SCHEMA.NAME" help:"Import this table as the outbox, if the connector captures several."`
+}
+
+func (c *importCmd) Run(p *process) error {
+	connector, err := c.read(p)
+	if err != nil {
+		return fmt.Errorf("import: %w", err)
+	}
+	o := debezium.ImportOptions{Brokers: c.Brokers, Table: c.Table}
+	if c.Worker != "" {
+		text, err := os.ReadFile(c.Worker)
+		if err == nil {
+			o.Worker, err = debezium.ReadWorker(text)
+		}
+		if err != nil {
+			return labelled("--worker", err)
+		}
+	}
+	imported, err := debezium.Import(connector, o)
+	if err != nil {
+		return labelled("import", err)
+	}
+	if _, err := p.stdout.Write(imported.YAML()); err != nil {
+		return err
+	}
+	if imported.Unsupported() > 0 {
+		return app.ExitError(1)
+	}
+	return nil
+}
+
+// labelled returns the error with the label before each of its sentences.
+func labelled(label string, err error) error {
+	var errs []error
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		errs = append(errs, errors.New(label+": "+line))
+	}
+	return errors.Join(errs...)
+}
+
+// read returns the connector that the flags name.
+func (c *importCmd) read(p *process) (*debezium.Connector, error) {
+	switch {
+	case c.File != "" && c.ConnectURL != "":
+		return nil, errors.New("a file and --connect-url are both there: keep one of them")
+	case c.ConnectURL != "":
+		client, err := c.client()
+		if err != nil {
+			return nil, err
+		}
+		defer client.CloseIdleConnections()
+		return debezium.ReadConnect(p.ctx, client, c.ConnectURL, c.Connector)
+	case c.Connector != "" || c.ConnectCA != "":
+		return nil, errors.New("--connector and --connect-ca-file are for --connect-url: add that, or leave them out")
+	case c.File == "":
+		return nil, errors.New("there is no input: name the connector's JSON, its .properties file or Debezium Server's application.properties, or add --connect-url http://host:8083")
+	}
+	in := p.stdin
+	if c.File != "-" {
+		file, err := os.Open(c.File)
+		if err != nil {
+			return nil, fmt.Errorf("%w: name the connector's JSON or .properties file", err)
+		}
+		defer file.Close()
+		in = file
+	}
+	text, err := io.ReadAll(io.LimitReader(in, debezium.LargestInput+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the connector: %w: name the connector's JSON or .properties file", err)
+	}
+	return debezium.ReadConnector(text)
+}
+
+// client returns an HTTP client that trusts the authorities of --connect-ca-file.
+func (c *importCmd) client() (*http.Client, error) {
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}
+	if c.ConnectCA != "" {
+		text, err := os.ReadFile(c.ConnectCA)
+		if err != nil {
+			return nil, fmt.Errorf("--connect-ca-file: %w: name the file with the authorities' certificates", err)
+		}
+		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(text) {
+			return nil, errors.New("--connect-ca-file: the file holds no certificate: name one in PEM")
+		}
+	}
+	return &http.Client{Transport: transport, Timeout: 30 * time.Second}, nil
+}
