@@ -56,6 +56,7 @@ func (i *Imported) YAML() []byte {
 		brokers[j] = yamlScalar(broker)
 	}
 	fmt.Fprintf(&b, "kafka:\n  brokers: [%s]\n", strings.Join(brokers, ", "))
+	b.WriteString("  create_topics: true\n")
 	section := ""
 	for _, k := range i.kafka {
 		name, indent := k[0], "  "

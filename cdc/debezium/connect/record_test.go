@@ -31,7 +31,7 @@ var (
 )
 
 // checked are the cases whose outcome comes from a check that kfake does not make.
-var checked = []string{"route-invalid-topic", "timestamp-infinity"}
+var checked = []string{"route-by-char", "route-by-empty", "route-invalid-topic", "route-regex-newline", "route-replacement-empty", "route-topic-long", "timestamp-infinity"}
 
 // TestCases plays case files to the real Debezium, and compares its records with the recorded ones. With -record it writes
 // them instead:
@@ -122,17 +122,14 @@ func play(t *testing.T, worker *connect.Worker, brokers []string, name string, c
 		exec(sql)
 	}
 	from := time.Now().Add(-time.Second)
-	over := map[string]string{
-		"slot.name":                                 slot,
-		"topic.creation.default.partitions":         "", // the producer of the connector's Kafka creates its topics
-		"topic.creation.default.replication.factor": "",
-		"producer.override.bootstrap.servers":       strings.Join(brokers, ","),
-	}
-	for key, value := range c.Config {
-		over[key] = value
-	}
+	config := connect.Connector(url, c.Config)
+	config["slot.name"] = slot
+	config["producer.override.bootstrap.servers"] = strings.Join(brokers, ",")
+	// The producer's Kafka creates the topics.
+	delete(config, "topic.creation.default.partitions")
+	delete(config, "topic.creation.default.replication.factor")
 	var rejected *connect.RESTError
-	if err := worker.Put(name, connect.Connector(url, over)); errors.As(err, &rejected) {
+	if err := worker.Put(name, config); errors.As(err, &rejected) {
 		c.Outcome, c.Error = "rejected", rejected.Message
 		return c
 	} else if err != nil {
@@ -220,7 +217,7 @@ func reasons(trace string) (first, cause string) {
 
 var logLine = regexp.MustCompile(`^[0-9:.]+ (WARN |ERROR) +(?:\[([^|\]]*)[^\]]*\] )?(\w+): (.*)$`)
 
-// logOf returns the warnings and errors of a connector, of classes that say what becomes of a row.
+// logOf returns the warnings and errors of a connector, of the classes that handle rows.
 func logOf(log, name string) (lines []string) {
 	for line := range strings.Lines(log) {
 		m := logLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))

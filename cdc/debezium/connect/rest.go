@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -254,7 +253,7 @@ func (w *Worker) Delete(name string) {
 
 // Connector returns the configuration of an outbox connector for the database at a URL, with Debezium's defaults for the
 // router, StringConverter, the publication dbz_pub, the slot debezium, and no snapshot. over adds to it or replaces parts
-// of it; an empty value in over removes the property.
+// of it.
 func Connector(databaseURL string, over map[string]string) map[string]string {
 	u, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
@@ -286,6 +285,5 @@ func Connector(databaseURL string, over map[string]string) map[string]string {
 		"topic.creation.default.replication.factor": "1",
 	}
 	maps.Copy(config, over)
-	maps.DeleteFunc(config, func(_, value string) bool { return strings.TrimSpace(value) == "" })
 	return config
 }
