@@ -27,6 +27,7 @@ var examples = []struct {
 	{"strimzi.yaml", "", "kafka:9092", 0},
 	{"aiven.json", "", "kafka:9092", 2},
 	{"server.properties", "", "", 0},
+	{"page.json", "", "kafka-1:9092", 1},
 	{"everything.json", "", "kafka:9092", 15},
 }
 

@@ -272,3 +272,40 @@ func TestImportCheckComparesRecords(t *testing.T) {
 		}
 	}
 }
+
+// TestPageShowsWhatImportPrints runs the imports of the page about Debezium, and compares what they print with the page.
+func TestPageShowsWhatImportPrints(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join("..", "..", "cdc", "debezium")
+	page, err := os.ReadFile(filepath.Join(folder, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	for _, block := range strings.Split(string(page), "```console\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		command, want, _ := strings.Cut(block, "\n")
+		args, shell, _ := strings.Cut(strings.TrimPrefix(command, "$ walpost import "), ";")
+		words := strings.Fields(args)
+		if !strings.HasPrefix(command, "$ walpost import ") || !strings.HasPrefix(words[0], "testdata/") {
+			continue
+		}
+		words[0] = filepath.Join(folder, words[0])
+		got, err := importing(t, words...)
+		var code app.ExitError
+		switch {
+		case errors.As(err, &code):
+		case err != nil:
+			got = "walpost: " + strings.ReplaceAll(err.Error(), "\n", "\nwalpost: ") + "\n"
+		}
+		if shell != "" {
+			got += fmt.Sprintf("exit code %d\n", code)
+		}
+		if ran++; got != want {
+			t.Errorf("%s prints\n%s\nand the page has\n%s", command, got, want)
+		}
+	}
+	if ran != 2 {
+		t.Errorf("%d imports of the page ran, want 2", ran)
+	}
+}
