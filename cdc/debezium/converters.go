@@ -50,6 +50,9 @@ const (
 // simple name, too, also without Converter.
 func converterOf(class string) string {
 	class = strings.TrimSpace(class)
+	if class == "io.debezium.converters.ByteBufferConverter" { // its name in Debezium 1
+		return binaryConverter
+	}
 	for _, full := range Converters() {
 		short := simple(full)
 		if class == full || class == short || class == strings.TrimSuffix(short, "Converter") {
