@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/walpost/walpost/cdc/cdctest"
@@ -92,7 +93,7 @@ func (r *rig) hide(s side, g gap) {
 	g.do(r, s)
 	r.insert("after", 5)
 	halted := false
-	end := time.Now().Add(cdctest.Patience(time.Minute))
+	end := time.Now().Add(cdctest.Patience(30 * time.Second))
 	for err := errors.New(""); err != nil && !halted && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		err = errors.Join(r.has(s, "after", 5), r.has(s, "hidden", g.hidden))
 		if r.has(s, "after", 5) == nil && err != nil && time.Until(end) > 5*time.Second {
@@ -129,14 +130,15 @@ func (r *rig) insert(name string, n int) {
 	}
 }
 
-// copy inserts n rows by COPY: many of them are in one record of the WAL.
+// copy inserts n rows by COPY. They come with ids, because a table whose default is called for each row takes one row at a
+// time: only without that are many rows in one record of the WAL.
 func (r *rig) copy(name string, n int) {
 	r.Helper()
 	var b strings.Builder
 	for i := range n {
-		fmt.Fprintf(&b, "order\t%s-%d\tT\t{}\n", name, i+1)
+		fmt.Fprintf(&b, "%s\torder\t%s-%d\tT\t{}\n", uuid.New(), name, i+1)
 	}
-	if _, err := r.conn.PgConn().CopyFrom(r.Context(), strings.NewReader(b.String()), "COPY outbox (aggregatetype, aggregateid, type, payload) FROM STDIN"); err != nil {
+	if _, err := r.conn.PgConn().CopyFrom(r.Context(), strings.NewReader(b.String()), "COPY outbox (id, aggregatetype, aggregateid, type, payload) FROM STDIN"); err != nil {
 		r.Fatal(err)
 	}
 }
@@ -154,20 +156,7 @@ func (r *rig) overARestart(s side, write func()) {
 	})
 	s.end()
 	r.Logf("%s was ended after %d of %d rows", s.label(), r.ends(s.topic())-before, rowsOverARestart)
-	if d, ok := s.(*debezium); ok {
-		r.Logf("its last offsets: %s", lastLine(d.said(), "last recorded offset"))
-	}
 	s.begin()
-}
-
-// lastLine returns the last line of a log that contains text.
-func lastLine(log, text string) (found string) {
-	for line := range strings.Lines(log) {
-		if strings.Contains(line, text) {
-			found = strings.TrimSpace(line)
-		}
-	}
-	return found
 }
 
 // keys returns how many different keys in a side's topic begin with name.

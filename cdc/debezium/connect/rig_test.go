@@ -36,7 +36,8 @@ type rig struct {
 	conn    *pgx.Conn
 	admin   *kadm.Client
 	client  *kgo.Client
-	binary  string // walpost
+	binary  string            // walpost
+	both    map[string]string // properties of both sides' connector
 }
 
 // side is Debezium or walpost.
@@ -136,6 +137,7 @@ func (r *rig) connectorConfig(side, slot string, over map[string]string) map[str
 		"slot.name": slot,
 		"transforms.outbox.route.topic.replacement": r.name + "." + side + ".${routedByValue}",
 	})
+	maps.Copy(config, r.both)
 	maps.Copy(config, over)
 	return config
 }
