@@ -136,9 +136,10 @@ type Kafka struct {
 	Payload         Payload           `yaml:"payload" doc:"any: a payload may hold anything; json: a payload that is not valid JSON makes a poison row"`
 	NullKey         NullKey           `yaml:"null_key" doc:"for a row whose aggregate_id is NULL or empty: reject: it is a poison row; publish: its record has no key. Records without a key go to any partition, in no order"`
 	NullPayload     NullPayload       `yaml:"null_payload" doc:"for a row whose payload is NULL: reject: it is a poison row; tombstone: its record has no value, which deletes its key from a compacted topic"`
-	Partitions      int               `yaml:"partitions" doc:"number of partitions of the topics that walpost init creates"`
-	Replication     int               `yaml:"replication" doc:"number of replicas of the topics that walpost init creates; 0: the brokers' default"`
-	Retention       time.Duration     `yaml:"retention" doc:"retention of the topics that walpost init creates; 0: unlimited"`
+	CreateTopics    bool              `yaml:"create_topics" doc:"true: the relay creates a topic that a row names and Kafka does not have; false: it halts, because the name may be misspelt"`
+	Partitions      int               `yaml:"partitions" doc:"number of partitions of the topics that walpost creates"`
+	Replication     int               `yaml:"replication" doc:"number of replicas of the topics that walpost creates; 0: the brokers' default"`
+	Retention       time.Duration     `yaml:"retention" doc:"retention of the topics that walpost creates; 0: unlimited"`
 	Compression     Compression       `yaml:"compression" doc:"compression of the records: none, gzip, snappy, lz4 or zstd"`
 	MaxRequestBytes ByteSize          `yaml:"max_request_bytes" doc:"largest request to a broker, and so the largest record: the broker's socket.request.max.bytes, or the size at which the service closes the connection"`
 	// TransactionTimeout bounds how long read_committed consumers stall when a relay dies in a transaction and no other takes over.

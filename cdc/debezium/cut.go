@@ -135,6 +135,7 @@ type backlog struct {
 	waiting []waitingRow
 	shared  int64 // of these rows, those of the connector's last stored LSN: rows of one COPY
 	found   int64 // rows before start that only a look into Kafka has shown
+	again   int64 // rows of waiting that are in Kafka nevertheless: the connector sent them before an earlier one
 }
 
 // waitingRow is a row that may be in Kafka, although the offset does not say so.
@@ -161,6 +162,11 @@ func (l *backlog) passes(there map[string]bool) {
 		l.found++
 		if len(l.waiting) > 0 {
 			l.first = l.waiting[0].start.Last.Commit
+		}
+	}
+	for _, row := range l.waiting {
+		if there[row.id] {
+			l.again++
 		}
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/walpost/walpost/cdc/misspelt"
 )
@@ -77,7 +79,6 @@ type importing struct {
 	columnIncludes, columnExcludes []pattern
 
 	database map[string]string // parameters of source.url
-	producer pairs             // options of the producer
 	errs     []error
 }
 
@@ -97,6 +98,7 @@ func Import(c *Connector, o ImportOptions) (*Imported, error) {
 		i.read(e)
 	}
 	i.convert()
+	i.readWorker()
 	i.source()
 	i.sink()
 	i.quarkus()
@@ -784,11 +786,35 @@ func (i *importing) readTopicCreation(e entry, rest string) {
 				return
 			}
 		}
-		i.line(e, NoEffect, saysTopics)
+		if group != "default" {
+			i.line(e, NoEffect, "walpost creates all topics alike: create the topics of this group beforehand")
+			return
+		}
+		i.readNewTopics(e, option)
 	}
 }
 
-const saysTopics = "walpost creates no topic whose name comes from a row: create topics for new aggregate types beforehand, or let the brokers do it (auto.create.topics.enable)"
+// readNewTopics writes the line of an option of the topics that Connect creates.
+func (i *importing) readNewTopics(e entry, option string) {
+	n, err := strconv.Atoi(strings.TrimSpace(e.value))
+	switch {
+	case option == "partitions" && err == nil && n > 0:
+		i.kafka = append(i.kafka, [2]string{"partitions", strconv.Itoa(n)})
+		i.line(e, Equivalent, "kafka.partitions")
+	case option == "replication.factor" && err == nil && n > 0:
+		i.kafka = append(i.kafka, [2]string{"replication", strconv.Itoa(n)})
+		i.line(e, Equivalent, "kafka.replication")
+	case option == "replication.factor":
+		i.line(e, Equivalent, "kafka.replication: 0, its default, is the brokers' default")
+	case option == "retention.ms" && err == nil:
+		i.kafka = append(i.kafka, [2]string{"retention", (time.Duration(max(n, 0)) * time.Millisecond).String()})
+		i.line(e, Equivalent, "kafka.retention")
+	default:
+		i.line(e, NoEffect, "walpost does not set it on topics that it creates: create such topics beforehand")
+	}
+}
+
+const saysTopics = "walpost creates all topics alike: kafka.partitions, kafka.replication, kafka.retention"
 
 // source makes the keys of the source.
 func (i *importing) source() {

@@ -359,7 +359,7 @@ func (m *move) running(ctx context.Context) error {
 	return nil
 }
 
-// stopIt says how to stop the connector.
+// stopIt returns how to stop the connector.
 func (m *move) stopIt() string {
 	if m.ConnectURL == "" && m.OffsetTopic == "" {
 		return "stop it (SIGTERM), which stores its offset"
@@ -409,7 +409,9 @@ func TakeOver(ctx context.Context, o MoveOptions) (next []string, err error) {
 	case !same && cfg.Publication == m.publication.name:
 		return nil, fmt.Errorf("source.publication is the connector's, %s, and source.slot is another: name another publication too, for a second slot beside the connector; or source.slot: %s, to take over that slot", m.publication.name, m.slot.name)
 	}
-	m.ways(same)
+	if m.DryRun {
+		m.ways(same)
+	}
 	if same {
 		return m.sameSlot(ctx)
 	}
@@ -424,7 +426,7 @@ func (m *move) ways(same bool) {
 		}
 		return "the other way"
 	}
-	m.say("way (a), same slot (%s): source.slot: %s, source.publication: %s. The connector is stopped first; no row is missing; a row that the connector published after its last stored offset comes again: none after an orderly stop, up to offset.flush.interval.ms (60 s) after a crash; rows wait from the stop to the start of the relay",
+	m.say("way (a), same slot (%s): source.slot: %s, source.publication: %s. The connector is stopped first; no row is missing; a row that the connector published after its last stored offset comes again: none after an orderly stop, and after a crash those that Kafka has out of order; rows wait from the stop to the start of the relay",
 		here(same), m.slot.name, m.publication.name)
 	m.say("way (b), second slot (%s): another source.slot and source.publication. The connector runs; in one transaction the table moves from publication %s to the new one, while inserts wait for a moment; no row is missing and none comes twice; rows after that wait until the connector has stored its offset (60 s)",
 		here(!same), m.publication.name)
@@ -469,14 +471,18 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if b.found > 0 {
 		from += fmt.Sprintf(" (%d rows after the stored offset are in Kafka: they do not come again)", b.found)
 	}
-	again := "they are not in Kafka, and come for the first time"
-	if b.rows > 0 && len(b.waiting) == 0 {
-		again = "their ids cannot be looked up in Kafka: those that the connector published after it stored this offset come again"
-	} else if b.rows > 0 {
-		again = "the first of them is not in Kafka; later ones that are there come again: those that the connector had sent out of order when it was killed"
+	again := ""
+	switch unseen := b.rows - int64(len(b.waiting)); {
+	case b.rows == 0:
+	case len(b.waiting) == 0:
+		again = ": their ids cannot be looked up in Kafka: those that the connector published after it stored this offset come again"
+	case unseen > 0:
+		again = fmt.Sprintf(": %d of the first %d are in Kafka already, and come again; the other %d were not looked up", b.again, len(b.waiting), unseen)
+	default:
+		again = fmt.Sprintf(": %d of them are in Kafka already, and come again", b.again)
 	}
-	m.say("%s; the slot keeps %s after that: %s", from, b, again)
-	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that, which may come again", m.slot.name, m.owner, o, b)); err != nil {
+	m.say("%s; the slot keeps %s after that%s", from, b, again)
+	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that%s", m.slot.name, m.owner, o, b, again)); err != nil {
 		return nil, err
 	}
 	return []string{
@@ -738,7 +744,7 @@ func (m *move) drained(ctx context.Context) error {
 		}
 		if time.Since(told) > sayEach {
 			told = time.Now()
-			m.say("waits until %s has stored the offset of its last row before the cut (offset.flush.interval.ms, 60 s by default; %s at once if you want): %s", m.owner, m.stopIt(), what)
+			m.say("waits until %s has stored the offset of its last row before the cut (offset.flush.interval.ms, 60 s by default; faster: %s): %s", m.owner, m.stopIt(), what)
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("the cut is made, and %s has not stored the offset of its last row before it within %s: %s. Nothing is lost: later rows wait in slot %s. See that the connector runs, and run this again", m.owner, m.Wait, what, m.Config.Source.Slot)

@@ -139,12 +139,12 @@ type stored struct{ key, value []byte }
 var errNoOffset = errors.New("no offset is stored")
 
 // none returns an error that wraps errNoOffset and has its text alone.
-func none(format string, args ...any) error { return noOffset(fmt.Sprintf(format, args...)) }
+func none(format string, args ...any) error { return noOffsetError(fmt.Sprintf(format, args...)) }
 
-type noOffset string
+type noOffsetError string
 
-func (e noOffset) Error() string      { return string(e) }
-func (noOffset) Is(target error) bool { return target == errNoOffset }
+func (e noOffsetError) Error() string      { return string(e) }
+func (noOffsetError) Is(target error) bool { return target == errNoOffset }
 
 // findOffset returns the offset of a connector among the records of a store, oldest first. An empty name stands for the one
 // connector with the prefix. place names the store, and begins tells whether the store still has its first record.

@@ -74,7 +74,7 @@ func TestFindOffset(t *testing.T) {
 	}{
 		`topic t has no offset of connector "c" with topic.prefix "p", only of connector "a" with topic.prefix "p", connector "b"`: {two, owner{"c", "p"}, true},
 		`only of connector "a"`:                            {two, owner{"a", "other"}, true},
-		`name the connector with --connector`:                   {append(two, record("c", "p", older)), owner{"", "p"}, true},
+		`name the connector with --connector`:              {append(two, record("c", "p", older)), owner{"", "p"}, true},
 		`was deleted (a tombstone)`:                        {append(two, record("a", "p", "")), owner{"a", "p"}, true},
 		`topic t is empty`:                                 {nil, owner{"a", "p"}, true},
 		`its first records are gone`:                       {nil, owner{"a", "p"}, false},

@@ -297,7 +297,6 @@ func (i *importing) readServer(e entry) {
 // readProducer writes the line of an option of Kafka's producer.
 func (i *importing) readProducer(e entry, option string) {
 	value := strings.TrimSpace(e.value)
-	i.producer.set(option, value)
 	switch option {
 	case "bootstrap.servers":
 		i.line(e, Equivalent, "kafka.brokers")
@@ -404,6 +403,7 @@ func (i *importing) sink() {
 	if len(i.brokers) == 0 {
 		i.wrong("kafka.brokers: missing: the input does not name Kafka's brokers: add --brokers host:9092, or --worker with the worker's file")
 	}
+	i.Notes = append(i.Notes, "kafka.create_topics is true, because Connect or the brokers create the topics of new aggregate types for Debezium; walpost gives them kafka.partitions and kafka.retention")
 	add := func(key, value string) {
 		if value != "" {
 			i.kafka = append(i.kafka, [2]string{key, value})

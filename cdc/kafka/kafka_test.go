@@ -249,6 +249,55 @@ func TestCheckRefusesBeforeProducing(t *testing.T) {
 	}
 }
 
+// TestRelayCreatesTopics checks a record of a topic that Kafka does not have: it is created if the configuration says so,
+// with the partitions of the configuration, and a Kafka that refuses halts the relay.
+func TestRelayCreatesTopics(t *testing.T) {
+	s := newStage(t, cdctest.Kafka(t)).create(t)
+	s.cfg.Kafka.CreateTopics, s.cfg.Kafka.Partitions = true, 5
+	s.sink = kafka.NewSink(s.cfg, nil, zerolog.Nop(), kgo.MetadataMinAge(100*time.Millisecond))
+	p := s.open(t)
+	record := s.records(0, 1)
+	record[0].Topic = s.topic + ".new"
+	t.Cleanup(func() { _ = s.admin.Delete(context.Background(), record[0].Topic) })
+	if err := p.Check(t.Context(), &record[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Publish(t.Context(), record, nil); err != nil {
+		t.Fatal(err)
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.cfg.Kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	topics, err := kadm.NewClient(client).ListTopics(t.Context(), record[0].Topic)
+	if err != nil || len(topics[record[0].Topic].Partitions) != 5 {
+		t.Errorf("%v, %v", topics, err)
+	}
+
+	cluster, err := devenv.StartKafka(devenv.KafkaConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	cluster.Cluster().ControlKey(int16(kmsg.CreateTopics), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.Cluster().KeepControl()
+		resp := req.ResponseKind().(*kmsg.CreateTopicsResponse)
+		for _, topic := range req.(*kmsg.CreateTopicsRequest).Topics {
+			one := kmsg.NewCreateTopicsResponseTopic()
+			one.Topic, one.ErrorCode = topic.Topic, kerr.TopicAuthorizationFailed.Code
+			resp.Topics = append(resp.Topics, one)
+		}
+		return resp, nil, true
+	})
+	s.cfg.Kafka.Brokers = cluster.Brokers()
+	s.sink = kafka.NewSink(s.cfg, nil, zerolog.Nop(), kgo.MetadataMinAge(100*time.Millisecond))
+	var halt *cdc.HaltError
+	if err := s.open(t).Check(t.Context(), &record[0]); !errors.As(err, &halt) || !strings.Contains(halt.Run, "kafka-topics.sh") {
+		t.Errorf("a Kafka that refuses: %v", err)
+	}
+}
+
 func TestOpenNamesWhatIsMissing(t *testing.T) {
 	s := newStage(t, cdctest.Kafka(t))
 	var halt *cdc.HaltError

@@ -198,6 +198,13 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 	if err != nil {
 		return err
 	}
+	for _, topic := range topics {
+		if found[topic] == nil && p.sink.cfg.Kafka.CreateTopics && topic != p.deadTopic {
+			if found[topic], err = p.createTopic(ctx, topic); err != nil {
+				return err
+			}
+		}
+	}
 	p.limitsMu.Lock()
 	defer p.limitsMu.Unlock()
 	for _, topic := range topics {
@@ -225,6 +232,25 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 		}
 	}
 	return nil
+}
+
+// createTopic creates the topic that a row names, and returns its description. A Kafka that does not let the relay do
+// that is a HaltError.
+func (p *publisher) createTopic(ctx context.Context, name string) (*topic, error) {
+	admin := &Admin{sink: p.sink, client: p.client}
+	plan := p.sink.plan(name)
+	if _, err := admin.Create(ctx, plan); err != nil {
+		if answer := (*kerr.Error)(nil); errors.As(err, &answer) && !answer.Retriable {
+			return nil, &cdc.HaltError{
+				Found: fmt.Sprintf("topic %s does not exist, and Kafka does not let the relay create it (kafka.create_topics): %v", name, err),
+				Means: "neither its rows nor later rows are published; nothing is lost",
+				Run:   "create it (" + p.sink.CreateCommand(name) + "), and the relay resumes by itself",
+			}
+		}
+		return nil, err
+	}
+	p.sink.log.Info().Str("topic", name).Str("with", plan.String()).Msg("created a topic that a row names")
+	return p.sink.describeTopic(ctx, p.client, name, "Write")
 }
 
 // mostCounts is for how many topics the state record has the number of partitions.

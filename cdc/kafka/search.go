@@ -82,7 +82,7 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 			return nil, read, err
 		}
 		for partition := range int32(found.partitions) {
-			if q.Key != nil && int(partition) != partitionOf(topic, q.Key, found.partitions) {
+			if q.Key != nil && int(partition) != PartitionOf(topic, q.Key, found.partitions) {
 				continue
 			}
 			start, _ := starts.Lookup(topic, partition)
@@ -134,8 +134,8 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// partitionOf returns the partition that the producer chooses for a key.
-func partitionOf(topic string, key []byte, partitions int) int {
+// PartitionOf returns the partition that the producer chooses for a key.
+func PartitionOf(topic string, key []byte, partitions int) int {
 	return partitioner().ForTopic(topic).Partition(&kgo.Record{Key: key}, partitions)
 }
 

@@ -45,17 +45,19 @@ type Sink struct {
 	cfg    config.Config
 	topics []string
 	login  *identity.Login
+	log    zerolog.Logger
 	extra  []kgo.Opt
 }
 
 var _ cdc.Sink = (*Sink)(nil)
 
 // NewSink returns a sink, and connects to nothing yet. init creates the known topics, and a session's start checks
-// them, unless only the rows decide which topics are needed. The sink logs changes of certificates and secrets. Each
-// client also gets the extra options.
+// them, unless only the rows decide which topics are needed. The sink logs changes of certificates and secrets, and the
+// topics that a relay creates. Each client also gets the extra options.
 func NewSink(cfg config.Config, topics []string, log zerolog.Logger, extra ...kgo.Opt) *Sink {
-	login := identity.NewLogin(cfg.Kafka.Kafka, cfg.Kafka.Brokers, identity.Keys, log.With().Str("pipeline", cfg.Pipeline).Logger())
-	return &Sink{cfg: cfg, topics: topics, login: login, extra: extra}
+	log = log.With().Str("pipeline", cfg.Pipeline).Logger()
+	login := identity.NewLogin(cfg.Kafka.Kafka, cfg.Kafka.Brokers, identity.Keys, log)
+	return &Sink{cfg: cfg, topics: topics, login: login, log: log, extra: extra}
 }
 
 // Trouble returns why Kafka does not accept the login of the sink's clients; nil if it does, or if it does not answer

@@ -21,12 +21,12 @@ func TestOperatingADebeziumPipeline(t *testing.T) {
 	delete(s.Env, "WALPOST_KAFKA_TOPIC")
 	delete(s.Env, "WALPOST_KAFKA_AGGREGATE_TYPES")
 	s.Env["WALPOST_DELIVERY"], s.Env["WALPOST_POISON_POLICY"], s.Env["WALPOST_POISON_HOLD_KEY"] = "exactly_once", "dead_letter", "true"
+	s.Env["WALPOST_KAFKA_CREATE_TOPICS"] = "true"
 	s.Env["WALPOST_DEBEZIUM"] = fmt.Sprintf(`{topic.prefix: shop, route.topic.replacement: "%s.${routedByValue}", table.fields.additional.placement: "type:header,version:header:v,p:partition",
 		value.converter: org.apache.kafka.connect.json.JsonConverter, value.converter.schemas.enable: false, key.converter: org.apache.kafka.connect.storage.StringConverter,
 		table.expand.json.payload: true}`, s.Name)
 	s.Exec(`CREATE TABLE outbox (id uuid PRIMARY KEY, aggregatetype text, aggregateid text, type text, payload jsonb, version bigint, p int, created_at timestamptz DEFAULT clock_timestamp())`)
 	s.MustRun("init")
-	cdctest.CreateTopic(t, s.Brokers, s.Topic, 3)
 	since := time.Now().Add(-time.Minute).Format(time.RFC3339)
 	insert := func(key string, p any) string {
 		id := s.Query("SELECT gen_random_uuid()::text")

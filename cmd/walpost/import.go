@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/walpost/walpost/cdc/debezium"
+	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
@@ -23,9 +26,17 @@ type importCmd struct {
 	Worker     string   `placeholder:"FILE" help:"Read the worker's configuration from this .properties file: its converters count where the connector has none, and its bootstrap.servers."`
 	Brokers    []string `placeholder:"HOST:PORT" help:"Write these brokers into the configuration. The default is those of the worker or of Debezium Server."`
 	Table      string   `placeholder:"SCHEMA.NAME" help:"Import this table as the outbox, if the connector captures several."`
+
+	Check      bool   `help:"Import nothing: compare the newest records of the pipeline's topics with those that walpost would write for the same rows. It reads the configuration that import has printed (--config), and changes nothing."`
+	Records    int    `default:"1000" help:"With --check: compare about this many records in all, the newest of each partition."`
+	ShowValues bool   `name:"show-values" help:"With --check: show the values of records that differ, shortened. The default shows where they begin to differ."`
+	ReadURL    string `name:"read-url" env:"WALPOST_READ_URL" help:"With --check: connect to PostgreSQL with this URL, as a role that may SELECT from the outbox table. The relay's role may not. The default is WALPOST_ADMIN_URL, or source.url where that is empty."`
 }
 
 func (c *importCmd) Run(p *process) error {
+	if c.Check {
+		return c.check(p)
+	}
 	connector, err := c.read(p)
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
@@ -109,4 +120,64 @@ func (c *importCmd) client() (*http.Client, error) {
 		}
 	}
 	return &http.Client{Transport: transport, Timeout: 30 * time.Second}, nil
+}
+
+// check compares records that are in Kafka with those that walpost would write, and prints each difference.
+func (c *importCmd) check(p *process) error {
+	if c.File != "" || c.ConnectURL != "" {
+		return errors.New("import: --check reads the configuration that import has printed: name it with --config, and leave the connector out")
+	}
+	if c.Records < 1 {
+		return errors.New("import: --records: compare at least 1 record")
+	}
+	cfg, err := p.config()
+	if err != nil {
+		return err
+	}
+	pl, err := p.pipeline()
+	if err != nil {
+		return err
+	}
+	times := map[string]int{}
+	o := pipeline.CompareOptions{Records: c.Records, Values: c.ShowValues, Differs: func(d pipeline.Difference) {
+		if times[d.Part]++; times[d.Part] <= shownDifferences {
+			p.differs(d)
+		}
+	}}
+	if o.ReadURL = p.ownURL(cfg, "READ_URL", c.ReadURL); o.ReadURL != "" {
+		o.ReadKey = "--read-url (WALPOST_READ_URL)"
+	} else if o.ReadURL = p.ownURL(cfg, "ADMIN_URL", p.getenv("WALPOST_ADMIN_URL")); o.ReadURL != "" {
+		o.ReadKey = "WALPOST_ADMIN_URL"
+	}
+	done, err := pl.Compare(p.ctx, o)
+	if err != nil {
+		return err
+	}
+	for _, part := range slices.Sorted(maps.Keys(times)) {
+		if more := times[part] - shownDifferences; more > 0 {
+			p.say("and %d more such differences: %s", more, app.Line(part))
+		}
+	}
+	p.say("compared %d records, the newest of each partition of %s: %d are equal, %d differ", done.Records, strings.Join(done.Topics, ", "), done.Equal, done.Different)
+	if done.Gone > 0 {
+		p.say("not compared: %d records, because the table no longer has their rows", done.Gone)
+	}
+	if done.Foreign > 0 {
+		p.say("not compared: %d records without a header id, which the router has not written", done.Foreign)
+	}
+	switch {
+	case done.Different > 0:
+		return app.ExitError(1)
+	case done.Equal == 0:
+		return errors.New("import: no record was compared, so that nothing is shown: insert a row while the connector runs and keep it, or add --records with a larger number")
+	}
+	return nil
+}
+
+// shownDifferences is how many differences of the same part of a record are printed.
+const shownDifferences = 5
+
+// differs prints a difference between a record and what walpost would write.
+func (p *process) differs(d pipeline.Difference) {
+	p.say("%s, partition %d, offset %d, event %s: %s: %s in Kafka, %s by walpost", d.Topic, d.Partition, d.Offset, app.Line(d.ID), app.Line(d.Part), app.Line(d.Kafka), app.Line(d.Walpost))
 }

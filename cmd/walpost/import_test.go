@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +13,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/walpost/walpost/cdc/kafka"
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
@@ -136,6 +142,133 @@ func TestImportReadsEachSource(t *testing.T) {
 	} {
 		if got, err := importing(t, args...); err == nil || !strings.Contains(err.Error(), want) || got != "" {
 			t.Errorf("%v: %v, want %q; printed %q", args, err, want, got)
+		}
+	}
+}
+
+// TestImportCheckComparesRecords writes the records that Debezium writes for rows, some of them changed, and lets --check
+// compare them with the rows.
+func TestImportCheckComparesRecords(t *testing.T) {
+	t.Parallel()
+	brokers, url := cdctest.Kafka(t), cdctest.Database(t)
+	prefix := cdctest.Name(t, "checked")
+	topic := prefix + ".order"
+	cdctest.CreateTopic(t, brokers, topic, 3)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(t.Context(), `CREATE TABLE outbox (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL,
+		type varchar(255) NOT NULL, payload jsonb)`); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "walpost.yaml")
+	text := fmt.Sprintf("pipeline: %s\nsource: {url: %q}\nkafka: {brokers: ['%s']}\ndebezium:\n  topic.prefix: shop\n  table.fields.additional.placement: type:header\n  route.topic.replacement: \"%s.${routedByValue}\"\n",
+		prefix, url, strings.Join(brokers, "', '"), prefix)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		err := run(t.Context(), append([]string{"-c", path, "import", "--check"}, args...), func(string) string { return "" }, &out, &out)
+		cdctest.NoSecret(t, "import --check", out.String())
+		return out.String(), err
+	}
+	if got, err := check(); err == nil || !strings.Contains(err.Error(), "no record was compared") {
+		t.Errorf("of an empty topic: %v, %s", err, got)
+	}
+
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	// write inserts a row, and produces the record of it after a change.
+	write := func(i int, change func(*kgo.Record)) string {
+		id, key := fmt.Sprintf("00000000-0000-4000-8000-%012d", i), fmt.Sprintf("key-%d", i)
+		if _, err := conn.Exec(t.Context(), "INSERT INTO outbox VALUES ($1, 'order', $2, 'OrderPlaced', $3)", id, key, fmt.Sprintf(`{"n": %d, "word": "secret-%d"}`, i, i)); err != nil {
+			t.Fatal(err)
+		}
+		r := &kgo.Record{Topic: topic, Key: []byte(key), Value: fmt.Appendf(nil, `{"n": %d, "word": "secret-%d"}`, i, i)}
+		r.Partition = int32(kafka.PartitionOf(topic, r.Key, 3))
+		for _, h := range [][2]string{
+			{"__debezium.context.connectorLogicalName", "shop"},
+			{"__debezium.context.taskId", "0"},
+			{"__debezium.context.connectorName", "postgresql"},
+			{"__debezium.context.runId", "another"},
+			{"id", id},
+			{"type", "OrderPlaced"},
+		} {
+			r.Headers = append(r.Headers, kgo.RecordHeader{Key: h[0], Value: []byte(h[1])})
+		}
+		change(r)
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	for i := range 20 {
+		write(i, func(*kgo.Record) {})
+	}
+	if got, err := check(); err != nil || got != "compared 20 records, the newest of each partition of "+topic+": 20 are equal, 0 differ\n" {
+		t.Errorf("of equal records: %v, %s", err, got)
+	}
+	gone := write(20, func(*kgo.Record) {})
+	if _, err := conn.Exec(t.Context(), "DELETE FROM outbox WHERE id = $1", gone); err != nil {
+		t.Fatal(err)
+	}
+	write(21, func(r *kgo.Record) { r.Headers = nil })
+	write(22, func(r *kgo.Record) { r.Headers[4].Value = []byte("no uuid") })
+	write(23, func(r *kgo.Record) { r.Value = []byte(`{"n": 23, "word": "changed"}`) })
+	write(24, func(r *kgo.Record) { r.Key = []byte("other") })
+	write(25, func(r *kgo.Record) { r.Headers[5].Value = nil })
+	write(26, func(r *kgo.Record) { r.Headers = r.Headers[4:] })
+	write(27, func(r *kgo.Record) { r.Partition = (r.Partition + 1) % 3 })
+	write(29, func(r *kgo.Record) {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: "origin", Value: []byte("shop")})
+	})
+	write(30, func(r *kgo.Record) { r.Headers[4], r.Headers[5] = r.Headers[5], r.Headers[4] })
+	for i := range 6 {
+		write(31+i, func(r *kgo.Record) { r.Headers[5].Value = []byte("Other") })
+	}
+	write(28, func(r *kgo.Record) { r.Value = nil })
+	got, err := check()
+	var code app.ExitError
+	if !errors.As(err, &code) || code != 1 {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+	for _, want := range []string{
+		"compared 37 records, the newest of each partition of " + topic + ": 20 are equal, 14 differ\n",
+		"not compared: 2 records, because the table no longer has their rows\n", "not compared: 1 records without a header id",
+		`000023: value: 28 bytes, different from byte 20 on in Kafka, 30 bytes, different from byte 20 on by walpost`,
+		`000024: key: "other" in Kafka, "key-24" by walpost`,
+		`000025: header type: null in Kafka, "OrderPlaced" by walpost`,
+		`000026: header __debezium.context.connectorLogicalName: no such header in Kafka, "shop" by walpost`,
+		`000029: header origin: "shop" in Kafka, no such header by walpost`, `000030: order of headers: __debezium.context.connectorLogicalName, `,
+		"and 2 more such differences: header type\n",
+		`000027: partition: `, `000028: value: null in Kafka, 30 bytes`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "secret") {
+		t.Errorf("it shows payloads:\n%s", got)
+	}
+	if got, _ = check("--show-values", "--records", "1000"); !strings.Contains(got, `000023: value: "{\"n\": 23, \"word\": \"changed\"}" in Kafka, "{\"n\": 23, \"word\": \"secret-23\"}" by walpost`) {
+		t.Errorf("with values:\n%s", got)
+	}
+	if got, _ = check("--records", "3"); !strings.Contains(got, "compared 3 records, the newest") {
+		t.Errorf("of three records:\n%s", got)
+	}
+	for want, args := range map[string][]string{
+		"--check reads the configuration that import has printed": {filepath.Join(connectors, "docs.json")},
+		"--records: compare at least 1 record":                    {"--records", "0"},
+	} {
+		if got, err := check(args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, %s, want %q", args, err, got, want)
 		}
 	}
 }

@@ -35,6 +35,12 @@ const connector = "outbox"
 // startMoving starts Kafka, the connector and the writers.
 func startMoving(t *testing.T, mode string) *moving {
 	t.Helper()
+	return startMovingOn(t, mode, true)
+}
+
+// startMovingOn does the same as startMoving, with a distributed worker or a standalone one.
+func startMovingOn(t *testing.T, mode string, distributed bool) *moving {
+	t.Helper()
 	walpost := e2e.Build(t, "../../../cmd/walpost", "-tags=failpoints", "-race=false")()
 	if t.Failed() {
 		t.FailNow()
@@ -52,7 +58,7 @@ func startMoving(t *testing.T, mode string) *moving {
 		"transforms.outbox.route.topic.replacement": m.Name + ".${routedByValue}",
 	})
 	m.save()
-	m.worker = connect.Start(t, connect.Config{Brokers: brokers, Distributed: true, Settings: map[string]string{"offset.flush.interval.ms": "2000"}})
+	m.worker = connect.Start(t, connect.Config{Brokers: brokers, Distributed: distributed, Settings: map[string]string{"offset.flush.interval.ms": "2000"}})
 	m.worker.Deploy(connector, m.config)
 	m.writer = cdctest.StartWriter(t, cdctest.WriterConfig{URL: m.AdminURL, Rate: 60, Body: 100, Long: 100 * time.Millisecond})
 	m.more(500)
@@ -170,53 +176,59 @@ func (m *moving) verdict() (report cdctest.Report, twice int) {
 			twice += times[id] - 1
 		}
 	}
-	m.t.Logf("ledger: %d events committed, %d of them published by walpost; %d records: every event there, in the order of its key; %d duplicates in %d replays, %d of them of events that walpost published",
+	m.t.Logf("ledger: %d events committed, %d of them with walpost's headers; %d records: every event there, in the order of its key; %d duplicates in %d replays, %d of them of events with walpost's headers",
 		len(ledger.Events), relayed, report.Records, report.Duplicates, report.Replays, twice)
 	return report, twice
 }
 
-var modes = []string{"at_least_once", "exactly_once"}
+// TestMove moves from the connector to walpost, and back, in each way and in both modes of delivery, while rows flow.
+func TestMove(t *testing.T) {
+	for _, way := range []struct {
+		name string
+		move func(t *testing.T, mode string)
+	}{{"same slot", moveSameSlot}, {"second slot", moveSecondSlot}, {"after a kill", moveAfterAKill}, {"standalone", moveStandalone}} {
+		for _, mode := range []string{"at_least_once", "exactly_once"} {
+			t.Run(way.name+" "+mode, func(t *testing.T) { way.move(t, mode) })
+		}
+	}
+}
 
-// TestMoveSameSlot stops the connector in order, goes on from its slot and offset, and goes back to the connector: no event
+// moveSameSlot stops the connector in order, goes on from its slot and offset, and goes back to the connector: no event
 // comes twice.
-func TestMoveSameSlot(t *testing.T) {
-	for _, mode := range modes {
-		t.Run(mode, func(t *testing.T) {
-			m := startMoving(t, mode)
-			m.imported()
-			m.MustRefuse("so the connector runs: stop it (PUT /connectors/outbox/stop)", m.flags()...)
-			m.more(300)
-			m.worker.Stop(connector)
-			m.more(300)
-			m.takeOver("--dry-run")
-			m.killed("init_record")
-			m.MustRefuse("has a state record already", m.flags()...)
-			relay := m.SpawnRelay()
-			m.more(300)
-			m.confirmed()
-			if mode == "exactly_once" { // at least once, a kill repeats rows
-				relay.Kill()
-				m.more(200)
-				relay = m.SpawnRelay()
-				m.more(100)
-				m.confirmed()
-			}
+func moveSameSlot(t *testing.T, mode string) {
+	m := startMoving(t, mode)
+	m.imported()
+	m.MustRefuse("so the connector runs: stop it (PUT /connectors/outbox/stop)", m.flags()...)
+	m.more(300)
+	m.worker.Stop(connector)
+	m.more(300)
+	m.takeOver("--dry-run")
+	m.killed("init_record")
+	m.MustRefuse("has a state record already", m.flags()...)
+	relay := m.SpawnRelay()
+	m.more(300)
+	m.confirmed()
+	if mode == "exactly_once" { // at least once, a kill repeats rows
+		relay.Kill()
+		m.more(200)
+		relay = m.SpawnRelay()
+		m.more(100)
+		m.confirmed()
+	}
 
-			m.MustRefuse("stop the relay with SIGTERM", m.flags("--back")...)
-			m.stop(relay)
-			m.MustRefuse("still has a stored offset", m.flags("--back")...)
-			if err := m.worker.ResetOffsets(connector); err != nil {
-				t.Fatal(err)
-			}
-			m.takeOver("--back", "--dry-run")
-			m.takeOver("--back")
-			m.more(100)
-			m.worker.Resume(connector)
-			m.more(300)
-			if report, _ := m.verdict(); report.Duplicates > 0 {
-				t.Errorf("%d duplicates, although every stop was orderly", report.Duplicates)
-			}
-		})
+	m.MustRefuse("stop the relay with SIGTERM", m.flags("--back")...)
+	m.stop(relay)
+	m.MustRefuse("still has a stored offset", m.flags("--back")...)
+	if err := m.worker.ResetOffsets(connector); err != nil {
+		t.Fatal(err)
+	}
+	m.takeOver("--back", "--dry-run")
+	m.takeOver("--back")
+	m.more(100)
+	m.worker.Resume(connector)
+	m.more(300)
+	if report, _ := m.verdict(); report.Duplicates > 0 {
+		t.Errorf("%d duplicates, although every stop was orderly", report.Duplicates)
 	}
 }
 
@@ -241,70 +253,76 @@ func (m *moving) stop(relay *e2e.Relay) {
 	}
 }
 
-// TestMoveAfterAKill kills Connect, and goes on from its slot and its last offset.
-func TestMoveAfterAKill(t *testing.T) {
-	for _, mode := range modes {
-		t.Run(mode, func(t *testing.T) {
-			m := startMoving(t, mode)
-			m.Env["WALPOST_SOURCE_SLOT"], m.Env["WALPOST_SOURCE_PUBLICATION"] = m.config["slot.name"], "dbz_pub"
-			m.more(300)
-			m.worker.Kill()
-			m.more(100)
-			topic := []string{"take-over", m.file, "--offset-topic", m.worker.OffsetTopic}
-			t.Log(m.MustRun(topic...))
-			m.SpawnRelay()
-			m.more(300)
-			m.verdict()
-		})
+// moveAfterAKill kills Connect, and goes on from its slot and its last offset.
+func moveAfterAKill(t *testing.T, mode string) {
+	m := startMoving(t, mode)
+	m.Env["WALPOST_SOURCE_SLOT"], m.Env["WALPOST_SOURCE_PUBLICATION"] = m.config["slot.name"], "dbz_pub"
+	m.more(300)
+	m.worker.Kill()
+	m.more(100)
+	topic := []string{"take-over", m.file, "--offset-topic", m.worker.OffsetTopic}
+	t.Log(m.MustRun(topic...))
+	m.SpawnRelay()
+	m.more(300)
+	m.verdict()
+}
+
+// moveStandalone goes on from the offset file of a standalone worker that ended in order.
+func moveStandalone(t *testing.T, mode string) {
+	m := startMovingOn(t, mode, false)
+	m.imported()
+	m.worker.Terminate()
+	m.more(100)
+	t.Log(m.MustRun("take-over", m.file, "--offset-file", m.worker.OffsetFile))
+	m.SpawnRelay()
+	m.more(200)
+	if report, _ := m.verdict(); report.Duplicates > 0 {
+		t.Errorf("%d duplicates, although the worker ended in order", report.Duplicates)
 	}
 }
 
-// TestMoveSecondSlot moves to a second slot while the connector runs, and gives that slot back. The command is killed at each
+// moveSecondSlot moves to a second slot while the connector runs, and gives that slot back. The command is killed at each
 // of its instants, Connect is killed after the cut, and the relay later.
-func TestMoveSecondSlot(t *testing.T) {
-	for _, mode := range modes {
-		t.Run(mode, func(t *testing.T) {
-			m := startMoving(t, mode)
-			m.Env["WALPOST_SOURCE_PUBLICATION"] = "relayed"
-			m.takeOver("--dry-run")
-			for _, at := range []string{"takeover_publication", "takeover_slot", "takeover_cut", "takeover_after_cut"} {
-				m.more(50)
-				m.killed(at)
-			}
-			m.worker.Kill()
-			m.more(100)
-			m.worker.Begin()
-			for _, at := range []string{"takeover_drained", "init_record"} {
-				m.killed(at)
-			}
-			m.MustRefuse("has a state record already", m.flags()...)
-			relay := m.SpawnRelay()
-			m.more(300)
-			m.confirmed()
-			m.worker.Delete(connector)
-			m.Exec("SELECT pg_drop_replication_slot('" + m.config["slot.name"] + "')")
-			if mode == "exactly_once" { // at least once, a kill repeats rows
-				relay.Kill()
-				m.more(100)
-				relay = m.SpawnRelay()
-				m.more(100)
-				m.confirmed()
-			}
+func moveSecondSlot(t *testing.T, mode string) {
+	m := startMoving(t, mode)
+	m.Env["WALPOST_SOURCE_PUBLICATION"] = "relayed"
+	m.takeOver("--dry-run")
+	for _, at := range []string{"takeover_publication", "takeover_slot", "takeover_cut", "takeover_after_cut"} {
+		m.more(50)
+		m.killed(at)
+	}
+	m.worker.Kill()
+	m.more(100)
+	m.worker.Begin()
+	for _, at := range []string{"takeover_drained", "init_record"} {
+		m.killed(at)
+	}
+	m.MustRefuse("has a state record already", m.flags()...)
+	relay := m.SpawnRelay()
+	m.more(300)
+	m.confirmed()
+	m.worker.Delete(connector)
+	m.Exec("SELECT pg_drop_replication_slot('" + m.config["slot.name"] + "')")
+	if mode == "exactly_once" { // at least once, a kill repeats rows
+		relay.Kill()
+		m.more(100)
+		relay = m.SpawnRelay()
+		m.more(100)
+		m.confirmed()
+	}
 
-			m.stop(relay)
-			m.MustRefuse("give the connector the slot that walpost has read", m.flags("--back")...)
-			m.config["slot.name"], m.config["publication.name"] = m.Slot(), "relayed"
-			m.save()
-			m.takeOver("--back")
-			m.more(100)
-			m.worker.Deploy("back", m.config)
-			m.more(200)
-			m.worker.Kill()
-			m.more(100)
-			m.worker.Begin()
-			if _, twice := m.verdict(); twice > 0 {
-				t.Errorf("%d duplicates of events that walpost published", twice)
-			}
-		})
+	m.stop(relay)
+	m.MustRefuse("give the connector the slot that walpost has read", m.flags("--back")...)
+	m.config["slot.name"], m.config["publication.name"] = m.Slot(), "relayed"
+	m.save()
+	m.takeOver("--back")
+	m.more(100)
+	m.worker.Deploy("back", m.config)
+	m.more(200)
+	m.worker.Kill()
+	m.more(100)
+	m.worker.Begin()
+	if _, twice := m.verdict(); twice > 0 {
+		t.Errorf("%d duplicates of events that walpost published", twice)
 	}
 }
