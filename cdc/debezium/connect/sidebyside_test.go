@@ -3,6 +3,7 @@
 package connect_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -22,10 +23,10 @@ import (
 	"github.com/walpost/walpost/cdc/debezium/connect"
 )
 
-// connectJVM are java's options in the scripts that Kafka comes with.
-var connectJVM = []string{"-Xms256M", "-Xmx2G", "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent"}
+// connectJVM are java's options in the scripts that Kafka comes with. WALPOST_BENCH_HEAP is another size of the heap.
+var connectJVM = []string{"-Xms256M", "-Xmx" + cmp.Or(os.Getenv("WALPOST_BENCH_HEAP"), "2G"), "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent"}
 
-// tuned are the connector's settings for large batches without pauses. Other values of each were slower, or no faster.
+// tuned are the connector's settings for large batches without pauses.
 var tuned = map[string]string{
 	"poll.interval.ms":                                        "1",
 	"max.batch.size":                                          "8192",
