@@ -17,6 +17,7 @@ type Shape struct {
 type Column struct {
 	Name     string   `json:"name"`
 	Type     uint32   `json:"type"`               // OID; of a domain, the OID of its base type; 0: not PostgreSQL's own
+	Domain   bool     `json:"domain,omitempty"`   // the column's type is a domain over Type
 	TypeName string   `json:"type_name"`          // in SQL's notation, timestamp(3) without time zone for example
 	Modifier int32    `json:"modifier"`           // -1: none
 	NotNull  bool     `json:"not_null,omitempty"` // also of a primary key

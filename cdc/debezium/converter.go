@@ -176,6 +176,9 @@ func (c *converter) fits(s *schema) error {
 // errShape is the error of a value that its schema does not describe.
 var errShape = errors.New("it is JSON that Debezium describes with a schema and cannot convert (an array at the root, or a number beyond 64 bits): Debezium's task fails")
 
+// errRequired is the error of a null where the column is NOT NULL.
+var errRequired = errors.New("it has a value that Debezium cannot convert and takes for null, and the column is NOT NULL: Debezium's task fails; NaN and infinity need decimal.handling.mode string or double")
+
 // append appends the value; isNull: the record has none. Debezium can hold a text with the schema of something else
 // (misfit), or with none (s is nil).
 func (c *converter) append(b []byte, v value, s *schema, misfit bool) (_ []byte, isNull bool, err error) {
@@ -191,6 +194,9 @@ func (c *converter) append(b []byte, v value, s *schema, misfit bool) (_ []byte,
 	case asJSON:
 		if misfit {
 			return b, false, errShape
+		}
+		if v.class == null && s != nil && !s.optional {
+			return b, false, errRequired
 		}
 		if c.schemas {
 			b = append(append(append(b, `{"schema":`...), s.describe()...), `,"payload":`...)

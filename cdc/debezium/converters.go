@@ -270,3 +270,24 @@ func (i *importing) convert() {
 		}
 	}
 }
+
+// readWorker writes the lines of the worker's other options that reach a record or a key of walpost.
+func (i *importing) readWorker() {
+	if i.worker == nil {
+		return
+	}
+	for _, s := range i.worker.options {
+		e := entry{s.name + " (worker)", s.name, s.value}
+		option, ofProducer := strings.CutPrefix(s.name, "producer.")
+		_, replaced := i.options.get(overrides + option)
+		switch {
+		case s.name == "bootstrap.servers" && len(i.asked.Brokers) == 0:
+			i.line(e, Equivalent, "kafka.brokers")
+		case s.name == "exactly.once.source.support" && strings.EqualFold(strings.TrimSpace(s.value), "enabled"):
+			i.delivery = "exactly_once"
+			i.line(e, Equivalent, "delivery: exactly_once")
+		case ofProducer && !replaced && slices.Contains(producerReaders, option):
+			i.readProducer(e, option)
+		}
+	}
+}

@@ -20,7 +20,7 @@ var placeholders = map[uint32]string{
 	oidTimestamptz: "1970-01-01 00:00:00+00",
 }
 
-// sqlNames are the types with defaults as the catalog writes them. A domain has another name, and no default for Debezium.
+// sqlNames are the types with defaults as the catalog writes them.
 var sqlNames = map[uint32]string{
 	oidBit: "bit", oidVarbit: "bit varying", oidBool: "boolean", oidBPChar: "character", oidVarchar: "character varying", oidText: "text",
 	oidNumeric: "numeric", oidFloat4: "real", oidFloat8: "double precision", oidInt2: "smallint", oidInt4: "integer", oidInt8: "bigint",
@@ -31,7 +31,7 @@ var sqlNames = map[uint32]string{
 // setDefault sets the default that Debezium reads from the column's expression. It stands for NULL in headers, keys,
 // payloads and envelopes, also where the row has NULL by intention.
 func setDefault(col *column, c *cdc.Column, o *Options) error {
-	if c.Default == "" {
+	if c.Default == "" || c.Domain {
 		return nil
 	}
 	expression := strings.TrimSpace(c.Default)

@@ -180,7 +180,10 @@ func (e *expander) items(key string, named bool, n *node) (*schema, error) {
 	}
 	// Debezium merges them in the order of a hash set, which differs from run to run.
 	slices.SortStableFunc(of, func(a, b *schema) int { return len(b.fields) - len(a.fields) })
-	merged := &schema{kind: structure, optional: true, name: of[0].name, fields: slices.Clone(of[0].fields)}
+	if len(of) == 1 {
+		return of[0], nil
+	}
+	merged := &schema{kind: structure, name: of[0].name, fields: slices.Clone(of[0].fields)}
 	for _, s := range of[1:] {
 		for _, f := range s.fields {
 			at := slices.IndexFunc(merged.fields, func(m field) bool { return m.name == f.name })
@@ -223,6 +226,8 @@ func (e *expander) data(n *node, s *schema) (value, bool) {
 			v.list = append(v.list, of)
 		}
 		return v, true
+	case jsonNull:
+		return value{}, s.optional
 	case jsonObject:
 		if s.kind != structure {
 			return value{}, false

@@ -79,7 +79,6 @@ type importing struct {
 	columnIncludes, columnExcludes []pattern
 
 	database map[string]string // parameters of source.url
-	producer pairs             // options of the producer
 	errs     []error
 }
 
@@ -99,6 +98,7 @@ func Import(c *Connector, o ImportOptions) (*Imported, error) {
 		i.read(e)
 	}
 	i.convert()
+	i.readWorker()
 	i.source()
 	i.sink()
 	i.quarkus()

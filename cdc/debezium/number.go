@@ -1,54 +1,12 @@
 package debezium
 
 import (
-	"bytes"
 	"errors"
-	"math"
 	"math/big"
 	"strconv"
 	"strings"
 	"time"
 )
-
-// appendFloat appends a number as Java's Double.toString does, or Float.toString: the shortest digits that read as the
-// same number, at least one behind the point, with an exponent below 10^-3 and from 10^7 on. Java before version 19 writes
-// more digits of some numbers.
-func appendFloat(b []byte, f float64, single bool) []byte {
-	switch {
-	case math.IsNaN(f):
-		return append(b, "NaN"...)
-	case math.IsInf(f, 1):
-		return append(b, "Infinity"...)
-	case math.IsInf(f, -1):
-		return append(b, "-Infinity"...)
-	case f == 0:
-		if math.Signbit(f) {
-			b = append(b, '-')
-		}
-		return append(b, "0.0"...)
-	}
-	bits := 64
-	if single {
-		bits = 32
-	}
-	if a := math.Abs(f); a >= 1e-3 && a < 1e7 {
-		at := len(b)
-		b = strconv.AppendFloat(b, f, 'f', -1, bits)
-		if bytes.IndexByte(b[at:], '.') < 0 {
-			b = append(b, ".0"...)
-		}
-		return b
-	}
-	at := len(b)
-	b = strconv.AppendFloat(b, f, 'E', -1, bits)
-	e := at + bytes.IndexByte(b[at:], 'E')
-	exponent, _ := strconv.Atoi(string(b[e+1:]))
-	b = b[:e]
-	if bytes.IndexByte(b[at:], '.') < 0 {
-		b = append(b, ".0"...)
-	}
-	return strconv.AppendInt(append(b, 'E'), int64(exponent), 10)
-}
 
 var errNotANumber = errors.New("not a number")
 

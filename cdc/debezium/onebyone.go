@@ -297,7 +297,6 @@ func (i *importing) readServer(e entry) {
 // readProducer writes the line of an option of Kafka's producer.
 func (i *importing) readProducer(e entry, option string) {
 	value := strings.TrimSpace(e.value)
-	i.producer.set(option, value)
 	switch option {
 	case "bootstrap.servers":
 		i.line(e, Equivalent, "kafka.brokers")

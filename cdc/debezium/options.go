@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/walpost/walpost/cdc/config"
@@ -88,6 +90,7 @@ const (
 	optionUpdates   = "table.op.invalid.behavior"
 	optionPrefix    = "topic.prefix"
 	optionContext   = "extended.headers.enabled"
+	optionRelease   = "debezium.version" // not one of Debezium's: the version whose records are wanted
 )
 
 // option is one option: its default, and the values that it may have; nil: any text.
@@ -119,6 +122,7 @@ var known = map[string]option{
 	"tracing.span.context.field":       {},
 	"tracing.operation.name":           {},
 	"tracing.with.context.field.only":  {values: truthValues},
+	optionRelease:                      {normal: "3.6"},
 	optionPrefix:                       {},
 	optionContext:                      {normal: "true", values: truthValues},
 	"decimal.handling.mode":            {normal: "precise", values: []string{"precise", "string", "double"}},
@@ -136,7 +140,7 @@ func Names() []string {
 	for _, c := range []string{"key.converter", "value.converter", "header.converter"} {
 		names = append(names, c)
 		for _, sub := range converterOptions {
-			names = append(names, c+"."+sub)
+			names = append(names, c+"."+sub, c+".delegate.converter.type."+sub)
 		}
 	}
 	slices.Sort(names)
@@ -149,7 +153,7 @@ func Parse(given map[string]string) (*Options, error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	names := Names()
 	for _, name := range slices.Sorted(maps.Keys(given)) {
-		if slices.Contains(names, name) || strings.Contains(name, ".converter.delegate.converter.type.") {
+		if slices.Contains(names, name) {
 			continue
 		}
 		if meant := misspelt.Nearest(name, names); meant != "" {
@@ -201,6 +205,11 @@ func Parse(given map[string]string) (*Options, error) {
 	o.updates = config.WarnOfUpdate
 	if get(optionUpdates) == "fatal" {
 		o.updates = config.HaltAtUpdate
+	}
+	if release := regexp.MustCompile(`^(\d+)\.(\d+)`).FindStringSubmatch(get(optionRelease)); release == nil {
+		fail("%s: %q is no version: write 3.6 or 3.7", optionRelease, get(optionRelease))
+	} else if major, _ := strconv.Atoi(release[1]); major < 3 || major == 3 && len(release[2]) == 1 && release[2] < "7" {
+		o.keepEmpty = false // the option is newer
 	}
 	join := func(err error) {
 		if err != nil {

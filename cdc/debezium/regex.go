@@ -470,7 +470,7 @@ func (t *translator) escape(f flags) (string, traits, error) {
 		t.lines = true
 		return empty(`\z`)
 	case 'b', 'B':
-		if strings.HasPrefix(t.s[t.i:], `\b{`) {
+		if strings.HasPrefix(t.s[t.i:], `\b{g}`) {
 			return "", traits{}, t.unsupported(`\b{g}`, "leave it out")
 		}
 		t.words = true

@@ -26,7 +26,7 @@ func (i *Imported) YAML() []byte {
 	for _, l := range i.Lines {
 		count[l.Verdict]++
 	}
-	fmt.Fprintf(&b, "# walpost import: made from %s.\n# Of %d options %d are taken over, %d are equivalent, %d are without effect here, and %d are not supported.\n",
+	fmt.Fprintf(&b, "# walpost import: made from %s, which has %d options: %d taken over, %d equivalent, %d without effect here, %d not supported.\n",
 		i.from, len(i.Lines), count[TakenOver], count[Equivalent], count[NoEffect], count[Unsupported])
 	for _, v := range []Verdict{Unsupported, Equivalent, TakenOver, NoEffect} {
 		if count[v] == 0 {

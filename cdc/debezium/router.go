@@ -40,7 +40,7 @@ var _ cdc.Route = (*Router)(nil)
 
 // New returns a router that follows the options.
 func New(o *Options) *Router {
-	r := &Router{o: o, plans: map[*cdc.Shape]*plan{}, topics: map[string]string{}, envelopes: map[string]*schema{}}
+	r := &Router{o: o, plans: map[*cdc.Shape]*plan{}, topics: map[string]string{}, envelopes: map[string]*schema{}, scratch: []byte{}}
 	if o.Expand {
 		r.expand = newExpander(o)
 	}
@@ -356,24 +356,24 @@ func (r *Router) envelope(row *cdc.Row, rec *cdc.Record, p *plan, payload value,
 		return errShape
 	}
 	key := string(s.describe())
-	version := 0
+	version, numbered := 0, false
 	if p.version != nil {
 		raw := row.Further[slices.Index(r.o.further(), r.o.version)]
-		if raw == nil {
-			return fmt.Errorf("%s is NULL, and it is the schema's version", r.o.version)
+		if numbered = raw != nil; numbered {
+			v, err := p.version.value(raw)
+			if err != nil {
+				return err
+			}
+			version = int(v.n)
 		}
-		v, err := p.version.value(raw)
-		if err != nil {
-			return err
-		}
-		version, key = int(v.n), string(raw)
+		key = string(raw)
 	}
 	of := r.envelopes[key]
 	if of == nil {
 		if len(r.envelopes) >= maxEnvelopes {
 			clear(r.envelopes)
 		}
-		of = r.envelopeSchema(row, p, s, version)
+		of = r.envelopeSchema(row, p, s, version, numbered)
 		r.envelopes[key] = of
 	}
 	if !of.fields[0].of.equal(s) {
@@ -393,7 +393,12 @@ func (r *Router) envelope(row *cdc.Row, rec *cdc.Record, p *plan, payload value,
 		if err != nil {
 			return fmt.Errorf("column %s: %w", c.placement.column, err)
 		}
-		v.list[i] = one
+		if v.list[i] = one; one.class == null && !of.fields[i].of.optional {
+			return errRequired
+		}
+	}
+	if payload.class == null && !s.optional {
+		return errRequired
 	}
 	if r.tombstone(payload) {
 		return nil
@@ -405,9 +410,9 @@ func (r *Router) envelope(row *cdc.Row, rec *cdc.Record, p *plan, payload value,
 
 // envelopeSchema returns the schema of an envelope. Debezium keeps it for all payloads with one schema, so that it has
 // the name of the first routed value.
-func (r *Router) envelopeSchema(row *cdc.Row, p *plan, payload *schema, version int) *schema {
+func (r *Router) envelopeSchema(row *cdc.Row, p *plan, payload *schema, version int, numbered bool) *schema {
 	s := &schema{
-		kind: structure, name: p.schema + "." + string(row.AggregateType) + ".Value", version: version,
+		kind: structure, name: p.schema + "." + string(row.AggregateType) + ".Value", version: version, numbered: numbered,
 		fields: []field{{"payload", payload}},
 	}
 	for _, c := range p.placed {

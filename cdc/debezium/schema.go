@@ -30,7 +30,8 @@ type schema struct {
 	kind     kind
 	optional bool
 	name     string
-	version  int // 0: none
+	version  int
+	numbered bool // it has a version
 	doc      string
 	params   [][2]string
 	fallback *value // the column's default, which stands for NULL
@@ -80,26 +81,6 @@ type decimal struct {
 	scale    int
 }
 
-// classOf returns the class that holds the values of a schema that a JSON document gave.
-func classOf(s *schema) class {
-	switch s.kind {
-	case boolean:
-		return truth
-	case int16s, int32s, int64s:
-		return integer
-	case float32s, float64s:
-		return float
-	case text:
-		return chars
-	case binary:
-		return byteBuffer
-	case array:
-		return list
-	default:
-		return object
-	}
-}
-
 // describe returns the schema as JsonConverter writes it. Equal schemas have equal texts.
 func (s *schema) describe() []byte {
 	if s == nil {
@@ -133,7 +114,7 @@ func (s *schema) inner(b []byte) []byte {
 	if s.name != "" {
 		b = appendJSONString(append(b, `,"name":`...), []byte(s.name))
 	}
-	if s.version != 0 {
+	if s.numbered {
 		b = strconv.AppendInt(append(b, `,"version":`...), int64(s.version), 10)
 	}
 	if s.doc != "" {

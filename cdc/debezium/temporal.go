@@ -163,7 +163,7 @@ func temporalDate(c *column, named naming, read reading, mode string) {
 }
 
 // infiniteDay is the day that Debezium writes for the date infinity. The one for -infinity is the day after it.
-const infiniteDay = -2147483648
+const infiniteDay = -2_147_472_692
 
 func infinityOr(t []byte, err error) error {
 	if strings.HasSuffix(string(t), "infinity") {
@@ -279,9 +279,6 @@ func readTimetz(t []byte) (value, error) {
 	m, rest, err := readTimeOfDay(t)
 	if err != nil {
 		return value{}, err
-	}
-	if m >= 86_400_000_000 {
-		return value{}, errMidnight
 	}
 	offset, err := time.Parse("-07:00", string(rest))
 	if err != nil {

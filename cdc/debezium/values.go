@@ -46,18 +46,21 @@ type column struct {
 	raw  bool // the value is PostgreSQL's text, unchanged
 }
 
-// value returns the value of the row, or of the column's default for NULL.
+// value returns the value of the row, or of the column's default for NULL. A value that Debezium cannot convert counts as
+// NULL, as there.
 func (c *column) value(text []byte) (value, error) {
-	if text == nil {
-		if c.fallback != nil {
-			return *c.fallback, nil
-		}
-		return value{}, nil
-	}
-	if c.raw {
+	if text != nil && c.raw {
 		return value{class: chars, b: text}, nil
 	}
-	return c.read(text)
+	if text != nil {
+		if v, err := c.read(text); !errors.Is(err, errNull) {
+			return v, err
+		}
+	}
+	if c.fallback != nil {
+		return *c.fallback, nil
+	}
+	return value{}, nil
 }
 
 // unsupportedError says why a column cannot be used.
@@ -66,9 +69,8 @@ type unsupportedError struct{ column, reason string }
 func (u *unsupportedError) Error() string { return fmt.Sprintf("column %s %s", u.column, u.reason) }
 
 var (
-	errValue    = errors.New("its text is none that PostgreSQL prints for the type")
-	errSpecial  = errors.New("it is NaN or an infinity, which decimal.handling.mode precise cannot hold: Debezium's task fails; set decimal.handling.mode to string or double")
-	errMidnight = errors.New("it is 24:00:00, which Debezium cannot read and its task fails")
+	errValue = errors.New("its text is none that PostgreSQL prints for the type")
+	errNull  = errors.New("a value that Debezium cannot convert")
 )
 
 // newColumn returns the reader of a column; nil if Debezium leaves columns of this type out of its events.
@@ -77,7 +79,7 @@ func newColumn(c *cdc.Column, o *Options) (*column, error) {
 		return &unsupportedError{c.Name, "of type " + c.TypeName + " " + fmt.Sprintf(format, args...)}
 	}
 	s := &schema{kind: text, optional: !c.NotNull}
-	named := func(k kind, name string) { s.kind, s.name, s.version = k, name, 1 }
+	named := func(k kind, name string) { s.kind, s.name, s.version, s.numbered = k, name, 1, true }
 	col := &column{schema: s, raw: true}
 	read := func(f func([]byte) (value, error)) { col.raw, col.read = false, f }
 	whole := func(k kind) {
@@ -343,12 +345,12 @@ func numeric(s *schema, modifier int32, mode string) func([]byte) (value, error)
 	}
 	if modifier < 0 {
 		*s = schema{
-			kind: structure, optional: s.optional, name: variableDecimal, version: 1, doc: "Variable scaled decimal",
+			kind: structure, optional: s.optional, name: variableDecimal, version: 1, numbered: true, doc: "Variable scaled decimal",
 			fields: []field{{"scale", &schema{kind: int32s}}, {"value", &schema{kind: binary}}},
 		}
 		return func(t []byte) (value, error) {
 			if _, name := special(t); name != "" {
-				return value{}, errSpecial
+				return value{}, errNull
 			}
 			d, err := scaled(t)
 			if err != nil {
@@ -360,13 +362,13 @@ func numeric(s *schema, modifier int32, mode string) func([]byte) (value, error)
 			}}, nil
 		}
 	}
-	s.kind, s.name, s.version = binary, connectDecimal, 1
+	s.kind, s.name, s.version, s.numbered = binary, connectDecimal, 1, true
 	s.params = [][2]string{
 		{"scale", strconv.Itoa(scaleOf(modifier))}, {"connect.decimal.precision", strconv.Itoa(int(modifier-4) >> 16)},
 	}
 	return func(t []byte) (value, error) {
 		if _, name := special(t); name != "" {
-			return value{}, errSpecial
+			return value{}, errNull
 		}
 		d, err := scaled(t)
 		return value{class: bigDecimal, d: d}, err

@@ -147,7 +147,7 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 		var text bool
 		s := &c.shape
 		err := r.Scan(&c.name, &c.typeOID, &text, &c.typ, &c.generated, &c.declared, &s.TypeName, &s.Modifier, &s.NotNull, &s.Default, &s.Labels)
-		s.Name, s.Type = c.name, c.typeOID
+		s.Name, s.Type, s.Domain = c.name, c.typeOID, c.declared != c.typeOID
 		if len(s.Labels) == 0 {
 			s.Labels = nil
 		}

@@ -65,7 +65,7 @@ func TestVerbatimColumnsAreTheSameByBothWays(t *testing.T) {
 		`"aggregate_id":{"name":"text","type":25,"type_name":"text","modifier":-1},"payload":{"name":"payload","type":17,"type_name":"bytea","modifier":-1},` +
 		`"created_at":{"name":"at","type":1114,"type_name":"timestamp(3) without time zone","modifier":3},` +
 		`"further":[{"name":"flag","type":16,"type_name":"boolean","modifier":-1,"default":"false"},null,{"name":"mood","type":0,"type_name":"mood","modifier":-1,"labels":["sad","glad"]},` +
-		`{"name":"short","type":1043,"type_name":"character varying(9)","modifier":13},{"name":"f","type":701,"type_name":"double precision","modifier":-1},{"name":"list","type":1007,"type_name":"integer[]","modifier":-1}]}`
+		`{"name":"short","type":1043,"domain":true,"type_name":"character varying(9)","modifier":13},{"name":"f","type":701,"type_name":"double precision","modifier":-1},{"name":"list","type":1007,"type_name":"integer[]","modifier":-1}]}`
 	if want := first + " " + shape; walked[0] != want {
 		t.Errorf("from the WAL:\n got %s\nwant %s", walked[0], want)
 	}
