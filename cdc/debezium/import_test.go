@@ -390,15 +390,18 @@ func TestImportOfServerFormats(t *testing.T) {
 		"by default": {"", []string{"header.converter: " + asJSON, "key.converter: " + asJSON, "value.converter: " + asJSON}, []string{"schemas.enable"}},
 		"one format with schemas": {
 			"debezium.format.value.schemas.enable=false\ndebezium.format.schemas.enable=true\n",
-			[]string{`key.converter.schemas.enable: "true"`, `value.converter.schemas.enable: "false"`, `header.converter.schemas.enable: "true"`}, nil,
+			[]string{`key.converter.schemas.enable: "true"`, `value.converter.schemas.enable: "false"`, `header.converter.schemas.enable: "true"`},
+			nil,
 		},
 		"others than JSON": {
 			"debezium.format.key=simplestring\ndebezium.format.value=binary\ndebezium.format.schemas.enable=false\n",
-			[]string{"key.converter: " + asString, "value.converter: " + asBinary, `header.converter.schemas.enable: "false"`}, []string{"key.converter.schemas", "value.converter.schemas"},
+			[]string{"key.converter: " + asString, "value.converter: " + asBinary, `header.converter.schemas.enable: "false"`},
+			[]string{"key.converter.schemas", "value.converter.schemas"},
 		},
 		"a class": {
 			"debezium.format.value=clientprovided\ndebezium.format.value.class=org.apache.kafka.connect.storage.StringConverter\n",
-			[]string{"value.converter: " + asString}, nil,
+			[]string{"value.converter: " + asString},
+			nil,
 		},
 	} {
 		i, err := imported(t, serverBase+c.text, debezium.ImportOptions{})
