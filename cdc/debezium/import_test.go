@@ -449,3 +449,15 @@ func TestImportKnowsOlderVersions(t *testing.T) {
 		}
 	}
 }
+
+// TestImportOfServerHeaders imports headers that Debezium Server would leave out for NULL.
+func TestImportOfServerHeaders(t *testing.T) {
+	t.Parallel()
+	const class = "debezium.format.header=clientprovided\ndebezium.format.header.class=org.apache.kafka.connect.storage.StringConverter\n"
+	for more, want := range map[string]int{"": 0, "debezium.transforms.outbox.table.fields.additional.placement=a:envelope\n": 0, "debezium.transforms.outbox.table.fields.additional.placement=a:header\n": 1} {
+		i, err := imported(t, serverBase+class+more, debezium.ImportOptions{})
+		if err != nil || i.Unsupported() != want {
+			t.Errorf("%q: %v, %d not supported, want %d", more, err, i.Unsupported(), want)
+		}
+	}
+}
