@@ -25,7 +25,7 @@ import (
 )
 
 var (
-	casesGlob = flag.String("cases", "../testdata/cases/*.json,../testdata/more/*.json,../testdata/rows/*.json,../testdata/relay/*.json", "patterns of the case files that TestCases plays to the real Debezium")
+	casesGlob = flag.String("cases", "../testdata/cases/*.json,../testdata/more/*.json", "patterns of the case files that TestCases plays to the real Debezium")
 	realKafka = flag.Bool("real", false, "TestCases uses a real Kafka, and plays one case after another")
 	record    = flag.Bool("record", false, "TestCases writes what Debezium did into the case files")
 )
