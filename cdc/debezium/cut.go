@@ -87,6 +87,7 @@ type publicationSeen struct {
 	tables  []string // that it names
 	outbox  bool     // it names the outbox
 	carries bool     // it carries the outbox, by name or otherwise
+	filter  bool     // it has a row filter for the outbox
 	owner   string
 	ours    bool // the connection's role may alter it
 }
@@ -103,9 +104,10 @@ func readPublication(ctx context.Context, conn *pgx.Conn, name string, table uin
 		       EXISTS (SELECT FROM pg_publication_rel WHERE prpubid = p.oid AND prrelid = $2),
 		       EXISTS (SELECT FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
 		               WHERE t.pubname = p.pubname AND (c.oid = $2 OR $2 IN (SELECT relid FROM pg_partition_ancestors(c.oid)))),
+		       EXISTS (SELECT FROM pg_publication_rel r WHERE prpubid = p.oid AND prrelid = $2 AND to_jsonb(r) ->> 'prqual' IS NOT NULL),
 		       pg_get_userbyid(p.pubowner)::text, pg_has_role(p.pubowner, 'USAGE')
 		FROM pg_publication p WHERE p.pubname = $1`, name, table).
-		Scan(&p.all, &p.schemas, &p.tables, &p.outbox, &p.carries, &p.owner, &p.ours)
+		Scan(&p.all, &p.schemas, &p.tables, &p.outbox, &p.carries, &p.filter, &p.owner, &p.ours)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return p, nil
@@ -178,10 +180,24 @@ func (l *backlog) String() string {
 	return fmt.Sprintf("%d rows (%d bytes of WAL messages) committed from %s to %s", l.rows, l.bytes, l.first, l.last)
 }
 
-// outbox is the table, and the column with a row's id.
+// outbox is the table with its partitions, and the column with a row's id. A publication may send rows as those of the
+// partitions.
 type outbox struct {
-	oid uint32
-	id  string
+	oids []uint32
+	id   string
+}
+
+// readOutbox reads the partitions of the table.
+func readOutbox(ctx context.Context, conn *pgx.Conn, table uint32, id string) (outbox, error) {
+	rows, err := conn.Query(ctx, `SELECT $1::oid UNION SELECT relid::oid FROM pg_partition_tree($1::oid)`, table)
+	if err != nil {
+		return outbox{}, fmt.Errorf("read the table's partitions: %w", err)
+	}
+	oids, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return outbox{}, fmt.Errorf("read the table's partitions: %w", err)
+	}
+	return outbox{oids, id}, nil
 }
 
 // headBytes is how much of a row is read: its id is among the first columns, and its payload may be large.
@@ -205,7 +221,7 @@ func peek(ctx context.Context, conn *pgx.Conn, slot, publication string, of outb
 	if err != nil {
 		return nil, fmt.Errorf("look into slot %s: %w", slot, err)
 	}
-	w := walk{backlog: l, offset: o, outbox: of, column: -1}
+	w := walk{backlog: l, offset: o, outbox: of, column: map[uint32]int{}}
 	var lsn cdc.LSN
 	var data []byte
 	var length int64
@@ -220,7 +236,7 @@ type walk struct {
 	*backlog
 	offset *Offset
 	outbox
-	column int // of the id in the table's rows; -1: not known
+	column map[uint32]int // of the id in the rows of a table, by the table's OID
 
 	commit  cdc.LSN // start of the open transaction's commit record
 	xid     uint32
@@ -241,8 +257,8 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 		w.commit, w.xid, w.ordinal, w.same, w.at, w.open = cdc.LSN(bigendian.BigEndian.Uint64(data[1:])), bigendian.BigEndian.Uint32(data[17:]), 0, 0, 0, false
 		w.time = time.UnixMicro(int64(bigendian.BigEndian.Uint64(data[9:])) + epoch2000).UTC()
 	case 'R':
-		if rel := (relation{}); len(data) >= 5 && bigendian.BigEndian.Uint32(data[1:]) == w.oid && rel.read(data[5:]) {
-			w.column = slices.Index(rel, w.id)
+		if rel := (relation{}); len(data) >= 5 && rel.read(data[5:]) {
+			w.column[bigendian.BigEndian.Uint32(data[1:])] = slices.Index(rel, w.id)
 		}
 	case 'C':
 		last := len(w.waiting) - 1
@@ -260,7 +276,7 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			w.at, w.same = lsn, 0
 		}
 		w.same++
-		row := kind == 'I' && len(data) >= 5 && bigendian.BigEndian.Uint32(data[1:]) == w.oid
+		row := kind == 'I' && len(data) >= 5 && slices.Contains(w.oids, bigendian.BigEndian.Uint32(data[1:]))
 		if row {
 			w.ordinal++
 		}
@@ -281,7 +297,11 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			if w.offset.row() && w.xid == w.offset.XID && lsn == w.offset.Processed {
 				w.shared++
 			}
-			id, ok := columnText(data[5:], w.column)
+			column, known := w.column[bigendian.BigEndian.Uint32(data[1:])]
+			id, ok := "", false
+			if known {
+				id, ok = columnText(data[5:], column)
+			}
 			if ok && len(w.waiting) == int(w.rows)-1 && w.rows <= mostWaiting {
 				w.waiting = append(w.waiting, waitingRow{id: id, length: length, start: cdc.Start{Last: cdc.Position{Commit: w.commit, Ordinal: w.ordinal}, XID: w.xid, Commit: w.time}})
 			}

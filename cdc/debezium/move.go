@@ -78,6 +78,7 @@ type move struct {
 	conn  *pgx.Conn // the administrator's
 	table *postgres.OpenTable
 
+	outbox      outbox
 	slot        slotSeen        // of the connector
 	publication publicationSeen // of the connector
 	others      []string        // further tables that the connector captures
@@ -148,6 +149,9 @@ func (o MoveOptions) open(ctx context.Context) (_ *move, err error) {
 		return nil, m.table.Unfit(m.table.Missing...)
 	case len(m.table.Problems) > 0:
 		return nil, m.table.Unfit(m.table.Problems...)
+	}
+	if m.outbox, err = readOutbox(ctx, m.conn, m.table.OID, m.router("table.field.event.id", "id")); err != nil {
+		return nil, err
 	}
 	if list := m.option("table.include.list", ""); list != "" && !includes(list, o.Config.Source.Table) {
 		return nil, fmt.Errorf("table.include.list: the connector captures %s, and not %s: name the connector of this table, or correct source.table", list, o.Config.Source.Table)
@@ -393,6 +397,10 @@ func TakeOver(ctx context.Context, o MoveOptions) (next []string, err error) {
 		return nil, err
 	}
 	if err := m.slot.readable(); err != nil {
+		ours, otherwise := readPublication(ctx, m.conn, m.Config.Source.Publication, m.table.OID)
+		if otherwise == nil && !m.slot.exists && ours.carries && !m.publication.carries {
+			return nil, fmt.Errorf("%s is in publication %s already, and slot %s of the connector is gone, so it is not known whether the connector has published every row before the cut: if it has, `walpost adopt` begins at slot %s, which has every row after the cut", m.Config.Source.Table, ours.name, m.slot.name, m.Config.Source.Slot)
+		}
 		return nil, err
 	}
 	if !m.publication.exists {
@@ -453,7 +461,7 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil { // the rows' text is not read
 		return nil, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
 	}
-	b, err := peek(ctx, m.conn, m.slot.name, m.publication.name, m.outbox(), o, m.slot.confirmed)
+	b, err := peek(ctx, m.conn, m.slot.name, m.publication.name, m.outbox, o, m.slot.confirmed)
 	if err != nil {
 		return nil, err
 	}
@@ -491,9 +499,6 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 		fmt.Sprintf("slot %s and publication %s are walpost's now: drop neither", m.slot.name, m.publication.name),
 	}, nil
 }
-
-// outbox returns the table and its column with the ids.
-func (m *move) outbox() outbox { return outbox{m.table.OID, m.router("table.field.event.id", "id")} }
 
 // router returns the value of an option of the Outbox Event Router, or its default.
 func (m *move) router(name, otherwise string) string {
@@ -576,6 +581,8 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 		return nil, fmt.Errorf("publication %s is FOR ALL TABLES, and PostgreSQL cannot take one table out of it: take way (a); or give the connector a publication that lists its tables (publication.name, publication.autocreate.mode=disabled), and run this again", m.publication.name)
 	case !done && !m.publication.outbox:
 		return nil, fmt.Errorf("publication %s carries %s with its whole schema (%s) or through its partitions, and PostgreSQL cannot take the one table out of it: take way (a); or give the connector a publication that names %s, and run this again", m.publication.name, cfg.Table, strings.Join(m.publication.schemas, ", "), cfg.Table)
+	case !done && m.publication.filter:
+		return nil, fmt.Errorf("publication %s has a row filter on %s, and walpost publishes every row: a consumer would see rows that the connector left out: take the filter out, or leave the pipeline with the connector", m.publication.name, cfg.Table)
 	case m.option("publication.autocreate.mode", defaultAutocreate) == "filtered":
 		return nil, errors.New("publication.autocreate.mode is filtered: whenever the connector starts, it would put the table back into its publication, and rows would be published twice: set it to disabled in the connector (it restarts, and nothing is lost), and run this again")
 	case !m.publication.ours:
@@ -676,7 +683,7 @@ func (m *move) cut(ctx context.Context, to, slot string) error {
 		return nil
 	}
 	// The slot must know the publication, and nothing of the table: else it is one that something else has made.
-	b, err := peek(ctx, m.conn, slot, to, m.outbox(), nil, 0)
+	b, err := peek(ctx, m.conn, slot, to, m.outbox, nil, 0)
 	if err != nil {
 		return fmt.Errorf("nothing was moved: %w: slot %s is older than publication %s: name another source.slot, or drop it if nothing needs it", err, slot, to)
 	}
@@ -726,7 +733,7 @@ func (m *move) drained(ctx context.Context) error {
 		o, err := m.offset(ctx)
 		var b *backlog
 		if err == nil {
-			b, err = peekCopy(ctx, m.conn, m.slot.name, m.publication.name, m.outbox(), o)
+			b, err = peekCopy(ctx, m.conn, m.slot.name, m.publication.name, m.outbox, o)
 		}
 		if err == nil && b.rows > 0 && b.rows == b.shared {
 			// Rows of one COPY share an LSN, and the offset does not say which of them are published.
@@ -808,7 +815,7 @@ func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 	}
 	said := "the connector starts at the slot's position: no row is missing, and none comes twice"
 	if again > 0 {
-		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows of one transaction that is published in part come again (start the relay and stop it with SIGTERM before this, and there are none)", again)
+		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows of one transaction come again", again)
 	}
 	return []string{
 		said,

@@ -98,6 +98,7 @@ func (p *Pipeline) Begin(ctx context.Context, o BeginOptions) error {
 
 // LeaveOptions are the options of Leave.
 type LeaveOptions struct {
+	Repeat   bool // leave even inside a transaction, so that its rows which are in Kafka come again
 	DryRun   bool
 	Decided  func(Left) // is called with the result before Leave changes anything; may be nil
 	Progress Progress
@@ -134,6 +135,9 @@ func (p *Pipeline) Leave(ctx context.Context, o LeaveOptions) (left Left, err er
 	if last := d.State.Last(); last.Ordinal > 0 && last.Commit >= left.At {
 		// Rows of one transaction: windows end inside it, and the slot stands before it.
 		left.Again = int64(last.Ordinal)
+	}
+	if left.Again > 0 && !o.Repeat {
+		return left, fmt.Errorf("nothing was changed: the relay has stopped inside a transaction, of which %d rows are in Kafka, and the next reader of the slot would publish them again: start the relay, let it catch up, stop it with SIGTERM, and run this again; or add --repeat", left.Again)
 	}
 	if o.Decided != nil {
 		o.Decided(left)

@@ -3,7 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +33,12 @@ func TestEveryCommandEnds(t *testing.T) {
 	}
 	wal := newTestbed(t)
 	wal.MustRun("init")
+	connector := filepath.Join(t.TempDir(), "connector.properties")
+	text := fmt.Sprintf("name=outbox\nplugin.name=pgoutput\ntopic.prefix=shop\nslot.name=%s\npublication.name=walpost\n", wal.Slot())
+	if err := os.WriteFile(connector, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	commands = append(commands, []string{"take-over", connector, "--offset-topic", "offsets"})
 	polling := newPolledTestbed(t)
 	polling.MustRun("init")
 	for name, c := range map[string]struct {
@@ -85,7 +95,7 @@ func TestEveryCommandEnds(t *testing.T) {
 						if kind == "wal" && c.postgres != "" && args[0] == "dlq" {
 							asks = false // its dead letters are in Kafka
 						}
-						if kind == "polling" && c.postgres != "" && (args[0] == "adopt" || args[0] == "skip") {
+						if kind == "polling" && c.postgres != "" && slices.Contains([]string{"adopt", "skip", "take-over"}, args[0]) {
 							asks = false // which are not for polling
 						}
 						if asks && !strings.Contains(said, at) {

@@ -21,6 +21,7 @@ type takeOverCmd struct {
 	AdminURL    string        `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, as an administrator, as init does. A second slot needs an owner of both publications and of the table."`
 	Wait        time.Duration `default:"10m" help:"Wait this long for the connector to store the offset of its last row, and for transactions that hold the table."`
 	Back        bool          `help:"Give slot and publication back to a connector: end this pipeline where it stands."`
+	Repeat      bool          `help:"With --back: give back although the relay has stopped inside a transaction, so that some of its rows come again."`
 	DryRun      bool          `help:"Print the two ways and each step with its SQL, and change nothing."`
 }
 
@@ -54,7 +55,7 @@ func (c *takeOverCmd) Run(p *process) error {
 	o := debezium.MoveOptions{
 		Config: cfg, AdminURL: url, Connector: connector, Name: cmp.Or(c.Connector, connector.Name), ConnectURL: c.ConnectURL, OffsetTopic: c.OffsetTopic, OffsetFile: c.OffsetFile,
 		Wait: c.Wait, DryRun: c.DryRun, HTTP: client,
-		Pipeline: beginner{p, pl, url, c.DryRun},
+		Pipeline: beginner{p, pl, url, c.DryRun, c.Repeat},
 		Progress: func(what string, sql ...string) { say(pipeline.Step{What: what, SQL: sql}) },
 	}
 	move := debezium.TakeOver
@@ -80,6 +81,7 @@ type beginner struct {
 	pl     *pipeline.Pipeline
 	url    string
 	dryRun bool
+	repeat bool // rows may come again after Leave
 }
 
 func (b beginner) begin(ctx context.Context, at *cdc.Start, why string) error {
@@ -96,7 +98,7 @@ func (b beginner) Begin(ctx context.Context, at cdc.Start, why string) error {
 
 // Leave implements debezium.Beginner.
 func (b beginner) Leave(ctx context.Context) (again int64, err error) {
-	left, err := b.pl.Leave(ctx, pipeline.LeaveOptions{DryRun: b.dryRun, Progress: steps(b.p.stdout), Decided: func(left pipeline.Left) {
+	left, err := b.pl.Leave(ctx, pipeline.LeaveOptions{DryRun: b.dryRun, Repeat: b.repeat, Progress: steps(b.p.stdout), Decided: func(left pipeline.Left) {
 		b.p.say("everything at or below %s is in Kafka: the slot is left there", left.At)
 	}})
 	return left.Again, err
