@@ -142,7 +142,7 @@ var elsewhere = map[string]string{
 	"op-skip-create":          "skipped.operations=c: Debezium publishes nothing, and the relay publishes every row",
 	"op-truncate-delivered":   "skipped.operations=none: Debezium's task fails at a TRUNCATE, and the relay ignores it",
 	"tables-several":          "several tables: one pipeline for each",
-	"tables-several-envelope": "the same; then the schema of an envelope has the name of its own table, and not of the first one",
+	"tables-several-envelope": "the same; then the schema of an envelope names the row's table, and not the first one",
 	"snapshot-initial-update": "snapshot.mode=initial: Debezium publishes the rows of the table as they are then, and the relay each insert since the slot was made",
 }
 

@@ -37,7 +37,8 @@ type Options struct {
 
 	decimals, binaries, times, intervals, hstores string
 
-	avro bool // names of schemas are made fit for Avro
+	avro   bool // names of schemas are made fit for Avro
+	strict bool // a value that Debezium cannot convert is an error
 }
 
 // placement puts a column into a header, the envelope or the partition.
@@ -81,18 +82,19 @@ func (o *Options) Columns() []string {
 
 // Names of the options that other files need.
 const (
-	optionID        = "table.field.event.id"
-	optionKey       = "table.field.event.key"
-	optionType      = "table.field.event.type"
-	optionPayload   = "table.field.event.payload"
-	optionTimestamp = "table.field.event.timestamp"
-	optionVersion   = "table.field.event.schema.version"
-	optionRoute     = "route.by.field"
-	optionPlacement = "table.fields.additional.placement"
-	optionUpdates   = "table.op.invalid.behavior"
-	optionPrefix    = "topic.prefix"
-	optionContext   = "extended.headers.enabled"
-	optionRelease   = "debezium.version" // not one of Debezium's: the version whose records are wanted
+	optionID         = "table.field.event.id"
+	optionKey        = "table.field.event.key"
+	optionType       = "table.field.event.type"
+	optionPayload    = "table.field.event.payload"
+	optionTimestamp  = "table.field.event.timestamp"
+	optionVersion    = "table.field.event.schema.version"
+	optionRoute      = "route.by.field"
+	optionPlacement  = "table.fields.additional.placement"
+	optionUpdates    = "table.op.invalid.behavior"
+	optionPrefix     = "topic.prefix"
+	optionContext    = "extended.headers.enabled"
+	optionConverting = "event.converting.failure.handling.mode"
+	optionRelease    = "debezium.version" // not one of Debezium's: the version whose records are wanted
 )
 
 // option is one option: its default, and the values that it may have; nil: any text.
@@ -132,6 +134,7 @@ var known = map[string]option{
 	"binary.handling.mode":             {normal: "bytes", values: []string{"bytes", "base64", "base64-url-safe", "hex"}},
 	"interval.handling.mode":           {normal: "numeric", values: []string{"numeric", "string"}},
 	"hstore.handling.mode":             {normal: "json", values: []string{"json"}},
+	optionConverting:                   {normal: "warn", values: []string{"warn", "fail", "skip"}},
 	"schema.name.adjustment.mode":      {normal: "none", values: []string{"none", "avro"}},
 	"field.name.adjustment.mode":       {normal: "none", values: []string{"none"}},
 }
@@ -199,6 +202,7 @@ func Parse(given map[string]string) (*Options, error) {
 		decimals: get("decimal.handling.mode"), binaries: get("binary.handling.mode"), times: get("time.precision.mode"),
 		intervals: get("interval.handling.mode"), hstores: get("hstore.handling.mode"),
 	}
+	o.strict = get(optionConverting) == "fail"
 	o.avro = get("schema.name.adjustment.mode") == "avro"
 	for _, name := range []string{"tracing.with.context.field.only", "field.name.adjustment.mode"} {
 		if _, set := given[name]; set {

@@ -49,8 +49,9 @@ const (
 // column reads the values of one column of the table as Debezium's connector does.
 type column struct {
 	*schema
-	read func(text []byte) (value, error)
-	raw  bool // the value is PostgreSQL's text, unchanged
+	read   func(text []byte) (value, error)
+	raw    bool // the value is PostgreSQL's text, unchanged
+	strict bool // a value that Debezium cannot convert is an error, and not NULL
 }
 
 // value returns the value of the row, or of the column's default for NULL. A value that Debezium cannot convert counts as
@@ -60,7 +61,7 @@ func (c *column) value(text []byte) (value, error) {
 		return value{class: chars, b: text}, nil
 	}
 	if text != nil {
-		if v, err := c.read(text); !errors.Is(err, errNull) {
+		if v, err := c.read(text); !errors.Is(err, errNull) || c.strict {
 			return v, err
 		}
 	}
@@ -77,7 +78,7 @@ func (u *unsupportedError) Error() string { return fmt.Sprintf("column %s %s", u
 
 var (
 	errValue = errors.New("its text is none that PostgreSQL prints for the type")
-	errNull  = errors.New("a value that Debezium cannot convert")
+	errNull  = errors.New("it is NaN or an infinity, which decimal.handling.mode precise cannot hold: set it to string or double")
 )
 
 // newColumn returns the reader of a column; nil if Debezium leaves columns of this type out of its events.
@@ -87,7 +88,7 @@ func newColumn(c *cdc.Column, o *Options) (*column, error) {
 	}
 	s := &schema{kind: text, optional: !c.NotNull}
 	named := func(k kind, name string) { s.kind, s.name, s.version, s.numbered = k, name, 1, true }
-	col := &column{schema: s, raw: true}
+	col := &column{schema: s, raw: true, strict: o.strict}
 	read := func(f func([]byte) (value, error)) { col.raw, col.read = false, f }
 	whole := func(k kind) {
 		s.kind = k
