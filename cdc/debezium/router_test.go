@@ -227,3 +227,31 @@ func BenchmarkRoute(b *testing.B) {
 		})
 	}
 }
+
+// TestValuesThatDebeziumCannotConvert: NaN in a numeric column is null. Where null is not allowed, or with fail, the row
+// is rejected.
+func TestValuesThatDebeziumCannotConvert(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		notNull bool
+		options map[string]string
+		key     string // empty: the row is rejected
+	}{
+		{"null", false, nil, "null"},
+		{"NOT NULL", true, nil, ""},
+		{"fail", false, map[string]string{"event.converting.failure.handling.mode": "fail"}, ""},
+		{"as text", true, map[string]string{"decimal.handling.mode": "string"}, `"NAN"`},
+	} {
+		options := map[string]string{"key.converter": "org.apache.kafka.connect.json.JsonConverter", "key.converter.schemas.enable": "false"}
+		maps.Copy(options, c.options)
+		shape := outbox()
+		shape.AggregateID = &cdc.Column{Name: "n", Type: 1700, TypeName: "numeric(5,2)", Modifier: 5<<16 | 2 + 4, NotNull: c.notNull}
+		in, rec := row(shape), cdc.Record{}
+		in.AggregateID = []byte("NaN")
+		err := debezium.New(parse(t, options)).Route(in, &rec)
+		var rejected *cdc.RejectedError
+		if c.key == "" && (!errors.As(err, &rejected) || rejected.Class != cdc.BadKey) || c.key != "" && (err != nil || string(rec.Key) != c.key) {
+			t.Errorf("%s: key %q, %v", c.name, rec.Key, err)
+		}
+	}
+}
