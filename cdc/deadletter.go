@@ -112,18 +112,22 @@ type deadLetterJSON struct {
 	CreatedAt     column    `json:"created_at"`
 	Shape         *Shape    `json:"shape,omitempty"`
 	Further       []column  `json:"further,omitempty"`
+	Former        []column  `json:"former,omitempty"`
 }
 
 // Value returns the whole row as JSON.
 func (d *DeadLetter) Value() ([]byte, error) {
 	r := &d.Row
-	var further []column
+	var further, former []column
 	for _, value := range r.Further {
 		further = append(further, value)
 	}
+	for _, value := range r.Former {
+		former = append(former, value)
+	}
 	value, err := encodeJSON(deadLetterJSON{
 		deadLetterVersion, r.Commit.String(), r.Ordinal, r.XID, r.CommitTime,
-		r.ID, r.AggregateType, r.AggregateID, r.EventType, r.Payload, r.Headers, r.CreatedAt, r.Shape, further,
+		r.ID, r.AggregateType, r.AggregateID, r.EventType, r.Payload, r.Headers, r.CreatedAt, r.Shape, further, former,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode dead letter %s: %w", d.Key(), err)
@@ -198,6 +202,9 @@ func ParseDeadLetter(headers []Header, value []byte) (*DeadLetter, error) {
 	}}
 	for _, value := range j.Further {
 		d.Row.Further = append(d.Row.Further, value)
+	}
+	for _, value := range j.Former {
+		d.Row.Former = append(d.Row.Former, value)
 	}
 	if err := d.Row.Commit.Scan(j.LSN); err != nil {
 		return nil, fmt.Errorf("read dead letter: lsn: %w", err)

@@ -404,7 +404,7 @@ func TestDeadLetterIsTheWholeRow(t *testing.T) {
 		"bytes":                           {ID: []byte{0xff, 0}, AggregateID: []byte("\xc3("), Payload: []byte{0, 1, 0xfe, 0xff}},
 		"text with one byte that is none": {Payload: []byte("caf\xe9 au lait, s'il vous plait"), Headers: []byte("\xff and much more text than that")},
 		"columns that a route asked for": {
-			ID: []byte("e1"), Further: [][]byte{nil, {}, []byte("t"), {0xff}},
+			ID: []byte("e1"), Further: [][]byte{nil, {}, []byte("t"), {0xff}}, Former: [][]byte{[]byte("e0"), nil},
 			Shape: &Shape{Table: "public.outbox", ID: &Column{Name: "id", Type: 2950, TypeName: "uuid", Modifier: -1, NotNull: true}, Further: []*Column{nil, {Name: "a", Labels: []string{"x"}, Default: "1"}, {Name: "b"}, {Name: "c"}}},
 		},
 		"control characters": {Payload: bytes.Repeat([]byte{1}, 1000)},

@@ -11,6 +11,7 @@ type Shape struct {
 	Payload       *Column   `json:"payload,omitempty"`
 	CreatedAt     *Column   `json:"created_at,omitempty"`
 	Further       []*Column `json:"further,omitempty"` // in the order of config.Verbatim.Further
+	Key           []*Column `json:"key,omitempty"`     // of the primary key, in its order; for config.Verbatim.Rekeyed
 }
 
 // Column is a column of the outbox table, as the catalog describes it.

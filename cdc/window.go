@@ -21,12 +21,19 @@ type Row struct {
 	// them: config.Verbatim.
 	Shape   *Shape
 	Further [][]byte
+
+	// Former has the values that the columns of Shape.Key had, if the row is an update of them, which counts as an insert
+	// for a route that asks for it; nil for an insert.
+	Former [][]byte
 }
 
 // Size returns the number of bytes of the row's values.
 func (r *Row) Size() int {
 	n := len(r.ID) + len(r.AggregateType) + len(r.AggregateID) + len(r.EventType) + len(r.Payload) + len(r.Headers) + len(r.CreatedAt)
 	for _, value := range r.Further {
+		n += len(value)
+	}
+	for _, value := range r.Former {
 		n += len(value)
 	}
 	return n
@@ -63,7 +70,7 @@ type Record struct {
 type Window struct {
 	Rows    []Row
 	slab    []byte
-	further [][]byte // the slab of Row.Further
+	further [][]byte // the slab of Row.Further and Row.Former
 
 	// covered is the last commit end or in-order keepalive in the window; zero if there is none.
 	covered LSN
@@ -94,14 +101,20 @@ func (w *Window) add(r *Row) bool {
 	c := &w.Rows[len(w.Rows)-1]
 	c.ID, c.AggregateType, c.AggregateID = w.copy(r.ID), w.copy(r.AggregateType), w.copy(r.AggregateID)
 	c.EventType, c.Payload, c.Headers, c.CreatedAt = w.copy(r.EventType), w.copy(r.Payload), w.copy(r.Headers), w.copy(r.CreatedAt)
-	if r.Further != nil {
-		at := len(w.further)
-		for _, value := range r.Further {
-			w.further = append(w.further, w.copy(value))
-		}
-		c.Further = w.further[at:len(w.further):len(w.further)]
-	}
+	c.Further, c.Former = w.copyAll(r.Further), w.copyAll(r.Former)
 	return true
+}
+
+// copyAll copies values.
+func (w *Window) copyAll(values [][]byte) [][]byte {
+	if values == nil {
+		return nil
+	}
+	at := len(w.further)
+	for _, value := range values {
+		w.further = append(w.further, w.copy(value))
+	}
+	return w.further[at:len(w.further):len(w.further)]
 }
 
 // copy appends b to the slab. It never reallocates: add has made room.

@@ -10,7 +10,7 @@ import (
 
 func row(i, size int) *Row {
 	payload := bytes.Repeat([]byte{byte('a' + i%26)}, size)
-	return &Row{ID: fmt.Appendf(nil, "%d", i), Payload: payload, Further: [][]byte{nil, payload[:size/2], {}}}
+	return &Row{ID: fmt.Appendf(nil, "%d", i), Payload: payload, Further: [][]byte{nil, payload[:size/2], {}}, Former: [][]byte{payload[:size/3]}}
 }
 
 // TestWindowKeepsItsRowsAndItsSize fills windows with rows of many sizes: the rows keep their content, and the memory
@@ -31,7 +31,7 @@ func TestWindowKeepsItsRowsAndItsSize(t *testing.T) {
 		}
 		for i := range w.Rows {
 			want := row(i, (i*37+round)%300)
-			if got := &w.Rows[i]; !bytes.Equal(got.ID, want.ID) || !bytes.Equal(got.Payload, want.Payload) || !reflect.DeepEqual(got.Further, want.Further) {
+			if got := &w.Rows[i]; !bytes.Equal(got.ID, want.ID) || !bytes.Equal(got.Payload, want.Payload) || !reflect.DeepEqual(got.Further, want.Further) || !reflect.DeepEqual(got.Former, want.Former) {
 				t.Fatalf("round %d: row %d was changed by a later one", round, i)
 			}
 		}

@@ -104,6 +104,7 @@ type Verbatim struct {
 	Optional bool              // the table may lack columns of Further
 	Options  map[string]string // the option that names a column, by its key in source.columns, or further; for messages
 	Updates  Updates
+	Rekeyed  bool // an update that changes the primary key counts as an insert, with Row.Former
 }
 
 // Updates is what the relay does with an UPDATE of the outbox that the publication carries.

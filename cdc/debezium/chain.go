@@ -43,7 +43,9 @@ func routers(options pairs) (names []string) {
 }
 
 // isRouter reports whether the class is Debezium's outbox router for relational databases.
-func isRouter(class string) bool { return simple(class) == "EventRouter" }
+func isRouter(class string) bool {
+	return slices.Contains([]string{"io.debezium.transforms.outbox.EventRouter", "EventRouter"}, strings.TrimSpace(class))
+}
 
 // isPostgres reports whether the class is Debezium's PostgreSQL connector.
 func isPostgres(class string) bool {

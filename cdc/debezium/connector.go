@@ -36,6 +36,11 @@ func (c *Connector) Option(name string) string {
 // LargestInput is the largest number of bytes of an input. Connect itself limits a request to less.
 const LargestInput = 8 << 20
 
+// mostOptions is the largest number of options of an input.
+const mostOptions = 5000
+
+var errOptions = fmt.Errorf("the input has more than %d options: name the configuration of one connector", mostOptions)
+
 // ReadConnector reads the configuration of a connector: JSON with name and config as it is sent to Connect, a bare map of
 // options, the answer of GET /connectors/NAME, Strimzi's KafkaConnector, or a .properties file of Connect standalone or of
 // Debezium Server. The error has one sentence for each mistake; it contains no value.
@@ -110,6 +115,8 @@ func readJSON(text []byte) (*Connector, error) {
 		case m.value.null: // Connect reads it as absent
 		case m.value.object != nil || m.value.list:
 			errs = append(errs, fmt.Errorf("%s: the value is no text, number or boolean, and Connect takes no other: write the value in quotes", m.name))
+		case len(c.options) == mostOptions:
+			return nil, errOptions
 		default:
 			if _, twice := c.options.get(m.name); twice {
 				errs = append(errs, fmt.Errorf("%s: the option is there twice: keep one", m.name))

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/walpost/walpost/cdc/misspelt"
 )
 
 // Worker is the configuration of a worker of Connect, which a connector's records depend on.
@@ -158,7 +156,7 @@ func (i *importing) converterOption(e entry, part, class, option string) {
 			i.line(e, Unsupported, "the value has the schema that the column gives it, not this one")
 			return
 		}
-		if meant := misspelt.Nearest(option, []string{"schemas.enable", "schemas.cache.size", "decimal.format", "replace.null.with.default", "schema.content"}); meant != "" {
+		if meant := nearest(option, []string{"schemas.enable", "schemas.cache.size", "decimal.format", "replace.null.with.default", "schema.content"}); meant != "" {
 			i.wrong("%s: there is no such option: did you mean %s?", printable(e.label), strings.TrimSuffix(e.label, option)+meant)
 			return
 		}
@@ -221,7 +219,7 @@ func (i *importing) readFormat(e entry, rest string) {
 // readCommonFormat takes an option over that all three formats share.
 func (i *importing) readCommonFormat(e entry, option string) {
 	if option != "schemas.enable" {
-		if meant := misspelt.Nearest(option, []string{"schemas.enable", "key", "value", "header"}); meant != "" {
+		if meant := nearest(option, []string{"schemas.enable", "key", "value", "header"}); meant != "" {
 			i.wrong("%s: there is no such option: did you mean debezium.format.%s?", printable(e.label), meant)
 			return
 		}

@@ -3,6 +3,7 @@ package debezium
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/url"
 	"regexp"
@@ -10,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/walpost/walpost/cdc/misspelt"
 )
 
 // ImportOptions are the inputs of Import besides the connector.
@@ -566,7 +565,7 @@ func (i *importing) unknown(e entry, names []string) {
 	said := "Debezium ignores it: remove it from a copy of the input, or correct its name"
 	if now := renamed[strings.TrimPrefix(e.name, "transforms."+i.router.name+".")]; now != "" {
 		said = "Debezium calls it " + now + " today: write that in a copy of the input"
-	} else if meant := misspelt.Nearest(e.label, names); meant != "" {
+	} else if meant := nearest(e.label, names); meant != "" {
 		said = "did you mean " + meant + "?"
 	}
 	i.wrong("%s: there is no such option: %s", printable(e.label), said)
@@ -612,7 +611,7 @@ func (i *importing) readTransform(e entry, rest string) {
 			names = append(names, t.name)
 		}
 		name, option, _ := strings.Cut(rest, ".")
-		if meant := misspelt.Nearest(name, names); meant != "" {
+		if meant := nearest(name, names); meant != "" {
 			i.wrong("%s: the chain has no transformation of this name: did you mean %s?", printable(e.label), i.label("transforms."+meant+"."+option))
 			return
 		}
@@ -781,7 +780,7 @@ func (i *importing) readTopicCreation(e entry, rest string) {
 		i.line(e, NoEffect, "topic.creation.groups does not name this group")
 	default:
 		if !slices.Contains(topicCreation, option) {
-			if meant := misspelt.Nearest(option, topicCreation); meant != "" {
+			if meant := nearest(option, topicCreation); meant != "" {
 				i.wrong("%s: there is no such option: did you mean topic.creation.%s.%s?", printable(e.label), printable(group), meant)
 				return
 			}
@@ -807,7 +806,11 @@ func (i *importing) readNewTopics(e entry, option string) {
 	case option == "replication.factor":
 		i.line(e, Equivalent, "kafka.replication: 0, its default, is the brokers' default")
 	case option == "retention.ms" && err == nil:
-		i.kafka = append(i.kafka, [2]string{"retention", (time.Duration(max(n, 0)) * time.Millisecond).String()})
+		retention := time.Duration(0) // unlimited, as Kafka's -1 and as more than a time.Duration can hold
+		if n > 0 && n < int(math.MaxInt64/time.Millisecond) {
+			retention = time.Duration(n) * time.Millisecond
+		}
+		i.kafka = append(i.kafka, [2]string{"retention", retention.String()})
 		i.line(e, Equivalent, "kafka.retention")
 	default:
 		i.line(e, NoEffect, "walpost does not set it on topics that it creates: create such topics beforehand")

@@ -27,6 +27,7 @@ var examples = []struct {
 	{"strimzi.yaml", "", "kafka:9092", 0},
 	{"aiven.json", "", "kafka:9092", 2},
 	{"server.properties", "", "", 0},
+	{"page.json", "", "kafka-1:9092", 1},
 	{"everything.json", "", "kafka:9092", 15},
 }
 
@@ -164,6 +165,7 @@ func TestImportNamesBadInput(t *testing.T) {
 		"no class":                     {without(base, "connector.class"), "connector.class: missing"},
 		"no router":                    {without(base, "transforms"), "transforms: the chain has no outbox router"},
 		"MongoDB's router":             {strings.Replace(base, "transforms.outbox.EventRouter", "mongodb.transforms.outbox.MongoEventRouter", 1), "the outbox router for MongoDB"},
+		"a router of others":           {strings.Replace(base, "io.debezium.transforms.outbox", "com.example", 1), "transforms: the chain has no outbox router"},
 		"two routers":                  {strings.Replace(base, "transforms=outbox", "transforms=outbox,more\ntransforms.more.type=EventRouter", 1), "the chain has 2 outbox routers"},
 		"an SMT without a class":       {strings.Replace(base, "transforms=outbox", "transforms=outbox,more", 1), `transforms.more.type: missing: transforms names "more"`},
 		"decoderbufs by default":       {without(base, "plugin.name"), "plugin.name: missing, so that Debezium uses decoderbufs"},
@@ -182,6 +184,7 @@ func TestImportNamesBadInput(t *testing.T) {
 		"several tables":               {strings.Replace(base, "public.outbox", "public.outbox,sales.outbox", 1), "a pipeline reads one outbox, and here are 2 (public.outbox, sales.outbox)"},
 		"tables by expression":         {strings.Replace(base, "public.outbox", `public.outbox_.*`, 1), "an expression in it can match several tables: name the outbox with --table"},
 		"a table of another schema":    {base + "schema.exclude.list=public", "the connector captures no change of public.outbox"},
+		"a table that is excluded":     {base + "table.exclude.list=public.outbox", "the connector captures no change of public.outbox"},
 		"a lookahead":                  {base + "table.exclude.list=(?!x).*", "table.exclude.list: an expression in it needs more than Go's regular expressions have"},
 		"a column that is left out":    {base + "column.exclude.list=public[.]outbox[.]payload", "column.exclude.list: it leaves out payload, which the router needs"},
 		"columns that are not left in": {base + "column.include.list=public.outbox.(id|type)", "column.include.list: it leaves out aggregateid"},
@@ -369,5 +372,50 @@ func TestImportShowsNoSecret(t *testing.T) {
 			t.Fatal(err)
 		}
 		cdctest.NoSecret(t, more, string(i.YAML()))
+	}
+}
+
+// TestImportOfServerFormats imports the formats of Debezium Server, whose defaults are others than Connect's.
+func TestImportOfServerFormats(t *testing.T) {
+	t.Parallel()
+	const (
+		asJSON   = `"org.apache.kafka.connect.json.JsonConverter"`
+		asString = `"org.apache.kafka.connect.storage.StringConverter"`
+		asBinary = `"io.debezium.converters.BinaryDataConverter"`
+	)
+	for name, c := range map[string]struct {
+		text       string
+		have, lack []string
+	}{
+		"by default": {"", []string{"header.converter: " + asJSON, "key.converter: " + asJSON, "value.converter: " + asJSON}, []string{"schemas.enable"}},
+		"one format with schemas": {
+			"debezium.format.value.schemas.enable=false\ndebezium.format.schemas.enable=true\n",
+			[]string{`key.converter.schemas.enable: "true"`, `value.converter.schemas.enable: "false"`, `header.converter.schemas.enable: "true"`}, nil,
+		},
+		"others than JSON": {
+			"debezium.format.key=simplestring\ndebezium.format.value=binary\ndebezium.format.schemas.enable=false\n",
+			[]string{"key.converter: " + asString, "value.converter: " + asBinary, `header.converter.schemas.enable: "false"`}, []string{"key.converter.schemas", "value.converter.schemas"},
+		},
+		"a class": {
+			"debezium.format.value=clientprovided\ndebezium.format.value.class=org.apache.kafka.connect.storage.StringConverter\n",
+			[]string{"value.converter: " + asString}, nil,
+		},
+	} {
+		i, err := imported(t, serverBase+c.text, debezium.ImportOptions{})
+		if err != nil || i.Unsupported() > 0 {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		_, section, _ := strings.Cut(string(i.YAML()), "\ndebezium:\n")
+		for _, text := range c.have {
+			if !strings.Contains(section, "  "+text+"\n") {
+				t.Errorf("%s: no %s in\n%s", name, text, section)
+			}
+		}
+		for _, text := range c.lack {
+			if strings.Contains(section, text) {
+				t.Errorf("%s: %s in\n%s", name, text, section)
+			}
+		}
 	}
 }

@@ -3,6 +3,8 @@ package debezium
 import (
 	"slices"
 	"strings"
+
+	"github.com/walpost/walpost/cdc/misspelt"
 )
 
 // Verdict is the effect of an option of the input on walpost.
@@ -62,7 +64,7 @@ var connectorOptions = []explained{
 	{name: "lsn.flush.timeout.action", says: "walpost confirms the slot itself, as soon as the rows are durable in Kafka"},
 	{name: "offset.mismatch.strategy", says: "walpost compares its state record with the slot at each start, and halts if rows may be missing"},
 	{name: "xmin.fetch.interval.ms", says: "a metric of Debezium: `walpost status` shows the slot"},
-	{name: "message.prefix.include.list", says: "it is for messages of pg_logical_emit_message, of which walpost publishes none"},
+	{name: "message.prefix.include.list", harmless: []string{""}, says: "it is empty", seen: "messages of pg_logical_emit_message are not published; they go to the topic with the suffix .message"},
 	{name: "message.prefix.exclude.list", says: "it is for messages of pg_logical_emit_message, of which walpost publishes none"},
 	{name: "message.key.columns", says: "the key of a change event, which the router replaces by table.field.event.key"},
 	{name: "tombstones.on.delete", says: "the router drops deletes and the tombstones after them, and walpost reads none"},
@@ -219,7 +221,7 @@ var families = []struct {
 	{explained{name: "_aiven.", says: saysConnect}, true, false},
 	{explained{name: "errors.deadletterqueue.", says: "Connect has this for sinks only: poison.topic names walpost's dead letter topic"}, true, false},
 	{explained{name: "offset.storage.", says: saysEngine}, false, true},
-	{explained{name: "internal.", says: saysInternal}, false, true},
+	{explained{name: "internal.", says: saysInternal}, true, true},
 }
 
 // readers are the options that import reads one by one.
@@ -316,4 +318,12 @@ var renamed = map[string]string{
 	"table.field.schema.version":   "table.field.event.schema.version",
 	"table.field.payload":          "table.field.event.payload",
 	"table.fields.payload":         "table.field.event.payload",
+}
+
+// nearest returns the name that was meant; empty if none is near. A name of this length is nobody's mistake.
+func nearest(written string, names []string) string {
+	if len(written) > 200 {
+		return ""
+	}
+	return misspelt.Nearest(written, names)
 }

@@ -298,7 +298,7 @@ func (o *Options) Configure(cfg *config.Config) {
 		c.CreatedAt = o.at
 		options["created_at"] = optionTimestamp
 	}
-	c.Verbatim = &config.Verbatim{Further: o.further(), Optional: o.missing, Options: options, Updates: o.updates}
+	c.Verbatim = &config.Verbatim{Further: o.further(), Optional: o.missing, Options: options, Updates: o.updates, Rekeyed: true}
 	k := &cfg.Kafka
 	k.AggregateTypes, k.Topic, k.Rename = []string{config.AnyType}, "{aggregate_type}", nil
 	k.Headers, k.Payload, k.NullKey, k.NullPayload = config.HeadersWalpost, config.PayloadAny, config.PublishKey, config.Tombstone

@@ -80,6 +80,8 @@ func readProperties(text string) (pairs, error) {
 			errs = append(errs, fmt.Errorf("line %d: %w", at, err))
 		case name == "":
 			errs = append(errs, fmt.Errorf("line %d: there is no name before the =: write name=value", at))
+		case len(found) == mostOptions:
+			return nil, errOptions
 		default:
 			found.set(name, value)
 		}

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
+
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/debezium"
 )
@@ -214,6 +216,17 @@ func FuzzReadConnector(f *testing.F) {
 		if err != nil {
 			return
 		}
+		var keys struct {
+			Pipeline string
+			Source   struct{ URL, Slot, Publication, Table string }
+			Debezium map[string]string
+		}
+		if err := yaml.UnmarshalWithOptions(i.YAML(), &keys); err != nil || keys.Pipeline != i.Pipeline || !strings.HasPrefix(keys.Source.URL, "postgres://") {
+			t.Fatalf("%v: %+v of\n%s", err, keys, i.YAML())
+		}
+		if slot := strings.TrimSpace(c.Option("slot.name")); slot != "" && !c.Server && keys.Source.Slot != slot {
+			t.Errorf("slot %q, want %q", keys.Source.Slot, slot)
+		}
 		head, _, ok := strings.Cut(string(i.YAML()), "\n\npipeline: ")
 		if !ok {
 			t.Fatalf("no pipeline in\n%s", i.YAML())
@@ -224,4 +237,21 @@ func FuzzReadConnector(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestReadConnectorIsQuick reads inputs that are made to take long.
+func TestReadConnectorIsQuick(t *testing.T) {
+	t.Parallel()
+	var many strings.Builder
+	for i := range 200_000 {
+		fmt.Fprintf(&many, "option.%d=x\n", i)
+	}
+	if _, err := debezium.ReadConnector([]byte(many.String())); err == nil || !strings.Contains(err.Error(), "more than 5000 options") {
+		t.Errorf("many options: %v", err)
+	}
+	begin := time.Now()
+	_, err := imported(t, base+strings.Repeat("x", 1<<20)+"=y\ntransforms.outbox."+strings.Repeat("y", 1<<20)+"=x\n", debezium.ImportOptions{})
+	if took := time.Since(begin); err == nil || took > 10*time.Second || len(err.Error()) > 2000 {
+		t.Errorf("long names: %.200s, after %s", err, took)
+	}
 }

@@ -244,7 +244,13 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 	refuse := func(class cdc.Class, column string, err error) error {
 		return cdc.Reject(row, class, topic, "its %s cannot be sent: %s", column, sentence(err))
 	}
-	*rec = cdc.Record{Row: row, Topic: topic, Headers: append(rec.Headers[:0], r.context...)}
+	*rec = cdc.Record{Row: row, Topic: topic, Headers: rec.Headers[:0]}
+	if row.Former != nil {
+		if err := r.formerKey(row, rec, p); err != nil {
+			return refuse(cdc.BadHeaders, "former key", err)
+		}
+	}
+	rec.Headers = append(rec.Headers, r.context...)
 	v, err := p.id.value(row.ID)
 	if err == nil {
 		var b []byte
@@ -306,6 +312,32 @@ func (r *Router) Route(row *cdc.Row, rec *cdc.Record) error {
 		return r.timestamp(row, rec, p.at)
 	}
 	return nil
+}
+
+// formerKey adds the header that Debezium gives a row whose primary key was changed: to Debezium that is a new row.
+func (r *Router) formerKey(row *cdc.Row, rec *cdc.Record, p *plan) error {
+	s := &schema{kind: structure, name: p.schema + ".Key"}
+	v := value{class: object, of: s}
+	for i, c := range row.Shape.Key {
+		col, err := newColumn(c, r.o)
+		if err != nil {
+			return err
+		}
+		if col == nil {
+			return &unsupportedError{c.Name, "is part of the primary key and of type " + c.TypeName + ", which Debezium leaves out of its events"}
+		}
+		one, err := col.value(row.Former[i])
+		if err != nil {
+			return err
+		}
+		s.fields, v.list = append(s.fields, field{c.Name, col.schema}), append(v.list, one)
+	}
+	if err := r.o.headers.fits(s); err != nil {
+		return err
+	}
+	b, err := r.write(r.o.headers, v, s, false)
+	rec.Headers = append(rec.Headers, cdc.Header{Key: "__debezium.oldkey", Value: b})
+	return err
 }
 
 // sentence returns an error as one line.

@@ -17,6 +17,7 @@ type column struct {
 	generated string // s: stored, v: virtual; empty: not generated
 
 	declared uint32     // OID of the column's own type, which may be a domain
+	key      int        // its place in the primary key, from 1 on; 0: it is not part of it
 	shape    cdc.Column // for a route that asks for it
 }
 
@@ -175,10 +176,20 @@ func (m *mapping) shape(table string, columns []column) *cdc.Shape {
 }
 
 // verbatim returns the description by which tuples are decoded for a route that knows the types.
-func (m *mapping) verbatim(table string, columns []column) *relation {
+func (m *mapping) verbatim(table string, columns []column, rekeyed bool) *relation {
 	rel := m.relation(columns)
 	clear(rel.form)
 	rel.constants.Shape = m.shape(table, columns)
+	if rekeyed {
+		for place := 1; ; place++ {
+			at := slices.IndexFunc(columns, func(c column) bool { return c.key == place })
+			if at < 0 {
+				break
+			}
+			rel.key = append(rel.key, at)
+			rel.constants.Shape.Key = append(rel.constants.Shape.Key, &columns[at].shape)
+		}
+	}
 	if len(m.further) == 0 {
 		return rel
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,7 @@ type decoder struct {
 	// describe asks the catalog for a table's columns, for a route that knows the types; nil: the stream is all there is.
 	describe func(table uint32) ([]column, error)
 	problems func(*mapping, []column) []string // with a description of columns, for such a route
+	rekeys   bool                              // an update of the primary key is an insert
 	onUpdate func()                            // is called with the first update of the outbox; nil: updates are ignored
 	halts    bool                              // at an update of the outbox
 }
@@ -48,6 +50,8 @@ type relation struct {
 	scratch   []byte
 	further   []int    // of each column on the wire, its place in values plus one; 0: none; nil if there are no such columns
 	values    [][]byte // Row.Further of the last row
+	key       []int    // columns of the primary key, in its order; nil if an update of them counts as any other
+	missing   bool     // the last tuple lacked a value that is needed: a large one that an update left as it was
 }
 
 // form is a column's format on the wire, if its text is not its value.
@@ -75,7 +79,7 @@ const (
 func newDecoder(cfg config.Source, tableOID uint32) *decoder {
 	d := &decoder{cfg: cfg, tableOID: tableOID, relations: map[uint32]*relation{}, types: map[uint32]uint32{}}
 	if v := cfg.Columns.Verbatim; v != nil {
-		d.halts = v.Updates == config.HaltAtUpdate
+		d.halts, d.rekeys = v.Updates == config.HaltAtUpdate, v.Rekeyed
 	}
 	return d
 }
@@ -123,7 +127,7 @@ func (d *decoder) message(b []byte, m *cdc.Message) error {
 		d.typ(&r)
 	case pglogrepl.MessageTypeUpdate:
 		m.Kind = cdc.Other
-		return d.update(&r)
+		return d.update(&r, m)
 	case pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate, pglogrepl.MessageTypeOrigin, pglogrepl.MessageTypeMessage:
 		m.Kind = cdc.Other
 	default:
@@ -151,10 +155,21 @@ func (d *decoder) foreign(head []byte) (bool, error) {
 		rel, err := d.known(&r)
 		return rel == nil && err == nil, err
 	case pglogrepl.MessageTypeUpdate:
-		if err := d.update(&r); err != nil {
-			return false, err
+		if peek := r; d.rekeys {
+			rel, err := d.known(&peek)
+			if rel == nil || err != nil {
+				return err == nil, err
+			}
+			kind := peek.byte()
+			if peek.short {
+				return false, errTruncated
+			}
+			if rel.key != nil && kind != 'N' {
+				return false, nil
+			}
 		}
-		return true, nil
+		err := d.update(&r, nil)
+		return err == nil, err
 	case pglogrepl.MessageTypeDelete, pglogrepl.MessageTypeTruncate, pglogrepl.MessageTypeMessage:
 		return true, nil
 	}
@@ -178,14 +193,22 @@ func (d *decoder) known(r *cursor) (*relation, error) {
 	return rel, nil
 }
 
-// update handles an update of the outbox as config.Verbatim asks.
-func (d *decoder) update(r *cursor) error {
-	if !d.halts && d.onUpdate == nil {
+// update handles an update of the outbox as config.Verbatim asks. One that changes the primary key becomes an insert.
+func (d *decoder) update(r *cursor, m *cdc.Message) error {
+	if !d.halts && d.onUpdate == nil && !d.rekeys {
 		return nil
 	}
 	rel, err := d.known(r)
 	if err != nil || rel == nil {
 		return err
+	}
+	if rel.key != nil {
+		if rekeyed, err := rel.rekeyed(r, m); rekeyed || err != nil {
+			return err
+		}
+	}
+	if !d.halts && d.onUpdate == nil {
+		return nil
 	}
 	if d.halts {
 		option := optionOf(&d.cfg.Columns, "updates")
@@ -197,6 +220,56 @@ func (d *decoder) update(r *cursor) error {
 	d.onUpdate()
 	d.onUpdate = nil
 	return nil
+}
+
+// rekeyed decodes an update whose key is another one than before, as an insert.
+func (rel *relation) rekeyed(r *cursor, m *cdc.Message) (bool, error) {
+	if kind := r.byte(); kind != 'K' && kind != 'O' { // the key is as it was
+		return false, nil
+	}
+	former, err := rel.keyOf(r)
+	if err != nil {
+		return false, err
+	}
+	if r.byte() != 'N' {
+		return false, errors.New("an update without a new tuple")
+	}
+	again := *r
+	now, err := rel.keyOf(&again)
+	if err != nil || slices.EqualFunc(former, now, bytes.Equal) {
+		return false, err
+	}
+	rel.missing = false
+	if err := rel.tuple(r, &m.Row); err != nil {
+		return false, err
+	}
+	if rel.missing {
+		return false, &cdc.UndecodableError{
+			Found: "a row of the outbox got another primary key, which makes it a new row here, and the stream does not have its large values, which stayed as they were",
+			Fix:   "to have them in the stream from now on, run ALTER TABLE … REPLICA IDENTITY FULL",
+		}
+	}
+	m.Kind, m.Row.Former = cdc.Insert, former
+	return true, nil
+}
+
+// keyOf reads a tuple and returns the values of the primary key.
+func (rel *relation) keyOf(r *cursor) ([][]byte, error) {
+	values := make([][]byte, len(rel.key))
+	for i := range int(r.uint16()) {
+		kind := r.byte()
+		if kind != 't' {
+			continue
+		}
+		value := r.bytes(int(r.uint32()))
+		if at := slices.Index(rel.key, i); at >= 0 {
+			values[at] = value
+		}
+	}
+	if r.short {
+		return nil, errTruncated
+	}
+	return values, nil
 }
 
 // insert decodes the tuple of an outbox row. Other tables' rows become Other.
@@ -233,6 +306,9 @@ func (rel *relation) tuple(r *cursor, row *cdc.Row) error {
 			continue
 		case 't':
 			value = r.bytes(int(r.uint32()))
+		case 'u': // in an update
+			rel.missing = rel.missing || f != 0 || rel.further != nil && rel.further[i] > 0
+			continue
 		default:
 			if r.short {
 				return errTruncated
@@ -373,7 +449,7 @@ func (d *decoder) relation(r *cursor) error {
 		}
 	}
 	if d.cfg.Columns.Verbatim != nil {
-		d.relations[oid] = m.verbatim(name, columns)
+		d.relations[oid] = m.verbatim(name, columns, d.rekeys)
 	} else {
 		d.relations[oid] = m.relation(columns)
 	}
@@ -397,6 +473,7 @@ func (d *decoder) shapes(oid uint32, columns []column) error {
 		}
 		if at := find(catalog, c.name); at >= 0 && catalog[at].declared == c.declared {
 			modifier := c.shape.Modifier
+			c.key = catalog[at].key
 			if c.shape = catalog[at].shape; c.declared == c.typeOID { // not a domain
 				c.shape.Modifier = modifier
 			}

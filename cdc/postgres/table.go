@@ -135,7 +135,8 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 		SELECT a.attname::text, k.oid, k.typtype IN ('b', 'e') AND k.typcategory <> 'A',
 		       format_type(a.atttypid, a.atttypmod) || CASE WHEN k.oid <> a.atttypid THEN ', a domain over ' || format_type(k.oid, NULL) ELSE '' END, a.attgenerated::text,
 		       a.atttypid, format_type(k.oid, k.modifier), k.modifier, k.filled, coalesce(pg_get_expr(d.adbin, d.adrelid), ''),
-		       ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = k.oid ORDER BY e.enumsortorder)
+		       ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = k.oid ORDER BY e.enumsortorder),
+		       coalesce((SELECT array_position(i.indkey::int2[], a.attnum) + 1 FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary), 0)
 		FROM pg_attribute a JOIN kind k ON k.attnum = a.attnum AND k.typtype <> 'd'
 		LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 		WHERE a.attrelid = $1 ORDER BY a.attnum`, table)
@@ -146,7 +147,7 @@ func readColumns(ctx context.Context, conn *pgx.Conn, table uint32) ([]column, e
 		var c column
 		var text bool
 		s := &c.shape
-		err := r.Scan(&c.name, &c.typeOID, &text, &c.typ, &c.generated, &c.declared, &s.TypeName, &s.Modifier, &s.NotNull, &s.Default, &s.Labels)
+		err := r.Scan(&c.name, &c.typeOID, &text, &c.typ, &c.generated, &c.declared, &s.TypeName, &s.Modifier, &s.NotNull, &s.Default, &s.Labels, &c.key)
 		s.Name, s.Type, s.Domain = c.name, c.typeOID, c.declared != c.typeOID
 		if len(s.Labels) == 0 {
 			s.Labels = nil

@@ -171,3 +171,58 @@ func TestUpdatesOfTheOutbox(t *testing.T) {
 		}
 	}
 }
+
+// TestUpdatesOfTheKey decodes updates of the outbox for a route that takes one of the primary key for an insert.
+func TestUpdatesOfTheKey(t *testing.T) {
+	const outbox = 7
+	text := func(s string) []byte { return append([]byte{'t', 0, 0, 0, byte(len(s))}, s...) }
+	update := func(kind string, former []byte, id string, payload []byte) []byte {
+		b := []byte{'U', 0, 0, 0, outbox}
+		if kind != "" {
+			b = append(append(append(b, kind[0], 0, 2), text(string(former))...), 'n')
+		}
+		return append(append(append(b, 'N', 0, 2), text(id)...), payload...)
+	}
+	for name, c := range map[string]struct {
+		message []byte
+		want    string
+		unread  bool // if it is large
+	}{
+		"another column":                  {update("", nil, "1", text("p")), "", true},
+		"the key":                         {update("K", []byte("1"), "2", text("p")), "2 p was 1", false},
+		"the key, identity full":          {update("O", []byte("1"), "2", text("p")), "2 p was 1", false},
+		"another column, identity full":   {update("O", []byte("1"), "1", text("p")), "", false},
+		"the key beside a large value":    {update("K", []byte("1"), "2", []byte{'u'}), "undecodable", false},
+		"a large value that stayed":       {update("O", []byte("1"), "1", []byte{'u'}), "", false},
+		"a message that is cut off":       {update("K", []byte("1"), "2", text("p"))[:9], "truncated", false},
+		"the key, in a table without one": {update("K", []byte("1"), "2", text("p")), "", true},
+	} {
+		cfg := defaults()
+		cfg.Columns.Verbatim = &config.Verbatim{Rekeyed: true}
+		d := newDecoder(cfg, outbox)
+		rel := &relation{field: []field{fieldID, fieldPayload}, form: make([]form, 2), key: []int{0}}
+		if name == "the key, in a table without one" {
+			rel.key = nil
+		}
+		d.relations[outbox] = rel
+		var m cdc.Message
+		err := d.message(c.message, &m)
+		got := ""
+		switch {
+		case errors.As(err, new(*cdc.UndecodableError)):
+			got = "undecodable"
+		case errors.Is(err, errTruncated):
+			got = "truncated"
+		case err != nil:
+			t.Errorf("%s: %v", name, err)
+		case m.Kind == cdc.Insert:
+			got = fmt.Sprintf("%s %s was %s", m.Row.ID, m.Row.Payload, m.Row.Former[0])
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+		if unread, err := d.foreign(append([]byte{'w', 24: 0}, c.message...)); unread != c.unread || err != nil {
+			t.Errorf("%s: left unread if it is large: %v, %v", name, unread, err)
+		}
+	}
+}

@@ -160,12 +160,12 @@ func TestImportCheckComparesRecords(t *testing.T) {
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
 	if _, err := conn.Exec(t.Context(), `CREATE TABLE outbox (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL,
-		type varchar(255) NOT NULL, payload jsonb)`); err != nil {
+		type varchar(255) NOT NULL, payload jsonb, at timestamp)`); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "walpost.yaml")
-	text := fmt.Sprintf("pipeline: %s\nsource: {url: %q}\nkafka: {brokers: ['%s']}\ndebezium:\n  topic.prefix: shop\n  table.fields.additional.placement: type:header\n  route.topic.replacement: \"%s.${routedByValue}\"\n",
+	text := fmt.Sprintf("pipeline: %s\nsource: {url: %q}\nkafka: {brokers: ['%s']}\ndebezium:\n  topic.prefix: shop\n  table.fields.additional.placement: type:header\n  table.field.event.timestamp: at\n  route.topic.replacement: \"%s.${routedByValue}\"\n",
 		prefix, url, strings.Join(brokers, "', '"), prefix)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -187,11 +187,14 @@ func TestImportCheckComparesRecords(t *testing.T) {
 	defer client.Close()
 	// write inserts a row, and produces the record of it after a change.
 	write := func(i int, change func(*kgo.Record)) string {
-		id, key := fmt.Sprintf("00000000-0000-4000-8000-%012d", i), fmt.Sprintf("key-%d", i)
-		if _, err := conn.Exec(t.Context(), "INSERT INTO outbox VALUES ($1, 'order', $2, 'OrderPlaced', $3)", id, key, fmt.Sprintf(`{"n": %d, "word": "secret-%d"}`, i, i)); err != nil {
+		id, key, payload := fmt.Sprintf("00000000-0000-4000-8000-%012d", i), fmt.Sprintf("key-%d", i), fmt.Sprintf(`{"n": %d, "word": "secret-%d"}`, i, i)
+		if i == 38 {
+			payload = "none"
+		}
+		if _, err := conn.Exec(t.Context(), "INSERT INTO outbox VALUES ($1, 'order', $2, 'OrderPlaced', nullif($3, 'none')::jsonb, '2026-11-30 12:00')", id, key, payload); err != nil {
 			t.Fatal(err)
 		}
-		r := &kgo.Record{Topic: topic, Key: []byte(key), Value: fmt.Appendf(nil, `{"n": %d, "word": "secret-%d"}`, i, i)}
+		r := &kgo.Record{Topic: topic, Key: []byte(key), Value: []byte(payload), Timestamp: time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)}
 		r.Partition = int32(kafka.PartitionOf(topic, r.Key, 3))
 		for _, h := range [][2]string{
 			{"__debezium.context.connectorLogicalName", "shop"},
@@ -233,6 +236,8 @@ func TestImportCheckComparesRecords(t *testing.T) {
 	for i := range 6 {
 		write(31+i, func(r *kgo.Record) { r.Headers[5].Value = []byte("Other") })
 	}
+	write(37, func(r *kgo.Record) { r.Timestamp = r.Timestamp.Add(time.Millisecond) })
+	write(38, func(r *kgo.Record) { r.Value = []byte{} })
 	write(28, func(r *kgo.Record) { r.Value = nil })
 	got, err := check()
 	var code app.ExitError
@@ -240,13 +245,14 @@ func TestImportCheckComparesRecords(t *testing.T) {
 		t.Errorf("exit code %d, %v", code, err)
 	}
 	for _, want := range []string{
-		"compared 37 records, the newest of each partition of " + topic + ": 20 are equal, 14 differ\n",
+		"compared 39 records, the newest of each partition of " + topic + ": 20 are equal, 16 differ\n",
 		"not compared: 2 records, because the table no longer has their rows\n", "not compared: 1 records without a header id",
 		`000023: value: 28 bytes, different from byte 20 on in Kafka, 30 bytes, different from byte 20 on by walpost`,
 		`000024: key: "other" in Kafka, "key-24" by walpost`,
 		`000025: header type: null in Kafka, "OrderPlaced" by walpost`,
 		`000026: header __debezium.context.connectorLogicalName: no such header in Kafka, "shop" by walpost`,
 		`000029: header origin: "shop" in Kafka, no such header by walpost`, `000030: order of headers: __debezium.context.connectorLogicalName, `,
+		`000037: timestamp: 1796040000001 in Kafka, 1796040000000 by walpost`, `000038: value: 0 bytes, different from byte 1 on in Kafka, null by walpost`,
 		"and 2 more such differences: header type\n",
 		`000027: partition: `, `000028: value: null in Kafka, 30 bytes`,
 	} {
@@ -270,5 +276,42 @@ func TestImportCheckComparesRecords(t *testing.T) {
 		if got, err := check(args...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, %s, want %q", args, err, got, want)
 		}
+	}
+}
+
+// TestPageShowsWhatImportPrints runs the imports of the page about Debezium, and compares what they print with the page.
+func TestPageShowsWhatImportPrints(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join("..", "..", "cdc", "debezium")
+	page, err := os.ReadFile(filepath.Join(folder, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	for _, block := range strings.Split(string(page), "```console\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		command, want, _ := strings.Cut(block, "\n")
+		args, shell, _ := strings.Cut(strings.TrimPrefix(command, "$ walpost import "), ";")
+		words := strings.Fields(args)
+		if !strings.HasPrefix(command, "$ walpost import ") || !strings.HasPrefix(words[0], "testdata/") {
+			continue
+		}
+		words[0] = filepath.Join(folder, words[0])
+		got, err := importing(t, words...)
+		var code app.ExitError
+		switch {
+		case errors.As(err, &code):
+		case err != nil:
+			got = "walpost: " + strings.ReplaceAll(err.Error(), "\n", "\nwalpost: ") + "\n"
+		}
+		if shell != "" {
+			got += fmt.Sprintf("exit code %d\n", code)
+		}
+		if ran++; got != want {
+			t.Errorf("%s prints\n%s\nand the page has\n%s", command, got, want)
+		}
+	}
+	if ran != 2 {
+		t.Errorf("%d imports of the page ran, want 2", ran)
 	}
 }

@@ -44,6 +44,8 @@ type caseRecord struct {
 	Headers   [][2]json.RawMessage `json:"headers"`
 }
 
+type jsonText = json.RawMessage
+
 // compact returns v as JSON on one line, without HTML's escapes.
 func compact(v any) json.RawMessage {
 	var b bytes.Buffer

@@ -222,10 +222,13 @@ func (w *Worker) Stop(name string) {
 // Pause asks a connector to pause. Its task keeps the slot.
 func (w *Worker) Pause(name string) error { return w.call("PUT", path(name, "pause"), nil, nil) }
 
+// Unstop lets a stopped or paused connector run. It returns before its task runs.
+func (w *Worker) Unstop(name string) error { return w.call("PUT", path(name, "resume"), nil, nil) }
+
 // Resume lets a stopped or paused connector run, and waits until it reads its slot.
 func (w *Worker) Resume(name string) {
 	w.t.Helper()
-	if err := w.call("PUT", path(name, "resume"), nil, nil); err != nil {
+	if err := w.Unstop(name); err != nil {
 		w.t.Fatalf("resume connector %s: %v", name, err)
 	}
 	w.AwaitStreaming(name)
