@@ -20,6 +20,8 @@ import (
 type Connector struct {
 	Name   string
 	Server bool // of Debezium Server: the options keep their prefixes
+	// Version is Debezium's version, 3.6.1.Final for example; empty if the input does not tell it.
+	Version string
 
 	options pairs
 }
@@ -285,7 +287,11 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 		if err != nil {
 			return nil, err
 		}
-		return ReadConnector(text)
+		c, err := ReadConnector(text)
+		if err == nil {
+			c.Version = version(ctx, client, u)
+		}
+		return c, err
 	}
 	all := u.JoinPath("connectors")
 	all.RawQuery = "expand=info"
@@ -318,6 +324,7 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 	}
 	switch {
 	case len(found) == 1:
+		found[0].Version = version(ctx, client, u)
 		return found[0], nil
 	case len(found) == 0 && len(others) == 0:
 		return nil, fmt.Errorf("kafka connect at %s has no connector: name the Connect that runs yours", u.Host)
@@ -330,6 +337,26 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 	}
 	slices.Sort(names)
 	return nil, fmt.Errorf("kafka connect at %s has several outbox connectors: name one with --connector: %s", u.Host, strings.Join(names, ", "))
+}
+
+// version returns the version of Debezium's PostgreSQL connector that Connect has; empty if it does not tell.
+func version(ctx context.Context, client *http.Client, u *url.URL) string {
+	text, err := ask(ctx, client, u.JoinPath("connector-plugins"), "")
+	var plugins []struct{ Class, Version string }
+	if err != nil || json.Unmarshal(text, &plugins) != nil {
+		return ""
+	}
+	found := ""
+	for _, p := range plugins {
+		switch {
+		case !isPostgres(p.Class):
+		case found != "" && found != p.Version: // several: Connect does not tell which one runs
+			return ""
+		default:
+			found = p.Version
+		}
+	}
+	return found
 }
 
 // ask returns the body of Connect's answer. The error does not contain the password of the URL.

@@ -50,6 +50,9 @@ const (
 // simple name, too, also without Converter.
 func converterOf(class string) string {
 	class = strings.TrimSpace(class)
+	if class == "io.debezium.converters.ByteBufferConverter" { // its name in Debezium 1
+		return binaryConverter
+	}
 	for _, full := range Converters() {
 		short := simple(full)
 		if class == full || class == short || class == strings.TrimSuffix(short, "Converter") {
@@ -205,11 +208,18 @@ func (i *importing) readFormat(e entry, rest string) {
 		i.wrong("%s: Debezium Server has no such format for Kafka: write json, jsonbytearray, simplestring or binary", e.label)
 	case option == "":
 		i.converterClass(e, part, class)
+	case option == "class" && part == "header" && converterOf(class) != "" && converterOf(class) != jsonConverter && i.placesHeaders():
+		i.line(e, Unsupported, "a header whose column is NULL is there without a value; Debezium Server leaves it out")
 	case option == "class":
 		i.line(e, NoEffect, "the class of %s", strings.TrimSuffix(e.label, ".class"))
 	default:
 		i.converterOption(e, part, class, option)
 	}
+}
+
+// placesHeaders reports whether the router puts columns into headers.
+func (i *importing) placesHeaders() bool {
+	return slices.ContainsFunc(i.placements(), func(p placed) bool { return p.where == "header" })
 }
 
 // readCommonFormat takes an option over that all three formats share.

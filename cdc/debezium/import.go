@@ -101,6 +101,7 @@ func Import(c *Connector, o ImportOptions) (*Imported, error) {
 	i.source()
 	i.sink()
 	i.quarkus()
+	i.version()
 	if len(i.errs) == 0 {
 		if _, err := Parse(i.debezium.toMap()); err != nil {
 			i.errs = append(i.errs, err)
@@ -563,7 +564,15 @@ func (i *importing) static(e entry, k explained) {
 // unknown notes the error of an option that nobody knows.
 func (i *importing) unknown(e entry, names []string) {
 	said := "Debezium ignores it: remove it from a copy of the input, or correct its name"
-	if now := renamed[strings.TrimPrefix(e.name, "transforms."+i.router.name+".")]; now != "" {
+	prefix := ""
+	if strings.HasPrefix(e.name, "transforms.") {
+		prefix = "transforms." + i.router.name + "."
+	}
+	if now := renamed[strings.TrimPrefix(e.name, prefix)]; now != "" {
+		if _, there := i.options.get(prefix + now); there {
+			i.line(e, NoEffect, "an older name of %s, which Debezium no longer reads", now)
+			return
+		}
 		said = "Debezium calls it " + now + " today: write that in a copy of the input"
 	} else if meant := nearest(e.label, names); meant != "" {
 		said = "did you mean " + meant + "?"
@@ -870,6 +879,22 @@ func (i *importing) source() {
 func loopback(host string) bool {
 	ip := net.ParseIP(strings.Trim(host, "[]"))
 	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// version leaves the context headers out for a Debezium that does not write them yet.
+func (i *importing) version() {
+	if _, said := i.options.get(optionContext); said {
+		return
+	}
+	var major, minor int
+	_, err := fmt.Sscanf(i.connector.Version, "%d.%d", &major, &minor)
+	switch {
+	case err != nil:
+		i.Notes = append(i.Notes, `the headers __debezium.context.* are written as by Debezium 3.3 and later: for an older one write extended.headers.enabled: "false" below debezium; walpost import --check shows which it is`)
+	case major < 3 || major == 3 && minor < 3:
+		i.set(optionContext, "false")
+		i.Notes = append(i.Notes, fmt.Sprintf("extended.headers.enabled is false: Debezium %d.%d does not write the headers __debezium.context.* yet", major, minor))
+	}
 }
 
 // quarkus notes what is special about the table of Quarkus' outbox extension.

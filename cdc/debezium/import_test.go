@@ -178,7 +178,7 @@ func TestImportNamesBadInput(t *testing.T) {
 		"a misspelt producer option":   {base + "producer.override.linger.m=5", "did you mean producer.override.linger.ms?"},
 		"a misspelt topic option":      {base + "topic.creation.default.partition=5", "did you mean topic.creation.default.partitions?"},
 		"an unknown option":            {base + "foo.bar=x", "foo.bar: there is no such option: Debezium ignores it: remove it"},
-		"a name of before":             {base + "database.server.name=x", "database.server.name: there is no such option: Debezium calls it topic.prefix today"},
+		"a name of before":             {without(base, "topic.prefix") + "database.server.name=x", "database.server.name: there is no such option: Debezium calls it topic.prefix today"},
 		"a router's name of before":    {base + "transforms.outbox.debezium.op.invalid.behavior=warn", "Debezium calls it table.op.invalid.behavior today"},
 		"no table":                     {without(base, "table.include.list"), "table.include.list: missing, so that the connector captures every table: name the outbox with --table"},
 		"several tables":               {strings.Replace(base, "public.outbox", "public.outbox,sales.outbox", 1), "a pipeline reads one outbox, and here are 2 (public.outbox, sales.outbox)"},
@@ -390,15 +390,18 @@ func TestImportOfServerFormats(t *testing.T) {
 		"by default": {"", []string{"header.converter: " + asJSON, "key.converter: " + asJSON, "value.converter: " + asJSON}, []string{"schemas.enable"}},
 		"one format with schemas": {
 			"debezium.format.value.schemas.enable=false\ndebezium.format.schemas.enable=true\n",
-			[]string{`key.converter.schemas.enable: "true"`, `value.converter.schemas.enable: "false"`, `header.converter.schemas.enable: "true"`}, nil,
+			[]string{`key.converter.schemas.enable: "true"`, `value.converter.schemas.enable: "false"`, `header.converter.schemas.enable: "true"`},
+			nil,
 		},
 		"others than JSON": {
 			"debezium.format.key=simplestring\ndebezium.format.value=binary\ndebezium.format.schemas.enable=false\n",
-			[]string{"key.converter: " + asString, "value.converter: " + asBinary, `header.converter.schemas.enable: "false"`}, []string{"key.converter.schemas", "value.converter.schemas"},
+			[]string{"key.converter: " + asString, "value.converter: " + asBinary, `header.converter.schemas.enable: "false"`},
+			[]string{"key.converter.schemas", "value.converter.schemas"},
 		},
 		"a class": {
 			"debezium.format.value=clientprovided\ndebezium.format.value.class=org.apache.kafka.connect.storage.StringConverter\n",
-			[]string{"value.converter: " + asString}, nil,
+			[]string{"value.converter: " + asString},
+			nil,
 		},
 	} {
 		i, err := imported(t, serverBase+c.text, debezium.ImportOptions{})
@@ -416,6 +419,45 @@ func TestImportOfServerFormats(t *testing.T) {
 			if strings.Contains(section, text) {
 				t.Errorf("%s: %s in\n%s", name, text, section)
 			}
+		}
+	}
+}
+
+// TestImportKnowsOlderVersions imports from a Debezium that writes no context headers, and options with today's name
+// beside an older one.
+func TestImportKnowsOlderVersions(t *testing.T) {
+	t.Parallel()
+	for version, want := range map[string]string{"2.7.4.Final": "false", "3.2.9.Final": "false", "3.3.0.Final": "", "3.6.1.Final": "", "4.0.0.Final": "", "": ""} {
+		c, err := debezium.ReadConnector([]byte(base + "database.server.name=x\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Version = version
+		i, err := debezium.Import(c, debezium.ImportOptions{Brokers: []string{"kafka:9092"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := string(i.YAML())
+		if has := strings.Contains(got, `  extended.headers.enabled: "false"`); has != (want == "false") {
+			t.Errorf("version %q:\n%s", version, got)
+		}
+		if noted := strings.Contains(got, "are written as by Debezium 3.3 and later"); noted != (version == "") {
+			t.Errorf("version %q: the note on versions:\n%s", version, got)
+		}
+		if !strings.Contains(got, "database.server.name: an older name of topic.prefix, which Debezium no longer reads") {
+			t.Errorf("the older name has no line:\n%s", got)
+		}
+	}
+}
+
+// TestImportOfServerHeaders imports headers that Debezium Server would leave out for NULL.
+func TestImportOfServerHeaders(t *testing.T) {
+	t.Parallel()
+	const class = "debezium.format.header=clientprovided\ndebezium.format.header.class=org.apache.kafka.connect.storage.StringConverter\n"
+	for more, want := range map[string]int{"": 0, "debezium.transforms.outbox.table.fields.additional.placement=a:envelope\n": 0, "debezium.transforms.outbox.table.fields.additional.placement=a:header\n": 1} {
+		i, err := imported(t, serverBase+class+more, debezium.ImportOptions{})
+		if err != nil || i.Unsupported() != want {
+			t.Errorf("%q: %v, %d not supported, want %d", more, err, i.Unsupported(), want)
 		}
 	}
 }

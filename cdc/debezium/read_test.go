@@ -127,6 +127,9 @@ func TestReadConnect(t *testing.T) {
 		}
 		http.Error(w, `{"error_code":404}`, http.StatusNotFound)
 	})
+	mux.HandleFunc("GET /connect/connector-plugins", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `[{"class": "io.debezium.connector.mysql.MySqlConnector", "version": "3.0.0"}, {"class": "io.debezium.connector.postgresql.PostgresConnector", "version": "3.6.1.Final"}]`)
+	})
 	mux.HandleFunc("GET /slow/connectors", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "rebalance", http.StatusConflict)
 	})
@@ -162,7 +165,7 @@ func TestReadConnect(t *testing.T) {
 	fails("no PostgreSQL connector with the outbox router, only jdbc", url("/connect"), "")
 	all["shop-outbox"] = text
 	for _, name := range []string{"", "shop-outbox"} {
-		if c, err := read(url("/connect/"), name); err != nil || c.Name != "shop-outbox" || c.Option("slot.name") != "shop" {
+		if c, err := read(url("/connect/"), name); err != nil || c.Name != "shop-outbox" || c.Option("slot.name") != "shop" || c.Version != "3.6.1.Final" {
 			t.Errorf("%q: %+v, %v", name, c, err)
 		}
 	}

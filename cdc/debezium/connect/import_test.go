@@ -86,8 +86,8 @@ func TestImportAndCheck(t *testing.T) {
 				code = 1
 			}
 			printed := run(code, "import", "--connect-url", worker.URL(), "--connector", prefix, "--brokers", strings.Join(brokers, ","))
-			if !strings.Contains(printed, c.says) {
-				t.Errorf("it does not say %q", c.says)
+			if !strings.Contains(printed, c.says) || strings.Contains(printed, "Debezium 3.3 and later") { // Connect tells the version
+				t.Errorf("it does not say %q, or it does not know the version", c.says)
 			}
 			file := filepath.Join(t.TempDir(), "walpost.yaml")
 			if err := os.WriteFile(file, []byte(printed), 0o600); err != nil {
