@@ -119,9 +119,7 @@ func newClass(name, class string, given map[string]string) (*converter, error) {
 		default:
 			errs = append(errs, fmt.Errorf("%s.decimal.format: %q is not supported: write BASE64 or NUMERIC", name, word))
 		}
-		if !is("replace.null.with.default", true) {
-			errs = append(errs, fmt.Errorf("%s.replace.null.with.default: false is not supported: leave it out", name))
-		}
+		is("replace.null.with.default", true) // no difference: the router replaces NULL by the default before
 	}
 	if word := given[name+".encoding"]; c.form == asText && word != "" && !strings.EqualFold(word, "UTF-8") && !strings.EqualFold(word, "UTF8") {
 		errs = append(errs, fmt.Errorf("%s.encoding: %q is not supported: write UTF-8", name, word))
@@ -146,7 +144,7 @@ func (c *converter) fits(s *schema) error {
 	}
 	switch c.form {
 	case asText:
-		if s.name == variableDecimal || s.name == "io.debezium.data.Bits" {
+		if s.name == variableDecimal || s.name == geometricPoint || s.name == "io.debezium.data.Bits" || s.kind == array && c.fits(s.items) != nil {
 			return errAddress
 		}
 	case asBytes:

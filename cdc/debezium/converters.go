@@ -145,11 +145,7 @@ func (i *importing) converterOption(e entry, part, class, option string) {
 			taken(value)
 			return
 		case "replace.null.with.default":
-			if isTrue(value) {
-				i.line(e, NoEffect, "JsonConverter's default")
-				return
-			}
-			i.line(e, Unsupported, "NULL in a column with a default is written as the default")
+			i.line(e, NoEffect, "the router has replaced NULL by the column's default before, there and here")
 			return
 		case "schema.content":
 			if value == "" {

@@ -412,7 +412,7 @@ func emptySQL(conn *pgx.Conn, name string, partitioned bool) string {
 //
 // PostgreSQL looks up a change's publication as of the change. The lock waits for every transaction that has a row of the
 // outbox open, and keeps new ones out until the commit: so each row is wholly before the cut or wholly after it, and no
-// transaction has rows on both sides of a change of the catalog, which versions before August 2025 decode wrongly.
+// transaction has rows on both sides of a change of the catalog, which older minor versions decode wrongly.
 func cutSQL(cfg config.Source, from, to string) []string {
 	table := postgres.TableName(cfg)
 	return []string{

@@ -23,14 +23,16 @@ func init() { // a literal would refer to itself
 			i.set("extended.headers.enabled", strings.TrimSpace(e.value))
 			i.line(e, TakenOver, "extended.headers.enabled")
 		},
-		"binary.handling.mode":   (*importing).typeMode,
-		"decimal.handling.mode":  (*importing).typeMode,
-		"time.precision.mode":    (*importing).typeMode,
-		"interval.handling.mode": (*importing).typeMode,
-		"hstore.handling.mode":   (*importing).typeMode,
-		"converters":             (*importing).plugins,
-		"post.processors":        (*importing).plugins,
-		"plugin.name":            func(i *importing, e entry) { i.line(e, Equivalent, "walpost reads slots of pgoutput") },
+		"binary.handling.mode":                   (*importing).typeMode,
+		"decimal.handling.mode":                  (*importing).typeMode,
+		"time.precision.mode":                    (*importing).typeMode,
+		"interval.handling.mode":                 (*importing).typeMode,
+		"hstore.handling.mode":                   (*importing).typeMode,
+		"schema.name.adjustment.mode":            (*importing).typeMode,
+		"event.converting.failure.handling.mode": (*importing).typeMode,
+		"converters":                             (*importing).plugins,
+		"post.processors":                        (*importing).plugins,
+		"plugin.name":                            func(i *importing, e entry) { i.line(e, Equivalent, "walpost reads slots of pgoutput") },
 		"slot.name": func(i *importing, e entry) {
 			i.line(e, Equivalent, "source.slot; the move continues with this slot, or with a second one")
 		},
@@ -109,6 +111,10 @@ func (i *importing) typeMode(e entry) {
 	if _, err := Parse(map[string]string{optionPrefix: "p", e.name: value}); err == nil {
 		i.set(e.name, value)
 		i.line(e, TakenOver, "%s", e.name)
+		return
+	}
+	if e.name == "schema.name.adjustment.mode" {
+		i.line(e, Unsupported, "the names of schemas in keys and values keep their letters")
 		return
 	}
 	i.line(e, Unsupported, "columns of this kind are written as with %s, Debezium's default", known[e.name].normal)

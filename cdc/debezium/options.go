@@ -36,6 +36,9 @@ type Options struct {
 	keys, values, headers   *converter
 
 	decimals, binaries, times, intervals, hstores string
+
+	avro   bool // names of schemas are made fit for Avro
+	strict bool // a value that Debezium cannot convert is an error
 }
 
 // placement puts a column into a header, the envelope or the partition.
@@ -79,18 +82,19 @@ func (o *Options) Columns() []string {
 
 // Names of the options that other files need.
 const (
-	optionID        = "table.field.event.id"
-	optionKey       = "table.field.event.key"
-	optionType      = "table.field.event.type"
-	optionPayload   = "table.field.event.payload"
-	optionTimestamp = "table.field.event.timestamp"
-	optionVersion   = "table.field.event.schema.version"
-	optionRoute     = "route.by.field"
-	optionPlacement = "table.fields.additional.placement"
-	optionUpdates   = "table.op.invalid.behavior"
-	optionPrefix    = "topic.prefix"
-	optionContext   = "extended.headers.enabled"
-	optionRelease   = "debezium.version" // not one of Debezium's: the version whose records are wanted
+	optionID         = "table.field.event.id"
+	optionKey        = "table.field.event.key"
+	optionType       = "table.field.event.type"
+	optionPayload    = "table.field.event.payload"
+	optionTimestamp  = "table.field.event.timestamp"
+	optionVersion    = "table.field.event.schema.version"
+	optionRoute      = "route.by.field"
+	optionPlacement  = "table.fields.additional.placement"
+	optionUpdates    = "table.op.invalid.behavior"
+	optionPrefix     = "topic.prefix"
+	optionContext    = "extended.headers.enabled"
+	optionConverting = "event.converting.failure.handling.mode"
+	optionRelease    = "debezium.version" // not one of Debezium's: the version whose records are wanted
 )
 
 // option is one option: its default, and the values that it may have; nil: any text.
@@ -130,7 +134,8 @@ var known = map[string]option{
 	"binary.handling.mode":             {normal: "bytes", values: []string{"bytes", "base64", "base64-url-safe", "hex"}},
 	"interval.handling.mode":           {normal: "numeric", values: []string{"numeric", "string"}},
 	"hstore.handling.mode":             {normal: "json", values: []string{"json"}},
-	"schema.name.adjustment.mode":      {normal: "none", values: []string{"none"}},
+	optionConverting:                   {normal: "warn", values: []string{"warn", "fail", "skip"}},
+	"schema.name.adjustment.mode":      {normal: "none", values: []string{"none", "avro"}},
 	"field.name.adjustment.mode":       {normal: "none", values: []string{"none"}},
 }
 
@@ -197,7 +202,9 @@ func Parse(given map[string]string) (*Options, error) {
 		decimals: get("decimal.handling.mode"), binaries: get("binary.handling.mode"), times: get("time.precision.mode"),
 		intervals: get("interval.handling.mode"), hstores: get("hstore.handling.mode"),
 	}
-	for _, name := range []string{"tracing.with.context.field.only", "schema.name.adjustment.mode", "field.name.adjustment.mode"} {
+	o.strict = get(optionConverting) == "fail"
+	o.avro = get("schema.name.adjustment.mode") == "avro"
+	for _, name := range []string{"tracing.with.context.field.only", "field.name.adjustment.mode"} {
 		if _, set := given[name]; set {
 			get(name)
 		}
@@ -232,6 +239,9 @@ func Parse(given map[string]string) (*Options, error) {
 	if o.Prefix == "" && (o.Context || o.envelope() && o.values != nil && o.values.describes()) {
 		fail("topic.prefix is not set, and records show it: write the connector's topic.prefix, or extended.headers.enabled: \"false\" if the connector has that")
 	}
+	if strings.ContainsFunc(o.Prefix, func(c rune) bool { return !strings.ContainsRune(prefixLetters, c) }) {
+		fail("topic.prefix: %q: write letters, digits, '.', '_' and '-' only, as Debezium asks", o.Prefix)
+	}
 	if o.version != "" && !o.envelope() {
 		o.version = "" // Debezium reads it for an envelope only
 	}
@@ -239,6 +249,29 @@ func Parse(given map[string]string) (*Options, error) {
 		return nil, errors.Join(errs...)
 	}
 	return o, nil
+}
+
+const prefixLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+
+// schemaName returns the name of a table's schemas.
+func (o *Options) schemaName(table string) string {
+	name := o.Prefix + "." + table
+	if !o.avro {
+		return name
+	}
+	fit := strings.Map(func(c rune) rune {
+		if c == '-' || !strings.ContainsRune(prefixLetters, c) {
+			return '_'
+		}
+		return c
+	}, name)
+	switch {
+	case name[0] >= '0' && name[0] <= '9':
+		return "_" + fit
+	case name[0] == '.':
+		return "_" + fit[1:]
+	}
+	return fit
 }
 
 // split cuts text as Java's String.split does: without empty parts at the end.

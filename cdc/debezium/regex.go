@@ -365,7 +365,10 @@ func (t *translator) atom(f flags) (string, traits, error) {
 		return t.group(f)
 	case '[':
 		set, err := t.class(f)
-		return set, traits{}, err
+		if err != nil {
+			return "", traits{}, err
+		}
+		return set.String(), traits{}, nil
 	case '.':
 		t.i++
 		switch {
@@ -751,32 +754,49 @@ func unicodeTable(name string) *unicode.RangeTable {
 	return nil
 }
 
-// class reads [...].
-func (t *translator) class(f flags) (string, error) {
+// class reads [...], with classes in it and intersections.
+func (t *translator) class(f flags) (*set, error) {
 	t.i++
-	s, negative := &set{}, false
+	negative := false
 	if strings.HasPrefix(t.rest(), "^") {
 		t.i, negative = t.i+1, true
 	}
+	var all *set // of the intersections so far
+	s := &set{}
 	for first := true; ; first = false {
 		if t.i == len(t.s) {
-			return "", t.fail("has [ without its ]: write \\[ for the character")
+			return nil, t.fail("has [ without its ]: write \\[ for the character")
 		}
 		switch {
 		case t.s[t.i] == ']' && !first:
 			t.i++
+			if all != nil {
+				s = all.and(s)
+			}
 			if negative {
 				s.negate()
 			}
-			return s.String(), nil
+			return s, nil
 		case t.s[t.i] == '[':
-			return "", t.unsupported("a class in a class, [a[b]]", "write the characters in one class, and \\[ for a bracket")
+			inner, err := t.class(f)
+			if err != nil {
+				return nil, err
+			}
+			s.ranges = append(s.ranges, inner.ranges...)
+			continue
 		case strings.HasPrefix(t.rest(), "&&"):
-			return "", t.unsupported("an intersection of classes, &&", "write the characters that are left as one class")
+			if t.i += 2; first || len(s.ranges) == 0 || strings.HasPrefix(t.rest(), "&") || strings.HasPrefix(t.rest(), "]") {
+				return nil, t.fail("has && at the edge of a class: write the characters that are left as one class")
+			}
+			if all != nil {
+				s = all.and(s)
+			}
+			all, s = s, &set{}
+			continue
 		}
 		low, single, err := t.member(f)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if rest := t.rest(); single < 0 || len(rest) < 2 || rest[0] != '-' || rest[1] == ']' || rest[1] == '[' {
 			s.ranges = append(s.ranges, low.ranges...)
@@ -785,10 +805,10 @@ func (t *translator) class(f flags) (string, error) {
 		t.i++
 		_, high, err := t.member(flags{})
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if high < single {
-			return "", t.fail("has a range in a class that ends before it begins")
+			return nil, t.fail("has a range in a class that ends before it begins")
 		}
 		r := set{[][2]rune{{single, high}}}
 		if f.fold {
@@ -796,6 +816,17 @@ func (t *translator) class(f flags) (string, error) {
 		}
 		s.ranges = append(s.ranges, r.ranges...)
 	}
+}
+
+// and returns the characters that are in both sets.
+func (s *set) and(other *set) *set {
+	both := &set{slices.Clone(s.ranges)}
+	both.negate()
+	not := &set{slices.Clone(other.ranges)}
+	not.negate()
+	both.ranges = append(both.ranges, not.ranges...)
+	both.negate()
+	return both
 }
 
 // member reads one member of a class: its set, and the character if it is one; negative if it is a set.

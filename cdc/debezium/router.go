@@ -193,7 +193,7 @@ func (r *Router) newPlan(shape *cdc.Shape) *plan {
 		}
 	}
 	p.err = errors.Join(errs...)
-	p.schema = o.Prefix + "." + shape.Table
+	p.schema = o.schemaName(shape.Table)
 	return p
 }
 
@@ -467,6 +467,9 @@ func (r *Router) timestamp(row *cdc.Row, rec *cdc.Record, c *column) error {
 		ms /= 1000
 	case nanoTimestamp:
 		ms /= 1_000_000
+	}
+	if ms == -1 {
+		return nil // to Connect, no timestamp
 	}
 	if ms < 0 || bytes.HasSuffix(row.CreatedAt, []byte("infinity")) {
 		return cdc.Reject(row, cdc.BadHeaders, rec.Topic, "its %s is before 1970 or infinite, and Kafka takes no such timestamp: correct the row, or leave %s out", r.o.at, optionTimestamp)

@@ -100,7 +100,7 @@ func TestShapesThatDoNotFitAreRefused(t *testing.T) {
 		"table.field.event.payload: column payload is a string for Debezium, and ByteArrayConverter (value.converter) takes bytes only":   {map[string]string{"value.converter": c + "ByteArrayConverter"}, nil},
 		"route.by.field: column aggregatetype is a int32":                                                                                 {nil, func(s *cdc.Shape) { s.AggregateType = of(23, "integer") }},
 		"route.by.field: column aggregatetype of type bytea is not supported here":                                                        {map[string]string{"binary.handling.mode": "hex"}, func(s *cdc.Shape) { s.AggregateType = of(17, "bytea") }},
-		"table.field.event.payload: column x of type money is not supported here":                                                         {nil, func(s *cdc.Shape) { s.Payload = of(790, "money") }},
+		"table.field.event.payload: column x of type vector is not supported here":                                                        {nil, func(s *cdc.Shape) { s.Payload = of(0, "vector") }},
 		"table.field.event.payload: column payload is of type pg_lsn, which Debezium leaves out":                                          {nil, func(s *cdc.Shape) { s.Payload = of(3220, "pg_lsn") }},
 		"column payload is written by Debezium as the address of an object":                                                               {nil, func(s *cdc.Shape) { s.Payload = of(1700, "numeric") }},
 		"table.fields.additional.placement: column a is of type character varying(255), and Debezium takes a partition from integer only": {map[string]string{"table.fields.additional.placement": "a:partition"}, nil},
@@ -225,5 +225,33 @@ func BenchmarkRoute(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestValuesThatDebeziumCannotConvert: NaN in a numeric column is null. Where null is not allowed, or with fail, the row
+// is rejected.
+func TestValuesThatDebeziumCannotConvert(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		notNull bool
+		options map[string]string
+		key     string // empty: the row is rejected
+	}{
+		{"null", false, nil, "null"},
+		{"NOT NULL", true, nil, ""},
+		{"fail", false, map[string]string{"event.converting.failure.handling.mode": "fail"}, ""},
+		{"as text", true, map[string]string{"decimal.handling.mode": "string"}, `"NAN"`},
+	} {
+		options := map[string]string{"key.converter": "org.apache.kafka.connect.json.JsonConverter", "key.converter.schemas.enable": "false"}
+		maps.Copy(options, c.options)
+		shape := outbox()
+		shape.AggregateID = &cdc.Column{Name: "n", Type: 1700, TypeName: "numeric(5,2)", Modifier: 5<<16 | 2 + 4, NotNull: c.notNull}
+		in, rec := row(shape), cdc.Record{}
+		in.AggregateID = []byte("NaN")
+		err := debezium.New(parse(t, options)).Route(in, &rec)
+		var rejected *cdc.RejectedError
+		if c.key == "" && (!errors.As(err, &rejected) || rejected.Class != cdc.BadKey) || c.key != "" && (err != nil || string(rec.Key) != c.key) {
+			t.Errorf("%s: key %q, %v", c.name, rec.Key, err)
+		}
 	}
 }

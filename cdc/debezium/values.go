@@ -11,21 +11,27 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/walpost/walpost/cdc"
 )
 
 // Types of PostgreSQL, by OID.
 const (
-	oidBool, oidBytea, oidChar, oidName, oidInt8, oidInt2, oidInt4, oidText, oidOID   = 16, 17, 18, 19, 20, 21, 23, 25, 26
-	oidJSON, oidXML, oidFloat4, oidFloat8, oidMoney, oidBPChar, oidVarchar            = 114, 142, 700, 701, 790, 1042, 1043
-	oidDate, oidTime, oidTimestamp, oidTimestamptz, oidInterval, oidTimetz            = 1082, 1083, 1114, 1184, 1186, 1266
-	oidBit, oidVarbit, oidNumeric, oidUUID, oidTsvector, oidJSONB, oidPoint           = 1560, 1562, 1700, 2950, 3614, 3802, 600
-	oidCIDR, oidInet, oidMacaddr, oidMacaddr8                                         = 650, 869, 829, 774
-	oidInt4range, oidNumrange, oidTsrange, oidTstzrange, oidDaterange, oidInt8range   = 3904, 3906, 3908, 3910, 3912, 3926
-	oidBoolArray, oidInt2Array, oidInt4Array, oidInt8Array, oidTextArray, oidVarchar2 = 1000, 1005, 1007, 1016, 1009, 1015
-	oidUUIDArray, oidFloat4Array, oidFloat8Array                                      = 2951, 1021, 1022
+	oidBool, oidBytea, oidChar, oidName, oidInt8, oidInt2, oidInt4, oidText, oidOID = 16, 17, 18, 19, 20, 21, 23, 25, 26
+	oidJSON, oidXML, oidFloat4, oidFloat8, oidMoney, oidBPChar, oidVarchar          = 114, 142, 700, 701, 790, 1042, 1043
+	oidDate, oidTime, oidTimestamp, oidTimestamptz, oidInterval, oidTimetz          = 1082, 1083, 1114, 1184, 1186, 1266
+	oidBit, oidVarbit, oidNumeric, oidUUID, oidTsvector, oidJSONB, oidPoint         = 1560, 1562, 1700, 2950, 3614, 3802, 600
+	oidCIDR, oidInet, oidMacaddr, oidMacaddr8                                       = 650, 869, 829, 774
+	oidInt4range, oidNumrange, oidTsrange, oidTstzrange, oidDaterange, oidInt8range = 3904, 3906, 3908, 3910, 3912, 3926
 )
+
+// elements are the types of the elements of arrays.
+var elements = map[uint32]uint32{
+	1000: oidBool, 1005: oidInt2, 1007: oidInt4, 1016: oidInt8, 1009: oidText, 1015: oidVarchar, 1014: oidBPChar, 1002: oidChar,
+	2951: oidUUID, 1021: oidFloat4, 1022: oidFloat8, 1028: oidOID, 199: oidJSON, 3807: oidJSONB, 1182: oidDate, 1183: oidTime,
+	1115: oidTimestamp, 1185: oidTimestamptz, 1231: oidNumeric, 1001: oidBytea, 1041: oidInet, 651: oidCIDR, 1040: oidMacaddr,
+}
 
 // Names of schemas.
 const (
@@ -36,14 +42,16 @@ const (
 	milliTimestamp   = "io.debezium.time.Timestamp"
 	microTimestamp   = "io.debezium.time.MicroTimestamp"
 	nanoTimestamp    = "io.debezium.time.NanoTimestamp"
+	geometricPoint   = "io.debezium.data.geometry.Point"
 	variableDecimal  = "io.debezium.data.VariableScaleDecimal"
 )
 
 // column reads the values of one column of the table as Debezium's connector does.
 type column struct {
 	*schema
-	read func(text []byte) (value, error)
-	raw  bool // the value is PostgreSQL's text, unchanged
+	read   func(text []byte) (value, error)
+	raw    bool // the value is PostgreSQL's text, unchanged
+	strict bool // a value that Debezium cannot convert is an error, and not NULL
 }
 
 // value returns the value of the row, or of the column's default for NULL. A value that Debezium cannot convert counts as
@@ -53,7 +61,7 @@ func (c *column) value(text []byte) (value, error) {
 		return value{class: chars, b: text}, nil
 	}
 	if text != nil {
-		if v, err := c.read(text); !errors.Is(err, errNull) {
+		if v, err := c.read(text); !errors.Is(err, errNull) || c.strict {
 			return v, err
 		}
 	}
@@ -70,7 +78,7 @@ func (u *unsupportedError) Error() string { return fmt.Sprintf("column %s %s", u
 
 var (
 	errValue = errors.New("its text is none that PostgreSQL prints for the type")
-	errNull  = errors.New("a value that Debezium cannot convert")
+	errNull  = errors.New("it is NaN or an infinity, which decimal.handling.mode precise cannot hold: set it to string or double")
 )
 
 // newColumn returns the reader of a column; nil if Debezium leaves columns of this type out of its events.
@@ -80,11 +88,22 @@ func newColumn(c *cdc.Column, o *Options) (*column, error) {
 	}
 	s := &schema{kind: text, optional: !c.NotNull}
 	named := func(k kind, name string) { s.kind, s.name, s.version, s.numbered = k, name, 1, true }
-	col := &column{schema: s, raw: true}
+	col := &column{schema: s, raw: true, strict: o.strict}
 	read := func(f func([]byte) (value, error)) { col.raw, col.read = false, f }
 	whole := func(k kind) {
 		s.kind = k
 		read(readInteger)
+	}
+	if element, ok := elements[c.Type]; ok {
+		inner := *c
+		inner.Type, inner.TypeName, inner.NotNull, inner.Default = element, strings.TrimSuffix(c.TypeName, "[]"), false, ""
+		of, err := newColumn(&inner, o)
+		if err != nil {
+			return nil, err
+		}
+		s.kind, s.items = array, of.schema
+		read(func(t []byte) (value, error) { return readArray(t, of) })
+		return col, nil
 	}
 	switch c.Type {
 	case oidText, oidVarchar, oidBPChar, oidChar, oidInet, oidCIDR, oidMacaddr, oidMacaddr8,
@@ -163,17 +182,6 @@ func newColumn(c *cdc.Column, o *Options) (*column, error) {
 			named(int64s, "io.debezium.time.MicroDuration")
 			read(readIntervalMicros)
 		}
-	case oidBoolArray, oidInt2Array, oidInt4Array, oidInt8Array, oidTextArray, oidVarchar2, oidUUIDArray, oidFloat4Array, oidFloat8Array:
-		element := map[uint32]uint32{
-			oidBoolArray: oidBool, oidInt2Array: oidInt2, oidInt4Array: oidInt4, oidInt8Array: oidInt8, oidTextArray: oidText,
-			oidVarchar2: oidVarchar, oidUUIDArray: oidUUID, oidFloat4Array: oidFloat4, oidFloat8Array: oidFloat8,
-		}[c.Type]
-		of, err := newColumn(&cdc.Column{Name: c.Name, Type: element, TypeName: c.TypeName, Modifier: -1}, o)
-		if err != nil {
-			return nil, err
-		}
-		s.kind, s.items = array, of.schema
-		read(func(t []byte) (value, error) { return readArray(t, of) })
 	case oidName:
 		// Debezium knows the type and not its values: they are null, or empty where null is not allowed.
 		read(func([]byte) (value, error) {
@@ -182,8 +190,14 @@ func newColumn(c *cdc.Column, o *Options) (*column, error) {
 			}
 			return value{}, nil
 		})
-	case oidMoney, oidPoint:
-		return nil, refuse("is not supported here: cast it to numeric or text in another column")
+	case oidMoney:
+		read(money(s, o.decimals))
+	case oidPoint:
+		*s = schema{
+			kind: structure, optional: s.optional, name: geometricPoint, version: 1, numbered: true, doc: "Geometry (POINT)",
+			fields: []field{{"x", &schema{kind: float64s}}, {"y", &schema{kind: float64s}}, {"wkb", optionalOf(binary)}, {"srid", optionalOf(int32s)}},
+		}
+		read(func(t []byte) (value, error) { return readPoint(t, s) })
 	default:
 		switch name := bareType(c.TypeName); {
 		case c.Labels != nil:
@@ -373,6 +387,66 @@ func numeric(s *schema, modifier int32, mode string) func([]byte) (value, error)
 		d, err := scaled(t)
 		return value{class: bigDecimal, d: d}, err
 	}
+}
+
+// money sets the schema of a money column, and returns what reads it. Its text has two digits behind the point and a sign
+// of the currency, as lc_monetary says.
+func money(s *schema, mode string) func([]byte) (value, error) {
+	amount := func(t []byte) (decimal, error) {
+		text := string(t)
+		negative := strings.HasPrefix(text, "-") || strings.HasPrefix(text, "(")
+		text = strings.Trim(text, "-()")
+		if text != "" && (text[0] < '0' || text[0] > '9') {
+			_, size := utf8.DecodeRuneInString(text)
+			text = text[size:]
+		}
+		d, err := parseDecimal([]byte(strings.ReplaceAll(text, ",", "")))
+		if err != nil || d.scale != 2 {
+			return d, errors.New("it is money that is not written as $1,234.56, and Debezium's task fails: set lc_monetary of the database to C or en_US")
+		}
+		if negative {
+			d.unscaled.Neg(d.unscaled)
+		}
+		return d, nil
+	}
+	switch mode {
+	case "double":
+		s.kind = float64s
+		return func(t []byte) (value, error) {
+			d, err := amount(t)
+			return value{class: float, f: d.doubleOr(err)}, err
+		}
+	case "string":
+		return func(t []byte) (value, error) {
+			d, err := amount(t)
+			if err != nil {
+				return value{}, err
+			}
+			return value{class: chars, b: appendPlain(nil, d)}, nil
+		}
+	}
+	s.kind, s.name, s.version, s.numbered, s.params = binary, connectDecimal, 1, true, [][2]string{{"scale", "2"}}
+	return func(t []byte) (value, error) {
+		d, err := amount(t)
+		return value{class: bigDecimal, d: d}, err
+	}
+}
+
+// readPoint reads (1,2.5), and adds the point in well-known binary.
+func readPoint(t []byte, s *schema) (value, error) {
+	x, y, ok := strings.Cut(strings.Trim(string(t), "()"), ",")
+	fx, err1 := strconv.ParseFloat(x, 64)
+	fy, err2 := strconv.ParseFloat(y, 64)
+	if !ok || err1 != nil || err2 != nil {
+		return value{}, errValue
+	}
+	wkb := []byte{1, 1, 0, 0, 0}
+	for _, f := range []float64{fx, fy} {
+		for i, bits := 0, math.Float64bits(f); i < 64; i += 8 {
+			wkb = append(wkb, byte(bits>>i))
+		}
+	}
+	return value{class: object, of: s, list: []value{{class: float, f: fx}, {class: float, f: fy}, {class: byteArray, b: wkb}, {}}}, nil
 }
 
 func (d decimal) doubleOr(err error) float64 {

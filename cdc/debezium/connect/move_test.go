@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -312,6 +313,20 @@ func moveStandalone(t *testing.T, mode string) {
 // of its instants, Connect is killed after the cut, and the relay later.
 func moveSecondSlot(t *testing.T, mode string) {
 	m := startMoving(t, mode)
+	// The connector captures another table too, which stays with it.
+	m.Exec("CREATE TABLE customers (id int PRIMARY KEY); ALTER PUBLICATION dbz_pub ADD TABLE customers")
+	maps.Copy(m.config, map[string]string{
+		"table.include.list": "public.outbox,public.customers", "transforms.outbox.predicate": "ours",
+		"predicates": "ours", "predicates.ours.type": "org.apache.kafka.connect.transforms.predicates.TopicNameMatches", "predicates.ours.pattern": `.*\.public\.outbox`,
+	})
+	m.save()
+	m.worker.Deploy(connector, m.config)
+	customer := func(n int) {
+		m.Exec("INSERT INTO customers VALUES ($1)", n)
+		cdctest.Consume(t, m.Brokers, "test_server.public.customers", time.Minute, cdctest.AtLeast(n))
+	}
+	cdctest.CreateTopic(t, m.Brokers, "test_server.public.customers", 1)
+	customer(1)
 	m.Env["WALPOST_SOURCE_PUBLICATION"] = "relayed"
 	m.takeOver("--dry-run")
 	for _, at := range []string{"takeover_publication", "takeover_slot", "takeover_cut", "takeover_after_cut"} {
@@ -328,6 +343,7 @@ func moveSecondSlot(t *testing.T, mode string) {
 	relay := m.SpawnRelay()
 	m.more(300)
 	m.confirmed()
+	customer(2)
 	m.worker.Delete(connector)
 	m.Exec("SELECT pg_drop_replication_slot('" + m.config["slot.name"] + "')")
 	if mode == "exactly_once" { // at least once, a kill repeats rows
@@ -341,6 +357,7 @@ func moveSecondSlot(t *testing.T, mode string) {
 	m.stop(relay)
 	m.MustRefuse("give the connector the slot that walpost has read", m.flags("--back")...)
 	m.config["slot.name"], m.config["publication.name"] = m.Slot(), "relayed"
+	m.config["table.include.list"] = "public.outbox"
 	m.save()
 	m.giveBack()
 	m.more(100)
