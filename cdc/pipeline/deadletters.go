@@ -241,7 +241,7 @@ func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 		}
 	}
 	if stay > 0 {
-		return r.done, fmt.Errorf("%d dead letters stay: fix the cause (the topic's limit, kafka.aggregate_types, kafka.rename) and redrive them again, or give them up with `walpost dlq drop`", stay)
+		return r.done, fmt.Errorf("%d dead letters stay: fix the cause (the topic's limit, kafka.aggregate_types, kafka.rename, the options under debezium) and redrive them again, or give them up with `walpost dlq drop`", stay)
 	}
 	return r.done, nil
 }
