@@ -258,8 +258,6 @@ func (i *importing) sslmode(e entry) {
 		i.line(e, Equivalent, "source.url")
 	case "allow", "prefer", "":
 		i.line(e, Equivalent, "source.url has sslmode=require (to this machine: none), because walpost never sends a password in clear by chance: write verify-full and sslrootcert for a checked server, or disable for one without TLS")
-	default:
-		i.wrong("%s: there is no such mode: write disable, require, verify-ca or verify-full", i.label("database.sslmode"))
 	}
 }
 
@@ -433,7 +431,7 @@ func (i *importing) sink() {
 			add("tls_key_file", file)
 		}
 	}
-	if !strings.HasPrefix(protocol, "SASL") {
+	if protocol != "SASL_PLAINTEXT" && protocol != "SASL_SSL" {
 		return
 	}
 	mechanism := strings.ToUpper(i.producerValue("sasl.mechanism"))
