@@ -90,8 +90,8 @@ var connectorValues = permit(map[string]allowed{
 	task.management.timeout.ms`: anyNumber,
 })
 
-// producerValues are the same for the options of Kafka's producer, version 4.3. compression.type and sasl.mechanism have
-// sentences of their own (see sink).
+// producerValues are the same for the options of Kafka's producer, version 4.3. sink checks compression.type and
+// sasl.mechanism.
 var producerValues = permit(map[string]allowed{
 	"acks":                       oneOf("all", "-1", "0", "1"),
 	"client.dns.lookup":          oneOf("use_all_dns_ips", "resolve_canonical_bootstrap_servers_only"),

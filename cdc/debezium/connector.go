@@ -303,6 +303,7 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 		}
 		c, err := ReadConnector(text)
 		if err == nil {
+			c.options.sort()
 			c.Version = version(ctx, client, u)
 		}
 		return c, err
@@ -338,6 +339,7 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 	}
 	switch {
 	case len(found) == 1:
+		found[0].options.sort() // Connect has them in the order of a hash map
 		found[0].Version = version(ctx, client, u)
 		return found[0], nil
 	case len(found) == 0 && len(others) == 0:

@@ -921,6 +921,9 @@ func (i *importing) source() {
 	}
 	u.RawQuery = strings.Join(query, "&")
 	i.url = u.String()
+	if i.value("publication.autocreate.mode", "") == "" {
+		i.Notes = append(i.Notes, "publication.autocreate.mode is not there, so that a publication that Debezium has created is of all tables. "+saysAllTables)
+	}
 }
 
 var (

@@ -133,10 +133,13 @@ func (i *importing) plugins(e entry) {
 	i.line(e, Unsupported, "%s: columns that it changes are written as they are in the table", strings.Join(names, ", "))
 }
 
+// saysAllTables says what a publication of all tables means for the move.
+const saysAllTables = "A publication FOR ALL TABLES rules out way (b) of the move, not way (a): for (b) give the connector one that lists its tables (cdc/debezium/MOVE.md)"
+
 func (i *importing) autocreate(e entry) {
 	switch strings.ToLower(strings.TrimSpace(e.value)) {
 	case "all_tables":
-		i.line(e, NoEffect, "walpost needs a publication with the inserts of the outbox, and takes one of all tables too, although the server then sends it the changes of all; `walpost init` creates one of the outbox alone")
+		i.line(e, NoEffect, "walpost needs a publication with the inserts of the outbox, and takes one of all tables too, although the server then sends it the changes of all; `walpost init` creates one of the outbox alone. %s", saysAllTables)
 	default:
 		i.line(e, NoEffect, "the relay never creates a publication, `walpost init` does; it needs the inserts of the outbox")
 	}
@@ -170,9 +173,9 @@ func (i *importing) skipped(e entry) {
 func (i *importing) snapshot(e entry) {
 	switch mode := strings.ToLower(strings.TrimSpace(e.value)); mode {
 	case "always":
-		i.line(e, Unsupported, "the rows of the table are not published again at each start; `walpost replay` publishes those of a time range")
+		i.line(e, Unsupported, "the rows of the table are not published again at each start; %s", saysReplay)
 	case "initial_only", "custom", "configuration_based":
-		i.line(e, Unsupported, "%s: walpost publishes each new row, and no older one; `walpost replay` publishes rows that are in the table", mode)
+		i.line(e, Unsupported, "%s: walpost publishes each new row, and no older one; %s", mode, saysReplay)
 	case "never", "no_data", "schema_only", "schema_only_recovery", "recovery":
 		i.line(e, NoEffect, "walpost publishes new rows only, as this mode does")
 	default:
