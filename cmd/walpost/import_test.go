@@ -272,6 +272,15 @@ func TestImportCheckComparesRecords(t *testing.T) {
 	if got, _ = check("--show-values", "--records", "1000"); !strings.Contains(got, `000023: value: "{\"n\": 23, \"word\": \"changed\"}" in Kafka, "{\"n\": 23, \"word\": \"secret-23\"}" by walpost`) {
 		t.Errorf("with values:\n%s", got)
 	}
+	others := prefix + ".configs" // as Connect's
+	cdctest.CreateTopic(t, brokers, others, 1)
+	cdctest.CreateTopic(t, brokers, prefix+".empty", 1)
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: others, Key: []byte("connector"), Value: []byte("{}")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ = check(); !strings.Contains(got, "compared 39 records, the newest of each partition of "+topic+": 20") || !strings.Contains(got, "not compared: topics whose newest records have no header id, which the router writes: 1") {
+		t.Errorf("beside a topic of another program:\n%s", got)
+	}
 	if got, _ = check("--records", "3"); !strings.Contains(got, "compared 3 records, the newest") {
 		t.Errorf("of three records:\n%s", got)
 	}
