@@ -1,6 +1,7 @@
 package debezium
 
 import (
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,8 @@ type allowed struct {
 	open   bool     // other words may be right too: only one that is nearly a known one is a mistake
 	broken bool     // the number may have a fraction
 	least  int64    // of a number
+	most   int64    // of a number; 0: no limit
+	no0    bool     // 0 is not allowed
 }
 
 // numbers from a least one on, and yes or no.
@@ -122,8 +125,10 @@ var topicValues = permit(map[string]allowed{
 	"compression.type":       oneOf("producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"),
 	"message.timestamp.type": oneOf("CreateTime", "LogAppendTime"),
 }, map[string]allowed{
-	`preallocate unclean.leader.election.enable remote.storage.enable`:                                    yesNo,
-	`partitions replication.factor retention.ms retention.bytes local.retention.ms local.retention.bytes`: minusOne,
+	`preallocate unclean.leader.election.enable remote.storage.enable`: yesNo,
+	`partitions`:         {least: -1, most: math.MaxInt32, no0: true},
+	`replication.factor`: {least: -1, most: math.MaxInt16, no0: true},
+	`retention.ms retention.bytes local.retention.ms local.retention.bytes`: minusOne,
 	`min.insync.replicas segment.ms segment.bytes max.message.bytes delete.retention.ms file.delete.delay.ms flush.messages
 	flush.ms index.interval.bytes max.compaction.lag.ms min.compaction.lag.ms segment.index.bytes segment.jitter.ms`: natural,
 	`min.cleanable.dirty.ratio`: fraction,
@@ -234,6 +239,10 @@ func (k allowed) mistake(value string) string {
 		return "it is no whole number: write digits alone, without a unit"
 	case n < k.least:
 		return "the number is too small: write " + strconv.FormatInt(k.least, 10) + " or more"
+	case k.most > 0 && n > k.most:
+		return "the number is too large: write " + strconv.FormatInt(k.most, 10) + " or less"
+	case k.no0 && n == 0:
+		return "it is 0, which Kafka does not take: write 1 or more, or -1 for the brokers' default"
 	}
 	return ""
 }

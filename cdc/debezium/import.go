@@ -880,6 +880,9 @@ func (i *importing) source() {
 		i.wrong("%s: PostgreSQL has no slot of this name, only names of 1 to 63 of a-z, 0-9 and _: %s", i.label("slot.name"), said)
 	}
 	i.publish = i.literal("publication.name", "dbz_publication")
+	if len(i.publish) > 63 {
+		i.wrong("%s: PostgreSQL has no publication of this name, only names of at most 63 bytes: write the name that the publication has", i.label("publication.name"))
+	}
 	host, port, user, database := i.literal("database.hostname", ""), i.literal("database.port", "5432"), i.literal("database.user", ""), i.literal("database.dbname", "")
 	for _, needed := range [][2]string{{"database.hostname", host}, {"database.user", user}, {"database.dbname", database}} {
 		if needed[1] == "" && i.value(needed[0], "") == "" {

@@ -212,6 +212,10 @@ func TestImportNamesBadInput(t *testing.T) {
 		"an option of a text misspelt": {base + "value.converter.schemas.enabl=false", "value.converter.schemas.enabl: there is no such option: did you mean value.converter.schemas.enable?"},
 		"schemas that are none":        {base + "value.converter.schemas.enable=flase", "value.converter.schemas.enable: there is no such value: write true or false"},
 		"partitions as a word":         {base + "topic.creation.default.partitions=six", "topic.creation.default.partitions: it is no whole number"},
+		"a publication too long":       {base + "publication.name=" + strings.Repeat("p", 64), "publication.name: PostgreSQL has no publication of this name"},
+		"a broker without a port":      {strings.Replace(serverBase, "kafka:9092", "kafka:9092,kafka2", 1), "kafka.brokers: a broker of the input or of --brokers is no host with a port"},
+		"no partitions":                {base + "topic.creation.default.partitions=0", "topic.creation.default.partitions: it is 0, which Kafka does not take"},
+		"too many replicas":            {base + "topic.creation.default.replication.factor=40000", "topic.creation.default.replication.factor: the number is too large: write 32767 or less"},
 		"a policy that is none":        {base + "topic.creation.default.cleanup.policy=delete,compct", "topic.creation.default.cleanup.policy: there is no such value: did you mean compact?"},
 		"a protocol misspelt":          {base + "producer.override.security.protocol=SASL_SSLL", "producer.override.security.protocol: there is no such value: did you mean SASL_SSL?"},
 		"a producer's number":          {base + "producer.override.linger.ms=5ms", "producer.override.linger.ms: it is no whole number"},
@@ -318,8 +322,12 @@ func TestImportChecksEachValue(t *testing.T) {
 		if wrong := err != nil && strings.HasPrefix(err.Error(), label+": "); wrong == open {
 			t.Errorf("%s, a wrong value: %v", label, err)
 		}
-		if _, err := imported(t, without(text, label)+label+"=${env:VALUE}\n", debezium.ImportOptions{}); err != nil && option != "extended.headers.enabled" {
+		i, err := imported(t, without(text, label)+label+"=${env:VALUE}\n", debezium.ImportOptions{})
+		switch {
+		case err != nil && option != "extended.headers.enabled":
 			t.Errorf("%s, a reference: %v", label, err)
+		case err == nil && strings.Contains(string(i.YAML()), "dead_letter\ndebezium:"):
+			t.Errorf("%s: a reference sets poison.policy", label)
 		}
 	}
 	worker, err := debezium.ReadWorker([]byte("bootstrap.servers=kafka:9092\nexactly.once.source.support=enabeld\nproducer.security.protocol=SSLL\nheader.converter=JsonConverter\nheader.converter.schemas.enable=flase\n"))

@@ -1,6 +1,7 @@
 package debezium
 
 import (
+	"net"
 	"path"
 	"regexp"
 	"slices"
@@ -201,6 +202,10 @@ func (i *importing) transactions(e entry) {
 
 // failures writes the line of the choice to drop rows that fail.
 func (i *importing) failures(e entry) {
+	if reference.MatchString(e.value) {
+		i.line(e, Equivalent, "poison.policy: the value is resolved elsewhere: write dead_letter there if rows that fail are dropped today")
+		return
+	}
 	switch strings.ToLower(strings.TrimSpace(e.value)) {
 	case "fail", "none":
 		i.line(e, Equivalent, "poison.policy: halt, its default")
@@ -211,6 +216,10 @@ func (i *importing) failures(e entry) {
 }
 
 func (i *importing) exactlyOnce(e entry) {
+	if reference.MatchString(e.value) {
+		i.line(e, Equivalent, "delivery: the value is resolved elsewhere: write exactly_once there if it is required")
+		return
+	}
 	if strings.EqualFold(strings.TrimSpace(e.value), "required") {
 		i.delivery = "exactly_once"
 		i.line(e, Equivalent, "delivery: exactly_once")
@@ -404,6 +413,10 @@ func (i *importing) sink() {
 		}
 		if reference.MatchString(b) {
 			i.wrong("bootstrap.servers: the value is a reference that is resolved elsewhere: name the brokers with --brokers host:9092")
+			return
+		}
+		if _, port, err := net.SplitHostPort(i.brokers[j]); err != nil || portOf(port) == 0 {
+			i.wrong("kafka.brokers: a broker of the input or of --brokers is no host with a port: write host:9092")
 			return
 		}
 	}
