@@ -296,7 +296,15 @@ func (i *importing) isOurs() bool {
 		}
 		i.wrong("%s: %s: walpost reads slots of pgoutput: create a slot and a publication with walpost init, or recreate the connector with plugin.name=pgoutput before the move", i.label("plugin.name"), said)
 	}
+	predicates := commaList(i.value("predicates", ""))
 	for _, t := range i.chain {
+		if p := strings.TrimSpace(t.predicate); p != "" && !reference.MatchString(p) && !slices.Contains(predicates, p) {
+			said := "add it to predicates, or take this option out"
+			if meant := nearest(p, predicates); meant != "" {
+				said = "did you mean " + printable(meant) + "?"
+			}
+			i.wrong("%s: predicates has no such name: %s", printable(i.label("transforms."+t.name+".predicate")), said)
+		}
 		if t.class == "" {
 			i.wrong("%s: missing: transforms names %q: write its class, or take it out of transforms", i.label("transforms."+t.name+".type"), printable(t.name))
 		}
@@ -547,7 +555,7 @@ func (i *importing) read(e entry) {
 	case name == "predicates":
 		i.line(e, NoEffect, "the predicates: each transformation that has one names it")
 	case prefix == "predicates" && rest != "":
-		i.line(e, NoEffect, "it belongs to a predicate: the lines of the transformations say what that means")
+		i.readPredicate(e, rest)
 	case strings.HasPrefix(name, overrides):
 		i.readProducer(e, strings.TrimPrefix(name, overrides))
 	case strings.HasPrefix(name, "topic.creation.") && name != "topic.creation.enable":
@@ -644,6 +652,21 @@ func (i *importing) knownNames() (names []string) {
 	add(serverProducer, producerReaders...)
 	add("debezium.", "sink.type", "sink.kafka.wait.message.delivery.timeout.ms", "format.key", "format.value", "format.header", "format.schemas.enable", "transforms", "predicates", "api.enabled")
 	return names
+}
+
+// readPredicate writes the line of an option of a predicate; rest is its name without predicates.
+func (i *importing) readPredicate(e entry, rest string) {
+	predicate, option, _ := strings.Cut(rest, ".")
+	names := commaList(i.value("predicates", ""))
+	meant := nearest(predicate, names)
+	switch {
+	case slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(rest, n+".") }):
+		i.line(e, NoEffect, "it belongs to a predicate: the lines of the transformations say what that means")
+	case meant != "":
+		i.wrong("%s: predicates has no such name: did you mean %s?", printable(e.label), printable(i.label("predicates."+meant+"."+option)))
+	default:
+		i.line(e, NoEffect, "predicates does not name this predicate")
+	}
 }
 
 // readTransform writes the line of an option of the chain; rest is its name without transforms.
