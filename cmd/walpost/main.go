@@ -86,8 +86,13 @@ func runCommand(ctx context.Context, args, names []string, getenv func(string) s
 	command.BindTo(ctx, (*context.Context)(nil)) // for the commands of package app
 	p := &process{ctx: ctx, cli: &c, names: names, flags: app.Variables(command), getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr}
 	p.warn = func(said string) { fmt.Fprintln(stderr, "walpost: warning:", said) }
-	if err = command.Run(p); err != nil && p.one != nil && p.one.Commands(err.Error()) != err.Error() {
-		return errors.New(p.one.Commands(err.Error()))
+	err = command.Run(p)
+	interrupted := ctx.Err() != nil && errors.Is(err, context.Canceled) && command.Command() != "relay"
+	if err != nil && p.one != nil && p.one.Commands(err.Error()) != err.Error() {
+		err = errors.New(p.one.Commands(err.Error()))
+	}
+	if interrupted {
+		return &app.InterruptedError{Err: err}
 	}
 	return err
 }
