@@ -64,9 +64,16 @@ type Beginner interface {
 	Prepare(ctx context.Context) error
 	// Begin writes the first state record, at a position on the existing slot. why says how the position was found.
 	Begin(ctx context.Context, at cdc.Start, why string) error
-	// Leave ends the pipeline at the position of its state record, and leaves slot and publication. It returns the number
-	// of rows after the position that are in Kafka.
-	Leave(ctx context.Context) (again int64, err error)
+	// Leave ends the pipeline, and leaves slot and publication. It calls look with the position of its state record and a
+	// pattern of the topics that its rows go to, and moves the slot to where look says.
+	Leave(ctx context.Context, look func(ctx context.Context, after cdc.Start, topics *regexp.Regexp) (Kept, error)) (Kept, error)
+}
+
+// Kept says what a slot keeps for its next reader.
+type Kept struct {
+	At      cdc.LSN // every transaction at or below it is in Kafka
+	Again   int64   // rows after At that are in Kafka
+	Unknown string  // why further rows after At may be in Kafka; empty if Again has them all
 }
 
 // move is one take-over, with its connections.
@@ -516,9 +523,6 @@ var variable = regexp.MustCompile(`\$(\{[^}]*\}|[0-9]+)`)
 
 // lookUp looks for the waiting rows in Kafka, by the header id, and passes those that are there.
 func (m *move) lookUp(ctx context.Context, b *backlog) error {
-	if len(b.waiting) == 0 {
-		return nil
-	}
 	pattern := m.topics
 	if pattern == nil {
 		template := m.router("route.topic.replacement", "outbox.event.${routedByValue}")
@@ -530,26 +534,95 @@ func (m *move) lookUp(ctx context.Context, b *backlog) error {
 		}
 		pattern = regexp.MustCompile("^" + said.String() + regexp.QuoteMeta(template[end:]) + "$")
 	}
-	topics, err := m.sink.Topics(ctx, pattern)
+	there, _, err := m.inKafka(ctx, b, pattern)
 	if err != nil {
 		return err
 	}
+	b.passes(there)
+	return nil
+}
+
+// inKafka returns the ids of the waiting rows that are in Kafka. It reports that they are named unless records are there and
+// none of them has an id.
+func (m *move) inKafka(ctx context.Context, b *backlog, pattern *regexp.Regexp) (there map[string]bool, named bool, err error) {
 	wanted, there := map[string]bool{}, map[string]bool{}
+	if len(b.waiting) == 0 {
+		return there, true, nil
+	}
+	topics, err := m.sink.Topics(ctx, pattern)
+	if err != nil {
+		return nil, false, err
+	}
 	for _, row := range b.waiting {
 		wanted[row.id] = true
 	}
-	// A record has the connector's time, which is later than the commit; its clock may differ from the server's.
-	_, _, err = m.sink.Search(ctx, kafka.Search{Topics: topics, From: b.waiting[0].start.Commit.Add(-10 * time.Minute), Match: func(id, _ string) bool {
-		if id = strings.Trim(id, `"`); wanted[id] {
+	// A record has the publisher's time, which is later than the commit; its clock may differ from the server's. With a column
+	// for the time, a record has any time.
+	from := b.waiting[0].start.Commit.Add(-10 * time.Minute)
+	if m.Config.Debezium[optionTimestamp] != "" || m.router(optionTimestamp, "") != "" {
+		from = time.UnixMilli(0)
+	}
+	_, read, err := m.sink.Search(ctx, kafka.Search{Topics: topics, From: from, Match: func(id, _ string) bool {
+		named = named || id != ""
+		if id = headerText(id); wanted[id] {
 			there[id] = true
 		}
 		return false
 	}})
 	if err != nil {
-		return fmt.Errorf("look for the rows that wait in Kafka: %w", err)
+		return nil, false, fmt.Errorf("look for the rows that wait in Kafka: %w", err)
 	}
-	b.passes(there)
-	return nil
+	return there, named || read.Records == 0, nil
+}
+
+// headerText returns a header's text without what JsonConverter writes around it: quotes, and perhaps a schema.
+func headerText(value string) string {
+	if strings.HasPrefix(value, "{") {
+		value = string(unwrapped([]byte(value)))
+	}
+	return strings.Trim(value, `"`)
+}
+
+// kept looks for rows in Kafka that the pipeline has published after its state record.
+func (m *move) kept(ctx context.Context, after cdc.Start, topics *regexp.Regexp) (Kept, error) {
+	k := Kept{At: after.Covered}
+	of := m.outbox
+	of.id = m.Config.Source.Columns.ID
+	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil { // the rows' text is not read
+		return k, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
+	}
+	b, err := peekUpTo(ctx, m.conn, m.slot.name, m.publication.name, of, &Offset{}, after.Covered, mostRelayed)
+	if err != nil {
+		return k, err
+	}
+	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'UTF8'"); err != nil {
+		return k, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
+	}
+	there, named, err := m.inKafka(ctx, b, topics)
+	switch last, unseen := len(b.waiting)-1, b.rows-int64(len(b.waiting)); {
+	case err != nil:
+		k.Unknown, there = fmt.Sprintf("the ids of the %d rows that the slot keeps could not be looked up in Kafka: %v", b.rows, err), map[string]bool{}
+	case !named:
+		k.Unknown = fmt.Sprintf("the records have no header id, so the %d rows that the slot keeps cannot be looked up in Kafka", b.rows)
+	case unseen > 0 && int64(len(b.waiting)) < b.most:
+		k.Unknown = fmt.Sprintf("the slot does not show the ids of %d rows, so they cannot be looked up in Kafka", unseen)
+	case unseen > 0 && there[b.waiting[last].id]:
+		k.Unknown = fmt.Sprintf("only the first %d of %d rows were looked up", len(b.waiting), b.rows)
+	}
+	if after.Last.Ordinal > 0 && after.Last.Commit >= after.Covered {
+		// The record says that these are there, although the slot keeps them: windows end inside a transaction.
+		for _, row := range b.waiting {
+			if row.start.Last.Compare(after.Last) <= 0 {
+				there[row.id] = true
+			}
+		}
+		if len(b.waiting) == 0 {
+			k.Again = int64(after.Last.Ordinal)
+			return k, nil
+		}
+	}
+	k.At, k.Again = b.whole(there)
+	return k, nil
 }
 
 func few(names []string) string {
@@ -809,13 +882,16 @@ func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 			return nil, fmt.Errorf("%s still has a stored offset (%s), from before walpost: delete it (DELETE /connectors/%s/offsets while the connector is stopped; for Debezium Server delete the offset file), and run this again: without an offset the connector starts where the slot stands", m.owner, o, m.owner.name)
 		}
 	}
-	again, err := m.Pipeline.Leave(ctx)
+	kept, err := m.Pipeline.Leave(ctx, m.kept)
 	if err != nil {
 		return nil, err
 	}
 	said := "the connector starts at the slot's position: no row is missing, and none comes twice"
-	if again > 0 {
-		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows of one transaction come again", again)
+	switch {
+	case kept.Unknown != "":
+		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows come again, and perhaps more: %s", kept.Again, kept.Unknown)
+	case kept.Again > 0:
+		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows come again", kept.Again)
 	}
 	return []string{
 		said,

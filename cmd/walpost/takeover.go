@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"time"
 
 	"github.com/walpost/walpost/cdc"
@@ -21,7 +22,7 @@ type takeOverCmd struct {
 	AdminURL    string        `name:"admin-url" env:"WALPOST_ADMIN_URL" help:"Connect to PostgreSQL with this URL, as an administrator, as init does. A second slot needs an owner of both publications and of the table."`
 	Wait        time.Duration `default:"10m" help:"Wait this long for the connector to store the offset of its last row, and for transactions that hold the table."`
 	Back        bool          `help:"Give slot and publication back to a connector: end this pipeline where it stands."`
-	Repeat      bool          `help:"With --back: give back although the relay has stopped inside a transaction, so that some of its rows come again."`
+	Repeat      bool          `help:"With --back: give back although rows that are in Kafka come again, because the relay was killed or has stopped inside a transaction."`
 	DryRun      bool          `help:"Print the two ways and each step with its SQL, and change nothing."`
 }
 
@@ -97,9 +98,16 @@ func (b beginner) Begin(ctx context.Context, at cdc.Start, why string) error {
 }
 
 // Leave implements debezium.Beginner.
-func (b beginner) Leave(ctx context.Context) (again int64, err error) {
-	left, err := b.pl.Leave(ctx, pipeline.LeaveOptions{DryRun: b.dryRun, Repeat: b.repeat, Progress: steps(b.p.stdout), Decided: func(left pipeline.Left) {
-		b.p.say("everything at or below %s is in Kafka: the slot is left there", left.At)
-	}})
-	return left.Again, err
+func (b beginner) Leave(ctx context.Context, look func(context.Context, cdc.Start, *regexp.Regexp) (debezium.Kept, error)) (debezium.Kept, error) {
+	left, err := b.pl.Leave(ctx, pipeline.LeaveOptions{
+		DryRun: b.dryRun, Repeat: b.repeat, Progress: steps(b.p.stdout),
+		Look: func(ctx context.Context, after cdc.Start, topics *regexp.Regexp) (pipeline.Left, error) {
+			kept, err := look(ctx, after, topics)
+			return pipeline.Left(kept), err
+		},
+		Decided: func(left pipeline.Left) {
+			b.p.say("everything at or below %s is in Kafka: the slot is left there", left.At)
+		},
+	})
+	return debezium.Kept(left), err
 }

@@ -212,8 +212,8 @@ func TestTakeOverBeginsWhereTheOffsetIs(t *testing.T) {
 	// The slot is left where the state record is, although no relay has confirmed that: before the transaction of the last row.
 	file := append(p.flags(nil)[:2], "--offset-file", p.offsetFile(half))
 	p.MustRun(file...)
-	p.MustRefuse("nothing was changed: the relay has stopped inside a transaction, of which 2 rows are in Kafka", p.flags(nil, "--back")...)
-	if out := p.MustRun(p.flags(nil, "--back", "--repeat")...); !strings.Contains(out, "2 rows of one transaction come again") {
+	p.MustRefuse("nothing was changed: 2 rows that the slot keeps are in Kafka, in transactions that are not there whole, and the next reader", p.flags(nil, "--back")...)
+	if out := p.MustRun(p.flags(nil, "--back", "--repeat")...); !strings.Contains(out, "2 rows come again") {
 		t.Error(out)
 	}
 	if at := p.Query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", p.slot); at != all[6].lsn.String() {
@@ -326,6 +326,59 @@ func TestTakeOverLooksIntoKafka(t *testing.T) {
 	}
 	if want := slices.Concat(copied[4:], later); !slices.Equal(ours, want) {
 		t.Errorf("the relay published %v, want %v", ours, want)
+	}
+}
+
+// published puts records with the ids of rows into the pipeline's topic, as a relay does before its next state record.
+func (p *played) published(ids ...string) {
+	p.T.Helper()
+	for _, id := range ids {
+		r := &kgo.Record{Topic: p.Topic, Key: []byte("k")}
+		if id != "" {
+			r.Headers = []kgo.RecordHeader{{Key: "id", Value: []byte(id)}}
+		}
+		if err := p.client.ProduceSync(p.T.Context(), r).FirstErr(); err != nil {
+			p.T.Fatal(err)
+		}
+	}
+}
+
+// TestTakeOverBackLooksIntoKafka gives back after a relay that was killed: rows that it published after its last state record
+// do not come again, and those of a transaction that is not there whole are counted.
+func TestTakeOverBackLooksIntoKafka(t *testing.T) {
+	t.Parallel()
+	p := newPlayed(t)
+	p.sameSlot()
+	p.inserts(1)
+	p.MustRun(append(p.flags(nil)[:2], "--offset-file", p.offsetFile(at(p.sees(), 2)))...)
+	first, second, third := p.inserts(2), p.inserts(3), p.inserts(1)
+	ends := slices.DeleteFunc(p.sees(), func(m seen) bool { return m.kind != "C" })
+	back := func(more ...string) []string { return p.flags(nil, append(more, "--back")...) }
+	slot := func() string {
+		return p.Query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", p.slot)
+	}
+	before := slot()
+	p.published("")
+	p.MustRefuse("the records have no header id, so the 6 rows that the slot keeps cannot be looked up", back()...)
+	p.published(first...)
+	p.published(second[0], second[1])
+	p.MustRefuse("nothing was changed: 2 rows that the slot keeps are in Kafka, in transactions that are not there whole, and the next reader", back()...)
+	out := p.MustRun(back("--repeat", "--dry-run")...)
+	if !strings.Contains(out, "2 rows come again") || !strings.Contains(out, "at or below "+ends[1].lsn.String()) {
+		t.Errorf("want the end of the first whole transaction, %s\n%s", ends[1].lsn, out)
+	}
+	if now := slot(); now != before {
+		t.Errorf("the slot was moved from %s to %s", before, now)
+	}
+	p.published(`{"schema":{"type":"string"},"payload":"` + second[2] + `"}`) // as JsonConverter writes headers
+	if out := p.MustRun(back()...); !strings.Contains(out, "none comes twice") {
+		t.Error(out)
+	}
+	if now := slot(); now != ends[2].lsn.String() {
+		t.Errorf("the slot is at %s, want the end of the last published row's transaction, %s", now, ends[2].lsn)
+	}
+	if kept := p.sees(); len(kept) != 3 {
+		t.Errorf("the slot keeps %v, want the row %s alone", kept, third)
 	}
 }
 
