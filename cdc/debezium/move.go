@@ -406,7 +406,7 @@ func TakeOver(ctx context.Context, o MoveOptions) (next []string, err error) {
 	if err := m.slot.readable(); err != nil {
 		ours, otherwise := readPublication(ctx, m.conn, m.Config.Source.Publication, m.table.OID)
 		if otherwise == nil && !m.slot.exists && ours.carries && !m.publication.carries {
-			return nil, fmt.Errorf("%s is in publication %s already, and slot %s of the connector is gone, so it is not known whether the connector has published every row before the cut: if it has, `walpost adopt` begins at slot %s, which has every row after the cut", m.Config.Source.Table, ours.name, m.slot.name, m.Config.Source.Slot)
+			return nil, fmt.Errorf("%s is in publication %s already, and slot %s of the connector is gone, so it is not known whether the connector has published every row before the cut: if it has, delete topic %s, and `walpost adopt` begins at slot %s, which has every row after the cut", m.Config.Source.Table, ours.name, m.slot.name, m.Config.StateTopic(), m.Config.Source.Slot)
 		}
 		return nil, err
 	}

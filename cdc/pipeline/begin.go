@@ -15,7 +15,7 @@ import (
 type BeginOptions struct {
 	AdminURL string // URL of an administrator, in the database of source.url
 	// At is where to begin. Nil prepares the role, its rights and the topics, and begins nothing: publication and slot
-	// need not exist yet.
+	// need not exist yet. It writes a state record with the phase `beginning`, with which no relay starts.
 	At       *cdc.Start
 	Why      string // how At was found, for the decision that is written down
 	DryRun   bool
@@ -24,7 +24,7 @@ type BeginOptions struct {
 
 // Begin lets the pipeline begin at a position on an existing slot that another program has read. It prepares what
 // `walpost init` prepares, except table, publication and slot, which must exist, and writes the first state record. It
-// changes nothing if the pipeline has a state record.
+// changes nothing if the pipeline has begun.
 func (p *Pipeline) Begin(ctx context.Context, o BeginOptions) error {
 	w, ok := p.kind.(wal)
 	if !ok {
@@ -40,7 +40,7 @@ func (p *Pipeline) Begin(ctx context.Context, o BeginOptions) error {
 		return err
 	}
 	begun := func() (*cdc.State, error) {
-		if o.At == nil && seen.State == nil {
+		if o.At == nil && (seen.State == nil || seen.State.Phase == cdc.PhaseBeginning) {
 			return nil, nil
 		}
 		at := cdc.Start{}
@@ -75,7 +75,15 @@ func (p *Pipeline) Begin(ctx context.Context, o BeginOptions) error {
 		}
 	}
 	if o.At == nil {
-		return nil
+		if seen.State != nil || o.DryRun {
+			return nil
+		}
+		s.step("state record in %s: write that a take-over is under way, so that no relay starts before its end", w.cfg.StateTopic())
+		f := &seen.Facts
+		return s.kafka.WriteState(ctx, &cdc.State{
+			Version: cdc.StateVersion, Pipeline: p.cfg.Pipeline, Slot: f.Slot.Name, SystemID: f.SystemID, Timeline: f.Timeline,
+			Configured: f.Configured, Instance: "begin", Phase: cdc.PhaseBeginning, Time: time.Now().UTC(),
+		})
 	}
 	if o.DryRun {
 		s.step("state record in %s: write the first one, covered = %s", w.cfg.StateTopic(), o.At.Covered)
