@@ -139,6 +139,9 @@ func (p *Pipeline) Leave(ctx context.Context, o LeaveOptions) (left Left, err er
 	if err := d.read(ctx); err != nil {
 		return left, err
 	}
+	if slot := d.Facts.Slot; d.State == nil && slot.Exists {
+		return left, fmt.Errorf("nothing was changed: pipeline %q has no state record any more, as after it was given back: then nothing is left to do here: start the connector, which goes on where slot %s stands, at %s; if it was not given back, its state topic %s is lost", p.cfg.Pipeline, slot.Name, slot.ConfirmedFlush, p.cfg.StateTopic())
+	}
 	if d.State, err = cdc.Reconcile(p.cfg.Pipeline, d.State, d.Facts); err != nil {
 		return left, fmt.Errorf("nothing was changed: %w", err)
 	}

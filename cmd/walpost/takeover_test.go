@@ -239,6 +239,7 @@ func TestTakeOverBeginsWhereTheOffsetIs(t *testing.T) {
 	if out := p.MustRun(p.flags(nil, "--back")...); !strings.Contains(out, "no row is missing, and none comes twice") {
 		t.Error(out)
 	}
+	p.MustRefuse("as after it was given back: then nothing is left to do here: start the connector, which goes on where slot "+p.slot+" stands", p.flags(nil, "--back")...)
 	if left := p.Query("SELECT count(*)::text FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'dbz')", p.slot); left != "0" {
 		t.Errorf("the slot keeps %s messages after the relay has published all", left)
 	}
