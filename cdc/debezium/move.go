@@ -449,8 +449,9 @@ func (m *move) ways(same bool) {
 
 // sameSlot takes over the connector's slot and publication.
 func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
-	if err := m.running(ctx); err != nil {
-		return nil, err
+	runs := m.running(ctx)
+	if runs != nil && !m.DryRun {
+		return nil, runs
 	}
 	if !m.publication.carries {
 		return nil, fmt.Errorf("publication %s does not carry %s, so the connector does not publish its rows: name the connector of this table, or correct source.table", m.publication.name, m.Config.Source.Table)
@@ -468,7 +469,13 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil { // the rows' text is not read
 		return nil, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
 	}
-	b, err := peek(ctx, m.conn, m.slot.name, m.publication.name, m.outbox, o, m.slot.confirmed)
+	look := peek
+	if m.slot.active { // in a dry run
+		look = func(ctx context.Context, conn *pgx.Conn, slot, publication string, of outbox, o *Offset, _ cdc.LSN) (*backlog, error) {
+			return peekCopy(ctx, conn, slot, publication, of, o)
+		}
+	}
+	b, err := look(ctx, m.conn, m.slot.name, m.publication.name, m.outbox, o, m.slot.confirmed)
 	if err != nil {
 		return nil, err
 	}
@@ -496,15 +503,22 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	default:
 		again = fmt.Sprintf(": %d of them are in Kafka already, and come again", b.again)
 	}
+	if runs != nil {
+		from = "as of now, before the connector is stopped: " + from
+	}
 	m.say("%s; the slot keeps %s after that%s", from, b, again)
 	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that%s", m.slot.name, m.owner, o, b, again)); err != nil {
 		return nil, err
 	}
-	return []string{
+	if runs != nil {
+		next = append(next, fmt.Sprintf("the connector must be stopped first, and without --dry-run this would be refused: %s", runs))
+	}
+	return append(
+		next,
 		"start `walpost relay`: the rows that wait come first",
 		fmt.Sprintf("delete the connector before somebody starts it again (DELETE /connectors/%s/offsets, then DELETE /connectors/%s; for Debezium Server its container and offset file): the slot has one reader, and an old offset would only confuse a later connector", m.owner.name, m.owner.name),
 		fmt.Sprintf("slot %s and publication %s are walpost's now: drop neither", m.slot.name, m.publication.name),
-	}, nil
+	), nil
 }
 
 // router returns the value of an option of the Outbox Event Router, or its default.

@@ -47,7 +47,11 @@ func (p *Pipeline) Begin(ctx context.Context, o BeginOptions) error {
 		if o.At != nil {
 			at = *o.At
 		}
-		return cdc.BeginAt(p.cfg.Pipeline, seen.State, seen.Facts, at)
+		facts := seen.Facts
+		if o.DryRun { // its reader is stopped before the real run, which refuses it
+			facts.Slot.Active = false
+		}
+		return cdc.BeginAt(p.cfg.Pipeline, seen.State, facts, at)
 	}
 	if _, err := begun(); err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)

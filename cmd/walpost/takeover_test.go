@@ -465,6 +465,12 @@ func TestTakeOverRefuses(t *testing.T) {
 
 	stop := p.reads()
 	p.refuses("so the connector runs: stop it", p.flags(nil)...)
+	running := p.MustRun(p.flags(nil, "--dry-run")...)
+	for _, says := range []string{"as of now, before the connector is stopped: walpost begins", "CREATE ROLE", "state record in ", "the connector must be stopped first", "so the connector runs: stop it"} {
+		if !strings.Contains(running, says) {
+			t.Errorf("the dry run beside the connector does not say %q:\n%s", says, running)
+		}
+	}
 	p.refuses("slot.drop.on.stop is true", p.flags(map[string]string{"slot.drop.on.stop": "true"})...)
 	stop()
 	worker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
