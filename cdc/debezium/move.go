@@ -887,7 +887,8 @@ func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 	if m.slot.active {
 		return nil, fmt.Errorf("slot %s is being read (pid %d): stop the relay with SIGTERM, and run this again", m.slot.name, m.slot.pid)
 	}
-	if m.ConnectURL != "" || m.OffsetTopic != "" || m.OffsetFile != "" {
+	placed := m.ConnectURL != "" || m.OffsetTopic != "" || m.OffsetFile != ""
+	if placed {
 		o, err := m.offset(ctx)
 		if err != nil && !errors.Is(err, errNoOffset) {
 			return nil, err
@@ -904,8 +905,13 @@ func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 	switch {
 	case kept.Unknown != "":
 		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows come again, and perhaps more: %s", kept.Again, kept.Unknown)
+	case kept.Again == 0 && !placed:
+		said = "the connector starts at the slot's position if it has no stored offset: then no row is missing, and none comes twice"
 	case kept.Again > 0:
 		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows come again", kept.Again)
+	}
+	if !placed {
+		said += "; no offset was looked for: delete an old one from before walpost, if there is one (DELETE /connectors/NAME/offsets while the connector is stopped; for Debezium Server its offset file), or give --connect-url, --offset-topic or --offset-file"
 	}
 	return []string{
 		said,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/walpost/walpost/cdc"
@@ -14,7 +15,7 @@ import (
 
 type takeOverCmd struct {
 	File        string        `arg:"" optional:"" help:"Read the connector's configuration from this file, as import does. - reads from standard input."`
-	ConnectURL  string        `name:"connect-url" env:"WALPOST_CONNECT_URL" placeholder:"URL" help:"Ask a running Kafka Connect for the connector's state and offset, and without FILE for its configuration: http://host:8083, with user and password if it asks for them."`
+	ConnectURL  string        `name:"connect-url" env:"WALPOST_CONNECT_URL" placeholder:"URL" help:"Ask a running Kafka Connect for the connector's state and offset, and without FILE for its configuration: http://host:8083, with user and password if it asks for them. Give only one of this, --offset-topic and --offset-file."`
 	ConnectCA   string        `name:"connect-ca-file" placeholder:"FILE" help:"With --connect-url: the certificates of the authorities that sign Connect's certificate (PEM). The default is the system's authorities."`
 	Connector   string        `placeholder:"NAME" help:"Take over from the connector with this name. The default is the name in the configuration, or the only connector with its topic.prefix."`
 	OffsetTopic string        `placeholder:"TOPIC" help:"Read the connector's offset from this topic (offset.storage.topic of the worker), if Connect cannot be asked."`
@@ -27,6 +28,15 @@ type takeOverCmd struct {
 }
 
 func (c *takeOverCmd) Run(p *process) error {
+	var places []string
+	for _, place := range [][2]string{{"--connect-url", c.ConnectURL}, {"--offset-topic", c.OffsetTopic}, {"--offset-file", c.OffsetFile}} {
+		if place[1] != "" {
+			places = append(places, place[0])
+		}
+	}
+	if len(places) > 1 {
+		return fmt.Errorf("%s: the connector's offset is in one place: give one of them (WALPOST_CONNECT_URL sets --connect-url)", strings.Join(places, " and "))
+	}
 	cfg, err := p.config()
 	if err != nil {
 		return err

@@ -236,6 +236,9 @@ func TestTakeOverBeginsWhereTheOffsetIs(t *testing.T) {
 	p.MustRefuse("snapshot.mode is initial", p.flags(map[string]string{"snapshot.mode": ""}, "--back")...)
 	p.MustRefuse("give the connector the slot that walpost has read", p.flags(map[string]string{"slot.name": "other"}, "--back")...)
 	p.MustRefuse("give the connector the publication that walpost has read", p.flags(map[string]string{"publication.name": "other"}, "--back")...)
+	if out := p.MustRun(append(p.flags(nil)[:2], "--back", "--dry-run")...); !strings.Contains(out, "if it has no stored offset: then no row is missing, and none comes twice; no offset was looked for: delete an old one") {
+		t.Error(out)
+	}
 	if out := p.MustRun(p.flags(nil, "--back")...); !strings.Contains(out, "no row is missing, and none comes twice") {
 		t.Error(out)
 	}
@@ -421,6 +424,12 @@ func TestTakeOverRefuses(t *testing.T) {
 		return p.flags(map[string]string{"table.include.list": ""})
 	}()...)
 	p.refuses("topic "+p.topic+" is empty", p.flags(nil)...)
+	cdctest.CreateTopic(t, p.Brokers, p.Topic, 3)
+	p.published("some-id", "another-id")
+	p.refuses("topic "+p.Topic+" has 2 records, and none is an offset of Kafka Connect: name the place", append(p.flags(nil)[:2], "--offset-topic", p.Topic)...)
+	for _, places := range [][]string{{"--offset-file", "f"}, {"--connect-url", "http://127.0.0.1:1"}} {
+		p.refuses("the connector's offset is in one place: give one of them", p.flags(nil, places...)...)
+	}
 	p.storesAs("another", offset)
 	p.refuses(`only of connector "another"`, p.flags(nil)...)
 	p.refuses(`only of connector "another" with topic.prefix "shop"`, p.flags(map[string]string{"topic.prefix": "other"})...)
