@@ -89,6 +89,7 @@ type move struct {
 	slot        slotSeen        // of the connector
 	publication publicationSeen // of the connector
 	others      []string        // further tables that the connector captures
+	done        string          // what an interrupted run has done so far; empty: nothing
 	topics      *regexp.Regexp  // of the topics that the pipeline's rows go to; nil if the pipeline does not follow the router
 }
 
@@ -167,6 +168,24 @@ func (o MoveOptions) open(ctx context.Context) (_ *move, err error) {
 }
 
 func (m *move) close(ctx context.Context) { m.admin.Close(context.WithoutCancel(ctx)) }
+
+// interruptedError is the error of a run that a signal has ended. It wraps context.Canceled and has its text alone.
+type interruptedError string
+
+func (e interruptedError) Error() string      { return string(e) }
+func (interruptedError) Is(target error) bool { return target == context.Canceled }
+
+// interrupted returns an error that says what is done, in place of one that came because the context ended.
+func (m *move) interrupted(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	done := "nothing was changed"
+	if m != nil && !m.DryRun && m.done != "" {
+		done = m.done
+	}
+	return interruptedError("interrupted: " + done + ": run this again")
+}
 
 // see reads the connector's slot and publication.
 func (m *move) see(ctx context.Context) (err error) {
@@ -397,9 +416,10 @@ func (m *move) ahead(o *Offset) error {
 func TakeOver(ctx context.Context, o MoveOptions) (next []string, err error) {
 	m, err := o.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, (*move)(nil).interrupted(ctx, err)
 	}
 	defer m.close(ctx)
+	defer func() { err = m.interrupted(ctx, err) }()
 	if err := m.see(ctx); err != nil {
 		return nil, err
 	}
@@ -507,6 +527,7 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 		from = "as of now, before the connector is stopped: " + from
 	}
 	m.say("%s; the slot keeps %s after that%s", from, b, again)
+	m.done = "the connector's slot and publication are as they were, and nothing is lost"
 	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that%s", m.slot.name, m.owner, o, b, again)); err != nil {
 		return nil, err
 	}
@@ -699,6 +720,10 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 	if err := m.readers(ctx); err != nil {
 		return nil, err
 	}
+	m.done = fmt.Sprintf("nothing was moved: the connector has %s as before, and publication %s and slot %s perhaps exist", cfg.Table, ours.name, mine.name)
+	if done {
+		m.done = m.cutDone()
+	}
 	if err := m.Pipeline.Prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -748,6 +773,11 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 	return m.afterCut(), nil
 }
 
+// cutDone returns what is done after the cut.
+func (m *move) cutDone() string {
+	return fmt.Sprintf("the cut is made; nothing is lost: later rows wait in slot %s", m.Config.Source.Slot)
+}
+
 // readers reports other slots that may be read with the connector's publication. PostgreSQL does not record it.
 func (m *move) readers(ctx context.Context) error {
 	var others []string
@@ -757,7 +787,11 @@ func (m *move) readers(ctx context.Context) error {
 		return fmt.Errorf("look for other slots: %w", err)
 	}
 	if len(others) > 0 {
-		m.say("note: slot %s of this database may also be read with publication %s: its reader gets no row of %s after the cut", few(others), m.publication.name, m.Config.Source.Table)
+		if len(others) == 1 {
+			m.say("note: slot %s of this database may also be read with publication %s: its reader gets no row of %s after the cut", others[0], m.publication.name, m.Config.Source.Table)
+		} else {
+			m.say("note: slots %s of this database may also be read with publication %s: their readers get no row of %s after the cut", few(others), m.publication.name, m.Config.Source.Table)
+		}
 	}
 	return nil
 }
@@ -778,9 +812,12 @@ func (m *move) cut(ctx context.Context, to, slot string) error {
 		return fmt.Errorf("nothing was moved: slot %s keeps %s already: name another source.slot and source.publication", slot, b)
 	}
 	for end := time.Now().Add(m.Wait); ; {
+		before := m.done
+		m.done = "nothing is lost: the next run sees whether the cut was made"
 		at, err := cutOver(ctx, m.conn, cfg, m.publication.name, to)
 		switch {
 		case err == nil:
+			m.done = m.cutDone()
 			m.say("the cut is at %s: the connector publishes every row that was committed before it, and walpost every row after it", at)
 			return failpoint.Hit("takeover_after_cut")
 		case !errors.Is(err, errLocked):
@@ -788,6 +825,7 @@ func (m *move) cut(ctx context.Context, to, slot string) error {
 		case time.Now().After(end):
 			return fmt.Errorf("nothing was moved: a transaction has held %s for %s: end it (SELECT pid, state, xact_start FROM pg_stat_activity ORDER BY xact_start), and run this again", cfg.Table, m.Wait)
 		}
+		m.done = before
 		m.say("waits for a transaction that has rows of %s open, and tries again", cfg.Table)
 		if err := pause(ctx, time.Second); err != nil {
 			return fmt.Errorf("nothing was moved: %w", err)
@@ -844,7 +882,7 @@ func (m *move) drained(ctx context.Context) error {
 			return fmt.Errorf("the cut is made, and %s has not stored the offset of its last row before it within %s: %s. Nothing is lost: later rows wait in slot %s. See that the connector runs, and run this again", m.owner, m.Wait, what, m.Config.Source.Slot)
 		}
 		if err := pause(ctx, askEach); err != nil {
-			return fmt.Errorf("the cut is made; nothing is lost: later rows wait in slot %s: run this again (%w)", m.Config.Source.Slot, err)
+			return fmt.Errorf("%s: run this again (%w)", m.cutDone(), err)
 		}
 	}
 }
@@ -865,9 +903,10 @@ func (m *move) afterCut() []string {
 func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 	m, err := o.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, (*move)(nil).interrupted(ctx, err)
 	}
 	defer m.close(ctx)
+	defer func() { err = m.interrupted(ctx, err) }()
 	cfg := m.Config.Source
 	if name := m.option("slot.name", defaultSlotName); name != cfg.Slot {
 		return nil, fmt.Errorf("slot.name is %s: give the connector the slot that walpost has read, slot.name=%s: another one has no rows or old ones", name, cfg.Slot)
@@ -897,6 +936,7 @@ func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 			return nil, fmt.Errorf("%s still has a stored offset (%s), from before walpost: delete it (DELETE /connectors/%s/offsets while the connector is stopped; for Debezium Server delete the offset file), and run this again: without an offset the connector starts where the slot stands", m.owner, o, m.owner.name)
 		}
 	}
+	m.done = "no row is lost, and slot and publication are there; the pipeline is given back when its state topic is gone"
 	kept, err := m.Pipeline.Leave(ctx, m.kept)
 	if err != nil {
 		return nil, err

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -558,6 +560,14 @@ func TestTakeOverCuts(t *testing.T) {
 	p.MustRefuse("nothing was moved: a transaction has held public.outbox", p.flags(nil, "--wait", "1ms")...)
 	begin("COMMIT")
 
+	gone, end := context.WithCancel(t.Context())
+	end()
+	for _, args := range [][]string{p.flags(nil), p.flags(nil, "--dry-run"), p.flags(nil, "--back")} { // interrupted at once
+		if err := run(gone, args, p.Getenv, io.Discard, io.Discard); !errors.Is(err, context.Canceled) || err.Error() != "interrupted: nothing was changed: run this again" {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+
 	before := p.inserts(2)
 	out, ended := &cdctest.Log{}, make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -575,7 +585,7 @@ func TestTakeOverCuts(t *testing.T) {
 	waits()
 	after := p.inserts(2)
 	cancel() // interrupted after the cut
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "nothing is lost: later rows wait in slot "+p.Slot()+": run this again") {
+	if err := <-ended; !errors.Is(err, context.Canceled) || err.Error() != "interrupted: the cut is made; nothing is lost: later rows wait in slot "+p.Slot()+": run this again" {
 		t.Fatal(err)
 	}
 	// Nothing may publish the rows after the cut before the connector has published those before it.
