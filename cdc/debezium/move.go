@@ -184,7 +184,7 @@ func (m *move) interrupted(ctx context.Context, err error) error {
 	if m != nil && !m.DryRun && m.done != "" {
 		done = m.done
 	}
-	return interruptedError("interrupted: " + done + ": run this again")
+	return interruptedError(done + ": run this again")
 }
 
 // see reads the connector's slot and publication.

@@ -121,7 +121,8 @@ func bounds(ctx context.Context, admin *kadm.Client, topic string, from time.Tim
 	if ends, err = admin.ListCommittedOffsets(ctx, topic); err != nil {
 		return nil, nil, fmt.Errorf("ask for the ends of %s: %w", topic, err)
 	}
-	if starts, err = admin.ListOffsetsAfterMilli(ctx, from.UnixMilli(), topic); err != nil {
+	// Kafka has meanings for negative times: an event of 1960 is searched from the beginning.
+	if starts, err = admin.ListOffsetsAfterMilli(ctx, max(0, from.UnixMilli()), topic); err != nil {
 		return nil, nil, fmt.Errorf("ask for the offsets of %s at %s: %w", topic, from, err)
 	}
 	return starts, ends, nil

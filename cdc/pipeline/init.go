@@ -57,9 +57,12 @@ func (p *Pipeline) Init(ctx context.Context, o InitOptions) ([]Step, error) {
 		}
 	}
 	if err == nil && len(p.patterns) > 0 {
+		what := "create each before its first row, which would halt the relay: "
+		if p.cfg.Kafka.CreateTopics {
+			what = "the relay creates each before its first row (kafka.create_topics), like this: "
+		}
 		one := strings.NewReplacer("{event_type}", "EVENT_TYPE", "{aggregate_type}", "AGGREGATE_TYPE").Replace(p.patterns[0])
-		s.step("topics %s: their names depend on the event types of the rows (kafka.rename may list these): create each before its first row, which would halt the relay: %s",
-			strings.Join(p.patterns, ", "), p.sink.CreateCommand(one))
+		s.step("topics %s: their names depend on the types in the rows (kafka.rename may list these): %s%s", strings.Join(p.patterns, ", "), what, p.sink.CreateCommand(one))
 	}
 	if err == nil {
 		err = p.kind.begin(ctx, s)

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -98,9 +99,27 @@ func partitionDDL(cfg config.Source, day time.Time) (name string, sql []string) 
 	}
 }
 
+// carriesUpdates reports whether a publication of the outbox carries updates: if a route asks for them, and the table
+// has a primary key. Without a key PostgreSQL would reject every update of a table whose publication carries them.
+func carriesUpdates(cfg config.Source, t table) bool {
+	v := cfg.Columns.Verbatim
+	return v != nil && (v.Rekeyed || v.Updates == config.HaltAtUpdate) && slices.ContainsFunc(t.columns, func(c column) bool { return c.key > 0 })
+}
+
+// operations returns what a publication of the outbox carries, in words.
+func operations(cfg config.Source, t table) string {
+	if carriesUpdates(cfg, t) {
+		return "inserts and updates"
+	}
+	return "inserts"
+}
+
 // publicationDDL returns the SQL for a publication of the outbox alone.
 func publicationDDL(cfg config.Source, name string, t table) string {
 	with := "publish = 'insert'"
+	if carriesUpdates(cfg, t) {
+		with = "publish = 'insert, update'"
+	}
 	if t.partitioned {
 		with += ", publish_via_partition_root = true"
 	}

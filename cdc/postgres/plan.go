@@ -374,7 +374,7 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 		if len(problems) > 0 {
 			return Step{}, unfit(problems)
 		}
-		return Step{What: fmt.Sprintf("publication %s: create it for %s, inserts only", cfg.Publication, cfg.Table), SQL: []string{publicationDDL(cfg, cfg.Publication, t)}}, nil
+		return Step{What: fmt.Sprintf("publication %s: create it for %s, %s only", cfg.Publication, cfg.Table, operations(cfg, t)), SQL: []string{publicationDDL(cfg, cfg.Publication, t)}}, nil
 	}
 	problems, err := a.source.checkPublication(ctx, a.conn, t)
 	if err != nil {
@@ -418,7 +418,7 @@ func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []st
 	}
 	w, _, err := s.width(ctx, conn, t)
 	if w.more != "" {
-		notes = append(notes, fmt.Sprintf("publication %s carries %s: the relay receives changes of other tables and discards them; and if it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED is a rewrite too: a publication of the outbox alone avoids both: run `%s`, name it in source.publication, and run `walpost adopt` if a relay has run already",
+		notes = append(notes, fmt.Sprintf("publication %s carries %s: the relay receives changes of other tables and discards them; and if it does not name %s, a rewrite of that table (ALTER TABLE) halts the relay until `walpost adopt`, because SET UNLOGGED is a rewrite too: a publication of the outbox alone avoids both; a slot has no rows from before its publication, so change it only while nobody writes and `walpost status` shows a lag of 0 B: stop the relay, run `%s`, name it in source.publication, and run `walpost adopt`",
 			s.cfg.Publication, w.more, s.cfg.Table, publicationDDL(s.cfg, s.cfg.Slot+"_outbox", t)))
 	}
 	return notes, err

@@ -133,8 +133,8 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) 
 func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	name := Ident(s.cfg.Publication)
-	var inserts, viaRoot bool
-	err = conn.QueryRow(ctx, `SELECT pubinsert, pubviaroot FROM pg_publication WHERE pubname = $1`, s.cfg.Publication).Scan(&inserts, &viaRoot)
+	var inserts, updates, viaRoot bool
+	err = conn.QueryRow(ctx, `SELECT pubinsert, pubupdate, pubviaroot FROM pg_publication WHERE pubname = $1`, s.cfg.Publication).Scan(&inserts, &updates, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)
 		return problems, nil
@@ -144,6 +144,10 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	}
 	if !inserts {
 		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
+	}
+	if v := s.cfg.Columns.Verbatim; v != nil && v.Updates == config.HaltAtUpdate && !updates {
+		option := optionOf(&s.cfg.Columns, "updates")
+		bad("source.publication: %s does not publish updates, at which %s halts the relay: ALTER PUBLICATION %s SET (publish = 'insert, update'), or set %s: warn", s.cfg.Publication, option, name, option)
 	}
 	if t.partitioned && !viaRoot {
 		bad("source.publication: %s is partitioned and the publication names its partitions: ALTER PUBLICATION %s SET (publish_via_partition_root = true)", s.cfg.Table, name)

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +14,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/cdctest/e2e"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 // TestOperatingADebeziumPipeline takes rows of Debezium's table through everything that an operator does: streaming in
@@ -75,4 +79,52 @@ func TestOperatingADebeziumPipeline(t *testing.T) {
 	if err := r.Stop(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestAnInterruptedCommandIsNotDone ends a command by a signal while Kafka does not answer: its error is an
+// InterruptedError, and that of a relay, which a signal ends in order, is none.
+func TestAnInterruptedCommandIsNotDone(t *testing.T) {
+	t.Parallel()
+	s := newTestbed(t)
+	s.MustRun("init")
+	s.Env["WALPOST_KAFKA_BROKERS"] = cdctest.Silent(t)
+	for command, want := range map[string]bool{"adopt": true, "relay": false} {
+		ctx, stop := context.WithCancel(t.Context())
+		timer := time.AfterFunc(time.Second, stop)
+		err := run(ctx, []string{command}, s.Getenv, io.Discard, io.Discard)
+		timer.Stop()
+		stop()
+		if got := errors.As(err, new(*app.InterruptedError)); got != want {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+}
+
+// TestFatalUpdatesHalt sets table.op.invalid.behavior to fatal: init makes a publication that carries updates, one that
+// does not halts the relay, and so does an update.
+func TestFatalUpdatesHalt(t *testing.T) {
+	t.Parallel()
+	s := newTestbed(t)
+	delete(s.Env, "WALPOST_KAFKA_TOPIC")
+	delete(s.Env, "WALPOST_KAFKA_AGGREGATE_TYPES")
+	s.Env["WALPOST_KAFKA_CREATE_TOPICS"], s.Env["WALPOST_SOURCE_CHECK_INTERVAL"] = "true", "100ms"
+	s.Env["WALPOST_DEBEZIUM"] = fmt.Sprintf(`{topic.prefix: shop, route.topic.replacement: "%s.${routedByValue}", table.op.invalid.behavior: fatal}`, s.Name)
+	s.Exec(`CREATE TABLE outbox (id uuid PRIMARY KEY, aggregatetype text, aggregateid text, type text, payload jsonb)`)
+	if out := s.MustRun("init"); !strings.Contains(out, "inserts and updates only") {
+		t.Errorf("init: %s", out)
+	}
+	r := s.StartRelay()
+	s.Exec(`INSERT INTO outbox VALUES (gen_random_uuid(), 'order', 'k', 'x', '{}')`)
+	s.WaitUntilConfirmed(20 * time.Second)
+	s.Exec(`ALTER PUBLICATION walpost SET (publish = 'insert')`)
+	r.WaitForLog(30*time.Second, "does not publish updates")
+	s.Exec(`ALTER PUBLICATION walpost SET (publish = 'insert, update')`)
+	if err := r.Stop(); err != nil {
+		t.Error(err)
+	}
+	s.MustRun("adopt")
+	r = s.StartRelay()
+	r.WaitForLog(30*time.Second, `"streaming"`)
+	s.Exec(`UPDATE outbox SET payload = '[]'`)
+	r.WaitForLog(30*time.Second, "a row of the outbox was updated, and table.op.invalid.behavior halts the relay then")
 }

@@ -86,20 +86,16 @@ func runCommand(ctx context.Context, args, names []string, getenv func(string) s
 	command.BindTo(ctx, (*context.Context)(nil)) // for the commands of package app
 	p := &process{ctx: ctx, cli: &c, names: names, flags: app.Variables(command), getenv: getenv, stdin: os.Stdin, stdout: stdout, stderr: stderr}
 	p.warn = func(said string) { fmt.Fprintln(stderr, "walpost: warning:", said) }
-	if err = command.Run(p); err != nil && p.one != nil && p.one.Commands(err.Error()) != err.Error() {
-		return reworded{p.one.Commands(err.Error()), err}
+	err = command.Run(p)
+	interrupted := ctx.Err() != nil && errors.Is(err, context.Canceled) && command.Command() != "relay"
+	if err != nil && p.one != nil && p.one.Commands(err.Error()) != err.Error() {
+		err = errors.New(p.one.Commands(err.Error()))
+	}
+	if interrupted {
+		return &app.InterruptedError{Err: err}
 	}
 	return err
 }
-
-// reworded is an error with another text.
-type reworded struct {
-	text string
-	error
-}
-
-func (r reworded) Error() string { return r.text }
-func (r reworded) Unwrap() error { return r.error }
 
 // configs returns the configurations of all pipelines, or of the one that --pipeline names.
 func (p *process) configs() ([]config.Config, error) {

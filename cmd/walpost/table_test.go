@@ -122,7 +122,7 @@ func TestTemplateOverEventType(t *testing.T) {
 	create := "kafka-topics.sh --bootstrap-server " + strings.Join(s.Brokers, ",") + " --create --topic " + s.Name + ".orders.%s --partitions 5 --replication-factor 1 --config retention.ms=3600000"
 	for _, args := range [][]string{{"init", "--dry-run"}, {"init"}} { // which makes the topic of the event type that is known
 		out := s.MustRun(args...)
-		for _, text := range []string{"topic " + topic + ": create it with 5 partitions", "topics " + s.Name + ".orders.{event_type}: their names depend on the event types", fmt.Sprintf(create, "EVENT_TYPE")} {
+		for _, text := range []string{"topic " + topic + ": create it with 5 partitions", "topics " + s.Name + ".orders.{event_type}: their names depend on the types in the rows", fmt.Sprintf(create, "EVENT_TYPE")} {
 			if !strings.Contains(out, text) {
 				t.Errorf("%v does not say %q:\n%s", args, text, out)
 			}

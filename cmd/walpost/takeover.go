@@ -60,7 +60,7 @@ func (c *takeOverCmd) Run(p *process) error {
 	}
 	connector, err := from.read(p)
 	if err != nil && p.ctx.Err() != nil {
-		return fmt.Errorf("interrupted: nothing was changed: run this again (%w)", context.Canceled)
+		return fmt.Errorf("nothing was changed: run this again (%w)", context.Canceled)
 	}
 	if err != nil {
 		return fmt.Errorf("the connector's configuration: %w", err)

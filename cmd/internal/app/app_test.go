@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(stdout, "up")
 			<-ctx.Done()
 			fmt.Fprintln(stdout, context.Cause(ctx))
+			if os.Getenv("APP_TEST_MAIN") == "unfinished" {
+				return &app.InterruptedError{Err: fmt.Errorf("half of it is done: %w", ctx.Err())}
+			}
 			return ctx.Err()
 		})
 	}
@@ -63,6 +66,29 @@ func TestMainEndsAsAsked(t *testing.T) {
 		}
 		if want := "app.test: first thing\napp.test: second thing: one two\n"; stderr.String() != want {
 			t.Errorf("stderr %q, want %q", stderr.String(), want)
+		}
+	})
+	t.Run("a command that a signal ends before its work is done says so, and the code is 130", func(t *testing.T) {
+		var stderr bytes.Buffer
+		cmd := child("unfinished")
+		cmd.Stderr = &stderr
+		stdout, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(stdout, make([]byte, len("up\n"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, stdout)
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 130 || stderr.String() != "app.test: interrupted: half of it is done: context canceled\n" {
+			t.Errorf("exit code %d, want 130; stderr %q", code, stderr.String())
 		}
 	})
 	t.Run("an exit code is all that is left to say", func(t *testing.T) {

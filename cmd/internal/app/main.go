@@ -37,15 +37,28 @@ type ExitError int
 
 func (c ExitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
+// InterruptedError is the error of a command that a signal ended before its work was done. Main prints it and exits with
+// 130, as a shell does for SIGINT, so that a script does not go on.
+type InterruptedError struct{ Err error }
+
+func (e *InterruptedError) Error() string { return "interrupted: " + e.Err.Error() }
+
+func (e *InterruptedError) Unwrap() error { return e.Err }
+
 // exitCode prints the error to stderr and returns the exit code.
 func exitCode(ctx context.Context, err error, stderr io.Writer) int {
 	if code := ExitError(0); errors.As(err, &code) {
 		return int(code)
 	}
-	if err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	interrupted := errors.As(err, new(*InterruptedError))
+	if err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled) && !interrupted {
 		return 0
 	}
 	name := filepath.Base(os.Args[0])
+	if interrupted {
+		fmt.Fprintf(stderr, "%s: %s\n", name, err)
+		return 130
+	}
 	if lines := apart(err); lines != nil && isTerminal(stderr) {
 		fmt.Fprintf(stderr, "%s:%s\n", name, strings.Join(lines, "\n"))
 		return 1
