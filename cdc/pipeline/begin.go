@@ -112,7 +112,7 @@ func (p *Pipeline) Begin(ctx context.Context, o BeginOptions) error {
 // LeaveOptions are the options of Leave.
 type LeaveOptions struct {
 	// Look looks for rows in Kafka that the slot keeps after a position: the relay may have published some after its last
-	// state record. The pattern matches their topics. Nil: only the state record is asked.
+	// state record. The pattern matches their topics. Nil: nobody looks.
 	Look     func(ctx context.Context, after cdc.Start, topics *regexp.Regexp) (Left, error)
 	Repeat   bool // leave although rows that are in Kafka come again, or nobody knows whether they do
 	DryRun   bool
