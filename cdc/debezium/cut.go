@@ -428,13 +428,13 @@ const lockWithin = time.Second
 // errLocked is returned when the table's lock was not free within lockWithin.
 var errLocked = errors.New("the table is locked")
 
-// emptySQL returns the SQL that creates the publication without a table.
-func emptySQL(conn *pgx.Conn, name string, partitioned bool) string {
-	with := "publish = 'insert'"
-	if partitioned {
+// emptySQL returns the SQL that creates the publication for the table, without it.
+func emptySQL(table *postgres.OpenTable, name string) string {
+	with := table.Publishes
+	if table.Partitioned {
 		with += ", publish_via_partition_root = true"
 	}
-	if serverVersion(conn) >= 18 {
+	if serverVersion(table.Conn) >= 18 {
 		with += ", publish_generated_columns = stored"
 	}
 	return fmt.Sprintf("CREATE PUBLICATION %s WITH (%s)", postgres.Ident(name), with)

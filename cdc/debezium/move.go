@@ -728,7 +728,7 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 		return nil, err
 	}
 	if !ours.exists {
-		sql := emptySQL(m.conn, ours.name, m.table.Partitioned)
+		sql := emptySQL(m.table, ours.name)
 		m.Progress(fmt.Sprintf("publication %s: create it without a table", ours.name), sql)
 		if !m.DryRun {
 			if _, err := m.conn.Exec(ctx, sql); err != nil {

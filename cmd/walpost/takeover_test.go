@@ -545,6 +545,15 @@ func TestTakeOverCuts(t *testing.T) {
 			t.Errorf("the dry run does not say %q:\n%s", says, dry)
 		}
 	}
+	without := p.Env
+	p.Env = maps.Clone(p.Env)
+	delete(p.Env, "WALPOST_KAFKA_TOPIC")
+	delete(p.Env, "WALPOST_KAFKA_AGGREGATE_TYPES")
+	p.Env["WALPOST_DEBEZIUM"] = fmt.Sprintf(`{topic.prefix: shop, route.topic.replacement: "%s.${routedByValue}", route.by.field: aggregate_type, table.field.event.key: aggregate_id, table.op.invalid.behavior: fatal}`, p.Name)
+	if dry := p.MustRun(p.flags(nil, "--dry-run")...); !strings.Contains(dry, "CREATE PUBLICATION \"relayed\" WITH (publish = 'insert, update'") { // else the relay would halt
+		t.Errorf("with table.op.invalid.behavior: fatal:\n%s", dry)
+	}
+	p.Env = without
 
 	// An open transaction holds the table: the cut waits, and moves nothing if that lasts.
 	holder := p.Connect()
