@@ -74,8 +74,11 @@ type Start struct {
 // BeginAt returns the first state record of a pipeline that begins at a position on an existing slot. It returns an error
 // if rows could be lost: the slot must be free and at or before the position.
 func BeginAt(pipeline string, st *State, f Facts, at Start) (*State, error) {
-	if st != nil {
-		return nil, fmt.Errorf("pipeline %q has a state record already, which covers %s: it has begun before, and a second beginning could lose rows: give this pipeline another name, or run `walpost status`", pipeline, st.Covered)
+	switch {
+	case st != nil && st.Phase != PhaseBeginning:
+		return nil, fmt.Errorf("pipeline %q has a state record already, which covers %s: it has begun, and nothing is left to do here: `walpost status` shows it, and `walpost relay` goes on", pipeline, st.Covered)
+	case st != nil && (st.Pipeline != pipeline || st.copied() || st.SystemID != f.SystemID):
+		return nil, Foreign(pipeline, st, &f)
 	}
 	switch slot := f.Slot; {
 	case !slot.Exists:
@@ -100,6 +103,9 @@ func BeginAt(pipeline string, st *State, f Facts, at Start) (*State, error) {
 	}
 	if at.Last.Commit >= at.Covered && at.Last.Ordinal > 0 {
 		next.CommitLSN, next.Ordinal, next.LastXID, next.LastCommitTime = at.Last.Commit, at.Last.Ordinal, at.XID, at.Commit
+	}
+	if st != nil {
+		next.Epoch = st.Epoch + 1
 	}
 	return next, nil
 }
@@ -132,7 +138,7 @@ func NewServer(pipeline string, st *State, f *Facts) error {
 	switch {
 	case st == nil:
 		return fmt.Errorf("pipeline %q has no state record, so there is no other server to replace: run this without --new-server", pipeline)
-	case st.Pipeline != pipeline, st.Phase == PhaseCreating:
+	case st.Pipeline != pipeline, st.Phase != "":
 		return identify(pipeline, st, f)
 	case st.SystemID == f.SystemID:
 		return fmt.Errorf("the state record is of this same PostgreSQL, with system id %s: run this without --new-server, or correct source.url", st.SystemID)
@@ -151,7 +157,7 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 		if err := NewServer(pipeline, st, &f); err != nil {
 			return nil, err
 		}
-	case st != nil && (st.Pipeline != pipeline || st.Phase == PhaseCreating || st.SystemID != f.SystemID):
+	case st != nil && (st.Pipeline != pipeline || st.Phase != "" || st.SystemID != f.SystemID):
 		return nil, identify(pipeline, st, &f)
 	}
 	if err := free(&f, command); err != nil {

@@ -35,6 +35,10 @@ func TestReconcileTable(t *testing.T) {
 			func(s *State, _ *Facts) { s.Phase = PhaseCreating },
 			"the state record of pipeline \"p\" says that `walpost init` did not finish: nothing has been published yet; run `walpost init` again", false, false,
 		},
+		"take-over not finished": {
+			func(s *State, _ *Facts) { s.Phase = PhaseBeginning },
+			"the state record of pipeline \"p\" says that `walpost take-over` did not finish: nothing has been published yet, and the connector may still have to publish rows that are older than those in the slot; run `walpost take-over` again", false, false,
+		},
 		"another pipeline": {
 			func(s *State, _ *Facts) { s.Pipeline = "q" },
 			"the state record belongs to pipeline \"q\", this is \"p\": two pipelines share a state topic, or the pipeline was renamed; nothing is published; set `pipeline` to the name that the topic was made for, or give this pipeline another name and run `walpost init`", false, false,

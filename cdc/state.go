@@ -16,6 +16,10 @@ const StateVersion = 2
 // PhaseCreating marks the record that `walpost init` writes before it creates the slot.
 const PhaseCreating = "creating"
 
+// PhaseBeginning marks the record of a pipeline that goes on from another program, which may still owe rows that are older
+// than those in the slot.
+const PhaseBeginning = "beginning"
+
 // State is the record in the compacted topic walpost.state.<pipeline>: how far rows are durable in Kafka.
 type State struct {
 	Version  int    `json:"version"`

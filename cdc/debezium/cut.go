@@ -138,6 +138,8 @@ type backlog struct {
 	shared  int64 // of these rows, those of the connector's last stored LSN: rows of one COPY
 	found   int64 // rows before start that only a look into Kafka has shown
 	again   int64 // rows of waiting that are in Kafka nevertheless: the connector sent them before an earlier one
+
+	most int64 // how many rows waiting may have
 }
 
 // waitingRow is a row that may be in Kafka, although the offset does not say so.
@@ -148,8 +150,12 @@ type waitingRow struct {
 	length int64
 }
 
-// mostWaiting is how many rows are looked up in Kafka.
-const mostWaiting = 10_000
+const (
+	mostWaiting = 10_000 // how many rows of a connector are looked up in Kafka
+	// How many rows of a relay are looked up. It writes a state record for 16 MB of rows or more, and a few windows may be on
+	// the way besides.
+	mostRelayed = 400_000
+)
 
 // passes moves the start past the rows that are in Kafka, up to the first one that is not.
 func (l *backlog) passes(there map[string]bool) {
@@ -171,6 +177,27 @@ func (l *backlog) passes(there map[string]bool) {
 			l.again++
 		}
 	}
+}
+
+// whole returns the end of the last transaction that is in Kafka whole, together with everything before it, and how many later
+// rows are there.
+func (l *backlog) whole(there map[string]bool) (at cdc.LSN, again int64) {
+	at = l.start.Covered
+	next := 0
+	for i, row := range l.waiting {
+		if !there[row.id] {
+			break
+		}
+		if row.end > 0 {
+			at, next = max(at, row.end), i+1
+		}
+	}
+	for _, row := range l.waiting[next:] {
+		if there[row.id] {
+			again++
+		}
+	}
+	return at, again
 }
 
 func (l *backlog) String() string {
@@ -209,7 +236,12 @@ func peek(ctx context.Context, conn *pgx.Conn, slot, publication string, of outb
 	if o == nil {
 		o = &Offset{}
 	}
-	l := &backlog{start: cdc.Start{Covered: max(o.end(), confirmed)}}
+	return peekUpTo(ctx, conn, slot, publication, of, o, confirmed, mostWaiting)
+}
+
+// peekUpTo does the same, and keeps the ids of up to most rows.
+func peekUpTo(ctx context.Context, conn *pgx.Conn, slot, publication string, of outbox, o *Offset, confirmed cdc.LSN, most int64) (*backlog, error) {
+	l := &backlog{start: cdc.Start{Covered: max(o.end(), confirmed)}, most: most}
 	ctx, cancel := context.WithTimeout(ctx, peekWithin)
 	defer cancel()
 	// A Begin has the start of the commit record, the commit time and the id; an Insert begins with the table's OID. The
@@ -284,7 +316,7 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 		case w.offset.row() && w.xid == w.offset.XID && lsn == w.offset.Processed && w.same <= max(w.offset.Events, 1):
 			// This is a row that the connector has published, and so is everything before it.
 			start := w.start
-			*w.backlog = backlog{start: start, exact: true}
+			*w.backlog = backlog{start: start, exact: true, most: w.most}
 			w.start.Last, w.start.XID, w.start.Commit = cdc.Position{Commit: w.commit, Ordinal: w.ordinal}, w.xid, w.time
 			w.open = false
 		case row && w.commit >= w.start.Covered:
@@ -302,7 +334,7 @@ func (w *walk) message(lsn cdc.LSN, data []byte, length int64) error {
 			if known {
 				id, ok = columnText(data[5:], column)
 			}
-			if ok && len(w.waiting) == int(w.rows)-1 && w.rows <= mostWaiting {
+			if ok && len(w.waiting) == int(w.rows)-1 && w.rows <= w.most {
 				w.waiting = append(w.waiting, waitingRow{id: id, length: length, start: cdc.Start{Last: cdc.Position{Commit: w.commit, Ordinal: w.ordinal}, XID: w.xid, Commit: w.time}})
 			}
 		}
@@ -396,13 +428,13 @@ const lockWithin = time.Second
 // errLocked is returned when the table's lock was not free within lockWithin.
 var errLocked = errors.New("the table is locked")
 
-// emptySQL returns the SQL that creates the publication without a table.
-func emptySQL(conn *pgx.Conn, name string, partitioned bool) string {
-	with := "publish = 'insert'"
-	if partitioned {
+// emptySQL returns the SQL that creates the publication for the table, without it.
+func emptySQL(table *postgres.OpenTable, name string) string {
+	with := table.Publishes
+	if table.Partitioned {
 		with += ", publish_via_partition_root = true"
 	}
-	if serverVersion(conn) >= 18 {
+	if serverVersion(table.Conn) >= 18 {
 		with += ", publish_generated_columns = stored"
 	}
 	return fmt.Sprintf("CREATE PUBLICATION %s WITH (%s)", postgres.Ident(name), with)

@@ -64,9 +64,16 @@ type Beginner interface {
 	Prepare(ctx context.Context) error
 	// Begin writes the first state record, at a position on the existing slot. why says how the position was found.
 	Begin(ctx context.Context, at cdc.Start, why string) error
-	// Leave ends the pipeline at the position of its state record, and leaves slot and publication. It returns the number
-	// of rows after the position that are in Kafka.
-	Leave(ctx context.Context) (again int64, err error)
+	// Leave ends the pipeline, and leaves slot and publication. It calls look with the position of its state record and a
+	// pattern of the topics that its rows go to, and moves the slot to where look says.
+	Leave(ctx context.Context, look func(ctx context.Context, after cdc.Start, topics *regexp.Regexp) (Kept, error)) (Kept, error)
+}
+
+// Kept says what a slot keeps for its next reader.
+type Kept struct {
+	At      cdc.LSN // every transaction at or below it is in Kafka
+	Again   int64   // rows after At that are in Kafka
+	Unknown string  // why further rows after At may be in Kafka; empty if Again has them all
 }
 
 // move is one take-over, with its connections.
@@ -82,6 +89,7 @@ type move struct {
 	slot        slotSeen        // of the connector
 	publication publicationSeen // of the connector
 	others      []string        // further tables that the connector captures
+	done        string          // what an interrupted run has done so far; empty: nothing
 	topics      *regexp.Regexp  // of the topics that the pipeline's rows go to; nil if the pipeline does not follow the router
 }
 
@@ -160,6 +168,24 @@ func (o MoveOptions) open(ctx context.Context) (_ *move, err error) {
 }
 
 func (m *move) close(ctx context.Context) { m.admin.Close(context.WithoutCancel(ctx)) }
+
+// interruptedError is the error of a run that a signal has ended. It wraps context.Canceled and has its text alone.
+type interruptedError string
+
+func (e interruptedError) Error() string      { return string(e) }
+func (interruptedError) Is(target error) bool { return target == context.Canceled }
+
+// interrupted returns an error that says what is done, in place of one that came because the context ended.
+func (m *move) interrupted(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	done := "nothing was changed"
+	if m != nil && !m.DryRun && m.done != "" {
+		done = m.done
+	}
+	return interruptedError(done + ": run this again")
+}
 
 // see reads the connector's slot and publication.
 func (m *move) see(ctx context.Context) (err error) {
@@ -390,16 +416,17 @@ func (m *move) ahead(o *Offset) error {
 func TakeOver(ctx context.Context, o MoveOptions) (next []string, err error) {
 	m, err := o.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, (*move)(nil).interrupted(ctx, err)
 	}
 	defer m.close(ctx)
+	defer func() { err = m.interrupted(ctx, err) }()
 	if err := m.see(ctx); err != nil {
 		return nil, err
 	}
 	if err := m.slot.readable(); err != nil {
 		ours, otherwise := readPublication(ctx, m.conn, m.Config.Source.Publication, m.table.OID)
 		if otherwise == nil && !m.slot.exists && ours.carries && !m.publication.carries {
-			return nil, fmt.Errorf("%s is in publication %s already, and slot %s of the connector is gone, so it is not known whether the connector has published every row before the cut: if it has, `walpost adopt` begins at slot %s, which has every row after the cut", m.Config.Source.Table, ours.name, m.slot.name, m.Config.Source.Slot)
+			return nil, fmt.Errorf("%s is in publication %s already, and slot %s of the connector is gone, so it is not known whether the connector has published every row before the cut: if it has, delete topic %s, and `walpost adopt` begins at slot %s, which has every row after the cut", m.Config.Source.Table, ours.name, m.slot.name, m.Config.StateTopic(), m.Config.Source.Slot)
 		}
 		return nil, err
 	}
@@ -442,8 +469,9 @@ func (m *move) ways(same bool) {
 
 // sameSlot takes over the connector's slot and publication.
 func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
-	if err := m.running(ctx); err != nil {
-		return nil, err
+	runs := m.running(ctx)
+	if runs != nil && !m.DryRun {
+		return nil, runs
 	}
 	if !m.publication.carries {
 		return nil, fmt.Errorf("publication %s does not carry %s, so the connector does not publish its rows: name the connector of this table, or correct source.table", m.publication.name, m.Config.Source.Table)
@@ -461,7 +489,13 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil { // the rows' text is not read
 		return nil, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
 	}
-	b, err := peek(ctx, m.conn, m.slot.name, m.publication.name, m.outbox, o, m.slot.confirmed)
+	look := peek
+	if m.slot.active { // in a dry run
+		look = func(ctx context.Context, conn *pgx.Conn, slot, publication string, of outbox, o *Offset, _ cdc.LSN) (*backlog, error) {
+			return peekCopy(ctx, conn, slot, publication, of, o)
+		}
+	}
+	b, err := look(ctx, m.conn, m.slot.name, m.publication.name, m.outbox, o, m.slot.confirmed)
 	if err != nil {
 		return nil, err
 	}
@@ -489,15 +523,23 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	default:
 		again = fmt.Sprintf(": %d of them are in Kafka already, and come again", b.again)
 	}
+	if runs != nil {
+		from = "as of now, before the connector is stopped: " + from
+	}
 	m.say("%s; the slot keeps %s after that%s", from, b, again)
+	m.done = "the connector's slot and publication are as they were, and nothing is lost"
 	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that%s", m.slot.name, m.owner, o, b, again)); err != nil {
 		return nil, err
 	}
-	return []string{
+	if runs != nil {
+		next = append(next, fmt.Sprintf("the connector must be stopped first, and without --dry-run this would be refused: %s", runs))
+	}
+	return append(
+		next,
 		"start `walpost relay`: the rows that wait come first",
 		fmt.Sprintf("delete the connector before somebody starts it again (DELETE /connectors/%s/offsets, then DELETE /connectors/%s; for Debezium Server its container and offset file): the slot has one reader, and an old offset would only confuse a later connector", m.owner.name, m.owner.name),
 		fmt.Sprintf("slot %s and publication %s are walpost's now: drop neither", m.slot.name, m.publication.name),
-	}, nil
+	), nil
 }
 
 // router returns the value of an option of the Outbox Event Router, or its default.
@@ -516,9 +558,6 @@ var variable = regexp.MustCompile(`\$(\{[^}]*\}|[0-9]+)`)
 
 // lookUp looks for the waiting rows in Kafka, by the header id, and passes those that are there.
 func (m *move) lookUp(ctx context.Context, b *backlog) error {
-	if len(b.waiting) == 0 {
-		return nil
-	}
 	pattern := m.topics
 	if pattern == nil {
 		template := m.router("route.topic.replacement", "outbox.event.${routedByValue}")
@@ -530,26 +569,95 @@ func (m *move) lookUp(ctx context.Context, b *backlog) error {
 		}
 		pattern = regexp.MustCompile("^" + said.String() + regexp.QuoteMeta(template[end:]) + "$")
 	}
-	topics, err := m.sink.Topics(ctx, pattern)
+	there, _, err := m.inKafka(ctx, b, pattern)
 	if err != nil {
 		return err
 	}
+	b.passes(there)
+	return nil
+}
+
+// inKafka returns the ids of the waiting rows that are in Kafka. It reports that they are named unless records are there and
+// none of them has an id.
+func (m *move) inKafka(ctx context.Context, b *backlog, pattern *regexp.Regexp) (there map[string]bool, named bool, err error) {
 	wanted, there := map[string]bool{}, map[string]bool{}
+	if len(b.waiting) == 0 {
+		return there, true, nil
+	}
+	topics, err := m.sink.Topics(ctx, pattern)
+	if err != nil {
+		return nil, false, err
+	}
 	for _, row := range b.waiting {
 		wanted[row.id] = true
 	}
-	// A record has the connector's time, which is later than the commit; its clock may differ from the server's.
-	_, _, err = m.sink.Search(ctx, kafka.Search{Topics: topics, From: b.waiting[0].start.Commit.Add(-10 * time.Minute), Match: func(id, _ string) bool {
-		if id = strings.Trim(id, `"`); wanted[id] {
+	// A record has the publisher's time, which is later than the commit; its clock may differ from the server's. With a column
+	// for the time, a record has any time.
+	from := b.waiting[0].start.Commit.Add(-10 * time.Minute)
+	if m.Config.Debezium[optionTimestamp] != "" || m.router(optionTimestamp, "") != "" {
+		from = time.UnixMilli(0)
+	}
+	_, read, err := m.sink.Search(ctx, kafka.Search{Topics: topics, From: from, Match: func(id, _ string) bool {
+		named = named || id != ""
+		if id = headerText(id); wanted[id] {
 			there[id] = true
 		}
 		return false
 	}})
 	if err != nil {
-		return fmt.Errorf("look for the rows that wait in Kafka: %w", err)
+		return nil, false, fmt.Errorf("look for the rows that wait in Kafka: %w", err)
 	}
-	b.passes(there)
-	return nil
+	return there, named || read.Records == 0, nil
+}
+
+// headerText returns a header's text without what JsonConverter writes around it: quotes, and perhaps a schema.
+func headerText(value string) string {
+	if strings.HasPrefix(value, "{") {
+		value = string(unwrapped([]byte(value)))
+	}
+	return strings.Trim(value, `"`)
+}
+
+// kept looks for rows in Kafka that the pipeline has published after its state record.
+func (m *move) kept(ctx context.Context, after cdc.Start, topics *regexp.Regexp) (Kept, error) {
+	k := Kept{At: after.Covered}
+	of := m.outbox
+	of.id = m.Config.Source.Columns.ID
+	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'SQL_ASCII'"); err != nil { // the rows' text is not read
+		return k, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
+	}
+	b, err := peekUpTo(ctx, m.conn, m.slot.name, m.publication.name, of, &Offset{}, after.Covered, mostRelayed)
+	if err != nil {
+		return k, err
+	}
+	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'UTF8'"); err != nil {
+		return k, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
+	}
+	there, named, err := m.inKafka(ctx, b, topics)
+	switch last, unseen := len(b.waiting)-1, b.rows-int64(len(b.waiting)); {
+	case err != nil:
+		k.Unknown, there = fmt.Sprintf("the ids of the %d rows that the slot keeps could not be looked up in Kafka: %v", b.rows, err), map[string]bool{}
+	case !named:
+		k.Unknown = fmt.Sprintf("the records have no header id, so the %d rows that the slot keeps cannot be looked up in Kafka", b.rows)
+	case unseen > 0 && int64(len(b.waiting)) < b.most:
+		k.Unknown = fmt.Sprintf("the slot does not show the ids of %d rows, so they cannot be looked up in Kafka", unseen)
+	case unseen > 0 && there[b.waiting[last].id]:
+		k.Unknown = fmt.Sprintf("only the first %d of %d rows were looked up", len(b.waiting), b.rows)
+	}
+	if after.Last.Ordinal > 0 && after.Last.Commit >= after.Covered {
+		// The record says that these are there, although the slot keeps them: windows end inside a transaction.
+		for _, row := range b.waiting {
+			if row.start.Last.Compare(after.Last) <= 0 {
+				there[row.id] = true
+			}
+		}
+		if len(b.waiting) == 0 {
+			k.Again = int64(after.Last.Ordinal)
+			return k, nil
+		}
+	}
+	k.At, k.Again = b.whole(there)
+	return k, nil
 }
 
 func few(names []string) string {
@@ -612,11 +720,15 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 	if err := m.readers(ctx); err != nil {
 		return nil, err
 	}
+	m.done = fmt.Sprintf("nothing was moved: the connector has %s as before, and publication %s and slot %s perhaps exist", cfg.Table, ours.name, mine.name)
+	if done {
+		m.done = m.cutDone()
+	}
 	if err := m.Pipeline.Prepare(ctx); err != nil {
 		return nil, err
 	}
 	if !ours.exists {
-		sql := emptySQL(m.conn, ours.name, m.table.Partitioned)
+		sql := emptySQL(m.table, ours.name)
 		m.Progress(fmt.Sprintf("publication %s: create it without a table", ours.name), sql)
 		if !m.DryRun {
 			if _, err := m.conn.Exec(ctx, sql); err != nil {
@@ -661,6 +773,11 @@ func (m *move) secondSlot(ctx context.Context) (next []string, err error) {
 	return m.afterCut(), nil
 }
 
+// cutDone returns what is done after the cut.
+func (m *move) cutDone() string {
+	return fmt.Sprintf("the cut is made; nothing is lost: later rows wait in slot %s", m.Config.Source.Slot)
+}
+
 // readers reports other slots that may be read with the connector's publication. PostgreSQL does not record it.
 func (m *move) readers(ctx context.Context) error {
 	var others []string
@@ -670,7 +787,11 @@ func (m *move) readers(ctx context.Context) error {
 		return fmt.Errorf("look for other slots: %w", err)
 	}
 	if len(others) > 0 {
-		m.say("note: slot %s of this database may also be read with publication %s: its reader gets no row of %s after the cut", few(others), m.publication.name, m.Config.Source.Table)
+		if len(others) == 1 {
+			m.say("note: slot %s of this database may also be read with publication %s: its reader gets no row of %s after the cut", others[0], m.publication.name, m.Config.Source.Table)
+		} else {
+			m.say("note: slots %s of this database may also be read with publication %s: their readers get no row of %s after the cut", few(others), m.publication.name, m.Config.Source.Table)
+		}
 	}
 	return nil
 }
@@ -691,9 +812,12 @@ func (m *move) cut(ctx context.Context, to, slot string) error {
 		return fmt.Errorf("nothing was moved: slot %s keeps %s already: name another source.slot and source.publication", slot, b)
 	}
 	for end := time.Now().Add(m.Wait); ; {
+		before := m.done
+		m.done = "nothing is lost: the next run sees whether the cut was made"
 		at, err := cutOver(ctx, m.conn, cfg, m.publication.name, to)
 		switch {
 		case err == nil:
+			m.done = m.cutDone()
 			m.say("the cut is at %s: the connector publishes every row that was committed before it, and walpost every row after it", at)
 			return failpoint.Hit("takeover_after_cut")
 		case !errors.Is(err, errLocked):
@@ -701,6 +825,7 @@ func (m *move) cut(ctx context.Context, to, slot string) error {
 		case time.Now().After(end):
 			return fmt.Errorf("nothing was moved: a transaction has held %s for %s: end it (SELECT pid, state, xact_start FROM pg_stat_activity ORDER BY xact_start), and run this again", cfg.Table, m.Wait)
 		}
+		m.done = before
 		m.say("waits for a transaction that has rows of %s open, and tries again", cfg.Table)
 		if err := pause(ctx, time.Second); err != nil {
 			return fmt.Errorf("nothing was moved: %w", err)
@@ -757,7 +882,7 @@ func (m *move) drained(ctx context.Context) error {
 			return fmt.Errorf("the cut is made, and %s has not stored the offset of its last row before it within %s: %s. Nothing is lost: later rows wait in slot %s. See that the connector runs, and run this again", m.owner, m.Wait, what, m.Config.Source.Slot)
 		}
 		if err := pause(ctx, askEach); err != nil {
-			return fmt.Errorf("the cut is made; nothing is lost: later rows wait in slot %s: run this again (%w)", m.Config.Source.Slot, err)
+			return fmt.Errorf("%s: run this again (%w)", m.cutDone(), err)
 		}
 	}
 }
@@ -778,9 +903,10 @@ func (m *move) afterCut() []string {
 func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 	m, err := o.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, (*move)(nil).interrupted(ctx, err)
 	}
 	defer m.close(ctx)
+	defer func() { err = m.interrupted(ctx, err) }()
 	cfg := m.Config.Source
 	if name := m.option("slot.name", defaultSlotName); name != cfg.Slot {
 		return nil, fmt.Errorf("slot.name is %s: give the connector the slot that walpost has read, slot.name=%s: another one has no rows or old ones", name, cfg.Slot)
@@ -800,7 +926,8 @@ func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 	if m.slot.active {
 		return nil, fmt.Errorf("slot %s is being read (pid %d): stop the relay with SIGTERM, and run this again", m.slot.name, m.slot.pid)
 	}
-	if m.ConnectURL != "" || m.OffsetTopic != "" || m.OffsetFile != "" {
+	placed := m.ConnectURL != "" || m.OffsetTopic != "" || m.OffsetFile != ""
+	if placed {
 		o, err := m.offset(ctx)
 		if err != nil && !errors.Is(err, errNoOffset) {
 			return nil, err
@@ -809,13 +936,22 @@ func GiveBack(ctx context.Context, o MoveOptions) (next []string, err error) {
 			return nil, fmt.Errorf("%s still has a stored offset (%s), from before walpost: delete it (DELETE /connectors/%s/offsets while the connector is stopped; for Debezium Server delete the offset file), and run this again: without an offset the connector starts where the slot stands", m.owner, o, m.owner.name)
 		}
 	}
-	again, err := m.Pipeline.Leave(ctx)
+	m.done = "no row is lost, and slot and publication are there; the pipeline is given back when its state topic is gone"
+	kept, err := m.Pipeline.Leave(ctx, m.kept)
 	if err != nil {
 		return nil, err
 	}
 	said := "the connector starts at the slot's position: no row is missing, and none comes twice"
-	if again > 0 {
-		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows of one transaction come again", again)
+	switch {
+	case kept.Unknown != "":
+		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows come again, and perhaps more: %s", kept.Again, kept.Unknown)
+	case kept.Again == 0 && !placed:
+		said = "the connector starts at the slot's position if it has no stored offset: then no row is missing, and none comes twice"
+	case kept.Again > 0:
+		said = fmt.Sprintf("the connector starts at the slot's position: no row is missing; %d rows come again", kept.Again)
+	}
+	if !placed {
+		said += "; no offset was looked for: delete an old one from before walpost, if there is one (DELETE /connectors/NAME/offsets while the connector is stopped; for Debezium Server its offset file), or give --connect-url, --offset-topic or --offset-file"
 	}
 	return []string{
 		said,

@@ -180,6 +180,8 @@ func findOffset(records []stored, want owner, place string, whole bool) (*Offset
 		return o, of[0], nil
 	case len(owners) > 0:
 		return nil, owner{}, none("%s has no offset of %s, only of %s: name the right connector, or the place where its offsets are", place, want, listOwners(owners))
+	case len(records) > 0:
+		return nil, owner{}, fmt.Errorf("%s has %d records, and none is an offset of Kafka Connect: name the place where the connector's offsets are: offset.storage.topic of the worker (not its config.storage.topic or status.storage.topic), or offsets.storage.topic of the connector", place, len(records))
 	case !whole:
 		return nil, owner{}, none("%s has no offset: its first records are gone, because it is not compacted or was emptied, and it is not known what the connector has published: if the slot still exists, `walpost adopt` continues from the slot; rows may come again", place)
 	}

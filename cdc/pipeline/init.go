@@ -246,6 +246,9 @@ func (w wal) vacant(ctx context.Context, s *setup) error {
 		return err
 	case seen.State == nil && seen.Facts.Slot.Exists:
 		return fmt.Errorf("slot %q exists, and pipeline %q has no state record, so it is not known which of its rows were delivered. The slot belongs to another pipeline, or the state topic is gone: choose another source.slot; or, if the slot was created for this pipeline and nothing else reads it, `walpost adopt` continues from its position, and loses nothing", name, w.cfg.Pipeline)
+	case seen.State != nil && seen.State.Phase == cdc.PhaseBeginning:
+		_, err := cdc.Reconcile(w.cfg.Pipeline, seen.State, seen.Facts)
+		return err
 	case s.newServer:
 		return cdc.NewServer(w.cfg.Pipeline, seen.State, &seen.Facts)
 	case seen.State != nil && seen.State.Phase != cdc.PhaseCreating:

@@ -114,12 +114,17 @@ func operations(cfg config.Source, t table) string {
 	return "inserts"
 }
 
+// publishes returns the setting publish of a publication of the outbox.
+func publishes(cfg config.Source, t table) string {
+	if carriesUpdates(cfg, t) {
+		return "publish = 'insert, update'"
+	}
+	return "publish = 'insert'"
+}
+
 // publicationDDL returns the SQL for a publication of the outbox alone.
 func publicationDDL(cfg config.Source, name string, t table) string {
-	with := "publish = 'insert'"
-	if carriesUpdates(cfg, t) {
-		with = "publish = 'insert, update'"
-	}
+	with := publishes(cfg, t)
 	if t.partitioned {
 		with += ", publish_via_partition_root = true"
 	}

@@ -15,6 +15,7 @@ type OpenTable struct {
 	Name        string // as in the configuration
 	OID         uint32 // 0 if there is no such table
 	Partitioned bool
+	Publishes   string   // the setting publish of its publication: publish = 'insert'
 	Missing     []string // the reasons why there is no such table
 	Problems    []string // problems with its columns
 
@@ -43,7 +44,7 @@ func (s *Source) opened(ctx context.Context, conn *pgx.Conn) (*OpenTable, error)
 	if err != nil {
 		return nil, err
 	}
-	o := &OpenTable{Conn: conn, Name: s.cfg.Table, OID: t.oid, Partitioned: t.partitioned, Problems: t.unfit, source: s}
+	o := &OpenTable{Conn: conn, Name: s.cfg.Table, OID: t.oid, Partitioned: t.partitioned, Publishes: publishes(s.cfg, t), Problems: t.unfit, source: s}
 	if t.oid == 0 {
 		o.Missing = t.hidden
 	}

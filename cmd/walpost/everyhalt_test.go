@@ -25,6 +25,7 @@ var elsewhere = map[string]string{
 	"the stream has a row of relation %d before its description":                  "no server does that: the decoder's tests",
 	"the role of this connection lacks the right":                                 "PostgreSQL names the right that is missing: what to run depends on it",
 	"every later row waits in the slot; nothing is lost":                          "a row that PostgreSQL cannot decode, from 15 on",
+	"says that `walpost take-over` did not finish":                                "TestTakeOverCuts",
 	"may never have been streamed, or not whole":                                  "changed and changed back, and others there",
 }
 

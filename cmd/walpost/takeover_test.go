@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -212,8 +214,8 @@ func TestTakeOverBeginsWhereTheOffsetIs(t *testing.T) {
 	// The slot is left where the state record is, although no relay has confirmed that: before the transaction of the last row.
 	file := append(p.flags(nil)[:2], "--offset-file", p.offsetFile(half))
 	p.MustRun(file...)
-	p.MustRefuse("nothing was changed: the relay has stopped inside a transaction, of which 2 rows are in Kafka", p.flags(nil, "--back")...)
-	if out := p.MustRun(p.flags(nil, "--back", "--repeat")...); !strings.Contains(out, "2 rows of one transaction come again") {
+	p.MustRefuse("nothing was changed: 2 rows that the slot keeps are in Kafka, in transactions that are not there whole, and the next reader", p.flags(nil, "--back")...)
+	if out := p.MustRun(p.flags(nil, "--back", "--repeat")...); !strings.Contains(out, "2 rows come again") {
 		t.Error(out)
 	}
 	if at := p.Query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", p.slot); at != all[6].lsn.String() {
@@ -236,9 +238,13 @@ func TestTakeOverBeginsWhereTheOffsetIs(t *testing.T) {
 	p.MustRefuse("snapshot.mode is initial", p.flags(map[string]string{"snapshot.mode": ""}, "--back")...)
 	p.MustRefuse("give the connector the slot that walpost has read", p.flags(map[string]string{"slot.name": "other"}, "--back")...)
 	p.MustRefuse("give the connector the publication that walpost has read", p.flags(map[string]string{"publication.name": "other"}, "--back")...)
+	if out := p.MustRun(append(p.flags(nil)[:2], "--back", "--dry-run")...); !strings.Contains(out, "if it has no stored offset: then no row is missing, and none comes twice; no offset was looked for: delete an old one") {
+		t.Error(out)
+	}
 	if out := p.MustRun(p.flags(nil, "--back")...); !strings.Contains(out, "no row is missing, and none comes twice") {
 		t.Error(out)
 	}
+	p.MustRefuse("as after it was given back: then nothing is left to do here: start the connector, which goes on where slot "+p.slot+" stands", p.flags(nil, "--back")...)
 	if left := p.Query("SELECT count(*)::text FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'dbz')", p.slot); left != "0" {
 		t.Errorf("the slot keeps %s messages after the relay has published all", left)
 	}
@@ -329,6 +335,59 @@ func TestTakeOverLooksIntoKafka(t *testing.T) {
 	}
 }
 
+// published puts records with the ids of rows into the pipeline's topic, as a relay does before its next state record.
+func (p *played) published(ids ...string) {
+	p.T.Helper()
+	for _, id := range ids {
+		r := &kgo.Record{Topic: p.Topic, Key: []byte("k")}
+		if id != "" {
+			r.Headers = []kgo.RecordHeader{{Key: "id", Value: []byte(id)}}
+		}
+		if err := p.client.ProduceSync(p.T.Context(), r).FirstErr(); err != nil {
+			p.T.Fatal(err)
+		}
+	}
+}
+
+// TestTakeOverBackLooksIntoKafka gives back after a relay that was killed: rows that it published after its last state record
+// do not come again, and those of a transaction that is not there whole are counted.
+func TestTakeOverBackLooksIntoKafka(t *testing.T) {
+	t.Parallel()
+	p := newPlayed(t)
+	p.sameSlot()
+	p.inserts(1)
+	p.MustRun(append(p.flags(nil)[:2], "--offset-file", p.offsetFile(at(p.sees(), 2)))...)
+	first, second, third := p.inserts(2), p.inserts(3), p.inserts(1)
+	ends := slices.DeleteFunc(p.sees(), func(m seen) bool { return m.kind != "C" })
+	back := func(more ...string) []string { return p.flags(nil, append(more, "--back")...) }
+	slot := func() string {
+		return p.Query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", p.slot)
+	}
+	before := slot()
+	p.published("")
+	p.MustRefuse("the records have no header id, so the 6 rows that the slot keeps cannot be looked up", back()...)
+	p.published(first...)
+	p.published(second[0], second[1])
+	p.MustRefuse("nothing was changed: 2 rows that the slot keeps are in Kafka, in transactions that are not there whole, and the next reader", back()...)
+	out := p.MustRun(back("--repeat", "--dry-run")...)
+	if !strings.Contains(out, "2 rows come again") || !strings.Contains(out, "at or below "+ends[1].lsn.String()) {
+		t.Errorf("want the end of the first whole transaction, %s\n%s", ends[1].lsn, out)
+	}
+	if now := slot(); now != before {
+		t.Errorf("the slot was moved from %s to %s", before, now)
+	}
+	p.published(`{"schema":{"type":"string"},"payload":"` + second[2] + `"}`) // as JsonConverter writes headers
+	if out := p.MustRun(back()...); !strings.Contains(out, "none comes twice") {
+		t.Error(out)
+	}
+	if now := slot(); now != ends[2].lsn.String() {
+		t.Errorf("the slot is at %s, want the end of the last published row's transaction, %s", now, ends[2].lsn)
+	}
+	if kept := p.sees(); len(kept) != 3 {
+		t.Errorf("the slot keeps %v, want the row %s alone", kept, third)
+	}
+}
+
 // reads reads the slot as a connector does, until the test calls stop.
 func (p *played) reads() (stop func()) {
 	p.T.Helper()
@@ -367,6 +426,12 @@ func TestTakeOverRefuses(t *testing.T) {
 		return p.flags(map[string]string{"table.include.list": ""})
 	}()...)
 	p.refuses("topic "+p.topic+" is empty", p.flags(nil)...)
+	cdctest.CreateTopic(t, p.Brokers, p.Topic, 3)
+	p.published("some-id", "another-id")
+	p.refuses("topic "+p.Topic+" has 2 records, and none is an offset of Kafka Connect: name the place", append(p.flags(nil)[:2], "--offset-topic", p.Topic)...)
+	for _, places := range [][]string{{"--offset-file", "f"}, {"--connect-url", "http://127.0.0.1:1"}} {
+		p.refuses("the connector's offset is in one place: give one of them", p.flags(nil, places...)...)
+	}
 	p.storesAs("another", offset)
 	p.refuses(`only of connector "another"`, p.flags(nil)...)
 	p.refuses(`only of connector "another" with topic.prefix "shop"`, p.flags(map[string]string{"topic.prefix": "other"})...)
@@ -411,6 +476,12 @@ func TestTakeOverRefuses(t *testing.T) {
 
 	stop := p.reads()
 	p.refuses("so the connector runs: stop it", p.flags(nil)...)
+	running := p.MustRun(p.flags(nil, "--dry-run")...)
+	for _, says := range []string{"as of now, before the connector is stopped: walpost begins", "CREATE ROLE", "state record in ", "the connector must be stopped first", "so the connector runs: stop it"} {
+		if !strings.Contains(running, says) {
+			t.Errorf("the dry run beside the connector does not say %q:\n%s", says, running)
+		}
+	}
 	p.refuses("slot.drop.on.stop is true", p.flags(map[string]string{"slot.drop.on.stop": "true"})...)
 	stop()
 	worker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -474,6 +545,15 @@ func TestTakeOverCuts(t *testing.T) {
 			t.Errorf("the dry run does not say %q:\n%s", says, dry)
 		}
 	}
+	without := p.Env
+	p.Env = maps.Clone(p.Env)
+	delete(p.Env, "WALPOST_KAFKA_TOPIC")
+	delete(p.Env, "WALPOST_KAFKA_AGGREGATE_TYPES")
+	p.Env["WALPOST_DEBEZIUM"] = fmt.Sprintf(`{topic.prefix: shop, route.topic.replacement: "%s.${routedByValue}", route.by.field: aggregate_type, table.field.event.key: aggregate_id, table.op.invalid.behavior: fatal}`, p.Name)
+	if dry := p.MustRun(p.flags(nil, "--dry-run")...); !strings.Contains(dry, "CREATE PUBLICATION \"relayed\" WITH (publish = 'insert, update'") { // else the relay would halt
+		t.Errorf("with table.op.invalid.behavior: fatal:\n%s", dry)
+	}
+	p.Env = without
 
 	// An open transaction holds the table: the cut waits, and moves nothing if that lasts.
 	holder := p.Connect()
@@ -488,6 +568,14 @@ func TestTakeOverCuts(t *testing.T) {
 	begin("BEGIN; LOCK TABLE outbox IN ROW EXCLUSIVE MODE")
 	p.MustRefuse("nothing was moved: a transaction has held public.outbox", p.flags(nil, "--wait", "1ms")...)
 	begin("COMMIT")
+
+	gone, end := context.WithCancel(t.Context())
+	end()
+	for _, args := range [][]string{p.flags(nil), p.flags(nil, "--dry-run"), p.flags(nil, "--back")} { // interrupted at once
+		if err := run(gone, args, p.Getenv, io.Discard, io.Discard); !errors.Is(err, context.Canceled) || err.Error() != "interrupted: nothing was changed: run this again" {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
 
 	before := p.inserts(2)
 	out, ended := &cdctest.Log{}, make(chan error, 1)
@@ -506,11 +594,33 @@ func TestTakeOverCuts(t *testing.T) {
 	waits()
 	after := p.inserts(2)
 	cancel() // interrupted after the cut
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "nothing is lost: later rows wait in slot "+p.Slot()+": run this again") {
+	if err := <-ended; !errors.Is(err, context.Canceled) || err.Error() != "interrupted: the cut is made; nothing is lost: later rows wait in slot "+p.Slot()+": run this again" {
 		t.Fatal(err)
 	}
-	if st, err := p.Sink().Peek(t.Context()); st != nil || err != nil {
-		t.Fatalf("a state record is there before the connector has published its rows: %v, %v", st, err)
+	// Nothing may publish the rows after the cut before the connector has published those before it.
+	const under = "says that `walpost take-over` did not finish"
+	for _, args := range [][]string{{"init"}, {"adopt"}, {"adopt", "--dry-run"}, {"take-over", "--back"}} {
+		if args[0] == "take-over" {
+			args = p.flags(map[string]string{"slot.name": p.Slot(), "publication.name": "relayed"}, "--back")
+			args[3] = p.topic + "-none" // where no offset is
+			cdctest.CreateTopic(t, p.Brokers, args[3], 1)
+		}
+		if out, err := p.Run(args...); err == nil || !strings.Contains(err.Error(), under) || !strings.Contains(err.Error(), "run `walpost take-over` again") {
+			t.Errorf("%v: %v\n%s", args, err, out)
+		}
+	}
+	if out, err := p.Run("status"); !strings.Contains(fmt.Sprint(out, err), under) {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	halted := p.StartRelay()
+	cdctest.Eventually(t, 30*time.Second, func() error {
+		if !strings.Contains(halted.Log.String(), under) {
+			return fmt.Errorf("the relay says %s", halted.Log.String())
+		}
+		return nil
+	})
+	if err := halted.Stop(); err != nil {
+		t.Fatal(err)
 	}
 	p.MustRefuse("has not stored the offset of its last row before it within 1ms", p.flags(nil, "--wait", "1ms")...)
 	p.MustRefuse("slot nowhere of the connector is gone", p.flags(map[string]string{"slot.name": "nowhere"})...)

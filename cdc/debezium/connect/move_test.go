@@ -256,7 +256,7 @@ func (m *moving) giveBack() {
 			m.t.Logf("walpost take-over --back\n%s", out)
 			return
 		}
-		if !strings.Contains(err.Error(), "the relay has stopped inside a transaction") {
+		if !strings.Contains(err.Error(), "in transactions that are not there whole") {
 			m.t.Fatal(err)
 		}
 		relay := m.SpawnRelay()
