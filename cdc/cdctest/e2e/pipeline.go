@@ -184,6 +184,18 @@ func (s *Pipeline) WaitForSlot(within time.Duration, condition string) {
 	})
 }
 
+// WaitUntilFree waits until no process reads the slot: the server notices a moment after the relay that it has closed its
+// connection.
+func (s *Pipeline) WaitUntilFree(within time.Duration) {
+	s.T.Helper()
+	cdctest.Eventually(s.T, within, func() error {
+		if s.Query("SELECT coalesce(bool_or(active), false)::text FROM pg_replication_slots WHERE slot_name = $1", s.Slot()) != "false" {
+			return errors.New("the slot is still being read")
+		}
+		return nil
+	})
+}
+
 // WaitUntilConfirmed waits until the slot has confirmed everything written so far.
 func (s *Pipeline) WaitUntilConfirmed(within time.Duration) {
 	s.T.Helper()
