@@ -24,6 +24,7 @@ type Connector struct {
 	Version string
 
 	options pairs
+	unknown []error // about names beside the options
 }
 
 // Options returns the names of the options in the order of the input.
@@ -226,6 +227,9 @@ func looksLikeYAML(text []byte) bool {
 	return bytes.HasPrefix(text, []byte("apiVersion:")) || bytes.Contains(text, []byte("\napiVersion:")) || bytes.HasPrefix(text, []byte("---"))
 }
 
+// strimziFields are the fields of a KafkaConnector's spec, of Strimzi 0.50.
+var strimziFields = []string{"class", "tasksMax", "config", "autoRestart", "pause", "state", "version", "listOffsets", "alterOffsets"}
+
 // readStrimzi reads a KafkaConnector of Strimzi.
 func readStrimzi(text []byte) (*Connector, error) {
 	var resource struct {
@@ -250,6 +254,16 @@ func readStrimzi(text []byte) (*Connector, error) {
 		return nil, errors.New("the input is a resource of Kubernetes, but no KafkaConnector of Strimzi: name the file with kind: KafkaConnector")
 	}
 	c := &Connector{Name: resource.Metadata.Name}
+	var fields struct {
+		Spec yaml.MapSlice `yaml:"spec"`
+	}
+	_ = yaml.Unmarshal(text, &fields) // it was read before
+	for _, f := range fields.Spec {
+		name := fmt.Sprint(f.Key)
+		if meant := nearest(name, strimziFields); meant != "" && meant != name {
+			c.unknown = append(c.unknown, fmt.Errorf("spec.%s: there is no such field: did you mean spec.%s?", printable(name), meant))
+		}
+	}
 	var errs []error
 	if resource.Spec.Class != "" {
 		c.options.set("connector.class", resource.Spec.Class)
@@ -289,6 +303,7 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 		}
 		c, err := ReadConnector(text)
 		if err == nil {
+			c.options.sort()
 			c.Version = version(ctx, client, u)
 		}
 		return c, err
@@ -324,6 +339,7 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 	}
 	switch {
 	case len(found) == 1:
+		found[0].options.sort() // Connect has them in the order of a hash map
 		found[0].Version = version(ctx, client, u)
 		return found[0], nil
 	case len(found) == 0 && len(others) == 0:

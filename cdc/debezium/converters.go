@@ -3,6 +3,7 @@ package debezium
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -84,6 +85,15 @@ func notThere(part, class string) string {
 	return fmt.Sprintf("a %s is %s, not %s: %s", part, written, form, more)
 }
 
+// nearConverter returns the class that was meant by a misspelt one; empty if none is near.
+func nearConverter(class string) string {
+	var names []string
+	for _, full := range Converters() {
+		names = append(names, full, simple(full))
+	}
+	return converterOf(nearest(strings.TrimSpace(class), names))
+}
+
 // isConverter reports whether the option belongs to a converter of the connector.
 func isConverter(name string) bool {
 	return slices.ContainsFunc(recordParts, func(p string) bool {
@@ -115,6 +125,11 @@ func (i *importing) converterClass(e entry, part, class string) {
 	if full := converterOf(class); full != "" {
 		i.set(part+".converter", full)
 		i.line(e, TakenOver, "%s.converter", part)
+		return
+	}
+	if meant := nearConverter(class); meant != "" {
+		i.set(part+".converter", meant)
+		i.wrong("%s: there is no such converter: did you mean %s?", printable(e.label), meant)
 		return
 	}
 	i.set(part+".converter", map[string]string{"key": stringConverter, "value": stringConverter, "header": simpleConverter}[part])
@@ -155,10 +170,6 @@ func (i *importing) converterOption(e entry, part, class, option string) {
 			i.line(e, Unsupported, "the value has the schema that the column gives it, not this one")
 			return
 		}
-		if meant := nearest(option, []string{"schemas.enable", "schemas.cache.size", "decimal.format", "replace.null.with.default", "schema.content"}); meant != "" {
-			i.wrong("%s: there is no such option: did you mean %s?", printable(e.label), strings.TrimSuffix(e.label, option)+meant)
-			return
-		}
 	case stringConverter:
 		if option == "encoding" || option == "converter.encoding" {
 			if strings.EqualFold(value, "UTF-8") || strings.EqualFold(value, "UTF8") {
@@ -177,8 +188,15 @@ func (i *importing) converterOption(e entry, part, class, option string) {
 			return
 		}
 	}
+	if meant := nearest(option, converterNames); meant != "" && meant != option {
+		i.wrong("%s: there is no such option: did you mean %s?", printable(e.label), strings.TrimSuffix(e.label, option)+meant)
+		return
+	}
 	i.line(e, NoEffect, "%s does not read it", simpleName(class))
 }
+
+// converterNames are the options of the converters that walpost writes as.
+var converterNames = append([]string{"schema.content", "converter.encoding", "converter.type"}, converterOptions...)
 
 // formats are Debezium Server's names of converters.
 var formats = map[string]string{
@@ -205,7 +223,11 @@ func (i *importing) readFormat(e entry, rest string) {
 	class := i.formatClass(part)
 	switch {
 	case option == "" && class == "":
-		i.wrong("%s: Debezium Server has no such format for Kafka: write json, jsonbytearray, simplestring or binary", e.label)
+		said := "write json, jsonbytearray, simplestring or binary"
+		if meant := nearest(strings.TrimSpace(e.value), slices.Sorted(maps.Keys(formats))); meant != "" {
+			said = "did you mean " + meant + "?"
+		}
+		i.wrong("%s: Debezium Server has no such format for Kafka: %s", e.label, said)
 	case option == "":
 		i.converterClass(e, part, class)
 	case option == "class" && part == "header" && converterOf(class) != "" && converterOf(class) != jsonConverter && i.placesHeaders():
@@ -261,8 +283,9 @@ func (i *importing) convert() {
 		case class != "":
 			i.converterClass(entry{name + " (worker)", name, class}, part, class)
 			for _, s := range i.worker.options {
-				if option, ok := strings.CutPrefix(s.name, name+"."); ok {
-					i.converterOption(entry{s.name + " (worker)", s.name, s.value}, part, class, option)
+				e := entry{s.name + " (worker)", s.name, s.value}
+				if option, ok := strings.CutPrefix(s.name, name+"."); ok && i.takes(e) {
+					i.converterOption(e, part, class, option)
 				}
 			}
 		case part == "header":
@@ -285,6 +308,8 @@ func (i *importing) readWorker() {
 		option, ofProducer := strings.CutPrefix(s.name, "producer.")
 		_, replaced := i.options.get(overrides + option)
 		switch {
+		case s.name == "exactly.once.source.support" && !i.takes(e):
+		case ofProducer && !replaced && slices.Contains(producerReaders, option) && !i.takes(entry{e.label, overrides + option, e.value}):
 		case s.name == "bootstrap.servers" && len(i.asked.Brokers) == 0:
 			i.line(e, Equivalent, "kafka.brokers")
 		case s.name == "exactly.once.source.support" && strings.EqualFold(strings.TrimSpace(s.value), "enabled"):

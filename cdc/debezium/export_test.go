@@ -17,3 +17,16 @@ func KnownNames(server bool) []string {
 	slices.Sort(names)
 	return slices.Compact(names)
 }
+
+// Checked returns the names of the options whose values import checks, as a connector of Connect has them, and whether
+// words beside the known ones may be right.
+func Checked() map[string]bool {
+	all := map[string]bool{}
+	for name, a := range connectorValues {
+		all[name] = a.open
+	}
+	for name, a := range producerValues {
+		all[overrides+name] = a.open
+	}
+	return all
+}

@@ -86,31 +86,45 @@ type importing struct {
 // says what a consumer sees.
 func Import(c *Connector, o ImportOptions) (*Imported, error) {
 	i := &importing{Imported: &Imported{connector: c}, worker: o.Worker, asked: o, database: map[string]string{}}
+	i.errs = append(i.errs, c.unknown...)
 	i.enter()
 	if !i.isOurs() {
 		return nil, errors.Join(i.errs...)
 	}
 	i.name()
-	i.chooseTable()
-	i.needColumns()
+	if i.router.name != "" {
+		i.chooseTable()
+		i.needColumns()
+	}
 	for _, e := range i.entries {
-		i.read(e)
+		if i.takes(e) {
+			i.read(e)
+		}
 	}
 	i.convert()
 	i.readWorker()
 	i.source()
-	i.sink()
+	if i.toKafka() {
+		i.sink()
+	}
 	i.quarkus()
 	i.version()
-	if len(i.errs) == 0 {
-		if _, err := Parse(i.debezium.toMap()); err != nil {
-			i.errs = append(i.errs, err)
-		}
-	}
+	i.parse()
 	if len(i.errs) > 0 {
 		return nil, errors.Join(i.errs...)
 	}
 	return i.Imported, nil
+}
+
+// parse notes what the section debezium cannot have. An option that has its error already is not there, or replaced.
+func (i *importing) parse() {
+	options := i.debezium.toMap()
+	if p := strings.TrimSpace(options[optionPrefix]); p == "" || reference.MatchString(p) {
+		options[optionPrefix] = "p"
+	}
+	if _, err := Parse(options); err != nil {
+		i.errs = append(i.errs, err)
+	}
 }
 
 // toMap returns the pairs as a map.
@@ -217,43 +231,64 @@ func (i *importing) literal(name, otherwise string) string {
 	return v
 }
 
-// isOurs reports whether the input is a PostgreSQL connector with one outbox router. It notes why it is not.
+// toKafka reports whether the input writes to Kafka, as Connect always does, or is nearly written so.
+func (i *importing) toKafka() bool {
+	sink := i.value("debezium.sink.type", "kafka")
+	return !i.connector.Server || sink == "kafka" || nearest(sink, []string{"kafka"}) != ""
+}
+
+// isOurs reports whether the input is a PostgreSQL connector, whose other mistakes are worth a sentence. It notes what makes
+// it another one, or one without exactly one outbox router.
 func (i *importing) isOurs() bool {
 	if sink := i.value("debezium.sink.type", ""); i.connector.Server && sink != "kafka" {
-		if sink == "" {
+		switch {
+		case sink == "":
 			i.wrong("debezium.sink.type: missing: name the application.properties of a Debezium Server that writes to Kafka")
-		} else {
+		case i.toKafka():
+			i.wrong("debezium.sink.type: there is no such sink: did you mean kafka?")
+		default:
 			i.wrong("debezium.sink.type: this server does not write to Kafka, and walpost writes to Kafka only: leave it on Debezium Server, or change its sink first")
 		}
 	}
 	class := i.value("connector.class", "")
 	label := i.label("connector.class")
+	meant := nearest(class, []string{"io.debezium.connector.postgresql.PostgresConnector", "PostgresConnector"})
+	ours := true
 	switch {
 	case class == "":
 		i.wrong("%s: missing: name the configuration of a PostgreSQL connector (io.debezium.connector.postgresql.PostgresConnector)", label)
-	case !isPostgres(class):
+	case isPostgres(class):
+	case meant != "":
+		i.wrong("%s: there is no such connector: did you mean %s?", label, meant)
+	default:
 		i.wrong("%s: %s: walpost reads PostgreSQL, from Debezium's io.debezium.connector.postgresql.PostgresConnector: name the configuration of such a connector", label, whose(class))
+		ours = false
 	}
 	i.chain = transforms(i.options)
 	var found []transform
-	mongo := false
+	near := ""
 	for _, t := range i.chain {
-		if isRouter(t.class) {
+		switch {
+		case isRouter(t.class):
 			found = append(found, t)
+		case simple(t.class) == "MongoEventRouter":
+			i.wrong("%s: the chain has the outbox router for MongoDB: name a connector with io.debezium.transforms.outbox.EventRouter", i.label("transforms"))
+			return false
+		case nearest(t.class, []string{"io.debezium.transforms.outbox.EventRouter", "EventRouter"}) != "":
+			near = t.name
 		}
-		mongo = mongo || simple(t.class) == "MongoEventRouter"
 	}
 	switch {
-	case mongo:
-		i.wrong("%s: the chain has the outbox router for MongoDB: name a connector with io.debezium.transforms.outbox.EventRouter", i.label("transforms"))
-	case len(found) == 0:
-		i.wrong("%s: the chain has no outbox router (io.debezium.transforms.outbox.EventRouter): the connector publishes changes of tables, which walpost does not: name a connector with the router", i.label("transforms"))
-	case len(found) > 1:
-		i.wrong("%s: the chain has %d outbox routers: import a copy of the input for each, with one of them in the chain", i.label("transforms"), len(found))
-	default:
+	case len(found) > 0:
 		i.router = found[0]
+		if len(found) > 1 {
+			i.wrong("%s: the chain has %d outbox routers: import a copy of the input for each, with one of them in the chain", i.label("transforms"), len(found))
+		}
+	case near != "":
+		i.wrong("%s: there is no such transformation: did you mean io.debezium.transforms.outbox.EventRouter?", i.label("transforms."+near+".type"))
+	default:
+		i.wrong("%s: the chain has no outbox router (io.debezium.transforms.outbox.EventRouter): the connector publishes changes of tables, which walpost does not: name a connector with the router", i.label("transforms"))
 	}
-	ours := len(i.errs) == 0
 	if plugin := i.value("plugin.name", "decoderbufs"); plugin != "pgoutput" && ours {
 		said := "it is not pgoutput"
 		if _, ok := i.options.get("plugin.name"); !ok {
@@ -261,7 +296,15 @@ func (i *importing) isOurs() bool {
 		}
 		i.wrong("%s: %s: walpost reads slots of pgoutput: create a slot and a publication with walpost init, or recreate the connector with plugin.name=pgoutput before the move", i.label("plugin.name"), said)
 	}
+	predicates := commaList(i.value("predicates", ""))
 	for _, t := range i.chain {
+		if p := strings.TrimSpace(t.predicate); p != "" && !reference.MatchString(p) && !slices.Contains(predicates, p) {
+			said := "add it to predicates, or take this option out"
+			if meant := nearest(p, predicates); meant != "" {
+				said = "did you mean " + printable(meant) + "?"
+			}
+			i.wrong("%s: predicates has no such name: %s", printable(i.label("transforms."+t.name+".predicate")), said)
+		}
 		if t.class == "" {
 			i.wrong("%s: missing: transforms names %q: write its class, or take it out of transforms", i.label("transforms."+t.name+".type"), printable(t.name))
 		}
@@ -501,7 +544,7 @@ func (i *importing) read(e entry) {
 	switch {
 	case name == otherProfile:
 		i.line(e, NoEffect, "another profile of Quarkus than prod")
-	case i.connector.Server && strings.HasPrefix(name, "debezium."):
+	case i.connector.Server && strings.HasPrefix(name, "debezium.") && !strings.HasPrefix(name, "debezium.embedded."): // the engine has options of that name
 		i.readServer(e)
 	case i.connector.Server && (prefix == "quarkus" || prefix == "smallrye" || prefix == "mp"):
 		i.line(e, NoEffect, "a setting of Quarkus, which does not run walpost")
@@ -512,7 +555,7 @@ func (i *importing) read(e entry) {
 	case name == "predicates":
 		i.line(e, NoEffect, "the predicates: each transformation that has one names it")
 	case prefix == "predicates" && rest != "":
-		i.line(e, NoEffect, "it belongs to a predicate: the lines of the transformations say what that means")
+		i.readPredicate(e, rest)
 	case strings.HasPrefix(name, overrides):
 		i.readProducer(e, strings.TrimPrefix(name, overrides))
 	case strings.HasPrefix(name, "topic.creation.") && name != "topic.creation.enable":
@@ -609,6 +652,21 @@ func (i *importing) knownNames() (names []string) {
 	add(serverProducer, producerReaders...)
 	add("debezium.", "sink.type", "sink.kafka.wait.message.delivery.timeout.ms", "format.key", "format.value", "format.header", "format.schemas.enable", "transforms", "predicates", "api.enabled")
 	return names
+}
+
+// readPredicate writes the line of an option of a predicate; rest is its name without predicates.
+func (i *importing) readPredicate(e entry, rest string) {
+	predicate, option, _ := strings.Cut(rest, ".")
+	names := commaList(i.value("predicates", ""))
+	meant := nearest(predicate, names)
+	switch {
+	case slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(rest, n+".") }):
+		i.line(e, NoEffect, "it belongs to a predicate: the lines of the transformations say what that means")
+	case meant != "":
+		i.wrong("%s: predicates has no such name: did you mean %s?", printable(e.label), printable(i.label("predicates."+meant+"."+option)))
+	default:
+		i.line(e, NoEffect, "predicates does not name this predicate")
+	}
 }
 
 // readTransform writes the line of an option of the chain; rest is its name without transforms.
@@ -787,6 +845,10 @@ func (i *importing) readTopicCreation(e entry, rest string) {
 		i.unknown(e, []string{"topic.creation.groups", "topic.creation.default.partitions", "topic.creation.default.replication.factor"})
 	case !slices.Contains(groups, group):
 		i.line(e, NoEffect, "topic.creation.groups does not name this group")
+	case option == "cleanup.policy" && slices.Contains(commaList(strings.ToLower(e.value)), "compact"):
+		i.line(e, Unsupported, "a topic that walpost creates is not compacted, and loses old records by kafka.retention: create it beforehand")
+	case option == "message.timestamp.type" && strings.EqualFold(strings.TrimSpace(e.value), "LogAppendTime"):
+		i.line(e, Unsupported, "a record in a topic that walpost creates has its own time, and not the broker's: create it beforehand")
 	default:
 		if !slices.Contains(topicCreation, option) {
 			if meant := nearest(option, topicCreation); meant != "" {
@@ -812,6 +874,8 @@ func (i *importing) readNewTopics(e entry, option string) {
 	case option == "replication.factor" && err == nil && n > 0:
 		i.kafka = append(i.kafka, [2]string{"replication", strconv.Itoa(n)})
 		i.line(e, Equivalent, "kafka.replication")
+	case option == "partitions":
+		i.line(e, Equivalent, "kafka.partitions is 3 by default: write the brokers' num.partitions there")
 	case option == "replication.factor":
 		i.line(e, Equivalent, "kafka.replication: 0, its default, is the brokers' default")
 	case option == "retention.ms" && err == nil:
@@ -831,7 +895,17 @@ const saysTopics = "walpost creates all topics alike: kafka.partitions, kafka.re
 // source makes the keys of the source.
 func (i *importing) source() {
 	i.slot = i.literal("slot.name", "debezium")
+	if i.slot != "" && !legalSlot.MatchString(i.slot) {
+		said := "write the name that the slot has"
+		if meant := notOfSlot.ReplaceAllString(strings.ToLower(i.slot), "_"); legalSlot.MatchString(meant) {
+			said = "did you mean " + meant + "?"
+		}
+		i.wrong("%s: PostgreSQL has no slot of this name, only names of 1 to 63 of a-z, 0-9 and _: %s", i.label("slot.name"), said)
+	}
 	i.publish = i.literal("publication.name", "dbz_publication")
+	if len(i.publish) > 63 {
+		i.wrong("%s: PostgreSQL has no publication of this name, only names of at most 63 bytes: write the name that the publication has", i.label("publication.name"))
+	}
 	host, port, user, database := i.literal("database.hostname", ""), i.literal("database.port", "5432"), i.literal("database.user", ""), i.literal("database.dbname", "")
 	for _, needed := range [][2]string{{"database.hostname", host}, {"database.user", user}, {"database.dbname", database}} {
 		if needed[1] == "" && i.value(needed[0], "") == "" {
@@ -873,7 +947,15 @@ func (i *importing) source() {
 	}
 	u.RawQuery = strings.Join(query, "&")
 	i.url = u.String()
+	if i.value("publication.autocreate.mode", "") == "" {
+		i.Notes = append(i.Notes, "publication.autocreate.mode is not there, so that a publication that Debezium has created is of all tables. "+saysAllTables)
+	}
 }
+
+var (
+	legalSlot = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+	notOfSlot = regexp.MustCompile(`[^a-z0-9_]`)
+)
 
 // loopback reports whether the host is this machine.
 func loopback(host string) bool {

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,7 +29,7 @@ var examples = []struct {
 	{"aiven.json", "", "kafka:9092", 2},
 	{"server.properties", "", "", 0},
 	{"page.json", "", "kafka-1:9092", 1},
-	{"everything.json", "", "kafka:9092", 15},
+	{"everything.json", "", "kafka:9092", 16},
 }
 
 // TestImportPrintsAConfiguration compares what is made of each example with its golden: one line for each option, no
@@ -193,7 +194,42 @@ func TestImportNamesBadInput(t *testing.T) {
 		"a host from elsewhere":        {strings.Replace(base, "localhost", "${env:PGHOST}", 1), "database.hostname: the value is a reference that is resolved elsewhere"},
 		"a port that is none":          {base + "database.port=70000", "database.port: it is no port"},
 		"a URL for a host":             {strings.Replace(base, "localhost", "jdbc:postgresql://kanarienvogel7@h/", 1), "database.hostname: it has a character that no name of a host has"},
-		"a mode that is none":          {base + "database.sslmode=maybe", "database.sslmode: there is no such mode"},
+		"a mode that is none":          {base + "database.sslmode=maybe", "database.sslmode: there is no such value: write disable, allow, prefer, require, verify-ca or verify-full"},
+		"a tolerance that is none":     {base + "errors.tolerance=al", "errors.tolerance: there is no such value: write none or all"},
+		"a slot that is none":          {base + "slot.name=Bad-Slot", "slot.name: PostgreSQL has no slot of this name, only names of 1 to 63 of a-z, 0-9 and _: did you mean bad_slot?"},
+		"a snapshot that is none":      {base + "snapshot.mode=nevre", "snapshot.mode: there is no such value: write always, initial, no_data, initial_only"},
+		"a snapshot misspelt":          {base + "snapshot.mode=initial_onyl", "snapshot.mode: there is no such value: did you mean initial_only?"},
+		"a publication misspelt":       {base + "publication.autocreate.mode=filterd", "publication.autocreate.mode: there is no such value: did you mean filtered?"},
+		"a pause with letters":         {base + "poll.interval.ms=5OO", "poll.interval.ms: it is no whole number: write digits alone, without a unit"},
+		"a number of 0":                {base + "max.batch.size=0", "max.batch.size: the number is too small: write 1 or more"},
+		"tasks as a word":              {base + "tasks.max=two", "tasks.max: it is no whole number"},
+		"a boolean misspelt":           {base + "tombstones.on.delete=flase", "tombstones.on.delete: there is no such value: write true or false"},
+		"an operation misspelt":        {base + "skipped.operations=t,x", "skipped.operations: there is no such value: write c, u, d, t, m, r or none"},
+		"a channel misspelt":           {base + "signal.enabled.channels=sourse", "signal.enabled.channels: there is no such value: did you mean source?"},
+		"a mode of types misspelt":     {base + "decimal.handling.mode=dobule", "decimal.handling.mode: there is no such value: write precise, string or double"},
+		"a converter misspelt":         {base + "header.converter=JsonConvertor", "header.converter: there is no such converter: did you mean org.apache.kafka.connect.json.JsonConverter?"},
+		"a whole converter misspelt":   {base + "header.converter=org.apache.kafka.connect.storage.StringConvertr", "did you mean org.apache.kafka.connect.storage.StringConverter?"},
+		"an option of a text misspelt": {base + "value.converter.schemas.enabl=false", "value.converter.schemas.enabl: there is no such option: did you mean value.converter.schemas.enable?"},
+		"schemas that are none":        {base + "value.converter.schemas.enable=flase", "value.converter.schemas.enable: there is no such value: write true or false"},
+		"partitions as a word":         {base + "topic.creation.default.partitions=six", "topic.creation.default.partitions: it is no whole number"},
+		"a predicate misspelt":         {base + "transforms.outbox.predicate=isOutbx\npredicates=isOutbox\npredicates.isOutbox.type=HasHeaderKey", "transforms.outbox.predicate: predicates has no such name: did you mean isOutbox?"},
+		"a predicate that is none":     {base + "transforms.outbox.predicate=isOutbox", "transforms.outbox.predicate: predicates has no such name: add it to predicates"},
+		"a predicate's option":         {base + "predicates=isOutbox\npredicates.isOutbx.type=HasHeaderKey", "predicates.isOutbx.type: predicates has no such name: did you mean predicates.isOutbox.type?"},
+		"a publication too long":       {base + "publication.name=" + strings.Repeat("p", 64), "publication.name: PostgreSQL has no publication of this name"},
+		"a broker without a port":      {strings.Replace(serverBase, "kafka:9092", "kafka:9092,kafka2", 1), "kafka.brokers: a broker of the input or of --brokers is no host with a port"},
+		"no partitions":                {base + "topic.creation.default.partitions=0", "topic.creation.default.partitions: it is 0, which Kafka does not take"},
+		"too many replicas":            {base + "topic.creation.default.replication.factor=40000", "topic.creation.default.replication.factor: the number is too large: write 32767 or less"},
+		"a policy that is none":        {base + "topic.creation.default.cleanup.policy=delete,compct", "topic.creation.default.cleanup.policy: there is no such value: did you mean compact?"},
+		"a protocol misspelt":          {base + "producer.override.security.protocol=SASL_SSLL", "producer.override.security.protocol: there is no such value: did you mean SASL_SSL?"},
+		"a producer's number":          {base + "producer.override.linger.ms=5ms", "producer.override.linger.ms: it is no whole number"},
+		"a router's value misspelt":    {base + "transforms.outbox.table.op.invalid.behavior=warning", "transforms.outbox.table.op.invalid.behavior: there is no such value: write warn, error or fatal"},
+		"a negation misspelt":          {base + "transforms.outbox.negate=ture", "transforms.outbox.negate: there is no such value: write true or false"},
+		"a connector misspelt":         {strings.Replace(base, "PostgresConnector", "PostgreConnector", 1), "connector.class: there is no such connector: did you mean io.debezium.connector.postgresql.PostgresConnector?"},
+		"a router misspelt":            {strings.Replace(base, "EventRouter", "EventRoutr", 1), "transforms.outbox.type: there is no such transformation: did you mean io.debezium.transforms.outbox.EventRouter?"},
+		"a server's boolean":           {serverBase + "debezium.format.schemas.enable=no", "debezium.format.schemas.enable: there is no such value: write true or false"},
+		"a server's number":            {serverBase + "debezium.source.offset.flush.interval.ms=1m", "debezium.source.offset.flush.interval.ms: it is no whole number"},
+		"a sink misspelt":              {strings.Replace(serverBase, "sink.type=kafka", "sink.type=kafca", 1), "debezium.sink.type: there is no such sink: did you mean kafka?"},
+		"a format misspelt":            {serverBase + "debezium.format.value=jsom", "debezium.format.value: Debezium Server has no such format for Kafka: did you mean json?"},
 		"no prefix":                    {without(base, "topic.prefix"), "topic.prefix: missing"},
 		"Kerberos":                     {base + "producer.override.security.protocol=SASL_SSL", "producer.override.sasl.mechanism: walpost has no such login"},
 		"a compression that is none":   {base + "producer.override.compression.type=brotli", "producer.override.compression.type: Kafka has no such compression"},
@@ -226,6 +262,40 @@ func TestImportNamesBadInput(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	const strimzi = "apiVersion: kafka.strimzi.io/v1beta2\nkind: KafkaConnector\nmetadata: {name: x}\nspec:\n  class: io.debezium.connector.postgresql.PostgresConnector\n  taskMax: 2\n  config: {slot.nam: x}\n"
+	for name, c := range map[string]struct {
+		text  string
+		wants []string
+	}{
+		"a name and the router's value": {base + "slot.nam=x\ntransforms.outbox.table.op.invalid.behavior=warning\n", []string{"slot.nam:", "table.op.invalid.behavior:"}},
+		"a placement and a name": {
+			base + "value.converter.schemas.enabl=x\ntransforms.outbox.table.fields.additional.placement=type:haeder\n",
+			[]string{"value.converter.schemas.enabl:", "table.fields.additional.placement:"},
+		},
+		"a regex and a name":      {base + "slot.nam=x\ntransforms.outbox.route.topic.regex=(\n", []string{"slot.nam:", "route.topic.regex"}},
+		"another sink and a name": {strings.Replace(serverBase, "sink.type=kafka", "sink.type=kinesis", 1) + "debezium.source.slot.nam=x\n", []string{"debezium.sink.type:", "debezium.source.slot.nam:"}},
+		"a chain misspelt":        {strings.Replace(serverBase, "debezium.transforms=", "debezium.transform=", 1), []string{"has no outbox router", "debezium.transform: there is no such option: did you mean debezium.transforms?"}},
+		"Connect's chain":         {strings.Replace(base, "transforms=", "transform=", 1) + "slot.nam=x\n", []string{"has no outbox router", "did you mean transforms?", "slot.nam:"}},
+		"no prefix and a name":    {without(base, "topic.prefix") + "slot.nam=x\n", []string{"topic.prefix: missing", "slot.nam:"}},
+		"two routers and a name":  {strings.Replace(base, "transforms=outbox", "transforms=outbox,more\ntransforms.more.type=EventRouter\nslot.nam=x", 1), []string{"the chain has 2 outbox routers", "slot.nam:"}},
+		"a name of Strimzi":       {strimzi, []string{"spec.taskMax: there is no such field: did you mean spec.tasksMax?", "slot.nam:", "has no outbox router", "plugin.name: missing"}},
+	} {
+		t.Run("at once: "+name, func(t *testing.T) {
+			t.Parallel()
+			_, err := imported(t, c.text, debezium.ImportOptions{})
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range c.wants {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("want %q in\n%v", want, err)
+				}
+			}
+			if got := 1 + strings.Count(err.Error(), "\n"); name != "a name of Strimzi" && got != len(c.wants) {
+				t.Errorf("%d sentences, want %d:\n%v", got, len(c.wants), err)
+			}
+		})
+	}
 	t.Run("everything at once", func(t *testing.T) {
 		t.Parallel()
 		_, err := imported(t, without(without(base, "plugin.name"), "value.converter")+"slot.nam=x\nfoo=1\ndatabase.sslmode=maybe", debezium.ImportOptions{})
@@ -233,6 +303,71 @@ func TestImportNamesBadInput(t *testing.T) {
 			t.Errorf("want five sentences, got\n%v", err)
 		}
 	})
+}
+
+// TestImportChecksEachValue gives each option whose values are checked a wrong one, which is an error, and a reference, which
+// is none.
+func TestImportChecksEachValue(t *testing.T) {
+	t.Parallel()
+	known := slices.Concat(debezium.KnownNames(false), debezium.KnownNames(true))
+	for option, open := range debezium.Checked() {
+		switch {
+		case option == "exactly.once.source.support": // of a worker
+			continue
+		case !slices.Contains(known, option) && !slices.Contains(known, "debezium.source."+option):
+			t.Errorf("%s: import does not know the option whose values it checks", option)
+		}
+		text, label := base, option
+		if !slices.Contains(known, option) {
+			text, label = serverBase, "debezium.source."+option
+		}
+		_, err := imported(t, without(text, label)+label+"=wrong value\n", debezium.ImportOptions{})
+		if wrong := err != nil && strings.HasPrefix(err.Error(), label+": "); wrong == open {
+			t.Errorf("%s, a wrong value: %v", label, err)
+		}
+		i, err := imported(t, without(text, label)+label+"=${env:VALUE}\n", debezium.ImportOptions{})
+		switch {
+		case err != nil && option != "extended.headers.enabled":
+			t.Errorf("%s, a reference: %v", label, err)
+		case err == nil && strings.Contains(string(i.YAML()), "dead_letter\ndebezium:"):
+			t.Errorf("%s: a reference sets poison.policy", label)
+		}
+	}
+	worker, err := debezium.ReadWorker([]byte("bootstrap.servers=kafka:9092\nexactly.once.source.support=enabeld\nproducer.security.protocol=SSLL\nheader.converter=JsonConverter\nheader.converter.schemas.enable=flase\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = imported(t, base, debezium.ImportOptions{Worker: worker})
+	for _, want := range []string{"exactly.once.source.support (worker): ", "producer.security.protocol (worker): ", "header.converter.schemas.enable (worker): "} {
+		if err == nil || !strings.Contains(err.Error(), want+"there is no such value") {
+			t.Errorf("want %q in\n%v", want, err)
+		}
+	}
+}
+
+// TestImportOfNewTopics imports settings of topics that Connect creates, and walpost does not give.
+func TestImportOfNewTopics(t *testing.T) {
+	t.Parallel()
+	for option, want := range map[string]debezium.Verdict{
+		"default.cleanup.policy=compact":                              debezium.Unsupported,
+		"default.cleanup.policy=delete, compact":                      debezium.Unsupported,
+		"default.cleanup.policy=delete":                               debezium.NoEffect,
+		"default.message.timestamp.type=LogAppendTime":                debezium.Unsupported,
+		"default.message.timestamp.type=CreateTime":                   debezium.NoEffect,
+		"default.partitions=-1":                                       debezium.Equivalent,
+		"default.min.insync.replicas=2":                               debezium.NoEffect,
+		"events.cleanup.policy=compact":                               debezium.NoEffect, // topic.creation.groups does not name it
+		"groups=events\ntopic.creation.events.cleanup.policy=compact": debezium.Unsupported,
+	} {
+		i, err := imported(t, base+"topic.creation."+option+"\n", debezium.ImportOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := i.Lines[len(i.Lines)-1]
+		if got.Verdict != want || strings.Contains(option, "compact") && want == debezium.Unsupported && !strings.Contains(got.Says, "not compacted") {
+			t.Errorf("%s: %v, want verdict %d", option, got, want)
+		}
+	}
 }
 
 // TestImportChoosesTheTable imports one of several tables: the one that the predicate or the caller chooses.

@@ -28,8 +28,9 @@ type explained struct {
 
 // The sentences that many options share.
 const (
-	saysSnapshot   = "a setting of snapshots: walpost publishes new rows only; `walpost replay` publishes rows that are in the table"
-	saysSignal     = "a setting of signals, which start snapshots: `walpost replay` publishes rows of a time range again"
+	saysReplay     = "`walpost replay` publishes those of a time range, if the table has a column with the row's time (source.columns.created_at)"
+	saysSnapshot   = "a setting of snapshots: walpost publishes new rows only; to publish older ones, " + saysReplay
+	saysSignal     = "a setting of signals, which start snapshots: to publish rows again, " + saysReplay
 	saysBuffer     = "a size or pause of Debezium's queue: window.rows, window.bytes and window.pace bound walpost's windows"
 	saysRetry      = "a setting of retries: walpost tries again until it succeeds, and `walpost status` names the cause"
 	saysNames      = "it names topics and schemas of change events, which the router replaces"

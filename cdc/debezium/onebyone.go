@@ -1,6 +1,7 @@
 package debezium
 
 import (
+	"net"
 	"path"
 	"regexp"
 	"slices"
@@ -133,10 +134,13 @@ func (i *importing) plugins(e entry) {
 	i.line(e, Unsupported, "%s: columns that it changes are written as they are in the table", strings.Join(names, ", "))
 }
 
+// saysAllTables says what a publication of all tables means for the move.
+const saysAllTables = "A publication FOR ALL TABLES rules out way (b) of the move, not way (a): for (b) give the connector one that lists its tables (cdc/debezium/MOVE.md)"
+
 func (i *importing) autocreate(e entry) {
 	switch strings.ToLower(strings.TrimSpace(e.value)) {
 	case "all_tables":
-		i.line(e, NoEffect, "walpost needs a publication with the inserts of the outbox, and takes one of all tables too, although the server then sends it the changes of all; `walpost init` creates one of the outbox alone")
+		i.line(e, NoEffect, "walpost needs a publication with the inserts of the outbox, and takes one of all tables too, although the server then sends it the changes of all; `walpost init` creates one of the outbox alone. %s", saysAllTables)
 	default:
 		i.line(e, NoEffect, "the relay never creates a publication, `walpost init` does; it needs the inserts of the outbox")
 	}
@@ -170,9 +174,9 @@ func (i *importing) skipped(e entry) {
 func (i *importing) snapshot(e entry) {
 	switch mode := strings.ToLower(strings.TrimSpace(e.value)); mode {
 	case "always":
-		i.line(e, Unsupported, "the rows of the table are not published again at each start; `walpost replay` publishes those of a time range")
+		i.line(e, Unsupported, "the rows of the table are not published again at each start; %s", saysReplay)
 	case "initial_only", "custom", "configuration_based":
-		i.line(e, Unsupported, "%s: walpost publishes each new row, and no older one; `walpost replay` publishes rows that are in the table", mode)
+		i.line(e, Unsupported, "%s: walpost publishes each new row, and no older one; %s", mode, saysReplay)
 	case "never", "no_data", "schema_only", "schema_only_recovery", "recovery":
 		i.line(e, NoEffect, "walpost publishes new rows only, as this mode does")
 	default:
@@ -198,6 +202,10 @@ func (i *importing) transactions(e entry) {
 
 // failures writes the line of the choice to drop rows that fail.
 func (i *importing) failures(e entry) {
+	if reference.MatchString(e.value) {
+		i.line(e, Equivalent, "poison.policy: the value is resolved elsewhere: write dead_letter there if rows that fail are dropped today")
+		return
+	}
 	switch strings.ToLower(strings.TrimSpace(e.value)) {
 	case "fail", "none":
 		i.line(e, Equivalent, "poison.policy: halt, its default")
@@ -208,6 +216,10 @@ func (i *importing) failures(e entry) {
 }
 
 func (i *importing) exactlyOnce(e entry) {
+	if reference.MatchString(e.value) {
+		i.line(e, Equivalent, "delivery: the value is resolved elsewhere: write exactly_once there if it is required")
+		return
+	}
 	if strings.EqualFold(strings.TrimSpace(e.value), "required") {
 		i.delivery = "exactly_once"
 		i.line(e, Equivalent, "delivery: exactly_once")
@@ -258,8 +270,6 @@ func (i *importing) sslmode(e entry) {
 		i.line(e, Equivalent, "source.url")
 	case "allow", "prefer", "":
 		i.line(e, Equivalent, "source.url has sslmode=require (to this machine: none), because walpost never sends a password in clear by chance: write verify-full and sslrootcert for a checked server, or disable for one without TLS")
-	default:
-		i.wrong("%s: there is no such mode: write disable, require, verify-ca or verify-full", i.label("database.sslmode"))
 	}
 }
 
@@ -405,6 +415,10 @@ func (i *importing) sink() {
 			i.wrong("bootstrap.servers: the value is a reference that is resolved elsewhere: name the brokers with --brokers host:9092")
 			return
 		}
+		if _, port, err := net.SplitHostPort(i.brokers[j]); err != nil || portOf(port) == 0 {
+			i.wrong("kafka.brokers: a broker of the input or of --brokers is no host with a port: write host:9092")
+			return
+		}
 	}
 	if len(i.brokers) == 0 {
 		i.wrong("kafka.brokers: missing: the input does not name Kafka's brokers: add --brokers host:9092, or --worker with the worker's file")
@@ -433,7 +447,7 @@ func (i *importing) sink() {
 			add("tls_key_file", file)
 		}
 	}
-	if !strings.HasPrefix(protocol, "SASL") {
+	if protocol != "SASL_PLAINTEXT" && protocol != "SASL_SSL" {
 		return
 	}
 	mechanism := strings.ToUpper(i.producerValue("sasl.mechanism"))

@@ -1,8 +1,10 @@
 package debezium
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -34,6 +36,9 @@ func (s *pairs) set(name, value string) {
 	}
 	*s = append(*s, pair{name, value})
 }
+
+// sort orders the options by their names.
+func (s pairs) sort() { slices.SortFunc(s, func(a, b pair) int { return cmp.Compare(a.name, b.name) }) }
 
 // names returns the names of the options in their order.
 func (s pairs) names() []string {

@@ -165,7 +165,7 @@ func TestReadConnect(t *testing.T) {
 	fails("no PostgreSQL connector with the outbox router, only jdbc", url("/connect"), "")
 	all["shop-outbox"] = text
 	for _, name := range []string{"", "shop-outbox"} {
-		if c, err := read(url("/connect/"), name); err != nil || c.Name != "shop-outbox" || c.Option("slot.name") != "shop" || c.Version != "3.6.1.Final" {
+		if c, err := read(url("/connect/"), name); err != nil || c.Name != "shop-outbox" || c.Option("slot.name") != "shop" || c.Version != "3.6.1.Final" || !slices.IsSorted(c.Options()) {
 			t.Errorf("%q: %+v, %v", name, c, err)
 		}
 	}

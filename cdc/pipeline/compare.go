@@ -47,7 +47,8 @@ type Difference struct {
 
 // Compared counts what Compare has read.
 type Compared struct {
-	Topics              []string
+	Topics              []string // with a record that has a header id
+	Others              int      // topics whose newest records have none
 	Partitions, Records int
 
 	Equal, Different int
@@ -74,6 +75,9 @@ func (p *Pipeline) Compare(ctx context.Context, o CompareOptions) (Compared, err
 	topics = slices.DeleteFunc(topics, func(name string) bool {
 		return strings.HasPrefix(name, "__") || strings.HasPrefix(name, "walpost.")
 	})
+	if topics, c.done.Others, err = p.outboxTopics(ctx, topics, o.Records); err != nil {
+		return Compared{}, err
+	}
 	c.done.Topics = topics
 	flush := func() error {
 		found := map[string]*cdc.Row{}
@@ -96,6 +100,28 @@ func (p *Pipeline) Compare(ctx context.Context, o CompareOptions) (Compared, err
 	}
 	c.done.Records, c.done.Partitions = read.Records, read.Partitions
 	return c.done, err
+}
+
+// outboxTopics returns the topics that have a record with a header id among their newest, and the number of those that have
+// other records only: a regex of the router may match topics of other programs, those of Connect for example.
+func (p *Pipeline) outboxTopics(ctx context.Context, topics []string, records int) (ours []string, others int, err error) {
+	has := map[string]bool{}
+	if _, err := p.sink.Newest(ctx, topics, records, func(r *kgo.Record, _ int) error {
+		_, ok := rowID(r)
+		has[r.Topic] = has[r.Topic] || ok
+		return nil
+	}); err != nil {
+		return nil, 0, err
+	}
+	for _, name := range topics {
+		switch yes, read := has[name]; {
+		case yes:
+			ours = append(ours, name)
+		case read:
+			others++
+		}
+	}
+	return ours, others, nil
 }
 
 // comparison is one call of Compare.

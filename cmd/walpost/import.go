@@ -158,7 +158,12 @@ func (c *importCmd) check(p *process) error {
 			p.say("and %d more such differences: %s", more, app.Line(part))
 		}
 	}
-	p.say("compared %d records, the newest of each partition of %s: %d are equal, %d differ", done.Records, strings.Join(done.Topics, ", "), done.Equal, done.Different)
+	if len(done.Topics) > 0 {
+		p.say("compared %d records, the newest of each partition of %s: %d are equal, %d differ", done.Records, strings.Join(done.Topics, ", "), done.Equal, done.Different)
+	}
+	if done.Others > 0 {
+		p.say("not compared: topics whose newest records have no header id, which the router writes: %d", done.Others)
+	}
 	if done.Gone > 0 {
 		p.say("not compared: %d records, because the table no longer has their rows", done.Gone)
 	}
