@@ -473,6 +473,9 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if runs != nil && !m.DryRun {
 		return nil, runs
 	}
+	if runs != nil {
+		m.say("the connector must be stopped first, and without --dry-run this is refused: %s", runs)
+	}
 	if !m.publication.carries {
 		return nil, fmt.Errorf("publication %s does not carry %s, so the connector does not publish its rows: name the connector of this table, or correct source.table", m.publication.name, m.Config.Source.Table)
 	}
@@ -531,15 +534,11 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that%s", m.slot.name, m.owner, o, b, again)); err != nil {
 		return nil, err
 	}
-	if runs != nil {
-		next = append(next, fmt.Sprintf("the connector must be stopped first, and without --dry-run this would be refused: %s", runs))
-	}
-	return append(
-		next,
+	return []string{
 		"start `walpost relay`: the rows that wait come first",
 		fmt.Sprintf("delete the connector before somebody starts it again (DELETE /connectors/%s/offsets, then DELETE /connectors/%s; for Debezium Server its container and offset file): the slot has one reader, and an old offset would only confuse a later connector", m.owner.name, m.owner.name),
 		fmt.Sprintf("slot %s and publication %s are walpost's now: drop neither", m.slot.name, m.publication.name),
-	), nil
+	}, nil
 }
 
 // router returns the value of an option of the Outbox Event Router, or its default.

@@ -625,6 +625,8 @@ func TestTakeOverCuts(t *testing.T) {
 		}
 		if out, err := p.Run(args...); err == nil || !strings.Contains(err.Error(), under) || !strings.Contains(err.Error(), "run `walpost take-over` again") {
 			t.Errorf("%v: %v\n%s", args, err, out)
+		} else if strings.Contains(out, "role ") {
+			t.Errorf("%v: it begins before it refuses:\n%s", args, out)
 		}
 	}
 	if out, err := p.Run("status"); !strings.Contains(fmt.Sprint(out, err), under) {
