@@ -473,6 +473,9 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if runs != nil && !m.DryRun {
 		return nil, runs
 	}
+	if runs != nil {
+		m.say("the connector must be stopped first, and without --dry-run this is refused: %s", runs)
+	}
 	if !m.publication.carries {
 		return nil, fmt.Errorf("publication %s does not carry %s, so the connector does not publish its rows: name the connector of this table, or correct source.table", m.publication.name, m.Config.Source.Table)
 	}
@@ -531,15 +534,11 @@ func (m *move) sameSlot(ctx context.Context) (next []string, err error) {
 	if err := m.Pipeline.Begin(ctx, b.start, fmt.Sprintf("took over slot %s of %s, which had stored %s; the slot kept %s after that%s", m.slot.name, m.owner, o, b, again)); err != nil {
 		return nil, err
 	}
-	if runs != nil {
-		next = append(next, fmt.Sprintf("the connector must be stopped first, and without --dry-run this would be refused: %s", runs))
-	}
-	return append(
-		next,
+	return []string{
 		"start `walpost relay`: the rows that wait come first",
 		fmt.Sprintf("delete the connector before somebody starts it again (DELETE /connectors/%s/offsets, then DELETE /connectors/%s; for Debezium Server its container and offset file): the slot has one reader, and an old offset would only confuse a later connector", m.owner.name, m.owner.name),
 		fmt.Sprintf("slot %s and publication %s are walpost's now: drop neither", m.slot.name, m.publication.name),
-	), nil
+	}, nil
 }
 
 // router returns the value of an option of the Outbox Event Router, or its default.
@@ -569,27 +568,29 @@ func (m *move) lookUp(ctx context.Context, b *backlog) error {
 		}
 		pattern = regexp.MustCompile("^" + said.String() + regexp.QuoteMeta(template[end:]) + "$")
 	}
-	there, _, err := m.inKafka(ctx, b, pattern)
+	there, shared, _, err := m.inKafka(ctx, b, pattern)
 	if err != nil {
 		return err
 	}
 	b.passes(there)
+	b.again += shared
 	return nil
 }
 
-// inKafka returns the ids of the waiting rows that are in Kafka. It reports that they are named unless records are there and
-// none of them has an id.
-func (m *move) inKafka(ctx context.Context, b *backlog, pattern *regexp.Regexp) (there map[string]bool, named bool, err error) {
-	wanted, there := map[string]bool{}, map[string]bool{}
+// inKafka returns the ids of the waiting rows that are in Kafka. An id that two waiting rows have is none of them: shared is the
+// number of rows whose id is in Kafka and may be that of another row. inKafka reports that the records are named unless some
+// are there and none has an id.
+func (m *move) inKafka(ctx context.Context, b *backlog, pattern *regexp.Regexp) (there map[string]bool, shared int64, named bool, err error) {
+	wanted, there := map[string]int64{}, map[string]bool{}
 	if len(b.waiting) == 0 {
-		return there, true, nil
+		return there, 0, true, nil
 	}
 	topics, err := m.sink.Topics(ctx, pattern)
 	if err != nil {
-		return nil, false, err
+		return nil, 0, false, err
 	}
 	for _, row := range b.waiting {
-		wanted[row.id] = true
+		wanted[row.id]++
 	}
 	// A record has the publisher's time, which is later than the commit; its clock may differ from the server's. With a column
 	// for the time, a record has any time.
@@ -599,15 +600,21 @@ func (m *move) inKafka(ctx context.Context, b *backlog, pattern *regexp.Regexp) 
 	}
 	_, read, err := m.sink.Search(ctx, kafka.Search{Topics: topics, From: from, Match: func(id, _ string) bool {
 		named = named || id != ""
-		if id = headerText(id); wanted[id] {
+		if id = headerText(id); wanted[id] > 0 {
 			there[id] = true
 		}
 		return false
 	}})
 	if err != nil {
-		return nil, false, fmt.Errorf("look for the rows that wait in Kafka: %w", err)
+		return nil, 0, false, fmt.Errorf("look for the rows that wait in Kafka: %w", err)
 	}
-	return there, named || read.Records == 0, nil
+	for id := range there {
+		if n := wanted[id]; n > 1 {
+			shared += n
+			delete(there, id)
+		}
+	}
+	return there, shared, named || read.Records == 0, nil
 }
 
 // headerText returns a header's text without what JsonConverter writes around it: quotes, and perhaps a schema.
@@ -633,12 +640,14 @@ func (m *move) kept(ctx context.Context, after cdc.Start, topics *regexp.Regexp)
 	if _, err := m.conn.Exec(ctx, "SET client_encoding = 'UTF8'"); err != nil {
 		return k, fmt.Errorf("look into slot %s: %w", m.slot.name, err)
 	}
-	there, named, err := m.inKafka(ctx, b, topics)
+	there, shared, named, err := m.inKafka(ctx, b, topics)
 	switch last, unseen := len(b.waiting)-1, b.rows-int64(len(b.waiting)); {
 	case err != nil:
 		k.Unknown, there = fmt.Sprintf("the ids of the %d rows that the slot keeps could not be looked up in Kafka: %v", b.rows, err), map[string]bool{}
 	case !named:
 		k.Unknown = fmt.Sprintf("the records have no header id, so the %d rows that the slot keeps cannot be looked up in Kafka", b.rows)
+	case shared > 0:
+		k.Unknown = fmt.Sprintf("%d rows share their ids with others of them, and it is not known which of them are in Kafka", shared)
 	case unseen > 0 && int64(len(b.waiting)) < b.most:
 		k.Unknown = fmt.Sprintf("the slot does not show the ids of %d rows, so they cannot be looked up in Kafka", unseen)
 	case unseen > 0 && there[b.waiting[last].id]:

@@ -376,11 +376,29 @@ func TestTakeOverBackLooksIntoKafka(t *testing.T) {
 	if now := slot(); now != before {
 		t.Errorf("the slot was moved from %s to %s", before, now)
 	}
+	// Two rows of one id: a record does not say which of them it is.
+	p.Exec("DELETE FROM outbox WHERE id::text = $1", third[0])
+	p.Exec("INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload) VALUES ($1::text::uuid, 'order', 'k', 'Again', '{}')", third[0])
+	p.published(second[2], third[0])
+	p.MustRefuse("2 rows share their ids with others of them", back()...)
+}
+
+// TestTakeOverBackPassesWholeTransactions gives back after all rows of two transactions are in Kafka, and no row of a third.
+func TestTakeOverBackPassesWholeTransactions(t *testing.T) {
+	t.Parallel()
+	p := newPlayed(t)
+	p.sameSlot()
+	p.inserts(1)
+	p.MustRun(append(p.flags(nil)[:2], "--offset-file", p.offsetFile(at(p.sees(), 2)))...)
+	first, second, third := p.inserts(2), p.inserts(3), p.inserts(1)
+	ends := slices.DeleteFunc(p.sees(), func(m seen) bool { return m.kind != "C" })
+	p.published(first...)
+	p.published(second[:2]...)
 	p.published(`{"schema":{"type":"string"},"payload":"` + second[2] + `"}`) // as JsonConverter writes headers
-	if out := p.MustRun(back()...); !strings.Contains(out, "none comes twice") {
+	if out := p.MustRun(p.flags(nil, "--back")...); !strings.Contains(out, "none comes twice") {
 		t.Error(out)
 	}
-	if now := slot(); now != ends[2].lsn.String() {
+	if now := p.Query("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", p.slot); now != ends[2].lsn.String() {
 		t.Errorf("the slot is at %s, want the end of the last published row's transaction, %s", now, ends[2].lsn)
 	}
 	if kept := p.sees(); len(kept) != 3 {
@@ -607,6 +625,8 @@ func TestTakeOverCuts(t *testing.T) {
 		}
 		if out, err := p.Run(args...); err == nil || !strings.Contains(err.Error(), under) || !strings.Contains(err.Error(), "run `walpost take-over` again") {
 			t.Errorf("%v: %v\n%s", args, err, out)
+		} else if strings.Contains(out, "role ") {
+			t.Errorf("%v: it begins before it refuses:\n%s", args, out)
 		}
 	}
 	if out, err := p.Run("status"); !strings.Contains(fmt.Sprint(out, err), under) {
