@@ -124,7 +124,7 @@ func (r *RejectedError) halt() *HaltError {
 	return &HaltError{
 		Found: r.Error(),
 		Means: "no later row is published until you decide; nothing is lost",
-		Run: "fix the cause: raise the topic's limit, and the relay resumes by itself, or correct the configuration (kafka.aggregate_types, kafka.rename, the options under debezium) and restart it; " +
+		Run: "fix the cause: raise the topic's limit, and the relay resumes by itself, or correct the configuration (kafka.aggregate_types or kafka.rename, for example) and restart it; " +
 			"or set poison.policy: dead_letter and restart it, which moves such rows to the dead letter topic; or " + giveUp(r.Row.Commit),
 	}
 }

@@ -64,7 +64,7 @@ func deadLetterHalt(rejected *RejectedError, err error) error {
 	}
 	halt := rejected.halt()
 	halt.Found += "; and the dead letter topic cannot take it either: " + again.Reason
-	halt.Run = "raise the topic's limit, or max.message.bytes of the dead letter topic, and the relay resumes by itself; or correct the configuration (kafka.aggregate_types, kafka.rename, the options under debezium) and restart it; or " + giveUp(rejected.Row.Commit)
+	halt.Run = "raise the topic's limit, or max.message.bytes of the dead letter topic, and the relay resumes by itself; or correct the configuration (kafka.aggregate_types or kafka.rename, for example) and restart it; or " + giveUp(rejected.Row.Commit)
 	return halt
 }
 

@@ -104,7 +104,7 @@ func identify(pipeline string, st *State, f *Facts) error {
 	case st.Pipeline == pipeline && st.Phase == PhaseBeginning:
 		return &HaltError{
 			Found: fmt.Sprintf("the state record of pipeline %q says that `walpost take-over` did not finish", pipeline),
-			Means: "nothing has been published yet, and the connector may still have to publish rows that are older than those in the slot",
+			Means: "nothing has been published yet, and the program before it may still have to publish rows that are older than those in the slot",
 			Run:   "run `walpost take-over` again",
 		}
 	}

@@ -37,7 +37,7 @@ func TestReconcileTable(t *testing.T) {
 		},
 		"take-over not finished": {
 			func(s *State, _ *Facts) { s.Phase = PhaseBeginning },
-			"the state record of pipeline \"p\" says that `walpost take-over` did not finish: nothing has been published yet, and the connector may still have to publish rows that are older than those in the slot; run `walpost take-over` again", false, false,
+			"the state record of pipeline \"p\" says that `walpost take-over` did not finish: nothing has been published yet, and the program before it may still have to publish rows that are older than those in the slot; run `walpost take-over` again", false, false,
 		},
 		"another pipeline": {
 			func(s *State, _ *Facts) { s.Pipeline = "q" },
