@@ -1,8 +1,8 @@
 // Package cdc is the engine of walpost: it moves rows of an outbox table from PostgreSQL's WAL to Kafka in windows, and
 // confirms an LSN only when everything at or below it is durable.
 //
-// The engine opens no sockets. The adapters do: cdc/postgres is the [Source], cdc/kafka the [Sink], and cdc/route turns a
-// [Row] into a [Record]. cdc/pipeline connects, runs and operates them. cdc/polling reads rows from the table where
+// The engine opens no sockets. The adapters do: cdc/postgres is the [Source], cdc/kafka the [Sink]. cdc/route turns a
+// [Row] into a [Record]; cdc/debezium is another route. cdc/pipeline connects, runs and operates them. cdc/polling reads rows from the table where
 // logical replication is not possible: it has the same rows, routes and sink, but no session of this kind.
 //
 // Read in this order: relay.go (the loop over sessions), session.go (the seven steps of a start, how a session ends, and

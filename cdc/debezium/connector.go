@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -291,26 +290,26 @@ func readStrimzi(text []byte) (*Connector, error) {
 // password if it asks for them. If name is empty, the only connector with an outbox router is read; if there are several,
 // the error lists them.
 func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*Connector, error) {
-	u, err := url.Parse(base)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, errors.New("the URL of Connect is no URL: write http://host:8083")
+	connect, err := newConnect(client, base)
+	if err != nil {
+		return nil, err
 	}
-	u.RawQuery, u.Fragment = "", ""
 	if name != "" {
-		text, err := ask(ctx, client, u.JoinPath("connectors", name), name)
+		text, err := connect.get(ctx, "connectors", name)
+		if missing(err) {
+			return nil, fmt.Errorf("kafka connect at %s has no connector %q: leave --connector out to see which it has", connect.host(), name)
+		}
 		if err != nil {
 			return nil, err
 		}
 		c, err := ReadConnector(text)
 		if err == nil {
 			c.options.sort()
-			c.Version = version(ctx, client, u)
+			c.Version = version(ctx, connect)
 		}
 		return c, err
 	}
-	all := u.JoinPath("connectors")
-	all.RawQuery = "expand=info"
-	text, err := ask(ctx, client, all, "")
+	text, err := connect.get(ctx, "connectors?expand=info")
 	if err != nil {
 		return nil, err
 	}
@@ -320,7 +319,7 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 	var others []string
 	list, err := readObject(d, levels)
 	if err != nil || len(bytes.TrimSpace(text)) == 0 || bytes.TrimSpace(text)[0] != '{' {
-		return nil, fmt.Errorf("%s answers something else than a list of connectors: name the URL of Connect's REST API, or save the JSON of the connector in a file", u.Host)
+		return nil, fmt.Errorf("%s answers something else than a list of connectors: name the URL of Connect's REST API, or save the JSON of the connector in a file", connect.host())
 	}
 	for _, m := range list {
 		info, _ := m.value.object.get("info")
@@ -340,24 +339,24 @@ func ReadConnect(ctx context.Context, client *http.Client, base, name string) (*
 	switch {
 	case len(found) == 1:
 		found[0].options.sort() // Connect has them in the order of a hash map
-		found[0].Version = version(ctx, client, u)
+		found[0].Version = version(ctx, connect)
 		return found[0], nil
 	case len(found) == 0 && len(others) == 0:
-		return nil, fmt.Errorf("kafka connect at %s has no connector: name the Connect that runs yours", u.Host)
+		return nil, fmt.Errorf("kafka connect at %s has no connector: name the Connect that runs yours", connect.host())
 	case len(found) == 0:
-		return nil, fmt.Errorf("kafka connect at %s has no PostgreSQL connector with the outbox router, only %s: name the Connect that runs yours", u.Host, strings.Join(others, ", "))
+		return nil, fmt.Errorf("kafka connect at %s has no PostgreSQL connector with the outbox router, only %s: name the Connect that runs yours", connect.host(), strings.Join(others, ", "))
 	}
 	names := make([]string, len(found))
 	for i := range found {
 		names[i] = found[i].Name
 	}
 	slices.Sort(names)
-	return nil, fmt.Errorf("kafka connect at %s has several outbox connectors: name one with --connector: %s", u.Host, strings.Join(names, ", "))
+	return nil, fmt.Errorf("kafka connect at %s has several outbox connectors: name one with --connector: %s", connect.host(), strings.Join(names, ", "))
 }
 
 // version returns the version of Debezium's PostgreSQL connector that Connect has; empty if it does not tell.
-func version(ctx context.Context, client *http.Client, u *url.URL) string {
-	text, err := ask(ctx, client, u.JoinPath("connector-plugins"), "")
+func version(ctx context.Context, connect *connect) string {
+	text, err := connect.get(ctx, "connector-plugins")
 	var plugins []struct{ Class, Version string }
 	if err != nil || json.Unmarshal(text, &plugins) != nil {
 		return ""
@@ -373,36 +372,4 @@ func version(ctx context.Context, client *http.Client, u *url.URL) string {
 		}
 	}
 	return found
-}
-
-// ask returns the body of Connect's answer. The error does not contain the password of the URL.
-func ask(ctx context.Context, client *http.Client, u *url.URL, connector string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, errors.New("the URL of Connect is no URL: write http://host:8083")
-	}
-	request.Header.Set("Accept", "application/json")
-	answer, err := client.Do(request)
-	if err != nil {
-		var of *url.Error
-		if errors.As(err, &of) {
-			err = of.Err // url.Error repeats the URL
-		}
-		return nil, fmt.Errorf("read Connect at %s: %w: check the address, and that Connect runs", u.Host, err)
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(answer.Body, LargestInput+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("read Connect at %s: %w: run it again", u.Host, err)
-	case answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden:
-		return nil, fmt.Errorf("kafka connect at %s refuses us (%s): write user and password in the URL, https://user:password@host:8083", u.Host, answer.Status)
-	case answer.StatusCode == http.StatusNotFound && connector != "":
-		return nil, fmt.Errorf("kafka connect at %s has no connector %q: leave --connector out to see which it has", u.Host, connector)
-	case answer.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("kafka connect at %s answers %s: check the address, and that Connect has finished its start", u.Host, answer.Status)
-	case len(text) > LargestInput:
-		return nil, fmt.Errorf("the answer of Connect at %s has more than %d bytes: save the JSON of the connector in a file", u.Host, LargestInput)
-	}
-	return text, nil
 }

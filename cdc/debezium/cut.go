@@ -96,7 +96,7 @@ type publicationSeen struct {
 func readPublication(ctx context.Context, conn *pgx.Conn, name string, table uint32) (p publicationSeen, err error) {
 	p.name = name
 	schemas := `'{}'::text[]`
-	if serverVersion(conn) >= 15 {
+	if postgres.Major(conn) >= 15 {
 		schemas = `ARRAY(SELECT n.nspname::text FROM pg_publication_namespace x JOIN pg_namespace n ON n.oid = x.pnnspid WHERE x.pnpubid = p.oid ORDER BY 1)`
 	}
 	err = conn.QueryRow(ctx, `
@@ -116,12 +116,6 @@ func readPublication(ctx context.Context, conn *pgx.Conn, name string, table uin
 	}
 	p.exists = true
 	return p, nil
-}
-
-func serverVersion(conn *pgx.Conn) int {
-	var n int
-	_, _ = fmt.Sscan(conn.PgConn().ParameterStatus("server_version"), &n)
-	return n
 }
 
 // backlog is what a slot keeps of the outbox, compared with how far a connector has come.
@@ -434,7 +428,7 @@ func emptySQL(table *postgres.OpenTable, name string) string {
 	if table.Partitioned {
 		with += ", publish_via_partition_root = true"
 	}
-	if serverVersion(table.Conn) >= 18 {
+	if postgres.Major(table.Conn) >= 18 {
 		with += ", publish_generated_columns = stored"
 	}
 	return fmt.Sprintf("CREATE PUBLICATION %s WITH (%s)", postgres.Ident(name), with)

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -277,49 +275,18 @@ func (m *move) complete(o *Offset) (*Offset, error) {
 	return o, nil
 }
 
-// restError is an answer of Connect that is no success.
-type restError struct {
-	code int
-	said string
-}
-
-func (e *restError) Error() string {
-	return fmt.Sprintf("Kafka Connect answers %d: %s", e.code, e.said)
-}
-
-// rest asks the worker.
+// rest asks Connect about the connector.
 func (m *move) rest(ctx context.Context, verb string, answer any) error {
-	base, err := url.Parse(m.ConnectURL)
+	connect, err := newConnect(m.HTTP, m.ConnectURL)
 	if err != nil {
-		return errors.New("--connect-url: it is no URL: write http://host:8083")
+		return err
 	}
-	u := base.JoinPath("connectors", url.PathEscape(m.owner.name), verb)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	text, err := connect.get(ctx, "connectors", m.owner.name, verb)
 	if err != nil {
-		return fmt.Errorf("ask Kafka Connect: %w", err)
+		return err
 	}
-	resp, err := m.HTTP.Do(req)
-	if err != nil {
-		var failed *url.Error
-		if errors.As(err, &failed) {
-			err = failed.Err // without the URL, which may have a password
-		}
-		return fmt.Errorf("ask Kafka Connect at %s: %w: start the worker, or name the right --connect-url", base.Host, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return fmt.Errorf("ask Kafka Connect at %s: %w", base.Host, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		var said struct {
-			Message string `json:"message"`
-		}
-		_ = json.Unmarshal(body, &said)
-		return &restError{resp.StatusCode, cmp.Or(said.Message, http.StatusText(resp.StatusCode))}
-	}
-	if err := json.Unmarshal(body, answer); err != nil {
-		return fmt.Errorf("ask Kafka Connect at %s for %s: the answer is no JSON: %w", base.Host, verb, err)
+	if err := json.Unmarshal(text, answer); err != nil {
+		return fmt.Errorf("kafka connect at %s answers no JSON for %s: %w: name the URL of Connect's REST API", connect.host(), verb, err)
 	}
 	return nil
 }
@@ -335,8 +302,7 @@ func (m *move) restOffset(ctx context.Context) (*Offset, error) {
 		} `json:"offsets"`
 	}
 	err := m.rest(ctx, "offsets", &answer)
-	var refused *restError
-	if errors.As(err, &refused) && refused.code == http.StatusNotFound {
+	if missing(err) {
 		return nil, none("read the connector's offset: %v: name a connector of this worker; if the worker is older than Kafka 3.5, or the connector is deleted, give --offset-topic instead of --connect-url", err)
 	}
 	if err != nil {
@@ -377,9 +343,8 @@ func (m *move) running(ctx context.Context) error {
 	}
 	var s status
 	err := m.rest(ctx, "status", &s)
-	var refused *restError
 	switch {
-	case errors.As(err, &refused) && refused.code == http.StatusNotFound: // deleted
+	case missing(err): // deleted
 		return nil
 	case err != nil:
 		return err

@@ -154,6 +154,13 @@ func TestReadConnect(t *testing.T) {
 		}
 		return c, err
 	}
+	for _, name := range []string{"team/outbox", "a b", "50%"} { // Connect allows these
+		all[name] = text
+		if c, err := read(url("/connect"), name); err != nil || c.Name != "shop-outbox" {
+			t.Errorf("connector %q: %v", name, err)
+		}
+		delete(all, name)
+	}
 	fails := func(want, url, name string) {
 		t.Helper()
 		if c, err := read(url, name); err == nil || !strings.Contains(err.Error(), want) {

@@ -180,9 +180,10 @@ func (a *Admin) Facts(ctx context.Context) (cdc.Facts, error) {
 }
 
 // version returns the server's major version.
-func (a *Admin) version() int { return major(a.conn) }
+func (a *Admin) version() int { return Major(a.conn) }
 
-func major(conn *pgx.Conn) int {
+// Major returns the major version of the connection's server.
+func Major(conn *pgx.Conn) int {
 	major, _, _ := strings.Cut(conn.PgConn().ParameterStatus("server_version"), ".")
 	n, _ := strconv.Atoi(major)
 	return n

@@ -367,8 +367,8 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 		var problems []string
 		named, _ := t.generated(&cfg.Columns)
 		for _, c := range named {
-			if major(a.conn) < 18 || c.generated == "v" {
-				problems = append(problems, c.unseen(major(a.conn), name))
+			if Major(a.conn) < 18 || c.generated == "v" {
+				problems = append(problems, c.unseen(Major(a.conn), name))
 			}
 		}
 		if len(problems) > 0 {
@@ -413,7 +413,7 @@ func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []st
 	notes = append(notes, t.left...)
 	if _, byDefault := t.generated(&s.cfg.Columns); len(byDefault) > 0 {
 		for _, c := range byDefault {
-			notes = append(notes, c.unseen(major(conn), Ident(s.cfg.Publication))+"; until then it is not used")
+			notes = append(notes, c.unseen(Major(conn), Ident(s.cfg.Publication))+"; until then it is not used")
 		}
 	}
 	w, _, err := s.width(ctx, conn, t)
@@ -434,7 +434,7 @@ type width struct {
 func (s *Source) width(ctx context.Context, conn *pgx.Conn, t table) (w width, exists bool, err error) {
 	schema, _ := s.cfg.SchemaTable()
 	schemas := `'{}'::text[]`
-	if major(conn) >= 15 {
+	if Major(conn) >= 15 {
 		schemas = `ARRAY(SELECT n.nspname::text FROM pg_publication_namespace x JOIN pg_namespace n ON n.oid = x.pnnspid WHERE x.pnpubid = p.oid ORDER BY 1)`
 	}
 	var all bool

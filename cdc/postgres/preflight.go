@@ -184,7 +184,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		switch c := &t.columns[from.column]; {
 		case c.generated != "" && purposes[i].value(&s.cfg.Columns) == "": // only its default name matches: see notes
 		case c.generated != "":
-			bad("%s", c.unseen(major(conn), name))
+			bad("%s", c.unseen(Major(conn), name))
 		case purposes[i].value(&s.cfg.Columns) != "":
 			left = append(left, strconv.Quote(c.name))
 		}
@@ -193,7 +193,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		switch {
 		case at < 0 || len(columns) == 0 && t.columns[at].generated == "" || slices.Contains(columns, t.columns[at].name):
 		case t.columns[at].generated != "":
-			bad("%s", t.columns[at].unseen(major(conn), name))
+			bad("%s", t.columns[at].unseen(Major(conn), name))
 		default:
 			left = append(left, strconv.Quote(t.columns[at].name))
 		}
