@@ -2,8 +2,9 @@
 // confirms an LSN only when everything at or below it is durable.
 //
 // The engine opens no sockets. The adapters do: cdc/postgres is the [Source], cdc/kafka the [Sink]. cdc/route turns a
-// [Row] into a [Record]; cdc/debezium is another route. cdc/pipeline connects, runs and operates them. cdc/polling reads rows from the table where
-// logical replication is not possible: it has the same rows, routes and sink, but no session of this kind.
+// [Row] into a [Record]; cdc/debezium is another route. cdc/pipeline connects, runs and operates them. cdc/polling reads
+// rows from the table where logical replication is not possible: it has the same rows, routes and sink, but no session of
+// this kind.
 //
 // Read in this order: relay.go (the loop over sessions), session.go (the seven steps of a start, how a session ends, and
 // what its parts exchange), reader.go, publisher.go and stall.go (the parts: reader, publisher and watcher), queue.go and

@@ -36,7 +36,7 @@ type answerError struct {
 
 func (e *answerError) Error() string { return e.said }
 
-// missing reports whether Connect has answered that it does not have what was asked for.
+// missing reports whether Connect has answered 404.
 func missing(err error) bool {
 	var answer *answerError
 	return errors.As(err, &answer) && answer.code == http.StatusNotFound
