@@ -9,7 +9,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pipeline"
-	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/cdc/plain"
 )
 
 type dlqCmd struct {
@@ -76,7 +76,7 @@ func (c *dlqListCmd) Run(p *process) error {
 			fmt.Fprintf(w, "%.80q\t\t\t\tcannot be read: %s\n", d.Key, d.Error)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", app.Line(d.Key), app.Line(d.EventType), app.Line(d.AggregateType+"/"+d.AggregateID), d.Time.Format(time.RFC3339), app.Line(d.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", plain.Line(d.Key), plain.Line(d.EventType), plain.Line(d.AggregateType+"/"+d.AggregateID), d.Time.Format(time.RFC3339), plain.Line(d.Reason))
 	}
 	return w.Flush()
 }
@@ -109,14 +109,14 @@ func (c *dlqRedriveCmd) Run(p *process) error {
 	done, err := pl.Redrive(p.ctx, pipeline.RedriveOptions{IDs: c.IDs, DryRun: c.DryRun, Progress: func(m pipeline.Moved) {
 		switch {
 		case m.Stays != "":
-			p.say("stays    %s: %s", app.Line(m.Key), m.Stays)
+			p.say("stays    %s: %s", plain.Line(m.Key), m.Stays)
 		case polled && c.DryRun:
-			p.say("would be redriven %s", app.Line(m.EventID))
+			p.say("would be redriven %s", plain.Line(m.EventID))
 		case polled:
 		case c.DryRun:
-			p.say("would be redriven %s to %s", app.Line(m.Key), m.Topic)
+			p.say("would be redriven %s to %s", plain.Line(m.Key), m.Topic)
 		default:
-			p.say("redriven %s to %s, partition %d, offset %d", app.Line(m.Key), m.Topic, m.Partition, m.Offset)
+			p.say("redriven %s to %s, partition %d, offset %d", plain.Line(m.Key), m.Topic, m.Partition, m.Offset)
 		}
 	}})
 	if polled && len(done) > 0 && !c.DryRun {
@@ -144,12 +144,12 @@ func (c *dlqDropCmd) Run(p *process) error {
 	for _, d := range done.Letters {
 		switch {
 		case polled && c.DryRun:
-			p.say("would be dropped %s", app.Line(d.EventID))
+			p.say("would be dropped %s", plain.Line(d.EventID))
 		case polled:
 		case c.DryRun:
-			p.say("would be dropped %s", app.Line(d.Key))
+			p.say("would be dropped %s", plain.Line(d.Key))
 		default:
-			p.say("dropped %s", app.Line(d.Key))
+			p.say("dropped %s", plain.Line(d.Key))
 		}
 	}
 	if c.DryRun || err != nil {

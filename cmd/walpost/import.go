@@ -15,6 +15,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/debezium"
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cdc/plain"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
@@ -155,7 +156,7 @@ func (c *importCmd) check(p *process) error {
 	}
 	for _, part := range slices.Sorted(maps.Keys(times)) {
 		if more := times[part] - shownDifferences; more > 0 {
-			p.say("and %d more such differences: %s", more, app.Line(part))
+			p.say("and %d more such differences: %s", more, plain.Line(part))
 		}
 	}
 	if len(done.Topics) > 0 {
@@ -184,5 +185,5 @@ const shownDifferences = 5
 
 // differs prints a difference between a record and what walpost would write.
 func (p *process) differs(d pipeline.Difference) {
-	p.say("%s, partition %d, offset %d, event %s: %s: %s in Kafka, %s by walpost", d.Topic, d.Partition, d.Offset, app.Line(d.ID), app.Line(d.Part), app.Line(d.Kafka), app.Line(d.Walpost))
+	p.say("%s, partition %d, offset %d, event %s: %s: %s in Kafka, %s by walpost", d.Topic, d.Partition, d.Offset, plain.Line(d.ID), plain.Line(d.Part), plain.Line(d.Kafka), plain.Line(d.Walpost))
 }

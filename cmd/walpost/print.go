@@ -32,14 +32,3 @@ func steps(out io.Writer) pipeline.Progress {
 		}
 	}
 }
-
-// size returns a number of bytes for people: 12 MiB.
-func size(n int64) string {
-	switch {
-	case n >= 10<<20:
-		return fmt.Sprintf("%d MiB", n>>20)
-	case n >= 10<<10:
-		return fmt.Sprintf("%d KiB", n>>10)
-	}
-	return fmt.Sprintf("%d B", n)
-}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cdc/plain"
 	"github.com/walpost/walpost/cdc/polling"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
@@ -66,10 +67,10 @@ func limit(s *pipeline.Status) string {
 	case s.Slot.SafeWALSize == nil:
 		return ""
 	case s.SlotSeconds == nil:
-		return fmt.Sprintf("the slot can be lost after %s more of WAL", size(*s.Slot.SafeWALSize))
+		return fmt.Sprintf("the slot can be lost after %s more of WAL", plain.Size(*s.Slot.SafeWALSize))
 	}
 	left := time.Duration(*s.SlotSeconds * float64(time.Second)).Round(time.Minute)
-	return fmt.Sprintf("the slot can be lost after %s more of WAL, which takes %s at %s an hour", size(*s.Slot.SafeWALSize), left, size(*s.WALPerHour))
+	return fmt.Sprintf("the slot can be lost after %s more of WAL, which takes %s at %s an hour", plain.Size(*s.Slot.SafeWALSize), left, plain.Size(*s.WALPerHour))
 }
 
 // status prints the status of one pipeline, a line for each fact. A halt takes three lines: blocked, means and run.
@@ -105,8 +106,8 @@ func status(out io.Writer, s pipeline.Status) {
 		if s.LagSeconds != nil {
 			seconds = fmt.Sprintf("%.3g s", *s.LagSeconds)
 		}
-		row("lag", "%s and %s behind the end of the WAL at %s", size(*s.LagBytes), seconds, s.WALEnd)
-		row("retained", "the server keeps %s of WAL for the slot, from %s", size(*s.RetainedBytes), s.Slot.RestartLSN)
+		row("lag", "%s and %s behind the end of the WAL at %s", plain.Size(*s.LagBytes), seconds, s.WALEnd)
+		row("retained", "the server keeps %s of WAL for the slot, from %s", plain.Size(*s.RetainedBytes), s.Slot.RestartLSN)
 		if l := limit(&s); l != "" {
 			row("limit", "%s", l)
 		}

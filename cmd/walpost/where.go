@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cdc/plain"
 	"github.com/walpost/walpost/cdc/polling"
-	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type whereCmd struct {
@@ -49,15 +49,15 @@ func (c *whereCmd) Run(p *process) error {
 func (p *process) trace(t *pipeline.Trace) {
 	for _, e := range t.Events {
 		if e.Answer == pipeline.Unknown && t.WALEnd == "" {
-			p.say("%s: not found\n  the table has no such event or key, and neither have its topics since then", app.Line(e.EventID))
+			p.say("%s: not found\n  the table has no such event or key, and neither have its topics since then", plain.Line(e.EventID))
 			continue
 		}
 		if e.Answer == pipeline.Unknown {
-			p.say("%s: not found", app.Line(e.EventID))
-			p.say("  the outbox's topics have no such event or key since then, and no dead letter has it; the slot is %s behind the end of the WAL (%s)", size(t.Behind), t.WALEnd)
+			p.say("%s: not found", plain.Line(e.EventID))
+			p.say("  the outbox's topics have no such event or key since then, and no dead letter has it; the slot is %s behind the end of the WAL (%s)", plain.Size(t.Behind), t.WALEnd)
 			continue
 		}
-		p.say("event %s, %s of key %s", app.Line(e.EventID), app.Line(e.Type), app.Line(e.Key))
+		p.say("event %s, %s of key %s", plain.Line(e.EventID), plain.Line(e.Type), plain.Line(e.Key))
 		for i, at := range e.Places {
 			how := "published"
 			if i > 0 {
@@ -79,18 +79,18 @@ func (p *process) trace(t *pipeline.Trace) {
 			p.say("  %d times: consumers drop repeats by the header id", e.Times)
 		}
 		if d := e.DeadLetter; d != nil {
-			p.say("  dead-lettered: %s; since %s (`walpost dlq show %s`)", app.Line(d.Reason), d.Time.Format(time.RFC3339), app.Line(d.Key))
+			p.say("  dead-lettered: %s; since %s (`walpost dlq show %s`)", plain.Line(d.Reason), d.Time.Format(time.RFC3339), plain.Line(d.Key))
 		}
 		if r := e.Row; r != nil {
 			p.say("  in the table: %s%s%s", r.Status, since(r.ProcessedAt), tried(r))
 			if r.Behind != "" {
-				p.say("  it waits for the earlier event %s of its key (`walpost where %s`)", app.Line(r.Behind), app.Line(r.Behind))
+				p.say("  it waits for the earlier event %s of its key (`walpost where %s`)", plain.Line(r.Behind), plain.Line(r.Behind))
 			}
 			continue
 		}
 		switch e.Answer {
 		case pipeline.NotYet:
-			p.say("  not yet: everything up to %s is delivered, and the row was committed after it, within the next %s of WAL (`walpost status` shows what blocks)", t.Confirmed, size(t.Behind))
+			p.say("  not yet: everything up to %s is delivered, and the row was committed after it, within the next %s of WAL (`walpost status` shows what blocks)", t.Confirmed, plain.Size(t.Behind))
 		case pipeline.Gone:
 			p.say("  not in Kafka: everything up to %s is delivered, and its commit is at or below that: the topic's retention deleted the record, the row was written before the slot was created, or `walpost skip` gave it up", t.Confirmed)
 		}
@@ -112,5 +112,5 @@ func tried(r *polling.RowStatus) string {
 	if r.RetryCount == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", rejected %d times, last: %s", r.RetryCount, app.Line(r.LastError))
+	return fmt.Sprintf(", rejected %d times, last: %s", r.RetryCount, plain.Line(r.LastError))
 }

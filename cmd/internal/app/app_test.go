@@ -362,14 +362,3 @@ func TestHealthcheckShowsNoPassword(t *testing.T) {
 		cdctest.NoSecret(t, "healthcheck", fmt.Sprint(err))
 	}
 }
-
-func TestLine(t *testing.T) {
-	for given, want := range map[string]string{
-		"plain, ünd 한국": "plain, ünd 한국", "\x1b[31mred\x1b[0m": "?[31mred?[0m", "a\nb\tc": "a?b?c", "\u009b31m": "?31m", "\xff\x00": "\uFFFD?",
-		strings.Repeat("x", 200): strings.Repeat("x", 157) + "...",
-	} {
-		if got := app.Line(given); got != want {
-			t.Errorf("%q is shown as %q, want %q", given, got, want)
-		}
-	}
-}

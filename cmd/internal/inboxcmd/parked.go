@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/inbox"
-	"github.com/walpost/walpost/cmd/internal/app"
+	"github.com/walpost/walpost/cdc/plain"
 )
 
 // Parked are the commands about events that could not be applied.
@@ -103,12 +103,12 @@ func (l *parkedList) print(ctx context.Context, operator *inbox.Operator, stdout
 		case b.EventID != "":
 			by = "event " + b.EventID
 		}
-		fmt.Fprintf(stdout, "partition %d is blocked at offset %d since %s, by %s: %s\n", b.Partition, b.Offset, b.Since.UTC().Format(time.RFC3339), by, app.Line(b.Reason))
+		fmt.Fprintf(stdout, "partition %d is blocked at offset %d since %s, by %s: %s\n", b.Partition, b.Offset, b.Since.UTC().Format(time.RFC3339), by, plain.Line(b.Reason))
 	}
 	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ID\tPLACE\tEVENT\tTYPE\tKEY\tSINCE\tSTATUS\tWHY")
 	for _, e := range list {
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, place(e), app.Line(e.EventID), app.Line(e.Type), app.Line(e.Key), e.ParkedAt.UTC().Format(time.RFC3339), e.Status, app.Line(e.Reason))
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, place(e), plain.Line(e.EventID), plain.Line(e.Type), plain.Line(e.Key), e.ParkedAt.UTC().Format(time.RFC3339), e.Status, plain.Line(e.Reason))
 	}
 	return table.Flush()
 }
@@ -126,7 +126,7 @@ func named(e inbox.Parked) string {
 	if e.EndOffset > 0 {
 		return "the gap " + place(e)
 	}
-	return fmt.Sprintf("event %s of %s", app.Line(e.EventID), app.Line(e.Key))
+	return fmt.Sprintf("event %s of %s", plain.Line(e.EventID), plain.Line(e.Key))
 }
 
 // Run prints one event.
