@@ -30,8 +30,9 @@ type Observer struct {
 	Connected func(wire string)
 	// Noted is called when a session begins, with notes that an operator should know and that halt nothing.
 	Noted func(notes []string)
-	// Received counts what one read held: rows to deliver, rows that were durable already, other messages, bytes.
-	Received func(rows, dropped, others, bytes int)
+	// Received says up to which LSN the stream has been read, and counts what this read held: rows to deliver, rows that
+	// were durable already, other messages, bytes. A polled table has no LSN.
+	Received func(upto LSN, rows, dropped, others, bytes int)
 	// Published is called when a window is durable, dead letters included, with the time since its first row came.
 	Published func(records []Record, took time.Duration)
 	// DeadLettered is called for each dead letter of a durable window, and for each row of a polled table that fails.
@@ -49,9 +50,9 @@ type Observer struct {
 	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when
 	// they no longer wait.
 	CommitsWait func(err error)
-	// Current is called at each look at the server, with the server's time up to which everything written is
-	// delivered; zero if it is not known.
-	Current func(at time.Time)
+	// Looked is called at each look at the server, with the end of its WAL and its time at, and with its time up to which
+	// everything written is delivered; that is zero if it is not known.
+	Looked func(end LSN, at, current time.Time)
 	// Hurried is called when wal_sender_timeout is so short that status updates are sent more often than
 	// source.status_interval says.
 	Hurried func(timeout, interval time.Duration)

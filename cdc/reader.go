@@ -222,7 +222,7 @@ func (r *reader) decode(bytes int) (rows, messages int, err error) {
 			}
 		}
 	})
-	r.observer.Received(rows, dropped, others, bytes)
+	r.observer.Received(r.tracker.seen, rows, dropped, others, bytes)
 	r.shared.motion.moves(r.tracker.seen, rows+dropped+others, bytes)
 	if err == nil && !r.settled && r.tracker.caughtUp() {
 		r.settled = true

@@ -44,7 +44,7 @@ func TestEndsOfCertificatesAreAnnounced(t *testing.T) {
 					t.Fatal(err)
 				}
 				for range 2 {
-					if l := p.metrics.asked.ask(); l.kafkaErr == nil {
+					if l := p.metrics.asked.ask(nil); l.kafkaErr == nil {
 						t.Error("kafka answers")
 					}
 					if _, err := p.source.Cleaner(t.Context(), p.cleaner()); err == nil {

@@ -19,7 +19,8 @@ const (
 	askWithin = 3 * time.Second // longest wait for an answer of PostgreSQL or Kafka
 	// answerWithin is how long a probe or a scrape waits for a new look before it gets the last one. It is short because a
 	// probe's timeout is often a second, and the answer must not take longer when the database hangs.
-	answerWithin = 80 * time.Millisecond
+	answerWithin   = 80 * time.Millisecond
+	decisionsEvery = time.Minute
 )
 
 // watched are the sources that Status and metrics query, in addition to the relay. Those that a pipeline does not have are nil.
@@ -36,6 +37,9 @@ type watched struct {
 	}
 	letters interface { // the unresolved dead letters
 		Count(ctx context.Context) (int, error)
+	}
+	decisions interface { // the operators' decisions
+		Decisions(ctx context.Context) ([]cdc.Decision, error)
 	}
 	login     login
 	certified []certified
@@ -87,6 +91,10 @@ type look struct {
 	backlog   polling.Backlog
 	letters   int
 
+	decisions     []cdc.Decision
+	decisionsRead bool
+	decisionsAt   time.Time
+
 	factsErr, backlogErr, kafkaErr, lettersErr error
 }
 
@@ -137,10 +145,10 @@ func (a *asked) seen(fresh, within time.Duration) *look {
 		return a.last
 	}
 	if a.looking == nil {
-		done := make(chan struct{})
+		done, last := make(chan struct{}), a.last
 		a.looking = done
 		go func() {
-			l := a.ask()
+			l := a.ask(last)
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			if l.factsErr == nil && a.facts != nil {
@@ -179,8 +187,8 @@ func (a *asked) behind(f *cdc.Facts) (time.Duration, bool) {
 	return cdc.Behind(f.Slot.ConfirmedFlush, f.WALEnd, at, f.Time)
 }
 
-// ask queries all sources at once.
-func (a *asked) ask() *look {
+// ask queries all sources at once. It keeps the decisions of the last look for a while.
+func (a *asked) ask(last *look) *look {
 	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
 	defer cancel()
 	l := &look{}
@@ -197,6 +205,18 @@ func (a *asked) ask() *look {
 		}
 		if l.lettersErr = l.kafkaErr; a.letters != nil && l.kafkaErr == nil {
 			l.letters, l.lettersErr = a.letters.Count(ctx)
+		}
+		if a.decisions == nil {
+			return
+		}
+		if last != nil {
+			l.decisions, l.decisionsRead, l.decisionsAt = last.decisions, last.decisionsRead, last.decisionsAt
+		}
+		if l.kafkaErr == nil && time.Since(l.decisionsAt) > decisionsEvery {
+			if decisions, err := a.decisions.Decisions(ctx); err == nil { // the questions above report that Kafka is away
+				l.decisions, l.decisionsRead = decisions, true
+			}
+			l.decisionsAt = time.Now()
 		}
 	})
 	questions.Wait()

@@ -20,8 +20,9 @@ type metrics struct {
 	stuck, synchronous                                                   prometheus.Gauge
 	cleanedRows, cleanedPartitions                                       prometheus.Counter
 
-	roles *prometheus.GaugeVec
-	asked *asked
+	roles   *prometheus.GaugeVec
+	asked   *asked
+	history history
 
 	mu    sync.Mutex
 	known Status // the relay's part of the status
@@ -109,6 +110,7 @@ func (c *metrics) observer() cdc.Observer {
 				c.retries.Inc()
 			}
 			c.enter(role)
+			c.history.change(role, err)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.known.Role, c.known.Reason, c.known.Since, c.cause = role, "", time.Now().UTC(), err
@@ -116,7 +118,8 @@ func (c *metrics) observer() cdc.Observer {
 				c.known.Reason = err.Error()
 			}
 		},
-		Received: func(rows, dropped, others, bytes int) {
+		Received: func(upto cdc.LSN, rows, dropped, others, bytes int) {
+			c.history.received.Store(uint64(upto))
 			c.received.Add(float64(rows))
 			c.dropped.Add(float64(dropped))
 			c.others.Add(float64(others))
@@ -126,6 +129,7 @@ func (c *metrics) observer() cdc.Observer {
 			c.published.Add(float64(len(records)))
 			c.windows.Inc()
 			c.windowSeconds.Observe(took.Seconds())
+			c.history.arrived(records, took)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.known.Published += int64(len(records))
@@ -134,6 +138,7 @@ func (c *metrics) observer() cdc.Observer {
 		Covered: func(st *cdc.State) {
 			c.covered.Set(float64(st.Covered))
 			c.asked.knows(st.Current())
+			c.history.advance(st.Covered)
 			if !st.LastCommitTime.IsZero() {
 				c.lastCommit.Set(float64(st.LastCommitTime.UnixMicro()) / 1e6)
 			}
@@ -155,7 +160,10 @@ func (c *metrics) observer() cdc.Observer {
 				c.known.Stalled = s.Error()
 			}
 		},
-		Current: c.asked.knows,
+		Looked: func(end cdc.LSN, at, current time.Time) {
+			c.asked.knows(current)
+			c.history.look(end, at, current)
+		},
 		CommitsWait: func(err error) {
 			c.synchronous.Set(number(err != nil))
 			c.mu.Lock()
@@ -242,6 +250,9 @@ func (c *metrics) status() Status {
 	if c.asked.letters != nil && !s.blocked(l.lettersErr) {
 		s.puts(l.letters)
 	}
+	if l.decisionsRead {
+		s.decided(l.decisions)
+	}
 	if c.asked.facts != nil {
 		s.Slot = &Slot{Name: c.asked.slot}
 		if !s.blocked(l.factsErr) {
@@ -251,6 +262,11 @@ func (c *metrics) status() Status {
 				s.lags(c.asked.behind(&l.facts))
 				s.lasts(l.perSecond, &l.facts)
 			}
+			var received, published cdc.LSN // of this process, unless another one owns the slot
+			if s.Role != cdc.Standby {
+				received, published = cdc.LSN(c.history.received.Load()), cdc.LSN(c.history.published.Load())
+			}
+			s.Positions = s.positions(&l.facts, received, published, func(lsn cdc.LSN) *time.Duration { return c.history.behind(lsn, l.facts.WALEnd, l.facts.Time) })
 		}
 	}
 	if c.asked.table != nil && !s.blocked(l.backlogErr) {

@@ -53,8 +53,8 @@ func TestStatusSaysWhatTheRelayDoes(t *testing.T) {
 		{"a synchronous standby", func() { o.CommitsWait(errors.New("every commit waits")) }, "", `"commits_wait":"every commit waits"`, 1},
 		{"and none any more", func() { o.CommitsWait(nil) }, "", `"role":"streaming"`, 1},
 		{"rows delivered", func() {
-			o.Received(2, 1, 3, 400)
-			o.Published(make([]cdc.Record, 2), time.Millisecond)
+			o.Received(0x16B3800, 2, 1, 3, 400)
+			o.Published([]cdc.Record{{Row: &cdc.Row{}}, {Row: &cdc.Row{}}}, time.Millisecond)
 			o.Covered(&cdc.State{Covered: 0x16B3748})
 			o.Confirmed(0x16B3748)
 		}, "", `"covered_lsn":"0/16B3748","confirmed_lsn":"0/16B3748"`, 1},
@@ -111,7 +111,7 @@ func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
 		}, `"lag_seconds":40,`},
 		"the session looks more": {func(o cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {
 			see(200, 200, 0)
-			o.Current(began.Add(50 * time.Second))
+			o.Looked(500, began.Add(60*time.Second), began.Add(50*time.Second))
 			see(200, 500, 60)
 		}, `"lag_seconds":10,`},
 		"its record says so": {func(o cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {

@@ -203,6 +203,9 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	p.metrics.asked.seen(0, 0) // starts a look, so that the first scrape has values
 	var cleaner sync.WaitGroup
 	defer cleaner.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	cleaner.Go(func() { p.metrics.history.run(ctx, p.relay.Role) })
 	if p.cfg.Cleanup.Every > 0 {
 		cleaner.Go(func() { p.keepSmall(ctx) })
 	}

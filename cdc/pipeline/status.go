@@ -52,8 +52,10 @@ type Status struct {
 	WALPerHour  *int64     `json:"wal_bytes_per_hour,omitempty"`
 	SlotSeconds *float64   `json:"slot_seconds_left,omitempty"`
 	State       *cdc.State `json:"state,omitempty"`
+	// Positions are where the WAL's rows are, from the end of the WAL back to the LSN from which the server keeps WAL.
+	Positions []Position `json:"positions,omitempty"`
 	// Decisions are those of operators, the oldest first. Gaps are the ranges of commits that a decision left behind and that
-	// no replay has filled. Only Status without a running relay reads both.
+	// no replay has filled. A running relay reads both once a minute.
 	Decisions   []cdc.Decision   `json:"decisions,omitempty"`
 	Gaps        []cdc.Gap        `json:"gaps,omitempty"`
 	DeadLetters *int             `json:"unresolved_dead_letters,omitempty"` // missing without poison.policy: dead_letter
@@ -70,6 +72,27 @@ type Blocker struct {
 	Found string `json:"found"`
 	Means string `json:"means,omitempty"` // what is at risk
 	Run   string `json:"run,omitempty"`   // what to do
+}
+
+// Place is the name of a position.
+type Place string
+
+// The places, in the order in which a row passes them.
+const (
+	AtWALEnd    Place = "wal_end"      // written by the server
+	AtReceived  Place = "received"     // read by this process
+	AtPublished Place = "published"    // durable in Kafka
+	AtState     Place = "state_record" // in the state record, which is durable in Kafka
+	AtConfirmed Place = "confirmed"    // confirmed to the slot
+	AtRestart   Place = "restart"      // the server keeps the WAL from here on
+)
+
+// Position is an LSN up to which WAL has come to a place. The first two places are missing without a running relay.
+type Position struct {
+	Place   Place    `json:"place"`
+	LSN     string   `json:"lsn"`
+	Bytes   int64    `json:"bytes_behind"`             // to the end of the WAL
+	Seconds *float64 `json:"seconds_behind,omitempty"` // age of the oldest WAL after it, at most; missing if it is not known
 }
 
 // kafkaAway is the cause of rows that wait for Kafka, where the client knows no better one.
@@ -231,6 +254,32 @@ func (s *Status) backs(b *polling.Backlog) {
 	if b.Failed > 0 {
 		s.blockedBy(fmt.Sprintf("%s rows have failed and hold %d keys back: `walpost dlq list` says why", polling.Count(b.Failed), b.HeldKeys))
 	}
+}
+
+// positions returns the positions, of which the first two are those of this process, or 0. behind returns the age of the oldest WAL after an
+// LSN, if it is known.
+func (s *Status) positions(f *cdc.Facts, received, published cdc.LSN, behind func(cdc.LSN) *time.Duration) (all []Position) {
+	var state cdc.LSN
+	if s.State != nil {
+		state = s.State.Covered
+	}
+	for _, p := range []struct {
+		place Place
+		lsn   cdc.LSN
+	}{
+		{AtWALEnd, f.WALEnd}, {AtReceived, received}, {AtPublished, published}, {AtState, state}, {AtConfirmed, f.Slot.ConfirmedFlush}, {AtRestart, f.Slot.RestartLSN},
+	} {
+		if p.lsn == 0 {
+			continue
+		}
+		at := Position{Place: p.place, LSN: p.lsn.String(), Bytes: max(0, int64(f.WALEnd)-int64(p.lsn))}
+		if d := behind(p.lsn); d != nil {
+			seconds := d.Seconds()
+			at.Seconds = &seconds
+		}
+		all = append(all, at)
+	}
+	return all
 }
 
 // records fills in the state record.

@@ -34,7 +34,7 @@ func options(cfg *config.Config) cdc.Options {
 }
 
 func (w wal) watched() watched {
-	of := watched{slot: w.cfg.Source.Slot, facts: w.source, kafka: w.sink}
+	of := watched{slot: w.cfg.Source.Slot, facts: w.source, kafka: w.sink, decisions: w.sink}
 	if w.cfg.Poison.Policy == config.PolicyDeadLetter {
 		of.letters = w.sink.Unresolved()
 	}
@@ -89,6 +89,13 @@ func (w wal) survey(ctx context.Context, st *Status) {
 			st.blockedBy(waiting(&seen.Facts, *st.LagSeconds))
 		}
 	}
+	st.Positions = st.positions(&seen.Facts, 0, 0, func(lsn cdc.LSN) *time.Duration {
+		if st.LagSeconds == nil || lsn != seen.Facts.Slot.ConfirmedFlush {
+			return nil
+		}
+		behind := time.Duration(*st.LagSeconds * float64(time.Second))
+		return &behind
+	})
 	st.waits(&seen.Facts)
 	st.Notes = append(st.Notes, partitions.Notes(seen.State)...)
 	var wal rate

@@ -229,7 +229,7 @@ func (r *Relay) deliver(ctx context.Context, t *table, q querier, delivery Deliv
 	for _, it := range items {
 		bytes += int(it.bytes)
 	}
-	r.observer.Received(len(items), 0, 0, bytes)
+	r.observer.Received(0, len(items), 0, 0, bytes)
 	began := time.Now()
 	var taken []int64
 	var last *item // the last one that was taken

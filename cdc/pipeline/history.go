@@ -1,0 +1,228 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/bits"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/walpost/walpost/cdc"
+)
+
+const (
+	pointEvery = 15 * time.Second
+	points     = int(time.Hour / pointEvery)
+	lookPoints = 720 // an hour of looks, each 5 s
+	changes    = 20
+)
+
+// Point is what a relay did in 15 s. A number that is not known is missing.
+type Point struct {
+	At   time.Time // end of the 15 s
+	Rows float64   // durable rows a second
+	// P50 and P99 are the latency of those rows: from the commit, by the server's clock, until Kafka has the row, by this
+	// process's clock. They are exact to a tenth.
+	P50, P99 *time.Duration
+	Lag      *time.Duration // age of the oldest WAL that is not delivered; with polling, of the oldest pending row
+}
+
+// Change is a change of the relay's role, with its cause.
+type Change struct {
+	At   time.Time
+	Role cdc.Role
+	Why  *Blocker // missing if nothing is wrong
+}
+
+// history has what a relay did in the last hour. The relay's goroutines write it without allocation.
+type history struct {
+	received, published atomic.Uint64 // LSNs
+
+	mu        sync.Mutex
+	rows      int64                 // in the present point
+	latencies latencies             // of those rows
+	points    []Point               // the oldest first
+	changes   []Change              // the oldest first
+	ends      []walEnd              // ends of the WAL at the last looks, the oldest first
+	delivered time.Time             // server's time up to which everything was delivered at the last look
+	looked    time.Time             // server's time of that look
+	at        time.Time             // this process's time of that look
+	pending   func() *time.Duration // with polling: age of the oldest pending row, nil if it is not known
+}
+
+// latencies counts rows by latency. A class is a quarter of a power of two, in microseconds.
+type latencies struct {
+	classes [160]uint32
+	n       int64
+}
+
+// add counts rows with this latency.
+func (l *latencies) add(d time.Duration, rows int) {
+	us := uint64(max(d.Microseconds(), 1))
+	power := bits.Len64(us) - 1
+	quarter := (us << 2 >> power) & 3
+	class := min(power<<2|int(quarter), len(l.classes)-1)
+	l.classes[class] += uint32(rows)
+	l.n += int64(rows)
+}
+
+// quantile returns the latency that this share of the rows did not exceed; nil without rows.
+func (l *latencies) quantile(share float64) *time.Duration {
+	if l.n == 0 {
+		return nil
+	}
+	rank, below := int64(math.Ceil(share*float64(l.n))), int64(0)
+	for class, n := range l.classes {
+		if below += int64(n); below >= rank {
+			us := math.Exp2(float64(class>>2)) * (1 + (float64(class&3)+0.5)/4)
+			d := time.Duration(us * float64(time.Microsecond))
+			return &d
+		}
+	}
+	return nil
+}
+
+// arrived records that records are durable now. took is the time since the first of them came, which counts for rows without a
+// commit time.
+func (h *history) arrived(records []cdc.Record, took time.Duration) {
+	now := time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rows += int64(len(records))
+	for i := 0; i < len(records); {
+		first := records[i].Row
+		n := 1
+		for i+n < len(records) && records[i+n].Row.Commit == first.Commit { // rows of one commit have one latency
+			n++
+		}
+		latency := took
+		if !first.CommitTime.IsZero() {
+			latency = now.Sub(first.CommitTime)
+		}
+		h.latencies.add(latency, n)
+		i += n
+	}
+	if len(records) > 0 {
+		h.advance(records[len(records)-1].Row.Commit)
+	}
+}
+
+// advance records that everything up to an LSN is durable.
+func (h *history) advance(lsn cdc.LSN) {
+	if uint64(lsn) > h.published.Load() {
+		h.published.Store(uint64(lsn))
+	}
+}
+
+// look records a look at the server.
+func (h *history) look(end cdc.LSN, at, delivered time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ends = append(h.ends, walEnd{end, at}); len(h.ends) > lookPoints {
+		h.ends = slices.Delete(h.ends, 0, lookPoints/8)
+	}
+	if h.looked, h.at = at, time.Now(); !delivered.IsZero() {
+		h.delivered = delivered
+	}
+}
+
+// behind returns how long ago, at most, the WAL after an LSN was written; nil if no look was early enough.
+func (h *history) behind(lsn cdc.LSN, end cdc.LSN, now time.Time) *time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var d time.Duration
+	if lsn >= end {
+		return &d
+	}
+	for _, e := range slices.Backward(h.ends) {
+		if e.lsn <= lsn {
+			d = max(now.Sub(e.at), 0)
+			return &d
+		}
+	}
+	return nil
+}
+
+// change records a role.
+func (h *history) change(role cdc.Role, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := Change{At: time.Now().UTC(), Role: role}
+	if err != nil && !(role == cdc.Standby && errors.Is(err, cdc.ErrSlotInUse)) {
+		why := blocker(err)
+		c.Why = &why
+	}
+	if last := len(h.changes) - 1; role == cdc.Retrying && last >= 0 && h.changes[last].Role == role && h.changes[last].same(&c) {
+		h.changes[last].At = c.At // the relay tries again and again: one line
+		return
+	}
+	if h.changes = append(h.changes, c); len(h.changes) > changes {
+		h.changes = slices.Delete(h.changes, 0, 1)
+	}
+}
+
+// same reports whether two changes have the same cause.
+func (c *Change) same(o *Change) bool {
+	return c.Why == nil && o.Why == nil || c.Why != nil && o.Why != nil && *c.Why == *o.Why
+}
+
+// run adds a point every 15 s until ctx ends.
+func (h *history) run(ctx context.Context, role func() (cdc.Role, error)) {
+	tick := time.NewTicker(pointEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case at := <-tick.C:
+			is, _ := role()
+			h.point(at, is)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// point ends the present point.
+func (h *history) point(at time.Time, role cdc.Role) {
+	var pending *time.Duration
+	if h.pending != nil {
+		pending = h.pending()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := Point{
+		At: at.UTC(), Rows: float64(h.rows) / pointEvery.Seconds(),
+		P50: h.latencies.quantile(0.5), P99: h.latencies.quantile(0.99), Lag: pending,
+	}
+	if h.pending == nil && role != cdc.Standby && !h.delivered.IsZero() {
+		// Since the last look nothing is known to be delivered. A look comes every 5 s, so less than that counts for nothing.
+		lag := h.looked.Sub(h.delivered)
+		if since := at.Sub(h.at); since > pointEvery {
+			lag += since
+		}
+		lag = max(lag, 0)
+		p.Lag = &lag
+	}
+	if h.points = append(h.points, p); len(h.points) > points {
+		h.points = slices.Delete(h.points, 0, 1)
+	}
+	h.rows, h.latencies = 0, latencies{}
+}
+
+// History returns what the relay of this process did in the last hour, the oldest point first.
+func (p *Pipeline) History() []Point {
+	h := &p.metrics.history
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.points)
+}
+
+// Changes returns the last changes of the relay's role in this process, the oldest first.
+func (p *Pipeline) Changes() []Change {
+	h := &p.metrics.history
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.changes)
+}
