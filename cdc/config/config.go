@@ -15,8 +15,8 @@ import (
 )
 
 // Config is the configuration of one pipeline. Every key can also be set in the environment, as WALPOST_ and the key's
-// path in capitals (WALPOST_SOURCE_URL); the environment wins. HTTP, Pprof and ShutdownTimeout belong to the process: all
-// its pipelines have the same.
+// path in capitals (WALPOST_SOURCE_URL); the environment wins. HTTP, Page, Pprof and ShutdownTimeout belong to the
+// process: all its pipelines have the same.
 type Config struct {
 	Pipeline        string        `yaml:"pipeline" doc:"name of this pipeline, required; the state topic is walpost.state.<pipeline>"`
 	Source          Source        `yaml:"source"`
@@ -28,7 +28,8 @@ type Config struct {
 	Window          Window        `yaml:"window"`
 	QueueTimeout    time.Duration `yaml:"queue_timeout" doc:"when Kafka has taken nothing for this long, the relay closes the replication connection until Kafka answers, so that PostgreSQL can shut down meanwhile"`
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout" doc:"how long the relay waits after SIGTERM for Kafka to take the rows that it has received"`
-	HTTP            string        `yaml:"http" doc:"address that serves /livez, /readyz, /metrics and /status"`
+	HTTP            string        `yaml:"http" doc:"address that serves the page, /livez, /readyz, /metrics and /status"`
+	Page            Page          `yaml:"page"`
 	Pprof           string        `yaml:"pprof" doc:"address that serves Go's profiles, on loopback only: 127.0.0.1:6060; empty: no profiles"`
 
 	several bool // the file lists this one among several pipelines
@@ -247,6 +248,22 @@ type Window struct {
 	Pace  time.Duration `yaml:"pace" doc:"a relay with little to do starts at most one window and one read in this time; after a silence it publishes the first row at once"`
 }
 
+// Page says at which addresses the relay serves its page, and what of the rows the page shows.
+type Page struct {
+	Serve Serve `yaml:"serve" doc:"loopback: the relay serves its page at / if http is an address of this machine only; always: at any address, where everybody who reaches it can read keys, ids, positions and the configuration without secrets; never"`
+	Rows  bool  `yaml:"rows" doc:"true: the page shows the rows of dead letters on demand, with their payloads; false: it shows why each could not be published, and no payload"`
+}
+
+// Serve says when the relay serves its page.
+type Serve string
+
+// The choices.
+const (
+	ServeOnLoopback Serve = "loopback"
+	ServeAlways     Serve = "always"
+	ServeNever      Serve = "never"
+)
+
 // Delivery is how often a consumer may see a row.
 type Delivery string
 
@@ -384,6 +401,7 @@ func Default() Config {
 		QueueTimeout:    time.Minute,
 		ShutdownTimeout: 10 * time.Second,
 		HTTP:            "127.0.0.1:8080",
+		Page:            Page{Serve: ServeOnLoopback},
 	}
 }
 
@@ -445,6 +463,6 @@ func Reference() string {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", strings.Join(path, "."), def, cmp.Or(tag.Get("doc"), tag.Get("help")))
 	})
-	fmt.Fprintf(&b, "| `pipelines` |  | several pipelines in one process: a list, each entry with the keys above except http, pprof and shutdown_timeout; keys next to it are the defaults of all entries |\n")
+	fmt.Fprintf(&b, "| `pipelines` |  | several pipelines in one process: a list, each entry with the keys above except http, page, pprof and shutdown_timeout; keys next to it are the defaults of all entries |\n")
 	return b.String()
 }

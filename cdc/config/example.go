@@ -27,7 +27,7 @@ const exampleHead = `# An example of walpost's configuration, with every key.
 
 const exampleEnd = `
 # Several pipelines in one process: list them under the key pipelines, each with its own keys. The keys above are then the
-# defaults of all of them. http, pprof and shutdown_timeout belong to the process.
+# defaults of all of them. http, page, pprof and shutdown_timeout belong to the process.
 # cdc/CONFIGURATION.md has an example.
 `
 

@@ -151,6 +151,9 @@ func (d *document) together(cfgs []Config) (errs []error) {
 		if c.HTTP != d.HTTP {
 			bad("http: the process has one address: write it at the top level, not in one of the pipelines")
 		}
+		if c.Page != d.Page {
+			bad("page: the process has one page: write it at the top level, not in one of the pipelines")
+		}
 		if c.Pprof != d.Pprof {
 			bad("pprof: the process has one address: write it at the top level, not in one of the pipelines")
 		}

@@ -39,6 +39,7 @@ func (c *Config) validate(env string) error {
 		rules{
 			unless(namePattern.MatchString(c.Pipeline), "pipeline: %q: give the pipeline a name of a-z, 0-9, _ and - that no other pipeline has", c.Pipeline),
 			oneOf("delivery", c.Delivery, AtLeastOnce, ExactlyOnce),
+			oneOf("page.serve", c.Page.Serve, ServeOnLoopback, ServeAlways, ServeNever),
 			between("queue_timeout", c.QueueTimeout, time.Second, forever, ""),
 			between("shutdown_timeout", c.ShutdownTimeout, 0, forever, ""),
 		},

@@ -74,6 +74,9 @@ func newMetrics(pipeline string, of watched, reg prometheus.Registerer) *metrics
 		asked: newAsked(labels, of),
 		known: Status{Pipeline: pipeline, Role: cdc.Starting, Since: time.Now().UTC()},
 	}
+	if of.table != nil {
+		c.history.pending = c.pending
+	}
 	reg.MustRegister(c.windowSeconds, c.deadLetters, c.roles, c.asked)
 	c.enter(cdc.Starting)
 	for _, class := range cdc.Classes {
@@ -87,6 +90,16 @@ func (c *metrics) cleaned(rows int64, partitions int, err error) {
 	c.cleanedRows.Add(float64(rows))
 	c.cleanedPartitions.Add(float64(partitions))
 	c.refused.Set(number(err != nil))
+}
+
+// pending returns the age of the oldest pending row of a polled table, as of the last look; nil if it is not known. It starts a new look.
+func (c *metrics) pending() *time.Duration {
+	l := c.asked.seen(askEvery, 0)
+	if l == nil || l.backlogErr != nil {
+		return nil
+	}
+	oldest := time.Duration(l.backlog.OldestSeconds * float64(time.Second))
+	return &oldest
 }
 
 // enter sets the metric of the role.

@@ -192,6 +192,10 @@ func runnable(cfg *config.Config, err error) error {
 // away returns the reason why rows wait for Kafka.
 func (p *Pipeline) away() string { return away(p.sink) }
 
+// Commands returns the text with walpost commands that can be copied and run: where the file has several pipelines, each names this
+// one.
+func (p *Pipeline) Commands(text string) string { return p.cfg.Commands(text) }
+
 // Name returns the pipeline's name.
 func (p *Pipeline) Name() string { return p.cfg.Pipeline }
 
