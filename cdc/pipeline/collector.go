@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/internal/shared"
 	"github.com/walpost/walpost/cdc/kafka"
 	"github.com/walpost/walpost/cdc/polling"
 )
@@ -77,15 +78,12 @@ type asked struct {
 	looks     cdc.Lag
 	delivered atomic.Pointer[time.Time] // time up to which the relay has delivered everything
 
-	mu      sync.Mutex
-	last    *look
-	looking chan struct{} // closed when the running look ends; nil if none runs
-	wal     rate
+	last shared.Look[look]
+	wal  rate // a look at a time uses it
 }
 
 // look has the answers of PostgreSQL and Kafka at one time, and the errors of questions without an answer.
 type look struct {
-	at        time.Time
 	facts     cdc.Facts
 	perSecond float64 // bytes of WAL; 0 while that is not known
 	backlog   polling.Backlog
@@ -139,36 +137,14 @@ func (a *asked) Collect(ch chan<- prometheus.Metric) {
 // seen returns the newest look, nil before the first. If it is older than fresh, seen starts a new one and waits for it, for
 // at most within.
 func (a *asked) seen(fresh, within time.Duration) *look {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.last != nil && time.Since(a.last.at) < fresh {
-		return a.last
-	}
-	if a.looking == nil {
-		done, last := make(chan struct{}), a.last
-		a.looking = done
-		go func() {
-			l := a.ask(last)
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			if l.factsErr == nil && a.facts != nil {
-				l.perSecond = a.wal.saw(l.facts.WALEnd, l.facts.Time)
-				a.looks.Look(l.facts.WALEnd, l.facts.Time)
-			}
-			a.last, a.looking = l, nil
-			close(done)
-		}()
-	}
-	done := a.looking
-	a.mu.Unlock()
-	timer := time.NewTimer(within)
-	select {
-	case <-done:
-	case <-timer.C:
-	}
-	timer.Stop()
-	a.mu.Lock()
-	return a.last
+	return a.last.Get(fresh, within, func(last *look) *look {
+		l := a.ask(last)
+		if l.factsErr == nil && a.facts != nil {
+			l.perSecond = a.wal.saw(l.facts.WALEnd, l.facts.Time)
+			a.looks.Look(l.facts.WALEnd, l.facts.Time)
+		}
+		return l
+	})
 }
 
 // knows records the time up to which a session has delivered everything.
@@ -220,7 +196,6 @@ func (a *asked) ask(last *look) *look {
 		}
 	})
 	questions.Wait()
-	l.at = time.Now()
 	return l
 }
 
