@@ -32,7 +32,8 @@ type Config struct {
 	Page            Page          `yaml:"page"`
 	Pprof           string        `yaml:"pprof" doc:"address that serves Go's profiles, on loopback only: 127.0.0.1:6060; empty: no profiles"`
 
-	several bool // the file lists this one among several pipelines
+	several bool   // the file lists this one among several pipelines
+	loaded  loaded // nil: Load has not read it
 }
 
 // Source says where the outbox is, and how its rows are read.

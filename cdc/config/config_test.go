@@ -20,7 +20,7 @@ kafka: {brokers: ["localhost:9092"], aggregate_types: [order]}
 func noEnv(string) string { return "" }
 
 func parseOne(text string, getenv func(string) string) (Config, error) {
-	cfgs, err := parse([]byte(text), getenv)
+	cfgs, err := parse("orders.yaml", []byte(text), getenv)
 	if len(cfgs) == 0 {
 		return Config{}, err
 	}
@@ -203,7 +203,7 @@ func TestWrongKindsOfValues(t *testing.T) {
 				{"pipelines[1]: " + key + ": ", "pipelines: [{pipeline: a}, " + file + "]", nil, wrong},
 				{"environment " + variable + ": ", "", map[string]string{variable: value}, wrong && !text && (!list || value[0] == '[')},
 			} {
-				_, err := parse([]byte(c.file), func(k string) string { return c.env[k] })
+				_, err := parse("orders.yaml", []byte(c.file), func(k string) string { return c.env[k] })
 				said := fmt.Sprint(err)
 				if c.wrong && !strings.Contains(said, c.says) {
 					t.Errorf("%s: %s %v: it is not named: %s", key, c.file, c.env, said)
@@ -219,7 +219,7 @@ func TestWrongKindsOfValues(t *testing.T) {
 // TestStrays: a name that is nearly one of ours is an error with the right name. Other unknown names are reported,
 // except those of Kubernetes.
 func TestStrays(t *testing.T) {
-	cfgs, err := parse([]byte(twoPipelines), noEnv)
+	cfgs, err := parse("orders.yaml", []byte(twoPipelines), noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("pipelines: [~, {}, [], x]\n")
 	f.Add("source:\n  columns: {id: event_id}\nhttp: 0.0.0.0:1\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		cfgs, err := parse([]byte(text), noEnv)
+		cfgs, err := parse("orders.yaml", []byte(text), noEnv)
 		if err != nil {
 			return
 		}

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -44,31 +45,39 @@ func Load(path string, getenv func(string) string) ([]Config, error) {
 			return nil, fmt.Errorf("read configuration: %w: name the file with --config", err)
 		}
 	}
-	return parse(text, getenv)
+	return parse(path, text, getenv)
 }
 
-// parse does what Load does, with the text of a file.
-func parse(text []byte, getenv func(string) string) ([]Config, error) {
-	doc := document{Config: Default()}
+// parse does what Load does, with the name and the text of a file.
+func parse(file string, text []byte, getenv func(string) string) ([]Config, error) {
+	doc, from := document{Config: Default()}, origins{}
 	errs := mistakes(text)
 	wrong := len(errs) > 0
 	var parser error
 	if len(strings.TrimSpace(string(text))) > 0 {
 		parser = yaml.UnmarshalWithOptions(text, &doc, yaml.Strict())
 	}
+	var keys map[string]any
+	_ = yaml.Unmarshal(text, &keys) // mistakes and parser have the error
+	from.file(keys, "file "+file)
 	errs = append(errs, readEnvironment(&doc.Config, environment, getenv)...)
-	cfgs := []Config{doc.Config}
+	from.environment(environment, getenv)
+	cfgs := []Config{from.loaded(doc.Config)}
 	if doc.Pipelines != nil {
 		cfgs = nil
 	}
-	for _, decode := range doc.Pipelines {
-		cfg := doc.Config
+	for i, decode := range doc.Pipelines {
+		cfg, from := doc.Config, maps.Clone(from)
 		if decode != nil {
 			parser = errors.Join(parser, decode(&cfg))
+			var keys map[string]any
+			_ = decode(&keys)
+			from.file(keys, fmt.Sprintf("file %s, pipelines[%d]", file, i))
 		}
 		errs = append(errs, readEnvironment(&cfg, cfg.environment(), getenv)...)
+		from.environment(cfg.environment(), getenv)
 		cfg.several = true
-		cfgs = append(cfgs, cfg)
+		cfgs = append(cfgs, from.loaded(cfg))
 	}
 	if parser != nil && !wrong { // the parser stops at the first mistake, and its error does not always name the place
 		errs = append(errs, unreadable(parser))

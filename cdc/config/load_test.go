@@ -28,7 +28,7 @@ func TestPipelinesTakeWhatTheyDoNotSay(t *testing.T) {
 		"WALPOST_KAFKA_COMPRESSION": "zstd", "WALPOST_DELIVERY": "exactly_once",
 		"WALPOST_ORDERS_SOURCE_URL": "postgres://walpost:pw@h/orders?sslmode=disable", "WALPOST_STOCK_ROOM_KAFKA_RENAME": "{stock: s}", "WALPOST_STOCK_ROOM_QUEUE_TIMEOUT": "5s",
 	}
-	cfgs, err := parse([]byte(twoPipelines), func(k string) string { return env[k] })
+	cfgs, err := parse("orders.yaml", []byte(twoPipelines), func(k string) string { return env[k] })
 	if err != nil || len(cfgs) != 2 {
 		t.Fatal(cfgs, err)
 	}
@@ -84,7 +84,7 @@ func TestPipelinesMistakesAreNamed(t *testing.T) {
 			"pipeline a_b: pipeline: pipeline a-b already reads the variable WALPOST_A_B_SOURCE_URL",
 		},
 	} {
-		_, err := parse([]byte(text), noEnv)
+		_, err := parse("orders.yaml", []byte(text), noEnv)
 		for _, want := range wants {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v\nwant it to say %q", text, err, want)
@@ -98,7 +98,7 @@ func TestPipelinesMistakesAreNamed(t *testing.T) {
 		"pipelines: [" + a + ", {pipeline: b, kafka: {brokers: ['k:2']}, source: {url: 'postgres://u@h/one?sslmode=disable', slot: b}}]",
 		"pipelines: [" + a + ", {pipeline: b, kafka: {aggregate_types: [stock]}, source: {url: 'postgres://u@h/one?sslmode=disable', slot: b}}]",
 	} {
-		if _, err := parse([]byte(base+good), noEnv); err != nil {
+		if _, err := parse("orders.yaml", []byte(base+good), noEnv); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}

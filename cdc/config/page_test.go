@@ -43,7 +43,7 @@ func TestBlocksOfThePageAreRight(t *testing.T) {
 		t.Errorf("only %d blocks were found", len(blocks))
 	}
 	for _, block := range blocks {
-		if _, err := parse([]byte(block[1]), noEnv); err != nil {
+		if _, err := parse("orders.yaml", []byte(block[1]), noEnv); err != nil {
 			t.Errorf("%v\n%s", err, block[1])
 		}
 	}

@@ -62,3 +62,14 @@ func (c Cleanup) MarshalYAML() (any, error) {
 	type shown Cleanup
 	return shown(identity.Hide(c)), nil
 }
+
+// Format writes d without its secrets.
+func (d Debezium) Format(f fmt.State, verb rune) {
+	identity.Show(f, verb, map[string]string(d.shown()))
+}
+
+// MarshalJSON returns d without its secrets.
+func (d Debezium) MarshalJSON() ([]byte, error) { return json.Marshal(map[string]string(d.shown())) }
+
+// MarshalYAML returns d without its secrets.
+func (d Debezium) MarshalYAML() (any, error) { return map[string]string(d.shown()), nil }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,7 @@ type Pipeline struct {
 	identity.Unshown
 
 	cfg      config.Config
+	settings []config.Setting
 	options  *debezium.Options // nil: the records are walpost's
 	patterns []string          // templates of topics whose names depend on the rows
 	log      zerolog.Logger
@@ -110,7 +112,7 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	p := &Pipeline{log: o.Log, operator: o.Operator}
+	p := &Pipeline{log: o.Log, operator: o.Operator, settings: cfg.Settings()}
 	if len(cfg.Debezium) > 0 {
 		var err error
 		if p.options, err = debezium.Parse(cfg.Debezium); err != nil {
@@ -198,6 +200,9 @@ func (p *Pipeline) Commands(text string) string { return p.cfg.Commands(text) }
 
 // Name returns the pipeline's name.
 func (p *Pipeline) Name() string { return p.cfg.Pipeline }
+
+// Settings returns every key of the configuration with its value and where that is from. They hold no secret.
+func (p *Pipeline) Settings() []config.Setting { return slices.Clone(p.settings) }
 
 // Run relays until ctx ends, and deletes delivered rows, if cleanup.every is set. It returns nil if every received row was
 // delivered (and confirmed, unless the connection was lost), and an error otherwise. It may be called again after it has
