@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/page"
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
@@ -48,12 +49,12 @@ func (*relayCmd) Run(p *process) error {
 	if err != nil {
 		return errors.Join(err, ln.Close(), profiles.Close())
 	}
+	// The relays drain first; the page, /status and /readyz answer until they have.
+	serving, done := context.WithCancel(context.WithoutCancel(p.ctx))
 	mux := http.NewServeMux()
 	app.OpsRoutes(mux, reg, relays.Ready)
 	relays.Routes(mux)
-
-	// The relays drain first; /status and /readyz answer until they have.
-	serving, done := context.WithCancel(context.WithoutCancel(p.ctx))
+	mux.Handle("/", page.Of(serving, relays, cfgs[0].Page, ln.Addr()))
 	group, ctx := errgroup.WithContext(p.ctx)
 	group.Go(func() error {
 		defer done()
