@@ -98,7 +98,7 @@ func plots(points []pipeline.Point, now time.Time) []plot {
 		lag.values = append(lag.values, seconds(p.Lag))
 	}
 	duration := func(v float64) string {
-		if v < 0.001 {
+		if v > 0 && v < 0.001 {
 			return fmt.Sprintf("%.1f ms", v*1000)
 		}
 		return plain.Duration(secs(v))
