@@ -30,18 +30,22 @@ type reader struct {
 // reader returns a reader that has read nothing; begin sets its first offset.
 func (s *Sink) reader(topic string, partition int32) (*reader, error) {
 	r := &reader{sink: s, topic: topic, partition: partition}
-	client, err := s.client(
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // so that the last offset is seen, with any kind of record
-		kgo.FetchMaxWait(100*time.Millisecond),
-		kgo.FetchMaxBytes(4<<20), // a larger record still arrives, alone
-		kgo.WithHooks(r),
-	)
+	client, err := s.client(append(readOptions(), kgo.WithHooks(r))...)
 	if err != nil {
 		return nil, err
 	}
 	r.client = client
 	return r, nil
+}
+
+// readOptions returns the options of a client that reads committed records.
+func readOptions() []kgo.Opt {
+	return []kgo.Opt{
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that the last offset is seen, with any kind of record
+		kgo.FetchMaxWait(100 * time.Millisecond),
+		kgo.FetchMaxBytes(4 << 20), // a larger record still arrives, alone
+	}
 }
 
 // begin sets the offset of the next record. It is called once.

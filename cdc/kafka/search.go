@@ -24,7 +24,8 @@ type Place struct {
 	Redriven  bool      `json:"redriven"`
 	Replayed  bool      `json:"replayed"` // published by `walpost replay`, which knows no LSN
 
-	ID, Key, Type string `json:"-"`
+	ID, Key, Type     string `json:"-"`
+	Source, CreatedAt string `json:"-"`
 }
 
 // Search says what to look for on topics.
@@ -101,7 +102,7 @@ func (s *Sink) Search(ctx context.Context, q Search) (places []Place, read Searc
 			r.begin(start.Offset)
 			err = r.readTo(ctx, end.Offset, func(record *kgo.Record) {
 				read.Records++
-				if p := place(record); q.Match(p.ID, p.Key) {
+				if p := PlaceOf(record); q.Match(p.ID, p.Key) {
 					places = append(places, p)
 				}
 			})
@@ -140,7 +141,8 @@ func PartitionOf(topic string, key []byte, partitions int) int {
 	return partitioner().ForTopic(topic).Partition(&kgo.Record{Key: key}, partitions)
 }
 
-func place(r *kgo.Record) Place {
+// PlaceOf returns where a record is, and what its headers say.
+func PlaceOf(r *kgo.Record) Place {
 	p := Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp.UTC(), Key: string(r.Key)}
 	// The row's own headers come after walpost's, which may have other names.
 	for _, h := range slices.Backward(r.Headers) {
@@ -153,6 +155,10 @@ func place(r *kgo.Record) Place {
 			p.LSN = v
 		case header.Seq, header.CloudEvents + header.Seq:
 			p.Seq = v
+		case header.Source, header.CloudEvents + header.Source:
+			p.Source = v
+		case header.CreatedAt, header.CloudEvents + header.Time:
+			p.CreatedAt = v
 		case header.Redriven:
 			p.Redriven = true
 		case header.Replay:

@@ -156,7 +156,7 @@ func (c *comparison) add(r *kgo.Record, partitions int) {
 
 // rowID returns the id of the row that a record was made of: the header id, in the notation of any converter.
 func rowID(r *kgo.Record) (string, bool) {
-	i := slices.IndexFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key == header.ID })
+	i := slices.IndexFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key == header.ID || h.Key == header.CloudEvents+header.ID })
 	if i < 0 || len(r.Headers[i].Value) == 0 {
 		return "", false
 	}
