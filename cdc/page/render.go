@@ -506,6 +506,22 @@ func (s *site) find(r *http.Request, t target) *found {
 	return f
 }
 
+// mostFound is the number of events that the answer to a search shows.
+const mostFound = 100
+
+// Events returns the events that were found, or the last of them.
+func (f *found) Events() []pipeline.Traced {
+	return f.Trace.Events[max(0, len(f.Trace.Events)-mostFound):]
+}
+
+// More returns the number of events, if not all are shown.
+func (f *found) More() int {
+	if n := len(f.Trace.Events); n > mostFound {
+		return n
+	}
+	return 0
+}
+
 // Answer says in words where an event is.
 func (f *found) Answer(e pipeline.Traced) string {
 	switch e.Answer {
