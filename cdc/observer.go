@@ -52,6 +52,9 @@ type Observer struct {
 	// Current is called at each look at the server, with the server's time up to which everything written is
 	// delivered; zero if it is not known.
 	Current func(at time.Time)
+	// Looked is called at each look at the server, with the position up to which everything is durable in Kafka, and
+	// the end of the WAL.
+	Looked func(covered, end LSN)
 	// Hurried is called when wal_sender_timeout is so short that status updates are sent more often than
 	// source.status_interval says.
 	Hurried func(timeout, interval time.Duration)

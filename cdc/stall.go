@@ -190,6 +190,7 @@ func (w *watcher) remember(f *Facts, open map[string]time.Time) {
 	w.troubles.commits(f)
 	covered := w.shared.place.Load().covered
 	w.observer.Current(w.shared.lag.Current(covered))
+	w.observer.Looked(covered, f.WALEnd)
 	if !reached(covered, f.WALEnd) {
 		signal(w.shared.refresh)
 	}
