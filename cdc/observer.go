@@ -50,9 +50,9 @@ type Observer struct {
 	// CommitsWait is called when commits of the whole server have begun to wait for this relay, and with nil when
 	// they no longer wait.
 	CommitsWait func(err error)
-	// Looked is called at each look at the server, with the end of its WAL and its time at, and with its time up to which
-	// everything written is delivered; that is zero if it is not known.
-	Looked func(end LSN, at, current time.Time)
+	// Looked is called at each look at the server: with the LSN up to which everything is durable in Kafka, the end of the WAL,
+	// the server's time at, and its time up to which everything written is delivered; that is zero if it is not known.
+	Looked func(covered, end LSN, at, current time.Time)
 	// Hurried is called when wal_sender_timeout is so short that status updates are sent more often than
 	// source.status_interval says.
 	Hurried func(timeout, interval time.Duration)

@@ -189,7 +189,7 @@ func (w *watcher) remember(f *Facts, open map[string]time.Time) {
 	w.shared.lag.Look(f.WALEnd, f.Time)
 	w.troubles.commits(f)
 	covered := w.shared.place.Load().covered
-	w.observer.Looked(f.WALEnd, f.Time, w.shared.lag.Current(covered))
+	w.observer.Looked(covered, f.WALEnd, f.Time, w.shared.lag.Current(covered))
 	if !reached(covered, f.WALEnd) {
 		signal(w.shared.refresh)
 	}

@@ -13,6 +13,7 @@ import (
 type CleanupOptions struct {
 	AdminURL string // URL of a role that may delete rows; empty: cleanup.url, or source.url
 	DryRun   bool
+	Progress Progress // is called with the blocks of the table that are read
 }
 
 // Cleanup deletes outbox rows that are delivered and older than cleanup.retention. With an error it returns the rows and
@@ -22,6 +23,7 @@ func (p *Pipeline) Cleanup(ctx context.Context, o CleanupOptions) (postgres.Clea
 		return postgres.Cleaned{}, err
 	}
 	who := p.cleaner()
+	who.Progress = func(done, total int64) { o.Progress.at(done, total, "blocks of the table") }
 	if o.AdminURL != "" {
 		who.Key, who.URL = "--admin-url (WALPOST_ADMIN_URL)", o.AdminURL
 	}

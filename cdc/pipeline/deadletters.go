@@ -134,6 +134,7 @@ type Moved struct {
 	Partition int32
 	Offset    int64
 	Stays     string // why it was not published; empty if it was
+	Of        int    // number of dead letters that this call of Redrive acts on
 }
 
 // Redrive publishes dead letters in the order of their rows, with those that were held for one of them. It returns the
@@ -226,7 +227,7 @@ func (w wal) redrive(ctx context.Context, o RedriveOptions) ([]Moved, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := redrive{RedriveOptions: o, client: client, router: w.Pipeline.router(), order: cdc.NewKeyOrder()}
+	r := redrive{RedriveOptions: o, client: client, router: w.Pipeline.router(), of: len(selected), order: cdc.NewKeyOrder()}
 	for len(selected) > 0 {
 		n, err := r.window(ctx, selected)
 		if err != nil {
@@ -251,6 +252,7 @@ type redrive struct {
 	RedriveOptions
 	client *kafka.Redriver
 	router cdc.Route
+	of     int
 	order  *cdc.KeyOrder
 	done   []Moved
 }
@@ -305,7 +307,7 @@ func (r *redrive) record(ctx context.Context, e *kafka.Entry) (rec cdc.Record, s
 
 // moved adds the result for a dead letter.
 func (r *redrive) moved(e *kafka.Entry, m Moved) {
-	m.Key, m.EventID = e.Key, string(e.Letter.Row.ID)
+	m.Key, m.EventID, m.Of = e.Key, string(e.Letter.Row.ID), r.of
 	r.done = append(r.done, m)
 	if r.Progress != nil {
 		r.Progress(m)

@@ -173,7 +173,7 @@ func (s *setup) step(what string, args ...any) { s.add(Step{What: fmt.Sprintf(wh
 // do runs the steps in one transaction, unless this is a dry run.
 func (s *setup) do(ctx context.Context, steps ...postgres.Step) error {
 	for _, step := range steps {
-		s.add(Step{step.What, step.SQL})
+		s.add(Step{What: step.What, SQL: step.SQL})
 	}
 	if s.dryRun {
 		return nil

@@ -19,7 +19,8 @@ func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Obser
 		of, name = "table", cfg.Source.Table
 	}
 	log = log.With().Str("pipeline", cfg.Pipeline).Str(of, name).Logger()
-	var wire string    // transport of the replication connection
+	var wire string // transport of the replication connection
+	behind := &catchUp{log: log, now: time.Now}
 	var noted []string // notes of the last session, which the next one would repeat
 	o := cdc.Observer{
 		Connected: func(over string) { wire = over },
@@ -31,7 +32,9 @@ func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Obser
 			}
 			noted = notes
 		},
+		Looked: func(covered, end cdc.LSN, _, _ time.Time) { behind.looked(covered, end) },
 		Role: func(role cdc.Role, err error) {
+			behind.role(role)
 			switch role {
 			case cdc.Streaming:
 				log.Info().Func(func(e *zerolog.Event) {

@@ -174,7 +174,7 @@ func (c *metrics) observer() cdc.Observer {
 				c.known.Stalled = s.Error()
 			}
 		},
-		Looked: func(end cdc.LSN, at, current time.Time) {
+		Looked: func(_, end cdc.LSN, at, current time.Time) {
 			c.asked.knows(current)
 			c.history.look(end, at)
 		},

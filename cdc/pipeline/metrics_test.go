@@ -111,7 +111,7 @@ func TestLagIsTimeSinceTheEndWasReached(t *testing.T) {
 		}, `"lag_seconds":40,`},
 		"the session looks more": {func(o cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {
 			see(200, 200, 0)
-			o.Looked(500, began.Add(60*time.Second), began.Add(50*time.Second))
+			o.Looked(200, 500, began.Add(60*time.Second), began.Add(50*time.Second))
 			see(200, 500, 60)
 		}, `"lag_seconds":10,`},
 		"its record says so": {func(o cdc.Observer, see func(cdc.LSN, cdc.LSN, int)) {

@@ -42,11 +42,11 @@ func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step,
 	// PostgreSQL created the slot after the transactions that were open before it had ended, so their rows are visible.
 	left, err := remaining(0)
 	upTo := left.Newest
-	for told := (time.Time{}); err == nil && left.Pending > 0; {
-		if time.Since(told) > sayEvery {
-			o.Progress.step("%d rows that may be older than the slot are pending: waits until the poller has published them", left.Pending)
-			told = time.Now()
-		}
+	if err == nil && left.Pending > 0 {
+		o.Progress.step("%d rows that may be older than the slot are pending: waits until the poller has published them", left.Pending)
+	}
+	for all := left.Pending; err == nil && left.Pending > 0; {
+		o.Progress.at(int64(all-left.Pending), int64(all), "rows")
 		select {
 		case <-ctx.Done():
 		case <-time.After(askEach):

@@ -231,15 +231,27 @@ func (p *Pipeline) Ready(context.Context) error { return p.metrics.ready() }
 type Step struct {
 	What string
 	SQL  []string // the statements that the step runs
+	// Total is how much the step has to do, and Done how much of that is done, in Unit: rows for example. Total is 0 for a step
+	// that counts nothing.
+	Done, Total int64
+	Unit        string
 }
 
-// Progress is called with each step when the step begins. It may be nil.
+// Progress is called with each step when the step begins, and again and again with a step that counts what is done. It may
+// be nil.
 type Progress func(Step)
 
 // step calls p with a step without SQL.
 func (p Progress) step(what string, args ...any) {
 	if p != nil {
 		p(Step{What: fmt.Sprintf(what, args...)})
+	}
+}
+
+// at calls p with how much of a step is done.
+func (p Progress) at(done, total int64, unit string) {
+	if p != nil && total > 0 {
+		p(Step{Done: done, Total: total, Unit: unit})
 	}
 }
 

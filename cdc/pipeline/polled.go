@@ -146,7 +146,7 @@ func (p polled) redrive(ctx context.Context, o RedriveOptions) (done []Moved, er
 		return nil, err
 	}
 	for _, e := range chosen {
-		m := Moved{Key: e.Key, EventID: string(e.Letter.Row.ID)}
+		m := Moved{Key: e.Key, EventID: string(e.Letter.Row.ID), Of: len(chosen)}
 		done = append(done, m)
 		if o.Progress != nil {
 			o.Progress(m)

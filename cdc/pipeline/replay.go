@@ -23,7 +23,7 @@ type ReplayOptions struct {
 	AdminURL string    // URL of a role that may read the outbox
 	From, To time.Time // rows created at or after From and before To
 	DryRun   bool      // route and check the rows, and publish none
-	// Progress is called before the first row and then every two seconds. It may be nil.
+	// Progress is called before the first row and then after each window. It may be nil.
 	Progress func(Replayed)
 }
 
@@ -118,7 +118,6 @@ type replay struct {
 	mark     []byte
 	progress func(Replayed)
 	dryRun   bool
-	told     time.Time
 
 	rows  []*cdc.Row
 	bytes int
@@ -127,7 +126,6 @@ type replay struct {
 
 // tell reports the progress.
 func (r *replay) tell() {
-	r.told = time.Now()
 	if r.progress != nil {
 		r.progress(r.done)
 	}
@@ -177,8 +175,6 @@ func (r *replay) flush(ctx context.Context) error {
 		r.done.Last = strings.TrimSpace(string(records[len(records)-1].Row.CreatedAt))
 	}
 	r.rows, r.bytes = r.rows[:0], 0
-	if time.Since(r.told) > sayEvery {
-		r.tell()
-	}
+	r.tell()
 	return nil
 }

@@ -29,6 +29,7 @@ type Cleaner struct {
 	marks  *Marks
 	age    Age // of a row
 	days   Age // the partition key, if the table is partitioned
+	tell   func(done, total int64)
 }
 
 // Marks describes the columns in which rows record that they are delivered, and when.
@@ -42,6 +43,8 @@ type Marks struct {
 type CleanerOptions struct {
 	Key, URL string // the URL, and the configuration key that has it
 	Marks    *Marks // nil: a row is delivered if every slot has confirmed it
+	// Progress is called with the blocks of a table that are read, and the number of its blocks. It may be nil.
+	Progress func(done, total int64)
 }
 
 // Cleaner connects as a role that may delete from the outbox or, if it is partitioned, owns it.
@@ -50,7 +53,10 @@ func (s *Source) Cleaner(ctx context.Context, o CleanerOptions) (*Cleaner, error
 	if err != nil {
 		return nil, err
 	}
-	c := &Cleaner{source: s, key: o.Key, conn: conn, marks: o.Marks}
+	c := &Cleaner{source: s, key: o.Key, conn: conn, marks: o.Marks, tell: o.Progress}
+	if c.tell == nil {
+		c.tell = func(int64, int64) {}
+	}
 	if err := c.prepare(ctx); err != nil {
 		_ = conn.Close(ctx)
 		return nil, fmt.Errorf("nothing was deleted: %w", err)
@@ -297,6 +303,7 @@ func (c *Cleaner) removeFrom(ctx context.Context, table string, h horizon, dryRu
 			return n, c.failed(ctx, "delete from the outbox", err)
 		}
 		n += tag.RowsAffected()
+		c.tell(min(at+batchBlocks, blocks), blocks)
 		select {
 		case <-time.After(time.Since(began)):
 		case <-ctx.Done():

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"text/tabwriter"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -40,14 +39,12 @@ func (r *statisticsRebuild) Run(ctx context.Context, p *process) error {
 	if err := r.check(); err != nil {
 		return err
 	}
-	told := time.Now()
+	progress := app.NewProgress(p.stderr)
 	return p.inbox(ctx, r.kafka, statistics.Group, func(cfg inbox.Config) error {
 		done, err := statistics.Rebuild(ctx, cfg, app.Operator(), inbox.RebuildOptions{Partial: r.Partial, Progress: func(done, of int64) {
-			if time.Since(told) > time.Second {
-				told = time.Now()
-				fmt.Fprintf(p.stderr, "%d of %d records\n", done, of)
-			}
+			progress.At(done, of, "records")
 		}})
+		progress.Close()
 		if errors.Is(err, inbox.ErrCut) {
 			return fmt.Errorf("%w: nothing was changed; --partial rebuilds from the events that are left", err)
 		}

@@ -27,7 +27,7 @@ func (c *adoptCmd) Run(p *process) error {
 	}
 	done, err := pl.Adopt(p.ctx, pipeline.AdoptOptions{
 		NewServer: c.NewServer, LeftBehind: c.LeftBehind, AdminURL: p.ownURL(cfg, "ADMIN_URL", c.AdminURL),
-		CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Decided: p.adopts, Progress: steps(p.stdout),
+		CreateSlot: c.CreateSlot, Wait: c.Wait, DryRun: c.DryRun, Decided: p.adopts, Progress: steps(p.stdout, p.stderr),
 	})
 	if err == nil {
 		p.goOn(c.DryRun)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type cleanupCmd struct {
@@ -26,7 +27,11 @@ func (c *cleanupCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	done, err := pl.Cleanup(p.ctx, pipeline.CleanupOptions{AdminURL: p.ownURL(cfg, "ADMIN_URL", c.AdminURL), DryRun: c.DryRun})
+	progress := app.NewProgress(p.stderr)
+	done, err := pl.Cleanup(p.ctx, pipeline.CleanupOptions{AdminURL: p.ownURL(cfg, "ADMIN_URL", c.AdminURL), DryRun: c.DryRun, Progress: func(s pipeline.Step) {
+		progress.At(s.Done, s.Total, s.Unit)
+	}})
+	progress.Close()
 	if err != nil && done.Rows == 0 && len(done.Made)+len(done.Dropped) == 0 {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cdc/plain"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type dlqCmd struct {
@@ -105,8 +106,11 @@ func (c *dlqRedriveCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	polled := cfg.Source.Kind == config.KindPolling
+	polled, progress, moved := cfg.Source.Kind == config.KindPolling, app.NewProgress(p.stderr), 0
+	p.stdout = progress.Beside(p.stdout)
 	done, err := pl.Redrive(p.ctx, pipeline.RedriveOptions{IDs: c.IDs, DryRun: c.DryRun, Progress: func(m pipeline.Moved) {
+		moved++
+		defer func() { progress.At(int64(moved), int64(m.Of), "dead letters") }()
 		switch {
 		case m.Stays != "":
 			p.say("stays    %s: %s", plain.Line(m.Key), m.Stays)
@@ -119,6 +123,7 @@ func (c *dlqRedriveCmd) Run(p *process) error {
 			p.say("redriven %s to %s, partition %d, offset %d", plain.Line(m.Key), m.Topic, m.Partition, m.Offset)
 		}
 	}})
+	progress.Close()
 	if polled && len(done) > 0 && !c.DryRun {
 		p.say("redriven: %d rows; the relay publishes them, and then the later rows of their keys", len(done))
 	}

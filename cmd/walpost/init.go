@@ -43,7 +43,7 @@ func (c *initCmd) Run(p *process) error {
 		}
 		pl, err := pipeline.New(cfg, pipeline.Options{})
 		if err == nil {
-			_, err = pl.Init(p.ctx, pipeline.InitOptions{AdminURL: urls[i], PartitionByDay: c.PartitionByDay, NewServer: c.NewServer, DryRun: c.DryRun, Progress: steps(sentences{p.stdout, &cfgs[i]})})
+			_, err = pl.Init(p.ctx, pipeline.InitOptions{AdminURL: urls[i], PartitionByDay: c.PartitionByDay, NewServer: c.NewServer, DryRun: c.DryRun, Progress: steps(sentences{p.stdout, &cfgs[i]}, p.stderr)})
 		}
 		of(cfg, err)
 	}
@@ -66,7 +66,7 @@ func (c *initCmd) remove(p *process, url string) error {
 	}
 	pl, err := p.pipeline()
 	if err == nil {
-		_, err = pl.Remove(p.ctx, pipeline.RemoveOptions{AdminURL: url, DryRun: c.DryRun, Progress: steps(p.stdout)})
+		_, err = pl.Remove(p.ctx, pipeline.RemoveOptions{AdminURL: url, DryRun: c.DryRun, Progress: steps(p.stdout, p.stderr)})
 	}
 	return err
 }

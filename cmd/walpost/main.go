@@ -46,6 +46,7 @@ type cli struct {
 
 	Import importCmd `cmd:"" help:"Print walpost's configuration for an outbox that Debezium's Outbox Event Router publishes today, with a line for each of its options. Exit code 0: no consumer would see a difference; 1: something is not supported."`
 
+	Completion  app.Completion  `cmd:"" help:"Print a script that completes commands, flags and their values in a shell: source <(walpost completion bash)."`
 	Healthcheck app.Healthcheck `cmd:"" help:"Ask a running process whether it is ready, for the health check of a container. Exit code 0: it is; 1: it is not."`
 }
 

@@ -19,7 +19,7 @@ func (c *migrateSourceCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	if _, err := pl.MigrateSource(p.ctx, pipeline.MigrateOptions{AdminURL: url, Progress: steps(p.stdout)}); err != nil {
+	if _, err := pl.MigrateSource(p.ctx, pipeline.MigrateOptions{AdminURL: url, Progress: steps(p.stdout, p.stderr)}); err != nil {
 		return err
 	}
 	p.say("the poller has published everything that is older than the slot: stop it, and start `walpost relay` with source.kind: wal; rows that the poller publishes after the slot was created arrive twice")

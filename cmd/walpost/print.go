@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 // say prints a line for people.
@@ -23,9 +24,18 @@ func (p *process) confirm(name, otherwise, what string, args ...any) error {
 	return nil
 }
 
-// steps returns a Progress that prints each step with its SQL when the step begins.
-func steps(out io.Writer) pipeline.Progress {
+// steps returns a Progress that prints each step with its SQL when the step begins, and to stderr how far a long one is.
+func steps(out, stderr io.Writer) pipeline.Progress {
+	progress := app.NewProgress(stderr)
+	out = progress.Beside(out)
 	return func(s pipeline.Step) {
+		if s.Total > 0 {
+			if progress.At(s.Done, s.Total, s.Unit); s.Done >= s.Total {
+				progress.Close()
+			}
+			return
+		}
+		progress.Begin()
 		fmt.Fprintln(out, s.What)
 		for _, sql := range s.SQL {
 			fmt.Fprintf(out, "    %s;\n", sql)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type replayCmd struct {
@@ -35,16 +36,18 @@ func (c *replayCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	began := false
+	began, progress := false, app.NewProgress(p.stderr)
 	o.Progress = func(r pipeline.Replayed) {
 		if began {
-			fmt.Fprintf(p.stderr, "%d of %d rows, at %s\n", r.Published, r.Rows, r.Last)
+			progress.At(r.Published+int64(r.Rejected), r.Rows, "rows")
 			return
 		}
 		began = true
+		progress.Begin()
 		c.found(p, cfg, o, r)
 	}
 	r, err := pl.Replay(p.ctx, o)
+	progress.Close()
 	switch {
 	case err == nil && c.DryRun:
 		rejections(p, r)

@@ -19,7 +19,7 @@ func (c *skipCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	o := pipeline.SkipOptions{Next: c.To == next, Wait: c.Wait, DryRun: c.DryRun, Decided: c.skips(p), Progress: steps(p.stdout)}
+	o := pipeline.SkipOptions{Next: c.To == next, Wait: c.Wait, DryRun: c.DryRun, Decided: c.skips(p), Progress: steps(p.stdout, p.stderr)}
 	if !o.Next {
 		if o.To, err = cdc.ParseLSN(c.To); err != nil {
 			return fmt.Errorf("--to: %w; the halt names the LSN, and pg_replication_slots shows the slot's confirmed_flush_lsn", err)

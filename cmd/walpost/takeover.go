@@ -65,7 +65,7 @@ func (c *takeOverCmd) Run(p *process) error {
 	if err != nil {
 		return fmt.Errorf("the connector's configuration: %w", err)
 	}
-	say := steps(p.stdout)
+	say := steps(p.stdout, p.stderr)
 	o := debezium.MoveOptions{
 		Config: cfg, AdminURL: url, Connector: connector, Name: cmp.Or(c.Connector, connector.Name), ConnectURL: c.ConnectURL, OffsetTopic: c.OffsetTopic, OffsetFile: c.OffsetFile,
 		Wait: c.Wait, DryRun: c.DryRun, HTTP: client,
@@ -99,7 +99,7 @@ type beginner struct {
 }
 
 func (b beginner) begin(ctx context.Context, at *cdc.Start, why string) error {
-	return b.pl.Begin(ctx, pipeline.BeginOptions{AdminURL: b.url, At: at, Why: why, DryRun: b.dryRun, Progress: steps(b.p.stdout)})
+	return b.pl.Begin(ctx, pipeline.BeginOptions{AdminURL: b.url, At: at, Why: why, DryRun: b.dryRun, Progress: steps(b.p.stdout, b.p.stderr)})
 }
 
 // Prepare implements debezium.Beginner.
@@ -113,7 +113,7 @@ func (b beginner) Begin(ctx context.Context, at cdc.Start, why string) error {
 // Leave implements debezium.Beginner.
 func (b beginner) Leave(ctx context.Context, look func(context.Context, cdc.Start, *regexp.Regexp) (debezium.Kept, error)) (debezium.Kept, error) {
 	left, err := b.pl.Leave(ctx, pipeline.LeaveOptions{
-		DryRun: b.dryRun, Repeat: b.repeat, Progress: steps(b.p.stdout),
+		DryRun: b.dryRun, Repeat: b.repeat, Progress: steps(b.p.stdout, b.p.stderr),
 		Look: func(ctx context.Context, after cdc.Start, topics *regexp.Regexp) (pipeline.Left, error) {
 			kept, err := look(ctx, after, topics)
 			return pipeline.Left(kept), err
