@@ -52,3 +52,23 @@ func Sentences(findings []Finding) string {
 	}
 	return strings.Join(all, "; ")
 }
+
+// Parted returns the parts of a sentence that ends with what to do, after a colon: source.url: there is no host "x": name the right
+// host. A key in front and text in brackets do not count. Run is empty if the sentence has one part.
+func Parted(sentence string) (found, run string) {
+	begin, depth := 0, 0
+	if key, _, ok := strings.Cut(sentence, ": "); ok && !strings.Contains(key, " ") {
+		begin = len(key) + 2
+	}
+	for i := begin; i < len(sentence)-1; i++ {
+		switch {
+		case sentence[i] == '(':
+			depth++
+		case sentence[i] == ')':
+			depth--
+		case depth == 0 && sentence[i:i+2] == ": ":
+			return sentence[:i], sentence[i+2:]
+		}
+	}
+	return sentence, ""
+}

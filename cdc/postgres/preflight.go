@@ -125,15 +125,6 @@ func Problem(check, run, format string, args ...any) cdc.Finding {
 	return cdc.Finding{Side: cdc.InPostgreSQL, Severity: cdc.Problem, Check: check, Found: fmt.Sprintf(format, args...), Run: run}
 }
 
-// parted returns a finding about PostgreSQL whose sentence ends with what to do, after the last colon.
-func parted(check, sentence string) cdc.Finding {
-	f := Problem(check, "", "%s", sentence)
-	if i := strings.LastIndex(sentence, ": "); i > 0 {
-		f.Found, f.Run = sentence[:i], sentence[i+2:]
-	}
-	return f
-}
-
 // checkSlot returns a problem with the slot's kind or database. Reconcile compares its existence and position with
 // the state record.
 func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) ([]cdc.Finding, error) {
@@ -255,24 +246,31 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	if notes, noteErr := s.notes(ctx, conn, t); noteErr == nil { // notes are not important enough to fail
 		f.Notes = notes
 	}
-	f.Notes = append(f.Notes, clockNote(time.Now(), f.Time)...)
+	if note := ClockNote(time.Now(), f.Time); note != "" {
+		f.Notes = append(f.Notes, note)
+	}
 	return f, err
 }
 
 // clocksDiffer is the difference between this machine's clock and the server's from which on a note is written.
 const clocksDiffer = time.Minute
 
-// clockNote returns a note if the clock here differs too much from the server's.
-func clockNote(here, server time.Time) []string {
+// AboutClocks reports whether a note is of ClockNote.
+func AboutClocks(note string) bool { return strings.HasPrefix(note, clockWords) }
+
+const clockWords = "this machine's clock is "
+
+// ClockNote returns a note if the clock here differs too much from the server's, and otherwise "".
+func ClockNote(here, server time.Time) string {
 	off, how := here.Sub(server), "ahead of"
 	if off < 0 {
 		off, how = -off, "behind"
 	}
 	if off < clocksDiffer {
-		return nil
+		return ""
 	}
-	return []string{fmt.Sprintf("this machine's clock is %s %s the database server's (%s): Kafka rejects records from more than an hour ahead, and deletes records that seem older than the topic's retention: set the clocks",
-		off.Round(time.Minute), how, server.UTC().Format(time.RFC3339))}
+	return fmt.Sprintf(clockWords+"%s %s the database server's (%s): Kafka rejects records from more than an hour ahead, and deletes records that seem older than the topic's retention: set the clocks",
+		off.Round(time.Minute), how, server.UTC().Format(time.RFC3339))
 }
 
 // currentTimeline is SQL for the timeline in the names of the server's WAL files, which is right from the moment of a
