@@ -420,7 +420,7 @@ func (p *Pipeline) sizes(e *Examination, largest postgres.Largest, kf kafka.Exam
 		switch {
 		case largest.Bytes+recordRoom > takes:
 			e.found(cdc.Problem, "topic_limit", fmt.Sprintf("topic %s takes records of up to %s, and of %d rows of %s the largest payload has %s", name, plain.Size(takes), largest.Rows, p.cfg.Source.Table, plain.Size(largest.Bytes)),
-				poison, p.sink.RaiseLimit(name, 2*largest.Bytes)+"; and kafka.max_request_bytes must allow it")
+				poison, p.sink.RaiseLimit(name, largest.Bytes+max(largest.Bytes, recordRoom))+"; and kafka.max_request_bytes must allow it")
 		case most+recordRoom > takes:
 			e.found(cdc.Note, "topic_limit", fmt.Sprintf("topic %s takes records of up to %s, and source.max_row_bytes lets rows of %s in", name, plain.Size(takes), plain.Size(most)),
 				"a larger row than the topic takes: "+poison, "keep such rows out with a CHECK on the payload, or "+p.sink.RaiseLimit(name, most+recordRoom))
