@@ -14,6 +14,7 @@ import (
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/identity"
+	"github.com/walpost/walpost/cdc/plain"
 )
 
 // Examined is what Examine has found.
@@ -70,7 +71,8 @@ func (x *examiner) passes(check, format string, args ...any) {
 
 // fails adds an error as a finding: a HaltError in its parts, another error as a check without an answer.
 func (x *examiner) fails(check string, err error) {
-	f := cdc.Finding{Severity: cdc.Unknown, Check: check, Found: err.Error()}
+	f := cdc.Finding{Severity: cdc.Unknown, Check: check}
+	f.Found, f.Run = cdc.Parted(err.Error())
 	var halt *cdc.HaltError
 	var away *awayError
 	switch {
@@ -83,7 +85,6 @@ func (x *examiner) fails(check string, err error) {
 		}
 	case errors.As(err, new(*identity.RefusedError)):
 		f.Severity = cdc.Problem
-		f.Found, f.Run = cdc.Parted(f.Found)
 	}
 	x.add(f)
 }
@@ -184,7 +185,7 @@ func (x *examiner) rows(ctx context.Context, name string) {
 		})
 		return
 	}
-	x.passes("topic", "topic %s has %d partitions and %d replicas, and takes records of up to %d bytes", name, found.partitions, found.replication, takes.bytes)
+	x.passes("topic", "topic %s (partitions: %d, replicas: %d) takes records of up to %s", name, found.partitions, found.replication, plain.Size(int64(takes.bytes)))
 }
 
 // described is a topic, or a missing one.

@@ -280,18 +280,16 @@ func (w wal) slot(e *Examination, seen *survey) {
 
 // waiting reports what rows or commits wait for.
 func (w wal) waiting(ctx context.Context, e *Examination, f *cdc.Facts) {
-	if away := f.StandbysAway(); away != "" {
-		found, run := cdc.Parted(away)
-		e.found(cdc.Problem, "standby_slot", found, "no row is published until they have it", run)
-	} else if behind := w.behind(ctx, f); behind != "" {
-		found, run := cdc.Parted(behind)
-		e.found(cdc.Warning, "standby_slot", found, "rows are as late as that standby", run)
+	if away := f.Away(); away.Found != "" {
+		e.found(cdc.Problem, "standby_slot", away.Found, "no row is published until that standby has it", away.Run)
+	} else if behind := w.behind(ctx, f); behind.Found != "" {
+		e.found(cdc.Warning, "standby_slot", behind.Found, "rows are as late as that standby", behind.Run)
 	} else if len(f.Standbys) > 0 {
 		e.found(cdc.OK, "standby_slot", fmt.Sprintf("the %d slots of synchronized_standby_slots are not behind", len(f.Standbys)), "", "")
 	}
-	if err := f.CommitsWait(); err != nil {
-		found, run := cdc.Parted(err.Error())
-		e.found(cdc.Problem, "synchronous_standby", found, "with Kafka away no commit on the server returns", run)
+	if f.Commits != nil {
+		c := f.Commits.Finding()
+		e.found(cdc.Problem, "synchronous_standby", c.Found, "with Kafka away no commit on the server returns", c.Run)
 	} else {
 		e.found(cdc.OK, "synchronous_standby", "no commit waits for the relay", "", "")
 	}
@@ -301,11 +299,11 @@ func (w wal) waiting(ctx context.Context, e *Examination, f *cdc.Facts) {
 }
 
 // behind returns which standbys do not receive within a few seconds what the server has written until now.
-func (w wal) behind(ctx context.Context, f *cdc.Facts) string {
+func (w wal) behind(ctx context.Context, f *cdc.Facts) cdc.Finding {
 	end, now := f.WALEnd, *f
 	for until := time.Now().Add(catchUpWithin); ; {
-		behind := now.StandbysBehind(end)
-		if behind == "" || time.Now().After(until) {
+		behind := now.Behind(end)
+		if behind.Found == "" || time.Now().After(until) {
 			return behind
 		}
 		select {

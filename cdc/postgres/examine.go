@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -204,7 +206,7 @@ func (x *examiner) limits(ctx context.Context) error {
 	if err != nil {
 		return classify("count slots and walsenders", err)
 	}
-	switch unread, err := unreadSlots(ctx, x.conn); {
+	switch unread, err := unreadSlots(ctx, x.conn, x.source.cfg.Slot); {
 	case err != nil:
 		return err
 	case usedSlots < slots:
@@ -316,14 +318,14 @@ func (x *examiner) rowSecurity(ctx context.Context, reads bool) error {
 	case !errors.Is(err, ErrUnseen):
 		return err
 	case reads:
-		f := parted("row_security", err.Error())
+		f := parted("row_security", strings.TrimPrefix(err.Error(), ErrUnseen.Error()+": "))
 		f.Severity, f.Means = cdc.Warning, "rows are streamed, but the relay does not delete delivered ones (cleanup.every), and the table grows"
 		if x.source.cfg.Kind == config.KindPolling {
 			f.Severity, f.Means = cdc.Problem, "rows that the role does not see are never published"
 		}
 		x.add(f)
 	default:
-		f := parted("row_security", err.Error())
+		f := parted("row_security", strings.TrimPrefix(err.Error(), ErrUnseen.Error()+": "))
 		f.Severity, f.Means = cdc.Note, "the relay streams all rows, because the WAL has no policies; `walpost replay`, `walpost cleanup` and `walpost where` need a role that sees all rows"
 		x.add(f)
 	}
@@ -364,7 +366,13 @@ const (
 func (x *examiner) largest(ctx context.Context) error {
 	cfg := x.source.cfg
 	var may bool
-	err := x.conn.QueryRow(ctx, `SELECT coalesce((SELECT has_column_privilege(c.oid, a.attnum, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE') AND NOT row_security_active(c.oid)
+	var checks []string
+	err := x.conn.QueryRow(ctx, `SELECT ARRAY(SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = `+oidOf("$1")+` AND contype = 'c' AND convalidated)`, TableName(cfg)).Scan(&checks)
+	if err != nil {
+		return classify("read the table's constraints", err)
+	}
+	x.e.Largest.Table = bound(checks, cfg.Columns.Payload)
+	err = x.conn.QueryRow(ctx, `SELECT coalesce((SELECT has_column_privilege(c.oid, a.attnum, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE') AND NOT row_security_active(c.oid)
 		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2 AND NOT a.attisdropped WHERE c.oid = `+oidOf("$1")+`), false)`,
 		TableName(cfg), cfg.Columns.Payload).Scan(&may)
 	if err != nil {
@@ -390,9 +398,26 @@ func (x *examiner) largest(ctx context.Context) error {
 	return reset
 }
 
-// unreadSlots returns the slots that no process reads.
-func unreadSlots(ctx context.Context, conn *pgx.Conn) (unread []string, err error) {
-	err = conn.QueryRow(ctx, `SELECT ARRAY(SELECT format('%s%s', slot_name, ' of database ' || database) FROM pg_replication_slots WHERE NOT active ORDER BY 1)`).Scan(&unread)
+// bound returns the largest payload in bytes that the table's constraints let in, as walpost's own table has one; 0 without one.
+func bound(checks []string, payload string) (most int64) {
+	limit := regexp.MustCompile(`octet_length\(+` + regexp.QuoteMeta(Ident(payload)) + `?\)*(?:::text)?\)* <= (\d+)`)
+	plain := regexp.MustCompile(`octet_length\(+` + regexp.QuoteMeta(payload) + `\)*(?:::text)?\)* <= (\d+)`)
+	for _, check := range checks {
+		for _, form := range []*regexp.Regexp{limit, plain} {
+			if m := form.FindStringSubmatch(check); m != nil && !strings.Contains(check, " OR ") {
+				n, err := strconv.ParseInt(m[1], 10, 64)
+				if err == nil && (most == 0 || n < most) {
+					most = n
+				}
+			}
+		}
+	}
+	return most
+}
+
+// unreadSlots returns the slots that no process reads, without the pipeline's own.
+func unreadSlots(ctx context.Context, conn *pgx.Conn, own string) (unread []string, err error) {
+	err = conn.QueryRow(ctx, `SELECT ARRAY(SELECT format('%s%s', slot_name, ' of database ' || database) FROM pg_replication_slots WHERE NOT active AND slot_name <> $1 ORDER BY 1)`, own).Scan(&unread)
 	if err != nil {
 		return nil, classify("look for slots that no process reads", err)
 	}

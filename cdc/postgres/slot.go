@@ -110,7 +110,7 @@ func (a *Admin) slotWaited(ctx context.Context, within time.Duration) error {
 func (a *Admin) slotsUsedUp(ctx context.Context, full error) error {
 	var most string
 	err := a.conn.QueryRow(ctx, `SELECT current_setting('max_replication_slots')`).Scan(&most)
-	unread, unseen := unreadSlots(ctx, a.conn)
+	unread, unseen := unreadSlots(ctx, a.conn, a.source.cfg.Slot)
 	if errors.Join(err, unseen) != nil {
 		return classify("create the slot", full)
 	}
