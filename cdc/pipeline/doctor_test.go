@@ -28,6 +28,7 @@ import (
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/identity"
+	"github.com/walpost/walpost/cdc/postgres"
 )
 
 // ward is a pipeline with both its servers, for faults that the doctor must find.
@@ -310,6 +311,7 @@ func TestDoctorNamesEachFault(t *testing.T) {
 	w := newWard(t)
 	healthy := w.cfg
 	back := func(w *ward, _ cdc.Finding) { w.cfg = healthy }
+	var stop func()
 	prepare := func(w *ward, _ cdc.Finding) { w.init() }
 
 	t.Run("before init", func(t *testing.T) { w.beforeInit(t) })
@@ -440,12 +442,12 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			name: "a standby slot that is behind", check: "standby_slot", side: cdc.Between, severity: cdc.Warning, found: `"sb1": its standby has received the WAL up to `, run: "ALTER SYSTEM SET synchronized_standby_slots = ''", only: true,
 			make: func(w *ward) {
 				w.setting("synchronized_standby_slots", "sb1")
-				w.streams("sb1")
+				stop = w.streams("sb1")
 				w.exec("SELECT pg_switch_wal()")
 			},
 			end: func(w *ward, f cdc.Finding) {
 				w.sql(f)
-				w.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+				stop()
 				cdctest.Eventually(w, 20*time.Second, func() error {
 					_, err := w.conn.Exec(w.Context(), "SELECT pg_drop_replication_slot('sb1')")
 					return err
@@ -505,14 +507,6 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			make: func(w *ward) { w.ahead = 10 * time.Minute }, end: func(w *ward, _ cdc.Finding) { w.ahead = 0 },
 		},
 		{
-			name: "the broker's clock is ahead", check: "clocks", side: cdc.Between, severity: cdc.Warning, found: "the Kafka broker's clock was 10m", run: "set the clocks", only: true,
-			make: func(w *ward) {
-				w.alter(shopState, "message.timestamp.type", "LogAppendTime")
-				w.writes(-10 * time.Minute)
-			},
-			end: func(w *ward, _ cdc.Finding) { w.writes(0) },
-		},
-		{
 			name: "slot dropped", check: "slot_missing", side: cdc.Between, severity: cdc.Problem, found: `replication slot "shop" does not exist`, run: "`walpost adopt --create-slot`", only: true,
 			make: func(w *ward) { w.exec("SELECT pg_drop_replication_slot('shop')") }, end: func(w *ward, _ cdc.Finding) { w.adopt(true) },
 		},
@@ -567,8 +561,8 @@ func (w *ward) replicates() *pgconn.PgConn {
 	return pg
 }
 
-// streams reads from a physical slot, and never says what it has received.
-func (w *ward) streams(slot string) {
+// streams reads from a physical slot until stop is called, and never says what it has received.
+func (w *ward) streams(slot string) (stop func()) {
 	w.Helper()
 	pg := w.replicates()
 	sys, err := pglogrepl.IdentifySystem(w.Context(), pg)
@@ -578,6 +572,7 @@ func (w *ward) streams(slot string) {
 	if err != nil {
 		w.Fatal(err)
 	}
+	return func() { _ = pg.Conn().Close() }
 }
 
 // begin opens a transaction that has written something.
@@ -610,26 +605,6 @@ func (w *ward) advertises(host string, port int32) string {
 		return resp, nil, true
 	})
 	return cluster.ListenAddrs()[0]
-}
-
-// writes writes the state record again, with a time that is that far from now.
-func (w *ward) writes(off time.Duration) {
-	w.Helper()
-	sink := w.pipeline().sink
-	st, err := sink.Peek(w.Context())
-	if err != nil {
-		w.Fatal(err)
-	}
-	admin, err := sink.Admin(w.Context())
-	if err != nil {
-		w.Fatal(err)
-	}
-	defer admin.Close()
-	st.Epoch++
-	st.Time = time.Now().Add(off)
-	if err := admin.WriteState(w.Context(), st); err != nil {
-		w.Fatal(err)
-	}
 }
 
 // losesSlot writes WAL until the server has dropped what the slot needs.
@@ -703,5 +678,38 @@ func (w *ward) healthy(t *testing.T) {
 	}
 	if all.Severity != cdc.Note || len(found) != 1 || found["relay"].Check == "" {
 		t.Errorf("nothing is wrong except that no relay runs: %s, %+v", all.Severity, found)
+	}
+}
+
+// TestDoctorTellsWhereTheBrokersClockIs: a topic with the timestamp type LogAppendTime has the broker's time of the state record.
+func TestDoctorTellsWhereTheBrokersClockIs(t *testing.T) {
+	now := time.Now()
+	for off, want := range map[time.Duration]cdc.Severity{0: cdc.OK, 30 * time.Second: cdc.OK, 2 * time.Minute: cdc.Warning, -2 * time.Minute: cdc.Warning} {
+		e := Examination{}
+		wal{&Pipeline{now: time.Now}}.clocks(&e, &cdc.Facts{Time: now}, &cdc.State{Time: now, Appended: now.Add(off)})
+		if len(e.Findings) != 1 || e.Findings[0].Severity != want || want == cdc.Warning && !strings.Contains(e.Findings[0].Found, "the Kafka broker's clock was 2m ") {
+			t.Errorf("%s apart: %+v, want %s", off, e.Findings, want)
+		}
+	}
+}
+
+// TestDoctorKnowsTheAgeOfATransactionFromTheStateRecord: the relay's role may not see when another role's transaction began.
+func TestDoctorKnowsTheAgeOfATransactionFromTheStateRecord(t *testing.T) {
+	open := []postgres.OpenTransaction{{Transaction: cdc.Transaction{PID: 7}, XID: "741", Database: "shop"}}
+	for name, c := range map[string]struct {
+		state *cdc.State
+		want  cdc.Severity
+		says  string
+	}{
+		"no record":                      {nil, cdc.Note, "may not see since when"},
+		"a record that does not know it": {&cdc.State{}, cdc.Note, "may not see since when"},
+		"a young one":                    {&cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-time.Minute)}}, cdc.OK, "no transaction has been open for 1h"},
+		"an old one":                     {&cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-2 * time.Hour)}}, cdc.Warning, "the transaction of pid 7, open for 7200 s"},
+	} {
+		e := Examination{}
+		e.transactions(open, c.state, time.Hour)
+		if len(e.Findings) != 1 || e.Findings[0].Severity != c.want || !strings.Contains(e.Findings[0].Found, c.says) {
+			t.Errorf("%s: %+v, want %s", name, e.Findings, c.want)
+		}
 	}
 }
