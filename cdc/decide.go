@@ -94,7 +94,7 @@ func BeginAt(pipeline string, st *State, f Facts, at Start) (*State, error) {
 		return nil, fmt.Errorf("the position %s is after the end of the WAL, %s: it is of another server", max(at.Covered, at.Last.Commit), f.WALEnd)
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
-		return nil, fmt.Errorf("walpost cannot read the rows like this: fix it first: %s", strings.Join(problems, "; "))
+		return nil, fmt.Errorf("walpost cannot read the rows like this: fix it first: %s", Sentences(problems))
 	}
 	next := &State{
 		Version: StateVersion, Pipeline: pipeline, Slot: f.Slot.Name, SystemID: f.SystemID, Timeline: f.Timeline, Configured: f.Configured,
@@ -164,7 +164,7 @@ func Adopt(pipeline string, st *State, f Facts, newServer bool) (*Adoption, erro
 		return nil, err
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
-		return nil, fmt.Errorf("rows would stay hidden: fix this first: %s", strings.Join(problems, "; "))
+		return nil, fmt.Errorf("rows would stay hidden: fix this first: %s", Sentences(problems))
 	}
 	a := &Adoption{}
 	accept := func(format string, args ...any) { a.Accepts = append(a.Accepts, fmt.Sprintf(format, args...)) }

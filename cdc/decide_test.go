@@ -90,7 +90,7 @@ func TestAdopt(t *testing.T) {
 		"an unfinished init":    {func(s *State, _ *Facts) { s.Phase = PhaseCreating }, "did not finish", 0, Position{}, Range{}, 0},
 		"a slot that is lost":   {func(_ *State, f *Facts) { f.Slot.WALStatus = "lost" }, "--create-slot", 0, Position{}, Range{}, 0},
 		"a slot that is read":   {func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", 0, Position{}, Range{}, 0},
-		"what still hides rows": {func(_ *State, f *Facts) { f.Fingerprint, f.Hidden = "f/2", []string{"no"} }, "fix this first: no", 0, Position{}, Range{}, 0},
+		"what still hides rows": {func(_ *State, f *Facts) { f.Fingerprint, f.Hidden = "f/2", []Finding{{Found: "no"}} }, "fix this first: no", 0, Position{}, Range{}, 0},
 	} {
 		st, f := agreeing()
 		f.WALEnd = 0x150
@@ -156,8 +156,8 @@ func TestAdoptNewServer(t *testing.T) {
 		"no slot":                                   {func(_ *State, f *Facts) { f.Slot = SlotFacts{Name: "s"} }, "`walpost adopt --new-server --create-slot`", nil, Range{}},
 		"a slot that is lost":                       {func(_ *State, f *Facts) { f.Slot.WALStatus = "lost" }, "`walpost adopt --new-server --create-slot`", nil, Range{}},
 		"a slot that a relay reads":                 {func(_ *State, f *Facts) { f.Slot.Active = true }, "stop the relay", nil, Range{}},
-		"rows that the new server hides":            {func(_ *State, f *Facts) { f.Hidden = []string{"no"} }, "fix this first: no", nil, Range{}},
-		"columns that the new server does not have": {func(_ *State, f *Facts) { f.Unfit = []string{"no"} }, "fix this first: no", nil, Range{}},
+		"rows that the new server hides":            {func(_ *State, f *Facts) { f.Hidden = []Finding{{Found: "no"}} }, "fix this first: no", nil, Range{}},
+		"columns that the new server does not have": {func(_ *State, f *Facts) { f.Unfit = []Finding{{Found: "no"}} }, "fix this first: no", nil, Range{}},
 	} {
 		st, f := agreeing()
 		f.SystemID = "8"
@@ -243,7 +243,7 @@ func TestBeginAt(t *testing.T) {
 		"a slot that is read":  {nil, row, func(f *Facts) { f.Slot.Active, f.Slot.ActivePID = true, 99 }, "is being read (pid 99)"},
 		"a slot that is ahead": {nil, row, func(f *Facts) { f.Slot.ConfirmedFlush = 0x101 }, "rows committed between the two would be lost"},
 		"another server":       {nil, row, func(f *Facts) { f.WALEnd = 0x110 }, "is after the end of the WAL"},
-		"hidden rows":          {nil, row, func(f *Facts) { f.Hidden = []string{"a rule"} }, "fix it first: a rule"},
+		"hidden rows":          {nil, row, func(f *Facts) { f.Hidden = []Finding{{Found: "a rule"}} }, "fix it first: a rule"},
 	} {
 		f := Facts{Identity: Identity{SystemID: "1", Timeline: 1}, WALEnd: 0x200, Time: clock, Slot: SlotFacts{Name: "dbz", Exists: true, ConfirmedFlush: 0x100}}
 		c.change(&f)

@@ -160,7 +160,7 @@ func TestChangeFoundAtAStartIsLatchedWithoutTheStream(t *testing.T) {
 // record.
 func TestHaltThatIsNotLatchedEndsWithItsCause(t *testing.T) {
 	bubble(t, func(s *server, b *broker, _ func() error, relay *Relay) {
-		s.set(func(f *Facts) { f.Unfit = []string{"a column is gone"} })
+		s.set(func(f *Facts) { f.Unfit = []Finding{{Found: "a column is gone"}} })
 		time.Sleep(31 * time.Second)
 		if role, err := relay.Role(); role != Halted || !strings.Contains(err.Error(), "a column is gone") {
 			t.Fatalf("role %s, %v", role, err)

@@ -21,14 +21,14 @@ type Facts struct {
 	Fingerprint string
 	Configured  Configured
 	// Hidden lists the causes that keep outbox rows out of the stream, each with the way to fix it.
-	Hidden []string
+	Hidden []Finding
 	// Standbys are the slots that rows of this slot wait for. Walsender is the server process that reads this slot.
 	// Commits is not nil if commits wait for this relay.
 	Standbys  []StandbySlot
 	Walsender Walsender
 	Commits   *CommitWaitError
 	// Unfit lists what is wrong with the table's columns: its rows are streamed, but walpost cannot understand them.
-	Unfit []string
+	Unfit []Finding
 	// Notes lists what an operator should know and what halts nothing.
 	Notes []string
 }
@@ -283,7 +283,7 @@ func unchanged(st *State, f *Facts) error {
 		}
 		fix := ""
 		if len(f.Hidden) > 0 {
-			found = "publication or table changed: " + strings.Join(f.Hidden, "; ")
+			found = "publication or table changed: " + Sentences(f.Hidden)
 			fix = "fix it, then "
 		}
 		return &HaltError{
@@ -295,7 +295,7 @@ func unchanged(st *State, f *Facts) error {
 	}
 	if problems := append(f.Hidden, f.Unfit...); len(problems) > 0 {
 		return &HaltError{
-			Found: strings.Join(problems, "; "),
+			Found: Sentences(problems),
 			Means: "walpost cannot read the rows of the outbox like this; nothing is lost yet",
 			Run:   "fix this, and the relay resumes by itself; after a change of its configuration, restart it",
 		}

@@ -114,7 +114,9 @@ func TestReconcileTable(t *testing.T) {
 			"publication or table changed: the state record knows publication 5/700 entry 6/700 table 7 s.t, the server has publication 8/701 entry 6/700 table 7 s.t: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"rows are hidden": {
-			func(_ *State, f *Facts) { f.Fingerprint, f.Hidden, f.WALEnd = "g", []string{"a", "b"}, 0x150 },
+			func(_ *State, f *Facts) {
+				f.Fingerprint, f.Hidden, f.WALEnd = "g", []Finding{{Found: "a"}, {Found: "b"}}, 0x150
+			},
 			"publication or table changed: a; b: rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; fix it, then `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"changed, and the record is of version 1": {
@@ -126,7 +128,7 @@ func TestReconcileTable(t *testing.T) {
 			"publication or table changed: the state record knows f toast 7, the server has f toast 8: the table was rewritten, as by SET UNLOGGED and SET LOGGED (a publication FOR TABLE forbids those, and lets every other rewrite pass): rows committed since 2027-01-15T07:59:40Z may never have been streamed, or not whole, LSN range (0/90, 0/150]; `walpost adopt` accepts publication and table as they are now, and " + replay + " of that time", true, false,
 		},
 		"a column is missing": {
-			func(_ *State, f *Facts) { f.Unfit = []string{"no column"} },
+			func(_ *State, f *Facts) { f.Unfit = []Finding{{Found: "no column"}} },
 			"no column: walpost cannot read the rows of the outbox like this; nothing is lost yet; fix this, and the relay resumes by itself; after a change of its configuration, restart it", false, false,
 		},
 		"latched": {func(s *State, _ *Facts) {

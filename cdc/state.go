@@ -66,6 +66,8 @@ type State struct {
 	Walpost  string `json:"walpost,omitempty"`
 	Cluster  string `json:"kafka_cluster,omitempty"`
 	ReadFrom string `json:"-"`
+	// Appended is the broker's time at which it wrote the record; zero unless the topic has the timestamp type LogAppendTime.
+	Appended time.Time `json:"-"`
 	// Partitions has the number of partitions of each configured topic when the session began.
 	Partitions map[string]int `json:"partitions,omitempty"`
 	// Halt is the halt that ended the last session, if a halt ended it.

@@ -36,13 +36,19 @@ func (w *Walsender) String() string {
 
 // StandbysAway returns a sentence with the standby slots that keep rows from being sent because no standby reads
 // them, and what to do. It returns "" if there are none.
-func (f *Facts) StandbysAway() string {
+func (f *Facts) StandbysAway() string { return f.Away().String() }
+
+// Away returns the same as a finding; without one, Found is "".
+func (f *Facts) Away() Finding {
 	return f.standbys(func(s *StandbySlot) string { return s.Away })
 }
 
 // StandbysBehind returns the same as StandbysAway, and also names the standbys that have not received everything up
 // to lsn.
-func (f *Facts) StandbysBehind(lsn LSN) string {
+func (f *Facts) StandbysBehind(lsn LSN) string { return f.Behind(lsn).String() }
+
+// Behind returns the same as StandbysBehind as a finding; without one, Found is "".
+func (f *Facts) Behind(lsn LSN) Finding {
 	return f.standbys(func(s *StandbySlot) string {
 		if s.Away == "" && s.Restart < lsn {
 			return "its standby has received the WAL up to " + s.Restart.String() + " only"
@@ -51,7 +57,7 @@ func (f *Facts) StandbysBehind(lsn LSN) string {
 	})
 }
 
-func (f *Facts) standbys(why func(*StandbySlot) string) string {
+func (f *Facts) standbys(why func(*StandbySlot) string) Finding {
 	var named, keep []string
 	for i := range f.Standbys {
 		if s := &f.Standbys[i]; why(s) != "" {
@@ -61,10 +67,12 @@ func (f *Facts) standbys(why func(*StandbySlot) string) string {
 		}
 	}
 	if named == nil {
-		return ""
+		return Finding{}
 	}
-	return fmt.Sprintf("PostgreSQL sends a row only when every slot in synchronized_standby_slots has it, and waits for %s; nothing is lost, and rows flow again when it has them: "+
-		"start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'` and `SELECT pg_reload_conf()`", strings.Join(named, "; "), strings.Join(keep, ", "))
+	return Finding{
+		Found: fmt.Sprintf("PostgreSQL sends a row only when every slot in synchronized_standby_slots has it, and waits for %s; nothing is lost, and rows flow again when it has them", strings.Join(named, "; ")),
+		Run:   fmt.Sprintf("start that standby, or take it out: `ALTER SYSTEM SET synchronized_standby_slots = '%s'` and `SELECT pg_reload_conf()`", strings.Join(keep, ", ")),
+	}
 }
 
 // CommitWaitError reports that commits of the whole server wait for this relay, because synchronous_standby_names
@@ -76,13 +84,18 @@ type CommitWaitError struct {
 	Without string // the setting without the relay
 }
 
-func (c *CommitWaitError) Error() string {
+func (c *CommitWaitError) Error() string { return c.Finding().String() }
+
+// Finding returns the error as a finding.
+func (c *CommitWaitError) Finding() Finding {
 	how := "every commit on this server waits"
 	if !c.Surely {
 		how = "depending on which other standbys are connected, commits on this server may have to wait"
 	}
-	return fmt.Sprintf("%s until Kafka has what this relay reads: synchronous_standby_names is '%s' and matches the relay's application_name %q: "+
-		"leave the relay out: `ALTER SYSTEM SET synchronous_standby_names = '%s'` and `SELECT pg_reload_conf()`", how, c.Names, c.Relay, strings.ReplaceAll(c.Without, "'", "''"))
+	return Finding{
+		Found: fmt.Sprintf("%s until Kafka has what this relay reads: synchronous_standby_names is '%s' and matches the relay's application_name %q", how, c.Names, c.Relay),
+		Run:   fmt.Sprintf("leave the relay out: `ALTER SYSTEM SET synchronous_standby_names = '%s'` and `SELECT pg_reload_conf()`", strings.ReplaceAll(c.Without, "'", "''")),
+	}
 }
 
 // CommitsWait returns an error while commits wait for this relay, or may wait.

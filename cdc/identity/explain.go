@@ -176,7 +176,7 @@ func (l *Login) cutOff(kafka string, err error) string {
 	case wanted:
 		return fmt.Sprintf("%s asks for a client certificate, gets none, and ends the connection: name its files in %s and %s", kafka, l.name("tls_cert_file"), l.name("tls_key_file"))
 	}
-	return fmt.Sprintf("%s ends the connection: TLS on one side only (%s is %t), or another login than it wants (%s is %q)", kafka, l.name("tls"), l.k.TLS, l.name("sasl.mechanism"), l.k.SASL.Mechanism)
+	return fmt.Sprintf("%s ends the connection: TLS on one side only (%s is %t), or another login than it wants (%s is %q); correct that, or user and password", kafka, l.name("tls"), l.k.TLS, l.name("sasl.mechanism"), l.k.SASL.Mechanism)
 }
 
 // certificateTrouble returns the reason why a server's certificate is not trusted; "" if err is about something else.

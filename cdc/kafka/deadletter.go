@@ -28,13 +28,18 @@ func deadLetterPlan(cfg config.Config, replication int) TopicPlan {
 	}
 }
 
-// checkDeadLetterTopic returns a halt for a topic that would lose dead letters.
-func (s *Sink) checkDeadLetterTopic(ctx context.Context, client *kgo.Client) error {
+// checkDeadLetters describes the dead letter topic, and returns a halt if it would lose dead letters.
+func (s *Sink) checkDeadLetters(ctx context.Context, client *kgo.Client) error {
 	name := s.cfg.DeadLetterTopic()
 	found, err := s.describeTopic(ctx, client, name, "Read", "Write")
 	if err != nil {
 		return err
 	}
+	return checkDeadLetterTopic(name, found)
+}
+
+// checkDeadLetterTopic returns a halt for a topic that is missing, nil, or that would lose dead letters.
+func checkDeadLetterTopic(name string, found *topic) error {
 	if found == nil {
 		return &cdc.HaltError{
 			Found: fmt.Sprintf("the dead letter topic %s does not exist", name),
@@ -156,7 +161,7 @@ func (s *Sink) askDeadLetters(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	return s.checkDeadLetterTopic(ctx, client)
+	return s.checkDeadLetters(ctx, client)
 }
 
 // Entry is an unresolved dead letter.

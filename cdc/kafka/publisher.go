@@ -209,22 +209,9 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 	defer p.limitsMu.Unlock()
 	for _, topic := range topics {
 		if found[topic] == nil {
-			run := "run `walpost init`, or create the topic"
-			if !slices.Contains(p.sink.topics, topic) { // init does not know the topic either
-				run = "create it (" + p.sink.CreateCommand(topic) + ")"
-			}
-			return &cdc.HaltError{
-				Found: fmt.Sprintf("topic %s does not exist", topic),
-				Means: "neither its rows nor later rows are published; nothing is lost",
-				Run:   run + ", and the relay resumes by itself",
-			}
+			return p.sink.noTopic(topic)
 		}
-		known := limit{defaultLimit, found[topic].hidden, found[topic].partitions}
-		if n, err := strconv.Atoi(found[topic].config["max.message.bytes"]); err == nil {
-			known.bytes, known.assumed = n, false
-		}
-		known.bytes = min(known.bytes, p.sink.mostBytes())
-		p.limits[topic] = known
+		p.limits[topic] = p.sink.limitOf(found[topic])
 		if slices.Contains(p.sink.topics, topic) && len(p.counts) < mostCounts {
 			counts := Partitions{topic: found[topic].partitions}
 			maps.Copy(counts, p.counts)
@@ -232,6 +219,29 @@ func (p *publisher) askLimits(ctx context.Context, topics ...string) error {
 		}
 	}
 	return nil
+}
+
+// noTopic returns the halt for a topic of rows that does not exist.
+func (s *Sink) noTopic(name string) *cdc.HaltError {
+	run := "run `walpost init`, or create the topic"
+	if !slices.Contains(s.topics, name) { // init does not know the topic either
+		run = "create it (" + s.CreateCommand(name) + ")"
+	}
+	return &cdc.HaltError{
+		Found: fmt.Sprintf("topic %s does not exist", name),
+		Means: "neither its rows nor later rows are published; nothing is lost",
+		Run:   run + ", and the relay resumes by itself",
+	}
+}
+
+// limitOf returns the limit of a topic of rows.
+func (s *Sink) limitOf(t *topic) limit {
+	known := limit{defaultLimit, t.hidden, t.partitions}
+	if n, err := strconv.Atoi(t.config["max.message.bytes"]); err == nil {
+		known.bytes, known.assumed = n, false
+	}
+	known.bytes = min(known.bytes, s.mostBytes())
+	return known
 }
 
 // createTopic creates the topic that a row names, and returns its description. A Kafka that does not let the relay do
@@ -478,7 +488,8 @@ type topic struct {
 	partitions  int
 	replication int
 	config      map[string]string
-	hidden      bool // the configuration may not be read
+	hidden      bool  // the configuration may not be read
+	allowed     int32 // a bit for each operation that the login may do; negative if Kafka does not say it
 }
 
 // describeTopic asks for one topic, on which operations are to be done; nil if there is no such topic.
@@ -489,6 +500,11 @@ func (s *Sink) describeTopic(ctx context.Context, client *kgo.Client, name strin
 
 // describeTopics asks the brokers, not the client's cache, for topics, and returns those that exist, by name.
 func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []string, operations ...string) (map[string]*topic, error) {
+	return s.describe(ctx, client, names, false, operations...)
+}
+
+// describe does the same as describeTopics. If rights is true, it also asks what the login may do on each topic.
+func (s *Sink) describe(ctx context.Context, client *kgo.Client, names []string, rights bool, operations ...string) (map[string]*topic, error) {
 	found := map[string]*topic{}
 	if len(names) == 0 { // an empty request would ask for all topics
 		return found, nil
@@ -497,7 +513,7 @@ func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []s
 	defer cancel()
 	all := strings.Join(names, ", ")
 	req, conf := kmsg.NewPtrMetadataRequest(), kmsg.NewPtrDescribeConfigsRequest()
-	req.AllowAutoTopicCreation = false
+	req.AllowAutoTopicCreation, req.IncludeTopicAuthorizedOperations = false, rights
 	for _, name := range names {
 		req.Topics = append(req.Topics, kmsg.MetadataRequestTopic{Topic: &name})
 	}
@@ -518,7 +534,7 @@ func (s *Sink) describeTopics(ctx context.Context, client *kgo.Client, names []s
 		case err != nil:
 			return nil, fmt.Errorf("ask kafka for topic %s: %w", name, err)
 		}
-		t := &topic{cluster: clusterID(resp), partitions: len(answer.Partitions), config: map[string]string{}}
+		t := &topic{cluster: clusterID(resp), partitions: len(answer.Partitions), config: map[string]string{}, allowed: answer.AuthorizedOperations}
 		if t.partitions > 0 {
 			t.replication = len(answer.Partitions[0].Replicas)
 		}

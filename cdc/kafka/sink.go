@@ -97,7 +97,7 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 		if refused := s.login.Explain(ctx, seeds, err); refused != nil {
 			return "", refused
 		}
-		return "", fmt.Errorf("kafka.brokers: none of %s answers: start Kafka, or name the right brokers: %w", seeds, err)
+		return "", &awayError{found: fmt.Sprintf("kafka.brokers: none of %s answers", seeds), run: "start Kafka, or name the right brokers", err: err}
 	}
 	// The addresses that Kafka advertises are others, and clients use those.
 	var brokers []*kgo.Broker
@@ -113,11 +113,23 @@ func (s *Sink) ping(ctx context.Context, client *kgo.Client) (cluster string, er
 		if refused != nil {
 			return "", fmt.Errorf("kafka at %s says that its brokers are at %s (advertised.listeners), and these do not accept the login: %w", seeds, strings.Join(at, ", "), refused)
 		}
-		return "", fmt.Errorf("kafka at %s says that its brokers are at %s, and none of these answers: set advertised.listeners of the brokers to addresses that lead to them from here: %w",
-			seeds, strings.Join(at, ", "), err)
+		return "", &awayError{
+			found: fmt.Sprintf("kafka at %s says that its brokers are at %s, and none of these answers", seeds, strings.Join(at, ", ")),
+			run:   "set advertised.listeners of the brokers to addresses that lead to them from here", err: err, advertised: true,
+		}
 	}
 	return clusterID(answer.(*kmsg.MetadataResponse)), ctx.Err()
 }
+
+// awayError reports a Kafka that does not answer.
+type awayError struct {
+	found, run string
+	err        error
+	advertised bool // the seeds answer, and the brokers that they name do not
+}
+
+func (a *awayError) Error() string { return fmt.Sprintf("%s: %s: %v", a.found, a.run, a.err) }
+func (a *awayError) Unwrap() error { return a.err }
 
 // first sends a request to one broker after another, without waiting long for any, and returns the first answer, or
 // the errors of all.
@@ -224,7 +236,7 @@ func (s *Sink) checkTopics(ctx context.Context, p *publisher) error {
 		}
 	}
 	if s.cfg.Poison.Policy == config.PolicyDeadLetter {
-		return s.checkDeadLetterTopic(ctx, p.client)
+		return s.checkDeadLetters(ctx, p.client)
 	}
 	return nil
 }

@@ -105,6 +105,9 @@ func (l *stateLog) add(r *kgo.Record, cluster string) error {
 		}
 	}
 	st.ReadFrom = cluster
+	if r.Attrs.TimestampType() == 1 {
+		st.Appended = r.Timestamp
+	}
 	l.states = append(l.states, st)
 	return nil
 }

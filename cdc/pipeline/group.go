@@ -68,10 +68,7 @@ type Statuses []Status
 
 // MarshalJSON writes one status as an object, and several as a list.
 func (s Statuses) MarshalJSON() ([]byte, error) {
-	if len(s) == 1 {
-		return json.Marshal(s[0])
-	}
-	return json.Marshal([]Status(s))
+	return oneOrList(s)
 }
 
 // Routes adds GET /status to mux.

@@ -337,8 +337,8 @@ func (s *setup) warn(f *cdc.Facts) {
 	if away := f.StandbysAway(); away != "" {
 		s.step("warning: %s", away)
 	}
-	if entry := f.Slot.Patroni; entry != "" {
-		s.step("warning: Patroni runs this server, and drops a slot that its configuration does not name: before you stop the relay, name the slot with `patronictl edit-config`, slots: {%s}", entry)
+	if found, run := patroni(f); found != "" {
+		s.step("warning: %s: %s", found, run)
 	}
 	if err := f.CommitsWait(); err != nil {
 		s.step("warning: while the relay runs, %s", err)

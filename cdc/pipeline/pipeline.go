@@ -50,7 +50,9 @@ type Pipeline struct {
 	metrics  *metrics
 	registry *prometheus.Registry // holds the metrics
 	relay    *cdc.Supervisor
-	ran      atomic.Bool // Run was called: this process knows the relay's state
+	longOpen time.Duration    // a transaction that is open for longer is reported
+	now      func() time.Time // this machine's clock
+	ran      atomic.Bool      // Run was called: this process knows the relay's state
 }
 
 // kind has the methods that differ between the two kinds of source.
@@ -61,6 +63,8 @@ type kind interface {
 	watched() watched
 	// survey asks PostgreSQL and Kafka, and fills in the status.
 	survey(ctx context.Context, st *Status)
+	// examine asks PostgreSQL and Kafka for everything that a relay needs, and adds the findings.
+	examine(ctx context.Context, e *Examination)
 
 	// plan returns the steps that the database needs. It returns an error if a slot or state record belongs to another pipeline.
 	plan(ctx context.Context, s *setup, byDay bool) ([]postgres.Step, error)
@@ -112,7 +116,7 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	p := &Pipeline{log: o.Log, operator: o.Operator, settings: cfg.Settings()}
+	p := &Pipeline{log: o.Log, operator: o.Operator, settings: cfg.Settings(), longOpen: longOpen, now: time.Now}
 	if len(cfg.Debezium) > 0 {
 		var err error
 		if p.options, err = debezium.Parse(cfg.Debezium); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
 )
@@ -67,7 +68,7 @@ func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 		return t.Unfit(all...)
 	}
 	if err := t.SeesAll(ctx); errors.Is(err, postgres.ErrUnseen) {
-		return t.Unfit(err.Error())
+		return t.Unfit(cdc.Finding{Found: err.Error()})
 	} else if err != nil {
 		return err
 	}
@@ -76,14 +77,21 @@ func (o *Outbox) check(ctx context.Context, t *postgres.OpenTable) error {
 
 // inspection has the faults of a table, and the SQL that fixes those that init can fix.
 type inspection struct {
-	problems []string // faults that only an operator can fix
-	missing  []string // columns and indexes that init creates
-	sql      []string // the statements that create them
+	problems []cdc.Finding // faults that only an operator can fix
+	missing  []cdc.Finding // columns and indexes that init creates
+	sql      []string      // the statements that create them
 }
 
-// bad adds a fault that only an operator can fix.
-func (i *inspection) bad(format string, args ...any) {
-	i.problems = append(i.problems, fmt.Sprintf(format, args...))
+// bad adds a fault that only an operator can fix, with how.
+func (i *inspection) bad(run, format string, args ...any) {
+	i.problems = append(i.problems, postgres.Problem("polling_table", run, format, args...))
+}
+
+// lacks adds something that init creates.
+func (i *inspection) lacks(run, format string, args ...any) {
+	f := postgres.Problem("polling_table", run, format, args...)
+	f.Init = true
+	i.missing = append(i.missing, f)
 }
 
 // inspect checks the table's columns and indexes.
@@ -104,7 +112,7 @@ func (o *Outbox) inspect(ctx context.Context, t *postgres.OpenTable) (*inspectio
 			return nil, classify(t, "look for partitions", err)
 		}
 		if barred {
-			i.bad("source.table: %s has partitions, and PostgreSQL adds no identity column to such a table before version 17: detach them, let `walpost init` add the columns, and attach new ones", o.cfg.Table)
+			i.bad("detach them, let `walpost init` add the columns, and attach new ones", "source.table: %s has partitions, and PostgreSQL adds no identity column to such a table before version 17", o.cfg.Table)
 		}
 	}
 	return i, o.checkIndexes(ctx, t, i)
@@ -168,30 +176,30 @@ func (o *Outbox) checkColumns(has map[string]existing, i *inspection) {
 	for _, want := range o.columns() {
 		switch c, there := has[want.name]; {
 		case !there:
-			i.missing = append(i.missing, fmt.Sprintf("source.polling.columns.%s: the table has no column %q: `walpost init` adds it", want.key, want.name))
+			i.lacks("`walpost init` adds it", "source.polling.columns.%s: the table has no column %q", want.key, want.name)
 		case !slices.Contains(want.types, c.typ):
-			i.bad("source.polling.columns.%s: column %q is %s: it must be %s", want.key, want.name, c.typ, want.types[0])
+			i.bad("it must be "+want.types[0], "source.polling.columns.%s: column %q is %s", want.key, want.name, c.typ)
 		}
 	}
 	i.sql = append(i.sql, o.columnDDL(has)...)
 	if key := has[o.cfg.Columns.AggregateID]; key.enum {
-		i.bad("source.columns.aggregate_id: column %q has the type %s, an enum, and PostgreSQL cannot index an enum's text, which polling needs: name a column of another type, or use source.kind: wal", o.cfg.Columns.AggregateID, key.typ)
+		i.bad("name a column of another type, or use source.kind: wal", "source.columns.aggregate_id: column %q has the type %s, an enum, and PostgreSQL cannot index an enum's text, which polling needs", o.cfg.Columns.AggregateID, key.typ)
 	}
 	names, pending := o.cfg.Polling.Columns, o.cfg.Polling.Words.Pending
 	if status, there := has[names.Status]; there && !strings.HasPrefix(status.value, postgres.Literal(pending)+"::") {
-		i.bad("source.polling.words.pending: new rows have the %s %s, and the relay looks for %q: write the rows' word in the configuration, or run %s", names.Status, cmp.Or(status.value, "NULL unless the writer names one"), pending,
-			o.sql("ALTER TABLE {table} ALTER {status} SET DEFAULT {pending}"))
+		i.bad("write the rows' word in the configuration, or run "+o.sql("ALTER TABLE {table} ALTER {status} SET DEFAULT {pending}"),
+			"source.polling.words.pending: new rows have the %s %s, and the relay looks for %q", names.Status, cmp.Or(status.value, "NULL unless the writer names one"), pending)
 	}
 	tx, transacts := has[names.Transaction]
 	position, orders := has[names.Position]
 	if transacts && tx.value != "pg_current_xact_id()" {
-		i.bad("source.polling.columns.transaction: column %q needs the default pg_current_xact_id(), or rows could be overtaken", names.Transaction)
+		i.bad(o.sql("ALTER TABLE {table} ALTER {transaction} SET DEFAULT pg_current_xact_id()"), "source.polling.columns.transaction: column %q needs the default pg_current_xact_id(), or rows could be overtaken", names.Transaction)
 	}
 	if orders && (position.identity == "" || position.cache != 1) {
-		i.bad("source.polling.columns.position: column %q must be GENERATED ALWAYS AS IDENTITY with a sequence of CACHE 1, or rows could be overtaken", names.Position)
+		i.bad("drop it and the column of source.polling.columns.transaction, and let `walpost init` add both", "source.polling.columns.position: column %q must be GENERATED ALWAYS AS IDENTITY with a sequence of CACHE 1, or rows could be overtaken", names.Position)
 	}
 	if orders && (!transacts || tx.num > position.num) {
-		i.bad("source.polling.columns.transaction: column %q must come before %q in the table, or rows could be overtaken: drop both, and let `walpost init` add them", names.Transaction, names.Position)
+		i.bad("drop both, and let `walpost init` add them", "source.polling.columns.transaction: column %q must come before %q in the table, or rows could be overtaken", names.Transaction, names.Position)
 	}
 }
 
@@ -245,7 +253,7 @@ func (o *Outbox) checkIndexes(ctx context.Context, t *postgres.OpenTable, i *ins
 	there := []bool{pending, holding}
 	for n, sql := range o.indexDDL() {
 		if !there[n] {
-			i.missing = append(i.missing, fmt.Sprintf("source.table: %s has no index for polling: let `walpost init` create it, or create it yourself: %s", o.cfg.Table, sql))
+			i.lacks("let `walpost init` create it, or create it yourself: "+sql, "source.table: %s has no index for polling", o.cfg.Table)
 			i.sql = append(i.sql, sql)
 		}
 	}
@@ -281,5 +289,5 @@ func (o *Outbox) unknownWords(ctx context.Context, t *postgres.OpenTable) error 
 	case err != nil:
 		return classify(t, "look for unknown status words", err)
 	}
-	return t.Unfit(fmt.Sprintf("source.polling.words: a row has the %s %.100q, which is none of %s: name it there, or correct the row", o.sql("{status}"), word, strings.Join(words, ", ")))
+	return t.Unfit(postgres.Problem("polling_words", "name it there, or correct the row", "source.polling.words: a row has the %s %.100q, which is none of %s", o.sql("{status}"), word, strings.Join(words, ", ")))
 }

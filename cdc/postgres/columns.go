@@ -3,7 +3,6 @@ package postgres
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -81,7 +80,7 @@ var purposes = []purpose{
 type mapping struct {
 	from     []origin
 	further  []int // of each column of config.Verbatim.Further; -1: the table does not have it
-	problems []string
+	problems []cdc.Finding
 	left     []string // columns with a default name that are not used, and why
 }
 
@@ -108,12 +107,12 @@ func mapColumns(cfg config.Columns, columns []column) mapping {
 			switch {
 			case i < 0 && named && cfg.Verbatim != nil && p.field == fieldEventType: // for people only
 			case i < 0 && named:
-				m.problems = append(m.problems, fmt.Sprintf("%s: the table has no column %q: name the right one", optionOf(&cfg, p.key), name))
+				m.problems = append(m.problems, Problem("columns", "name the right one", "%s: the table has no column %q", optionOf(&cfg, p.key), name))
 			case i < 0:
 			case slices.Contains(p.types, columns[i].typeOID), named && cfg.Verbatim != nil:
 				from.column = i
 			case named:
-				m.problems = append(m.problems, fmt.Sprintf("source.columns.%s: column %q has %s that cannot be used here: it must be %s", p.key, name, columns[i].what(), p.are))
+				m.problems = append(m.problems, Problem("columns", "it must be "+p.are, "source.columns.%s: column %q has %s that cannot be used here", p.key, name, columns[i].what()))
 			default:
 				m.left = append(m.left, fmt.Sprintf("column %q has %s and is not used: source.columns.%s takes %s; write source.columns.%s: %q if the table has no such column", name, columns[i].what(), p.key, p.are, p.key, config.None))
 			}
@@ -126,7 +125,7 @@ func mapColumns(cfg config.Columns, columns []column) mapping {
 	for _, name := range cfg.Verbatim.Further {
 		i := find(columns, name)
 		if i < 0 && !cfg.Verbatim.Optional {
-			m.problems = append(m.problems, fmt.Sprintf("%s: the table has no column %q: name the right one", optionOf(&cfg, furtherColumns), name))
+			m.problems = append(m.problems, Problem("columns", "name the right one", "%s: the table has no column %q", optionOf(&cfg, furtherColumns), name))
 		}
 		m.further = append(m.further, i)
 	}
@@ -244,25 +243,25 @@ func (c *column) sql(p field) string {
 }
 
 // unfit returns the HaltError for a server, publication or table that cannot be relayed as it is.
-func unfit(problems []string) error {
+func unfit(problems []cdc.Finding) error {
 	return &cdc.HaltError{
-		Found: strings.Join(problems, "; "),
+		Found: cdc.Sentences(problems),
 		Means: "the relay cannot stream like this; nothing is lost",
 		Run:   "fix this, and the relay resumes by itself; after a change of its configuration, restart it",
 	}
 }
 
-// unseen returns a sentence that the stream does not have a generated column, and what to do.
-func (c *column) unseen(version int, publication string) string {
-	found := fmt.Sprintf("column %q is generated and does not reach the WAL: ", c.name)
+// unseen returns the problem that the stream does not have a generated column.
+func (c *column) unseen(version int, publication string) cdc.Finding {
+	const check, found = "generated_column", "column %q is generated and does not reach the WAL"
 	const otherwise = "name a plain column that the writer or a trigger fills, or use source.kind: polling"
 	switch {
 	case c.generated == "v":
-		return found + "a virtual one never does: " + otherwise
+		return Problem(check, "a virtual one never does: "+otherwise, found, c.name)
 	case version >= 18:
-		return found + "ALTER PUBLICATION " + publication + " SET (publish_generated_columns = stored)"
+		return Problem(check, "ALTER PUBLICATION "+publication+" SET (publish_generated_columns = stored)", found, c.name)
 	}
-	return found + "PostgreSQL sends none before version 18: " + otherwise
+	return Problem(check, "PostgreSQL sends none before version 18: "+otherwise, found, c.name)
 }
 
 // generated returns the mapped columns that are generated, those that the configuration names apart from those with a

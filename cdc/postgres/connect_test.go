@@ -372,7 +372,7 @@ func TestClocksThatDiffer(t *testing.T) {
 		2 * time.Hour:        "this machine's clock is 2h0m0s ahead of the database server's (2026-11-22T08:00:00Z)",
 		-10 * 24 * time.Hour: "this machine's clock is 240h0m0s behind the database server's",
 	} {
-		if got := strings.Join(clockNote(at.Add(off), at), ""); (got == "") != (want == "") || !strings.HasPrefix(got, want) {
+		if got := ClockNote(at.Add(off), at); (got == "") != (want == "") || !strings.HasPrefix(got, want) {
 			t.Errorf("%s: %q, want %q", off, got, want)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -36,10 +35,10 @@ type decoder struct {
 	types map[uint32]uint32
 	// describe asks the catalog for a table's columns, for a route that knows the types; nil: the stream is all there is.
 	describe func(table uint32) ([]column, error)
-	problems func(*mapping, []column) []string // with a description of columns, for such a route
-	rekeys   bool                              // an update of the primary key is an insert
-	onUpdate func()                            // is called with the first update of the outbox; nil: updates are ignored
-	halts    bool                              // at an update of the outbox
+	problems func(*mapping, []column) []cdc.Finding // with a description of columns, for such a route
+	rekeys   bool                                   // an update of the primary key is an insert
+	onUpdate func()                                 // is called with the first update of the outbox; nil: updates are ignored
+	halts    bool                                   // at an update of the outbox
 }
 
 // relation has the places of the outbox's columns in a tuple; the map has nil for a table that is not the outbox.
@@ -444,7 +443,7 @@ func (d *decoder) relation(r *cursor) error {
 	}
 	if len(m.problems) > 0 {
 		return &cdc.UndecodableError{
-			Found: "at this place in the WAL the table's columns do not fit: " + strings.Join(m.problems, "; "),
+			Found: "at this place in the WAL the table's columns do not fit: " + cdc.Sentences(m.problems),
 			Fix:   "if source.columns is wrong, correct it",
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
 )
 
@@ -31,21 +32,21 @@ func family(of string) string {
 // Children by inheritance are refused and not relayed; the chunks of a hypertable are such children. Their rows have
 // the child's OID, and a child that is created later is in no publication until an administrator adds it, so its
 // first rows are never in the stream.
-func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
+func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []cdc.Finding, err error) {
 	table, quoted, publication := s.cfg.Table, TableName(s.cfg), Ident(s.cfg.Publication)
-	says := map[string]string{
-		"hypertable": "source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables: make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole",
-		"children":   "source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables: make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + quoted + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + quoted + " SELECT * FROM {first}{others}",
-		"partitions": "source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL: ALTER TABLE {first} SET LOGGED{others}; if you detach one instead, write its rows into the outbox again",
-		"rules":      "source.table: rules on " + table + " replace an INSERT by something else ({names}): DROP RULE {first} ON " + quoted + "{others}, and write the rows that went elsewhere into the outbox again",
-		"under":      "source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's: name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)",
+	says := map[string][2]string{ // what was found, and what to run
+		"hypertable": {"source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables", "make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole"},
+		"children":   {"source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables", "make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + quoted + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + quoted + " SELECT * FROM {first}{others}"},
+		"partitions": {"source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL", "ALTER TABLE {first} SET LOGGED{others}; if you detach one instead, write its rows into the outbox again"},
+		"rules":      {"source.table: rules on " + table + " replace an INSERT by something else ({names})", "DROP RULE {first} ON " + quoted + "{others}, and write the rows that went elsewhere into the outbox again"},
+		"under":      {"source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's", "name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)"},
 	}
 	hypertable, err := s.hypertable(ctx, conn)
 	if err != nil {
 		return "", nil, err
 	}
 	if hypertable {
-		mark, hidden = " hypertable", append(hidden, says["hypertable"])
+		mark, hidden = " hypertable", append(hidden, Problem("hypertable", says["hypertable"][1], "%s", says["hypertable"][0]))
 	}
 	rows, err := conn.Query(ctx, family("$1::oid")+`, above AS (
 			SELECT i.inhparent AS oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid = $1 AND c.relispartition
@@ -77,7 +78,8 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 			if len(names) > 1 {
 				others = ", and the same for the others"
 			}
-			hidden = append(hidden, strings.NewReplacer("{names}", few(names), "{first}", names[0], "{others}", others).Replace(says[kind]))
+			in := strings.NewReplacer("{names}", few(names), "{first}", names[0], "{others}", others)
+			hidden = append(hidden, Problem("table_"+kind, in.Replace(says[kind][1]), "%s", in.Replace(says[kind][0])))
 		}
 		return nil
 	}); err != nil {
@@ -139,7 +141,7 @@ func sendsAway(language, body, payload string) bool {
 
 // senders returns the triggers that send a row to another table before it is inserted, as far as their functions show
 // it.
-func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []string, err error) {
+func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []cdc.Finding, err error) {
 	const row, before, insert = 1, 2, 4 // bits of pg_trigger.tgtype
 	rows, err := conn.Query(ctx, family("$1::oid")+`
 		SELECT t.oid, t.tgname::text, m.name, p.oid::regproc::text, l.lanname::text, p.prosrc, p.oid::text || '/' || md5(p.prosrc)
@@ -155,7 +157,8 @@ func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 		if sendsAway(language, body, s.cfg.Columns.Payload) {
 			name = Ident(name)
 			mark += fmt.Sprintf(" trigger %d/%s", trigger, version)
-			hidden = append(hidden, fmt.Sprintf("source.table: trigger %s on %s sends rows to another table instead of inserting them (function %s writes them and returns NULL): ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW, and write the rows that went elsewhere into the outbox again", name, table, function, table, name))
+			hidden = append(hidden, Problem("table_triggers", fmt.Sprintf("ALTER TABLE %s DISABLE TRIGGER %s, or let it return NEW, and write the rows that went elsewhere into the outbox again", table, name),
+				"source.table: trigger %s on %s sends rows to another table instead of inserting them (function %s writes them and returns NULL)", name, table, function))
 		}
 		return nil
 	}); err != nil {
@@ -167,7 +170,7 @@ func (s *Source) senders(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 // moved names the partition keys that an UPDATE may change. The row then moves to another partition, and the WAL
 // shows the move as an insert, which would publish the event again. The columns that an insert fixes for good are
 // those of the event.
-func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit []string, err error) {
+func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit []cdc.Finding, err error) {
 	c := s.cfg.Columns
 	fixed := []string{c.ID, c.AggregateType, c.AggregateID, c.EventType, createdAt(s.cfg)}
 	rows, err := conn.Query(ctx, family("$1::oid")+`
@@ -182,8 +185,9 @@ func (s *Source) moved(ctx context.Context, conn *pgx.Conn, oid uint32) (unfit [
 	var name string
 	var columns []string
 	if _, err := pgx.ForEachRow(rows, []any{&name, &columns}, func() error {
-		unfit = append(unfit, fmt.Sprintf("source.table: %s is partitioned by %s, which an UPDATE can change: PostgreSQL then moves the row, the WAL shows that as another insert, and the event would be published again: partition it by RANGE (%s), or use source.kind: polling",
-			name, strings.Join(columns, ", "), Ident(createdAt(s.cfg))))
+		unfit = append(unfit, Problem("table_partition_key", fmt.Sprintf("partition it by RANGE (%s), or use source.kind: polling", Ident(createdAt(s.cfg))),
+			"source.table: %s is partitioned by %s, which an UPDATE can change: PostgreSQL then moves the row, the WAL shows that as another insert, and the event would be published again",
+			name, strings.Join(columns, ", ")))
 		return nil
 	}); err != nil {
 		return nil, classify("read the table's partitioning", err)

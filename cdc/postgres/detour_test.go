@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 
+	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/cdctest"
 	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/postgres"
@@ -141,7 +142,7 @@ func TestDetoursAreFound(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for what, is := range map[string][2]string{"hidden": {c.hidden, strings.Join(after.Hidden, "; ")}, "unfit": {c.unfit, strings.Join(after.Unfit, "; ")}} {
+			for what, is := range map[string][2]string{"hidden": {c.hidden, cdc.Sentences(after.Hidden)}, "unfit": {c.unfit, cdc.Sentences(after.Unfit)}} {
 				want := strings.NewReplacer("T_", table+"_", "public.T ;", "public."+table+";", "public.T ", "public."+table+" ").Replace(is[0])
 				if (want == "") != (is[1] == "") || !strings.Contains(is[1], want) {
 					t.Errorf("%s is %q, want %q", what, is[1], want)

@@ -102,9 +102,23 @@ func noAnswer(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
+var (
+	errAway    = errors.New("PostgreSQL does not answer")
+	errRefused = errors.New("PostgreSQL refuses the connection")
+)
+
+// kindError is an error of a connection that is either errAway or errRefused.
+type kindError struct {
+	error
+	kind error
+}
+
+func (k kindError) Unwrap() []error { return []error{k.error, k.kind} }
+
 // refused returns the reason why there is no connection. It never mentions a slot or another URL than this one.
 // reached is true if an address has accepted the connection.
 func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err error) error {
+	away := func(format string, args ...any) error { return kindError{fmt.Errorf(format, args...), errAway} }
 	at := addresses(cfg)
 	var pg *pgconn.PgError
 	var dns *net.DNSError
@@ -112,21 +126,25 @@ func (l login) refused(cfg *pgconn.Config, reached bool, took time.Duration, err
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: the connection attempt to PostgreSQL at %s was stopped: %w", l.Key, at, err)
 	case errors.As(err, &pg):
-		return l.denied(cfg, pg)
+		kind := errRefused
+		if pg.Code == pgerrcode.CannotConnectNow {
+			kind = errAway
+		}
+		return kindError{l.denied(cfg, pg), kind}
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
-		return fmt.Errorf("%s: no PostgreSQL at %s takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.Key, at)
+		return away("%s: no PostgreSQL at %s takes writes: those that answer are standbys: wait until one is promoted, or start the primary", l.Key, at)
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return fmt.Errorf("%s: there is no host %q: name the right host (%w)", l.Key, dns.Name, dns)
+		return away("%s: there is no host %q: name the right host (%w)", l.Key, dns.Name, dns)
 	case pgconn.Timeout(err) && reached:
-		return fmt.Errorf("%s: %s accepts the connection but has not answered within %s: check whether it is PostgreSQL and not Kafka, and what it waits for", l.Key, at, took.Round(time.Second))
+		return away("%s: %s accepts the connection but has not answered within %s: check whether it is PostgreSQL and not Kafka, and what it waits for", l.Key, at, took.Round(time.Second))
 	case pgconn.Timeout(err) || errors.As(err, &dns):
-		return fmt.Errorf("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.Key, at, took.Round(time.Second))
+		return away("%s: PostgreSQL at %s does not answer within %s: start it, or name the right host and port", l.Key, at, took.Round(time.Second))
 	}
 	if trouble := l.Trouble(cfg, at, err); trouble != "" {
-		return fmt.Errorf("%s: %s", l.Key, trouble)
+		return kindError{fmt.Errorf("%s: %s", l.Key, trouble), errRefused}
 	}
 	if op := (*net.OpError)(nil); errors.As(err, &op) {
-		return fmt.Errorf("%s: PostgreSQL at %s does not answer (%w): start it, or name the right host and port", l.Key, at, op)
+		return away("%s: PostgreSQL at %s does not answer (%w): start it, or name the right host and port", l.Key, at, op)
 	}
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner // without user and database, which are in the URL

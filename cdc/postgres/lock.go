@@ -45,12 +45,12 @@ func (s *Source) Poller(ctx context.Context) (pid int32, err error) {
 }
 
 // pollers returns a problem if a relay polls the table.
-func (s *Source) pollers(ctx context.Context, conn *pgx.Conn, oid uint32) ([]string, error) {
+func (s *Source) pollers(ctx context.Context, conn *pgx.Conn, oid uint32) ([]cdc.Finding, error) {
 	pid, err := poller(ctx, conn, oid)
 	if pid == 0 || err != nil {
 		return nil, err
 	}
-	return []string{fmt.Sprintf("source.kind: a relay polls %s (pid %d), and each row would be published twice: stop the other relay, or this one", s.cfg.Table, pid)}, nil
+	return []cdc.Finding{Problem("polled_too", "stop the other relay, or this one", "source.kind: a relay polls %s (pid %d), and each row would be published twice", s.cfg.Table, pid)}, nil
 }
 
 func poller(ctx context.Context, conn *pgx.Conn, oid uint32) (pid int32, err error) {

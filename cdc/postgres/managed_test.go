@@ -113,7 +113,7 @@ func TestARefusedConnection(t *testing.T) {
 	}
 	for _, p := range providers {
 		g := guard{provider: &p}
-		if says := g.notLogical("replica"); !strings.Contains(says, p.name) || strings.Contains(says, "ALTER SYSTEM") {
+		if says := g.notLogical("replica").String(); !strings.Contains(says, p.name) || strings.Contains(says, "ALTER SYSTEM") {
 			t.Errorf("%s: %s", p.role, says)
 		}
 	}

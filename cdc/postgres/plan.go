@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
 )
 
 // PlanOptions says what a plan must prepare besides relaying.
@@ -30,7 +32,7 @@ func (a *Admin) Plan(ctx context.Context, o PlanOptions) ([]Step, error) {
 		return nil, classify("ask for wal_level", err)
 	}
 	if walLevel != "logical" {
-		return nil, errors.New(g.notLogical(walLevel))
+		return nil, errors.New(g.notLogical(walLevel).String())
 	}
 	role, err := a.planRole(ctx, &g)
 	if err != nil {
@@ -364,7 +366,7 @@ func (a *Admin) planPublication(ctx context.Context, t table) (Step, error) {
 	case err != nil:
 		return Step{}, err
 	case !exists:
-		var problems []string
+		var problems []cdc.Finding
 		named, _ := t.generated(&cfg.Columns)
 		for _, c := range named {
 			if Major(a.conn) < 18 || c.generated == "v" {
@@ -413,7 +415,7 @@ func (s *Source) notes(ctx context.Context, conn *pgx.Conn, t table) (notes []st
 	notes = append(notes, t.left...)
 	if _, byDefault := t.generated(&s.cfg.Columns); len(byDefault) > 0 {
 		for _, c := range byDefault {
-			notes = append(notes, c.unseen(Major(conn), Ident(s.cfg.Publication))+"; until then it is not used")
+			notes = append(notes, c.unseen(Major(conn), Ident(s.cfg.Publication)).String()+"; until then it is not used")
 		}
 	}
 	w, _, err := s.width(ctx, conn, t)

@@ -50,14 +50,16 @@ func NewSource(pipeline string, cfg config.Source, log zerolog.Logger) *Source {
 func (s *Source) Require(fits func(*cdc.Shape) error) { s.fits = fits }
 
 // problems returns the reasons why the route does not take rows of the columns.
-func (s *Source) problems(m *mapping, columns []column) []string {
+func (s *Source) problems(m *mapping, columns []column) (problems []cdc.Finding) {
 	if s.fits == nil || s.cfg.Columns.Verbatim == nil || len(m.problems) > 0 {
 		return nil
 	}
 	if err := s.fits(m.shape(s.cfg.Table, columns)); err != nil {
-		return strings.Split(err.Error(), "\n")
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			problems = append(problems, parted("columns", line))
+		}
 	}
-	return nil
+	return problems
 }
 
 // Preflight checks what a session needs from the server, with the relay's own rights, and returns all problems at
@@ -68,36 +70,12 @@ func (s *Source) Preflight(ctx context.Context) (uint32, error) {
 		return 0, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	var problems []string
-	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-
-	g, err := readGuard(ctx, conn)
+	standby, problems, err := s.checkServer(ctx, conn)
 	if err != nil {
 		return 0, err
 	}
-	var version int
-	var walLevel string
-	var standby bool
-	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery()`).Scan(&version, &walLevel, &standby)
-	if err != nil {
-		return 0, classify("ask for the server's settings", err)
-	}
-	if standby {
-		return 0, errors.New("source.url: the server is a standby: the relay waits for its promotion; name all hosts and target_session_attrs=read-write, and the relay finds the primary itself")
-	}
-	if version < 140000 {
-		bad("PostgreSQL %d is too old: 14 or newer is needed", version/10000)
-	}
-	if walLevel != "logical" {
-		bad("%s", g.notLogical(walLevel))
-	}
-	if !g.mayReplicate {
-		bad("role %q may not replicate: %s", g.me, g.letReplicate(g.me))
-	}
-	if problem, err := s.checkSlot(ctx, conn); err != nil {
-		return 0, err
-	} else if problem != "" {
-		bad("%s", problem)
+	if standby != nil {
+		return 0, errors.New(standby.String())
 	}
 	f, t, err := s.look(ctx, conn)
 	if err != nil {
@@ -109,48 +87,89 @@ func (s *Source) Preflight(ctx context.Context) (uint32, error) {
 	return t.oid, nil
 }
 
+// checkServer returns the problems of the server's settings, of the relay's role, and of the slot's kind and database.
+// Of a standby server it returns only that it is one.
+func (s *Source) checkServer(ctx context.Context, conn *pgx.Conn) (standby *cdc.Finding, problems []cdc.Finding, err error) {
+	g, err := readGuard(ctx, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	var version int
+	var walLevel string
+	var recovers bool
+	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery()`).Scan(&version, &walLevel, &recovers)
+	if err != nil {
+		return nil, nil, classify("ask for the server's settings", err)
+	}
+	if recovers {
+		f := Problem("standby_server", "name all hosts and target_session_attrs=read-write, and the relay finds the primary itself", "source.url: the server is a standby: the relay waits for its promotion")
+		return &f, nil, nil
+	}
+	if version < 140000 {
+		problems = append(problems, Problem("server_version", "14 or newer is needed", "PostgreSQL %d is too old", version/10000))
+	}
+	if walLevel != "logical" {
+		problems = append(problems, g.notLogical(walLevel))
+	}
+	if !g.mayReplicate {
+		f := Problem("role_replication", g.letReplicate(g.me), "role %q may not replicate", g.me)
+		f.Init = true
+		problems = append(problems, f)
+	}
+	wrong, err := s.checkSlot(ctx, conn)
+	return nil, append(problems, wrong...), err
+}
+
+// Problem returns a finding about PostgreSQL, with what to run.
+func Problem(check, run, format string, args ...any) cdc.Finding {
+	return cdc.Finding{Side: cdc.InPostgreSQL, Severity: cdc.Problem, Check: check, Found: fmt.Sprintf(format, args...), Run: run}
+}
+
 // checkSlot returns a problem with the slot's kind or database. Reconcile compares its existence and position with
 // the state record.
-func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) (string, error) {
+func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) ([]cdc.Finding, error) {
 	var slotType, plugin, database, here string
 	err := conn.QueryRow(ctx, `
 		SELECT slot_type, coalesce(plugin, ''), coalesce(database, ''), current_database()
 		FROM pg_replication_slots WHERE slot_name = $1`, s.cfg.Slot).Scan(&slotType, &plugin, &database, &here)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return "", nil
+		return nil, nil
 	case err != nil:
-		return "", classify("look at the slot", err)
+		return nil, classify("look at the slot", err)
 	case slotType != "logical" || plugin != "pgoutput":
-		return fmt.Sprintf("slot %q is a %s slot of plugin %q, a logical slot of pgoutput is needed: choose another source.slot and run `walpost init`", s.cfg.Slot, slotType, plugin), nil
+		return []cdc.Finding{Problem("slot_kind", "choose another source.slot and run `walpost init`", "slot %q is a %s slot of plugin %q, a logical slot of pgoutput is needed", s.cfg.Slot, slotType, plugin)}, nil
 	case database != here:
-		return fmt.Sprintf("slot %q belongs to database %q, source.url names %q: choose another source.slot or the other database", s.cfg.Slot, database, here), nil
+		return []cdc.Finding{Problem("slot_kind", "choose another source.slot or the other database", "slot %q belongs to database %q, source.url names %q", s.cfg.Slot, database, here)}, nil
 	}
-	return "", nil
+	return nil, nil
 }
 
 // checkPublication returns the reasons why inserts into the outbox would not be in the publication, or not whole.
-func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []string, err error) {
-	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) (problems []cdc.Finding, err error) {
+	bad := func(check, run, format string, args ...any) {
+		problems = append(problems, Problem(check, run, "source.publication: "+format, args...))
+	}
 	name := Ident(s.cfg.Publication)
 	var inserts, updates, viaRoot bool
 	err = conn.QueryRow(ctx, `SELECT pubinsert, pubupdate, pubviaroot FROM pg_publication WHERE pubname = $1`, s.cfg.Publication).Scan(&inserts, &updates, &viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
-		bad("source.publication: %s does not exist: run `walpost init`", s.cfg.Publication)
-		return problems, nil
+		f := Problem("publication_missing", "run `walpost init`", "source.publication: %s does not exist", s.cfg.Publication)
+		f.Init = true
+		return []cdc.Finding{f}, nil
 	}
 	if err != nil {
 		return nil, classify("look for the publication", err)
 	}
 	if !inserts {
-		bad("source.publication: %s does not publish inserts: ALTER PUBLICATION %s SET (publish = 'insert')", s.cfg.Publication, name)
+		bad("publication_inserts", fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert')", name), "%s does not publish inserts", s.cfg.Publication)
 	}
 	if v := s.cfg.Columns.Verbatim; v != nil && v.Updates == config.HaltAtUpdate && !updates {
 		option := optionOf(&s.cfg.Columns, "updates")
-		bad("source.publication: %s does not publish updates, at which %s halts the relay: ALTER PUBLICATION %s SET (publish = 'insert, update'), or set %s: warn", s.cfg.Publication, option, name, option)
+		bad("publication_updates", fmt.Sprintf("ALTER PUBLICATION %s SET (publish = 'insert, update'), or set %s: warn", name, option), "%s does not publish updates, at which %s halts the relay", s.cfg.Publication, option)
 	}
 	if t.partitioned && !viaRoot {
-		bad("source.publication: %s is partitioned and the publication names its partitions: ALTER PUBLICATION %s SET (publish_via_partition_root = true)", s.cfg.Table, name)
+		bad("publication_partitions", fmt.Sprintf("ALTER PUBLICATION %s SET (publish_via_partition_root = true)", name), "%s is partitioned and the publication names its partitions", s.cfg.Table)
 	}
 	schema, table := s.cfg.SchemaTable()
 	// Row filters and column lists exist from 15 on; with to_jsonb one query works for every version.
@@ -165,7 +184,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		return problems, nil
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
-		bad("source.publication: %s does not carry %s: ALTER PUBLICATION %s ADD TABLE %s", s.cfg.Publication, s.cfg.Table, name, TableName(s.cfg))
+		bad("publication_table", fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", name, TableName(s.cfg)), "%s does not carry %s", s.cfg.Publication, s.cfg.Table)
 		return problems, nil
 	}
 	if err != nil {
@@ -174,7 +193,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 	// Not SET TABLE, which would remove other people's tables.
 	again := fmt.Sprintf("ALTER PUBLICATION %[1]s DROP TABLE %[2]s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", name, TableName(s.cfg))
 	if filtered {
-		bad("source.publication: %s has a row filter on %s, which hides rows silently: %s", s.cfg.Publication, s.cfg.Table, again)
+		bad("publication_filter", again, "%s has a row filter on %s, which hides rows silently", s.cfg.Publication, s.cfg.Table)
 	}
 	var left []string
 	for i, from := range t.mapped.from {
@@ -184,7 +203,7 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		switch c := &t.columns[from.column]; {
 		case c.generated != "" && purposes[i].value(&s.cfg.Columns) == "": // only its default name matches: see notes
 		case c.generated != "":
-			bad("%s", c.unseen(Major(conn), name))
+			problems = append(problems, c.unseen(Major(conn), name))
 		case purposes[i].value(&s.cfg.Columns) != "":
 			left = append(left, strconv.Quote(c.name))
 		}
@@ -193,14 +212,14 @@ func (s *Source) checkPublication(ctx context.Context, conn *pgx.Conn, t table) 
 		switch {
 		case at < 0 || len(columns) == 0 && t.columns[at].generated == "" || slices.Contains(columns, t.columns[at].name):
 		case t.columns[at].generated != "":
-			bad("%s", t.columns[at].unseen(Major(conn), name))
+			problems = append(problems, t.columns[at].unseen(Major(conn), name))
 		default:
 			left = append(left, strconv.Quote(t.columns[at].name))
 		}
 	}
 	left = slices.Compact(left)
 	if problems = slices.Compact(problems); len(left) > 0 {
-		bad("source.publication: the column list of %s leaves out %s: %s", s.cfg.Publication, strings.Join(left, ", "), again)
+		bad("publication_columns", again, "the column list of %s leaves out %s", s.cfg.Publication, strings.Join(left, ", "))
 	}
 	return problems, nil
 }
@@ -227,24 +246,31 @@ func (s *Source) Facts(ctx context.Context) (cdc.Facts, error) {
 	if notes, noteErr := s.notes(ctx, conn, t); noteErr == nil { // notes are not important enough to fail
 		f.Notes = notes
 	}
-	f.Notes = append(f.Notes, clockNote(time.Now(), f.Time)...)
+	if note := ClockNote(time.Now(), f.Time); note != "" {
+		f.Notes = append(f.Notes, note)
+	}
 	return f, err
 }
 
 // clocksDiffer is the difference between this machine's clock and the server's from which on a note is written.
 const clocksDiffer = time.Minute
 
-// clockNote returns a note if the clock here differs too much from the server's.
-func clockNote(here, server time.Time) []string {
+// AboutClocks reports whether a note is of ClockNote.
+func AboutClocks(note string) bool { return strings.HasPrefix(note, clockWords) }
+
+const clockWords = "this machine's clock is "
+
+// ClockNote returns a note if the clock here differs too much from the server's, and otherwise "".
+func ClockNote(here, server time.Time) string {
 	off, how := here.Sub(server), "ahead of"
 	if off < 0 {
 		off, how = -off, "behind"
 	}
 	if off < clocksDiffer {
-		return nil
+		return ""
 	}
-	return []string{fmt.Sprintf("this machine's clock is %s %s the database server's (%s): Kafka rejects records from more than an hour ahead, and deletes records that seem older than the topic's retention: set the clocks",
-		off.Round(time.Minute), how, server.UTC().Format(time.RFC3339))}
+	return fmt.Sprintf(clockWords+"%s %s the database server's (%s): Kafka rejects records from more than an hour ahead, and deletes records that seem older than the topic's retention: set the clocks",
+		off.Round(time.Minute), how, server.UTC().Format(time.RFC3339))
 }
 
 // currentTimeline is SQL for the timeline in the names of the server's WAL files, which is right from the moment of a

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
 )
 
 // provider is a company that runs PostgreSQL for others. It is recognized by a role that it creates on each server.
@@ -81,12 +83,13 @@ func readGuard(ctx context.Context, conn *pgx.Conn) (g guard, err error) {
 	return g, nil
 }
 
-// notLogical returns how to change wal_level on this server.
-func (g *guard) notLogical(is string) string {
+// notLogical returns the problem of a wal_level, with how to change it on this server.
+func (g *guard) notLogical(is string) cdc.Finding {
+	run := "ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL"
 	if g.provider != nil {
-		return fmt.Sprintf("wal_level is %s: this is %s: %s", is, g.provider.name, g.provider.logical)
+		run = fmt.Sprintf("this is %s: %s", g.provider.name, g.provider.logical)
 	}
-	return fmt.Sprintf("wal_level is %s: ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL", is)
+	return Problem("wal_level", run, "wal_level is %s", is)
 }
 
 // letReplicate returns the SQL that gives a role the right to replicate.

@@ -106,7 +106,7 @@ func (s *Source) rowColumns(ctx context.Context, conn *pgx.Conn) (columns RowCol
 	}
 	m := mapColumns(s.cfg.Columns, all)
 	if len(m.problems) > 0 {
-		return RowColumns{}, nil, fmt.Errorf("%s: %s", s.cfg.Table, strings.Join(m.problems, "; "))
+		return RowColumns{}, nil, fmt.Errorf("%s: %s", s.cfg.Table, cdc.Sentences(m.problems))
 	}
 	for i, p := range purposes {
 		sql := "NULL::bytea"

@@ -92,24 +92,13 @@ func (a *Admin) createSlot(ctx context.Context, within time.Duration) error {
 // slotWaited returns an error with the transactions whose end a new slot waits for: the open ones of every database
 // that have written something.
 func (a *Admin) slotWaited(ctx context.Context, within time.Duration) error {
-	rows, err := a.conn.Query(ctx, `
-		SELECT pid, gid, database, seconds FROM (
-			SELECT pid, '' AS gid, coalesce(datname, '')::text AS database, backend_xid AS xid, coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::float8 AS seconds
-			FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
-			UNION ALL
-			SELECT 0, gid, database::text, transaction, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts) t
-		ORDER BY age(xid) DESC LIMIT 3`)
+	all, err := openTransactions(ctx, a.conn)
 	if err != nil {
-		return classify("look what the slot waits for", err)
+		return err
 	}
-	var t cdc.Transaction
-	var database string
 	var open []string
-	if _, err := pgx.ForEachRow(rows, []any{&t.PID, &t.Prepared, &database, &t.Seconds}, func() error {
-		open = append(open, fmt.Sprintf("%s, of database %s (there: %s)", t, database, t.End()))
-		return nil
-	}); err != nil {
-		return classify("look what the slot waits for", err)
+	for _, t := range all[:min(len(all), 3)] {
+		open = append(open, fmt.Sprintf("%s, of database %s (there: %s)", t, t.Database, t.End()))
 	}
 	if len(open) == 0 {
 		open = []string{"they have ended meanwhile"}
@@ -120,18 +109,12 @@ func (a *Admin) slotWaited(ctx context.Context, within time.Duration) error {
 // slotsUsedUp returns an error with the slots that no process reads.
 func (a *Admin) slotsUsedUp(ctx context.Context, full error) error {
 	var most string
-	var unread []string
-	err := a.conn.QueryRow(ctx, `
-		SELECT current_setting('max_replication_slots'),
-		       ARRAY(SELECT format('%s%s', slot_name, ' of database ' || database) FROM pg_replication_slots WHERE NOT active ORDER BY 1)`).Scan(&most, &unread)
-	if err != nil {
+	err := a.conn.QueryRow(ctx, `SELECT current_setting('max_replication_slots')`).Scan(&most)
+	unread, unseen := unreadSlots(ctx, a.conn, a.source.cfg.Slot)
+	if errors.Join(err, unseen) != nil {
 		return classify("create the slot", full)
 	}
-	who := "each of them is in use"
-	if len(unread) > 0 {
-		who = "no process reads " + some(unread) + ": drop a slot that is not needed (SELECT pg_drop_replication_slot('…'))"
-	}
-	return fmt.Errorf("create the slot: all %s that max_replication_slots allows are in use: %s; or raise max_replication_slots, and restart PostgreSQL; then run the command again", most, who)
+	return fmt.Errorf("create the slot: all %s that max_replication_slots allows are in use: %s; then run the command again", most, dropASlot(unread))
 }
 
 // DropSlot removes the slot, if it exists and no process reads it.

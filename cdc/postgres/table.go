@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walpost/walpost/cdc"
 )
 
 // OpenTable is the outbox table on an SQL connection, as the catalog describes it.
@@ -15,9 +17,9 @@ type OpenTable struct {
 	Name        string // as in the configuration
 	OID         uint32 // 0 if there is no such table
 	Partitioned bool
-	Publishes   string   // the setting publish of its publication: publish = 'insert'
-	Missing     []string // the reasons why there is no such table
-	Problems    []string // problems with its columns
+	Publishes   string        // the setting publish of its publication: publish = 'insert'
+	Missing     []cdc.Finding // the reasons why there is no such table
+	Problems    []cdc.Finding // problems with its columns
 
 	source *Source
 }
@@ -71,7 +73,7 @@ func (o *OpenTable) Age(ctx context.Context, column string) (Age, error) {
 }
 
 // Unfit returns the HaltError for a table that cannot be relayed as it is.
-func (o *OpenTable) Unfit(problems ...string) error { return unfit(problems) }
+func (o *OpenTable) Unfit(problems ...cdc.Finding) error { return unfit(problems) }
 
 // Classify turns the error of a query into the engine's decision, by its SQLSTATE. It names a missing right.
 func (o *OpenTable) Classify(doing string, err error) error {
@@ -83,9 +85,9 @@ type table struct {
 	oid         uint32
 	partitioned bool
 	columns     []column
-	hidden      []string // the reasons why its rows may not reach the stream
-	unfit       []string // problems with its columns
-	left        []string // columns with a default name that are not used
+	hidden      []cdc.Finding // the reasons why its rows may not reach the stream
+	unfit       []cdc.Finding // problems with its columns
+	left        []string      // columns with a default name that are not used
 	mapped      mapping
 }
 
@@ -98,28 +100,30 @@ func (s *Source) checkTable(ctx context.Context, conn *pgx.Conn) (t table, err e
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE n.nspname = $1 AND c.relname = $2`, schema, name).Scan(&t.oid, &kind, &persistence)
 	if errors.Is(err, pgx.ErrNoRows) {
-		t.hidden = []string{fmt.Sprintf("source.table: %s does not exist in this database: name the outbox table, or let `walpost init` create it", s.cfg.Table)}
+		f := Problem("table_missing", "name the outbox table, or let `walpost init` create it", "source.table: %s does not exist in this database", s.cfg.Table)
+		f.Init = true
+		t.hidden = []cdc.Finding{f}
 		return t, nil
 	}
 	if err != nil {
 		return t, classify("look for the table", err)
 	}
 	if t.partitioned = kind == "p"; kind != "r" && !t.partitioned {
-		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is not a table", s.cfg.Table))
+		t.hidden = append(t.hidden, Problem("table_kind", "name the outbox table", "source.table: %s is not a table", s.cfg.Table))
 	}
 	if persistence != "p" {
-		t.hidden = append(t.hidden, fmt.Sprintf("source.table: %s is unlogged or temporary and never reaches the WAL: ALTER TABLE %s SET LOGGED", s.cfg.Table, TableName(s.cfg)))
+		t.hidden = append(t.hidden, Problem("table_unlogged", fmt.Sprintf("ALTER TABLE %s SET LOGGED", TableName(s.cfg)), "source.table: %s is unlogged or temporary and never reaches the WAL", s.cfg.Table))
 	}
 	if t.columns, err = readColumns(ctx, conn, t.oid); err != nil {
 		return t, err
 	}
 	t.mapped = mapColumns(s.cfg.Columns, t.columns)
 	t.unfit, t.left = slices.Concat(t.mapped.problems, s.problems(&t.mapped, t.columns)), t.mapped.left
-	switch problem, err := s.unknownZone(ctx, conn); {
+	switch unknown, err := s.unknownZone(ctx, conn); {
 	case err != nil:
 		return t, err
-	case problem != "":
-		t.unfit = append(t.unfit, problem)
+	case unknown != "":
+		t.unfit = append(t.unfit, parted("created_at_zone", unknown))
 	}
 	return t, nil
 }

@@ -104,7 +104,7 @@ func TestVerbatimColumnsAreTheSameByBothWays(t *testing.T) {
 	if _, err := source.Preflight(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if facts, err := source.Facts(t.Context()); err != nil || strings.Join(facts.Unfit, "; ") != says {
+	if facts, err := source.Facts(t.Context()); err != nil || cdc.Sentences(facts.Unfit) != says {
 		t.Errorf("columns that the route does not take: %q, %v", facts.Unfit, err)
 	}
 	d = newDecoder(cfg, frames.table)
@@ -120,7 +120,7 @@ func TestVerbatimColumnsAreTheSameByBothWays(t *testing.T) {
 	}
 
 	cfg.Columns.Verbatim.Optional, cfg.Columns.Verbatim.Options = false, map[string]string{"further": "debezium.x"}
-	if m := mapColumns(cfg.Columns, []column{{name: "id"}, {name: "text"}, {name: "dest"}, {name: "payload"}, {name: "at"}}); len(m.problems) != 6 || m.problems[1] != `debezium.x: the table has no column "nope": name the right one` {
+	if m := mapColumns(cfg.Columns, []column{{name: "id"}, {name: "text"}, {name: "dest"}, {name: "payload"}, {name: "at"}}); len(m.problems) != 6 || m.problems[1].String() != `debezium.x: the table has no column "nope": name the right one` {
 		t.Errorf("columns that must exist: %q", m.problems)
 	}
 }

@@ -31,6 +31,7 @@ type cli struct {
 	Relay   relayCmd   `cmd:"" help:"Relay the outbox of every pipeline until SIGTERM or SIGINT."`
 	Init    initCmd    `cmd:"" help:"Prepare PostgreSQL and Kafka once, with an administrator's rights: create the role, table, publication, slot, topics and the first state record."`
 	Status  statusCmd  `cmd:"" help:"Show the slot, the state record and the lag, and what blocks the pipeline. Exit code 0: rows flow; 1: you have to act; 2: PostgreSQL or Kafka could not be read."`
+	Doctor  doctorCmd  `cmd:"" help:"Check PostgreSQL, Kafka and everything between: for each finding, what it means and the SQL or command that ends it. It changes nothing, also works before init, and beside a running relay. Exit code 0: nothing to do; 1: a problem: rows do not flow, or could be lost; 2: warnings only, or PostgreSQL or Kafka could not be read."`
 	Dlq     dlqCmd     `cmd:"" help:"List, show, redrive or drop dead letters: rows that could not be published (poison.policy: dead_letter; with polling, failed rows)."`
 	Skip    skipCmd    `cmd:"" help:"Give up the undelivered commits before an LSN. The relay must be halted or stopped."`
 	Adopt   adoptCmd   `cmd:"" help:"Accept the slot, publication, table and timeline as they are now, after a latched halt or when another slot has replaced the pipeline's. The relay must be halted or stopped."`

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
+)
+
+type doctorCmd struct {
+	JSON bool `name:"json" help:"Print JSON: one object, or a list of them where the file has several pipelines."`
+}
+
+func (c *doctorCmd) Run(p *process) error {
+	cfgs, err := p.configs()
+	if err != nil {
+		return err
+	}
+	group, err := pipeline.NewGroup(cfgs, pipeline.Options{})
+	if err != nil {
+		return err
+	}
+	all := group.Examine(p.ctx)
+	if c.JSON {
+		enc := json.NewEncoder(p.stdout)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(all); err != nil {
+			return err
+		}
+		return diagnosis(all)
+	}
+	for i, e := range all {
+		if i > 0 {
+			p.say("")
+		}
+		examination(sentences{p.stdout, &cfgs[i]}, e)
+	}
+	return diagnosis(all)
+}
+
+// diagnosis returns the exit code of the worst finding: 0 nothing to do, 2 a warning or a check without an answer, 1 a problem.
+func diagnosis(all pipeline.Examinations) error {
+	code := app.ExitError(0)
+	for _, e := range all {
+		switch e.Severity {
+		case cdc.Problem:
+			return app.ExitError(1)
+		case cdc.Warning, cdc.Unknown:
+			code = 2
+		}
+	}
+	if code == 0 {
+		return nil
+	}
+	return code
+}
+
+// sides are the groups of findings, in the order in which they are printed.
+var sides = []struct {
+	side  cdc.Side
+	title string
+}{{cdc.InPostgreSQL, "PostgreSQL"}, {cdc.InKafka, "Kafka"}, {cdc.Between, "between the two"}}
+
+// examination prints the findings of one pipeline in groups, a line for each. Those that ask something of an operator have the
+// lines means and run.
+func examination(out io.Writer, e pipeline.Examination) {
+	row := func(name, text string) { fmt.Fprintf(out, "%-10s %s\n", name, text) }
+	row("pipeline", e.Pipeline)
+	counts := map[cdc.Severity]int{}
+	for _, group := range sides {
+		titled := false
+		for _, f := range e.Findings {
+			if f.Side != group.side {
+				continue
+			}
+			if !titled {
+				fmt.Fprintf(out, "\n%s\n", group.title)
+				titled = true
+			}
+			counts[f.Severity]++
+			row(string(f.Severity), f.Check+": "+f.Found)
+			for _, part := range [][2]string{{"  means", f.Means}, {"  run", f.Run}} {
+				if part[1] != "" {
+					row(part[0], part[1])
+				}
+			}
+		}
+	}
+	fmt.Fprintf(out, "\n%-10s %d problems, %d warnings, %d unknown, %d notes, %d ok\n", "found", counts[cdc.Problem], counts[cdc.Warning], counts[cdc.Unknown], counts[cdc.Note], counts[cdc.OK])
+}
