@@ -31,18 +31,27 @@ func (a *account) String() string {
 
 // finish waits until every event is where it belongs, and prints the account. It returns an error if an event is missing or
 // was applied twice.
-func (w *witness) finish(ctx context.Context, h *hands) error {
+func (w *witness) finish(ctx context.Context, h *hands, patience time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("waited %s for the last events", patience))
+	defer cancel()
 	w.say("\nThe last events arrive, and each is looked for.")
 	var a account
-	err := until(ctx, func() (err error) {
-		if a, err = w.count(ctx, h); err == nil && (len(a.missing) > 0 || a.behind > 0) {
-			err = fmt.Errorf("%d events are missing, and %d records are not read", len(a.missing), a.behind)
+	err := until(ctx, func() error {
+		now, err := w.count(ctx, h)
+		if err != nil {
+			return err
 		}
-		return err
+		if a = now; len(a.missing) > 0 || a.behind > 0 {
+			return fmt.Errorf("%d records are not read yet", a.behind)
+		}
+		return nil
 	})
 	w.say("%s", &a)
+	if len(a.missing) > 0 {
+		return fmt.Errorf("%d events are missing, such as %q: waited %s for them", len(a.missing), a.missing[:min(len(a.missing), 5)], patience)
+	}
 	if err != nil {
-		return fmt.Errorf("%w; missing events: %q", err, a.missing[:min(len(a.missing), 5)])
+		return err
 	}
 	if a.twice > 0 {
 		return fmt.Errorf("%d events were applied twice", a.twice)

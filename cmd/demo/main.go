@@ -255,12 +255,10 @@ func (d *demo) visit(ctx, limited context.Context, group *errgroup.Group) error 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, d.Timeout, fmt.Errorf("--timeout: %s have passed", d.Timeout))
-	defer cancel()
 	if err := h.heal(); err != nil {
 		return err
 	}
-	return w.finish(limited, h)
+	return w.finish(ctx, h, d.Timeout)
 }
 
 // databases creates both databases, with their schemas and roles.
