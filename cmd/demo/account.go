@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,7 +17,7 @@ import (
 	"github.com/walpost/walpost/orders/saga"
 )
 
-// account is what became of the committed events.
+// account has the number of events at each place of their way.
 type account struct {
 	committed, published, again, letters, dropped, applied, twice int
 
@@ -31,13 +32,13 @@ func (a *account) String() string {
 
 // finish waits until every event is where it belongs, and prints the account. It returns an error if an event is missing or
 // was applied twice.
-func (w *witness) finish(ctx context.Context, h *hands, patience time.Duration) error {
+func (w *witness) finish(ctx context.Context, patience time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("waited %s for the last events", patience))
 	defer cancel()
 	w.say("\nThe last events arrive, and each is looked for.")
 	var a account
 	err := until(ctx, func() error {
-		now, err := w.count(ctx, h)
+		now, err := w.count(ctx)
 		if err != nil {
 			return err
 		}
@@ -61,7 +62,7 @@ func (w *witness) finish(ctx context.Context, h *hands, patience time.Duration) 
 
 // count compares the outboxes with the records that arrived, the dead letters and the inboxes. A consumer writes its
 // answers in the transaction of an event's effect. So once nothing is missing and nothing is unread, nothing more comes.
-func (w *witness) count(ctx context.Context, h *hands) (a account, err error) {
+func (w *witness) count(ctx context.Context) (a account, err error) {
 	for _, way := range w.ways {
 		lags, err := kadm.NewClient(w.kafka).Lag(ctx, way.to)
 		if err == nil {
@@ -80,32 +81,30 @@ func (w *witness) count(ctx context.Context, h *hands) (a account, err error) {
 	for _, n := range w.copies {
 		a.again += n - 1
 	}
-	letters, err := h.orders.DeadLetters(ctx)
-	if err != nil {
-		return a, err
-	}
-	aside := maps.Clone(h.dropped)
-	for _, letter := range letters {
-		aside[letter.EventID] = true
-	}
-	a.letters, a.dropped = len(letters), len(h.dropped)
 	for topic, way := range w.ways {
-		if err := w.countWay(ctx, topic, way, aside, &a); err != nil {
+		if err := w.countWay(ctx, topic, way, &a); err != nil {
 			return a, err
 		}
 	}
 	return a, nil
 }
 
-// saw counts the records of each event.
-func (w *witness) saw(records []*kgo.Record) {
+// saw counts the records of each event, and follows the dead letters. It returns the records of events.
+func (w *witness) saw(records []*kgo.Record) (events []*kgo.Record) {
 	for _, record := range records {
-		w.copies[header(record, "id")]++
+		if record.Topic != letterTopic {
+			w.copies[header(record, "id")]++
+			events = append(events, record)
+			continue
+		}
+		key := string(record.Key) // <lsn>/<seq>/<event id>
+		w.letters[key[strings.LastIndexByte(key, '/')+1:]] = record.Value != nil
 	}
+	return events
 }
 
 // countWay adds the events of one outbox to a.
-func (w *witness) countWay(ctx context.Context, topic string, way way, aside map[string]bool, a *account) error {
+func (w *witness) countWay(ctx context.Context, topic string, way way, a *account) error {
 	to := w.ordersDB
 	if topic == orderTopic {
 		to = w.inventoryDB
@@ -118,11 +117,14 @@ func (w *witness) countWay(ctx context.Context, topic string, way way, aside map
 	var id, eventType string
 	_, err = pgx.ForEachRow(rows, []any{&id, &eventType}, func() error {
 		a.committed++
-		switch handled := slices.Contains(effective, eventType); {
-		case w.copies[id] > 0 && handled && applied[id] == 0:
+		unresolved, letter := w.letters[id]
+		switch published := w.copies[id] > 0; {
+		case published && slices.Contains(effective, eventType) && applied[id] == 0, !published && !letter:
 			a.missing = append(a.missing, id)
-		case w.copies[id] == 0 && !aside[id]:
-			a.missing = append(a.missing, id)
+		case !published && unresolved:
+			a.letters++
+		case !published:
+			a.dropped++
 		}
 		if w.copies[id] > 0 {
 			a.published++

@@ -26,7 +26,6 @@ type hands struct {
 	database string             // URL of the database orders, with the owner's rights
 	walpost  string             // the beginning of a command that acts on the pipeline orders
 	poisoned int
-	dropped  map[string]bool // the events that were given up, by id
 }
 
 // broker is the demo's Kafka. It can be stopped, and comes back at its address with its data.
@@ -176,7 +175,6 @@ func (h *hands) drop(ctx context.Context) error {
 		h.say("\nThere is no dead letter: p makes one")
 	}
 	for _, letter := range dropped.Letters {
-		h.dropped[letter.EventID] = true
 		h.say("\nDropped: %s of key %s, because %s", plain.Line(letter.EventType), plain.Line(letter.AggregateID), plain.Line(letter.Reason))
 		h.say("  Watch: the page shows no dead letter. The row stays in the table outbox, and is never published.")
 	}

@@ -3,7 +3,7 @@
 // where each event is as it moves.
 //
 // PostgreSQL is a real server, fetched if none is installed. Kafka runs inside the process, and the relay in a second
-// process. Orders are then placed and paid until it is asked to stop, and keys kill the relay, stop Kafka or send a
+// process. It then places and pays orders until a person stops it, and keys kill the relay, stop Kafka or send a
 // poison row. The demo removes everything when it ends.
 package main
 
@@ -84,7 +84,7 @@ func runWith(ctx context.Context, with parts, args []string, getenv func(string)
 	return nil
 }
 
-// run serves the page's address, and plays until asked ends or a person quits.
+// run serves the page's address, and plays until asked ends, which Ctrl-C does, or a person quits.
 func (c *cli) run(asked context.Context, with parts, log zerolog.Logger, screen *screen, out, stderr io.Writer) (err error) {
 	ln, err := listen(c.HTTP)
 	if err != nil {
@@ -115,7 +115,7 @@ type stage struct {
 	screen      *screen
 	out, stderr io.Writer
 
-	asked context.Context // ends when the demo is asked to stop
+	asked context.Context // ends at Ctrl-C
 	keep  func() bool     // keeps the services running after that
 	front *front
 	url   string // of the page
@@ -194,8 +194,8 @@ type component struct {
 	close   func()
 }
 
-// visit starts the services in group, and lets the witness buy. Until it is asked to stop, it then places more orders, and
-// lets a person break things. At the end it checks that every event has arrived once.
+// visit starts the services in group, and lets the witness buy. Until a person stops it, it then places more orders, and
+// lets the person break things. At the end it checks that every event has arrived once.
 func (d *demo) visit(ctx, limited context.Context, group *errgroup.Group) error {
 	relay, relays, err := d.relays(limited)
 	if err != nil {
@@ -226,7 +226,7 @@ func (d *demo) visit(ctx, limited context.Context, group *errgroup.Group) error 
 		return err
 	}
 	if !d.keep() {
-		return context.Canceled // asked to stop already
+		return context.Canceled // Ctrl-C already
 	}
 
 	watching, quit := context.WithCancel(ctx)
@@ -240,7 +240,7 @@ func (d *demo) visit(ctx, limited context.Context, group *errgroup.Group) error 
 	defer context.AfterFunc(watching, keyboard.restore)()
 	h := &hands{
 		say: w.say, relay: relay, kafka: d.kafka, orders: relays[0], database: w.database,
-		walpost: "go run ./cmd/walpost -c " + d.file + " -p orders", dropped: map[string]bool{},
+		walpost: "go run ./cmd/walpost -c " + d.file + " -p orders",
 	}
 	playing, watching := errgroup.WithContext(watching)
 	playing.Go(keyboard.guard(func() error { return w.keepBuying(watching) }))
@@ -258,7 +258,7 @@ func (d *demo) visit(ctx, limited context.Context, group *errgroup.Group) error 
 	if err := h.heal(); err != nil {
 		return err
 	}
-	return w.finish(ctx, h, d.Timeout)
+	return w.finish(ctx, d.Timeout)
 }
 
 // databases creates both databases, with their schemas and roles.

@@ -45,7 +45,7 @@ func loadRelay(file string) ([]config.Config, error) {
 	return config.Load(file, func(string) string { return "" })
 }
 
-// runRelay is the relay's process: two pipelines from two WALs to Kafka, each independent of the other. It drains and
+// runRelay runs the relay's process: two pipelines from two WALs to Kafka, each independent of the other. It drains and
 // returns when stdin ends, which it also does when the demo dies. Ctrl-C does not end it, because the demo checks first
 // that everything has arrived.
 func runRelay(ctx context.Context, with parts, file string, log zerolog.Logger) error {

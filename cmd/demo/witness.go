@@ -25,6 +25,8 @@ const (
 	orderTopic = "outbox.event.order" // for the aggregate type order
 	stockTopic = "outbox.event.stock" // for the aggregate type stock
 
+	letterTopic = "walpost.dlq.orders" // the dead letters of the pipeline orders
+
 	inventorySlot = "walpost_inventory" // both databases are on one server, whose slots need different names
 )
 
@@ -37,9 +39,10 @@ type witness struct {
 	ordersDB, inventoryDB    *pgx.Conn
 	ways                     map[string]way // by topic
 	kafka                    *kgo.Client
-	arrived                  []*kgo.Record  // but not handled yet
-	copies                   map[string]int // how often each event arrived, by id
-	patience                 time.Duration  // the time limit for each event
+	arrived                  []*kgo.Record   // but not handled yet
+	copies                   map[string]int  // how often each event arrived, by id
+	letters                  map[string]bool // the events that were dead letters, by id; true: still unresolved
+	patience                 time.Duration   // the time limit for each event
 }
 
 // way is the way of events from one service to the other.
@@ -52,11 +55,11 @@ type way struct {
 
 // newWitness returns a witness. urls are those of relay, orders and inventory.
 func newWitness(ctx context.Context, pg *devenv.Postgres, brokers []string, urls [3]string, patience time.Duration, out io.Writer) (*witness, error) {
-	w := &witness{out: out, patience: patience, copies: map[string]int{}, database: pg.URL("orders"), relay: urls[0], orders: urls[1], inventory: urls[2]}
+	w := &witness{out: out, patience: patience, copies: map[string]int{}, letters: map[string]bool{}, database: pg.URL("orders"), relay: urls[0], orders: urls[1], inventory: urls[2]}
 	var err1, err2, err3 error
 	w.ordersDB, err1 = pgx.Connect(ctx, pg.URL("orders"))
 	w.inventoryDB, err2 = pgx.Connect(ctx, pg.URL("inventory"))
-	w.kafka, err3 = kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(orderTopic, stockTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	w.kafka, err3 = kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(orderTopic, stockTopic, letterTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err := errors.Join(err1, err2, err3); err != nil {
 		w.close()
 		return nil, err
@@ -157,7 +160,7 @@ func (w *witness) followAll(ctx context.Context, keys bool) error {
 		psql = "psql"
 	}
 	w.say("\nOrders are now placed, paid and cancelled, one a second, and the page shows them: %s/", w.relay)
-	w.say("Try it yourself: the events of your own orders are shown here. Ctrl-C ends the demo and removes everything that it created.\n")
+	w.say("Try it yourself: the events of your orders are shown here. Ctrl-C ends the demo and removes everything that it created.\n")
 	w.say("  orders     %s/orders", w.orders)
 	w.say("  inventory  %s/stock", w.inventory)
 	w.say("  relay      %s/status and %[1]s/metrics", w.relay)
@@ -443,8 +446,7 @@ func (w *witness) poll(ctx context.Context) error {
 	if err := fetches.Err(); err != nil {
 		return fmt.Errorf("read topics %s and %s: %w", orderTopic, stockTopic, err)
 	}
-	w.arrived = append(w.arrived, fetches.Records()...)
-	w.saw(fetches.Records())
+	w.arrived = append(w.arrived, w.saw(fetches.Records())...)
 	return nil
 }
 
