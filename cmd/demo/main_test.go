@@ -373,7 +373,7 @@ func TestCtrlCLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			if code := demo.ends(); code != c.code || (code == 0) != (demo.err.String() == "") {
-				t.Errorf("exit code %d, wanted %d; output: %s", code, c.code, demo.err.String())
+				t.Errorf("exit code %d, wanted %d; output:\n%s\n%s", code, c.code, demo.out.String(), demo.err.String())
 			}
 			if left := append(demo.folders(), demo.processes()...); len(left) > 0 {
 				t.Errorf("it leaves %v", left)

@@ -440,13 +440,13 @@ func (w *witness) next(ctx context.Context) (*kgo.Record, error) {
 
 func (w *witness) poll(ctx context.Context) error {
 	fetches := w.kafka.PollFetches(ctx)
+	w.arrived = append(w.arrived, w.saw(fetches.Records())...) // also those that came at the moment when ctx ended
 	if ctx.Err() != nil {
 		return ended(ctx)
 	}
 	if err := fetches.Err(); err != nil {
 		return fmt.Errorf("read topics %s and %s: %w", orderTopic, stockTopic, err)
 	}
-	w.arrived = append(w.arrived, w.saw(fetches.Records())...)
 	return nil
 }
 
