@@ -27,20 +27,38 @@ import (
 	"github.com/walpost/walpost/cdc/devenv"
 	"github.com/walpost/walpost/cdc/inbox"
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cmd/internal/app"
 )
 
-// TestMain is also the process that the tests start and stop.
+// TestMain is also the process that the tests start and stop, and the relay's process of the demo in this one.
 func TestMain(m *testing.M) {
-	if os.Getenv("DEMO_TEST_MAIN") != "" {
+	switch os.Getenv(asMain) {
+	case "":
+	case misleading:
+		with := allParts
+		with.relay = misledRelay
+		app.Main(func(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+			return runWith(ctx, with, args, getenv, stdout, stderr)
+		})
+	default:
 		main()
 	}
 	cdctest.Main(m)
 }
 
+// These are a variable for TestMain, and a value of it.
+const (
+	asMain     = "DEMO_TEST_MAIN"
+	misleading = "misled"
+)
+
 // once runs the demo in this process and returns its output and its log.
 func once(t *testing.T, with parts, out io.Writer, args ...string) (shown, logged string, err error) {
 	t.Helper()
 	var stdout, stderr cdctest.Log
+	if with.relayEnv == nil {
+		with.relayEnv = []string{asMain + "=1"}
+	}
 	err = runWith(t.Context(), with, append([]string{"--once"}, args...), func(string) string { return "" }, io.MultiWriter(&stdout, out), &stderr)
 	return stdout.String(), stderr.String(), err
 }
@@ -137,18 +155,7 @@ func TestARelayThatDropsARow(t *testing.T) {
 	t.Parallel()
 	with := allParts
 	with.patience = 8 * time.Second
-	with.relay = func(cfg config.Config, o pipeline.Options) (*pipeline.Pipeline, error) {
-		client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Kafka.Brokers...))
-		if err != nil {
-			return nil, err
-		}
-		defer client.Close()
-		if _, err := kadm.NewClient(client).CreateTopics(t.Context(), 1, 1, nil, nowhere); err != nil {
-			return nil, err
-		}
-		o.Kafka = append(o.Kafka, kgo.WithHooks(&misled{}))
-		return pipeline.New(cfg, o)
-	}
+	with.relayEnv = []string{asMain + "=" + misleading}
 	out, _, err := once(t, with, io.Discard)
 	if err == nil || !regexp.MustCompile(`^OrderPaid \S+ is committed but did not arrive from Kafka: waited 8s for it; the relay says: ready$`).MatchString(err.Error()) {
 		t.Errorf("got %v, having shown:\n%s", err, out)
@@ -156,6 +163,20 @@ func TestARelayThatDropsARow(t *testing.T) {
 }
 
 const nowhere = "nowhere" // a topic without readers
+
+// misledRelay returns a relay that loses the first OrderPaid.
+func misledRelay(cfgs []config.Config, o pipeline.Options) (pipeline.Group, error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(cfgs[0].Kafka.Brokers...))
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	if _, err := kadm.NewClient(client).CreateTopics(context.Background(), 1, 1, nil, nowhere); err != nil {
+		return nil, err
+	}
+	o.Kafka = append(o.Kafka, kgo.WithHooks(&misled{}))
+	return pipeline.NewGroup(cfgs, o)
+}
 
 // misled sends the first OrderPaid to the wrong topic.
 type misled struct{ once sync.Once }
@@ -229,10 +250,16 @@ type child struct {
 	testing.TB
 	cmd      *exec.Cmd
 	temp     string
+	press    func(keys string)
 	out, err cdctest.Log
 }
 
 func spawn(t *testing.T, args ...string) *child {
+	t.Helper()
+	return spawnProgram(t, os.Args[0], args...)
+}
+
+func spawnProgram(t *testing.T, name string, args ...string) *child {
 	t.Helper()
 	// It is not t.TempDir, because a server that runs as another user cannot enter that.
 	temp, err := os.MkdirTemp("", "demo-test-")
@@ -243,11 +270,21 @@ func spawn(t *testing.T, args ...string) *child {
 	if err := os.Chmod(temp, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c := &child{TB: t, cmd: exec.Command(os.Args[0], args...), temp: temp}
-	c.cmd.Env = append(os.Environ(), "DEMO_TEST_MAIN=1", "TMPDIR="+temp)
+	c := &child{TB: t, cmd: exec.Command(name, args...), temp: temp}
+	c.cmd.Env = append(os.Environ(), asMain+"=1", "TMPDIR="+temp)
 	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.err
-	if err := c.cmd.Start(); err != nil {
+	stdin, err := c.cmd.StdinPipe()
+	if err == nil {
+		err = c.cmd.Start()
+	}
+	if err != nil {
 		t.Fatal(err)
+	}
+	c.press = func(key string) {
+		t.Helper()
+		if _, err := io.WriteString(stdin, key); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() {
 		if c.cmd.ProcessState == nil {
@@ -336,10 +373,13 @@ func TestCtrlCLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			if code := demo.ends(); code != c.code || (code == 0) != (demo.err.String() == "") {
-				t.Errorf("exit code %d, wanted %d; output: %s", code, c.code, demo.err.String())
+				t.Errorf("exit code %d, wanted %d; output:\n%s\n%s", code, c.code, demo.out.String(), demo.err.String())
 			}
 			if left := append(demo.folders(), demo.processes()...); len(left) > 0 {
 				t.Errorf("it leaves %v", left)
+			}
+			if shown := demo.out.String(); strings.Contains(shown, "Orders are now placed") && !strings.Contains(shown, arrivedOnce) {
+				t.Errorf("it does not say that every event arrived:\n%s", shown)
 			}
 		})
 	}

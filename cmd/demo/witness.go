@@ -25,6 +25,8 @@ const (
 	orderTopic = "outbox.event.order" // for the aggregate type order
 	stockTopic = "outbox.event.stock" // for the aggregate type stock
 
+	letterTopic = "walpost.dlq.orders" // the dead letters of the pipeline orders
+
 	inventorySlot = "walpost_inventory" // both databases are on one server, whose slots need different names
 )
 
@@ -37,8 +39,10 @@ type witness struct {
 	ordersDB, inventoryDB    *pgx.Conn
 	ways                     map[string]way // by topic
 	kafka                    *kgo.Client
-	arrived                  []*kgo.Record // but not handled yet
-	patience                 time.Duration // the time limit for each event
+	arrived                  []*kgo.Record   // but not handled yet
+	copies                   map[string]int  // how often each event arrived, by id
+	letters                  map[string]bool // the events that were dead letters, by id; true: still unresolved
+	patience                 time.Duration   // the time limit for each event
 }
 
 // way is the way of events from one service to the other.
@@ -49,13 +53,13 @@ type way struct {
 	effect  func(ctx context.Context, event string) (string, error)
 }
 
-// newWitness returns a witness. urls are those of orders, inventory and relay.
-func newWitness(ctx context.Context, pg *devenv.Postgres, broker *devenv.Kafka, urls [3]string, patience time.Duration, out io.Writer) (*witness, error) {
-	w := &witness{out: out, patience: patience, database: pg.URL("orders"), relay: urls[0], orders: urls[1], inventory: urls[2]}
+// newWitness returns a witness. urls are those of relay, orders and inventory.
+func newWitness(ctx context.Context, pg *devenv.Postgres, brokers []string, urls [3]string, patience time.Duration, out io.Writer) (*witness, error) {
+	w := &witness{out: out, patience: patience, copies: map[string]int{}, letters: map[string]bool{}, database: pg.URL("orders"), relay: urls[0], orders: urls[1], inventory: urls[2]}
 	var err1, err2, err3 error
 	w.ordersDB, err1 = pgx.Connect(ctx, pg.URL("orders"))
 	w.inventoryDB, err2 = pgx.Connect(ctx, pg.URL("inventory"))
-	w.kafka, err3 = kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...), kgo.ConsumeTopics(orderTopic, stockTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	w.kafka, err3 = kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(orderTopic, stockTopic, letterTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err := errors.Join(err1, err2, err3); err != nil {
 		w.close()
 		return nil, err
@@ -147,15 +151,16 @@ func (w *witness) playOrders(ctx context.Context) error {
 	return w.compare(ctx, before)
 }
 
-// followAll follows every event that arrives, also those of other customers, until ctx ends. If an event does not reach its
-// end in time, followAll reports that and continues with the next.
-func (w *witness) followAll(ctx context.Context) error {
+// followAll follows every event of the orders that a person places, until ctx ends. If an event does not reach its end in
+// time, followAll reports that and continues with the next.
+func (w *witness) followAll(ctx context.Context, keys bool) error {
 	items := `[{"sku": "TEA-100", "quantity": 1, "unitPrice": "4.50"}]`
 	psql, err := devenv.Tool("psql")
 	if err != nil {
 		psql = "psql"
 	}
-	w.say("\nNow try it yourself: every event that arrives is shown here. Ctrl-C ends the demo and removes everything that it created.\n")
+	w.say("\nOrders are now placed, paid and cancelled, one a second, and the page shows them: %s/", w.relay)
+	w.say("Try it yourself: the events of your orders are shown here. Ctrl-C ends the demo and removes everything that it created.\n")
 	w.say("  orders     %s/orders", w.orders)
 	w.say("  inventory  %s/stock", w.inventory)
 	w.say("  relay      %s/status and %[1]s/metrics", w.relay)
@@ -168,24 +173,39 @@ func (w *witness) followAll(ctx context.Context) error {
 	w.say(`  curl -s -H 'Content-Type: application/json' -d '{"buyerId": "you", "buyerEmail": "you@shop.example", "items": %s}' %s/orders`, items, w.orders)
 	w.say("  curl -s -X POST %s/orders/ORDER_ID/pay", w.orders)
 	w.say("  curl -s %s/orders/ORDER_ID/history", w.orders)
+	if keys {
+		w.say("%s", keysHelp)
+	}
 	for {
 		record, err := w.next(ctx)
-		if err != nil {
-			return err
-		}
-		w.say("")
-		limited, cancel := w.limit(ctx)
-		if _, err = w.commit(limited, record.Topic, `id::text = $1`, header(record, "id")); err == nil {
-			err = w.delivery(limited, record)
-		}
-		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err != nil {
+			continue // a Kafka that is stopped: the client tries again
+		}
+		limited, cancel := w.limit(ctx)
+		if err = w.followOne(limited, record); err != nil && ctx.Err() == nil {
 			w.say("  %v", err)
 		}
+		cancel()
 	}
+}
+
+// followOne prints where an event is, unless it is one of keepBuying's.
+func (w *witness) followOne(ctx context.Context, record *kgo.Record) error {
+	var ours bool
+	if err := w.ordersDB.QueryRow(ctx, `SELECT count(*) > 0 FROM orders WHERE id::text = $1 AND buyer_id = $2`, string(record.Key), passerBy).Scan(&ours); err != nil {
+		return fmt.Errorf("look for an event's order: %w", err)
+	}
+	if ours {
+		return nil
+	}
+	w.say("")
+	if _, err := w.commit(ctx, record.Topic, `id::text = $1`, header(record, "id")); err != nil {
+		return err
+	}
+	return w.delivery(ctx, record)
 }
 
 // buy places and pays an order in one SQL transaction, and follows both its events, the stock's answer and the event of
@@ -212,11 +232,20 @@ func (w *witness) settle(ctx context.Context, order, answer, outcome string) err
 	return w.follow(ctx, orderTopic, order, outcome)
 }
 
-// send makes a request, which must succeed. It decodes the answer into answer, unless answer is nil.
+// send makes a request and prints it.
 func (w *witness) send(ctx context.Context, method, url, body string, answer any) error {
+	status, err := request(ctx, method, url, body, answer)
+	if err == nil {
+		w.say("  %s: %s", strings.TrimSpace(method+" "+url+" "+body), status)
+	}
+	return err
+}
+
+// request makes a request, which must succeed. It decodes the answer into answer, unless answer is nil.
+func request(ctx context.Context, method, url, body string, answer any) (status string, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
-		return err
+		return "", err
 	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
@@ -224,21 +253,20 @@ func (w *witness) send(ctx context.Context, method, url, body string, answer any
 	req.Close = true
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, url, err)
+		return "", fmt.Errorf("%s %s: %w", method, url, err)
 	}
 	if res.StatusCode/100 != 2 {
-		return fmt.Errorf("%s %s: %s: %s", method, url, res.Status, bytes.TrimSpace(text))
+		return "", fmt.Errorf("%s %s: %s: %s", method, url, res.Status, bytes.TrimSpace(text))
 	}
-	w.say("  %s: %s", strings.TrimSpace(method+" "+url+" "+body), res.Status)
 	if answer == nil {
-		return nil
+		return res.Status, nil
 	}
-	return json.Unmarshal(text, answer)
+	return res.Status, json.Unmarshal(text, answer)
 }
 
 // follow prints where the event is that a topic has about an order, place after place, until it has had its effect.
@@ -412,13 +440,13 @@ func (w *witness) next(ctx context.Context) (*kgo.Record, error) {
 
 func (w *witness) poll(ctx context.Context) error {
 	fetches := w.kafka.PollFetches(ctx)
+	w.arrived = append(w.arrived, w.saw(fetches.Records())...) // also those that came at the moment when ctx ended
 	if ctx.Err() != nil {
 		return ended(ctx)
 	}
 	if err := fetches.Err(); err != nil {
 		return fmt.Errorf("read topics %s and %s: %w", orderTopic, stockTopic, err)
 	}
-	w.arrived = append(w.arrived, fetches.Records()...)
 	return nil
 }
 
