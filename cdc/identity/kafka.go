@@ -225,8 +225,8 @@ func (s *SASL) extensions() (map[string]string, error) {
 	return pairs, nil
 }
 
-// warnings returns a sentence for each setting that works, but is not safe.
-func (k *Kafka) warnings(name Names, brokers []string) (said []string) {
+// Warnings returns a sentence for each setting that works, but is not safe.
+func (k *Kafka) Warnings(name Names, brokers []string) (said []string) {
 	if u, err := url.Parse(k.SASL.TokenURL); err == nil && u.Scheme == "http" && !loopback(u.Host) {
 		said = append(said, fmt.Sprintf("%s: the client secret and the token go to %s without TLS: write https://, if the service has TLS", name("sasl.token_url"), u.Host))
 	}

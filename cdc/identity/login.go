@@ -95,7 +95,7 @@ func (l *Login) Options() []kgo.Opt {
 		return nil
 	}
 	l.warned.Do(func() {
-		for _, said := range l.k.warnings(l.name, l.brokers) {
+		for _, said := range l.k.Warnings(l.name, l.brokers) {
 			l.log.Warn().Msg(said)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 type plot struct {
 	ID, Title string
 	Top       string // the number at the upper edge
+	Began     string // how long ago the left edge is
 	Said      string // the picture in words
 	Lines     []line
 	Empty     bool
@@ -34,9 +35,13 @@ type curve struct {
 	values []float64
 }
 
-// newPlot draws the curves. show writes a number for people.
+// newPlot draws the curves over a time that ends now. show writes a number for people.
 func newPlot(id, title string, at []time.Time, now time.Time, curves []curve, show func(float64) string) plot {
-	p := plot{ID: id, Title: title, Empty: true}
+	span := 5 * time.Minute // a young relay has few points
+	if len(at) > 0 {
+		span = min(max(span, now.Sub(at[0]).Round(time.Minute)), time.Hour)
+	}
+	p := plot{ID: id, Title: title, Began: plain.Duration(span) + " ago", Empty: true}
 	top := 0.0
 	for _, c := range curves {
 		for _, v := range c.values {
@@ -63,7 +68,7 @@ func newPlot(id, title string, at []time.Time, now time.Time, curves []curve, sh
 				pen = "M"
 				continue
 			}
-			x := across * (1 - min(now.Sub(at[i]).Seconds()/time.Hour.Seconds(), 1))
+			x := across * (1 - min(now.Sub(at[i]).Seconds()/span.Seconds(), 1))
 			fmt.Fprintf(&path, "%s%.0f %.0f", pen, x, across*(1-v/top))
 			if pen == "M" && (i+1 == len(c.values) || math.IsNaN(c.values[i+1])) {
 				path.WriteString("h1") // a point alone
@@ -98,7 +103,7 @@ func plots(points []pipeline.Point, now time.Time) []plot {
 		lag.values = append(lag.values, seconds(p.Lag))
 	}
 	duration := func(v float64) string {
-		if v < 0.001 {
+		if v > 0 && v < 0.001 {
 			return fmt.Sprintf("%.1f ms", v*1000)
 		}
 		return plain.Duration(secs(v))

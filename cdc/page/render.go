@@ -23,9 +23,8 @@ import (
 var sources embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	"line": plain.Line, "cut": plain.Cut, "prose": prose, "lines": lines, "size": plain.Size, "number": number, "clock": clock,
-	"lag": lag, "key": key, "number64": func(n int) string { return number(int64(n)) },
-	"add": func(a, b int) int { return a + b },
+	"line": plain.Line, "cut": plain.Cut, "prose": prose, "lines": lines, "size": plain.Size, "number": number[int64], "count": number[int], "clock": clock,
+	"lag": lag, "key": key, "add": func(a, b int) int { return a + b },
 }).ParseFS(sources, "templates/*.html"))
 
 // part is a piece of the page that is sent again when it has changed.
@@ -341,7 +340,7 @@ func rowOf(r *room, f *facts) row {
 	} else if st.Backlog != nil {
 		out.letters = int(st.Backlog.Failed)
 	}
-	out.Letters = number(int64(out.letters))
+	out.Letters = number(out.letters)
 	if len(st.BlockedBy) > 0 {
 		out.What = lines(r.Commands(st.BlockedBy[0].Found))[0]
 	} else if len(st.Gaps) > 0 {
@@ -505,6 +504,22 @@ func (s *site) find(r *http.Request, t target) *found {
 		f.Trace = trace
 	}
 	return f
+}
+
+// mostFound is the number of events that the answer to a search shows.
+const mostFound = 100
+
+// Events returns the events that were found, or the last of them.
+func (f *found) Events() []pipeline.Traced {
+	return f.Trace.Events[max(0, len(f.Trace.Events)-mostFound):]
+}
+
+// More returns the number of events, if not all are shown.
+func (f *found) More() int {
+	if n := len(f.Trace.Events); n > mostFound {
+		return n
+	}
+	return 0
 }
 
 // Answer says in words where an event is.

@@ -140,7 +140,7 @@ func commands(text string) (all []string) {
 }
 
 // number returns a number with a comma between groups of three digits.
-func number(n int64) string {
+func number[N int | int64](n N) string {
 	s := fmt.Sprint(n)
 	for at := len(s) - 3; at > 0 && s[at-1] != '-'; at -= 3 {
 		s = s[:at] + "," + s[at:]

@@ -47,9 +47,9 @@ type history struct {
 	points    []Point               // the oldest first
 	changes   []Change              // the oldest first
 	ends      []walEnd              // ends of the WAL at the last looks, the oldest first
-	delivered time.Time             // server's time up to which everything was delivered at the last look
-	looked    time.Time             // server's time of that look
-	at        time.Time             // this process's time of that look
+	awaited   walEnd                // the end of the WAL at the oldest look whose rows are not all durable; by this process's clock
+	cleared   time.Time             // time of the newest look whose rows are all durable, by this process's clock
+	lag       time.Duration         // longest time from a look until its rows were durable, in the present point
 	pending   func() *time.Duration // with polling: age of the oldest pending row, nil if it is not known
 }
 
@@ -106,26 +106,49 @@ func (h *history) arrived(records []cdc.Record, took time.Duration) {
 		i += n
 	}
 	if len(records) > 0 {
-		h.advance(records[len(records)-1].Row.Commit)
+		h.reach(records[len(records)-1].Row.Commit, now)
 	}
 }
 
-// advance records that everything up to an LSN is durable.
-func (h *history) advance(lsn cdc.LSN) {
+// connect forgets the positions of the last session: another server may have other ones.
+func (h *history) connect() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.received.Store(0)
+	h.published.Store(0)
+	h.ends = h.ends[:0]
+}
+
+// covered records that everything up to an LSN is durable.
+func (h *history) covered(lsn cdc.LSN) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reach(lsn, time.Now())
+}
+
+// reach does what covered does. The caller holds the lock.
+func (h *history) reach(lsn cdc.LSN, now time.Time) {
 	if uint64(lsn) > h.published.Load() {
 		h.published.Store(uint64(lsn))
+	}
+	if h.awaited.at.IsZero() {
+		return
+	}
+	if _, reached := cdc.Behind(lsn, h.awaited.lsn, time.Time{}, time.Time{}); reached {
+		h.lag, h.cleared, h.awaited = max(h.lag, now.Sub(h.awaited.at)), h.awaited.at, walEnd{}
 	}
 }
 
 // look records a look at the server.
-func (h *history) look(end cdc.LSN, at, delivered time.Time) {
+func (h *history) look(end cdc.LSN, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if now := time.Now(); h.awaited.at.IsZero() {
+		h.awaited = walEnd{end, now}
+		h.reach(cdc.LSN(h.published.Load()), now)
+	}
 	if h.ends = append(h.ends, walEnd{end, at}); len(h.ends) > lookPoints {
 		h.ends = slices.Delete(h.ends, 0, lookPoints/8)
-	}
-	if h.looked, h.at = at, time.Now(); !delivered.IsZero() {
-		h.delivered = delivered
 	}
 }
 
@@ -196,19 +219,21 @@ func (h *history) point(at time.Time, role cdc.Role) {
 		At: at.UTC(), Rows: float64(h.rows) / pointEvery.Seconds(),
 		P50: h.latencies.quantile(0.5), P99: h.latencies.quantile(0.99), Lag: pending,
 	}
-	if h.pending == nil && role != cdc.Standby && !h.delivered.IsZero() {
-		// Since the last look nothing is known to be delivered. A look comes every 5 s, so less than that counts for nothing.
-		lag := h.looked.Sub(h.delivered)
-		if since := at.Sub(h.at); since > pointEvery {
-			lag += since
-		}
-		lag = max(lag, 0)
+	switch lag := h.lag; {
+	case h.pending != nil || role == cdc.Standby || h.cleared.IsZero():
+	case !h.awaited.at.IsZero():
+		lag = max(lag, at.Sub(h.awaited.at))
+		p.Lag = &lag
+	case role != cdc.Streaming: // nobody looks, so nothing newer is known to be durable
+		lag = max(lag, at.Sub(h.cleared))
+		p.Lag = &lag
+	default:
 		p.Lag = &lag
 	}
 	if h.points = append(h.points, p); len(h.points) > points {
 		h.points = slices.Delete(h.points, 0, 1)
 	}
-	h.rows, h.latencies = 0, latencies{}
+	h.rows, h.latencies, h.lag = 0, latencies{}, 0
 }
 
 // History returns what the relay of this process did in the last hour, the oldest point first.

@@ -112,6 +112,7 @@ func (c *metrics) enter(role cdc.Role) {
 // observer returns the observer that updates the metrics.
 func (c *metrics) observer() cdc.Observer {
 	return cdc.Observer{
+		Connected: func(string) { c.history.connect() },
 		Role: func(role cdc.Role, err error) {
 			c.streaming.Set(0)
 			switch role {
@@ -151,7 +152,7 @@ func (c *metrics) observer() cdc.Observer {
 		Covered: func(st *cdc.State) {
 			c.covered.Set(float64(st.Covered))
 			c.asked.knows(st.Current())
-			c.history.advance(st.Covered)
+			c.history.covered(st.Covered)
 			if !st.LastCommitTime.IsZero() {
 				c.lastCommit.Set(float64(st.LastCommitTime.UnixMicro()) / 1e6)
 			}
@@ -175,7 +176,7 @@ func (c *metrics) observer() cdc.Observer {
 		},
 		Looked: func(end cdc.LSN, at, current time.Time) {
 			c.asked.knows(current)
-			c.history.look(end, at, current)
+			c.history.look(end, at)
 		},
 		CommitsWait: func(err error) {
 			c.synchronous.Set(number(err != nil))

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -146,4 +148,35 @@ func (o *TailOptions) event(r *kgo.Record) (e Event, ok bool) {
 		e.Payload = bytes.Clone(r.Value)
 	}
 	return e, true
+}
+
+// MarshalJSON returns the event with its key and payload as text and JSON, or in base64 (key_base64, payload_base64) where
+// they are neither.
+func (e Event) MarshalJSON() ([]byte, error) {
+	type event Event
+	j := struct {
+		event
+		Key           *string         `json:"key"` // null: the record has none
+		KeyBase64     []byte          `json:"key_base64,omitempty"`
+		LagSeconds    *float64        `json:"lag_seconds,omitempty"`
+		Payload       json.RawMessage `json:"payload,omitempty"`
+		PayloadBase64 []byte          `json:"payload_base64,omitempty"`
+	}{event: event(e)}
+	switch {
+	case e.Key != nil && utf8.Valid(e.Key):
+		key := string(e.Key)
+		j.Key = &key
+	default:
+		j.KeyBase64 = e.Key
+	}
+	if e.Lag != nil {
+		seconds := e.Lag.Seconds()
+		j.LagSeconds = &seconds
+	}
+	if json.Valid(e.Payload) {
+		j.Payload = e.Payload
+	} else {
+		j.PayloadBase64 = e.Payload
+	}
+	return json.Marshal(j)
 }

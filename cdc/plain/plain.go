@@ -72,7 +72,9 @@ func Duration(d time.Duration) string {
 	}
 	const day = 24 * time.Hour
 	switch {
-	case d < 0:
+	case d == 0:
+		return "0 s"
+	case d <= -time.Millisecond:
 		return "-" + Duration(-d)
 	case d < time.Second:
 		return fmt.Sprintf("%d ms", d.Milliseconds())

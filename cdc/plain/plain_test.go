@@ -39,7 +39,7 @@ func TestSizeAndDuration(t *testing.T) {
 		}
 	}
 	for d, want := range map[time.Duration]string{
-		0: "0 ms", 3 * time.Millisecond: "3 ms", 4200 * time.Millisecond: "4.2 s", 42 * time.Second: "42 s", 200 * time.Second: "3m20s",
+		0: "0 s", -time.Microsecond: "0 ms", 3 * time.Millisecond: "3 ms", 4200 * time.Millisecond: "4.2 s", 42 * time.Second: "42 s", 200 * time.Second: "3m20s",
 		5 * time.Hour: "5h", 5*time.Hour + 10*time.Minute: "5h10m", 292 * time.Hour: "12d4h", -3 * time.Second: "-3.0 s",
 	} {
 		if got := plain.Duration(d); got != want {

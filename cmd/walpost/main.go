@@ -38,6 +38,9 @@ type cli struct {
 	Cleanup cleanupCmd `cmd:"" help:"Delete the outbox rows that are confirmed and older than the retention. In a partitioned table, drop old partitions and create those of the next days."`
 	Where   whereCmd   `cmd:"" help:"Find an event by its id, or all events of a key (order id): show where each was published, or why not."`
 
+	Tail     tailCmd   `cmd:"" help:"Print the newest events of the pipeline's topics, a line for each, and then each event that arrives, until SIGINT. It needs the rights of a consumer."`
+	Settings configCmd `cmd:"" name:"config" help:"Check the configuration, show where each value is from, or print an example."`
+
 	TakeOver      takeOverCmd      `cmd:"" help:"Take over from Debezium's Outbox Event Router without a gap: on the connector's slot after it is stopped, or on a second slot beside the running connector, as source.slot says. With --back, give slot and publication back to a connector."`
 	MigrateSource migrateSourceCmd `cmd:"" help:"Move a polled pipeline to the WAL without a gap: create the slot, then wait until the running poller has published everything older. Run it with the new configuration (source.kind: wal)."`
 

@@ -234,6 +234,7 @@ var kafkaWorks = map[string]work{
 	"status":                        {do: command("status")},
 	"status, dead_letter":           {base: []string{"status"}, env: dead, do: command("status")},
 	"where":                         {prep: published, do: func(s *rightsStage) error { return s.command("where", s.row) }},
+	"tail":                          {prep: published, do: command("tail", "--no-follow")},
 	"dlq": {env: dead, prep: putsAside, do: func(s *rightsStage) error {
 		s.Env["WALPOST_KAFKA_AGGREGATE_TYPES"], s.Env["WALPOST_KAFKA_RENAME"] = "order,refund", "{refund: order}"
 		return s.commands([]string{"dlq", "list"}, []string{"dlq", "redrive", s.row}, []string{"dlq", "drop", "--all", "--yes"})

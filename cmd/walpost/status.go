@@ -15,6 +15,8 @@ import (
 
 type statusCmd struct {
 	JSON bool `name:"json" help:"Print JSON: one object, or a list of them where the file has several pipelines."`
+
+	Watch interval `help:"Show the status again every 2 seconds, or every 5 with --watch=5s, until SIGINT: on a terminal in place, elsewhere one after the other, with --json one line for each look. Several pipelines are a table. Exit code 0 after SIGINT."`
 }
 
 func (c *statusCmd) Run(p *process) error {
@@ -25,6 +27,9 @@ func (c *statusCmd) Run(p *process) error {
 	group, err := pipeline.NewGroup(cfgs, pipeline.Options{})
 	if err != nil {
 		return err
+	}
+	if c.Watch > 0 {
+		return p.watch(time.Duration(c.Watch), c.JSON, cfgs, group)
 	}
 	all := group.Status(p.ctx)
 	if c.JSON {

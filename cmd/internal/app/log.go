@@ -11,6 +11,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/rs/zerolog"
+	"golang.org/x/term"
 )
 
 func init() {
@@ -62,6 +63,15 @@ func errorBelow(event map[string]any, line *bytes.Buffer) error {
 		line.WriteString("\n" + strings.Join(wrap("  error: ", text), "\n"))
 	}
 	return nil
+}
+
+// Terminal returns the size of a terminal in letters and lines. ok is false if w is none.
+func Terminal(w io.Writer) (width, height int, ok bool) {
+	if !isTerminal(w) {
+		return 0, 0, false
+	}
+	width, height, err := term.GetSize(int(w.(*os.File).Fd()))
+	return width, height, err == nil && width > 0 && height > 0
 }
 
 // isTerminal reports whether w is a terminal.
