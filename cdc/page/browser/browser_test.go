@@ -275,7 +275,7 @@ func (b *tab) axe(what string) {
 	}
 	findings := eval[[]finding](b, `axe.run(document, {
 		runOnly: {type: "tag", values: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa", "best-practice"]}, resultTypes: ["violations", "incomplete"],
-	}).then((r) => [...r.violations, ...r.incomplete.map((f) => ({...f, nodes: f.nodes.filter((n) => !n.any.some((c) => /bgOverlap|obscured/.test(c.data?.messageKey + c.message)))})).filter((f) => f.nodes.length)].map((f) => ({id: f.id, help: f.help, nodes: f.nodes.slice(0, 3).map((n) => n.html.slice(0, 300) + " " + n.any.concat(n.all, n.none).map((c) => c.message).join("; "))})))`)
+	}).then((r) => [...r.violations, ...r.incomplete.map((f) => ({...f, nodes: f.nodes.filter((n) => !n.any.some((c) => /bgOverlap|obscured|too short/.test(c.data?.messageKey + c.message)))})).filter((f) => f.nodes.length)].map((f) => ({id: f.id, help: f.help, nodes: f.nodes.slice(0, 3).map((n) => n.html.slice(0, 300) + " " + n.any.concat(n.all, n.none).map((c) => c.message).join("; "))})))`)
 	for _, f := range findings {
 		b.t.Errorf("axe, %s: %s: %s\n\t%s", what, f.ID, f.Help, strings.Join(f.Nodes, "\n\t"))
 	}

@@ -90,7 +90,7 @@ var bars = []string{"Behind", "Rows a second", "Latency p50", "Latency p99", "Sl
 var states = []state{
 	{
 		name: "streaming", make: one(func(testing.TB, *fake) {}),
-		says: append(bars, "Works", "Rows flow from PostgreSQL to Kafka.", "0 s", "136 B of WAL", "1,482,907 since the start", nothing, "4h", "end of the WAL", "3/5A401C88", "told to the slot", "The last hour", "yes, in use",
+		says: append(bars, "Works", "Rows flow from PostgreSQL to Kafka.", "0 s", "136 B of WAL", "1,482,907 since the start", nothing, "4h", "end of the WAL", "3/5A401C88", "told to the slot", "Until now", "yes, in use",
 			"None: every row could be published.", "order-88100", "OrderPaid", "shop.order", "Find an event or a key", "keys, each with its origin"),
 		not: []string{secret},
 	},
@@ -209,11 +209,11 @@ var states = []state{
 	},
 	{
 		name: "10,000 dead letters, rows on, the last page", make: one(tenThousand), Options: page.Options{Rows: true}, path: "/?letters=400",
-		says: []string{"these are 9,976 to 10,000", "show the row of 0192f3a1-0000-7000-8000-000000009999", "The page before"}, not: []string{"Rows are data", "The next page"},
+		says: []string{"these are 9,976 to 10,000", "the row of 0192f3a1-0000-7000-8000-000000009999", "The page before"}, not: []string{"Rows are data", "The next page"},
 	},
 	{
-		name: "a dead letter with its row", make: one(func(t testing.TB, f *fake) { tenThousand(t, f); f.letters[7].Key = "7" }), Options: page.Options{Rows: true}, path: "/pipelines/orders/dead-letters/7", title: "orders, dead letter",
-		says: []string{"order-40007", `"total": 1200`, "max.message.bytes", "Back to orders"}, runs: []string{"walpost dlq show 7"},
+		name: "a dead letter with its row", make: one(func(t testing.TB, f *fake) { tenThousand(t, f); f.letters[6].Key = "6" }), Options: page.Options{Rows: true}, path: "/pipelines/orders/dead-letters/6", title: "orders, dead letter",
+		says: []string{"order-40006", `"total": 1200`, "max.message.bytes", "Back to orders"}, runs: []string{"walpost dlq show 6"},
 	},
 	{
 		name: "a gap after a skip, with decisions", make: one(func(_ testing.TB, f *fake) {
