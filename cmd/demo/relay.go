@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/page"
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
@@ -28,6 +29,7 @@ import (
 // relayFile is the configuration of the relay's process, and of the walpost commands that the demo prints.
 var relayFile = texttemplate.Must(texttemplate.New("").Parse(`# The relay of the demo, which removes this file when it ends.
 http: {{.HTTP}}
+page: {rows: true}
 shutdown_timeout: 2s
 poison: {policy: dead_letter}
 kafka: {brokers: ["{{.Kafka}}"], replication: 1}
@@ -71,9 +73,9 @@ func runRelay(ctx context.Context, with parts, file string, log zerolog.Logger) 
 	}
 	app.OpsRoutes(mux, reg, relays.Ready)
 	relays.Routes(mux)
-	mux.Handle("GET /{$}", http.RedirectHandler("/status", http.StatusFound)) // the relay's page belongs here
-
 	serving, done := context.WithCancel(context.WithoutCancel(ctx)) // it answers until the relays have drained
+	mux.Handle("/", page.Of(serving, relays, cfgs[0].Page, ln.Addr()))
+
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer done()

@@ -33,22 +33,23 @@ function say(text) {
   document.body.classList.toggle("cut", text !== "");
 }
 
-const source = new EventSource(document.body.dataset.live);
+function connect() {
+  const source = new EventSource(document.body.dataset.live);
 
-source.addEventListener("part", (event) => {
-  const { id, html } = JSON.parse(event.data);
-  const part = document.getElementById(id);
-  if (!part) return;
-  const is = part.cloneNode(false);
-  is.innerHTML = html;
-  morph(part, is);
-  say("");
-});
+  source.addEventListener("part", (event) => {
+    const { id, html } = JSON.parse(event.data);
+    const part = document.getElementById(id);
+    if (!part) return;
+    const is = part.cloneNode(false);
+    is.innerHTML = html;
+    morph(part, is);
+    say("");
+  });
 
-source.addEventListener("error", () => {
-  if (source.readyState === EventSource.CLOSED) {
-    say("Not live: too many pages are open, or the pipeline is gone. Reload the page.");
-  } else {
-    say("The relay does not answer. The page shows what was true before, and goes on when the relay is back.");
-  }
-});
+  source.addEventListener("error", () => {
+    say("The relay does not answer, or too many pages are open. This page shows what was true before, and goes on by itself.");
+    if (source.readyState === EventSource.CLOSED) setTimeout(connect, 3000); // the browser itself gives up after an answer that is no stream
+  });
+}
+
+connect();

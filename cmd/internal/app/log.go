@@ -69,7 +69,7 @@ func Terminal(w io.Writer) (width, height int, ok bool) {
 	if !isTerminal(w) {
 		return 0, 0, false
 	}
-	width, height, err := term.GetSize(int(w.(*os.File).Fd()))
+	width, height, err := term.GetSize(int(w.(interface{ Fd() uintptr }).Fd()))
 	return width, height, err == nil && width > 0 && height > 0
 }
 
