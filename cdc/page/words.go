@@ -50,7 +50,15 @@ func stateOf(st *pipeline.Status) state {
 	return state{"good", "Works", "Rows flow from PostgreSQL to Kafka."}
 }
 
-// behind says how far a pipeline is behind, in seconds and in bytes or rows.
+// doing returns a role as what the relay is.
+func doing(role cdc.Role) string {
+	if role == cdc.Standby {
+		return "standing by"
+	}
+	return string(role)
+}
+
+// behind returns how far a pipeline is behind, in seconds and in bytes or rows.
 func behind(st *pipeline.Status) (seconds, amount string) {
 	seconds, amount = "unknown", ""
 	switch {
@@ -73,7 +81,7 @@ func behind(st *pipeline.Status) (seconds, amount string) {
 // secs returns a number of seconds as a duration.
 func secs(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// left says when the slot can be lost.
+// left returns when the slot can be lost.
 func left(st *pipeline.Status) string {
 	switch {
 	case st.Slot == nil:
