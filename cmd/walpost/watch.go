@@ -62,7 +62,7 @@ type watcher struct {
 type answer struct {
 	status pipeline.Status
 	known  bool
-	asked  time.Time // when the question was asked that has no answer yet
+	asked  time.Time // time of the question that has no answer yet
 }
 
 // watch shows the status of the pipelines until ctx ends. The questions to each pipeline wait for no other, and a question

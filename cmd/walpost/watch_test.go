@@ -76,7 +76,7 @@ func watching(t *testing.T, w *watcher, s *screen, texts ...string) string {
 	return s.String()
 }
 
-// TestWatchShowsSeveralAsATable: with one row for each, whatever is known of it, and no escape codes where no terminal is.
+// TestWatchShowsSeveralAsATable: one row for each, with what is known, and no escape codes where no terminal is.
 func TestWatchShowsSeveralAsATable(t *testing.T) {
 	t.Parallel()
 	missing := false
