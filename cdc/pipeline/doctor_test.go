@@ -766,7 +766,7 @@ func TestDoctorExaminesAPolledTable(t *testing.T) {
 		},
 		{
 			name: "a default that lets rows be overtaken", check: "polling_table", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "needs the default pg_current_xact_id()", run: "SET DEFAULT pg_current_xact_id()", only: true,
-			make: func(w *ward) { w.exec("ALTER TABLE outbox ALTER COLUMN transaction DROP DEFAULT") },
+			make: func(w *ward) { w.exec("ALTER TABLE outbox ALTER COLUMN " + w.cfg.Source.Polling.Columns.Transaction + " DROP DEFAULT") },
 		},
 		{
 			name: "a right is missing", check: "table_rights", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "lacks rights on public.outbox", run: `GRANT UPDATE ON "public"."outbox" TO "`, only: true,
