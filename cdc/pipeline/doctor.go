@@ -146,7 +146,7 @@ func (w wal) examine(ctx context.Context, e *Examination) {
 	if seen != nil {
 		state = seen.State
 	}
-	e.transactions(pg.Open, state, w.longOpen)
+	e.transactions(&pg, state, w.longOpen)
 	for _, note := range kf.Partitions.Notes(state) {
 		found, run := cdc.Parted(note)
 		e.found(cdc.Note, "partitions", found, "records of a key may be in two partitions, or earlier ones are gone", run)
@@ -368,11 +368,11 @@ func (w wal) clocks(e *Examination, f *cdc.Facts, state *cdc.State) {
 
 // transactions reports the transactions that have been open for long. The state record has a time for those whose age the relay's role may
 // not see.
-func (e *Examination) transactions(open []postgres.OpenTransaction, state *cdc.State, long time.Duration) {
+func (e *Examination) transactions(pg *postgres.Examined, state *cdc.State, long time.Duration) {
 	var unseen, old int
-	for _, t := range open {
-		if since, known := openSince(state, t.XID); t.Seconds == 0 && known {
-			t.Seconds = time.Since(since).Seconds()
+	for _, t := range pg.Open {
+		if since, known := openSince(state, t.XID); t.Seconds == 0 && t.Database == pg.Database && known {
+			t.Seconds = max(time.Since(since).Seconds(), 1e-3)
 		}
 		if t.Seconds == 0 {
 			unseen++
@@ -391,20 +391,23 @@ func (e *Examination) transactions(open []postgres.OpenTransaction, state *cdc.S
 	case unseen > 0:
 		e.add(cdc.Finding{
 			Side: cdc.InPostgreSQL, Severity: cdc.Note, Check: "open_transaction", Found: fmt.Sprintf("%d transactions are open, and the relay's role may not see since when", unseen),
-			Means: "one that is open for hours keeps WAL for the slot", Run: "look as an administrator: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start; or GRANT pg_read_all_stats to the relay's role",
+			Means: "one that is open for hours keeps WAL for the slot", Run: "look as an administrator: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start; a member of pg_read_all_stats sees it",
 		})
-	case old == 0:
+	case old == 0 && pg.Asked:
 		e.add(cdc.Finding{Side: cdc.InPostgreSQL, Severity: cdc.OK, Check: "open_transaction", Found: fmt.Sprintf("no transaction has been open for %s", plain.Duration(long))})
 	}
 }
 
-// openSince returns a time before which the transaction had written nothing, according to the state record.
-func openSince(state *cdc.State, xid string) (time.Time, bool) {
+// openSince returns a time before which a transaction of the pipeline's database had written nothing, according to the state record. One
+// that the record does not have has written nothing before the record's last look.
+func openSince(state *cdc.State, xid string) (since time.Time, known bool) {
 	if state == nil {
-		return time.Time{}, false
+		return since, false
 	}
-	since, known := state.Open[xid]
-	return since, known && !since.IsZero()
+	if since, known = state.Open[xid]; !known {
+		since = state.CheckedAt
+	}
+	return since, !since.IsZero()
 }
 
 // recordRoom is more than the bytes that a record has besides a payload: its key, its headers and the batch.
@@ -474,7 +477,7 @@ func (p polled) examine(ctx context.Context, e *Examination) {
 		e.notYet()
 		e.found(cdc.Problem, "prepared", "the table or the topics are not prepared for polling", "the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights")
 	}
-	e.transactions(pg.Open, nil, p.longOpen)
+	e.transactions(&pg, nil, p.longOpen)
 	p.sizes(e, pg.Largest, kf)
 	p.certificates(e)
 }

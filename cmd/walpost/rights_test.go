@@ -469,6 +469,7 @@ var postgresWorks = map[string]work{
 		}
 		return s.commands([]string{"status"}, []string{"dlq", "list"})
 	}},
+	"doctor":               {env: asRelay, do: command("doctor")},
 	"relay, cleanup.every": {base: []string{"relay"}, env: asRelay, prep: relaysOn, do: cleans},
 	"relay, polling":       {env: polls, prep: polled, do: pollsAll},
 	"cleanup.url":          {env: asCleaner, prep: relaysOn, do: cleans},
