@@ -36,6 +36,8 @@ type ward struct {
 	*testing.T            // of the fault
 	whole      *testing.T // of all faults
 	server     *devenv.Postgres
+	admin      string    // URL of a superuser, in the pipeline's database
+	role       string    // the relay's
 	conn       *pgx.Conn // of a superuser, in the pipeline's database
 	kafka      *kadm.Client
 	caFile     string
@@ -77,7 +79,7 @@ func newWard(t *testing.T) *ward {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	w := &ward{T: t, whole: t, server: server, kafka: kadm.NewClient(client), caFile: authority.File, cfg: config.Default(), long: time.Hour}
+	w := &ward{T: t, whole: t, server: server, admin: server.URL("shop"), role: "relay", kafka: kadm.NewClient(client), caFile: authority.File, cfg: config.Default(), long: time.Hour}
 	c := &w.cfg
 	c.Pipeline, c.Source.Slot, c.Source.URL = "shop", "shop", server.URLFor("relay", cdctest.Canary, "shop")
 	c.Kafka.Brokers, c.Kafka.AggregateTypes, c.Kafka.Replication = cluster.ListenAddrs(), []string{"order"}, 1
@@ -99,7 +101,7 @@ const (
 // connect opens the superuser's connection.
 func (w *ward) connect() {
 	w.Helper()
-	conn, err := pgx.Connect(w.Context(), w.server.URL("shop"))
+	conn, err := pgx.Connect(w.Context(), w.admin)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -190,10 +192,12 @@ func (w *ward) init() { w.Helper(); w.initThat("") }
 func (w *ward) initThat(says string) {
 	w.Helper()
 	cfg := w.cfg
-	cfg.Kafka.SASL.Username = "boss"
+	if cfg.Kafka.SASL.Username != "" {
+		cfg.Kafka.SASL.Username = "boss"
+	}
 	p, err := New(cfg, Options{})
 	if err == nil {
-		_, err = p.Init(w.Context(), InitOptions{AdminURL: w.server.URL("shop")})
+		_, err = p.Init(w.Context(), InitOptions{AdminURL: w.admin})
 	}
 	if says == "" && err != nil || !strings.Contains(fmt.Sprint(err), says) {
 		w.Fatal(err)
@@ -254,7 +258,7 @@ func (w *ward) sql(f cdc.Finding) {
 
 // play makes the fault, looks for its finding, ends the fault by what the finding says, and looks again.
 func (w *ward) play(t *testing.T, c *fault) {
-	w = &ward{T: t, whole: w.whole, server: w.server, conn: w.conn, kafka: w.kafka, caFile: w.caFile, cfg: w.cfg, long: w.long, ahead: w.ahead}
+	w = &ward{T: t, whole: w.whole, server: w.server, admin: w.admin, role: w.role, conn: w.conn, kafka: w.kafka, caFile: w.caFile, cfg: w.cfg, long: w.long, ahead: w.ahead}
 	c.make(w)
 	all, found := w.examine()
 	f, there := found[c.check]
@@ -695,21 +699,124 @@ func TestDoctorTellsWhereTheBrokersClockIs(t *testing.T) {
 
 // TestDoctorKnowsTheAgeOfATransactionFromTheStateRecord: the relay's role may not see when another role's transaction began.
 func TestDoctorKnowsTheAgeOfATransactionFromTheStateRecord(t *testing.T) {
-	open := []postgres.OpenTransaction{{Transaction: cdc.Transaction{PID: 7}, XID: "741", Database: "shop"}}
+	pg := &postgres.Examined{Database: "shop", Asked: true, Open: []postgres.OpenTransaction{{Transaction: cdc.Transaction{PID: 7}, XID: "741", Database: "shop"}}}
+	elsewhere := &postgres.Examined{Database: "other", Asked: true, Open: pg.Open}
 	for name, c := range map[string]struct {
+		pg    *postgres.Examined
 		state *cdc.State
 		want  cdc.Severity
 		says  string
 	}{
-		"no record":                      {nil, cdc.Note, "may not see since when"},
-		"a record that does not know it": {&cdc.State{}, cdc.Note, "may not see since when"},
-		"a young one":                    {&cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-time.Minute)}}, cdc.OK, "no transaction has been open for 1h"},
-		"an old one":                     {&cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-2 * time.Hour)}}, cdc.Warning, "the transaction of pid 7, open for 7200 s"},
+		"no record":                      {pg, nil, cdc.Note, "may not see since when"},
+		"a record that does not know it": {pg, &cdc.State{}, cdc.Note, "may not see since when"},
+		"a young one":                    {pg, &cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-time.Minute)}}, cdc.OK, "no transaction has been open for 1h"},
+		"an old one":                     {pg, &cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-2 * time.Hour)}}, cdc.Warning, "the transaction of pid 7, open for 7200 s"},
+		"one after the last look":        {pg, &cdc.State{CheckedAt: time.Now().Add(-time.Second)}, cdc.OK, "no transaction has been open for 1h"},
+		"one of another database":        {elsewhere, &cdc.State{Open: map[string]time.Time{"741": time.Now()}, CheckedAt: time.Now()}, cdc.Note, "may not see since when"},
 	} {
 		e := Examination{}
-		e.transactions(open, c.state, time.Hour)
+		e.transactions(c.pg, c.state, time.Hour)
 		if len(e.Findings) != 1 || e.Findings[0].Severity != c.want || !strings.Contains(e.Findings[0].Found, c.says) {
 			t.Errorf("%s: %+v, want %s", name, e.Findings, c.want)
 		}
+	}
+}
+
+// newPolledWard returns a polled pipeline on the servers that other tests use, too.
+func newPolledWard(t *testing.T) *ward {
+	t.Helper()
+	w := &ward{T: t, whole: t, admin: cdctest.Database(t), cfg: config.Default(), long: time.Hour, role: cdctest.SlotName(t, "relay")}
+	c := &w.cfg
+	c.Pipeline, c.Source.Kind, c.Source.URL = cdctest.Name(t, "polled"), config.KindPolling, cdctest.As(w.admin, w.role)
+	c.Kafka.Brokers, c.Kafka.AggregateTypes, c.Kafka.Replication = cdctest.Kafka(t), []string{"order"}, 1
+	client, err := kgo.NewClient(kgo.SeedBrokers(c.Kafka.Brokers...), kgo.MetadataMinAge(10*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	w.kafka = kadm.NewClient(client)
+	w.connect()
+	t.Cleanup(func() { _, _ = w.conn.Exec(context.Background(), "DROP OWNED BY "+w.role+"; DROP ROLE "+w.role) })
+	return w
+}
+
+// TestDoctorExaminesAPolledTable makes the faults that a polled table can have.
+func TestDoctorExaminesAPolledTable(t *testing.T) {
+	t.Parallel()
+	cdctest.Long(t, "plays faults on a server")
+	w := newPolledWard(t)
+	all, found := w.examine()
+	if all.Severity != cdc.Problem || found["prepared"].Severity != cdc.Problem || found["connection"].Severity != cdc.Note || found["topic_missing"].Severity != cdc.Note {
+		t.Errorf("before init: %+v", all)
+	}
+	w.exec("CREATE ROLE " + w.role + " LOGIN")
+	if all, found = w.examine(); found["prepared"].Severity != cdc.Problem || found["table_missing"].Severity != cdc.Note {
+		t.Errorf("before init: %+v", all)
+	}
+	w.init()
+	all, found = w.examine()
+	for _, f := range all.Findings {
+		t.Logf("%-8s %s: %s", f.Severity, f.Check, f.Found)
+	}
+	delete(found, "open_transaction") // of another test
+	if all.Severity != cdc.Warning || len(found) != 1 || found["relay"].Check == "" {
+		t.Errorf("nothing is wrong except that no relay runs: %s, %+v", all.Severity, found)
+	}
+	healthy := w.cfg
+	prepare := func(w *ward, _ cdc.Finding) { w.init() }
+	for _, c := range []fault{
+		{
+			name: "a column of polling is missing", check: "polling_table", side: cdc.InPostgreSQL, severity: cdc.Problem, found: `source.polling.columns.last_error: the table has no column "last_error"`, run: "`walpost init` adds it", only: true,
+			make: func(w *ward) { w.exec("ALTER TABLE outbox DROP COLUMN last_error") }, end: prepare,
+		},
+		{
+			name: "a default that lets rows be overtaken", check: "polling_table", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "needs the default pg_current_xact_id()", run: "SET DEFAULT pg_current_xact_id()", only: true,
+			make: func(w *ward) {
+				w.exec("ALTER TABLE outbox ALTER COLUMN " + w.cfg.Source.Polling.Columns.Transaction + " DROP DEFAULT")
+			},
+		},
+		{
+			name: "a right is missing", check: "table_rights", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "lacks rights on public.outbox", run: `GRANT UPDATE ON "public"."outbox" TO "`, only: true,
+			make: func(w *ward) { w.exec("REVOKE UPDATE ON outbox FROM " + w.role) },
+		},
+		{
+			name: "row-level security", check: "row_security", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "does not see all rows of public.outbox", run: "BYPASSRLS", only: true,
+			make: func(w *ward) {
+				w.exec("ALTER TABLE outbox ENABLE ROW LEVEL SECURITY")
+				w.Cleanup(func() { _, _ = w.conn.Exec(context.Background(), "ALTER TABLE outbox DISABLE ROW LEVEL SECURITY") })
+			},
+		},
+		{
+			name: "a wrong column type", check: "columns", side: cdc.InPostgreSQL, severity: cdc.Problem, found: `column "payload" has the type jsonb that cannot be used here`, run: "it must be text", only: true,
+			make: func(w *ward) { w.cfg.Source.Columns.EventType = "payload" },
+			end:  func(w *ward, _ cdc.Finding) { w.cfg.Source.Columns.EventType = "event_type" },
+		},
+		{
+			name: "failed rows", check: "backlog", side: cdc.Between, severity: cdc.Problem, found: "1 rows have failed", run: "`walpost dlq list` says why", only: true,
+			make: func(w *ward) {
+				w.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, status) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}', 'FAILED')`)
+			},
+			end: func(w *ward, _ cdc.Finding) {
+				if _, err := w.pipeline().Drop(w.Context(), DropOptions{}); err != nil {
+					w.Error(err)
+				}
+			},
+		},
+		{
+			name: "topic missing", check: "topic_missing", side: cdc.InKafka, severity: cdc.Problem, found: "does not exist", run: "run `walpost init`", only: true,
+			make: func(w *ward) {
+				if _, err := w.kafka.DeleteTopic(w.Context(), shopTopic); err != nil {
+					w.Fatal(err)
+				}
+			},
+			end: prepare,
+		},
+		{
+			name: "PostgreSQL unreachable", check: "connection", side: cdc.InPostgreSQL, severity: cdc.Unknown, found: "connection refused", run: "start it", only: true,
+			make: func(w *ward) { w.cfg = elsewhere(w.cfg, closedPort(w.T), "sslmode=disable") },
+			end:  func(w *ward, _ cdc.Finding) { w.cfg = healthy },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) { w.play(t, &c) })
 	}
 }

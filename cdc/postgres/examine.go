@@ -25,7 +25,9 @@ type Examined struct {
 	Findings []cdc.Finding
 	Reached  bool // the server let the relay's role in
 	Refused  bool // the server does not accept role or password, which `walpost init` creates
+	Database string
 	Open     []OpenTransaction
+	Asked    bool // Open has all transactions
 	Largest  Largest
 }
 
@@ -111,6 +113,7 @@ func (x *examiner) connects(ctx context.Context) bool {
 	}
 	x.conn, x.e.Reached = conn, true
 	cfg := conn.Config()
+	x.e.Database = cfg.Database
 	with := "without TLS"
 	if cfg.TLSConfig != nil {
 		with = "with TLS"
@@ -335,6 +338,7 @@ func (x *examiner) rowSecurity(ctx context.Context, reads bool) error {
 // transactions reads the open transactions of all databases that have written something: each keeps WAL for the slot.
 func (x *examiner) transactions(ctx context.Context) (err error) {
 	x.e.Open, err = openTransactions(ctx, x.conn)
+	x.e.Asked = err == nil
 	return err
 }
 
