@@ -81,7 +81,7 @@ func (f *fake) Where(ctx context.Context, o pipeline.WhereOptions) (*pipeline.Tr
 	return &pipeline.Trace{Asked: o.ID, Events: []pipeline.Traced{{EventID: o.ID, Answer: pipeline.Unknown}}}, nil
 }
 
-// flows is the status of a pipeline that works.
+// flows returns the status of a pipeline that works.
 func flows(name string) pipeline.Status {
 	seconds, bytes, unresolved := 0.25, int64(4096), 0
 	return pipeline.Status{
