@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -117,11 +118,13 @@ func (p *Pipeline) sides(ctx context.Context, reads bool) (pg postgres.Examined,
 	return pg, kf
 }
 
+const dryRun = "; with --dry-run it prints each step and its SQL, and changes nothing"
+
 // notYet turns the findings that `walpost init` ends into notes.
 func (e *Examination) notYet() {
 	for i := range e.Findings {
 		if f := &e.Findings[i]; f.Init && f.Severity != cdc.OK {
-			f.Severity, f.Means, f.Run = cdc.Note, "not yet: the pipeline is not prepared", "`walpost init` does it; `walpost init --dry-run` prints each step with its SQL"
+			f.Severity, f.Means, f.Run = cdc.Note, "", "not yet: `walpost init` does it"
 		}
 	}
 }
@@ -137,7 +140,7 @@ func (w wal) examine(ctx context.Context, e *Examination) {
 	if pg.Refused && seen != nil && seen.State == nil {
 		e.notYet()
 		e.found(cdc.Problem, "prepared", fmt.Sprintf("there is no state record for pipeline %q, and PostgreSQL does not accept the relay's role", w.cfg.Pipeline),
-			"the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights")
+			"the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights"+dryRun)
 	}
 	if kf.Reached {
 		w.decided(ctx, e)
@@ -151,7 +154,7 @@ func (w wal) examine(ctx context.Context, e *Examination) {
 		found, run := cdc.Parted(note)
 		e.found(cdc.Note, "partitions", found, "records of a key may be in two partitions, or earlier ones are gone", run)
 	}
-	w.sizes(e, pg.Largest, kf)
+	w.sizes(e, &pg, kf)
 	w.certificates(e)
 }
 
@@ -247,7 +250,7 @@ func (w wal) reconcile(ctx context.Context, e *Examination, seen *survey) {
 		e.fails("state_record", err)
 	case seen.State == nil && !f.Slot.Exists:
 		e.notYet()
-		e.fails("prepared", err)
+		e.found(cdc.Problem, "prepared", halt.Found, halt.Means, halt.Run+dryRun)
 	case f.Slot.Exists && f.Slot.Lost():
 		e.fails("slot_lost", err)
 	case !f.Slot.Exists:
@@ -255,6 +258,8 @@ func (w wal) reconcile(ctx context.Context, e *Examination, seen *survey) {
 	case !halt.Latch && len(f.Hidden)+len(f.Unfit) > 0: // each is a finding already
 	case halt.Latch && seen.State.Halt == nil:
 		e.fails("changed", err)
+	case halt.Latch:
+		e.fails("halted", err)
 	default:
 		e.fails("state_record", err)
 	}
@@ -414,14 +419,12 @@ func openSince(state *cdc.State, xid string) (since time.Time, known bool) {
 const recordRoom = 4 << 10
 
 // sizes compares the largest record that the topics take with the rows of the table.
-func (p *Pipeline) sizes(e *Examination, largest postgres.Largest, kf kafka.Examined) {
-	for _, name := range slices.Sorted(func(yield func(string) bool) {
-		for name := range kf.Takes {
-			if !yield(name) {
-				return
-			}
-		}
-	}) {
+func (p *Pipeline) sizes(e *Examination, pg *postgres.Examined, kf kafka.Examined) {
+	if !pg.Reached || e.has("standby_server") || e.has("table_missing") {
+		return
+	}
+	largest := pg.Largest
+	for _, name := range slices.Sorted(maps.Keys(kf.Takes)) {
 		takes := int64(kf.Takes[name])
 		most := int64(p.cfg.Source.MaxRowBytes)
 		if largest.Table > 0 {
@@ -475,10 +478,10 @@ func (p polled) examine(ctx context.Context, e *Examination) {
 			e.Findings[i].Init = e.Findings[i].Init || pg.Refused && e.Findings[i].Check == "connection"
 		}
 		e.notYet()
-		e.found(cdc.Problem, "prepared", "the table or the topics are not prepared for polling", "the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights")
+		e.found(cdc.Problem, "prepared", "the table or the topics are not prepared for polling", "the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights"+dryRun)
 	}
 	e.transactions(&pg, nil, p.longOpen)
-	p.sizes(e, pg.Largest, kf)
+	p.sizes(e, &pg, kf)
 	p.certificates(e)
 }
 

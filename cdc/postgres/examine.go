@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"regexp"
@@ -47,7 +48,7 @@ type Largest struct {
 
 // Examine asks PostgreSQL, with the relay's own rights, for everything that a relay needs from it, and returns a finding for each
 // check, also for one that passes. It takes no lock on a table and changes nothing. A question without an answer is a finding too,
-// and the other questions are asked nevertheless. reads is true if the relay's role reads or deletes rows of the table.
+// and Examine asks the other questions nevertheless. reads is true if the relay's role reads or deletes rows of the table.
 func (s *Source) Examine(ctx context.Context, reads bool) (e Examined) {
 	x := &examiner{source: s, e: &e}
 	defer x.close(ctx)
@@ -115,10 +116,11 @@ func (x *examiner) connects(ctx context.Context) bool {
 	cfg := conn.Config()
 	x.e.Database = cfg.Database
 	with := "without TLS"
-	if cfg.TLSConfig != nil {
+	if _, secured := conn.PgConn().Conn().(*tls.Conn); secured {
 		with = "with TLS"
 	}
-	x.passes("connection", "PostgreSQL %s at %s lets role %s into database %s, %s", conn.PgConn().ParameterStatus("server_version"), addresses(&cfg.Config), Ident(cfg.User), Ident(cfg.Database), with)
+	version, _, _ := strings.Cut(conn.PgConn().ParameterStatus("server_version"), " ")
+	x.passes("connection", "PostgreSQL %s at %s lets role %s into database %s, %s", version, addresses(&cfg.Config), Ident(cfg.User), Ident(cfg.Database), with)
 	return true
 }
 
