@@ -93,8 +93,8 @@ func (s *Pipeline) URLFor(user, password string) string {
 	return u.String()
 }
 
-// Getenv returns a variable of the configuration.
-func (s *Pipeline) Getenv(key string) string { return s.Env[key] }
+// Getenv returns a variable for a command in this process.
+func (s *Pipeline) Getenv(key string) string { return getenv(s.Env, key) }
 
 // Slot returns the name of the replication slot.
 func (s *Pipeline) Slot() string { return s.Env["WALPOST_SOURCE_SLOT"] }
