@@ -208,7 +208,7 @@ func TestBlindWatcherIsNoHalt(t *testing.T) {
 // TestEachLookTellsThePositions: what is durable in Kafka, and the end of the WAL.
 func TestEachLookTellsThePositions(t *testing.T) {
 	var told []LSN
-	observe = Observer{Looked: func(covered, end LSN) { told = append(told, covered, end) }}
+	observe = Observer{Looked: func(covered, end LSN, _, _ time.Time) { told = append(told, covered, end) }}
 	defer func() { observe = Observer{} }()
 	bubble(t, func(s *server, _ *broker, _ func() error, _ *Relay) {
 		s.set(func(f *Facts) { f.WALEnd = 100 })

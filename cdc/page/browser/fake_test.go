@@ -166,7 +166,7 @@ const (
 	history = "7341289411230021635"
 )
 
-// facts are what PostgreSQL says of a server and a slot in good health.
+// facts returns what PostgreSQL says of a server and a slot in good health.
 func facts() cdc.Facts {
 	return cdc.Facts{
 		Identity: cdc.Identity{SystemID: history, Timeline: 1},
@@ -175,7 +175,7 @@ func facts() cdc.Facts {
 	}
 }
 
-// record is the state record that belongs to facts.
+// record returns the state record that belongs to facts.
 func record() *cdc.State {
 	return &cdc.State{
 		Version: cdc.StateVersion, Pipeline: "orders", Slot: "orders", SystemID: history, Timeline: 1, Covered: walEnd - 0x88, CommitLSN: walEnd - 0x200, Ordinal: 1,
@@ -306,7 +306,7 @@ func deadLetters(n int) (all []pipeline.DeadLetter) {
 	return all
 }
 
-// backlog is the backlog of a polled table.
+// polled returns the status of a relay that polls a table with this backlog.
 func polled(b polling.Backlog) pipeline.Status {
 	st := pipeline.Status{Pipeline: "orders", Verdict: pipeline.Flows, Role: cdc.Streaming, Since: ago(3 * time.Hour), Published: 90_211, Blocked: []string{}, Backlog: &b}
 	if b.Horizon != nil {

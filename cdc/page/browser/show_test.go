@@ -140,11 +140,17 @@ func (b *tab) harmless() {
 	}
 }
 
-// fits fails the test if a person has to scroll the page sideways, or if a text is cut.
+// fits fails the test if a person has to scroll the page sideways, or if something stands beyond the edge of its card.
 func (b *tab) fits(width int64) {
 	b.t.Helper()
 	if is := eval[int64](b, "document.scrollingElement.scrollWidth"); is > width {
-		b.t.Errorf("%d wide, the page needs %d: %s", width, is, eval[string](b, `[...document.querySelectorAll("main *, header *, footer *")].filter((e) => !e.closest(".scroll, .row, .far") && e.getBoundingClientRect().right > innerWidth + 1).slice(0, 5).map((e) => e.tagName + "." + e.className + " " + e.innerText?.slice(0, 60)).join("; ")`))
+		b.t.Errorf("%d wide, the page needs %d", width, is)
+	}
+	for _, beyond := range eval[[]string](b, `[...document.querySelectorAll("main > section")].flatMap((s) => {
+		const edge = s.getBoundingClientRect().right - parseFloat(getComputedStyle(s).paddingRight) + 1;
+		return [...s.querySelectorAll("*")].filter((e) => e.getBoundingClientRect().right > edge && !e.parentElement.closest(".scroll, .row, .far, svg") && !e.matches(".far"));
+	}).slice(0, 5).map((e) => e.outerHTML.slice(0, 200))`) {
+		b.t.Errorf("%d wide, this is beyond the edge: %s", width, beyond)
 	}
 }
 

@@ -143,7 +143,7 @@ var states = []state{
 	},
 	{
 		name: "halted, the publication hides the table", make: reconcile(func(_ *cdc.State, f *cdc.Facts) {
-			f.Fingerprint, f.Hidden = "16402/none", []string{"source.publication: orders does not carry public.outbox: ALTER PUBLICATION orders ADD TABLE public.outbox"}
+			f.Fingerprint, f.Hidden = "16402/none", []cdc.Finding{{Side: cdc.InPostgreSQL, Check: "publication_table", Found: "source.publication: orders does not carry public.outbox", Run: "ALTER PUBLICATION orders ADD TABLE public.outbox"}}
 		}),
 		says: []string{"Halted", "does not carry public.outbox: ALTER PUBLICATION orders ADD TABLE public.outbox", "may never have been streamed"}, runs: []string{"walpost adopt"}, not: []string{nothing},
 	},
