@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ func newWard(t *testing.T) *ward {
 	pair := authority.Issue(t, cdctest.Certificate{Name: "db.shop.example", Hosts: []string{"db.shop.example"}})
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Version: "17", Settings: map[string]string{
 		"wal_level": "replica", "hba_file": hba.Name(), "ssl": "on", "ssl_cert_file": pair.CertFile, "ssl_key_file": pair.KeyFile,
-		"min_wal_size": "32MB", "max_wal_size": "32MB", "max_replication_slots": "3", "max_wal_senders": "3",
+		"min_wal_size": "32MB", "max_wal_size": "32MB", "max_replication_slots": "3", "max_wal_senders": "3", "scram_iterations": "1",
 	}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
@@ -276,6 +277,15 @@ func (w *ward) play(t *testing.T, c *fault) {
 		t.Errorf("got %+v, want %s of %s with %q and %q", f, c.severity, c.side, c.found, c.run)
 	}
 	t.Logf("\n%-8s %s: %s\n  means  %s\n  run    %s", f.Severity, f.Check, f.Found, f.Means, f.Run)
+	answered := 0
+	for _, other := range all.Findings {
+		if other.Side != c.side && other.Severity == cdc.OK {
+			answered++
+		}
+	}
+	if answered < 2 {
+		t.Errorf("the other side has %d findings: %+v", answered, all.Findings)
+	}
 	for check, other := range found {
 		if check != c.check && check != "relay" && c.only && other.Severity != cdc.Note {
 			t.Errorf("the doctor also names %+v", other)
@@ -354,7 +364,25 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			}, end: back,
 		},
 		{
-			name: "no slots left", check: "slots_free", side: cdc.InPostgreSQL, severity: cdc.Warning, found: "all 3 slots that max_replication_slots allows are in use", run: "SELECT pg_drop_replication_slot", only: true,
+			name: "a question without an answer", check: "slots_free", side: cdc.InPostgreSQL, severity: cdc.Unknown, found: "count slots and walsenders", run: "run `walpost doctor` again", only: true,
+			make: func(w *ward) {
+				u, _ := url.Parse(w.cfg.Source.URL)
+				proxy := cdctest.StartProxy(w, u.Host, func(f cdctest.Frame) cdctest.Verdict {
+					if !f.FromServer && bytes.Contains(f.Bytes, []byte("max_wal_senders")) {
+						return cdctest.Lose
+					}
+					return cdctest.Pass
+				})
+				w.cfg = elsewhere(w.cfg, proxy.Addr(), "sslmode=disable")
+				_, found := w.examine()
+				if len(found) != 2 {
+					w.Errorf("one question has no answer, no relay runs, and the doctor finds %+v", found)
+				}
+			},
+			end: back,
+		},
+		{
+			name: "no slots left", check: "slots_free", side: cdc.InPostgreSQL, severity: cdc.Warning, found: "all 3 slots that max_replication_slots allows are in use", run: "no process reads a, b: drop a slot that is not needed (SELECT pg_drop_replication_slot", only: true,
 			make: func(w *ward) {
 				w.exec("SELECT pg_create_physical_replication_slot('a'), pg_create_physical_replication_slot('b')")
 			},
@@ -674,7 +702,17 @@ func (w *ward) beforeInit(t *testing.T) {
 	}
 	w.sql(found["wal_level"])
 	w.restart()
+	w.cfg.Kafka.CreateTopics = true
 	only("prepared")
+	w.cfg.Kafka.CreateTopics = false
+	topics, err := w.kafka.ListTopics(w.Context())
+	var slots int
+	if err == nil {
+		err = w.conn.QueryRow(w.Context(), "SELECT count(*) FROM pg_replication_slots").Scan(&slots)
+	}
+	if err != nil || len(topics) > 0 || slots > 0 {
+		t.Errorf("the doctor has made topics %v and %d slots: %v", topics.Names(), slots, err)
+	}
 }
 
 // healthy examines a pipeline in order.

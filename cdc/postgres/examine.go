@@ -12,7 +12,6 @@ import (
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -155,15 +154,15 @@ func Found(check string, err error) cdc.Finding {
 		f := Problem(check, halt.Run, "%s", halt.Found)
 		f.Means = halt.Means
 		return f
-	case errors.Is(err, errAway), pgconn.Timeout(err), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, errRefused):
+		return parted(check, err.Error())
+	case errors.Is(err, errAway):
 		f := parted(check, err.Error())
 		f.Severity = cdc.Unknown
 		return f
 	}
-	f := parted(check, err.Error())
-	if !errors.Is(err, errRefused) {
-		f.Severity = cdc.Unknown
-	}
+	f := Problem(check, "run `walpost doctor` again; if this stays, look into the server's log", "%s", err.Error())
+	f.Severity, f.Means = cdc.Unknown, "this check has got no answer"
 	return f
 }
 
