@@ -137,16 +137,6 @@ func prose(text string) (spans []span) {
 // lines splits a text at its line ends, because prose shows each as an escape.
 func lines(text string) []string { return strings.Split(strings.TrimSpace(text), "\n") }
 
-// commands returns the walpost commands in a text, each once.
-func commands(text string) (all []string) {
-	for _, s := range prose(text) {
-		if s.Code && strings.HasPrefix(s.Text, "walpost ") {
-			all = append(all, s.Text)
-		}
-	}
-	return all
-}
-
 // number returns a number with a comma between groups of three digits.
 func number[N int | int64](n N) string {
 	s := fmt.Sprint(n)
