@@ -205,6 +205,22 @@ func TestBlindWatcherIsNoHalt(t *testing.T) {
 	})
 }
 
+// TestEachLookTellsThePositions: what is durable in Kafka, and the end of the WAL.
+func TestEachLookTellsThePositions(t *testing.T) {
+	var told []LSN
+	observe = Observer{Looked: func(covered, end LSN, _, _ time.Time) { told = append(told, covered, end) }}
+	defer func() { observe = Observer{} }()
+	bubble(t, func(s *server, _ *broker, _ func() error, _ *Relay) {
+		s.set(func(f *Facts) { f.WALEnd = 100 })
+		s.send(commit(20, 30, 1)...)
+		time.Sleep(14 * time.Second)
+		synctest.Wait()
+		if n := len(told); n < 4 || n > 8 || told[n-2] != 30 || told[n-1] != 100 {
+			t.Errorf("the looks tell %v", told)
+		}
+	})
+}
+
 // TestNothingIsConfirmedBeforeTheHistoryIsKnown: a slot that has moved would not send again the transactions that
 // show a restored snapshot.
 func TestNothingIsConfirmedBeforeTheHistoryIsKnown(t *testing.T) {

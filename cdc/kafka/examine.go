@@ -135,7 +135,7 @@ func (x *examiner) state(ctx context.Context) {
 			x.fails("state_topic", err)
 			return
 		}
-		x.passes("state_topic", "topic %s has one partition and is compacted", name)
+		x.compacted("state_topic", name, &found.topic)
 	}
 }
 
@@ -155,7 +155,19 @@ func (x *examiner) deadLetters(ctx context.Context) {
 		x.e.Findings[len(x.e.Findings)-1].Init = found.missing
 		return
 	}
-	x.passes("dead_letter_topic", "topic %s has one partition and is compacted", name)
+	x.compacted("dead_letter_topic", name, &found.topic)
+}
+
+// compacted adds that a topic is in order, or that Kafka does not show whether it is compacted.
+func (x *examiner) compacted(check, name string, t *topic) {
+	if _, known := t.config["cleanup.policy"]; known {
+		x.passes(check, "topic %s has one partition and is compacted", name)
+		return
+	}
+	x.add(cdc.Finding{
+		Severity: cdc.Note, Check: check, Found: fmt.Sprintf("topic %s has one partition, and Kafka does not show whether it is compacted", name),
+		Means: "if its cleanup.policy is not compact, Kafka deletes its records after a while", Run: x.sink.grant(identity.Topic, name, "DescribeConfigs"),
+	})
 }
 
 // rows checks a topic of rows.

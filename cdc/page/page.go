@@ -2,7 +2,7 @@
 //
 // The server renders everything (html/template), and the page is complete without JavaScript. With it, one small script
 // receives the parts that have changed as server-sent events. Nothing is loaded from elsewhere, and the content security
-// policy forbids inline scripts and styles. Ids, keys, types and reasons come from whoever writes rows: each passes
+// policy forbids inline scripts and styles. Ids, keys, types and reasons come from the writers of rows: each passes
 // [plain.Cut], so that letters which cannot be seen are shown as escapes, and html/template escapes the rest.
 //
 // Browsers share one look at each pipeline, so a hundred open pages ask PostgreSQL and Kafka as often as one.

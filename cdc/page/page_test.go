@@ -81,7 +81,7 @@ func (f *fake) Where(ctx context.Context, o pipeline.WhereOptions) (*pipeline.Tr
 	return &pipeline.Trace{Asked: o.ID, Events: []pipeline.Traced{{EventID: o.ID, Answer: pipeline.Unknown}}}, nil
 }
 
-// flows is the status of a pipeline that works.
+// flows returns the status of a pipeline that works.
 func flows(name string) pipeline.Status {
 	seconds, bytes, unresolved := 0.25, int64(4096), 0
 	return pipeline.Status{
@@ -169,7 +169,7 @@ func TestThePageAnswersFourQuestions(t *testing.T) {
 	}
 }
 
-// TestHostileValuesStayText: whoever writes rows chooses keys, types, ids and payloads.
+// TestHostileValuesStayText: the writers of rows choose keys, types, ids and payloads.
 func TestHostileValuesStayText(t *testing.T) {
 	for name, hostile := range map[string]string{
 		"markup":    `<script>alert(1)</script><img src=x onerror=alert(1)>`,
@@ -354,7 +354,7 @@ func TestAHundredOpenPagesAskOnce(t *testing.T) {
 	}
 	pages.Wait()
 	if asked, most := f.asked.Load(), int64(time.Since(began)/every)*2+2; asked > most {
-		t.Errorf("the pipeline was asked %d times, want %d at most", asked, most)
+		t.Errorf("%d looks at the pipeline, want %d at most", asked, most)
 	}
 }
 

@@ -121,7 +121,7 @@ func plots(points []pipeline.Point, now time.Time) []plot {
 	}
 }
 
-// bar is a position on the scale of all of them, from 0 to 1000: the end of the WAL is on the right.
+// bar returns a position on the scale of all of them, from 0 to 1000: the end of the WAL is on the right.
 func bar(bytes, most int64) int {
 	scale := math.Log1p(float64(max(most, 1<<20)))
 	return int(math.Round(across * (1 - math.Log1p(float64(bytes))/scale)))

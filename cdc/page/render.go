@@ -24,7 +24,7 @@ var sources embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"line": plain.Line, "cut": plain.Cut, "prose": prose, "lines": lines, "size": plain.Size, "number": number[int64], "count": number[int], "clock": clock,
-	"lag": lag, "key": key, "add": func(a, b int) int { return a + b },
+	"lag": lag, "doing": doing, "key": key, "add": func(a, b int) int { return a + b },
 }).ParseFS(sources, "templates/*.html"))
 
 // part is a piece of the page that is sent again when it has changed.
@@ -58,7 +58,7 @@ type fixed struct {
 	Settings []config.Setting
 }
 
-// lag says how long an event took, if that is known.
+// lag returns how long an event took, if that is known.
 func lag(e pipeline.Event) string {
 	if e.Lag == nil {
 		return "unknown"
@@ -522,7 +522,7 @@ func (f *found) More() int {
 	return 0
 }
 
-// Answer says in words where an event is.
+// Answer returns in words where an event is.
 func (f *found) Answer(e pipeline.Traced) string {
 	switch e.Answer {
 	case pipeline.IsPublished:

@@ -50,7 +50,15 @@ func stateOf(st *pipeline.Status) state {
 	return state{"good", "Works", "Rows flow from PostgreSQL to Kafka."}
 }
 
-// behind says how far a pipeline is behind, in seconds and in bytes or rows.
+// doing returns a role as what the relay is.
+func doing(role cdc.Role) string {
+	if role == cdc.Standby {
+		return "standing by"
+	}
+	return string(role)
+}
+
+// behind returns how far a pipeline is behind, in seconds and in bytes or rows.
 func behind(st *pipeline.Status) (seconds, amount string) {
 	seconds, amount = "unknown", ""
 	switch {
@@ -73,7 +81,7 @@ func behind(st *pipeline.Status) (seconds, amount string) {
 // secs returns a number of seconds as a duration.
 func secs(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// left says when the slot can be lost.
+// left returns when the slot can be lost.
 func left(st *pipeline.Status) string {
 	switch {
 	case st.Slot == nil:
@@ -128,16 +136,6 @@ func prose(text string) (spans []span) {
 
 // lines splits a text at its line ends, because prose shows each as an escape.
 func lines(text string) []string { return strings.Split(strings.TrimSpace(text), "\n") }
-
-// commands returns the walpost commands in a text, each once.
-func commands(text string) (all []string) {
-	for _, s := range prose(text) {
-		if s.Code && strings.HasPrefix(s.Text, "walpost ") {
-			all = append(all, s.Text)
-		}
-	}
-	return all
-}
 
 // number returns a number with a comma between groups of three digits.
 func number[N int | int64](n N) string {

@@ -31,7 +31,8 @@ type CompareOptions struct {
 	ReadKey string // name of the flag or key that holds ReadURL, for errors
 	Values  bool   // show the values of records that differ, shortened; otherwise only where they begin to differ
 	// Differs is called with each difference.
-	Differs func(Difference)
+	Differs  func(Difference)
+	Progress Progress // is called with the records that are read
 }
 
 // Difference is one part of a record that walpost would write in another way.
@@ -89,7 +90,10 @@ func (p *Pipeline) Compare(ctx context.Context, o CompareOptions) (Compared, err
 		c.compare(found)
 		return nil
 	}
+	var records int64
 	read, err := p.sink.Newest(ctx, topics, o.Records, func(r *kgo.Record, partitions int) error {
+		records++
+		o.Progress.at(records, max(records, int64(o.Records)), "records")
 		if c.add(r, partitions); c.size < compareBytes {
 			return nil
 		}

@@ -15,7 +15,7 @@
 // Any number of processes may run the same pipeline, because the slot is the lock. One streams. The others stand by and check once a
 // second whether the slot is free.
 //
-// An operator's verbs are methods: Init, Remove, Status, Where, Adopt, Skip, Replay, DeadLetters, Redrive, Drop, Cleanup and
+// An operator's verbs are methods: Init, Remove, Examine, Status, Where, Tail, Adopt, Skip, Replay, DeadLetters, Redrive, Drop, Cleanup and
 // MigrateSource. Each takes its options and returns a value; none prints. Verbs that can take long call a [Progress].
 //
 // A service that takes requests does not depend on its relay: while Kafka is away, events wait in the outbox. Use Ready for a probe of

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -117,11 +118,13 @@ func (p *Pipeline) sides(ctx context.Context, reads bool) (pg postgres.Examined,
 	return pg, kf
 }
 
+const dryRun = "; with --dry-run it prints each step and its SQL, and changes nothing"
+
 // notYet turns the findings that `walpost init` ends into notes.
 func (e *Examination) notYet() {
 	for i := range e.Findings {
 		if f := &e.Findings[i]; f.Init && f.Severity != cdc.OK {
-			f.Severity, f.Means, f.Run = cdc.Note, "not yet: the pipeline is not prepared", "`walpost init` does it; `walpost init --dry-run` prints each step with its SQL"
+			f.Severity, f.Means, f.Run = cdc.Note, "", "not yet: `walpost init` does it"
 		}
 	}
 }
@@ -133,79 +136,92 @@ func (w wal) examine(ctx context.Context, e *Examination) {
 	}
 	e.add(pg.Findings...)
 	e.add(kf.Findings...)
-	state, stateErr := w.position(ctx, e, kf.Reached)
-	switch {
-	case !pg.Reached:
-		if pg.Refused && kf.Reached && stateErr == nil && state == nil {
-			e.notYet()
-			e.found(cdc.Problem, "prepared", fmt.Sprintf("there is no state record for pipeline %q, and PostgreSQL does not accept the relay's role", w.cfg.Pipeline),
-				"the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights")
-		}
-	case e.has("standby_server"):
-	default:
-		w.compare(ctx, e, state, stateErr)
+	seen := w.compare(ctx, e, pg.Reached && !e.has("standby_server"), kf.Reached)
+	if pg.Refused && seen != nil && seen.State == nil {
+		e.notYet()
+		e.found(cdc.Problem, "prepared", fmt.Sprintf("there is no state record for pipeline %q, and PostgreSQL does not accept the relay's role", w.cfg.Pipeline),
+			"the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights"+dryRun)
 	}
-	e.transactions(pg.Open, state, w.longOpen)
 	if kf.Reached {
-		for _, note := range kf.Partitions.Notes(state) {
-			e.found(cdc.Note, "partitions", note, "an operator should know", "nothing, if this was intended")
-		}
+		w.decided(ctx, e)
 	}
-	w.sizes(e, pg.Largest, kf)
+	var state *cdc.State
+	if seen != nil {
+		state = seen.State
+	}
+	e.transactions(&pg, state, w.longOpen)
+	for _, note := range kf.Partitions.Notes(state) {
+		found, run := cdc.Parted(note)
+		e.found(cdc.Note, "partitions", found, "records of a key may be in two partitions, or earlier ones are gone", run)
+	}
+	w.sizes(e, &pg, kf)
 	w.certificates(e)
 }
 
-// position reads the state record, and reports the decisions and dead letters that wait for somebody.
-func (w wal) position(ctx context.Context, e *Examination, reached bool) (*cdc.State, error) {
-	if !reached {
-		return nil, errNoAnswer
-	}
+// decided reports the gaps that decisions have left, and the dead letters that wait for one.
+func (w wal) decided(ctx context.Context, e *Examination) {
 	ctx, cancel := context.WithTimeout(ctx, examineWithin)
 	defer cancel()
-	state, err := w.sink.Peek(ctx)
-	if err != nil {
-		if !e.has("acl") && !e.has("state_topic") {
-			e.fails("state_record", err)
-		}
-		return nil, err
-	}
-	if decisions, err := w.sink.Decisions(ctx); err == nil {
+	if decisions, err := w.sink.Decisions(ctx); err == nil { // compare reports an error
 		for _, g := range cdc.Gaps(decisions) {
 			e.found(cdc.Problem, "gap", fmt.Sprintf("rows committed in %s may be missing in Kafka", g.Range), "a decision has left them behind, and no replay has covered them", "run "+g.Run+"; if you know that none is missing, add --none-missing")
 		}
 	}
-	if w.cfg.Poison.Policy == config.PolicyDeadLetter && !e.has("dead_letter_topic") {
-		switch n, err := w.sink.Unresolved().Count(ctx); {
-		case err != nil:
-			e.fails("dead_letters", err)
-		case n > 0:
-			e.found(cdc.Problem, "dead_letters", fmt.Sprintf("%d dead letters are unresolved", n), "these rows were not published", "`walpost dlq list` says why")
-		}
-	}
-	return state, nil
-}
-
-// compare compares the server with the state record.
-func (w wal) compare(ctx context.Context, e *Examination, state *cdc.State, stateErr error) {
-	ctx, cancel := context.WithTimeout(ctx, examineWithin)
-	defer cancel()
-	record := w.unfenced
-	if stateErr != nil {
-		record = func(context.Context, *cdc.Facts) (*cdc.State, error) { return nil, nil }
-	}
-	seen, err := read(ctx, w.source, record)
-	if err != nil {
-		e.fails("slot", err)
+	if w.cfg.Poison.Policy != config.PolicyDeadLetter || e.has("dead_letter_topic") || e.has("acl") {
 		return
 	}
+	switch n, err := w.sink.Unresolved().Count(ctx); {
+	case err != nil:
+		e.fails("dead_letters", err)
+	case n > 0:
+		e.found(cdc.Problem, "dead_letters", fmt.Sprintf("%d dead letters are unresolved", n), "these rows were not published", "`walpost dlq list` says why")
+	}
+}
+
+// compare compares the server with the state record, as far as both were reached. It returns nil if the state record could not be read.
+func (w wal) compare(ctx context.Context, e *Examination, server, record bool) *survey {
+	ctx, cancel := context.WithTimeout(ctx, examineWithin)
+	defer cancel()
+	stateErr := errNoAnswer
+	peek := func(ctx context.Context, _ *cdc.Facts) (state *cdc.State, _ error) {
+		if record {
+			state, stateErr = w.sink.Peek(ctx)
+		}
+		return state, nil
+	}
+	var seen survey
+	var err error
+	if server {
+		seen, err = read(ctx, w.source, peek)
+	} else {
+		seen.State, _ = peek(ctx, nil)
+	}
+	if record && stateErr != nil && !e.has("acl") && !e.has("state_topic") {
+		e.fails("state_record", stateErr)
+	}
+	switch {
+	case !server:
+	case err != nil:
+		e.fails("slot", err)
+	default:
+		w.facts(ctx, e, &seen, stateErr == nil)
+	}
+	if stateErr != nil {
+		return nil
+	}
+	return &seen
+}
+
+// facts reports what the server's facts say, with the state record if it is known.
+func (w wal) facts(ctx context.Context, e *Examination, seen *survey, known bool) {
 	f := &seen.Facts
-	if stateErr == nil {
-		w.reconcile(ctx, e, &seen)
+	if known {
+		w.reconcile(ctx, e, seen)
 	} else if f.Slot.Exists && f.Slot.Lost() {
 		e.found(cdc.Problem, "slot_lost", fmt.Sprintf("replication slot %q is lost (wal_status %s)", f.Slot.Name, f.Slot.WALStatus),
 			"rows committed after "+f.Slot.ConfirmedFlush.String()+" can no longer be streamed", "let Kafka answer, and run `walpost doctor` again: with the state record it says how to continue")
 	}
-	w.slot(e, &seen)
+	w.slot(e, seen)
 	w.waiting(ctx, e, f)
 	for _, note := range f.Notes {
 		if !postgres.AboutClocks(note) {
@@ -234,7 +250,7 @@ func (w wal) reconcile(ctx context.Context, e *Examination, seen *survey) {
 		e.fails("state_record", err)
 	case seen.State == nil && !f.Slot.Exists:
 		e.notYet()
-		e.fails("prepared", err)
+		e.found(cdc.Problem, "prepared", halt.Found, halt.Means, halt.Run+dryRun)
 	case f.Slot.Exists && f.Slot.Lost():
 		e.fails("slot_lost", err)
 	case !f.Slot.Exists:
@@ -242,6 +258,8 @@ func (w wal) reconcile(ctx context.Context, e *Examination, seen *survey) {
 	case !halt.Latch && len(f.Hidden)+len(f.Unfit) > 0: // each is a finding already
 	case halt.Latch && seen.State.Halt == nil:
 		e.fails("changed", err)
+	case halt.Latch:
+		e.fails("halted", err)
 	default:
 		e.fails("state_record", err)
 	}
@@ -355,11 +373,11 @@ func (w wal) clocks(e *Examination, f *cdc.Facts, state *cdc.State) {
 
 // transactions reports the transactions that have been open for long. The state record has a time for those whose age the relay's role may
 // not see.
-func (e *Examination) transactions(open []postgres.OpenTransaction, state *cdc.State, long time.Duration) {
+func (e *Examination) transactions(pg *postgres.Examined, state *cdc.State, long time.Duration) {
 	var unseen, old int
-	for _, t := range open {
-		if since, known := openSince(state, t.XID); t.Seconds == 0 && known {
-			t.Seconds = time.Since(since).Seconds()
+	for _, t := range pg.Open {
+		if since, known := openSince(state, t.XID); t.Seconds == 0 && t.Database == pg.Database && known {
+			t.Seconds = max(time.Since(since).Seconds(), 1e-3)
 		}
 		if t.Seconds == 0 {
 			unseen++
@@ -378,34 +396,35 @@ func (e *Examination) transactions(open []postgres.OpenTransaction, state *cdc.S
 	case unseen > 0:
 		e.add(cdc.Finding{
 			Side: cdc.InPostgreSQL, Severity: cdc.Note, Check: "open_transaction", Found: fmt.Sprintf("%d transactions are open, and the relay's role may not see since when", unseen),
-			Means: "one that is open for hours keeps WAL for the slot", Run: "look as an administrator: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start; or GRANT pg_read_all_stats to the relay's role",
+			Means: "one that is open for hours keeps WAL for the slot", Run: "look as an administrator: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start; a member of pg_read_all_stats sees it",
 		})
-	case old == 0:
+	case old == 0 && pg.Asked:
 		e.add(cdc.Finding{Side: cdc.InPostgreSQL, Severity: cdc.OK, Check: "open_transaction", Found: fmt.Sprintf("no transaction has been open for %s", plain.Duration(long))})
 	}
 }
 
-// openSince returns a time before which the transaction had written nothing, according to the state record.
-func openSince(state *cdc.State, xid string) (time.Time, bool) {
+// openSince returns a time before which a transaction of the pipeline's database had written nothing, according to the state record. One
+// that the record does not have has written nothing before the record's last look.
+func openSince(state *cdc.State, xid string) (since time.Time, known bool) {
 	if state == nil {
-		return time.Time{}, false
+		return since, false
 	}
-	since, known := state.Open[xid]
-	return since, known && !since.IsZero()
+	if since, known = state.Open[xid]; !known {
+		since = state.CheckedAt
+	}
+	return since, !since.IsZero()
 }
 
 // recordRoom is more than the bytes that a record has besides a payload: its key, its headers and the batch.
 const recordRoom = 4 << 10
 
 // sizes compares the largest record that the topics take with the rows of the table.
-func (p *Pipeline) sizes(e *Examination, largest postgres.Largest, kf kafka.Examined) {
-	for _, name := range slices.Sorted(func(yield func(string) bool) {
-		for name := range kf.Takes {
-			if !yield(name) {
-				return
-			}
-		}
-	}) {
+func (p *Pipeline) sizes(e *Examination, pg *postgres.Examined, kf kafka.Examined) {
+	if !pg.Reached || e.has("standby_server") || e.has("table_missing") {
+		return
+	}
+	largest := pg.Largest
+	for _, name := range slices.Sorted(maps.Keys(kf.Takes)) {
 		takes := int64(kf.Takes[name])
 		most := int64(p.cfg.Source.MaxRowBytes)
 		if largest.Table > 0 {
@@ -459,10 +478,10 @@ func (p polled) examine(ctx context.Context, e *Examination) {
 			e.Findings[i].Init = e.Findings[i].Init || pg.Refused && e.Findings[i].Check == "connection"
 		}
 		e.notYet()
-		e.found(cdc.Problem, "prepared", "the table or the topics are not prepared for polling", "the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights")
+		e.found(cdc.Problem, "prepared", "the table or the topics are not prepared for polling", "the pipeline is not prepared yet; nothing is read or published", "run `walpost init` once, with an administrator's rights"+dryRun)
 	}
-	e.transactions(pg.Open, nil, p.longOpen)
-	p.sizes(e, pg.Largest, kf)
+	e.transactions(&pg, nil, p.longOpen)
+	p.sizes(e, &pg, kf)
 	p.certificates(e)
 }
 

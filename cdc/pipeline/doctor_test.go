@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ type ward struct {
 	*testing.T            // of the fault
 	whole      *testing.T // of all faults
 	server     *devenv.Postgres
+	admin      string    // URL of a superuser, in the pipeline's database
+	role       string    // the relay's
 	conn       *pgx.Conn // of a superuser, in the pipeline's database
 	kafka      *kadm.Client
 	caFile     string
@@ -61,7 +64,7 @@ func newWard(t *testing.T) *ward {
 	pair := authority.Issue(t, cdctest.Certificate{Name: "db.shop.example", Hosts: []string{"db.shop.example"}})
 	server := cdctest.OwnPostgres(t, devenv.PostgresConfig{Version: "17", Settings: map[string]string{
 		"wal_level": "replica", "hba_file": hba.Name(), "ssl": "on", "ssl_cert_file": pair.CertFile, "ssl_key_file": pair.KeyFile,
-		"min_wal_size": "32MB", "max_wal_size": "32MB", "max_replication_slots": "3", "max_wal_senders": "3",
+		"min_wal_size": "32MB", "max_wal_size": "32MB", "max_replication_slots": "3", "max_wal_senders": "3", "scram_iterations": "1",
 	}})
 	if err := server.CreateDatabase(t.Context(), "shop"); err != nil {
 		t.Fatal(err)
@@ -77,7 +80,7 @@ func newWard(t *testing.T) *ward {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	w := &ward{T: t, whole: t, server: server, kafka: kadm.NewClient(client), caFile: authority.File, cfg: config.Default(), long: time.Hour}
+	w := &ward{T: t, whole: t, server: server, admin: server.URL("shop"), role: "relay", kafka: kadm.NewClient(client), caFile: authority.File, cfg: config.Default(), long: time.Hour}
 	c := &w.cfg
 	c.Pipeline, c.Source.Slot, c.Source.URL = "shop", "shop", server.URLFor("relay", cdctest.Canary, "shop")
 	c.Kafka.Brokers, c.Kafka.AggregateTypes, c.Kafka.Replication = cluster.ListenAddrs(), []string{"order"}, 1
@@ -99,7 +102,7 @@ const (
 // connect opens the superuser's connection.
 func (w *ward) connect() {
 	w.Helper()
-	conn, err := pgx.Connect(w.Context(), w.server.URL("shop"))
+	conn, err := pgx.Connect(w.Context(), w.admin)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -190,10 +193,12 @@ func (w *ward) init() { w.Helper(); w.initThat("") }
 func (w *ward) initThat(says string) {
 	w.Helper()
 	cfg := w.cfg
-	cfg.Kafka.SASL.Username = "boss"
+	if cfg.Kafka.SASL.Username != "" {
+		cfg.Kafka.SASL.Username = "boss"
+	}
 	p, err := New(cfg, Options{})
 	if err == nil {
-		_, err = p.Init(w.Context(), InitOptions{AdminURL: w.server.URL("shop")})
+		_, err = p.Init(w.Context(), InitOptions{AdminURL: w.admin})
 	}
 	if says == "" && err != nil || !strings.Contains(fmt.Sprint(err), says) {
 		w.Fatal(err)
@@ -204,16 +209,23 @@ func (w *ward) initThat(says string) {
 func (w *ward) examine() (all Examination, found map[string]cdc.Finding) {
 	w.Helper()
 	all = w.pipeline().Examine(w.Context())
+	page, err := os.ReadFile("../DOCTOR.md")
+	if err != nil {
+		w.Fatal(err)
+	}
 	found = map[string]cdc.Finding{}
 	for _, f := range all.Findings {
 		cdctest.NoSecret(w, "doctor", fmt.Sprint(f))
 		if f.Found == "" || f.Check == "" || f.Side == "" || strings.ContainsAny(f.Found+f.Means+f.Run, "\n") {
 			w.Errorf("a finding without its parts: %+v", f)
 		}
+		if !strings.Contains(string(page), "`"+f.Check+"`") {
+			w.Errorf("cdc/DOCTOR.md does not have the check %s", f.Check)
+		}
 		if f.Severity == cdc.OK {
 			continue
 		}
-		if f.Means == "" || f.Run == "" {
+		if f.Means == "" && !strings.HasPrefix(f.Run, "not yet: ") || f.Run == "" {
 			w.Errorf("%s does not say what it means and what to run: %+v", f.Check, f)
 		}
 		found[f.Check] = f
@@ -254,7 +266,7 @@ func (w *ward) sql(f cdc.Finding) {
 
 // play makes the fault, looks for its finding, ends the fault by what the finding says, and looks again.
 func (w *ward) play(t *testing.T, c *fault) {
-	w = &ward{T: t, whole: w.whole, server: w.server, conn: w.conn, kafka: w.kafka, caFile: w.caFile, cfg: w.cfg, long: w.long, ahead: w.ahead}
+	w = &ward{T: t, whole: w.whole, server: w.server, admin: w.admin, role: w.role, conn: w.conn, kafka: w.kafka, caFile: w.caFile, cfg: w.cfg, long: w.long, ahead: w.ahead}
 	c.make(w)
 	all, found := w.examine()
 	f, there := found[c.check]
@@ -265,6 +277,15 @@ func (w *ward) play(t *testing.T, c *fault) {
 		t.Errorf("got %+v, want %s of %s with %q and %q", f, c.severity, c.side, c.found, c.run)
 	}
 	t.Logf("\n%-8s %s: %s\n  means  %s\n  run    %s", f.Severity, f.Check, f.Found, f.Means, f.Run)
+	answered := 0
+	for _, other := range all.Findings {
+		if other.Side != c.side && other.Severity == cdc.OK {
+			answered++
+		}
+	}
+	if answered < 2 {
+		t.Errorf("the other side has %d findings: %+v", answered, all.Findings)
+	}
 	for check, other := range found {
 		if check != c.check && check != "relay" && c.only && other.Severity != cdc.Note {
 			t.Errorf("the doctor also names %+v", other)
@@ -343,7 +364,25 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			}, end: back,
 		},
 		{
-			name: "no slots left", check: "slots_free", side: cdc.InPostgreSQL, severity: cdc.Warning, found: "all 3 slots that max_replication_slots allows are in use", run: "SELECT pg_drop_replication_slot", only: true,
+			name: "a question without an answer", check: "slots_free", side: cdc.InPostgreSQL, severity: cdc.Unknown, found: "count slots and walsenders", run: "run `walpost doctor` again", only: true,
+			make: func(w *ward) {
+				u, _ := url.Parse(w.cfg.Source.URL)
+				proxy := cdctest.StartProxy(w, u.Host, func(f cdctest.Frame) cdctest.Verdict {
+					if !f.FromServer && bytes.Contains(f.Bytes, []byte("max_wal_senders")) {
+						return cdctest.Lose
+					}
+					return cdctest.Pass
+				})
+				w.cfg = elsewhere(w.cfg, proxy.Addr(), "sslmode=disable")
+				_, found := w.examine()
+				if len(found) != 2 {
+					w.Errorf("one question has no answer, no relay runs, and the doctor finds %+v", found)
+				}
+			},
+			end: back,
+		},
+		{
+			name: "no slots left", check: "slots_free", side: cdc.InPostgreSQL, severity: cdc.Warning, found: "all 3 slots that max_replication_slots allows are in use", run: "no process reads a, b: drop a slot that is not needed (SELECT pg_drop_replication_slot", only: true,
 			make: func(w *ward) {
 				w.exec("SELECT pg_create_physical_replication_slot('a'), pg_create_physical_replication_slot('b')")
 			},
@@ -663,7 +702,17 @@ func (w *ward) beforeInit(t *testing.T) {
 	}
 	w.sql(found["wal_level"])
 	w.restart()
+	w.cfg.Kafka.CreateTopics = true
 	only("prepared")
+	w.cfg.Kafka.CreateTopics = false
+	topics, err := w.kafka.ListTopics(w.Context())
+	var slots int
+	if err == nil {
+		err = w.conn.QueryRow(w.Context(), "SELECT count(*) FROM pg_replication_slots").Scan(&slots)
+	}
+	if err != nil || len(topics) > 0 || slots > 0 {
+		t.Errorf("the doctor has made topics %v and %d slots: %v", topics.Names(), slots, err)
+	}
 }
 
 // healthy examines a pipeline in order.
@@ -695,21 +744,124 @@ func TestDoctorTellsWhereTheBrokersClockIs(t *testing.T) {
 
 // TestDoctorKnowsTheAgeOfATransactionFromTheStateRecord: the relay's role may not see when another role's transaction began.
 func TestDoctorKnowsTheAgeOfATransactionFromTheStateRecord(t *testing.T) {
-	open := []postgres.OpenTransaction{{Transaction: cdc.Transaction{PID: 7}, XID: "741", Database: "shop"}}
+	pg := &postgres.Examined{Database: "shop", Asked: true, Open: []postgres.OpenTransaction{{Transaction: cdc.Transaction{PID: 7}, XID: "741", Database: "shop"}}}
+	elsewhere := &postgres.Examined{Database: "other", Asked: true, Open: pg.Open}
 	for name, c := range map[string]struct {
+		pg    *postgres.Examined
 		state *cdc.State
 		want  cdc.Severity
 		says  string
 	}{
-		"no record":                      {nil, cdc.Note, "may not see since when"},
-		"a record that does not know it": {&cdc.State{}, cdc.Note, "may not see since when"},
-		"a young one":                    {&cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-time.Minute)}}, cdc.OK, "no transaction has been open for 1h"},
-		"an old one":                     {&cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-2 * time.Hour)}}, cdc.Warning, "the transaction of pid 7, open for 7200 s"},
+		"no record":                      {pg, nil, cdc.Note, "may not see since when"},
+		"a record that does not know it": {pg, &cdc.State{}, cdc.Note, "may not see since when"},
+		"a young one":                    {pg, &cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-time.Minute)}}, cdc.OK, "no transaction has been open for 1h"},
+		"an old one":                     {pg, &cdc.State{Open: map[string]time.Time{"741": time.Now().Add(-2 * time.Hour)}}, cdc.Warning, "the transaction of pid 7, open for 7200 s"},
+		"one after the last look":        {pg, &cdc.State{CheckedAt: time.Now().Add(-time.Second)}, cdc.OK, "no transaction has been open for 1h"},
+		"one of another database":        {elsewhere, &cdc.State{Open: map[string]time.Time{"741": time.Now()}, CheckedAt: time.Now()}, cdc.Note, "may not see since when"},
 	} {
 		e := Examination{}
-		e.transactions(open, c.state, time.Hour)
+		e.transactions(c.pg, c.state, time.Hour)
 		if len(e.Findings) != 1 || e.Findings[0].Severity != c.want || !strings.Contains(e.Findings[0].Found, c.says) {
 			t.Errorf("%s: %+v, want %s", name, e.Findings, c.want)
 		}
+	}
+}
+
+// newPolledWard returns a polled pipeline on the servers that other tests use, too.
+func newPolledWard(t *testing.T) *ward {
+	t.Helper()
+	w := &ward{T: t, whole: t, admin: cdctest.Database(t), cfg: config.Default(), long: time.Hour, role: cdctest.SlotName(t, "relay")}
+	c := &w.cfg
+	c.Pipeline, c.Source.Kind, c.Source.URL = cdctest.Name(t, "polled"), config.KindPolling, cdctest.As(w.admin, w.role)
+	c.Kafka.Brokers, c.Kafka.AggregateTypes, c.Kafka.Replication = cdctest.Kafka(t), []string{"order"}, 1
+	client, err := kgo.NewClient(kgo.SeedBrokers(c.Kafka.Brokers...), kgo.MetadataMinAge(10*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	w.kafka = kadm.NewClient(client)
+	w.connect()
+	t.Cleanup(func() { _, _ = w.conn.Exec(context.Background(), "DROP OWNED BY "+w.role+"; DROP ROLE "+w.role) })
+	return w
+}
+
+// TestDoctorExaminesAPolledTable makes the faults that a polled table can have.
+func TestDoctorExaminesAPolledTable(t *testing.T) {
+	t.Parallel()
+	cdctest.Long(t, "plays faults on a server")
+	w := newPolledWard(t)
+	all, found := w.examine()
+	if all.Severity != cdc.Problem || found["prepared"].Severity != cdc.Problem || found["connection"].Severity != cdc.Note || found["topic_missing"].Severity != cdc.Note {
+		t.Errorf("before init: %+v", all)
+	}
+	w.exec("CREATE ROLE " + w.role + " LOGIN")
+	if all, found = w.examine(); found["prepared"].Severity != cdc.Problem || found["table_missing"].Severity != cdc.Note {
+		t.Errorf("before init: %+v", all)
+	}
+	w.init()
+	all, found = w.examine()
+	for _, f := range all.Findings {
+		t.Logf("%-8s %s: %s", f.Severity, f.Check, f.Found)
+	}
+	delete(found, "open_transaction") // of another test
+	if all.Severity != cdc.Warning || len(found) != 1 || found["relay"].Check == "" {
+		t.Errorf("nothing is wrong except that no relay runs: %s, %+v", all.Severity, found)
+	}
+	healthy := w.cfg
+	prepare := func(w *ward, _ cdc.Finding) { w.init() }
+	for _, c := range []fault{
+		{
+			name: "a column of polling is missing", check: "polling_table", side: cdc.InPostgreSQL, severity: cdc.Problem, found: `source.polling.columns.last_error: the table has no column "last_error"`, run: "`walpost init` adds it", only: true,
+			make: func(w *ward) { w.exec("ALTER TABLE outbox DROP COLUMN last_error") }, end: prepare,
+		},
+		{
+			name: "a default that lets rows be overtaken", check: "polling_table", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "needs the default pg_current_xact_id()", run: "SET DEFAULT pg_current_xact_id()", only: true,
+			make: func(w *ward) {
+				w.exec("ALTER TABLE outbox ALTER COLUMN " + w.cfg.Source.Polling.Columns.Transaction + " DROP DEFAULT")
+			},
+		},
+		{
+			name: "a right is missing", check: "table_rights", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "lacks rights on public.outbox", run: `GRANT UPDATE ON "public"."outbox" TO "`, only: true,
+			make: func(w *ward) { w.exec("REVOKE UPDATE ON outbox FROM " + w.role) },
+		},
+		{
+			name: "row-level security", check: "row_security", side: cdc.InPostgreSQL, severity: cdc.Problem, found: "does not see all rows of public.outbox", run: "BYPASSRLS", only: true,
+			make: func(w *ward) {
+				w.exec("ALTER TABLE outbox ENABLE ROW LEVEL SECURITY")
+				w.Cleanup(func() { _, _ = w.conn.Exec(context.Background(), "ALTER TABLE outbox DISABLE ROW LEVEL SECURITY") })
+			},
+		},
+		{
+			name: "a wrong column type", check: "columns", side: cdc.InPostgreSQL, severity: cdc.Problem, found: `column "payload" has the type jsonb that cannot be used here`, run: "it must be text", only: true,
+			make: func(w *ward) { w.cfg.Source.Columns.EventType = "payload" },
+			end:  func(w *ward, _ cdc.Finding) { w.cfg.Source.Columns.EventType = "event_type" },
+		},
+		{
+			name: "failed rows", check: "backlog", side: cdc.Between, severity: cdc.Problem, found: "1 rows have failed", run: "`walpost dlq list` says why", only: true,
+			make: func(w *ward) {
+				w.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, status) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}', 'FAILED')`)
+			},
+			end: func(w *ward, _ cdc.Finding) {
+				if _, err := w.pipeline().Drop(w.Context(), DropOptions{}); err != nil {
+					w.Error(err)
+				}
+			},
+		},
+		{
+			name: "topic missing", check: "topic_missing", side: cdc.InKafka, severity: cdc.Problem, found: "does not exist", run: "run `walpost init`", only: true,
+			make: func(w *ward) {
+				if _, err := w.kafka.DeleteTopic(w.Context(), shopTopic); err != nil {
+					w.Fatal(err)
+				}
+			},
+			end: prepare,
+		},
+		{
+			name: "PostgreSQL unreachable", check: "connection", side: cdc.InPostgreSQL, severity: cdc.Unknown, found: "connection refused", run: "start it", only: true,
+			make: func(w *ward) { w.cfg = elsewhere(w.cfg, closedPort(w.T), "sslmode=disable") },
+			end:  func(w *ward, _ cdc.Finding) { w.cfg = healthy },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) { w.play(t, &c) })
 	}
 }

@@ -27,7 +27,7 @@ func (o *Outbox) Examine(ctx context.Context) ([]cdc.Finding, error) {
 	if len(all) > 0 {
 		return all, nil
 	}
-	if err := t.SeesAll(ctx); err != nil { // a finding of its own
+	if err := t.SeesAll(ctx); err != nil { // postgres.Source.Examine has the finding
 		return nil, nil
 	}
 	var halt *cdc.HaltError

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"regexp"
@@ -11,7 +12,6 @@ import (
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/config"
@@ -25,7 +25,9 @@ type Examined struct {
 	Findings []cdc.Finding
 	Reached  bool // the server let the relay's role in
 	Refused  bool // the server does not accept role or password, which `walpost init` creates
+	Database string
 	Open     []OpenTransaction
+	Asked    bool // Open has all transactions
 	Largest  Largest
 }
 
@@ -45,7 +47,7 @@ type Largest struct {
 
 // Examine asks PostgreSQL, with the relay's own rights, for everything that a relay needs from it, and returns a finding for each
 // check, also for one that passes. It takes no lock on a table and changes nothing. A question without an answer is a finding too,
-// and the other questions are asked nevertheless. reads is true if the relay's role reads or deletes rows of the table.
+// and Examine asks the other questions nevertheless. reads is true if the relay's role reads or deletes rows of the table.
 func (s *Source) Examine(ctx context.Context, reads bool) (e Examined) {
 	x := &examiner{source: s, e: &e}
 	defer x.close(ctx)
@@ -111,11 +113,13 @@ func (x *examiner) connects(ctx context.Context) bool {
 	}
 	x.conn, x.e.Reached = conn, true
 	cfg := conn.Config()
+	x.e.Database = cfg.Database
 	with := "without TLS"
-	if cfg.TLSConfig != nil {
+	if _, secured := conn.PgConn().Conn().(*tls.Conn); secured {
 		with = "with TLS"
 	}
-	x.passes("connection", "PostgreSQL %s at %s lets role %s into database %s, %s", conn.PgConn().ParameterStatus("server_version"), addresses(&cfg.Config), Ident(cfg.User), Ident(cfg.Database), with)
+	version, _, _ := strings.Cut(conn.PgConn().ParameterStatus("server_version"), " ")
+	x.passes("connection", "PostgreSQL %s at %s lets role %s into database %s, %s", version, addresses(&cfg.Config), Ident(cfg.User), Ident(cfg.Database), with)
 	return true
 }
 
@@ -150,15 +154,15 @@ func Found(check string, err error) cdc.Finding {
 		f := Problem(check, halt.Run, "%s", halt.Found)
 		f.Means = halt.Means
 		return f
-	case errors.Is(err, errAway), pgconn.Timeout(err), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, errRefused):
+		return parted(check, err.Error())
+	case errors.Is(err, errAway):
 		f := parted(check, err.Error())
 		f.Severity = cdc.Unknown
 		return f
 	}
-	f := parted(check, err.Error())
-	if !errors.Is(err, errRefused) {
-		f.Severity = cdc.Unknown
-	}
+	f := Problem(check, "run `walpost doctor` again; if this stays, look into the server's log", "%s", err.Error())
+	f.Severity, f.Means = cdc.Unknown, "this check has got no answer"
 	return f
 }
 
@@ -335,6 +339,7 @@ func (x *examiner) rowSecurity(ctx context.Context, reads bool) error {
 // transactions reads the open transactions of all databases that have written something: each keeps WAL for the slot.
 func (x *examiner) transactions(ctx context.Context) (err error) {
 	x.e.Open, err = openTransactions(ctx, x.conn)
+	x.e.Asked = err == nil
 	return err
 }
 

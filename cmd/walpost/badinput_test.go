@@ -242,7 +242,7 @@ func TestInitAtOnce(t *testing.T) {
 func TestNoErrorShowsAURL(t *testing.T) {
 	s := newTestbedOn(t, "postgres://postgres@127.0.0.1:1/shop?sslmode=disable", []string{"127.0.0.1:1"})
 	for key, commands := range map[string][][]string{
-		"WALPOST_SOURCE_URL":  {{"relay"}, {"init"}, {"status"}, {"where", "x"}, {"dlq", "list"}},
+		"WALPOST_SOURCE_URL":  {{"relay"}, {"init"}, {"status"}, {"doctor"}, {"where", "x"}, {"dlq", "list"}},
 		"WALPOST_ADMIN_URL":   {{"init"}},
 		"WALPOST_CLEANUP_URL": {{"cleanup"}},
 	} {

@@ -114,7 +114,7 @@ func TestCompletionInZsh(t *testing.T) {
 	if _, err := exec.LookPath("zsh"); err != nil {
 		t.Skip("no zsh here")
 	}
-	// A zsh on a terminal of its own gets the line and a TAB. It lists what it offers.
+	// A second zsh, on a terminal, gets the line and a TAB. It lists what it offers.
 	drive := `zmodload zsh/zpty
 zpty z 'PS1= zsh -f -i'
 zpty -w z 'unsetopt zle_bracketed_paste; autoload -U compinit; compinit -u -D; source ./script; LISTMAX=1000; print READY'

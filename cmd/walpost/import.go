@@ -139,8 +139,10 @@ func (c *importCmd) check(p *process) error {
 	if err != nil {
 		return err
 	}
-	times := map[string]int{}
-	o := pipeline.CompareOptions{Records: c.Records, Values: c.ShowValues, Differs: func(d pipeline.Difference) {
+	times, progress := map[string]int{}, app.NewProgress(p.stderr)
+	p.stdout = progress.Beside(p.stdout)
+	tell := func(s pipeline.Step) { progress.At(s.Done, s.Total, s.Unit) }
+	o := pipeline.CompareOptions{Records: c.Records, Values: c.ShowValues, Progress: tell, Differs: func(d pipeline.Difference) {
 		if times[d.Part]++; times[d.Part] <= shownDifferences {
 			p.differs(d)
 		}
@@ -151,6 +153,7 @@ func (c *importCmd) check(p *process) error {
 		o.ReadKey = "WALPOST_ADMIN_URL"
 	}
 	done, err := pl.Compare(p.ctx, o)
+	progress.Close()
 	if err != nil {
 		return err
 	}

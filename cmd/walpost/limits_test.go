@@ -21,6 +21,7 @@ func TestEveryCommandEnds(t *testing.T) {
 	t.Parallel()
 	commands := [][]string{
 		{"status"},
+		{"doctor"},
 		{"init"},
 		{"init", "--dry-run"},
 		{"init", "--remove", "--yes"},

@@ -247,6 +247,19 @@ func TestOnePipelineOfSeveral(t *testing.T) {
 	if status := r.Get(t, "/status"); strings.Contains(status, a.Name) || !strings.Contains(status, `{"pipeline":"`+b.Name) {
 		t.Errorf("/status: %s", status)
 	}
+	// The page says the same, with the real thing behind it, and knows no other pipeline.
+	cdctest.Eventually(t, time.Minute, func() error {
+		page := r.Get(t, "/")
+		for _, want := range []string{"<h1>" + b.Name + "</h1>", ">Works<", "<dt>Name</dt><dd>" + b.Slot(), b.Topic, "environment WALPOST_"} {
+			if !strings.Contains(page, want) {
+				return fmt.Errorf("the page does not have %s: %s", want, page)
+			}
+		}
+		return nil
+	})
+	if page := r.Get(t, "/pipelines/"+a.Name); !strings.HasPrefix(page, "404") || !strings.Contains(page, "There is no pipeline "+a.Name) {
+		t.Errorf("the page of a pipeline of another process: %s", page)
+	}
 	if n := a.Query("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = $1", a.Slot()); n != "0" {
 		t.Error("init of one has made the slot of the other")
 	}

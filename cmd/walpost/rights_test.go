@@ -148,7 +148,7 @@ func (s *rightsStage) relays() (err error) {
 // command runs one, and returns what it says where it fails or names a right.
 func (s *rightsStage) command(args ...string) error {
 	out, err := s.Run(args...)
-	if s.grants.MatchString(out) && args[0] != "init" || strings.Contains(out, "kafka-acls.sh") || err != nil && args[0] != "status" {
+	if s.grants.MatchString(out) && args[0] != "init" || strings.Contains(out, "kafka-acls.sh") || err != nil && args[0] != "status" && args[0] != "doctor" {
 		return fmt.Errorf("%s%w", out, errors.Join(err, errors.New("")))
 	}
 	return nil
@@ -233,6 +233,8 @@ var kafkaWorks = map[string]work{
 	"init --remove":                 {prep: func(s *rightsStage) { s.boss.MustRun("init") }, do: command("init", "--remove", "--yes")},
 	"status":                        {do: command("status")},
 	"status, dead_letter":           {base: []string{"status"}, env: dead, do: command("status")},
+	"doctor":                        {do: command("doctor")},
+	"doctor, dead_letter":           {base: []string{"doctor"}, env: dead, do: command("doctor")},
 	"where":                         {prep: published, do: func(s *rightsStage) error { return s.command("where", s.row) }},
 	"tail":                          {prep: published, do: command("tail", "--no-follow")},
 	"dlq": {env: dead, prep: putsAside, do: func(s *rightsStage) error {
@@ -468,6 +470,7 @@ var postgresWorks = map[string]work{
 		}
 		return s.commands([]string{"status"}, []string{"dlq", "list"})
 	}},
+	"doctor":               {env: asRelay, do: command("doctor")},
 	"relay, cleanup.every": {base: []string{"relay"}, env: asRelay, prep: relaysOn, do: cleans},
 	"relay, polling":       {env: polls, prep: polled, do: pollsAll},
 	"cleanup.url":          {env: asCleaner, prep: relaysOn, do: cleans},

@@ -39,7 +39,7 @@ func TestNoSecretIsSeen(t *testing.T) {
 	for _, path := range []string{"/readyz", "/livez", "/metrics", "/status", "/nowhere", "/status?x=" + cdctest.Canary} {
 		r.Get(t, path)
 	}
-	for _, command := range []string{"status", "status --json", "dlq list", "cleanup --dry-run", "--version"} {
+	for _, command := range []string{"status", "status --json", "doctor", "doctor --json", "dlq list", "cleanup --dry-run", "--version"} {
 		_, _ = s.Run(strings.Fields(command)...)
 	}
 	r.WaitForLog(30*time.Second, `"serving profiles"`)

@@ -32,7 +32,7 @@ func TestStatusOfASlotThatCouldNotBeRead(t *testing.T) {
 	}
 }
 
-// TestStatusBesideABusyRelay asks again and again while slot and state record move: it must never see one behind the
+// TestStatusBesideABusyRelay asks status and doctor again and again while slot and state record move: it must never see one behind the
 // other and tell an operator to begin again.
 func TestStatusBesideABusyRelay(t *testing.T) {
 	t.Parallel()
@@ -42,10 +42,20 @@ func TestStatusBesideABusyRelay(t *testing.T) {
 	r := s.StartRelay()
 	r.WaitForLog(20*time.Second, `"streaming"`)
 	w := cdctest.StartWriter(t, cdctest.WriterConfig{URL: s.AdminURL, Rate: 50})
-	for range 20 {
+	epoch := s.StateRecord().Epoch
+	for i := range 20 {
 		if status := s.Status(); !strings.Contains(status, "by nothing") {
 			t.Fatalf("a healthy relay is called blocked:\n%s", status)
 		}
+		if i%4 > 0 {
+			continue
+		}
+		if out, _ := s.Run("doctor"); !strings.Contains(out, "\nfound      0 problems") || !strings.Contains(out, "a relay reads it") {
+			t.Fatalf("a healthy relay has problems:\n%s", out)
+		}
+	}
+	if now := s.StateRecord().Epoch; now != epoch {
+		t.Errorf("the relay began another session: epoch %d was %d", now, epoch)
 	}
 	if out := s.MustRun("init"); !strings.Contains(out, "covers") {
 		t.Errorf("init beside a busy relay:\n%s", out)

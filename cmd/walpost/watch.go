@@ -62,7 +62,7 @@ type watcher struct {
 type answer struct {
 	status pipeline.Status
 	known  bool
-	asked  time.Time // when the question was asked that has no answer yet
+	asked  time.Time // time of the question that has no answer yet
 }
 
 // watch shows the status of the pipelines until ctx ends. The questions to each pipeline wait for no other, and a question
@@ -184,9 +184,9 @@ func (w *watcher) show(n int) error {
 		}
 		return err
 	}
-	lines := w.lines(all, now)
 	var b strings.Builder
 	width, height, terminal := w.size()
+	lines := w.lines(all, now, terminal && width < wideEnough)
 	if !terminal {
 		if n > 0 {
 			b.WriteString("\n")
@@ -230,8 +230,12 @@ func colourOf(v pipeline.Verdict) string {
 	return ""
 }
 
-// lines returns the lines of a look: the status of one pipeline, or a table of several.
-func (w *watcher) lines(all pipeline.Statuses, now time.Time) []shownLine {
+// wideEnough is the width in letters of a terminal on which the table's last column has room.
+const wideEnough = 140
+
+// lines returns the lines of a look: the status of one pipeline, or a table of several. In a narrow one the last column,
+// what is wrong, is a line below its row.
+func (w *watcher) lines(all pipeline.Statuses, now time.Time, narrow bool) []shownLine {
 	head := fmt.Sprintf("walpost status at %s, every %s", now.UTC().Format("2006-01-02 15:04:05 UTC"), plain.Duration(w.every))
 	var b bytes.Buffer
 	if len(all) == 1 {
@@ -252,9 +256,16 @@ func (w *watcher) lines(all pipeline.Statuses, now time.Time) []shownLine {
 		return append(lines, facts...)
 	}
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "PIPELINE\tVERDICT\tSLOT\tLAG\tLAG TIME\tRETAINED\tTIME LEFT\tDEAD LETTERS\tWHAT IS WRONG")
-	for _, st := range all {
-		fmt.Fprintln(table, strings.Join(tableRow(&st), "\t"))
+	rows := [][]string{{"PIPELINE", "VERDICT", "SLOT", "LAG", "LAG TIME", "RETAINED", "LEFT", "DEAD", "WHAT IS WRONG"}}
+	for i := range all {
+		rows = append(rows, tableRow(&all[i]))
+	}
+	wrong := len(rows[0]) - 1
+	for _, row := range rows {
+		if narrow {
+			row = row[:wrong]
+		}
+		fmt.Fprintln(table, strings.Join(row, "\t"))
 	}
 	_ = table.Flush()
 	lines := []shownLine{{text: head}}
@@ -264,12 +275,18 @@ func (w *watcher) lines(all pipeline.Statuses, now time.Time) []shownLine {
 			l.colour = colourOf(all[i-1].Verdict)
 		}
 		lines = append(lines, l)
+		if narrow && i > 0 && rows[i][wrong] != nothing {
+			lines = append(lines, shownLine{"  " + rows[i][wrong], l.colour})
+		}
 	}
 	return append(lines, shownLine{text: "`walpost -p NAME status` says more about one of them"})
 }
 
 // sayVerdict returns the verdict in words.
 func sayVerdict(v pipeline.Verdict) string { return strings.ReplaceAll(string(v), "_", " ") }
+
+// nothing is what is wrong with a pipeline that works.
+const nothing = "nothing"
 
 // tableRow returns the cells of a pipeline in the table. What is not known is -.
 func tableRow(st *pipeline.Status) []string {
@@ -303,7 +320,7 @@ func tableRow(st *pipeline.Status) []string {
 	if st.DeadLetters != nil {
 		dead = fmt.Sprint(*st.DeadLetters)
 	}
-	wrong := "nothing"
+	wrong := nothing
 	if len(st.BlockedBy) > 0 {
 		wrong = st.BlockedBy[0].Found
 		if more := len(st.BlockedBy) - 1; more > 0 {

@@ -76,7 +76,7 @@ func watching(t *testing.T, w *watcher, s *screen, texts ...string) string {
 	return s.String()
 }
 
-// TestWatchShowsSeveralAsATable: with one row for each, whatever is known of it, and no escape codes where no terminal is.
+// TestWatchShowsSeveralAsATable: one row for each, with what is known, and no escape codes where no terminal is.
 func TestWatchShowsSeveralAsATable(t *testing.T) {
 	t.Parallel()
 	missing := false
@@ -90,14 +90,19 @@ func TestWatchShowsSeveralAsATable(t *testing.T) {
 	}}
 	said := watching(t, w, &screen{}, "\n\nwalpost status at")
 	for _, want := range []string{
-		"PIPELINE  VERDICT        SLOT     LAG     LAG TIME  RETAINED  TIME LEFT  DEAD LETTERS  WHAT IS WRONG\n",
-		"orders    flows          active   2048 B  1.5 s     50 MiB    2h         0             nothing\n",
-		`stock     needs someone  missing  -       -         -         -          -             the slot is \x1b[31mmissing (and 1 more)` + "\n",
-		"mail      flows          polled   7 rows  1m30s     -         -          2             nothing\n",
+		"PIPELINE  VERDICT        SLOT     LAG     LAG TIME  RETAINED  LEFT  DEAD  WHAT IS WRONG\n",
+		"orders    flows          active   2048 B  1.5 s     50 MiB    2h    0     nothing\n",
+		`stock     needs someone  missing  -       -         -         -     -     the slot is \x1b[31mmissing (and 1 more)` + "\n",
+		"mail      flows          polled   7 rows  1m30s     -         -     2     nothing\n",
 	} {
 		if !strings.Contains(said, want) {
 			t.Errorf("it does not say\n%s in\n%s", want, said)
 		}
+	}
+	narrow := watching(t, &watcher{every: 20 * time.Millisecond, ask: w.ask}, &screen{width: 80, height: 24}, "mail")
+	want := "2h    0" + endOfLine + "\r\n" + `stock     needs someone  missing  -       -         -         -     -` + endOfLine + "\r\n" + `  the slot is \x1b[31mmissing (and 1 more)` + endOfLine + "\r\nmail "
+	if !strings.Contains(narrow, want) {
+		t.Errorf("80 letters wide it does not say\n%q in\n%q", want, narrow)
 	}
 	if strings.Contains(said, "\x1b") {
 		t.Errorf("no terminal, and escape codes: %q", said)

@@ -33,6 +33,8 @@ type Pipeline struct {
 	Name     string
 	Topic    string // of the aggregate type order
 	Env      map[string]string
+
+	spare *spare // shared by copies
 }
 
 // New returns a pipeline with an empty database. `walpost init` has not run there.
@@ -46,7 +48,7 @@ func NewOn(t testing.TB, program Program, admin string, brokers []string) *Pipel
 	t.Helper()
 	name := cdctest.Name(t, "orders")
 	slot := strings.ReplaceAll(name, "-", "_")
-	s := &Pipeline{Program: program, T: t, AdminURL: admin, Brokers: brokers, Name: name, Topic: name + ".order"}
+	s := &Pipeline{Program: program, T: t, AdminURL: admin, Brokers: brokers, Name: name, Topic: name + ".order", spare: &spare{}}
 	s.Env = map[string]string{
 		"WALPOST_PIPELINE":              name,
 		"WALPOST_SOURCE_URL":            cdctest.As(admin, "relay_"+slot),
@@ -61,6 +63,7 @@ func NewOn(t testing.TB, program Program, admin string, brokers []string) *Pipel
 		"LOG_FORMAT":                    "json",
 	}
 	t.Cleanup(func() {
+		s.spare.close()
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		conn, err := pgx.Connect(ctx, admin)
@@ -90,8 +93,8 @@ func (s *Pipeline) URLFor(user, password string) string {
 	return u.String()
 }
 
-// Getenv returns a variable of the configuration.
-func (s *Pipeline) Getenv(key string) string { return s.Env[key] }
+// Getenv returns a variable for a command in this process.
+func (s *Pipeline) Getenv(key string) string { return getenv(s.Env, key) }
 
 // Slot returns the name of the replication slot.
 func (s *Pipeline) Slot() string { return s.Env["WALPOST_SOURCE_SLOT"] }

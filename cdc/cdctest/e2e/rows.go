@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,25 +18,78 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// Exec opens a connection as superuser and runs SQL on it.
+// Exec runs SQL as superuser.
 func (s *Pipeline) Exec(sql string, args ...any) {
 	s.T.Helper()
-	conn := s.Connect()
-	defer func() { _ = conn.Close(context.Background()) }()
-	if _, err := conn.Exec(s.T.Context(), sql, args...); err != nil {
-		s.T.Fatalf("%s: %v", sql, err)
-	}
+	s.session(sql, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(s.T.Context(), sql, args...)
+		return err
+	})
 }
 
 // Query returns the one text value that the SQL selects.
 func (s *Pipeline) Query(sql string, args ...any) (text string) {
 	s.T.Helper()
-	conn := s.Connect()
-	defer func() { _ = conn.Close(context.Background()) }()
-	if err := conn.QueryRow(s.T.Context(), sql, args...).Scan(&text); err != nil {
+	s.session(sql, func(conn *pgx.Conn) error { return conn.QueryRow(s.T.Context(), sql, args...).Scan(&text) })
+	return text
+}
+
+// spare holds the connection of the last Query or Exec for the next one: to open one costs the server ten times as much as
+// most queries. A statement that may change its session leaves none.
+type spare struct {
+	mu   sync.Mutex
+	conn *pgx.Conn
+	url  string
+}
+
+var sessionless = regexp.MustCompile(`(?i)^\s*(SELECT|INSERT|UPDATE|DELETE)\b`)
+
+// session calls do with a connection, which no other goroutine uses meanwhile.
+func (s *Pipeline) session(sql string, do func(*pgx.Conn) error) {
+	s.T.Helper()
+	ctx := context.Background()
+	s.spare.mu.Lock()
+	conn, url := s.spare.conn, s.spare.url
+	s.spare.conn = nil
+	s.spare.mu.Unlock()
+	if conn != nil && (url != s.AdminURL || conn.Ping(s.T.Context()) != nil) { // another server, or the same one started again
+		_ = conn.Close(ctx)
+		conn = nil
+	}
+	if conn == nil {
+		cfg, err := pgx.ParseConfig(s.AdminURL)
+		if err == nil {
+			cfg.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec // no statement is kept: tables change in between
+			conn, err = pgx.ConnectConfig(s.T.Context(), cfg)
+		}
+		if err != nil {
+			s.T.Fatal(err)
+		}
+	}
+	err := do(conn)
+	s.spare.mu.Lock()
+	if err == nil && sessionless.MatchString(sql) && s.spare.conn == nil {
+		s.spare.conn, s.spare.url, conn = conn, s.AdminURL, nil
+	}
+	s.spare.mu.Unlock()
+	if conn != nil {
+		_ = conn.Close(ctx)
+	}
+	if err != nil {
 		s.T.Fatalf("%s: %v", sql, err)
 	}
-	return text
+}
+
+// Rest closes the connection that the last Query or Exec left open, so that the server can stop.
+func (s *Pipeline) Rest() { s.spare.close() }
+
+func (s *spare) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil {
+		_ = s.conn.Close(context.Background())
+		s.conn = nil
+	}
 }
 
 // Connect returns a superuser's connection to the database.

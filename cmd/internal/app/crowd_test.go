@@ -1,6 +1,7 @@
 package app_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -16,6 +17,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc/cdctest"
+	"github.com/walpost/walpost/cdc/page"
+	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
 
@@ -186,6 +189,37 @@ func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 				t.Errorf("the newest was closed: %v", err)
 			}
 		})
+	}
+}
+
+// TestAnOpenPageOutlivesTheTimeLimits: the server's limits for a request would end the stream of a page.
+func TestAnOpenPageOutlivesTheTimeLimits(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(t.Context())
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- app.Serve(ctx, ln, page.Handler(ctx, []*pipeline.Pipeline{}, page.Options{Every: 100 * time.Millisecond}), zerolog.Nop())
+	}()
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	answer, err := client.Get("http://" + ln.Addr().String() + "/live")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	began, lines := time.Now(), bufio.NewScanner(answer.Body)
+	for time.Since(began) < 3*time.Second { // the limits are one second in these tests
+		if !lines.Scan() {
+			t.Fatalf("the stream ended after %s: %v", time.Since(began), lines.Err())
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("an open page held the end up: %v", err)
 	}
 }
 

@@ -25,6 +25,7 @@ func (s *trial) stopPostgres(mode string) (took time.Duration) {
 		s.sampler.Pause()
 		s.oracle.Rest()
 	}
+	s.Rest()
 	began := time.Now()
 	if err := s.server.Stop(timeout(s.t, time.Minute), mode); err != nil {
 		s.t.Fatal(err)
