@@ -235,7 +235,7 @@ func halted(halt error, facts cdc.Facts) (pipeline.Status, []pipeline.Change) {
 }
 
 // reconciled returns the halt with which a relay answers these facts.
-func reconciled(t testing.TB, change func(*cdc.State, *cdc.Facts)) (error, cdc.Facts) {
+func reconciled(t testing.TB, change func(*cdc.State, *cdc.Facts)) (cdc.Facts, error) {
 	t.Helper()
 	st, f := record(), facts()
 	change(st, &f)
@@ -243,7 +243,7 @@ func reconciled(t testing.TB, change func(*cdc.State, *cdc.Facts)) (error, cdc.F
 	if _, halts := errors.AsType[*cdc.HaltError](err); !halts {
 		t.Fatalf("no halt: %v", err)
 	}
-	return err, f
+	return f, err
 }
 
 // hour returns an hour of points with gentle waves and a break.

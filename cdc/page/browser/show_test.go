@@ -16,9 +16,6 @@ import (
 	"github.com/walpost/walpost/cdc/cdctest"
 )
 
-// widths are those of a phone, a laptop and a large screen.
-var widths = []int64{360, 1280, 3840}
-
 // at returns the address of a state's page, from a server that runs until the test ends.
 func (s *state) at(t testing.TB) string {
 	t.Helper()
@@ -154,6 +151,9 @@ func (b *tab) fits(width int64) {
 	b.t.Helper()
 	if is := eval[int64](b, "document.scrollingElement.scrollWidth"); is > width {
 		b.t.Errorf("%d wide, the page needs %d", width, is)
+	}
+	if is := eval[int](b, "[...document.querySelectorAll('.positions .scroll, .table .scroll')].findIndex((e) => e.scrollWidth > e.clientWidth)"); is >= 0 {
+		b.t.Errorf("%d wide, a person has to scroll the positions or the pipelines sideways: %s", width, eval[string](b, `[...document.querySelectorAll(".positions .scroll *, .table .scroll *")].filter((e) => e.getBoundingClientRect().right > e.closest(".scroll").getBoundingClientRect().right + 1).slice(0, 3).map((e) => e.outerHTML.slice(0, 150)).join("; ")`))
 	}
 	for _, beyond := range eval[[]string](b, `[...document.querySelectorAll("main > section")].flatMap((s) => {
 		const edge = s.getBoundingClientRect().right - parseFloat(getComputedStyle(s).paddingRight) + 1;

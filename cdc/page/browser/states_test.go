@@ -29,8 +29,6 @@ type state struct {
 	says, runs []string
 	// not are texts that are not there.
 	not []string
-	// first waits until the page shows the state.
-	first string
 	// open opens what is closed at first.
 	open bool
 	// short leaves the widths and schemes out, which another state has alike.
@@ -57,7 +55,7 @@ func halt(halts error, of cdc.Facts) func(t testing.TB) []*fake {
 // reconcile returns a function that makes a pipeline which halts at these facts.
 func reconcile(change func(*cdc.State, *cdc.Facts)) func(t testing.TB) []*fake {
 	return func(t testing.TB) []*fake {
-		err, f := reconciled(t, change)
+		f, err := reconciled(t, change)
 		return halt(err, f)(t)
 	}
 }
@@ -65,10 +63,10 @@ func reconcile(change func(*cdc.State, *cdc.Facts)) func(t testing.TB) []*fake {
 // nothing is what a page says where nobody has to act.
 const nothing = "Nothing failed, and there is nothing to do."
 
-var kafkaDown = errors.New("connect to Kafka (kafka.brokers): dial tcp 10.20.0.11:9092: connect: connection refused")
+var errKafkaDown = errors.New("connect to Kafka (kafka.brokers): dial tcp 10.20.0.11:9092: connect: connection refused")
 
-// postgresDown is pgx's error.
-var postgresDown = errors.New("connect to PostgreSQL: failed to connect to `user=relay database=shop`: 10.20.0.5:5432 (db.example.com): dial error: dial tcp 10.20.0.5:5432: connect: connection refused")
+// errPostgresDown is pgx's error.
+var errPostgresDown = errors.New("connect to PostgreSQL: failed to connect to `user=relay database=shop`: 10.20.0.5:5432 (db.example.com): dial error: dial tcp 10.20.0.5:5432: connect: connection refused")
 
 // retrying changes a status to that of a relay whose session ended with an error.
 func retrying(f *fake, err error, since time.Duration) {
@@ -176,9 +174,9 @@ var states = []state{
 	},
 	{
 		name: "Kafka dead", make: one(func(_ testing.TB, f *fake) {
-			f.status.KafkaStalled, f.err, f.status.DeadLetters = true, kafkaDown, nil
+			f.status.KafkaStalled, f.err, f.status.DeadLetters = true, errKafkaDown, nil
 			blocks(&f.status, pipeline.NeedsSomeone, errors.New("kafka does not answer: look into its brokers' logs"))
-			blocks(&f.status, pipeline.NeedsSomeone, kafkaDown)
+			blocks(&f.status, pipeline.NeedsSomeone, errKafkaDown)
 			f.status.LagBytes, f.status.LagSeconds = of(int64(700<<20)), of(1900.0)
 			f.status.Positions = positions(0, 120<<20, 700<<20, 700<<20, 700<<20, 704<<20)
 		}),
@@ -186,9 +184,9 @@ var states = []state{
 	},
 	{
 		name: "PostgreSQL away", make: one(func(_ testing.TB, f *fake) {
-			retrying(f, postgresDown, 3*time.Minute)
+			retrying(f, errPostgresDown, 3*time.Minute)
 			unseen(&f.status)
-			blocks(&f.status, pipeline.CannotTell, errors.New("look at the server: "+postgresDown.Error()))
+			blocks(&f.status, pipeline.CannotTell, errors.New("look at the server: "+errPostgresDown.Error()))
 		}),
 		says: []string{"Trying again", "unknown", "10.20.0.5:5432", "connection refused", "Exists\nunknown"}, not: []string{nothing},
 	},
