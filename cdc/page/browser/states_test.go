@@ -204,7 +204,7 @@ var states = []state{
 	},
 	{
 		name: "10,000 dead letters, rows off", make: one(tenThousand),
-		says: []string{"Works, and needs you", "10,000 rows could not be published; these are 1 to 25.", "max.message.bytes", "It waits for", "Rows are data, so the page does not show them", "10000 dead letters are unresolved", "not shown", "The next page"},
+		says: []string{"Works, and needs you", "10,000 rows could not be published; these are 1 to 25.", "max.message.bytes", "; it waits for 3/5A3F0000/1/", "Rows are data, so the page does not show them", "10000 dead letters are unresolved", "not shown", "The next page"},
 		runs: []string{"walpost dlq list", "page.rows: true", "walpost dlq show EVENT"}, not: []string{nothing},
 	},
 	{
