@@ -158,6 +158,30 @@ func TestFirstLook(t *testing.T) {
 	b.clean()
 }
 
+// TestPolicy puts into the page what an attacker would: the browser runs none of it, and asks nobody for it.
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	b := newTab(t, form{width: 1280})
+	b.open(serve(t, page.Options{}, works(t)).url("/"))
+	eval[int](b, `document.body.append(Object.assign(document.createElement("script"), {textContent: "window.broken = 1"})),
+		document.body.insertAdjacentHTML("beforeend", "<img src='data:,' onerror='window.broken = 2'><a id=bad href='javascript:window.broken = 3'>x</a><p style='position: fixed'>x</p><iframe srcdoc='x'></iframe>"),
+		document.getElementById("bad").click(), 0`)
+	cdctest.Eventually(t, 20*time.Second, func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		said := strings.Join(b.wrong, "\n")
+		for _, of := range []string{"script-src", "script-src-attr", "javascript:", "style-src", "img-src"} {
+			if !strings.Contains(said, of) && !(of == "script-src-attr" && strings.Contains(said, "inline event handler")) {
+				return fmt.Errorf("the browser does not refuse for %s:\n%s", of, said)
+			}
+		}
+		return nil
+	})
+	if is := eval[int](b, "window.broken ?? 0"); is != 0 {
+		t.Errorf("the browser ran what is not ours: %d", is)
+	}
+}
+
 // TestKeyboard uses the page without a mouse.
 func TestKeyboard(t *testing.T) {
 	t.Parallel()

@@ -72,6 +72,7 @@ func TestStates(t *testing.T) {
 				t.Errorf("the title is %q, want %q", title, want)
 			}
 			b.harmless()
+			b.named()
 			if t.Failed() {
 				t.Logf("the page says:\n%.6000s", text)
 			}
@@ -137,6 +138,14 @@ func (b *tab) harmless() {
 		return bad;
 	})`) {
 		b.t.Errorf("the page has %s", bad)
+	}
+}
+
+// named fails the test if a place that scrolls, and that Tab reaches therefore, has no name or shares it. axe-core asks for the first half.
+func (b *tab) named() {
+	b.t.Helper()
+	for _, bad := range eval[[]string](b, `[...document.querySelectorAll("[tabindex]")].filter((e, i, all) => e.role !== "region" || !e.ariaLabel || all.some((o) => o !== e && o.ariaLabel === e.ariaLabel)).map((e) => e.outerHTML.slice(0, 120))`) {
+		b.t.Errorf("this has no name: %s", bad)
 	}
 }
 
