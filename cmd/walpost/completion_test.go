@@ -95,7 +95,7 @@ func TestCompletionInBash(t *testing.T) {
 func TestCompletionInFish(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("fish"); err != nil {
-		t.Skip("no fish here")
+		t.Skip("fish is not installed: apt-get install fish")
 	}
 	script := completionScript(t, "fish")
 	for _, c := range completions {
@@ -112,7 +112,7 @@ func TestCompletionInZsh(t *testing.T) {
 		t.Errorf("zsh does not load it: %.40q", script)
 	}
 	if _, err := exec.LookPath("zsh"); err != nil {
-		t.Skip("no zsh here")
+		t.Skip("zsh is not installed: apt-get install zsh")
 	}
 	// A second zsh, on a terminal, gets the line and a TAB. It lists what it offers.
 	drive := `zmodload zsh/zpty

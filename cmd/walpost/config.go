@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -78,9 +77,7 @@ func (c *configShowCmd) Run(p *process) error {
 		all = append(all, one)
 	}
 	if c.JSON {
-		enc := json.NewEncoder(p.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(all)
+		return p.json(all)
 	}
 	for i, one := range all {
 		if i > 0 {

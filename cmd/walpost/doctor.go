@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 
@@ -15,19 +14,13 @@ type doctorCmd struct {
 }
 
 func (c *doctorCmd) Run(p *process) error {
-	cfgs, err := p.configs()
-	if err != nil {
-		return err
-	}
-	group, err := pipeline.NewGroup(cfgs, pipeline.Options{})
+	cfgs, group, err := p.group()
 	if err != nil {
 		return err
 	}
 	all := group.Examine(p.ctx)
 	if c.JSON {
-		enc := json.NewEncoder(p.stdout)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(all); err != nil {
+		if err := p.json(all); err != nil {
 			return err
 		}
 		return diagnosis(all)

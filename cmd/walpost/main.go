@@ -143,6 +143,16 @@ func (p *process) pipeline() (*pipeline.Pipeline, error) {
 	return pipeline.New(cfg, pipeline.Options{Operator: app.Operator()})
 }
 
+// group returns all pipelines with their configurations, or the one that --pipeline names.
+func (p *process) group() ([]config.Config, pipeline.Group, error) {
+	cfgs, err := p.configs()
+	if err != nil {
+		return nil, nil, err
+	}
+	group, err := pipeline.NewGroup(cfgs, pipeline.Options{})
+	return cfgs, group, err
+}
+
 func names(cfgs []config.Config) string {
 	var all []string
 	for _, c := range cfgs {

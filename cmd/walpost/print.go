@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,13 @@ import (
 
 // say prints a line for people.
 func (p *process) say(format string, args ...any) { fmt.Fprintf(p.stdout, format+"\n", args...) }
+
+// json prints a value as indented JSON.
+func (p *process) json(v any) error {
+	enc := json.NewEncoder(p.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
 
 // confirm asks the operator to type the pipeline's name. It returns an error with the text otherwise for any other answer.
 func (p *process) confirm(name, otherwise, what string, args ...any) error {

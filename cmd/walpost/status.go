@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -20,11 +19,7 @@ type statusCmd struct {
 }
 
 func (c *statusCmd) Run(p *process) error {
-	cfgs, err := p.configs()
-	if err != nil {
-		return err
-	}
-	group, err := pipeline.NewGroup(cfgs, pipeline.Options{})
+	cfgs, group, err := p.group()
 	if err != nil {
 		return err
 	}
@@ -33,9 +28,7 @@ func (c *statusCmd) Run(p *process) error {
 	}
 	all := group.Status(p.ctx)
 	if c.JSON {
-		enc := json.NewEncoder(p.stdout)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(all); err != nil {
+		if err := p.json(all); err != nil {
 			return err
 		}
 		return outcome(all)

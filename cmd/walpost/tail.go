@@ -27,11 +27,7 @@ func (c *tailCmd) Run(p *process) error {
 	if c.Last < 0 {
 		return errors.New("--last: write the number of events, 10 for example, or 0 for new events only")
 	}
-	cfgs, err := p.configs()
-	if err != nil {
-		return err
-	}
-	group, err := pipeline.NewGroup(cfgs, pipeline.Options{})
+	_, group, err := p.group()
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -40,9 +39,7 @@ func (c *whereCmd) Run(p *process) error {
 		p.trace(t)
 		return nil
 	}
-	enc := json.NewEncoder(p.stdout)
-	enc.SetIndent("", "  ")
-	return enc.Encode(t)
+	return p.json(t)
 }
 
 // trace prints where the events are.
