@@ -123,7 +123,8 @@ func (c *Config) Commands(text string) string {
 	if !c.several {
 		return text
 	}
-	return strings.ReplaceAll(text, "`walpost ", "`walpost -p "+c.Pipeline+" ")
+	named := "`walpost -p " + c.Pipeline + " "
+	return strings.ReplaceAll(strings.ReplaceAll(text, named, "`walpost "), "`walpost ", named) // some of them may name it already
 }
 
 // Variable returns the name of the variable that only this one of several pipelines reads for the key:

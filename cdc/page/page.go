@@ -100,7 +100,7 @@ func Handler[P Pipeline](ctx context.Context, pipelines []P, o Options) http.Han
 	}
 	mux.HandleFunc("GET /{$}", s.page)
 	mux.HandleFunc("GET /pipelines/{name}", s.page)
-	mux.HandleFunc("GET /pipelines/{name}/dead-letters/{key}", s.letter)
+	mux.HandleFunc("GET /pipelines/{name}/dead-letter", s.letter)
 	mux.HandleFunc("GET /live", s.live)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.missing(w, "There is no page "+r.URL.Path+".") })
 	return s.guard(mux)
@@ -168,7 +168,7 @@ func (s *site) page(w http.ResponseWriter, r *http.Request) {
 		page.Found = s.find(r, target)
 	}
 	if target.room != nil {
-		page.Fixed = s.fixed(target)
+		page.Fixed = s.fixed(target, r.URL.Query())
 	}
 	s.write(w, http.StatusOK, page)
 }

@@ -149,7 +149,7 @@ func TestThePageAnswersFourQuestions(t *testing.T) {
 			s.Verdict, s.Gaps = pipeline.NeedsSomeone, []cdc.Gap{{Run: "`walpost replay`"}}
 		}, []string{"needs you", "may be missing in Kafka", "walpost replay", "--none-missing"}},
 		"lost slot":    {func(s *pipeline.Status) { s.Slot.WALStatus = "lost" }, []string{"Slot lasts the slot is lost"}},
-		"dead letters": {func(s *pipeline.Status) { n := 1; s.DeadLetters = &n }, []string{"1 rows could not be published", "bad type", "page.rows: true"}},
+		"dead letters": {func(s *pipeline.Status) { n := 1; s.DeadLetters = &n }, []string{"1 row could not be published", "bad type", "page.rows: true"}},
 	} {
 		f := &fake{name: "orders", letters: []pipeline.DeadLetter{{Key: "k", EventID: "e", Reason: "bad type"}}, status: func(context.Context) pipeline.Status {
 			s := flows("orders")
@@ -230,17 +230,16 @@ func TestThePageIsGuarded(t *testing.T) {
 		t.Errorf("the page has %s", found)
 	}
 	for path, want := range map[string]string{
-		"/pipelines/shop":                    "There is no pipeline shop. There are: orders stock",
-		"/pipelines/%3Cb%3E%E2%80%AE":        `There is no pipeline <b>\u202e.`,
-		"/nothing":                           "There is no page /nothing.",
-		"/pipelines/shop/dead-letters/x":     "There is no pipeline shop.",
-		"/pipelines/orders/dead-letters/a/b": "There is no page",
+		"/pipelines/shop":                   "There is no pipeline shop. There are: orders stock",
+		"/pipelines/%3Cb%3E%E2%80%AE":       `There is no pipeline <b>\u202e.`,
+		"/nothing":                          "There is no page /nothing.",
+		"/pipelines/shop/dead-letter?key=x": "There is no pipeline shop.",
 	} {
 		if code, _, body := get(t, url+path); code != http.StatusNotFound || !strings.Contains(text(body), want) {
 			t.Errorf("%s: %d %s", path, code, text(body))
 		}
 	}
-	if code, _, body := get(t, url+"/pipelines/orders/dead-letters/it's%20x"); code != http.StatusForbidden || !strings.Contains(text(body), `walpost dlq show 'it'\''s x'`) {
+	if code, _, body := get(t, url+"/pipelines/orders/dead-letter?key=it's%20x"); code != http.StatusForbidden || !strings.Contains(text(body), `walpost dlq show 'it'\''s x'`) {
 		t.Errorf("rows are off: %d %s", code, text(body))
 	}
 	if code, _, _ := get(t, url+"/live?pipeline=shop"); code != http.StatusNoContent {
@@ -508,7 +507,7 @@ func TestTenThousandDeadLetters(t *testing.T) {
 		return s
 	}}
 	for i := range n {
-		f.letters = append(f.letters, pipeline.DeadLetter{Key: fmt.Sprint("k", i), EventID: fmt.Sprint("event-", i), Reason: "too large", Row: json.RawMessage(`{"payload": "the secret of a customer"}`)})
+		f.letters = append(f.letters, pipeline.DeadLetter{Key: fmt.Sprint("0/20EC300/1/event-", i), EventID: fmt.Sprint("event-", i), Reason: "too large", Row: json.RawMessage(`{"payload": "the secret of a customer"}`)})
 	}
 	url := open(t, page.Options{Rows: true}, f)
 	for query, want := range map[string]string{"": "these are 1 to 25", "?letters=2": "these are 26 to 50", "?letters=400": "these are 9,976 to 10,000", "?letters=9999": "9,976", "?letters=-3": "1 to 25", "?letters=x": "1 to 25"} {
@@ -520,10 +519,15 @@ func TestTenThousandDeadLetters(t *testing.T) {
 			t.Error("the list has payloads")
 		}
 	}
-	if code, _, body := get(t, url+"/pipelines/orders/dead-letters/k3"); code != http.StatusOK || !strings.Contains(text(body), "secret of a customer") || !strings.Contains(text(body), "walpost dlq show k3") {
-		t.Errorf("%d %s", code, text(body))
+	_, _, list := get(t, url+"/pipelines/orders") // the page's own link leads to the row
+	link := regexp.MustCompile(`href="(/pipelines/orders/dead-letter\?key=[^"]*)"`).FindStringSubmatch(list)
+	if link == nil {
+		t.Fatal("the list has no link to a row")
 	}
-	if code, _, body := get(t, url+"/pipelines/orders/dead-letters/zz"); code != http.StatusNotFound || !strings.Contains(text(body), "no dead letter has this id") {
+	if code, _, body := get(t, url+html.UnescapeString(link[1])); code != http.StatusOK || !strings.Contains(text(body), "secret of a customer") || !strings.Contains(text(body), "walpost dlq show 0/20EC300/1/event-0") {
+		t.Errorf("%s: %d %s", link[1], code, text(body))
+	}
+	if code, _, body := get(t, url+"/pipelines/orders/dead-letter?key=zz"); code != http.StatusNotFound || !strings.Contains(text(body), "no dead letter has this id") {
 		t.Errorf("%d %s", code, text(body))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,8 +54,8 @@ type missing struct {
 // fixed is what does not change while the page is open.
 type fixed struct {
 	Name     string
-	Search   string
-	Since    string
+	Find     string // what was searched for
+	Back     []back
 	Settings []config.Setting
 }
 
@@ -93,7 +94,12 @@ func (s *site) render(t target) []part {
 	}
 	f := t.room.look(s.Every * 9 / 10)
 	now := time.Now().UTC()
-	v := &view{Name: t.room.Name(), Now: now, Rows: s.Rows, commands: t.room.Commands, query: t.query}
+	v := &view{Name: t.room.Name(), Now: now, Rows: s.Rows, commands: t.room.Commands}
+	for _, setting := range t.room.Settings() {
+		if setting.Key == "poison.policy" {
+			v.policy = setting.Value
+		}
+	}
 	if f == nil {
 		parts := draw(v, "clock", "state")
 		for _, name := range partsOfOne[len(parts):] { // the stream fills them
@@ -156,7 +162,7 @@ type view struct {
 	EventsErr string
 
 	commands func(string) string
-	query    map[string][]string
+	policy   string // poison.policy
 }
 
 // task is something that an operator has to do.
@@ -190,7 +196,9 @@ func (v *view) fill(f *facts) {
 		}
 	}
 	for _, b := range st.BlockedBy {
-		v.Todo = append(v.Todo, task{v.commands(b.Found), v.commands(b.Means), v.commands(b.Run)})
+		if t := (task{v.commands(b.Found), v.commands(b.Means), v.commands(b.Run)}); !slices.Contains(v.Todo, t) {
+			v.Todo = append(v.Todo, t)
+		}
 	}
 	for _, g := range st.Gaps {
 		v.Todo = append(v.Todo, task{
@@ -249,12 +257,23 @@ func (v *view) Run(command string) string {
 	return strings.Trim(v.commands("`"+command+"`"), "`")
 }
 
+// Halts reports whether a row that can never be published halts the pipeline, so that it writes no dead letters.
+func (v *view) Halts() bool { return v.policy == string(config.PolicyHalt) && !v.Polled() }
+
+// LettersUnknown reports whether nobody could count the dead letters.
+func (v *view) LettersUnknown() bool { return v.St == nil || v.St.DeadLetters == nil && !v.Polled() }
+
 // Polled reports whether the pipeline polls its table.
 func (v *view) Polled() bool { return v.St != nil && v.St.Backlog != nil }
 
 // fixed returns what does not change while a page is open.
-func (s *site) fixed(t target) *fixed {
-	return &fixed{Name: t.room.Name(), Settings: t.room.Settings()}
+func (s *site) fixed(t target, query url.Values) *fixed {
+	f := &fixed{Name: t.room.Name(), Find: query.Get("find"), Settings: t.room.Settings()}
+	for _, c := range spansBack {
+		c.Chosen = c.Value == query.Get("since")
+		f.Back = append(f.Back, c)
+	}
+	return f
 }
 
 // row is a pipeline in the table of all.
@@ -414,7 +433,7 @@ const (
 
 // letter answers with a dead letter and, where the configuration allows it, its row.
 func (s *site) letter(w http.ResponseWriter, r *http.Request) {
-	name, key := r.PathValue("name"), r.PathValue("key")
+	name, key := r.PathValue("name"), r.URL.Query().Get("key")
 	room := s.room(name)
 	if room == nil {
 		s.missing(w, "There is no pipeline "+name+".")
@@ -461,12 +480,24 @@ func quoted(arg string) string {
 // found is the answer to a search.
 type found struct {
 	What, Err string
+	Back      bool // a search that says how far back may succeed
 	Trace     *pipeline.Trace
 	Command   string
 }
 
-// spans are the choices of how far back a search reads.
-var spansBack = map[string]time.Duration{"1h": time.Hour, "24h": 24 * time.Hour, "168h": 168 * time.Hour}
+// back is a choice of how far back a search reads.
+type back struct {
+	Value, Words string
+	Chosen       bool
+	span         time.Duration
+}
+
+var spansBack = []back{
+	{Words: "since the row was written"},
+	{Value: "1h", Words: "1 hour", span: time.Hour},
+	{Value: "24h", Words: "24 hours", span: 24 * time.Hour},
+	{Value: "168h", Words: "7 days", span: 7 * 24 * time.Hour},
+}
 
 // find searches for an event or a key.
 func (s *site) find(r *http.Request, t target) *found {
@@ -481,8 +512,12 @@ func (s *site) find(r *http.Request, t target) *found {
 		return f
 	}
 	command := "walpost where " + quoted(what)
-	if spansBack[since] > 0 {
-		command += " --since " + since
+	span := time.Duration(0)
+	for _, c := range spansBack {
+		if c.Value == since && c.span > 0 {
+			span = c.span
+			command += " --since " + since
+		}
 	}
 	f.Command = strings.Trim(t.room.Commands("`"+command+"`"), "`")
 	select {
@@ -494,12 +529,12 @@ func (s *site) find(r *http.Request, t target) *found {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), searchWithin)
 	defer cancel()
-	trace, err := t.room.Where(ctx, pipeline.WhereOptions{ID: what, Since: spansBack[since]})
+	trace, err := t.room.Where(ctx, pipeline.WhereOptions{ID: what, Since: span})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		f.Err = fmt.Sprintf("the search was not done after %s: run the command, which may take longer", searchWithin)
 	case err != nil:
-		f.Err = t.room.Commands(err.Error())
+		f.Err, f.Back = t.room.Commands(err.Error()), span == 0
 	default:
 		f.Trace = trace
 	}

@@ -3,6 +3,7 @@ package page
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/walpost/walpost/cdc/internal/shared"
@@ -26,6 +27,7 @@ type room struct {
 	Pipeline
 
 	seen    shared.Look[facts]
+	began   atomic.Pointer[time.Time] // of the newest look
 	letters shared.Look[letters]
 	events  shared.Look[events]
 }
@@ -51,16 +53,20 @@ type events struct {
 }
 
 // look returns the newest facts; nil if the first look takes longer than firstWithin. If they are older than fresh, it waits for newer
-// ones for staleWithin.
+// ones: for firstWithin, and while a look is under way already, as when a database hangs, for staleWithin.
 func (r *room) look(fresh time.Duration) *facts {
-	if r.seen.Get(time.Hour, 0, r.ask) == nil {
-		return r.seen.Get(fresh, firstWithin, r.ask)
+	within := staleWithin
+	last := r.seen.Get(time.Hour, 0, r.ask)
+	if began := r.began.Load(); last == nil || began != nil && !began.After(last.at) {
+		within = firstWithin
 	}
-	return r.seen.Get(fresh, staleWithin, r.ask)
+	return r.seen.Get(fresh, within, r.ask)
 }
 
 // ask looks at the pipeline.
 func (r *room) ask(*facts) *facts {
+	began := time.Now()
+	r.began.Store(&began)
 	ctx, cancel := context.WithTimeout(context.Background(), askWithin)
 	defer cancel()
 	f := &facts{status: r.Status(ctx), points: r.History(), changes: r.Changes()}

@@ -26,13 +26,13 @@ func stateOf(st *pipeline.Status) state {
 	}
 	switch st.Role {
 	case cdc.Halted:
-		return state{"bad", "Halted", "The relay publishes nothing until you decide. Rows wait in " + where + "."}
+		return state{"bad", "Halted", "The relay publishes nothing until you decide."}
 	case cdc.Retrying:
-		return state{"care", "Trying again", "A session ended with an error. The relay starts the next one itself. Rows wait in " + where + "."}
+		return state{"care", "Trying again", "A session ended with an error. The relay starts the next one itself."}
 	case cdc.Standby:
 		return state{"idle", "Standing by", "Another relay delivers the rows. This one takes over when that one ends."}
 	case cdc.Stopped:
-		return state{"idle", "Stopped", "The relay has stopped. Rows wait in " + where + "."}
+		return state{"idle", "Stopped", "The relay has stopped."}
 	case cdc.Streaming:
 	default:
 		return state{"idle", "Starting", "The relay has not begun to read rows."}

@@ -15,6 +15,7 @@ import (
 
 const (
 	pointEvery = 15 * time.Second
+	soonest    = 5 * time.Second // a shorter point would be too inexact
 	points     = int(time.Hour / pointEvery)
 	lookPoints = 720 // an hour of looks, each 5 s
 	changes    = 20
@@ -42,6 +43,7 @@ type history struct {
 	received, published atomic.Uint64 // LSNs
 
 	mu        sync.Mutex
+	began     time.Time             // of the present point
 	rows      int64                 // in the present point
 	latencies latencies             // of those rows
 	points    []Point               // the oldest first
@@ -194,6 +196,9 @@ func (c *Change) same(o *Change) bool {
 
 // run adds a point every 15 s until ctx ends.
 func (h *history) run(ctx context.Context, role func() (cdc.Role, error)) {
+	h.mu.Lock()
+	h.began = time.Now()
+	h.mu.Unlock()
 	tick := time.NewTicker(pointEvery)
 	defer tick.Stop()
 	for {
@@ -215,9 +220,21 @@ func (h *history) point(at time.Time, role cdc.Role) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	p := Point{
-		At: at.UTC(), Rows: float64(h.rows) / pointEvery.Seconds(),
-		P50: h.latencies.quantile(0.5), P99: h.latencies.quantile(0.99), Lag: pending,
+	p := h.present(at, role)
+	if h.pending != nil {
+		p.Lag = pending
+	}
+	if h.points = append(h.points, p); len(h.points) > points {
+		h.points = slices.Delete(h.points, 0, 1)
+	}
+	h.rows, h.latencies, h.lag, h.began = 0, latencies{}, 0, at
+}
+
+// present returns the present point, as far as it has come. The caller holds the lock.
+func (h *history) present(at time.Time, role cdc.Role) Point {
+	p := Point{At: at.UTC(), P50: h.latencies.quantile(0.5), P99: h.latencies.quantile(0.99)}
+	if took := at.Sub(h.began).Seconds(); took > 0 {
+		p.Rows = float64(h.rows) / took
 	}
 	switch lag := h.lag; {
 	case h.pending != nil || role == cdc.Standby || h.cleared.IsZero():
@@ -230,18 +247,19 @@ func (h *history) point(at time.Time, role cdc.Role) {
 	default:
 		p.Lag = &lag
 	}
-	if h.points = append(h.points, p); len(h.points) > points {
-		h.points = slices.Delete(h.points, 0, 1)
-	}
-	h.rows, h.latencies, h.lag = 0, latencies{}, 0
+	return p
 }
 
-// History returns what the relay of this process did in the last hour, the oldest point first.
+// History returns what the relay of this process did in the last hour, the oldest point first. The last point may be shorter than the others.
 func (p *Pipeline) History() []Point {
 	h := &p.metrics.history
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Clone(h.points)
+	all := slices.Clone(h.points)
+	if now := time.Now(); !h.began.IsZero() && now.Sub(h.began) >= soonest {
+		all = append(all, h.present(now, p.metrics.role()))
+	}
+	return all
 }
 
 // Changes returns the last changes of the relay's role in this process, the oldest first.

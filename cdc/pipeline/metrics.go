@@ -195,6 +195,13 @@ func (c *metrics) observer() cdc.Observer {
 	}
 }
 
+// role returns the relay's role.
+func (c *metrics) role() cdc.Role {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known.Role
+}
+
 // ready returns nil while the relay streams, or stands by to take over; otherwise it returns the reason.
 func (c *metrics) ready() error {
 	c.mu.Lock()

@@ -277,6 +277,9 @@ func (s *Status) positions(f *cdc.Facts, received, published cdc.LSN, behind fun
 			seconds := d.Seconds()
 			at.Seconds = &seconds
 		}
+		if lag := s.LagSeconds; lag != nil && p.lsn >= f.Slot.ConfirmedFlush && (at.Seconds == nil || *at.Seconds > *lag) {
+			at.Seconds = lag // nothing after the confirmed position is older
+		}
 		all = append(all, at)
 	}
 	return all

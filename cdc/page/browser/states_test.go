@@ -210,7 +210,7 @@ var states = []state{
 		says: []string{"these are 9,976 to 10,000", "the row of 0192f3a1-0000-7000-8000-000000009999", "The page before"}, not: []string{"Rows are data", "The next page"},
 	},
 	{
-		name: "a dead letter with its row", make: one(func(t testing.TB, f *fake) { tenThousand(t, f); f.letters[6].Key = "6" }), Options: page.Options{Rows: true}, path: "/pipelines/orders/dead-letters/6", title: "orders, dead letter",
+		name: "a dead letter with its row", make: one(func(t testing.TB, f *fake) { tenThousand(t, f); f.letters[6].Key = "6" }), Options: page.Options{Rows: true}, path: "/pipelines/orders/dead-letter?key=6", title: "orders, dead letter",
 		says: []string{"order-40006", `"total": 1200`, "max.message.bytes", "Back to orders"}, runs: []string{"walpost dlq show 6"},
 	},
 	{
@@ -240,7 +240,7 @@ var states = []state{
 		says: []string{`<script>alert(1)</script>`, `"><img src=x onerror=alert(2)>`, `javascript:alert(3)`, `\u202e`, `\x1b[31m`, `\xff\xfe`, `{{.Name}}`, "…"}, not: []string{"\u202e", "\x1b", "\u200b"},
 	},
 	{
-		name: "a hostile dead letter", make: one(hostile), Options: page.Options{Rows: true}, path: "/pipelines/orders/dead-letters/x", title: "orders, dead letter",
+		name: "a hostile dead letter", make: one(hostile), Options: page.Options{Rows: true}, path: "/pipelines/orders/dead-letter?key=x", title: "orders, dead letter",
 		says: []string{`<script>alert(1)</script>`, `\u202e`, `</pre>`}, not: []string{"\u202e", "\x1b"},
 	},
 	{
