@@ -109,6 +109,10 @@ func (k *Kafka) rules(env string, anyType bool) rules {
 		between("kafka.transaction_timeout", k.TransactionTimeout, time.Second, 15*time.Minute, "which is the most that brokers allow by default"),
 	}
 	for _, b := range k.Brokers {
+		if strings.Contains(b, "@") { // it may hold a password, which no error shows
+			r = append(r, errors.New("kafka.brokers: an address has an @: write host:port, and the login under kafka.sasl"))
+			continue
+		}
 		r = append(r, unless(brokerPattern.MatchString(b), "kafka.brokers: %q: write host:port", b))
 	}
 	for _, t := range k.AggregateTypes {

@@ -64,7 +64,7 @@ func newPlot(id, title string, at []time.Time, now time.Time, curves []curve, sh
 		pen := "M"
 		last, most := "unknown", 0.0
 		for i, v := range c.values {
-			if math.IsNaN(v) {
+			if math.IsNaN(v) || now.Sub(at[i]) > span {
 				pen = "M"
 				continue
 			}

@@ -258,7 +258,7 @@ func (v *view) Run(command string) string {
 }
 
 // Halts reports whether a row that can never be published halts the pipeline, so that it writes no dead letters.
-func (v *view) Halts() bool { return v.policy == string(config.PolicyHalt) && !v.Polled() }
+func (v *view) Halts() bool { return v.policy == string(config.PolicyHalt) && v.LettersUnknown() }
 
 // LettersUnknown reports whether nobody could count the dead letters.
 func (v *view) LettersUnknown() bool { return v.St == nil || v.St.DeadLetters == nil && !v.Polled() }

@@ -52,13 +52,12 @@ type events struct {
 	err error
 }
 
-// look returns the newest facts; nil if the first look takes longer than firstWithin. If they are older than fresh, it waits for newer
-// ones: for firstWithin, and while a look is under way already, as when a database hangs, for staleWithin.
+// look returns the newest facts, nil if there are none yet. If they are older than fresh, it waits for newer ones: for firstWithin, and while
+// a look is under way for long, as when a database hangs, for staleWithin.
 func (r *room) look(fresh time.Duration) *facts {
-	within := staleWithin
-	last := r.seen.Get(time.Hour, 0, r.ask)
-	if began := r.began.Load(); last == nil || began != nil && !began.After(last.at) {
-		within = firstWithin
+	within, last := firstWithin, r.seen.Get(time.Hour, 0, r.ask)
+	if began := r.began.Load(); began != nil && (last == nil || began.After(last.at)) {
+		within = max(firstWithin-time.Since(*began), staleWithin)
 	}
 	return r.seen.Get(fresh, within, r.ask)
 }

@@ -290,7 +290,7 @@ func (w wal) slot(e *Examination, seen *survey) {
 	switch {
 	case f.Slot.Active || e.has("halted"):
 	case seen.State != nil && seen.State.Instance == "init":
-		e.found(cdc.Note, "relay", "no relay has read the slot yet", "rows wait in the slot", "start `walpost relay`")
+		e.found(cdc.Warning, "relay", "no relay has read the slot yet", "rows wait in the slot", "start `walpost relay`")
 	default:
 		e.found(cdc.Warning, "relay", "no relay reads the slot", "rows wait in the slot, and the server keeps their WAL", "start `walpost relay`; if one runs, its log and /readyz say why it does not stream")
 	}

@@ -211,7 +211,8 @@ func (s *Status) waits(f *cdc.Facts) {
 }
 
 const (
-	soonLost = 6 * time.Hour // the alert SlotWillBeLost has the same limit
+	forYears = 100 * 365 * 24 * 3600 // seconds; more is the same to anybody, and no time.Duration holds it
+	soonLost = 6 * time.Hour         // the alert SlotWillBeLost has the same limit
 	longLate = time.Minute
 	moreWAL  = "raise max_slot_wal_keep_size, if the disk has room (`ALTER SYSTEM SET max_slot_wal_keep_size = …` and `SELECT pg_reload_conf()`), and find out why the relay is late"
 )
@@ -242,7 +243,7 @@ func secondsLeft(perSecond float64, slot *cdc.SlotFacts) (float64, bool) {
 	if slot.SafeWALSize == nil || perSecond <= 0 {
 		return 0, false
 	}
-	return max(0, float64(*slot.SafeWALSize)) / perSecond, true
+	return min(max(0, float64(*slot.SafeWALSize))/perSecond, forYears), true
 }
 
 // backs fills in the backlog of a polled table, and what it waits for.

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
@@ -275,6 +276,16 @@ func (d *demo) databases(ctx context.Context) error {
 	return nil
 }
 
+// mayRead lets the relay's role read the outbox, which a relay does not need, so that the page finds an event by its row.
+func (d *demo) mayRead(ctx context.Context, database string) error {
+	conn, err := pgx.Connect(ctx, d.pg.URL(database))
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, "GRANT SELECT ON outbox TO walpost")
+	return errors.Join(err, conn.Close(ctx))
+}
+
 // relays writes the relay's configuration, and creates the roles, slots, topics and first state records of its two
 // pipelines. It returns the process, which does not run yet, and the pipelines with the operator's verbs.
 func (d *demo) relays(ctx context.Context) (*relayProcess, pipeline.Group, error) {
@@ -297,6 +308,9 @@ func (d *demo) relays(ctx context.Context) (*relayProcess, pipeline.Group, error
 	}
 	for i, database := range []sql.Database{sql.Orders, sql.Inventory} {
 		if _, err := relays[i].Init(ctx, pipeline.InitOptions{AdminURL: d.pg.URL(string(database))}); err != nil {
+			return nil, nil, err
+		}
+		if err := d.mayRead(ctx, string(database)); err != nil {
 			return nil, nil, err
 		}
 	}

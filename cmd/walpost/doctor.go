@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/pipeline"
@@ -75,7 +76,7 @@ func examination(out io.Writer, e pipeline.Examination) {
 			}
 			counts[f.Severity]++
 			row(string(f.Severity), f.Check+": "+f.Found)
-			for _, part := range [][2]string{{"  means", f.Means}, {"  run", f.Run}} {
+			for _, part := range [][2]string{{"  means", f.Means}, {"  run", strings.TrimPrefix(f.Run, "run ")}} {
 				if part[1] != "" {
 					row(part[0], part[1])
 				}

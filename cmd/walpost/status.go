@@ -67,7 +67,7 @@ func limit(s *pipeline.Status) string {
 	case s.SlotSeconds == nil:
 		return fmt.Sprintf("the slot can be lost after %s more of WAL", plain.Size(*s.Slot.SafeWALSize))
 	}
-	left := time.Duration(*s.SlotSeconds * float64(time.Second)).Round(time.Minute)
+	left := plain.Duration(time.Duration(*s.SlotSeconds * float64(time.Second)).Round(time.Minute))
 	return fmt.Sprintf("the slot can be lost after %s more of WAL, which takes %s at %s an hour", plain.Size(*s.Slot.SafeWALSize), left, plain.Size(*s.WALPerHour))
 }
 

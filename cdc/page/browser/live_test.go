@@ -178,7 +178,7 @@ func TestPolicy(t *testing.T) {
 		return nil
 	})
 	if is := eval[int](b, "window.broken ?? 0"); is != 0 {
-		t.Errorf("the browser ran what is not ours: %d", is)
+		t.Errorf("the browser ran a stranger's script: %d", is)
 	}
 }
 
