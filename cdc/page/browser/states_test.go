@@ -113,7 +113,7 @@ var states = []state{
 			f.status.Positions = positions(0, -1, -1, 0x88, 0x88, 0x40_0000)
 			f.changes = []pipeline.Change{{At: ago(time.Hour), Role: cdc.Standby}}
 		}),
-		says: []string{"Standing by", "Another relay delivers the rows. This one takes over when that one ends.", cdc.ErrSlotInUse.Error(), nothing, "yes, in use"},
+		says: []string{"Standing by", "Another relay delivers the rows. This one takes over when that one ends.", nothing, "yes, in use"},
 	},
 	{
 		name: "retrying", make: one(func(_ testing.TB, f *fake) {
