@@ -103,7 +103,7 @@ func settings(out io.Writer, all []config.Setting) error {
 }
 
 // longestValue is the length in letters to which a value is cut: one long value would move the last column out of sight.
-const longestValue = 60
+const longestValue = 160
 
 type configExampleCmd struct{}
 
