@@ -294,6 +294,15 @@ func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 	for _, p := range s.programs {
 		s.ready(p)
 	}
+	shown := []string{"confirmed", "rejected", "cancelled", "shipped"}
+	cdctest.Eventually(t, time.Minute, func() error { // on a busy machine few orders were placed until here
+		for _, status := range shown {
+			if s.number(s.orders, `SELECT count(*) FROM orders WHERE status = $1`, status) == 0 {
+				return fmt.Errorf("no order is %s", status)
+			}
+		}
+		return nil
+	})
 	stop()
 	load.Wait()
 
@@ -378,7 +387,7 @@ func TestSagaSurvivesKillsOfEveryProcess(t *testing.T) {
 			SELECT count(*) FROM notification_attempts a JOIN notifications n ON n.id = notification_id WHERE channel = $1 AND outcome IS NULL))`, channel, again[channel])
 	}
 	t.Logf("%d kills: %v; sent twice: %v", rounds, byStatus, again)
-	for _, status := range []string{"confirmed", "rejected", "cancelled", "shipped"} {
+	for _, status := range shown {
 		if byStatus[status] == 0 {
 			t.Errorf("no order is %s: the load shows less than it should", status)
 		}

@@ -131,7 +131,7 @@ func (s *rightsStage) relays() (err error) {
 			}
 		}
 		said, _ := r.Ask("/status")
-		if !strings.Contains(said, `"published"`) {
+		if !strings.Contains(said, `"published":`) {
 			return errors.New("nothing is published, and the log says nothing of rights")
 		}
 		if s.grants.MatchString(said) {
