@@ -100,7 +100,7 @@ var states = []state{
 		says: []string{"Works", "0 s", "There is no event in the topics.", nothing, "Good to know", "This pipeline writes none: a row that can never be published halts it"}, runs: []string{"timedatectl"},
 	},
 	{
-		name: "started a moment ago", make: one(func(_ testing.TB, f *fake) {
+		name: "started a moment ago", short: true, make: one(func(_ testing.TB, f *fake) {
 			f.status.Role, f.status.Since, f.points, f.changes, f.status.Published = cdc.Starting, now(), nil, nil, 0
 			unseen(&f.status)
 			blocks(&f.status, pipeline.CannotTell, errors.New("PostgreSQL and Kafka have not answered yet: ask again"))
@@ -140,7 +140,7 @@ var states = []state{
 		runs: []string{"walpost adopt --create-slot"}, not: []string{nothing},
 	},
 	{
-		name: "halted, the publication hides the table", make: reconcile(func(_ *cdc.State, f *cdc.Facts) {
+		name: "halted, the publication hides the table", short: true, make: reconcile(func(_ *cdc.State, f *cdc.Facts) {
 			f.Fingerprint, f.Hidden = "16402/none", []cdc.Finding{{Side: cdc.InPostgreSQL, Check: "publication_table", Found: "source.publication: orders does not carry public.outbox", Run: "ALTER PUBLICATION orders ADD TABLE public.outbox"}}
 		}),
 		says: []string{"Halted", "does not carry public.outbox: ALTER PUBLICATION orders ADD TABLE public.outbox", "may never have been streamed"}, runs: []string{"walpost adopt"}, not: []string{nothing},
@@ -157,7 +157,7 @@ var states = []state{
 		says: []string{"Halted", "0192f3a1-7c44-7b00-9e1d-3f5a70c1d2aa", "max.message.bytes", "nothing is lost", "raise the topic's limit"}, runs: []string{"walpost skip --to 3/5A3FDC90"}, not: []string{nothing},
 	},
 	{
-		name: "halted, a server of another timeline", make: reconcile(func(st *cdc.State, _ *cdc.Facts) { st.Timeline = 2 }),
+		name: "halted, a server of another timeline", short: true, make: reconcile(func(st *cdc.State, _ *cdc.Facts) { st.Timeline = 2 }),
 		says: []string{"Halted", "the state record is of timeline 2, the server is on timeline 1", "stale primary", "point source.url at the present primary"}, runs: []string{"walpost adopt"}, not: []string{nothing},
 	},
 	{
@@ -165,7 +165,7 @@ var states = []state{
 		says: []string{"Halted", "system id 7000000000000000001", "point source.url back at the right server"}, runs: []string{"walpost adopt --new-server"}, not: []string{nothing},
 	},
 	{
-		name: "halted, a transaction that cannot be decoded", make: halt(&cdc.HaltError{
+		name: "halted, a transaction that cannot be decoded", short: true, make: halt(&cdc.HaltError{
 			Found: "PostgreSQL cannot decode the change at 3/5A3F0000: could not map filenumber \"base/16384/16431\" to relation OID (SQLSTATE XX000); it is in transaction 90311, committed at 3/5A3F2210",
 			Means: "the transaction cannot be delivered whole, and every later row waits in the slot; nothing is lost",
 			Run:   "`walpost skip --to 3/5A3F2218` gives up for good the rows of this one transaction that were not delivered; its delivered rows stay in Kafka, and you can write the others to the outbox again",
@@ -206,7 +206,7 @@ var states = []state{
 		runs: []string{"walpost dlq list", "page.rows: true", "walpost dlq show EVENT"}, not: []string{nothing},
 	},
 	{
-		name: "10,000 dead letters, rows on, the last page", make: one(tenThousand), Options: page.Options{Rows: true}, path: "/?letters=400",
+		name: "10,000 dead letters, rows on, the last page", short: true, make: one(tenThousand), Options: page.Options{Rows: true}, path: "/?letters=400",
 		says: []string{"these are 9,976 to 10,000", "the row of 0192f3a1-0000-7000-8000-000000009999", "The page before"}, not: []string{"Rows are data", "The next page"},
 	},
 	{
@@ -214,7 +214,7 @@ var states = []state{
 		says: []string{"order-40006", `"total": 1200`, "max.message.bytes", "Back to orders"}, runs: []string{"walpost dlq show 6"},
 	},
 	{
-		name: "a gap after a skip, with decisions", make: one(func(_ testing.TB, f *fake) {
+		name: "a gap after a skip, with decisions", short: true, make: one(func(_ testing.TB, f *fake) {
 			f.status.Decisions = []cdc.Decision{
 				{Time: ago(72 * time.Hour), Command: "adopt", By: "anna@ops-1", What: "accepts slot \"orders\" without a state record: every commit before 3/10000000 counts as delivered"},
 				{
