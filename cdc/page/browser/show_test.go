@@ -83,7 +83,10 @@ func TestStates(t *testing.T) {
 			without.clean(s.status()...)
 
 			b.axe("light, 1280")
-			forms := []form{{width: 360, dark: true}, {width: 3840}}
+			forms := []form{{width: 360, dark: true}}
+			if s.wide {
+				forms = append(forms, form{width: 3840})
+			}
 			if s.short {
 				forms = nil
 			}

@@ -33,6 +33,7 @@ type state struct {
 	open bool
 	// short leaves the widths and schemes out, which another state has alike.
 	short bool
+	wide  bool // it is drawn at 3840 too, which takes long
 }
 
 // one returns a function that makes one pipeline.
@@ -87,7 +88,7 @@ var bars = []string{"Behind", "Rows a second", "Latency p50", "Latency p99", "Sl
 
 var states = []state{
 	{
-		name: "streaming", make: one(func(testing.TB, *fake) {}),
+		name: "streaming", wide: true, make: one(func(testing.TB, *fake) {}),
 		says: append(bars, "Works", "Rows flow from PostgreSQL to Kafka.", "0 s", "136 B of WAL", "1,482,907 since the start", nothing, "4h", "end of the WAL", "3/5A401C88", "told to the slot", "Until now", "yes, in use",
 			"None: every row could be published.", "order-88100", "OrderPaid", "shop.order", "Find an event or a key", "keys, each with its origin"),
 		not: []string{secret},
@@ -201,7 +202,7 @@ var states = []state{
 		runs: []string{"walpost dlq list"}, not: []string{nothing, "Where the rows are"},
 	},
 	{
-		name: "10,000 dead letters, rows off", make: one(tenThousand),
+		name: "10,000 dead letters, rows off", wide: true, make: one(tenThousand),
 		says: []string{"Works, and needs you", "10,000 rows could not be published; these are 1 to 25.", "max.message.bytes", "; it waits for 3/5A3F0000/1/", "Rows are data, so the page does not show them", "10000 dead letters are unresolved", "not shown", "The next page"},
 		runs: []string{"walpost dlq list", "page.rows: true", "walpost dlq show EVENT"}, not: []string{nothing},
 	},
@@ -228,7 +229,7 @@ var states = []state{
 		runs: []string{"walpost replay --from 2026-11-30T19:00:00Z --to 2026-11-30T20:00:00Z"}, not: []string{nothing},
 	},
 	{
-		name: "50 pipelines", title: "pipelines", make: fifty,
+		name: "50 pipelines", title: "pipelines", wide: true, make: fifty,
 		says: []string{"shop-01", "shop-50", "Halted", "Waiting for Kafka", "Standing by", "Stalled", "Works", "Trying again", "Not known", "What is wrong", "Slot lasts", "Dead letters", "is lost"},
 	},
 	{
@@ -236,7 +237,7 @@ var states = []state{
 		says: []string{"Halted", "All pipelines", "is lost"}, runs: []string{"walpost -p shop-02 adopt --create-slot"},
 	},
 	{
-		name: "hostile values", make: one(hostile), Options: page.Options{Rows: true}, open: true,
+		name: "hostile values", wide: true, make: one(hostile), Options: page.Options{Rows: true}, open: true,
 		says: []string{`<script>alert(1)</script>`, `"><img src=x onerror=alert(2)>`, `javascript:alert(3)`, `\u202e`, `\x1b[31m`, `\xff\xfe`, `{{.Name}}`, "…"}, not: []string{"\u202e", "\x1b", "\u200b"},
 	},
 	{
@@ -252,7 +253,7 @@ var states = []state{
 		says: []string{"Found for order-7", "Read 18,204 records of 6 partitions"}, runs: []string{"walpost where order-7 --since 24h"},
 	},
 	{
-		name: "long texts", make: one(long), open: true,
+		name: "long texts", wide: true, make: one(long), open: true,
 		says: []string{"Halted", "the end of a long sentence"}, not: []string{nothing},
 	},
 	{name: "a pipeline that is not there", title: "not here", path: "/pipelines/shop", make: one(func(testing.TB, *fake) {}), says: []string{"There is no pipeline shop.", "There is:", "orders"}},
