@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,11 +46,12 @@ func TestLatenciesAreExactToATenth(t *testing.T) {
 func TestHistoryHasAnHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &history{}
-		role := cdc.Streaming
+		var role atomic.Value
+		role.Store(cdc.Streaming)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {
-			h.run(ctx, func() (cdc.Role, error) { return role, nil })
+			h.run(ctx, func() (cdc.Role, error) { return role.Load().(cdc.Role), nil })
 			close(ended)
 		}()
 		last := func() Point {
@@ -88,12 +90,12 @@ func TestHistoryHasAnHour(t *testing.T) {
 			t.Errorf("nothing is durable for 40 s: %v", p.Lag)
 		}
 		h.covered(500)
-		role = cdc.Retrying // nobody looks any more
+		role.Store(cdc.Retrying) // nobody looks any more
 		time.Sleep(time.Minute)
 		if p = last(); p.Lag == nil || *p.Lag < time.Minute {
 			t.Errorf("the relay retries for a minute: %v", p.Lag)
 		}
-		role = cdc.Standby
+		role.Store(cdc.Standby)
 		time.Sleep(pointEvery)
 		if p = last(); p.Lag != nil {
 			t.Errorf("another relay delivers: %v", p.Lag)
