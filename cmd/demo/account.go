@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -162,13 +160,7 @@ func (w *witness) balance(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var wrong []error
-	for _, sku := range slices.Sorted(maps.Keys(stock)) {
-		if want := set[sku] - sold[sku]; stock[sku] != want {
-			wrong = append(wrong, fmt.Errorf("the stock of %s is %d and should be %d: %d were put there, %d are in confirmed orders", sku, stock[sku], want, set[sku], sold[sku]))
-		}
-	}
-	if err := errors.Join(wrong...); err != nil {
+	if err := adds(set, sold, stock); err != nil {
 		return err
 	}
 	w.say("The stock is what the orders say.")

@@ -385,6 +385,17 @@ func (w *witness) heard(ctx context.Context, event string) (heard string, err er
 	return heard, nil
 }
 
+// adds returns an error for each item whose stock is not that before minus the items of confirmed orders.
+func adds(before, sold, after map[string]int64) error {
+	var wrong []error
+	for _, sku := range slices.Sorted(maps.Keys(after)) {
+		if want := before[sku] - sold[sku]; after[sku] != want {
+			wrong = append(wrong, fmt.Errorf("the stock of %s is %d and should be %d: %d before, %d in confirmed orders", sku, after[sku], want, before[sku], sold[sku]))
+		}
+	}
+	return errors.Join(wrong...)
+}
+
 // compare checks that the stock is the earlier stock minus the items of confirmed orders.
 func (w *witness) compare(ctx context.Context, before map[string]int64) error {
 	after, err := w.stock(ctx)
@@ -396,14 +407,10 @@ func (w *witness) compare(ctx context.Context, before map[string]int64) error {
 		return err
 	}
 	w.say("\nstock     before   in confirmed orders   now")
-	var wrong []error
 	for _, sku := range slices.Sorted(maps.Keys(before)) {
 		w.say("%-9s %6d %21d %5d", sku, before[sku], sold[sku], after[sku])
-		if want := before[sku] - sold[sku]; after[sku] != want {
-			wrong = append(wrong, fmt.Errorf("the stock of %s is %d and should be %d: %d before, %d in confirmed orders", sku, after[sku], want, before[sku], sold[sku]))
-		}
 	}
-	if err := errors.Join(wrong...); err != nil {
+	if err := adds(before, sold, after); err != nil {
 		return err
 	}
 	w.say("The stock has decreased by exactly the items of the confirmed orders.")
