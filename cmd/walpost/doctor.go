@@ -3,11 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/pipeline"
-	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type doctorCmd struct {
@@ -20,36 +20,18 @@ func (c *doctorCmd) Run(p *process) error {
 		return err
 	}
 	all := group.Examine(p.ctx)
-	if c.JSON {
-		if err := p.json(all); err != nil {
-			return err
-		}
-		return diagnosis(all)
-	}
-	for i, e := range all {
-		if i > 0 {
-			p.say("")
-		}
-		examination(sentences{p.stdout, &cfgs[i]}, e)
+	if err := show(p, c.JSON, cfgs, all, examination); err != nil {
+		return err
 	}
 	return diagnosis(all)
 }
 
 // diagnosis returns the exit code of the worst finding: 0 nothing to do, 2 a warning or a check without an answer, 1 a problem.
 func diagnosis(all pipeline.Examinations) error {
-	code := app.ExitError(0)
-	for _, e := range all {
-		switch e.Severity {
-		case cdc.Problem:
-			return app.ExitError(1)
-		case cdc.Warning, cdc.Unknown:
-			code = 2
-		}
+	has := func(severities ...cdc.Severity) bool {
+		return slices.ContainsFunc(all, func(e pipeline.Examination) bool { return slices.Contains(severities, e.Severity) })
 	}
-	if code == 0 {
-		return nil
-	}
-	return code
+	return exit(has(cdc.Problem), has(cdc.Warning, cdc.Unknown))
 }
 
 // sides are the groups of findings, in the order in which they are printed.

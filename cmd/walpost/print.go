@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/walpost/walpost/cdc/config"
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cmd/internal/app"
 )
@@ -20,6 +21,31 @@ func (p *process) json(v any) error {
 	enc := json.NewEncoder(p.stdout)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
+}
+
+// show prints a value for each pipeline: as JSON, or with print and an empty line between two.
+func show[S ~[]T, T any](p *process, asJSON bool, cfgs []config.Config, all S, print func(io.Writer, T)) error {
+	if asJSON {
+		return p.json(all)
+	}
+	for i, one := range all {
+		if i > 0 {
+			p.say("")
+		}
+		print(sentences{p.stdout, &cfgs[i]}, one)
+	}
+	return nil
+}
+
+// exit returns exit code 1 if somebody has to act, otherwise 2 if something is wrong or not known, and otherwise nil.
+func exit(act, unclear bool) error {
+	switch {
+	case act:
+		return app.ExitError(1)
+	case unclear:
+		return app.ExitError(2)
+	}
+	return nil
 }
 
 // confirm asks the operator to type the pipeline's name. It returns an error with the text otherwise for any other answer.

@@ -3,13 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/walpost/walpost/cdc/pipeline"
 	"github.com/walpost/walpost/cdc/plain"
 	"github.com/walpost/walpost/cdc/polling"
-	"github.com/walpost/walpost/cmd/internal/app"
 )
 
 type statusCmd struct {
@@ -27,36 +27,18 @@ func (c *statusCmd) Run(p *process) error {
 		return p.watch(time.Duration(c.Watch), c.JSON, cfgs, group)
 	}
 	all := group.Status(p.ctx)
-	if c.JSON {
-		if err := p.json(all); err != nil {
-			return err
-		}
-		return outcome(all)
-	}
-	for i, st := range all {
-		if i > 0 {
-			p.say("")
-		}
-		status(sentences{p.stdout, &cfgs[i]}, st)
+	if err := show(p, c.JSON, cfgs, all, status); err != nil {
+		return err
 	}
 	return outcome(all)
 }
 
 // outcome returns the exit code of the worst verdict: 0 rows flow, 2 cannot tell, 1 somebody is needed.
 func outcome(all pipeline.Statuses) error {
-	code := app.ExitError(0)
-	for _, s := range all {
-		switch {
-		case s.Verdict == pipeline.NeedsSomeone:
-			return app.ExitError(1)
-		case s.Verdict != pipeline.Flows:
-			code = 2
-		}
-	}
-	if code == 0 {
-		return nil
-	}
-	return code
+	return exit(
+		slices.ContainsFunc(all, func(s pipeline.Status) bool { return s.Verdict == pipeline.NeedsSomeone }),
+		slices.ContainsFunc(all, func(s pipeline.Status) bool { return s.Verdict != pipeline.Flows }),
+	)
 }
 
 // limit returns how much more WAL the server keeps for the slot, and how long that lasts; "" where there is no limit.
