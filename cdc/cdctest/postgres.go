@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -30,9 +31,11 @@ var shared struct {
 
 // Main runs the tests of a package, as the body of its TestMain. It stops the shared server afterwards, and fails the
 // run if a goroutine is left or if a Log contains the Canary. Without the flag -parallel it runs six tests at a time, because
-// they mostly wait; in the long form, whose programs have the race detector, it runs four. Main does not return.
+// they mostly wait; in the long form, whose programs have the race detector, it runs four. The process collects garbage half
+// as often as Go does by default. Main does not return.
 func Main(m *testing.M) {
 	flag.Parse()
+	debug.SetGCPercent(200)
 	byHand := false
 	flag.Visit(func(f *flag.Flag) { byHand = byHand || f.Name == "test.parallel" })
 	if !byHand {

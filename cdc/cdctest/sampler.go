@@ -34,6 +34,7 @@ type Sampler struct {
 	seen    map[uuid.UUID]bool
 	next    map[string]map[int32]int64 // the first offset not read
 	checked int                        // commits whose events are all known to be in Kafka
+	sampled pglogrepl.LSN              // what was confirmed at the last sample
 }
 
 // SamplerConfig names the database, slot and topics. The sampler connects to PostgreSQL and the brokers directly, not
@@ -60,9 +61,12 @@ func StartSampler(t testing.TB, cfg SamplerConfig) *Sampler {
 	s.client = newClient(t, cfg.Brokers, append(consumeAll(cfg.Topics[0]), kgo.ConsumeTopics(cfg.Topics...), kgo.MetadataMaxAge(time.Second))...)
 	go func() {
 		defer close(s.ended)
-		for sleep(ctx, 50*time.Millisecond) {
+		// The server decodes WAL for each sample, other tests' WAL too: a sampler rests three times as long as a sample took.
+		for pause := 50 * time.Millisecond; sleep(ctx, pause); {
 			s.turn.Lock()
-			s.sample(ctx)
+			began := time.Now()
+			_ = s.sample(ctx, 20*time.Second) // PostgreSQL or Kafka may be away
+			pause = max(50*time.Millisecond, 3*time.Since(began))
 			s.turn.Unlock()
 		}
 		s.rest()
@@ -77,12 +81,14 @@ func (s *Sampler) stop() {
 	<-s.ended
 }
 
-// Stop takes a last sample, ends the sampler, fails the test if an event was confirmed too early, and returns the
-// number of samples.
+// Stop ends the sampler and takes a last sample. It fails the test if that is not possible or if an event was confirmed too
+// early, and returns the number of samples.
 func (s *Sampler) Stop() (samples int) {
 	s.t.Helper()
 	s.stop()
-	s.sample(s.t.Context())
+	if err := s.sample(s.t.Context(), Patience(2*time.Minute)); err != nil {
+		s.t.Errorf("take the last sample: %v", err)
+	}
 	s.rest()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,28 +119,36 @@ func (s *Sampler) Samples() int {
 	return s.samples
 }
 
-// sample takes one sample, or none if PostgreSQL or Kafka does not answer.
-func (s *Sampler) sample(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+// sample takes one sample within the given time, or none if nothing was confirmed since the last. It returns an error if
+// PostgreSQL or Kafka does not answer.
+func (s *Sampler) sample(ctx context.Context, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	confirmed, err := s.confirmed(ctx)
-	if err != nil {
-		return
+	if err != nil || confirmed == s.sampled {
+		return err
 	}
 	commits, err := s.Oracle.Commits(ctx)
 	if err != nil {
-		return
+		return err
 	}
 	due := s.checked
 	for due < len(commits) && commits[due].End <= confirmed {
 		due++
 	}
-	if due == s.checked || s.read(ctx) != nil {
-		return
+	if due == s.checked {
+		s.sampled = confirmed
+		return nil
+	}
+	if err := s.read(ctx); err != nil {
+		return err
 	}
 	if s.lacks(commits[s.checked:due]) && s.TransactionalID != "" {
-		if decided, err := s.decided(ctx); err != nil || decided || s.read(ctx) != nil {
-			return
+		if decided, err := s.decided(ctx); err != nil || decided {
+			return err
+		}
+		if err := s.read(ctx); err != nil {
+			return err
 		}
 	}
 	s.mu.Lock()
@@ -147,7 +161,8 @@ func (s *Sampler) sample(ctx context.Context) {
 			}
 		}
 	}
-	s.checked = due
+	s.checked, s.sampled = due, confirmed
+	return nil
 }
 
 func (s *Sampler) lacks(commits []Commit) bool {

@@ -18,6 +18,9 @@ import (
 
 type relayCmd struct{}
 
+// setMemoryLimit limits the heap of the process. A test's process holds many relays, brokers and the tests: there it does nothing.
+var setMemoryLimit = debug.SetMemoryLimit
+
 // Run relays:
 //
 //	WAL ──▶ cdc/postgres ──▶ cdc (windows) ──▶ cdc/route ──▶ cdc/kafka ──▶ topics and state record
@@ -33,7 +36,7 @@ func (*relayCmd) Run(p *process) error {
 	}
 	if p.getenv("GOMEMLIMIT") == "" {
 		// The live heap is a few windows. Without a limit the garbage collector lets the heap grow to twice that.
-		debug.SetMemoryLimit(memoryLimit(cfgs))
+		setMemoryLimit(memoryLimit(cfgs))
 	}
 	address := cfgs[0].HTTP // all pipelines have the same one
 	ln, err := net.Listen("tcp", address)

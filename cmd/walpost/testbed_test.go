@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("WALPOST_TEST_MAIN") != "" {
 		app.Main(run)
 	}
+	setMemoryLimit = func(int64) int64 { return 0 }
 	cdctest.Main(m)
 }
 

@@ -94,7 +94,7 @@ func (s *Pipeline) URLFor(user, password string) string {
 }
 
 // Getenv returns a variable for a command in this process.
-func (s *Pipeline) Getenv(key string) string { return getenv(s.Env, key) }
+func (s *Pipeline) Getenv(key string) string { return s.Env[key] }
 
 // Slot returns the name of the replication slot.
 func (s *Pipeline) Slot() string { return s.Env["WALPOST_SOURCE_SLOT"] }

@@ -36,7 +36,7 @@ func (p Program) Command(args ...string) *exec.Cmd {
 // run runs a command to its end, or until ctx ends. The error of a separate process is its output on standard error.
 func (p Program) run(ctx context.Context, args []string, env map[string]string, out io.Writer) error {
 	if p.Main != nil {
-		return p.Main(ctx, args, func(key string) string { return getenv(env, key) }, out, out)
+		return p.Main(ctx, args, func(key string) string { return env[key] }, out, out)
 	}
 	cmd := exec.CommandContext(ctx, p.Path, args...)
 	cmd.Env = append(os.Environ(), p.Vars...)
@@ -51,15 +51,6 @@ func (p Program) run(ctx context.Context, args []string, env map[string]string, 
 		return errors.Join(err, errors.New(strings.TrimSpace(said.String())))
 	}
 	return nil
-}
-
-// getenv returns a variable of a program in this process. A relay limits the heap of its process, and this one holds many
-// relays, the brokers and the tests: so there is no limit.
-func getenv(env map[string]string, key string) string {
-	if key == "GOMEMLIMIT" {
-		return "off"
-	}
-	return env[key]
 }
 
 // Build returns a function that builds the command in a directory, with flags of go build, and returns the binary's

@@ -321,8 +321,8 @@ func useUpEpoch(s *trial) {
 	const last, before = math.MaxInt16 - 1, 6
 	s.prepare(setup{quiet: true, env: map[string]string{"WALPOST_WINDOW_ROWS": "1"}})
 	points := []string{"before_end_txn", "after_end_txn", "after_begin_txn"}
-	if !cdctest.LongForm() {
-		points = points[:1]
+	if s.kfake == nil {
+		points = points[:1] // a real broker takes minutes to use up an id
 	}
 	for i, point := range points {
 		s.raiseEpoch(last - before - 1) // the session raises it once more
