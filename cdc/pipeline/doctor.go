@@ -136,7 +136,7 @@ func (w wal) examine(ctx context.Context, e *Examination) {
 	}
 	e.add(pg.Findings...)
 	e.add(kf.Findings...)
-	seen := w.compare(ctx, e, pg.Reached && !e.has("standby_server"), kf.Reached)
+	seen := w.compare(ctx, e, pg.Reached && !e.has("standby_server") && !e.has("slot_database"), kf.Reached)
 	if pg.Refused && seen != nil && seen.State == nil {
 		e.notYet()
 		e.found(cdc.Problem, "prepared", fmt.Sprintf("there is no state record for pipeline %q, and PostgreSQL does not accept the relay's role", w.cfg.Pipeline),
@@ -174,7 +174,7 @@ func (w wal) decided(ctx context.Context, e *Examination) {
 	case err != nil:
 		e.fails("dead_letters", err)
 	case n > 0:
-		e.found(cdc.Problem, "dead_letters", fmt.Sprintf("%d dead letters are unresolved", n), "these rows were not published", "`walpost dlq list` says why")
+		e.found(cdc.Problem, "dead_letters", plain.Count(n, "dead letter is", "dead letters are") + " unresolved", "these rows were not published", "`walpost dlq list` says why")
 	}
 }
 

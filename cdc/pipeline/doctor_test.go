@@ -364,6 +364,14 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			}, end: back,
 		},
 		{
+			name: "another database", check: "slot_database", side: cdc.InPostgreSQL, severity: cdc.Problem, found: `slot "shop" belongs to database "shop", source.url names "postgres"`, run: "name shop in source.url", only: true,
+			make: func(w *ward) {
+				u, _ := url.Parse(w.cfg.Source.URL)
+				u.Path = "/postgres"
+				w.cfg.Source.URL = u.String()
+			}, end: back,
+		},
+		{
 			name: "a question without an answer", check: "slots_free", side: cdc.InPostgreSQL, severity: cdc.Unknown, found: "count slots and walsenders", run: "run `walpost doctor` again", only: true,
 			make: func(w *ward) {
 				u, _ := url.Parse(w.cfg.Source.URL)

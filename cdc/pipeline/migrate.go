@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc/config"
+	"github.com/walpost/walpost/cdc/plain"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
@@ -28,7 +29,7 @@ func (p *Pipeline) MigrateSource(ctx context.Context, o MigrateOptions) ([]Step,
 	remaining := func(upTo int64) (polling.Remaining, error) {
 		r, err := table.Remaining(ctx, upTo)
 		if err == nil && r.Failed > 0 {
-			err = fmt.Errorf("%d rows have failed, and the slot would not contain them: run `walpost dlq redrive` or `walpost dlq drop` with source.kind: polling, and then this again", r.Failed)
+			err = fmt.Errorf("%s failed, and the slot would not contain them: run `walpost dlq redrive` or `walpost dlq drop` with source.kind: polling, and then this again", plain.Count(r.Failed, "row has", "rows have"))
 		}
 		return r, err
 	}

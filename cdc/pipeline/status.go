@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/plain"
 	"github.com/walpost/walpost/cdc/polling"
 )
 
@@ -183,7 +184,7 @@ func (s *Status) decided(decisions []cdc.Decision) {
 // puts fills in the number of unresolved dead letters.
 func (s *Status) puts(unresolved int) {
 	if s.DeadLetters = &unresolved; unresolved > 0 {
-		s.blockedBy(fmt.Sprintf("%d dead letters are unresolved: `walpost dlq list` says why", unresolved))
+		s.blockedBy(plain.Count(unresolved, "dead letter is", "dead letters are") + " unresolved: `walpost dlq list` says why")
 	}
 }
 
@@ -253,8 +254,17 @@ func (s *Status) backs(b *polling.Backlog) {
 		s.blockedBy(b.Horizon.String())
 	}
 	if b.Failed > 0 {
-		s.blockedBy(fmt.Sprintf("%s rows have failed and hold %d keys back: `walpost dlq list` says why", polling.Count(b.Failed), b.HeldKeys))
+		s.blockedBy(failed(b))
 	}
+}
+
+// failed returns the sentence about rows that have failed.
+func failed(b *polling.Backlog) string {
+	rows, hold := polling.Count(b.Failed)+" rows have", "hold"
+	if b.Failed == 1 {
+		rows, hold = "1 row has", "holds"
+	}
+	return rows + " failed and " + hold + " " + plain.Count(b.HeldKeys, "key", "keys") + " back: `walpost dlq list` says why"
 }
 
 // positions returns the positions, of which the first two are those of this process, or 0. behind returns the age of the oldest WAL after an

@@ -61,6 +61,14 @@ func Size(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
+// Count returns a number of things, and the word for one or for several: 1 row, 3 rows.
+func Count[N int | int64](n N, one, several string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprint(n, " ", several)
+}
+
 // Duration returns a duration in at most two units, of which the smaller is left out where it is 0: 3 ms, 4.2 s, 3m20s, 5h10m, 12d4h.
 func Duration(d time.Duration) string {
 	two := func(large time.Duration, a string, small time.Duration, b string) string {

@@ -32,6 +32,14 @@ func TestLine(t *testing.T) {
 	}
 }
 
+func TestCount(t *testing.T) {
+	for n, want := range map[int]string{0: "0 rows", 1: "1 row", 2: "2 rows"} {
+		if got := plain.Count(n, "row", "rows"); got != want {
+			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+}
+
 func TestSizeAndDuration(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 10239: "10239 B", 10 << 10: "10 KiB", 12 << 20: "12 MiB", 9 << 30: "9216 MiB", 10 << 40: "10 TiB"} {
 		if got := plain.Size(n); got != want {

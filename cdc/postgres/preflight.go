@@ -140,7 +140,7 @@ func (s *Source) checkSlot(ctx context.Context, conn *pgx.Conn) ([]cdc.Finding, 
 	case slotType != "logical" || plugin != "pgoutput":
 		return []cdc.Finding{Problem("slot_kind", "choose another source.slot and run `walpost init`", "slot %q is a %s slot of plugin %q, a logical slot of pgoutput is needed", s.cfg.Slot, slotType, plugin)}, nil
 	case database != here:
-		return []cdc.Finding{Problem("slot_kind", "choose another source.slot or the other database", "slot %q belongs to database %q, source.url names %q", s.cfg.Slot, database, here)}, nil
+		return []cdc.Finding{Problem("slot_database", "name "+database+" in source.url, or choose another source.slot", "slot %q belongs to database %q, source.url names %q", s.cfg.Slot, database, here)}, nil
 	}
 	return nil, nil
 }

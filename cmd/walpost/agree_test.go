@@ -181,7 +181,7 @@ func TestEverywhereTheSame(t *testing.T) {
 				a.stream()
 				a.insertPoison()
 				a.insertPoison()
-			}, everywhere{cdc.Streaming, true, needs, needs, "FailedRows", noSlot, "1 rows have failed and hold 1 keys back"}},
+			}, everywhere{cdc.Streaming, true, needs, needs, "FailedRows", noSlot, "1 row has failed and holds 1 key back"}},
 			{"Kafka is away, and nothing waits", func(a *agreeing) {
 				a.MustRun("dlq", "drop", "--all", "--yes")
 				a.WaitUntilPolled()

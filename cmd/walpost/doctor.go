@@ -8,6 +8,7 @@ import (
 
 	"github.com/walpost/walpost/cdc"
 	"github.com/walpost/walpost/cdc/pipeline"
+	"github.com/walpost/walpost/cdc/plain"
 )
 
 type doctorCmd struct {
@@ -65,5 +66,6 @@ func examination(out io.Writer, e pipeline.Examination) {
 			}
 		}
 	}
-	fmt.Fprintf(out, "\n%-10s %d problems, %d warnings, %d unknown, %d notes, %d ok\n", "found", counts[cdc.Problem], counts[cdc.Warning], counts[cdc.Unknown], counts[cdc.Note], counts[cdc.OK])
+	fmt.Fprintf(out, "\n%-10s %s, %s, %d unknown, %s, %d ok\n", "found", plain.Count(counts[cdc.Problem], "problem", "problems"), plain.Count(counts[cdc.Warning], "warning", "warnings"),
+		counts[cdc.Unknown], plain.Count(counts[cdc.Note], "note", "notes"), counts[cdc.OK])
 }

@@ -36,7 +36,7 @@ problem    slot_lost: the slot is lost
   means    rows are missing
   run      ` + "`walpost adopt`" + `
 
-found      1 problems, 0 warnings, 1 unknown, 0 notes, 1 ok
+found      1 problem, 0 warnings, 1 unknown, 0 notes, 1 ok
 `
 	if out.String() != want {
 		t.Errorf("walpost doctor prints\n%s\nwant\n%s", &out, want)

@@ -33,7 +33,7 @@ func TestMigrateSourceWaitsForWhatNoSlotHas(t *testing.T) {
 	s.Exec(e2e.RefusedRow("k", "Refused"))
 	r := s.StartRelay()
 	fails()
-	if out, err := migrate(); err == nil || !strings.Contains(err.Error(), "1 rows have failed") || !strings.Contains(err.Error(), "walpost dlq") {
+	if out, err := migrate(); err == nil || !strings.Contains(err.Error(), "1 row has failed") || !strings.Contains(err.Error(), "walpost dlq") {
 		t.Errorf("with a failed row: %v\n%s", err, out)
 	}
 	if made := s.Query("SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1) || ' ' || (SELECT count(*) FROM pg_publication)", s.Slot()); made != "0 0" {
@@ -62,7 +62,7 @@ func TestMigrateSourceWaitsForWhatNoSlotHas(t *testing.T) {
 	default:
 	}
 	r = s.StartRelay()
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "1 rows have failed") {
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "1 row has failed") {
 		t.Errorf("with a row that fails meanwhile: %v", err)
 	}
 	s.MustRun("dlq", "drop", "--all", "--yes")
