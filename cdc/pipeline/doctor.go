@@ -174,7 +174,7 @@ func (w wal) decided(ctx context.Context, e *Examination) {
 	case err != nil:
 		e.fails("dead_letters", err)
 	case n > 0:
-		e.found(cdc.Problem, "dead_letters", plain.Count(n, "dead letter is", "dead letters are") + " unresolved", "these rows were not published", "`walpost dlq list` says why")
+		e.found(cdc.Problem, "dead_letters", plain.Count(n, "dead letter is", "dead letters are")+" unresolved", "these rows were not published", "`walpost dlq list` says why")
 	}
 }
 

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -25,6 +26,21 @@ func family(of string) string {
 	)`
 }
 
+// flags has what pg_class says of a table. PostgreSQL sets a flag with the first of its kind and keeps it at least as long as
+// there is one (catalog pg_class: relhassubclass, relhasrules, relhastriggers). Most outboxes have none, and then the queries
+// for relatives, rules and triggers are left out: they cost the server more than the rest of a look.
+type flags struct{ relatives, rules, triggers bool }
+
+// flagsOf returns the flags of a table; none if there is no such table.
+func flagsOf(ctx context.Context, conn *pgx.Conn, oid uint32) (f flags, err error) {
+	err = conn.QueryRow(ctx, `SELECT relkind = 'p' OR relhassubclass OR relispartition, relhasrules, relhastriggers FROM pg_class WHERE oid = $1`, oid).
+		Scan(&f.relatives, &f.rules, &f.triggers)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return f, classify("look for relatives, rules and triggers of the table", err)
+	}
+	return f, nil
+}
+
 // detours returns the ways past the stream that the catalog shows for rows of the table: hidden is for people, and
 // mark is for the fingerprint, so that a detour that is added later is a change of the table. A table without detours
 // has no mark: its older records stay valid.
@@ -32,21 +48,38 @@ func family(of string) string {
 // Children by inheritance are refused and not relayed; the chunks of a hypertable are such children. Their rows have
 // the child's OID, and a child that is created later is in no publication until an administrator adds it, so its
 // first rows are never in the stream.
-func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark string, hidden []cdc.Finding, err error) {
-	table, quoted, publication := s.cfg.Table, TableName(s.cfg), Ident(s.cfg.Publication)
-	says := map[string][2]string{ // what was found, and what to run
-		"hypertable": {"source.table: " + table + " is a hypertable: its rows are in its chunks, which the WAL shows as other tables", "make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole"},
-		"children":   {"source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables", "make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + quoted + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + quoted + " SELECT * FROM {first}{others}"},
-		"partitions": {"source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL", "ALTER TABLE {first} SET LOGGED{others}; if you detach one instead, write its rows into the outbox again"},
-		"rules":      {"source.table: rules on " + table + " replace an INSERT by something else ({names})", "DROP RULE {first} ON " + quoted + "{others}, and write the rows that went elsewhere into the outbox again"},
-		"under":      {"source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's", "name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)"},
-	}
+func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32, has flags) (mark string, hidden []cdc.Finding, err error) {
 	hypertable, err := s.hypertable(ctx, conn)
 	if err != nil {
 		return "", nil, err
 	}
 	if hypertable {
-		mark, hidden = " hypertable", append(hidden, Problem("hypertable", says["hypertable"][1], "%s", says["hypertable"][0]))
+		mark = " hypertable"
+		hidden = append(hidden, Problem("hypertable", "make an ordinary table for the outbox, or one partitioned by RANGE (created_at), which is relayed as a whole", "source.table: %s is a hypertable: its rows are in its chunks, which the WAL shows as other tables", s.cfg.Table))
+	}
+	if has.relatives || has.rules {
+		found, findings, err := s.around(ctx, conn, oid, hypertable)
+		if err != nil {
+			return "", nil, err
+		}
+		mark, hidden = mark+found, append(hidden, findings...)
+	}
+	if !has.relatives && !has.triggers {
+		return mark, hidden, nil
+	}
+	triggers, senders, err := s.senders(ctx, conn, oid)
+	return mark + triggers, append(hidden, senders...), err
+}
+
+// around returns the detours through children, partitions, rules, and the table above. The children of a hypertable are its
+// chunks, which detours has reported already.
+func (s *Source) around(ctx context.Context, conn *pgx.Conn, oid uint32, hypertable bool) (mark string, hidden []cdc.Finding, err error) {
+	table, quoted, publication := s.cfg.Table, TableName(s.cfg), Ident(s.cfg.Publication)
+	says := map[string][2]string{ // what was found, and what to run
+		"children":   {"source.table: rows of " + table + " may be in tables that inherit from it ({names}), which the WAL shows as other tables", "make it a table partitioned by RANGE (created_at), which is relayed as a whole, or take each child away (ALTER TABLE {first} NO INHERIT " + quoted + ") and, when the relay streams again, write its rows into the outbox, where the WAL shows them: INSERT INTO " + quoted + " SELECT * FROM {first}{others}"},
+		"partitions": {"source.table: partitions of " + table + " are unlogged, temporary or foreign ({names}), and their rows never reach the WAL", "ALTER TABLE {first} SET LOGGED{others}; if you detach one instead, write its rows into the outbox again"},
+		"rules":      {"source.table: rules on " + table + " replace an INSERT by something else ({names})", "DROP RULE {first} ON " + quoted + "{others}, and write the rows that went elsewhere into the outbox again"},
+		"under":      {"source.table: " + table + " is a partition of {names}, and publication " + publication + " shows its rows as that table's", "name that one in source.table, or ALTER PUBLICATION " + publication + " SET (publish_via_partition_root = false)"},
 	}
 	rows, err := conn.Query(ctx, family("$1::oid")+`, above AS (
 			SELECT i.inhparent AS oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid = $1 AND c.relispartition
@@ -85,8 +118,7 @@ func (s *Source) detours(ctx context.Context, conn *pgx.Conn, oid uint32) (mark 
 	}); err != nil {
 		return "", nil, classify("look for what hides rows", err)
 	}
-	triggers, senders, err := s.senders(ctx, conn, oid)
-	return mark + triggers, append(hidden, senders...), err
+	return mark, hidden, nil
 }
 
 // hypertable asks TimescaleDB's own catalog, if there is one: a hypertable has no chunk until it has a row.

@@ -326,7 +326,11 @@ func (a *Admin) planTable(ctx context.Context, byDay bool) (step Step, t table, 
 	case byDay && !t.partitioned:
 		return Step{}, t, fmt.Errorf("--partition-by-day: %s exists already and is not partitioned: name another table in source.table, or run init without this flag", cfg.Table)
 	}
-	_, hidden, err := a.source.detours(ctx, a.conn, t.oid)
+	has, err := flagsOf(ctx, a.conn, t.oid)
+	if err != nil {
+		return Step{}, t, err
+	}
+	_, hidden, err := a.source.detours(ctx, a.conn, t.oid, has)
 	if err != nil {
 		return Step{}, t, err
 	}

@@ -351,13 +351,19 @@ func (s *Source) identify(ctx context.Context, conn *pgx.Conn) (f cdc.Facts, err
 	if table == 0 {
 		return f, nil
 	}
-	mark, hidden, err := s.detours(ctx, conn, table)
+	has, err := flagsOf(ctx, conn, table)
+	if err != nil {
+		return f, err
+	}
+	mark, hidden, err := s.detours(ctx, conn, table, has)
 	if err != nil {
 		return f, err
 	}
 	f.Fingerprint, f.Hidden = f.Fingerprint+mark, hidden
-	if f.Unfit, err = s.moved(ctx, conn, table); err != nil {
-		return f, err
+	if has.relatives {
+		if f.Unfit, err = s.moved(ctx, conn, table); err != nil {
+			return f, err
+		}
 	}
 	// PostgreSQL forbids SET UNLOGGED for a table that a publication names; no other publication prevents it. SET
 	// UNLOGGED rewrites the table, which then has another TOAST table; TRUNCATE, VACUUM FULL and CLUSTER keep the
