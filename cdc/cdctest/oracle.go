@@ -14,6 +14,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// decodedWithin is the longest time in which a busy server decodes the giants of fault 54.
+const decodedWithin = time.Minute
+
 // Commit is one transaction with rows in the outbox, as PostgreSQL itself decodes it.
 type Commit struct {
 	XID int64
@@ -130,8 +133,8 @@ func (o *Oracle) Follow(url string) {
 // Complete waits until the oracle knows every event of the ledger, and returns the ledger with the oracle's commits.
 func (o *Oracle) Complete(t testing.TB, ledger Ledger) Ledger {
 	t.Helper()
-	Eventually(t, 30*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), Patience(20*time.Second))
+	Eventually(t, 2*time.Minute, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), Patience(decodedWithin))
 		defer cancel()
 		commits, err := o.Commits(ctx)
 		if err != nil {

@@ -65,7 +65,7 @@ func StartSampler(t testing.TB, cfg SamplerConfig) *Sampler {
 		for pause := 50 * time.Millisecond; sleep(ctx, pause); {
 			s.turn.Lock()
 			began := time.Now()
-			_ = s.sample(ctx, 20*time.Second) // PostgreSQL or Kafka may be away
+			_ = s.sample(ctx, decodedWithin) // PostgreSQL or Kafka may be away
 			pause = max(50*time.Millisecond, 3*time.Since(began))
 			s.turn.Unlock()
 		}
@@ -86,9 +86,8 @@ func (s *Sampler) stop() {
 func (s *Sampler) Stop() (samples int) {
 	s.t.Helper()
 	s.stop()
-	if err := s.sample(s.t.Context(), Patience(2*time.Minute)); err != nil {
-		s.t.Errorf("take the last sample: %v", err)
-	}
+	// For a moment the server may still decode for the sample that stop has interrupted.
+	Eventually(s.t, decodedWithin, func() error { return s.sample(s.t.Context(), Patience(decodedWithin)) })
 	s.rest()
 	s.mu.Lock()
 	defer s.mu.Unlock()

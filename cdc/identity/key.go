@@ -62,10 +62,18 @@ func decrypt(text []byte, path, password string) ([]byte, error) {
 		return nil, fmt.Errorf("the key in %s is encrypted: name its password in sslpassword (PGSSLPASSWORD)", path)
 	}
 	der, err := x509.DecryptPEMBlock(block, []byte(password)) //lint:ignore SA1019 libpq and pgx take such keys
-	if err != nil {
+	if err != nil || !isKey(der) {
 		return nil, fmt.Errorf("sslpassword does not open the key in %s: correct it", path)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der}), nil
+}
+
+// isKey reports whether the bytes are a key. One wrong password in 256 gives other bytes and no error: the old form has no checksum.
+func isKey(der []byte) bool {
+	_, rsaErr := x509.ParsePKCS1PrivateKey(der)
+	_, ecErr := x509.ParseECPrivateKey(der)
+	_, pkcs8Err := x509.ParsePKCS8PrivateKey(der)
+	return rsaErr == nil || ecErr == nil || pkcs8Err == nil
 }
 
 // private returns an error if every user of the machine may read the file. The group may read it, because containers

@@ -845,7 +845,7 @@ func TestDoctorExaminesAPolledTable(t *testing.T) {
 			end:  func(w *ward, _ cdc.Finding) { w.cfg.Source.Columns.EventType = "event_type" },
 		},
 		{
-			name: "failed rows", check: "backlog", side: cdc.Between, severity: cdc.Problem, found: "1 rows have failed", run: "`walpost dlq list` says why", only: true,
+			name: "failed rows", check: "backlog", side: cdc.Between, severity: cdc.Problem, found: "1 row has failed", run: "`walpost dlq list` says why", only: true,
 			make: func(w *ward) {
 				w.exec(`INSERT INTO outbox (id, aggregate_type, aggregate_id, event_type, payload, status) VALUES (gen_random_uuid(), 'order', 'k', 'OrderPaid', '{}', 'FAILED')`)
 			},

@@ -87,7 +87,7 @@ func TestStatusOfARunningPollerSaysWhatBlocks(t *testing.T) {
 	m := newMetrics("orders", watched{table: backlog{Pending: 3, Failed: 1, HeldKeys: 1}}, prometheus.NewRegistry())
 	m.observer().Role(cdc.Streaming, nil)
 	st := m.status()
-	want := "1 rows have failed and hold 1 keys back: `walpost dlq list` says why"
+	want := "1 row has failed and holds 1 key back: `walpost dlq list` says why"
 	if st.Backlog == nil || st.Backlog.Pending != 3 || !slices.Contains(st.Blocked, want) || st.Slot != nil {
 		t.Errorf("%+v", st)
 	}

@@ -160,6 +160,13 @@ func TestIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	encrypted := c.file("encrypted.key", string(pem.EncodeToMemory(locked)))
+	almost := "x0" // a wrong password that the padding of the encrypted key does not betray
+	for n := 1; ; n++ {
+		if _, err := x509.DecryptPEMBlock(locked, []byte(almost)); err == nil { //lint:ignore SA1019 as above
+			break
+		}
+		almost = fmt.Sprint("x", n)
+	}
 	pkcs8 := c.file("pkcs8.key", string(pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte{1}})))
 	host, port, _ := net.SplitHostPort(c.address)
 	c.file("services", fmt.Sprintf("[ours]\nhost=%s\nport=%s\nuser=relay\npassword=secret\ndbname=postgres\nsslmode=verify-full\nsslrootcert=%s\n[open]\nhost=db.example\nuser=u\ndbname=d\nsslmode=prefer\n", host, port, c.ours.File))
@@ -222,6 +229,7 @@ func TestIdentity(t *testing.T) {
 		"another one's key":          {c.url("mutual", "sslcert="+certFile, other[1]), "does not fit the certificate in", true},
 		"a locked key":               {c.url("mutual", "sslcert="+certFile, "sslkey="+encrypted), "is encrypted: name its password in sslpassword", true},
 		"the wrong key to it":        {c.url("mutual", "sslcert="+certFile, "sslkey="+encrypted, "sslpassword=x"), "sslpassword does not open the key in", true},
+		"a wrong key, by chance":     {c.url("mutual", "sslcert="+certFile, "sslkey="+encrypted, "sslpassword="+almost), "sslpassword does not open the key in", true},
 		"a key locked another way":   {c.url("mutual", "sslcert="+certFile, "sslkey="+pkcs8), "is encrypted as PKCS #8", true},
 		"a key that all may read":    {c.url("mutual", "sslcert="+certFile, "sslkey="+c.file("open.key", key, 0o644)), "every user of this machine may read", true},
 		"a certificate that ended":   {c.url("mutual", ended...), "sslcert: the client certificate CN=mutual has expired at", false},
