@@ -162,7 +162,8 @@ func TestIdentity(t *testing.T) {
 	encrypted := c.file("encrypted.key", string(pem.EncodeToMemory(locked)))
 	almost := "x0" // a wrong password that the padding of the encrypted key does not betray
 	for n := 1; ; n++ {
-		if _, err := x509.DecryptPEMBlock(locked, []byte(almost)); err == nil { //lint:ignore SA1019 as above
+		_, err := x509.DecryptPEMBlock(locked, []byte(almost)) //lint:ignore SA1019 as above
+		if err == nil {
 			break
 		}
 		almost = fmt.Sprint("x", n)
