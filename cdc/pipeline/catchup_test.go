@@ -9,6 +9,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/walpost/walpost/cdc"
+	"github.com/walpost/walpost/cdc/polling"
 )
 
 // TestCatchingUpIsLogged every ten seconds with rate and time left, until the relay is near the end of the WAL, and once in a
@@ -53,5 +54,20 @@ func TestCatchingUpIsLogged(t *testing.T) {
 	c.role(cdc.Streaming)
 	look(0, 1300, 1310)
 	look(time.Minute, 1300, 2000)
+	said()
+
+	c.rows = true
+	c.role(cdc.Retrying)
+	c.role(cdc.Streaming)
+	count := func(after time.Duration, published, pending int64) {
+		at = at.Add(after)
+		c.counted(published, pending)
+	}
+	count(0, 0, polling.CountsTo) // as many as are counted: the end is not known
+	count(15*time.Second, 30_000, polling.CountsTo)
+	count(15*time.Second, 60_000, 40_000)
+	count(20*time.Second, 99_990, 999)
+	said("catching up: 30000 rows, 2000 rows/s", "catching up: 60000 of 100000 rows, 2000 rows/s, 20 s left", "caught up: 99990 rows in 50 s")
+	count(time.Minute, 99_990, 5000)
 	said()
 }

@@ -75,6 +75,7 @@ type asked struct {
 
 	watched
 
+	published func() int64 // rows that this process has published
 	looks     cdc.Lag
 	delivered atomic.Pointer[time.Time] // time up to which the relay has delivered everything
 
@@ -87,6 +88,7 @@ type look struct {
 	facts     cdc.Facts
 	perSecond float64 // bytes of WAL; 0 while that is not known
 	backlog   polling.Backlog
+	published int64 // rows that this process had published before the backlog was counted
 	letters   int
 
 	decisions     []cdc.Decision
@@ -173,7 +175,10 @@ func (a *asked) ask(last *look) *look {
 		questions.Go(func() { l.facts, l.factsErr = a.facts.Facts(ctx) })
 	}
 	if a.table != nil {
-		questions.Go(func() { l.backlog, l.backlogErr = a.table.Backlog(ctx) })
+		questions.Go(func() {
+			l.published = a.published()
+			l.backlog, l.backlogErr = a.table.Backlog(ctx)
+		})
 	}
 	questions.Go(func() {
 		if a.kafka != nil {

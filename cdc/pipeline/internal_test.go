@@ -136,7 +136,7 @@ func TestWhereOfATimeToCome(t *testing.T) {
 // TestHaltIsLoggedInItsParts: a log line has a field for each part.
 func TestHaltIsLoggedInItsParts(t *testing.T) {
 	var out strings.Builder
-	logger(config.Config{}, zerolog.New(&out), func() string { return kafkaAway }).Role(cdc.Halted, fmt.Errorf("look: %w", &cdc.HaltError{Found: "f", Means: "m", Run: "r", Risk: cdc.Range{From: 1, To: 2}}))
+	logger(config.Config{}, zerolog.New(&out), func() string { return kafkaAway }, &catchUp{now: time.Now}).Role(cdc.Halted, fmt.Errorf("look: %w", &cdc.HaltError{Found: "f", Means: "m", Run: "r", Risk: cdc.Range{From: 1, To: 2}}))
 	if said, want := out.String(), `"found":"f","means":"m, LSN range (0/1, 0/2]","run":"r","message":"halted"`; !strings.Contains(said, want) {
 		t.Errorf("the log says %s, want %s", said, want)
 	}
@@ -145,7 +145,7 @@ func TestHaltIsLoggedInItsParts(t *testing.T) {
 // TestNotesAreLoggedOnce: a note is logged once, although each session finds it again.
 func TestNotesAreLoggedOnce(t *testing.T) {
 	var out strings.Builder
-	o := logger(config.Default(), zerolog.New(&out), func() string { return kafkaAway })
+	o := logger(config.Default(), zerolog.New(&out), func() string { return kafkaAway }, &catchUp{now: time.Now})
 	for _, notes := range [][]string{{"a", "b"}, {"a", "b"}, {"b"}, {"a", "b"}} {
 		o.Noted(notes)
 	}

@@ -13,14 +13,14 @@ import (
 
 // logger returns an observer that writes one line for each change of state at level info and above, and one for each row at
 // level debug. It never writes payload or key.
-func logger(cfg config.Config, log zerolog.Logger, away func() string) cdc.Observer {
+func logger(cfg config.Config, log zerolog.Logger, away func() string, behind *catchUp) cdc.Observer {
 	of, name := "slot", cfg.Source.Slot
 	if cfg.Source.Kind == config.KindPolling {
 		of, name = "table", cfg.Source.Table
 	}
 	log = log.With().Str("pipeline", cfg.Pipeline).Str(of, name).Logger()
 	var wire string // transport of the replication connection
-	behind := &catchUp{log: log, now: time.Now}
+	behind.log = log
 	var noted []string // notes of the last session, which the next one would repeat
 	o := cdc.Observer{
 		Connected: func(over string) { wire = over },

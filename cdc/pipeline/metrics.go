@@ -23,6 +23,7 @@ type metrics struct {
 	roles   *prometheus.GaugeVec
 	asked   *asked
 	history history
+	counted func(published, pending int64) // is called with each count of a polled table
 
 	mu    sync.Mutex
 	known Status // the relay's part of the status
@@ -71,9 +72,11 @@ func newMetrics(pipeline string, of watched, reg prometheus.Registerer) *metrics
 		roles: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "walpost_role", Help: "1 for the role of the relay, 0 for the other roles.", ConstLabels: labels,
 		}, []string{"role"}),
-		asked: newAsked(labels, of),
-		known: Status{Pipeline: pipeline, Role: cdc.Starting, Since: time.Now().UTC()},
+		asked:   newAsked(labels, of),
+		known:   Status{Pipeline: pipeline, Role: cdc.Starting, Since: time.Now().UTC()},
+		counted: func(int64, int64) {},
 	}
+	c.asked.published = c.durable
 	if of.table != nil {
 		c.history.pending = c.pending
 	}
@@ -92,14 +95,23 @@ func (c *metrics) cleaned(rows int64, partitions int, err error) {
 	c.refused.Set(number(err != nil))
 }
 
-// pending returns the age of the oldest pending row of a polled table, as of the last look; nil if it is not known. It starts a new look.
+// pending returns the age of the oldest pending row of a polled table, as of the last look; nil if it is not known. It reports the
+// look's count to counted, and starts a new look.
 func (c *metrics) pending() *time.Duration {
 	l := c.asked.seen(askEvery, 0)
 	if l == nil || l.backlogErr != nil {
 		return nil
 	}
+	c.counted(l.published, l.backlog.Pending)
 	oldest := time.Duration(l.backlog.OldestSeconds * float64(time.Second))
 	return &oldest
+}
+
+// durable returns the number of rows that this process has published.
+func (c *metrics) durable() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known.Published
 }
 
 // enter sets the metric of the role.

@@ -141,7 +141,9 @@ func newPipeline(cfg config.Config, o Options) (*Pipeline, error) {
 	of := p.kind.watched()
 	of.login, of.certified = p.sink, []certified{p.sink, p.source}
 	p.metrics = newMetrics(cfg.Pipeline, of, p.registry)
-	observer := cdc.Tee(p.metrics.observer(), logger(cfg, o.Log, p.away)) // so that /readyz says it when the log does
+	behind := &catchUp{now: time.Now, rows: cfg.Source.Kind == config.KindPolling}
+	p.metrics.counted = behind.counted
+	observer := cdc.Tee(p.metrics.observer(), logger(cfg, o.Log, p.away, behind)) // so that /readyz says it when the log does
 	if tell := observer.Role; cfg.Commands("`walpost ") != "`walpost " {
 		observer.Role = func(role cdc.Role, err error) { tell(role, runnable(&cfg, err)) }
 	}
