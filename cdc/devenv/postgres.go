@@ -143,6 +143,7 @@ func (p *Postgres) configure(settings map[string]string) error {
 		"unix_socket_directories":   "",
 		"wal_level":                 "logical",
 		"fsync":                     "off",
+		"full_page_writes":          "off", // a crash of the server alone tears no page
 		"wal_init_zero":             "off",
 		"max_connections":           "200",
 		"max_wal_senders":           "50",

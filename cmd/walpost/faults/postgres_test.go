@@ -185,7 +185,7 @@ func openTransactions(s *trial) {
 func hugeTransactions(s *trial) {
 	rows := 60_000
 	if cdctest.LongForm() {
-		rows = 300_000
+		rows = 150_000
 	}
 	s.prepare(setup{options: "-c wal_sender_timeout=5s", load: cdctest.WriterConfig{Rate: 10}})
 	s.Exec("CREATE TABLE other (n int)")

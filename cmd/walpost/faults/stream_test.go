@@ -294,7 +294,7 @@ func (s *trial) slowDownProcess(pid int) (release func()) {
 func foreignBraked(s *trial) {
 	rows := 1_200_000
 	if cdctest.LongForm() {
-		rows = 8_000_000
+		rows = 6_000_000
 	}
 	s.prepare(setup{server: true, quiet: true, settings: map[string]string{"wal_sender_timeout": "10min", "max_wal_size": "8GB"}})
 	s.Exec("CREATE TABLE foreigners (n int)")
@@ -318,7 +318,7 @@ func foreignBraked(s *trial) {
 	s.waitUntilStalled(r, fmt.Sprintf("the walsender is at work (process %d", pid))
 	s.wantStatus(fmt.Sprintf("its walsender is process %d", pid))
 	if cdctest.LongForm() {
-		time.Sleep(2 * time.Minute) // of silence: a dead connection is closed after a minute
+		time.Sleep(75 * time.Second) // of silence: a dead connection is closed after a minute
 	}
 	if now := s.walsenderPID(); now != pid {
 		s.t.Errorf("the walsender was process %d and is %d: the relay closed a connection whose walsender was at work", pid, now)
