@@ -53,6 +53,9 @@ func (c *tailCmd) Run(p *process) error {
 				_, err = fmt.Fprintln(p.stdout, line)
 				return err
 			})
+			if c.Follow && p.ctx.Err() != nil && errors.Is(errs[i], context.Canceled) {
+				errs[i] = nil // an interrupt is how a tail ends, in a request too
+			}
 			if errs[i] != nil && name != "" {
 				errs[i] = fmt.Errorf("pipeline %s: %w", name, errs[i])
 			}

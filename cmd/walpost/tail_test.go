@@ -112,6 +112,15 @@ pipelines:
 	if err := <-ended; err != nil {
 		t.Errorf("SIGINT: %v", err)
 	}
+	silent := filepath.Join(t.TempDir(), "silent.yaml")
+	if err := os.WriteFile(silent, []byte(strings.Replace(text, brokers[0], cdctest.Silent(t), 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inRequest, interrupt := context.WithCancel(t.Context())
+	time.AfterFunc(200*time.Millisecond, interrupt)
+	if err := run(inRequest, []string{"-c", silent, "tail"}, noEnv, s, s); err != nil {
+		t.Errorf("SIGINT in a request: %v", err)
+	}
 	if err := run(t.Context(), []string{"-c", file, "tail", "--last=-1"}, noEnv, s, s); err == nil || !strings.Contains(err.Error(), "--last: write the number") {
 		t.Errorf("a wrong number: %v", err)
 	}
