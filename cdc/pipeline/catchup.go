@@ -57,7 +57,7 @@ func (c *catchUp) counted(published, pending int64) {
 	c.at(published, end, pending < fewRows)
 }
 
-// at logs that the relay stands there, with the end before it, 0 if that is not known.
+// at logs where the relay stands, and how far it is from the end. An end of 0 is not known.
 func (c *catchUp) at(here, end int64, near bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -85,6 +85,7 @@ func (c *catchUp) at(here, end int64, near bool) {
 	}
 }
 
+// amount returns the amount that the relay has caught up with.
 func (c *catchUp) amount(n int64) string {
 	if c.rows {
 		return plain.Count(n, "row", "rows")

@@ -184,13 +184,12 @@ func (x *examiner) server(ctx context.Context) error {
 	wrong := map[string]bool{}
 	for _, f := range problems {
 		f.Means = "the relay cannot stream like this; nothing is lost"
+		if f.Check == "slot_database" { // table and publication would be missing here, and that would be a false trail
+			f.Means += "; nothing else of PostgreSQL was checked, because this is the wrong database"
+			x.ended = true
+		}
 		wrong[f.Check] = true
 		x.add(f)
-	}
-	if wrong["slot_database"] { // the table and the publication would be missing here, and that would be a false trail
-		last := &x.e.Findings[len(x.e.Findings)-1]
-		last.Means += "; nothing else of PostgreSQL was checked, because this is the wrong database"
-		x.ended = true
 	}
 	if !wrong["wal_level"] {
 		x.passes("wal_level", "wal_level is logical")
